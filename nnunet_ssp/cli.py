@@ -1,0 +1,198 @@
+"""The `nnunet-ssp` command. A subcommand imports what it needs when it runs, so `--help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nnunet_ssp
+
+ERRORS = (ValueError, RuntimeError, OSError)  # what a user can do something about
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; errors that a user can mend are one line, without a traceback.
+
+    Returns:
+        The exit status: 0, 1 for an error, 130 when interrupted.
+    """
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed) or 0)
+    except ERRORS as error:
+        if os.environ.get("NNUNET_SSP_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; convert and prepare go on where they stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnunet-ssp",
+        description="Self-supervised pretraining of nnU-Net's planned 2D network on cine MRI. "
+        "Training and prediction are nnU-Net's own commands: nnUNetv2_train, nnUNetv2_predict.",
+    )
+    parser.add_argument("--version", action="version", version=nnunet_ssp.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    _add_env(commands)
+    _add_doctor(commands)
+    _add_convert(commands)
+    _add_prepare(commands)
+    _add_inspect(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_env(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "env", help='print the line that shows our trainers to nnU-Net: eval "$(nnunet-ssp env)"'
+    )
+    parser.set_defaults(run=_env)
+
+
+def _env(_: argparse.Namespace) -> None:
+    from nnunet_ssp.doctor import trainer_paths, trainers_folder
+
+    ours = trainers_folder()
+    others = [path for path in trainer_paths() if Path(path) != ours]
+    print(f"export nnUNet_extTrainer={shlex.quote(os.pathsep.join([str(ours), *others]))}")
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "doctor", help="check versions, folders, trainers, GPU and disk, and say what to do"
+    )
+
+    def run(_: argparse.Namespace) -> int:
+        from nnunet_ssp.doctor import examine
+
+        return examine()
+
+    parser.set_defaults(run=run)
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("convert", help="convert a data set to nnU-Net's raw format")
+    sources = parser.add_subparsers(required=True, metavar="SOURCE", title="sources")
+    mnms = sources.add_parser("mnms", help="M&Ms challenge: official tree or flattened folder")
+
+    from nnunet_ssp.dataset_conversion import mnms as converter
+
+    converter.add_arguments(mnms)
+    mnms.set_defaults(run=lambda args: converter.convert(**_without_run(args)) and None)
+
+
+def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "prepare", help="nnU-Net's fingerprint, plans and preprocessing, then the slice store"
+    )
+    parser.add_argument("dataset", help="dataset id or name: 114 or Dataset114_MNMs")
+    parser.add_argument(
+        "-c",
+        dest="configurations",
+        metavar="CONFIGURATION",
+        nargs="+",
+        default=["2d"],
+        help="one or more, as in nnU-Net (default: 2d)",
+    )
+    parser.add_argument(
+        "-p",
+        dest="plans_name",
+        metavar="PLANS",
+        help="use these existing plans instead of planning",
+    )
+    parser.add_argument(
+        "-pl",
+        dest="planner",
+        metavar="PLANNER",
+        default="ExperimentPlanner",
+        help="nnU-Net's planner, e.g. nnUNetPlannerResEncM (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-gpu_memory_target",
+        type=float,
+        metavar="GB",
+        help="as in nnU-Net; 0.1 plans a small patch for runs on a CPU",
+    )
+    parser.add_argument(
+        "-overwrite_plans_name",
+        metavar="NAME",
+        help="name of the plans made; train with -p NAME",
+    )
+    parser.add_argument(
+        "-np", dest="workers", metavar="N", type=int, help="processes (default: cores, at most 8)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace folds that results were trained on"
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        from nnunet_ssp.parallel import small_machine_environment
+
+        # nnU-Net reads these when it is imported.
+        os.environ.update(small_machine_environment(os.environ))
+
+        from nnunet_ssp.preparation import prepare
+
+        prepare(**_without_run(args))
+
+    parser.set_defaults(run=run)
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "inspect", help="show what a checkpoint holds, and whether it fits a dataset's plans"
+    )
+    parser.add_argument(
+        "checkpoint", help="checkpoint_final.pth of a pretraining, or any of nnU-Net's"
+    )
+    parser.add_argument(
+        "-d", dest="dataset", metavar="DATASET", help="dataset id or name to compare with"
+    )
+    parser.add_argument(
+        "-p",
+        dest="plans_name",
+        metavar="PLANS",
+        default="nnUNetPlans",
+        help="its plans (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-c",
+        dest="configuration",
+        metavar="CONFIGURATION",
+        default="2d",
+        help="configuration of the plans (default: %(default)s)",
+    )
+
+    def run(args: argparse.Namespace) -> int:
+        from nnunet_ssp.inspection import inspect
+
+        return inspect(**_without_run(args))
+
+    parser.set_defaults(run=run)
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from nnunet_ssp import demo
+
+    parser = commands.add_parser(
+        "demo", help="the whole path in minutes: phantom, pretraining, fine-tuning, report"
+    )
+    demo.add_arguments(parser)
+    parser.set_defaults(run=demo.run_arguments)
+
+
+def _without_run(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(args).items() if name != "run"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,535 @@
+"""What every converter shares: from subjects of any data set to a folder of `nnUNet_raw`.
+
+A converter lists its subjects as `Task`s and gives one function that reads a task into a `Cine`;
+`convert_subjects` does the rest: in parallel, resumable, and with nothing half-written. A subject
+is either converted as a whole or refused with the file and the rule in the closing summary.
+
+The dataset's folder goes through three states: `convert.json` is written first and makes it ours,
+`.ssp-tmp/done/SUBJECT.json` marks each finished subject, `dataset.json` comes last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_ssp import __version__
+from nnunet_ssp.cases import (
+    FOLD_SEED,
+    TEMPORARY,
+    Case,
+    check_dataset_id,
+    copy_tables,
+    make_splits,
+    nnunet_folder,
+    write_cases,
+    write_json,
+    write_splits,
+)
+from nnunet_ssp.parallel import number_of_workers, process
+
+Array = npt.NDArray[Any]
+
+IMAGE_FOLDERS = ("imagesTr", "imagesTs", "imagesUn")
+LABEL_FOLDERS = ("labelsTr", "labelsTs")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One subject to convert; converters add what their reader needs."""
+
+    subject: str
+    split: str  # train or test
+    files: tuple[Path, ...]  # the input: a resumed run converts again what changed here
+
+
+@dataclass
+class Cine:
+    """One subject as read and checked.
+
+    All frames are of shape `(X, Y, Z)`, axis order and slice order as in the source.
+    """
+
+    frames: Mapping[int, Array]  # by time index; integers or floating point
+    labels: Mapping[int, Array]  # uint8, only the labelled frames
+    affine: Array  # (4, 4), voxel to world in mm, RAS+, from `clean_affine`
+    cases: list[Case]  # what to write; labelled cases have a frame in `labels`
+    corrections: list[str] = field(default_factory=list)  # what was wrong and is now right
+    notes: list[str] = field(default_factory=list)  # what the user should know
+
+
+@dataclass
+class Outcome:
+    """What became of one subject."""
+
+    subject: str
+    split: str  # empty when unknown
+    cases: list[Case] = field(default_factory=list)
+    corrections: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    refused: str = ""  # the reason
+
+
+TaskT = TypeVar("TaskT", bound=Task)
+
+
+def convert_subjects(
+    tasks: Sequence[TaskT],
+    read: Callable[[TaskT], Cine],
+    *,
+    converter: str,
+    source: Path,
+    dataset_id: int,
+    name: str,
+    labels: Mapping[str, int],
+    description: str,
+    options: Mapping[str, object],
+    refused: Mapping[str, str],
+    overwrite: bool = False,
+    workers: int | None = None,
+) -> Path:
+    """Convert all subjects to `nnUNet_raw/DatasetXXX_Name` and print a summary.
+
+    Labelled training frames go to `imagesTr` and `labelsTr`, labelled test frames to `imagesTs`
+    and `labelsTs`, all others to `imagesUn`. Without any labelled training frame, the dataset
+    lists `imagesUn` as its training images and has no class but the background.
+
+    Args:
+        tasks: The subjects.
+        read: Reads one subject; a `ValueError` refuses it, with the message as reason. It runs
+            in other processes, so it must be a function of a module.
+        converter: The converter's name, for `convert.json`.
+        source: The input folder, for `convert.json`.
+        dataset_id: Number of the new dataset, 1 to 999.
+        name: The part of the folder's name after the id.
+        labels: nnU-Net's label names, consecutive from background 0; also those that never occur.
+        description: For `dataset.json`.
+        options: All that changes the result; only a run with equal options continues another.
+        refused: Subjects that were found to be unusable before reading, with the reason.
+        overwrite: Delete an earlier conversion of this id and start again.
+        workers: Number of processes. By default nnU-Net's `nnUNet_def_n_proc`, or one for each
+            core, at most 8.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        FileExistsError: The id is taken, or the folder is not ours to continue or delete.
+        RuntimeError: Writing failed (a full disk) or a worker died; a second run continues.
+        ValueError: No subject could be converted, or `workers` is below 1.
+    """
+    workers = number_of_workers(workers)
+    settings: dict[str, object] = {
+        "converter": converter,
+        "input": str(source.resolve()),
+        "options": dict(options),
+    }
+    target = check_dataset_id(dataset_id, name)
+    _claim(target, settings, overwrite)
+    try:
+        write_json(target / "convert.json", settings | {"version": __version__})
+        outcomes = [Outcome(subject, "", refused=reason) for subject, reason in refused.items()]
+        convert = partial(_convert_subject, read=read, target=target)
+        outcomes += process(convert, tasks, workers, "Converting", "subject")
+        cases = {case.case: case for outcome in outcomes for case in outcome.cases}
+        if not cases:
+            shutil.rmtree(target)
+            raise ValueError(
+                f"{source}: no subject could be converted.\n" + "\n".join(_refusals(outcomes))
+            )
+        _remove_strays(target, cases.values())
+        write_cases(target / "cases.csv", cases.values())
+        splits = make_splits(cases)
+        write_splits(
+            target,
+            splits,
+            cases,
+            names=[f"{len(splits)}-fold-{number}" for number in range(len(splits))],
+            source=f"by subject, stratified by vendor, seed {FOLD_SEED}",
+        )
+        write_json(target / "convert.json", settings | {"version": __version__, **_log(outcomes)})
+        warnings = _update_copies(target)
+        write_json(target / "dataset.json", _dataset_json(cases.values(), labels, description))
+        for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
+            left.unlink()
+        shutil.rmtree(target / TEMPORARY)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"{target}: a worker process died, perhaps for lack of memory. Run the same command "
+            "again with fewer processes (-np): it continues where it stopped."
+        ) from error
+    except OSError as error:
+        raise RuntimeError(
+            f"{target}: writing failed ({error}). Once there is space, or what else was missing, "
+            "run the same command again: it continues where it stopped."
+        ) from error
+    print("\n".join([*_summary(outcomes, len(splits)), *warnings]))
+    print(f"\nConverted to {target}\nNext: nnunet-ssp prepare {dataset_id}")
+    return target
+
+
+# --- the dataset's folder ---------------------------------------------------------------------
+
+
+def _claim(target: Path, settings: Mapping[str, object], overwrite: bool) -> None:
+    """Check that the folder is new or ours to continue; empty it if it is ours to overwrite."""
+    marker = target / "convert.json"
+    if marker.is_file():
+        if overwrite:
+            # The marker stays to the end: a run killed in here leaves a folder that is still ours.
+            (target / "dataset.json").unlink(missing_ok=True)
+            for entry in target.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry != marker:
+                    entry.unlink()
+        elif (target / "dataset.json").exists():
+            raise FileExistsError(
+                f"{target}: a finished dataset; --overwrite deletes it and converts again."
+            )
+        else:
+            earlier = json.loads(marker.read_text(encoding="utf-8"))
+            for key, value in settings.items():
+                if earlier.get(key) != value:
+                    raise FileExistsError(
+                        f"{target}: an unfinished conversion with another `{key}` "
+                        f"(={earlier.get(key)}, now {value}); --overwrite deletes it."
+                    )
+            print(f"Continuing the conversion in {target}")
+    elif target.exists() and any(not f.name.startswith(TEMPORARY) for f in target.iterdir()):
+        raise FileExistsError(
+            f"{target}: holds no convert.json, so it is not ours to continue or overwrite; "
+            "choose another id or remove it."
+        )
+
+
+def _remove_strays(target: Path, cases: Iterable[Case]) -> None:
+    """Remove frames of subjects that an interrupted run wrote and this one refuses."""
+    expected = {file for case in cases for file in case_files(target, case)}
+    for folder in IMAGE_FOLDERS + LABEL_FOLDERS:
+        for file in (target / folder).glob("*_frame*.nii.gz"):
+            if file not in expected:
+                file.unlink()
+
+
+def case_files(target: Path, case: Case) -> list[Path]:
+    """The image, and for a labelled case the mask, in a dataset of `nnUNet_raw`."""
+    part = {"train": "Tr", "test": "Ts"}[case.split] if case.labelled else "Un"
+    files = [target / f"images{part}" / f"{case.case}_0000.nii.gz"]
+    if case.labelled:
+        files.append(target / f"labels{part}" / f"{case.case}.nii.gz")
+    return files
+
+
+def _dataset_json(
+    cases: Iterable[Case], labels: Mapping[str, int], description: str
+) -> dict[str, object]:
+    training = [case for case in cases if case.split == "train"]
+    labelled = [case for case in training if case.labelled]
+    content: dict[str, object] = {
+        "channel_names": {"0": "cineMRI"},
+        "labels": dict(labels),
+        "numTraining": len(labelled),
+        "file_ending": ".nii.gz",
+        "description": description,
+        "converted_by": f"nnunet-ssp {__version__}",
+    }
+    if training and not labelled:
+        content["labels"] = {"background": 0}
+        content["numTraining"] = len(training)
+        # nnU-Net insists on a path for each label; ours says where a label would have to be.
+        content["dataset"] = {
+            case.case: {
+                "images": [f"imagesUn/{case.case}_0000.nii.gz"],
+                "label": f"labelsTr/{case.case}.nii.gz",
+            }
+            for case in training
+        }
+    return content
+
+
+def _update_copies(target: Path) -> list[str]:
+    """Bring the tables in `nnUNet_preprocessed` up to date; say what is now out of date."""
+    warnings = []
+    prepared = nnunet_folder("nnUNet_preprocessed") / target.name
+    results = nnunet_folder("nnUNet_results") / target.name
+    if prepared.is_dir():
+        # Only --overwrite leads to a new conversion of a prepared dataset, so the folds may change.
+        folds = copy_tables(target, prepared, results, overwrite=True)
+        warnings.append(
+            f"\nWARNING: {prepared} was prepared from an earlier conversion. Its cases.csv and folds are up to date "
+            "now, its images are not: run nnunet-ssp prepare again."
+        )
+        if folds:
+            listed = ", ".join(map(str, folds))
+            warnings.append(
+                f"\nWARNING: fold {listed} is not the one that {results} was trained on."
+            )
+    if results.is_dir():
+        warnings.append(f"\nWARNING: {results} was trained on an earlier conversion.")
+    return warnings
+
+
+# --- one subject after the other --------------------------------------------------------------
+
+
+def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -> Outcome:
+    record = target / TEMPORARY / "done" / f"{task.subject}.json"
+    stamp = [repr(task), *(_file_stamp(file) for file in task.files)]
+    done = _read_record(record)
+    if done is None or done.pop("stamp") != stamp:
+        try:
+            cine = read(task)
+        except ValueError as error:
+            return Outcome(task.subject, task.split, refused=str(error))
+        _write_subject(cine, target, target / TEMPORARY / task.subject)
+        done = {
+            "cases": [asdict(case) for case in cine.cases],
+            "corrections": cine.corrections,
+            "notes": cine.notes,
+        }
+        write_json(record, {"stamp": stamp, **done})
+    cases = [Case(**case) for case in done.pop("cases")]
+    return Outcome(task.subject, task.split, cases=cases, **done)
+
+
+def _file_stamp(file: Path) -> str:
+    try:
+        status = file.stat()
+    except OSError as error:
+        return str(error)
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _read_record(record: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(record.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _write_subject(cine: Cine, target: Path, temporary: Path) -> None:
+    """Write all files of a subject beside their place, then rename them into it."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        files = [file for case in cine.cases for file in case_files(target, case)]
+        for folder in {file.parent.name for file in files}:
+            (temporary / folder).mkdir(parents=True)
+            (target / folder).mkdir(exist_ok=True)
+        for case in cine.cases:
+            arrays = [cine.frames[case.frame]]
+            if case.labelled:
+                arrays.append(cine.labels[case.frame])
+            for file, array in zip(case_files(target, case), arrays, strict=True):
+                write_nifti(temporary / file.parent.name / file.name, array, cine.affine)
+        for file in files:
+            os.replace(temporary / file.parent.name / file.name, file)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# --- reading, checking and writing NIfTI ------------------------------------------------------
+
+
+def read_nifti(file: Path) -> tuple[Array, Array]:
+    """Read voxels and affine; nibabel also reads the headers that SimpleITK refuses.
+
+    Returns:
+        Voxels in native byte order (integers as stored, all else float32), and the affine (4, 4)
+        from voxel indices to mm in RAS+.
+
+    Raises:
+        ValueError: The file is missing, truncated, not NIfTI, or not of real numbers.
+    """
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        image = nibabel.load(file)
+        voxels = np.asanyarray(image.dataobj)
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: the file is missing.") from error
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+        raise ValueError(f"{file}: not a complete NIfTI file ({error}).") from error
+    if voxels.dtype.kind not in "iuf":
+        raise ValueError(f"{file}: voxels (={voxels.dtype}) must be integers or real numbers.")
+    kept = voxels.dtype.newbyteorder("=") if voxels.dtype.kind in "iu" else np.dtype(np.float32)
+    return voxels.astype(kept, copy=False), np.asarray(image.affine, dtype=float)
+
+
+def write_nifti(file: Path, voxels: Array, affine: Array) -> None:
+    """Write a 3D NIfTI with equal sform and qform.
+
+    Args:
+        file: Ends with `.nii.gz`.
+        voxels: `(X, Y, Z)`.
+        affine: (4, 4) with orthogonal axes, in mm.
+    """
+    import nibabel
+
+    image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, file)
+
+
+def check_cine(voxels: Array, file: Path) -> None:
+    """Refuse what is no cine: not 4D `(X, Y, Z, T)`, not finite, or with a constant frame.
+
+    Raises:
+        ValueError: Names the file and the rule.
+    """
+    if voxels.ndim != 4 or 0 in voxels.shape:
+        raise ValueError(
+            f"{file}: shape (={voxels.shape}) must have 4 axes: columns, rows, slices, frames."
+        )
+    if not np.isfinite(voxels).all():
+        raise ValueError(f"{file}: holds NaN or infinite values.")
+    constant = np.flatnonzero(voxels.min(axis=(0, 1, 2)) == voxels.max(axis=(0, 1, 2)))
+    if constant.size:
+        frames = "all frames" if constant.size == voxels.shape[3] else f"frame {constant[0]}"
+        raise ValueError(f"{file}: {frames} constant, there is no image.")
+
+
+def integer_labels(mask: Array, file: Path, classes: Iterable[int]) -> Array:
+    """A mask as uint8; one stored as floating point is rounded.
+
+    Args:
+        mask: Any shape.
+        file: For the message.
+        classes: The values that may occur.
+
+    Raises:
+        ValueError: A value is not within 0.001 of a class.
+    """
+    rounded = np.rint(mask)
+    # NaN fails both tests: it is not close to anything, not even to itself.
+    if mask.dtype.kind == "f" and not (np.abs(mask - rounded) <= 1e-3).all():
+        raise ValueError(f"{file}: mask values must be whole numbers.")
+    classes = sorted(classes)
+    strange = sorted(set(np.unique(rounded).tolist()) - set(classes))
+    if strange:
+        found = ", ".join(f"{value:g}" for value in strange[:5])
+        raise ValueError(f"{file}: mask values (={found}) must be among {classes}.")
+    return rounded.astype(np.uint8)
+
+
+def clean_affine(affine: Array, file: Path) -> tuple[Array, float]:
+    """Make the axes of an affine orthogonal; spacing, origin and handedness stay.
+
+    SimpleITK refuses NIfTI files whose direction cosines are not orthonormal, and some M&Ms files
+    have such. The nearest orthonormal axes are the polar factor of the direction matrix.
+
+    Args:
+        affine: (4, 4), in mm.
+        file: For the message.
+
+    Returns:
+        The clean affine, and the largest angle in degrees by which an axis was turned.
+
+    Raises:
+        ValueError: The axes do not span space.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    directions = affine[:3, :3] / np.maximum(spacing, 1e-6)  # mm; a shorter axis is none
+    # Below 0.5 an axis is off by tens of degrees: no rounding does that, the header is broken.
+    if not np.isfinite(affine).all() or abs(np.linalg.det(directions)) < 0.5:
+        raise ValueError(f"{file}: the affine must have three axes at right angles, or nearly so.")
+    u, _, vt = np.linalg.svd(directions)
+    clean = np.eye(4)
+    clean[:3, :3] = (u @ vt) * spacing
+    clean[:3, 3] = affine[:3, 3]
+    cosines = np.clip((directions * (u @ vt)).sum(axis=0), -1, 1)
+    return clean, float(np.degrees(np.arccos(cosines)).max())
+
+
+# "The apex is directed downward, forward, and to the left" (Gray, Anatomy of the Human Body, 1918).
+TOWARDS_APEX = np.array([-1.0, 1.0, -1.0]) / np.sqrt(3)  # RAS+
+
+
+def base_of_stack(affine: Array) -> str:
+    """Which end of a short-axis stack is the base of the heart.
+
+    The direction of growing slice index is compared with the anatomical direction from base to
+    apex. Within 45 degrees of it the base is the first slice, within 45 degrees of the opposite
+    the last. In between it is unknown: so also for nominal affines, where slices run along one of
+    the body's axes (54.7 degrees), which no short-axis stack does.
+
+    Args:
+        affine: (4, 4), in RAS+.
+
+    Returns:
+        `first`, `last` or `unknown`.
+    """
+    normal = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
+    cosine = float(normal @ TOWARDS_APEX)
+    if abs(cosine) < np.sqrt(0.5):
+        return "unknown"
+    return "first" if cosine > 0 else "last"
+
+
+# --- the summary ------------------------------------------------------------------------------
+
+
+def _log(outcomes: Iterable[Outcome]) -> dict[str, dict[str, object]]:
+    """Everything that was said about the subjects, for `convert.json`."""
+    kinds = ("refused", "corrections", "notes")
+    return {
+        kind: {o.subject: getattr(o, kind) for o in outcomes if getattr(o, kind)} for kind in kinds
+    }
+
+
+def _summary(outcomes: Sequence[Outcome], n_folds: int) -> list[str]:
+    columns = ("subjects", "frames", "labelled", "unlabelled", "corrected", "refused")
+    lines = ["", " " * 8 + "".join(f"{column:>12}" for column in columns)]
+    for split in ("train", "test", "all"):
+        mine = [outcome for outcome in outcomes if split in (outcome.split, "all")]
+        cases = [case for outcome in mine for case in outcome.cases]
+        labelled = sum(case.labelled for case in cases)
+        row = (
+            sum(not outcome.refused for outcome in mine),
+            len(cases),
+            labelled,
+            len(cases) - labelled,
+            sum(bool(outcome.corrections) for outcome in mine),
+            sum(bool(outcome.refused) for outcome in mine),
+        )
+        lines.append(f"{split:8}" + "".join(f"{number:12}" for number in row))
+    folds = f"{n_folds} folds" if n_folds else "no folds, only `all`"
+    lines.append(f"\nCross-validation by subject: {folds}")
+    for title, kind in (("Corrected", "corrections"), ("Notes", "notes")):
+        texts = [(o.subject, text) for o in outcomes for text in getattr(o, kind)]
+        if texts:
+            lines += [f"\n{title}:", *_grouped(texts)]
+    if any(outcome.refused for outcome in outcomes):
+        lines += ["\nREFUSED, not converted:", *_refusals(outcomes)]
+    return lines
+
+
+def _refusals(outcomes: Iterable[Outcome]) -> list[str]:
+    return list(_grouped((o.subject, o.refused) for o in outcomes if o.refused))
+
+
+def _grouped(texts: Iterable[tuple[str, str]], limit: int = 20) -> Iterator[str]:
+    """Lines of `subjects: text`, equal texts in one line, at most `limit` lines."""
+    groups: dict[str, list[str]] = {}
+    for subject, text in texts:
+        groups.setdefault(text, []).append(subject)
+    for number, (text, subjects) in enumerate(groups.items()):
+        if number == limit:
+            yield f"  ... and {len(groups) - limit} more, see convert.json"
+            return
+        yield f"  {', '.join(subjects)}: {text}"

@@ -1,0 +1,1 @@
+"""Scores of segmentations and the pages that show them."""

@@ -1,0 +1,209 @@
+"""Fine-tuning a pretrained network, and its control from scratch: stock nnU-Net training with our settings.
+
+Schedule, losses, augmentation and validation are nnU-Net's own. What is added: settings and seeds, checks of the
+pretrained file before anything starts, a report of what moved, and checkpoints that predict without this package.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_ssp import transfer
+from nnunet_ssp.settings import FinetuningSettings
+from nnunet_ssp.training import SettingsTrainer
+
+STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
+
+
+class FinetuningTrainer(SettingsTrainer):
+    """Train the planned segmentation network from pretrained weights (de Mooij et al.: all weights at once)."""
+
+    defaults = FinetuningSettings()
+    settings: FinetuningSettings
+    needs_weights = True
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_iterations_per_epoch = self.settings.iterations_per_epoch or STOCK_ITERATIONS
+        self.num_val_iterations_per_epoch = self.settings.val_iterations_per_epoch
+        self.pretrained: transfer.Pretrained | None = None
+        self.subjects: list[str] = []  # all that the weights have seen, in this training and before
+        self.seen_in_validation: list[str] = []
+        self._loads_checkpoint = False
+        self._resumed: dict[str, Any] = {}  # the record of the run that goes on
+
+    def initialize(self) -> None:
+        """Build the network with the run's seed; check the pretrained file before its tensors are loaded.
+
+        Raises:
+            ValueError: a dataset without labels, or a pretrained file that does not fit; says what differs.
+        """
+        if not self.label_manager.foreground_labels and not self.label_manager.has_regions:
+            raise ValueError(
+                f"{self.plans_manager.dataset_name} has no labels (dataset.json names only background): "
+                f"{type(self).__name__} has nothing to learn. Pretrain on it, or convert labelled subjects."
+            )
+        file = self.pretrained_argument()
+        if file is not None and not self.needs_weights:
+            raise ValueError(
+                f"{type(self).__name__} trains from scratch and takes no -pretrained_weights; "
+                "use -tr nnUNetTrainerFinetune."
+            )
+        torch.manual_seed(self.settings.seed)
+        super().initialize()
+        transfer.keep_own_fresh(self.network_module, self._report_weights)
+        if file is not None:
+            self._check_pretrained(transfer.read(file))
+
+    def _check_pretrained(self, pretrained: transfer.Pretrained) -> None:
+        comparison = transfer.compare(
+            pretrained,
+            self.network_module,
+            self.plans_manager.plans,
+            self.configuration_manager.configuration,
+        )
+        ssp = pretrained.ssp
+        described = (
+            f"{ssp['method']}, {ssp['counts']['slices']} slices" if "method" in ssp else "no record"
+        )
+        table = "\n".join(f"  {line}" for line in comparison.table)
+        notes = "".join(f"\n  note: {note}" for note in comparison.notes)
+        self.print_to_log_file(
+            f"Pretrained weights {pretrained.file} ({described}):\n{table}{notes}"
+        )
+        if comparison.refusals:
+            raise ValueError(
+                f"{pretrained.file} does not fit this dataset and its plans: "
+                + "; ".join(comparison.refusals)
+                + "."
+            )
+        self.pretrained = pretrained
+        self._check_leak(
+            set(ssp.get("subjects", [])), ssp.get("settings", {}).get("subject_pattern")
+        )
+
+    def _check_leak(self, pretrained_subjects: set[str], pattern: str | None) -> None:
+        """Refuse weights that have seen a test subject; say how many validation subjects they have seen.
+
+        Args:
+            pretrained_subjects: as the pretraining named them.
+            pattern: its ``subject_pattern``, to name ours the same way.
+        """
+        tests = {c.subject_key for c in self.cases.values() if c.split == "test"}
+        leaked = sorted(pretrained_subjects & tests)
+        if leaked:
+            raise ValueError(
+                f"The pretrained weights have seen test subject {', '.join(leaked)}: every result would be wrong. "
+                "Pretrain again without it."
+            )
+        train, val = self.do_split()
+        ours = {self.subject_of(case, pattern) for case in val if isinstance(self.fold, int)}
+        self.seen_in_validation = sorted(pretrained_subjects & ours)
+        self.subjects = sorted(pretrained_subjects | {self.subject_of(c, pattern) for c in train})
+        if self.seen_in_validation:
+            self.print_to_log_file(
+                f"WARNING: pretraining has seen {len(self.seen_in_validation)} subject(s) of this fold's validation "
+                f"set ({', '.join(self.seen_in_validation[:5])}). Pretrain on fold {self.fold} for a "
+                "clean validation."
+            )
+
+    def _report_weights(self, moved: str) -> None:
+        if self._loads_checkpoint:
+            return
+        if not self.needs_weights:
+            raise ValueError(
+                f"{type(self).__name__} trains from scratch and takes no pretrained weights."
+            )
+        self.weights_from = str(self.pretrained.file) if self.pretrained else "a pretrained file"
+        self.print_to_log_file(f"Loaded {self.weights_from}: {moved}")
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        content = filename_or_checkpoint
+        if not isinstance(content, dict):
+            content = torch.load(content, map_location="cpu", weights_only=False)
+        ssp = content.get("ssp", {})
+        self.check_resume(ssp)
+        self._loads_checkpoint = True
+        super().load_checkpoint(filename_or_checkpoint)
+        self._loads_checkpoint = False
+        if "ssp_early_stopping" in content:
+            self.early_stopping.load_state_dict(content["ssp_early_stopping"])
+        self.weights_from = ssp.get("weights_from", "a checkpoint")
+        self._resumed = ssp
+
+    def on_train_start(self) -> None:
+        """Refuse a start that would silently be something else.
+
+        Raises:
+            ValueError: neither pretrained weights nor a checkpoint were loaded.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        if self.needs_weights and self.weights_from == "nothing yet":
+            raise ValueError(
+                f"{type(self).__name__} got no weights: give -pretrained_weights FILE to start, or --c to go on with a "
+                "run that has a checkpoint. For training from scratch use -tr nnUNetTrainerScratch."
+            )
+        if not self.needs_weights and self.weights_from == "nothing yet":
+            self.weights_from = "scratch"
+        if self.current_epoch == 0:
+            self.refuse_overwriting()
+        if not self.subjects:
+            self.subjects = sorted({self.subject_of(case, None) for case in self.do_split()[0]})
+        # Data order and augmentation follow the seed only in this process: nnU-Net's workers are unseeded.
+        # Each rank has its own stream, and a resumed run does not repeat the first epochs'.
+        entropy = [self.settings.seed, self.current_epoch, self.local_rank]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        super().on_train_start()
+        self.print_to_log_file(
+            "The seed fixes the initial weights; it fixes the order of the data only with nnUNet_n_proc_DA=0."
+        )
+
+    def record(self) -> dict[str, Any]:
+        # The subjects of both trainings: this file may start another one.
+        record = {**super().record(), "subjects": self.subjects}
+        if self.pretrained is not None:
+            ssp = self.pretrained.ssp
+            record["pretraining"] = {
+                k: ssp[k] for k in ("method", "settings", "counts", "papers") if k in ssp
+            }
+            record["validation_subjects_seen_in_pretraining"] = len(self.seen_in_validation)
+        kept = ("pretraining", "validation_subjects_seen_in_pretraining", "subjects")
+        return record | {k: self._resumed[k] for k in kept if k in self._resumed}
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint, under the name of nnU-Net's own trainer: it predicts without us."""
+        weights = transfer.to_cpu(self.network_module.state_dict())
+        self.write_checkpoint(filename, weights, trainer_name="nnUNetTrainer")
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        if self.settings.final_validation:
+            super().perform_actual_validation(save_probabilities)
+        else:
+            self.print_to_log_file(
+                "final_validation=no: no validation case was predicted. To do it later, set "
+                "final_validation=yes and run the same command with --val."
+            )
+
+
+class ScratchTrainer(FinetuningTrainer):
+    """The control of fine-tuning: the same settings and steps, from nnU-Net's own random weights."""
+
+    defaults = FinetuningSettings(initial_lr=0.01)  # nnU-Net's, and de Mooij et al.'s baseline
+    needs_weights = False

@@ -1,0 +1,115 @@
+"""`nnunet-ssp inspect`: what a checkpoint holds, and whether it fits a dataset's plans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from nnunet_ssp import transfer
+from nnunet_ssp.cases import dataset_folder, nnunet_folder
+from nnunet_ssp.network import is_alias, is_output_layer
+
+
+def inspect(
+    checkpoint: str | Path,
+    dataset: str | None = None,
+    plans_name: str = "nnUNetPlans",
+    configuration: str = "2d",
+) -> int:
+    """Print a checkpoint's record and, for a dataset, a table of what would be loaded.
+
+    Returns:
+        1 when the checkpoint does not fit the dataset, else 0.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, dataset or plans.
+        ValueError: not a checkpoint of nnU-Net's form, or the plans have no such configuration.
+    """
+    pretrained = transfer.read(checkpoint)
+    print("\n".join(describe(pretrained)))
+    if dataset is None:
+        return 0
+    comparison = compare_with_dataset(pretrained, dataset, plans_name, configuration)
+    print(f"\nAgainst dataset {dataset}, {plans_name} {configuration}:")
+    print("\n".join(f"  {line}" for line in comparison.table))
+    verdicts = [f"DOES NOT FIT: {refusal}" for refusal in comparison.refusals] or ["fits"]
+    print("\n".join(f"  {line}" for line in [*map("note: {}".format, comparison.notes), *verdicts]))
+    return int(bool(comparison.refusals))
+
+
+def describe(pretrained: transfer.Pretrained) -> list[str]:
+    """Lines on what a checkpoint holds."""
+    fresh = transfer.fresh_keys(pretrained.weights)
+    names = [k for k in pretrained.weights if not is_alias(k) and not is_output_layer(k)]
+    kept = [name for name in names if name not in fresh]
+    size = pretrained.file.stat().st_size / 1e6
+    lines = [f"{pretrained.file} ({size:.0f} MB)"]
+    ssp = pretrained.ssp
+    if not ssp:
+        lines.append("a plain nnU-Net checkpoint: every tensor counts as trained")
+    if "method" in ssp:
+        counts = ssp["counts"]
+        seen = (
+            f"{counts['subjects']} subjects, {counts['frames']} frames, {counts['slices']} slices"
+        )
+        lines += [f"method: {ssp['method']}, pretrained on {seen}"]
+    elif ssp:
+        lines += [f"{ssp['trainer']}, started from {ssp['weights_from']}"]
+    encoder = sum(name.startswith("encoder.") for name in kept)
+    lines.append(
+        f"trained: encoder {encoder} tensors, decoder {len(kept) - encoder}; fresh: {len(names) - len(kept)} and the "
+        "output layers"
+    )
+    if pretrained.plans:
+        plans = pretrained.plans
+        lines.append(
+            f"plans: {plans['dataset_name']}, {plans['plans_name']} {pretrained.configuration}"
+        )
+    if ssp.get("settings"):
+        lines.append("settings: " + " ".join(f"{k}={_word(v)}" for k, v in ssp["settings"].items()))
+    if ssp.get("versions"):
+        lines.append("versions: " + ", ".join(f"{k} {v}" for k, v in ssp["versions"].items()))
+    for paper in ssp.get("papers", ssp.get("pretraining", {}).get("papers", [])):
+        lines.append(f"cite: {paper}")
+    return lines
+
+
+def _word(value: object) -> str:
+    """A setting's value as it is typed."""
+    if value is None:
+        return "none"
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
+
+
+def compare_with_dataset(
+    pretrained: transfer.Pretrained, dataset: str, plans_name: str, configuration: str
+) -> transfer.Comparison:
+    """Compare with the network that a dataset's plans describe."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    folder = dataset_folder(nnunet_folder("nnUNet_preprocessed"), dataset)
+    file = folder / f"{plans_name}.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: run nnunet-ssp prepare {dataset} first.")
+    plans = PlansManager(str(file))
+    if configuration not in plans.available_configurations:
+        raise ValueError(
+            f"`configuration` (={configuration}) must be one that {file} has: "
+            f"{', '.join(plans.available_configurations)}."
+        )
+    manager = plans.get_configuration(configuration)
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    with torch.device("meta"):  # only names and shapes are compared
+        network = get_network_from_plans(
+            manager.network_arch_class_name,
+            manager.network_arch_init_kwargs,
+            manager.network_arch_init_kwargs_req_import,
+            determine_num_input_channels(plans, manager, dataset_json),
+            plans.get_label_manager(dataset_json).num_segmentation_heads,
+            deep_supervision=True,
+        )
+    return transfer.compare(pretrained, network, plans.plans, manager.configuration)

@@ -1,0 +1,69 @@
+"""Losses: pure functions of tensors, computed in float32 whatever the precision of the network."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+SMALLEST = 1e-12  # sum of weights that is divided by: nothing masked gives 0, not 0 / 0
+
+
+def masked_squared_error(
+    prediction: Tensor, target: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sum of squared errors over weighted pixels, and the sum of the weights.
+
+    Two sums and not their ratio, so that a batch may be processed in chunks: the loss of the whole is the ratio of
+    the added sums.
+
+    Args:
+        prediction: (B, C, X, Y).
+        target: (B, C, X, Y).
+        weight: (B, 1, X, Y), bool or in [0, 1]; True counts.
+
+    Returns:
+        Two float32 scalars: the error summed over pixels and channels, and the weight summed over the same.
+    """
+    weight = weight.float().expand_as(target)
+    error = (prediction.float() - target.float()).square() * weight
+    return error.sum(), weight.sum()
+
+
+def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over the pixels where ``mask`` is True (de Mooij et al., section 2; masks: True = hidden).
+
+    Equals ``F.mse_loss(prediction[mask], target[mask])``. The mean is over channels too; the authors' code sums
+    over channels, which is the same for one channel. 0 where nothing is masked.
+
+    Args:
+        prediction: (B, C, X, Y).
+        target: (B, C, X, Y).
+        mask: (B, 1, X, Y), bool or in [0, 1]; True counts.
+    """
+    error, weight = masked_squared_error(prediction, target, mask)
+    return error / weight.clamp_min(SMALLEST)
+
+
+def masked_variance(target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of squared deviations from each image's own masked mean, and the sum of the weights.
+
+    The error of a network that has learned the mean of the hidden pixels of each image, and no more: a masked error
+    divided by this is 1 there, and 0 for a perfect reconstruction.
+
+    Args:
+        target: (B, C, X, Y).
+        mask: (B, 1, X, Y); True counts.
+
+    Returns:
+        Two float32 scalars, as in `masked_squared_error`.
+    """
+    weight = mask.float()
+    target = target.float()
+    count = weight.sum((2, 3), keepdim=True).clamp_min(SMALLEST)
+    mean = (target * weight).sum((2, 3), keepdim=True) / count
+    return masked_squared_error(mean.expand_as(target), target, mask)
+
+
+def coarse_weights(n: int) -> list[float]:
+    """Weights 2^-i / sum of n reconstruction outputs, finest first; nnU-Net's for deep supervision, none zeroed."""
+    weights = [0.5**i for i in range(n)]
+    return [weight / sum(weights) for weight in weights]

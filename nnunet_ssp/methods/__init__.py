@@ -1,0 +1,9 @@
+"""The pretraining methods: one idea, one file. They know torch and a network, and no nnU-Net.
+
+All are imported here, so that every settings class is known when settings are read.
+"""
+
+from nnunet_ssp.methods.base import Batch as Batch
+from nnunet_ssp.methods.base import Method as Method
+from nnunet_ssp.methods.mim import MIM as MIM
+from nnunet_ssp.methods.mim import MIMSettings as MIMSettings

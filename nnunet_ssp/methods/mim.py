@@ -1,0 +1,97 @@
+"""Masked image modelling: hide most blocks of a slice and reconstruct them.
+
+Source: de Mooij, Pluim and Scannell, "Self-supervised pretraining for cardiovascular magnetic resonance cine
+segmentation", arXiv 2409.18100, section 2 and appendix A, and their published code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunet_ssp.distributed import rank, world_size
+from nnunet_ssp.masking import FillName, auto_block, draw_block_masks, fill, grid_shape, to_pixels
+from nnunet_ssp.methods.reconstruction import Reconstruction, ReconstructionSettings
+from nnunet_ssp.settings import require
+from nnunet_ssp.views import BRIGHTNESS, BrightnessName, ViewSettings
+
+
+@dataclass(frozen=True)
+class MIMSettings(ReconstructionSettings):
+    """The paper's settings."""
+
+    batch_size: int = 128  # appendix A
+    initial_lr: float = 0.01  # appendix A
+    momentum: float = 0.99  # appendix A
+    nesterov: bool = True  # appendix A
+    weight_decay: float = 3e-5  # appendix A
+    mask_ratio: float = 0.75  # 48 of 64 blocks
+    mask_patch: int | Literal["auto"] = (
+        "auto"  # px; auto: an eighth of the patch, 32 at 256 as in the paper
+    )
+    mask_independent: bool = (
+        False  # yes: each block hidden with probability mask_ratio (their ratio_as_prob)
+    )
+    fill: float | FillName = 0.0  # their constant 0, after normalisation and augmentation
+    # meant: factors 0.6-1.5; run: 1.6-2.5, what the authors' code does with that range
+    brightness: BrightnessName = "meant"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "lie in (0, 1)")
+        block = self.mask_patch
+        require(block == "auto" or int(block) >= 1, "mask_patch", block, "be auto or at least 1")
+        needs_two = self.fill == "replace_patches" and self.batch_size < 2
+        require(
+            not needs_two, "batch_size", self.batch_size, "be at least 2 for fill=replace_patches"
+        )
+
+
+class MIM(Reconstruction):
+    """Reconstruct the hidden blocks; the loss is the mean squared error over hidden pixels of the image."""
+
+    settings_class = MIMSettings
+    settings: MIMSettings
+    paper = (
+        "de Mooij, Pluim, Scannell: Self-supervised pretraining for cardiovascular magnetic resonance "
+        "cine segmentation. arXiv 2409.18100 (2024)"
+    )
+
+    def __init__(
+        self, network: nn.Module, settings: Any, patch_size: tuple[int, int], channels: int
+    ) -> None:
+        super().__init__(network, settings, patch_size, channels)
+        self.block = (
+            auto_block(patch_size) if settings.mask_patch == "auto" else settings.mask_patch
+        )
+        if self.block > min(patch_size):
+            raise ValueError(
+                f"`mask_patch` (={self.block}) must not exceed the shorter side of the planned patch {patch_size}."
+            )
+        self.grid = grid_shape(patch_size, self.block)
+        self.draw_corruption(np.random.default_rng(0), 1)  # refuses an unsuitable ratio early
+        if settings.fill == "replace_patches" and settings.batch_size < 2 * world_size():
+            raise ValueError(
+                f"`batch_size` (={settings.batch_size}) must be at least 2 for each of the {world_size()} processes "
+                "for fill=replace_patches."
+            )
+
+    def view_settings(self) -> ViewSettings:
+        return ViewSettings(brightness=BRIGHTNESS[self.settings.brightness])
+
+    def draw_corruption(self, rng: np.random.Generator, n: int) -> dict[str, Any]:
+        s = self.settings
+        blocks = draw_block_masks(rng, n, self.grid, s.mask_ratio, s.mask_independent)
+        return {"hidden_blocks": torch.from_numpy(blocks), "fill_seed": int(rng.integers(2**31))}
+
+    def corrupt(self, images: Tensor, drawn: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        blocks = drawn["hidden_blocks"].to(images.device, non_blocking=True)
+        # One number for the whole batch: without its own offset each rank would fill in the same noise.
+        seed = drawn["fill_seed"] + rank()
+        generator = torch.Generator(images.device).manual_seed(seed)
+        filled = fill(images, blocks, self.block, self.settings.fill, generator)
+        return filled, to_pixels(blocks, self.block, self.patch_size)

@@ -1,0 +1,228 @@
+"""What the reconstructing methods share: corrupt a view, run the U-Net, compare; and what keeps the depths learning.
+
+With plain skip connections the full-resolution skip can solve most of a reconstruction while every deeper layer stays
+at its initial weights. ``recipe=deep`` and the single settings below push learning down; ``recipe=paper`` is the
+published procedure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nnunet_ssp.distributed import sum_over_ranks, world_size
+from nnunet_ssp.losses import coarse_weights, masked_squared_error, masked_variance
+from nnunet_ssp.methods.base import Batch, Method
+from nnunet_ssp.settings import PretrainingSettings, require
+from nnunet_ssp.views import ViewSettings, apply_views, draw_views
+
+
+@dataclass(frozen=True)
+class ReconstructionSettings(PretrainingSettings):
+    """Settings of every reconstructing method."""
+
+    recipe: Literal["paper", "deep"] = "paper"
+    # One reconstruction per decoder stage against area-averaged targets, weights 2^-i / sum.
+    coarse_heads: bool = False
+    skip_dropout: float = 0.0  # probability, per image and skip, of zeroing a skip connection
+    # Encoder InstanceNorm statistics from visible pixels only (SparK, arXiv 2301.03580; S3D, arXiv 2410.23132).
+    visible_statistics: bool = False
+
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        "deep": {
+            "optimizer": "adamw",
+            "initial_lr": 1e-3,
+            "weight_decay": 0.01,
+            "coarse_heads": True,
+        }
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        drop = self.skip_dropout
+        require(0 <= drop <= 1, "skip_dropout", drop, "lie in [0, 1]")
+
+
+class Reconstruction(Method):
+    """Reconstruct a view from its corrupted copy with the whole planned U-Net.
+
+    A subclass gives ``view_settings``, ``draw_corruption`` and ``corrupt``.
+    """
+
+    transfers = "encoder+decoder"
+    reconstructs = True
+    curves = ("error_over_variance",)
+
+    settings: ReconstructionSettings
+
+    def __init__(
+        self, network: nn.Module, settings: Any, patch_size: tuple[int, int], channels: int
+    ) -> None:
+        super().__init__(network, settings, patch_size, channels)
+        if settings.chunk_size is not None and any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()
+        ):
+            raise ValueError(
+                f"`chunk_size` (={settings.chunk_size}) must be none: these plans use BatchNorm, "
+                "whose statistics are those of the whole batch."
+            )
+        decoder: Any = network.decoder
+        decoder.deep_supervision = settings.coarse_heads
+        self.n_skips = len(decoder.stages)
+        heads = decoder.seg_layers if settings.coarse_heads else decoder.seg_layers[-1:]
+        for parameter in decoder.seg_layers.parameters():
+            parameter.requires_grad_(False)
+        for parameter in heads.parameters():
+            parameter.requires_grad_(True)
+        self.visible_norm = VisibleNorm(network.encoder) if settings.visible_statistics else None
+
+    def view_settings(self) -> ViewSettings:
+        """Strength of the augmentation."""
+        raise NotImplementedError
+
+    def draw_corruption(self, rng: np.random.Generator, n: int) -> dict[str, Any]:
+        """Draw the corruption of n images, on the host."""
+        raise NotImplementedError
+
+    def corrupt(self, images: Tensor, drawn: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Corrupted copy (B, C, X, Y), and where it was corrupted (B, 1, X, Y), True = hidden."""
+        raise NotImplementedError
+
+    def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
+        n = len(sizes)
+        views = draw_views(rng, sizes, self.channels, self.patch_size, self.view_settings())
+        keep = rng.random((n, self.n_skips)) >= self.settings.skip_dropout
+        return {
+            "views": views,
+            "keep_skips": torch.from_numpy(keep),
+            **self.draw_corruption(rng, n),
+        }
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        target, corrupted, hidden, inside = self._prepare(batch)
+        # Padding outside the image never counts in the loss.
+        weight = (hidden & inside).float()
+        keep = batch.drawn["keep_skips"].to(target.device, non_blocking=True)
+
+        size = self.settings.chunk_size or len(batch)
+        parts = []
+        for rows in (slice(i, i + size) for i in range(0, len(batch), size)):
+            inputs = (corrupted[rows], target[rows], weight[rows], hidden[rows], keep[rows])
+            if size < len(batch):
+                # Nothing in there is random: no random state to keep.
+                parts.append(
+                    checkpoint(
+                        self._error_sums, *inputs, use_reentrant=False, preserve_rng_state=False
+                    )
+                )
+            else:
+                parts.append(self._error_sums(*inputs))
+        sums = torch.stack(parts).sum(0)  # (outputs, 2)
+        # The mean over the pixels of the global batch: DDP averages gradients over ranks, hence the factor.
+        counts = sum_over_ranks(sums[:, 1]).clamp_min(1e-6) / world_size()
+        errors = sums[:, 0] / counts
+        weights = coarse_weights(len(errors))
+        loss = torch.stack([e * w for e, w in zip(errors, weights, strict=True)]).sum()
+        variance, _ = masked_variance(target, weight)
+        return {"loss": loss, "error": errors[0].detach(), "variance": variance / counts[0]}
+
+    @staticmethod
+    def summarise(sums: dict[str, float]) -> dict[str, float]:
+        variance = sums["variance"]
+        return {"error_over_variance": sums["error"] / variance if variance > 0 else float("nan")}
+
+    def panels(self, batch: Batch) -> dict[str, Tensor]:
+        target, corrupted, hidden, _ = self._prepare(batch)
+        output = self._run(corrupted, hidden, None)[0].float()
+        composite = torch.where(hidden, output, target)
+        return {"input": target, "masked": corrupted, "output": output, "composite": composite}
+
+    def extra_state(self) -> dict[str, Any]:
+        """The reconstruction heads: a segmentation network gets other output layers."""
+        decoder: Any = self.network.decoder
+        return {"heads": {k: v.detach().cpu() for k, v in decoder.seg_layers.state_dict().items()}}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        decoder: Any = self.network.decoder
+        decoder.seg_layers.load_state_dict(state["heads"])
+
+    def _prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        views = batch.drawn["views"]
+        # Views are made in float32 whatever the precision of the network.
+        with torch.no_grad(), torch.autocast(batch.slices.device.type, enabled=False):
+            target, inside = apply_views(batch.slices, batch.sizes, views, self.patch_size)
+            corrupted, hidden = self.corrupt(target, batch.drawn)
+        return target, corrupted, hidden, inside
+
+    def _run(self, images: Tensor, hidden: Tensor, keep: Tensor | None) -> list[Tensor]:
+        """The network's outputs, finest first; ``keep`` (B, skips) are the skips that survive."""
+        network: Any = self.network
+        if self.visible_norm is not None:
+            self.visible_norm.visible = (~hidden).float()
+        skips = network.encoder(images)
+        if self.visible_norm is not None:
+            self.visible_norm.visible = None
+        if keep is not None and self.training and self.settings.skip_dropout > 0:
+            kept = keep[:, :, None, None, None].unbind(1)
+            skips = [*(s * k for s, k in zip(skips[:-1], kept, strict=True)), skips[-1]]
+        outputs = network.decoder(skips)
+        return list(outputs) if self.settings.coarse_heads else [outputs]
+
+    def _error_sums(
+        self, images: Tensor, target: Tensor, weight: Tensor, hidden: Tensor, keep: Tensor
+    ) -> Tensor:
+        """(outputs, 2): sum of weighted squared errors and of weights per output, finest first."""
+        sums = []
+        for output in self._run(images, hidden, keep):
+            pooled = _pooled(target, output), _pooled(weight, output)
+            sums.append(torch.stack(masked_squared_error(output, *pooled)))
+        return torch.stack(sums)
+
+
+def _pooled(x: Tensor, like: Tensor) -> Tensor:
+    """Area averages at the resolution of another map."""
+    height, width = like.shape[2:]
+    return x if x.shape[2:] == like.shape[2:] else F.adaptive_avg_pool2d(x, (height, width))
+
+
+class VisibleNorm:
+    """Makes the InstanceNorm layers of an encoder take their statistics from visible pixels only.
+
+    Otherwise three hidden quarters of an image set the mean and variance of the rest, and pretraining sees other
+    statistics than fine-tuning on whole images does. At coarse stages a pixel counts by its visible share.
+
+    Attributes:
+        visible: (B, 1, X, Y) float in [0, 1], set before each pass; None leaves the layers as they are.
+    """
+
+    def __init__(self, encoder: Any) -> None:
+        self.visible: Tensor | None = None
+        layers = [m for m in encoder.modules() if isinstance(m, nn.InstanceNorm2d)]
+        if not layers:
+            raise ValueError(
+                "`visible_statistics` (=yes) must have InstanceNorm layers in the planned encoder; "
+                "these plans use another normalisation."
+            )
+        for layer in layers:
+            layer.register_forward_hook(self._normalise)
+
+    def _normalise(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+        if self.visible is None:
+            return None
+        assert isinstance(layer, nn.InstanceNorm2d)
+        x = inputs[0].float()
+        weight = _pooled(self.visible, x)
+        weight = weight / weight.sum((2, 3), keepdim=True).clamp_min(1e-6)
+        mean = (x * weight).sum((2, 3), keepdim=True)
+        variance = ((x - mean).square() * weight).sum((2, 3), keepdim=True)
+        x = (x - mean) * torch.rsqrt(variance + layer.eps)
+        if layer.affine:
+            x = x * layer.weight[:, None, None] + layer.bias[:, None, None]
+        return x.to(output.dtype)

@@ -1,0 +1,58 @@
+"""The parts of nnU-Net's planned U-Nets, by the names of their tensors.
+
+Levels count resolutions from 1 (full) to n (bottleneck), the same for encoder and decoder. nnU-Net's decoder also
+holds the encoder (`decoder.encoder.*`) and blocks hold aliases (`...all_modules.*`); these are the same tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+OUTPUT_LAYERS = ".seg_layers."  # nnU-Net's name for the layers that belong to one set of labels
+
+
+def is_alias(key: str) -> bool:
+    """Whether the key is a second name of a tensor."""
+    return key.startswith("decoder.encoder.") or ".all_modules." in key
+
+
+def is_output_layer(key: str) -> bool:
+    """Whether the tensor belongs to a segmentation (or reconstruction) output."""
+    return OUTPUT_LAYERS in key
+
+
+def in_encoder(key: str) -> bool:
+    """Whether the tensor belongs to the encoder, under either of its names."""
+    return key.startswith(("encoder.", "decoder.encoder."))
+
+
+def parts(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Sort the tensors of a planned U-Net, without aliases and output layers, into its parts.
+
+    Args:
+        keys: of its state dict.
+
+    Returns:
+        Keys by part, in the order data flows: ``encoder stem`` (residual encoders), ``encoder 1`` ... ``encoder n``,
+        ``decoder n-1`` ... ``decoder 1``.
+    """
+    names = [key for key in keys if not is_alias(key) and not is_output_layer(key)]
+    stages = [int(m[1]) for key in names if (m := re.match(r"encoder\.stages\.(\d+)\.", key))]
+    depth = max(stages, default=-1) + 1
+    found: dict[str, list[str]] = {}
+    for key in names:
+        if match := re.match(r"encoder\.stages\.(\d+)\.", key):
+            part = f"encoder {int(match[1]) + 1}"
+        elif match := re.match(r"decoder\.(?:stages|transpconvs)\.(\d+)\.", key):
+            part = f"decoder {depth - 1 - int(match[1])}"
+        else:
+            part = "encoder stem" if in_encoder(key) else "decoder"
+        found.setdefault(part, []).append(key)
+    # Residual encoders register the stem first, plain ones have none; only the decoder's order needs care.
+    encoder = [part for part in found if part.startswith("encoder")]
+    decoder = sorted(
+        (part for part in found if part not in encoder),
+        key=lambda p: -int(p.split()[-1]) if " " in p else 0,
+    )
+    return {part: found[part] for part in (*encoder, *decoder)}

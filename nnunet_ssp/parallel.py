@@ -1,0 +1,111 @@
+"""Worker processes for work on many files."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import connection
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def available_cores() -> int:
+    """Cores that this process may use: on a cluster fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def number_of_workers(wanted: int | None = None) -> int:
+    """How many processes to start.
+
+    Args:
+        wanted: what the user asked for; by default `nnUNet_def_n_proc` where it is set, else one for each core, at
+            most 8.
+
+    Raises:
+        ValueError: the number is below 1, or the variable holds none.
+    """
+    name, value = "workers", str(wanted)
+    if wanted is None:
+        name = "nnUNet_def_n_proc"
+        value = os.environ.get(name) or str(min(8, available_cores()))
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"`{name}` (={value}) must be at least 1.")
+    return int(value)
+
+
+def small_machine_environment(
+    environment: Mapping[str, str], cores: int | None = None
+) -> dict[str, str]:
+    """Numbers of nnU-Net's worker processes that suit the machine, where the user set none.
+
+    nnU-Net starts 8 processes here and 3 + 3 there, and each imports for five seconds.
+
+    Args:
+        environment: the user's environment variables.
+        cores: number of CPU cores; None counts those available.
+
+    Returns:
+        The variables to add.
+    """
+    cores = cores or available_cores()
+    numbers = {"nnUNet_def_n_proc": min(8, cores), "nnUNet_n_proc_DA": min(12, cores)}
+    if cores <= 4:
+        numbers |= {"nnUNet_npp": 1, "nnUNet_nps": 1}
+    return {name: str(number) for name, number in numbers.items() if name not in environment}
+
+
+def process(
+    function: Callable[[T], R], items: Sequence[T], workers: int, label: str, unit: str
+) -> Iterator[R]:
+    """Apply a function of a module to items in worker processes, with a progress bar.
+
+    With one worker or one item it runs in this process.
+
+    Args:
+        function: must be importable; what it raises is raised here.
+        items: must pickle.
+        workers: at most this many processes.
+        label: of the progress bar.
+        unit: what an item is.
+
+    Yields:
+        The results, in the order of the items.
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: a worker died.
+    """
+    from tqdm import tqdm
+
+    def bar(results: Iterable[R]) -> Iterator[R]:
+        return iter(tqdm(results, total=len(items), desc=label, unit=unit, disable=not items))
+
+    workers = min(workers, len(items))
+    if workers <= 1:
+        yield from bar(map(function, items))
+        return
+    # Spawned, not forked: the caller may have threads, and a fork copies their locks as they are.
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=start_worker
+    ) as pool:
+        yield from bar(pool.map(function, items))
+
+
+def start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it: a worker alone would wait for tasks for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

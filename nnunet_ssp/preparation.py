@@ -1,0 +1,651 @@
+"""`nnunet-ssp prepare`: nnU-Net's own fingerprint, plan and preprocessing, then the slice store.
+
+Everything is done case by case with nnU-Net's public classes and renamed into place, so that an interrupted run goes
+on where it stopped. (nnU-Net's `DefaultPreprocessor.run` would empty its folder first.) The index of the slice store
+is the record of what is done; a case whose files or plans changed is prepared again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nnunetv2
+import numpy as np
+import torch
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
+    DatasetFingerprintExtractor,
+)
+from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
+from nnunetv2.imageio.reader_writer_registry import (
+    determine_reader_writer_from_dataset_json,
+    recursive_find_reader_writer_by_name,
+)
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunet_ssp import slices
+from nnunet_ssp.cases import (
+    TEMPORARY,
+    atomic_write,
+    copy_tables,
+    dataset_folder,
+    dataset_id,
+    nnunet_folder,
+    read_cases,
+    read_splits,
+    write_json,
+)
+from nnunet_ssp.parallel import number_of_workers, process
+
+REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")  # of dataset.json
+ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")  # of a preprocessed case; it exists when its .b2nd does
+SECONDS_BETWEEN_INDEXES = 10.0  # a killed run prepares the cases of at most this time again
+SPACE_FOR_A_CASE = 2**24  # bytes; more than most cases take
+LISTED = 20  # problems shown
+
+Source = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case to preprocess.
+
+    Attributes:
+        case: its name.
+        images: one file per channel.
+        label: the mask; None for an unlabelled case.
+    """
+
+    case: str
+    images: tuple[str, ...]
+    label: str | None
+
+    @property
+    def files(self) -> list[Path]:
+        """Images and mask."""
+        return [Path(file) for file in (*self.images, self.label) if file is not None]
+
+    def source(self) -> Source:
+        """Name, size in bytes and modification time in ns of each file."""
+        return tuple(slices.file_stamp(file) for file in self.files)
+
+
+def prepare(
+    dataset: str | int,
+    configurations: Sequence[str] = ("2d",),
+    plans_name: str | None = None,
+    planner: str = "ExperimentPlanner",
+    gpu_memory_target: float | None = None,
+    overwrite_plans_name: str | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Plan and preprocess a dataset, labelled and unlabelled images with the same plans; print a summary.
+
+    Args:
+        dataset: id or name.
+        configurations: nnU-Net's; slices are stored for the 2D ones.
+        plans_name: use this existing plans file and do not plan.
+        planner: nnU-Net's experiment planner, e.g. nnUNetPlannerResEncM.
+        gpu_memory_target: GB, as in nnU-Net.
+        overwrite_plans_name: name of the plans made, as in nnU-Net.
+        workers: processes; default: ``nnUNet_def_n_proc`` or the cores, at most 8.
+        overwrite: replace folds that differ from those that results were trained on.
+
+    Returns:
+        The dataset's folder in nnUNet_preprocessed.
+
+    Raises:
+        FileExistsError: results were trained on folds that have changed since.
+        FileNotFoundError: no such dataset, an unfinished conversion, or a missing mask or plans file.
+        RuntimeError: a worker died, or the disk is full; a second run continues.
+        ValueError: cases that nnU-Net cannot preprocess (all others are done), or impossible options.
+    """
+    workers = number_of_workers(workers)
+    if plans_name is not None and (gpu_memory_target, overwrite_plans_name) != (None, None):
+        raise ValueError(
+            f"-p {plans_name} takes existing plans, so it must not come with options of a planner "
+            "(-gpu_memory_target, -overwrite_plans_name)."
+        )
+    if gpu_memory_target is not None and not gpu_memory_target > 0:
+        raise ValueError(f"`gpu_memory_target` (={gpu_memory_target}) must be above 0 GB.")
+    raw = dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
+    target = nnunet_folder("nnUNet_preprocessed") / raw.name
+    content = _read_dataset_json(raw)
+    jobs = _list_jobs(raw, content)
+    labelled = [job for job in jobs if job.label]
+    _check_subjects(raw, jobs)
+    with _explained(target):
+        copy_tables(raw, target, nnunet_folder("nnUNet_results") / raw.name, overwrite)
+        if plans_name is None:
+            planner_class = _find_planner(planner)
+            _make_fingerprint(raw, target, labelled or jobs, content, workers)
+            plans_name = _plan(dataset, planner_class, gpu_memory_target, overwrite_plans_name)
+        plans = _read_plans(target, plans_name, configurations)
+        with atomic_write(target / "dataset.json") as temporary:
+            shutil.copyfile(raw / "dataset.json", temporary)
+        if labelled:
+            _copy_labels(labelled, target, content["file_ending"])
+        problems: list[str] = []
+        for configuration in configurations:
+            problems += _preprocess(jobs, target, plans, content, configuration, workers)
+        shutil.rmtree(target / TEMPORARY, ignore_errors=True)
+        for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
+            left.unlink()
+    if problems:
+        raise ValueError(
+            f"{len(problems)} case(s) could not be preprocessed, all others are done:\n{_listed(problems)}"
+        )
+    print(f"Prepared {target}")
+    if "2d" in configurations:
+        splits = target / "splits_final.json"
+        fold = "0" if labelled and not (splits.is_file() and not read_splits(splits)) else "all"
+        flag = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
+        command = f"nnUNetv2_train {dataset_id(dataset)} 2d {fold}{flag}"
+        print(f"Next: {command} -tr nnUNetTrainerMIMPretrain")
+    return target
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Say what to do when the machine, not the data, stopped the work."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"{target}: a worker process died, perhaps for lack of memory. Run the same command again with fewer "
+            "processes (-np): it continues where it stopped."
+        ) from error
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError as error:
+        raise RuntimeError(
+            f"{target}: writing failed ({error}). Once there is space, or what else was missing, run the same "
+            "command again: it continues where it stopped."
+        ) from error
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what nnU-Net prints from the user, unless it fails."""
+    chatter = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(chatter):
+            yield
+    except Exception:
+        print(chatter.getvalue(), end="", file=sys.stderr)
+        raise
+
+
+def _listed(problems: Sequence[str]) -> str:
+    more = [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+    return "\n".join(f"  {line}" for line in [*problems[:LISTED], *more])
+
+
+def _in_words(error: Exception) -> str:
+    """Type and message in one line; SimpleITK's messages begin with a place in its source."""
+    message = str(error).rpartition("sitk::ERROR: ")[-1]
+    return f"{type(error).__name__}: {' '.join(message.split())}"
+
+
+# -- the raw dataset -----------------------------------------------------------------------------
+
+
+def _read_dataset_json(raw: Path) -> dict[str, Any]:
+    file = raw / "dataset.json"
+    if not file.is_file():
+        advice = "nnU-Net needs it."
+        if (raw / "convert.json").is_file():
+            advice = "the conversion is unfinished, run nnunet-ssp convert again."
+        raise FileNotFoundError(f"{file} is missing: {advice}")
+    try:
+        content = dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{file}: not a JSON file ({error}).") from error
+    if "modality" in content:  # nnU-Net's former name, which it still takes
+        content.setdefault("channel_names", content["modality"])
+    missing = [key for key in REQUIRED_KEYS if key not in content]
+    if missing:
+        raise ValueError(f"{file}: `{', '.join(missing)}` is missing.")
+    return content
+
+
+def _list_jobs(raw: Path, content: dict[str, Any]) -> list[Job]:
+    """Training cases as nnU-Net finds them, then those of `imagesUn`."""
+    training: dict[str, Any] = {}
+    if "dataset" in content or (raw / "imagesTr").is_dir():
+        # nnU-Net completes the paths of its argument in place.
+        training = get_filenames_of_train_images_and_targets(
+            str(raw), json.loads(json.dumps(content))
+        )
+    if not training:
+        raise ValueError(f"{raw}: no image in imagesTr, and dataset.json lists none in imagesUn.")
+    absent = [entry["label"] for entry in training.values() if not Path(entry["label"]).is_file()]
+    # Without any class and any mask the dataset is one of unlabelled images only.
+    unlabelled = len(absent) == len(training) and len(content["labels"]) == 1
+    if absent and not unlabelled:
+        raise FileNotFoundError(f"{absent[0]} is missing: every image of imagesTr needs a mask.")
+    jobs = {
+        case: Job(case, tuple(entry["images"]), None if unlabelled else entry["label"])
+        for case, entry in sorted(training.items())
+    }
+    ending = content["file_ending"]
+    channels: dict[str, list[str]] = {}
+    for file in sorted((raw / "imagesUn").glob(f"[!.]*_[0-9][0-9][0-9][0-9]{ending}")):
+        channels.setdefault(file.name.removesuffix(ending)[:-5], []).append(str(file))
+    for case, files in channels.items():
+        if case in training and not unlabelled:
+            raise ValueError(f"{raw}: case {case} must not be in both imagesTr and imagesUn.")
+        jobs[case] = Job(case, tuple(files), None)
+    most = max(len(job.images) for job in jobs.values())
+    for job in jobs.values():
+        if len(job.images) < most:
+            raise ValueError(
+                f"{raw}: case {job.case} has {len(job.images)} channel(s), but other cases have {most}."
+            )
+    return list(jobs.values())
+
+
+def _check_subjects(raw: Path, jobs: Sequence[Job]) -> None:
+    """Where there is a `cases.csv`, every case must be in it, and no test subject may be among the cases."""
+    table = raw / "cases.csv"
+    if not table.is_file():
+        return
+    cases = read_cases(table)
+    tests = {case.subject_key for case in cases.values() if case.split == "test"}
+    for job in jobs:
+        if job.case not in cases:
+            raise ValueError(f"{table}: there is no row for case {job.case} ({job.images[0]}).")
+        if cases[job.case].subject_key in tests:
+            raise ValueError(
+                f"{job.images[0]}: test subject {cases[job.case].subject} must be in imagesTs only, not be trained on."
+            )
+
+
+def _copy_labels(labelled: Sequence[Job], target: Path, ending: str) -> None:
+    """Copy masks to `gt_segmentations`, where nnU-Net's validation looks for them."""
+    folder = target / "gt_segmentations"
+    for job in labelled:
+        copy, mask = folder / f"{job.case}{ending}", Path(str(job.label))
+        if not copy.is_file() or _stamp(copy) != _stamp(mask):
+            with atomic_write(copy, target / TEMPORARY) as temporary:
+                shutil.copy2(mask, temporary)  # with its time of modification
+    _remove_others(folder, {f"{job.case}{ending}" for job in labelled})
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    return file.stat().st_size, file.stat().st_mtime_ns
+
+
+def _remove_others(folder: Path, keep: Collection[str]) -> None:
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.is_file() and file.name not in keep:
+            file.unlink()
+
+
+# -- fingerprint and plans -----------------------------------------------------------------------
+
+
+def _make_fingerprint(
+    raw: Path, target: Path, jobs: Sequence[Job], content: dict[str, Any], workers: int
+) -> None:
+    """Make nnU-Net's dataset fingerprint, unless it was made of the same files."""
+    file, made_of = target / "dataset_fingerprint.json", target / "dataset_fingerprint.sha256"
+    sources = hashlib.sha256(repr([job.source() for job in jobs]).encode()).hexdigest()
+    if file.is_file() and made_of.is_file() and made_of.read_text() == sources:
+        return
+    made_of.unlink(missing_ok=True)
+    reader = _reader(content, jobs[0].images[0])
+    if jobs[0].label:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # which reader it uses
+                extractor = DatasetFingerprintExtractor(raw.name, min(workers, len(jobs)))
+                extractor.run(overwrite_existing=True)
+        except Exception:
+            check = partial(_check_labelled, reader=reader)
+            checked = process(check, jobs, workers, "Looking for the reason", "case")
+            problems = [text for text in checked if text]
+            if not problems:
+                raise
+            raise ValueError(
+                f"{len(problems)} labelled case(s) must be mended first, the plans depend on all:\n{_listed(problems)}"
+            ) from None
+    else:
+        describe = partial(_describe_unlabelled, reader=reader)
+        found = list(process(describe, jobs, workers, "Fingerprint", "case"))
+        readable = [entry for entry in found if entry is not None]
+        if not readable:
+            raise ValueError(f"{raw}: none of the {len(jobs)} images can be used.")
+        write_json(file, _fingerprint(readable))
+    with atomic_write(made_of) as temporary:
+        temporary.write_text(sources)
+
+
+def _reader(content: dict[str, Any], image: str) -> str:
+    """Name of nnU-Net's class that reads the images."""
+    tracebacks = io.StringIO()  # of every reader that was tried
+    try:
+        with contextlib.redirect_stdout(tracebacks), contextlib.redirect_stderr(tracebacks):
+            return str(determine_reader_writer_from_dataset_json(content, image).__name__)
+    except RuntimeError:
+        raise ValueError(f"{image}: none of nnU-Net's readers can read it.") from None
+
+
+def _check_labelled(job: Job, reader: str) -> str:
+    """Look for what made nnU-Net's fingerprint fail.
+
+    Returns:
+        What is wrong with the case, in words; empty when nothing is.
+    """
+    reader_class = recursive_find_reader_writer_by_name(reader)
+    try:
+        image, _ = reader_class().read_images(job.images)
+        mask, _ = reader_class().read_seg(job.label)
+        if image.shape[1:] != mask.shape[1:]:
+            return f"{job.label}: shape (={mask.shape[1:]}) must be that of the image (={image.shape[1:]})."
+        DatasetFingerprintExtractor.analyze_case(job.images, job.label, reader_class, 10)
+    except Exception as error:
+        return f"{job.images[0]}: {_in_words(error)}"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a fingerprint needs of one case.
+
+    Attributes:
+        spacing: mm, per axis.
+        shape: after nnU-Net's non-zero crop.
+        share: of the voxels that the crop left.
+        intensities: (channels, samples).
+    """
+
+    spacing: list[float]
+    shape: list[int]
+    share: float
+    intensities: np.ndarray[Any, np.dtype[Any]]
+
+
+def _describe_unlabelled(job: Job, reader: str, n_samples: int = 10_000) -> _Described | None:
+    """Describe a case as nnU-Net would if its non-zero voxels were labelled; None when it is unusable."""
+    try:
+        image, properties = recursive_find_reader_writer_by_name(reader)().read_images(job.images)
+    except Exception:  # the preprocessing says why
+        return None
+    if not np.isfinite(image).all() or not image.any():
+        return None
+    cropped, _, _ = crop_to_nonzero(image)
+    foreground = (cropped != 0).any(axis=0, keepdims=True)
+    drawn, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
+        foreground, cropped, num_samples=n_samples
+    )
+    return _Described(
+        [float(x) for x in properties["spacing"]],
+        [int(n) for n in cropped.shape[1:]],
+        float(np.prod(cropped.shape[1:]) / np.prod(image.shape[1:])),
+        np.stack(drawn),
+    )
+
+
+def _fingerprint(cases: Sequence[_Described]) -> dict[str, Any]:
+    """A dataset fingerprint in nnU-Net's form."""
+    intensities = np.concatenate([case.intensities for case in cases], axis=1)
+    low, median, high = np.percentile(intensities, (0.5, 50.0, 99.5), axis=1)
+    return {
+        "spacings": [case.spacing for case in cases],
+        "shapes_after_crop": [case.shape for case in cases],
+        "foreground_intensity_properties_per_channel": {
+            str(channel): {
+                "mean": float(values.mean()),
+                "median": float(median[channel]),
+                "std": float(values.std()),
+                "min": float(values.min()),
+                "max": float(values.max()),
+                "percentile_99_5": float(high[channel]),
+                "percentile_00_5": float(low[channel]),
+            }
+            for channel, values in enumerate(intensities)
+        },
+        "median_relative_size_after_cropping": float(np.median([case.share for case in cases])),
+    }
+
+
+def _find_planner(planner: str) -> Any:
+    folder = os.path.join(nnunetv2.__path__[0], "experiment_planning")
+    found = recursive_find_python_class(folder, planner, "nnunetv2.experiment_planning")
+    if found is None:
+        raise ValueError(
+            f"`planner` (={planner}) must be one of nnU-Net's, e.g. nnUNetPlannerResEncM."
+        )
+    return found
+
+
+def _plan(
+    dataset: str | int, planner: Any, gpu_memory_target: float | None, plans_name: str | None
+) -> str:
+    """Run nnU-Net's experiment planner.
+
+    Returns:
+        The name of the plans.
+    """
+    # It builds dozens of networks only to count their feature maps; on this device they have no weights to draw. And
+    # it takes the number of augmentation workers for a number of threads, which 0 is not.
+    with _quiet(), torch.device("meta"), _environment(nnUNet_n_proc_DA="1"):
+        _, name = plan_experiment_dataset(
+            dataset_id(dataset), planner, gpu_memory_target, overwrite_plans_name=plans_name
+        )
+    return str(name)
+
+
+def _read_plans(target: Path, plans_name: str, configurations: Sequence[str]) -> PlansManager:
+    file = target / f"{plans_name}.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: leave out -p to make plans.")
+    plans = PlansManager(str(file))
+    for configuration in configurations:
+        if configuration not in plans.available_configurations:
+            raise ValueError(
+                f"`configuration` (={configuration}) must be one that {file} has: "
+                f"{', '.join(plans.available_configurations)}."
+            )
+    return plans
+
+
+# -- preprocessing -------------------------------------------------------------------------------
+
+
+def _preprocess(
+    jobs: Sequence[Job],
+    target: Path,
+    plans: PlansManager,
+    content: dict[str, Any],
+    configuration: str,
+    workers: int,
+) -> list[str]:
+    """Bring nnU-Net's folder and, for a 2D configuration, the slice store up to date.
+
+    Returns:
+        What is wrong with the cases that failed.
+    """
+    manager = plans.get_configuration(configuration)
+    folder = target / manager.data_identifier
+    store = slices.store_folder(target, manager.data_identifier)
+    flat = len(manager.patch_size) == 2
+    print(
+        f"{plans.plans_name} {configuration}: patch {'x'.join(map(str, manager.patch_size))}, "
+        f"batch size {manager.batch_size}, spacing {[round(float(s), 3) for s in manager.spacing]} mm, "
+        f"{len(manager.network_arch_init_kwargs['features_per_stage'])} stages"
+    )
+    recipe = _recipe(plans, manager, content)
+    try:
+        made_by, done = slices.read_index(store)
+    except (FileNotFoundError, ValueError):
+        made_by, done = recipe, {}
+    if made_by != recipe:
+        print("The plans or labels have changed: all cases are preprocessed again.")
+        done = {}
+    wanted = [job for job in jobs if flat or job.label]
+    done = {
+        job.case: done[job.case]
+        for job in wanted
+        if job.case in done
+        and done[job.case].source == job.source()
+        and (not flat or (store / f"{job.case}.npy").is_file())
+        and (not job.label or (folder / f"{job.case}.b2nd").is_file())
+    }
+    # From here on the index speaks of valid cases only, and no other is there to be trained on.
+    slices.write_index(store, recipe, done)
+    valid = {
+        f"{job.case}{end}" for job in wanted if job.label and job.case in done for end in ENDINGS
+    }
+    _remove_others(folder, valid)
+    _remove_others(store, {slices.INDEX, *(f"{case}.npy" for case in done)})
+
+    todo = [job for job in wanted if job.case not in done]
+    if done:
+        print(f"{len(done)} of {len(wanted)} cases are up to date.")
+    run = partial(
+        preprocess_case,
+        target=target,
+        plans_file=target / f"{plans.plans_name}.json",
+        configuration=configuration,
+        content=content,
+    )
+    problems: list[str] = []
+    written = time.monotonic()
+    try:
+        results = process(run, todo, workers, f"Preprocessing {configuration}", "case")
+        for job, result in zip(todo, results, strict=True):
+            if isinstance(result, str):
+                problems.append(result)
+                continue
+            done[job.case] = result
+            if time.monotonic() - written > SECONDS_BETWEEN_INDEXES:
+                slices.write_index(store, recipe, done)
+                written = time.monotonic()
+    finally:
+        slices.write_index(store, recipe, done)
+    if flat:
+        labelled = sum(bool(job.label) for job in jobs if job.case in done)
+        n_slices = sum(entry.shape[0] for entry in done.values())
+        print(
+            f"Slice store: {len(done)} frames ({labelled} labelled), {n_slices} slices in {store}"
+        )
+    return problems
+
+
+def _recipe(
+    plans: PlansManager, manager: ConfigurationManager, content: dict[str, Any]
+) -> dict[str, Any]:
+    """What decides how preprocessed cases look: that of the images, which trainers check, and that of the masks."""
+    configuration = manager.configuration
+    names = ("preprocessor_name", "resampling_fn_seg", "resampling_fn_seg_kwargs")
+    masks = {name: configuration[name] for name in names}
+    masks |= {name: content.get(name) for name in ("labels", "regions_class_order")}
+    images = slices.preprocessing_of(plans.plans, configuration)
+    return dict(json.loads(json.dumps({**images, "masks": masks})))
+
+
+def preprocess_case(
+    job: Job, target: Path, plans_file: Path, configuration: str, content: dict[str, Any]
+) -> slices.StoredCase | str:
+    """Preprocess one case with nnU-Net's own preprocessor; labelled ones also into nnU-Net's folder.
+
+    Returns:
+        Its entry of the slice store or, when it failed, what is wrong in words.
+
+    Raises:
+        OSError: there is no space to write to.
+    """
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)  # there are as many processes as cores
+    plans = PlansManager(str(plans_file))
+    manager = plans.get_configuration(configuration)
+    preprocessor = manager.preprocessor_class(verbose=False)
+    folder = target / manager.data_identifier
+    store = slices.store_folder(target, manager.data_identifier)
+    temporary = target / TEMPORARY / f"{configuration}-{os.getpid()}"
+    temporary.mkdir(parents=True, exist_ok=True)
+    try:
+        source = job.source()
+        for file in job.files:
+            if not _is_whole(file):
+                return f"{file}: the compressed file is truncated or damaged."
+        images = list(job.images)
+        if job.label is None:
+            data, _, properties = preprocessor.run_case(images, None, plans, manager, content)
+            if data.min() == data.max():  # also of NaN only, which SimpleITK reads as 0
+                return f"{images[0]}: all voxels are equal, there is no image."
+            shape = slices.write_case(store, job.case, data)
+            return slices.StoredCase(shape, *slices.stack_position(properties), source)
+        folder.mkdir(exist_ok=True)
+        made = str(temporary / job.case)
+        preprocessor.run_case_save(made, images, job.label, plans, manager, content)
+        for ending in ENDINGS:
+            os.replace(f"{made}{ending}", folder / f"{job.case}{ending}")
+        if len(manager.patch_size) == 3:
+            return slices.StoredCase((0, 0, 0, 0), 0, 0, source)  # no slices are stored
+        return replace(slices.add_preprocessed(store, folder, job.case), source=source)
+    except Exception as error:
+        _require_space(temporary)
+        return f"{job.images[0]}: {_in_words(error)}"
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(file: Path) -> bool:
+    """Read a compressed file to its end: SimpleITK fills what a truncated one lacks with zeros, in silence."""
+    if file.suffix == ".gz":
+        try:
+            with gzip.open(file) as stream:
+                while stream.read(2**24):
+                    pass
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            return False
+    return True
+
+
+def _require_space(folder: Path) -> None:
+    """Tell a full disk from a bad case: blosc2 and numpy report it as errors of many kinds.
+
+    Raises:
+        OSError: the system's, when there is no space for a case.
+    """
+    probe = folder / "space"
+    try:
+        probe.write_bytes(bytes(SPACE_FOR_A_CASE))
+    finally:
+        probe.unlink(missing_ok=True)

@@ -1,0 +1,689 @@
+"""Pretraining of nnU-Net's planned 2D network without labels, as an nnU-Net trainer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_ssp import transfer
+from nnunet_ssp.cases import write_json
+from nnunet_ssp.distributed import rank, sum_over_ranks, world_size
+from nnunet_ssp.methods.base import Batch, Method
+from nnunet_ssp.monitor import (
+    Panel,
+    StageChange,
+    depth_warning,
+    describe_change,
+    duration,
+    plot_images,
+    plot_progress,
+    stage_panel,
+    write_curves,
+)
+from nnunet_ssp.network import is_output_layer
+from nnunet_ssp.schedules import warmup_cosine
+from nnunet_ssp.settings import PretrainingSettings
+from nnunet_ssp.slices import (
+    DRAW,
+    VALIDATION,
+    SliceReader,
+    SliceStore,
+    batch_indices,
+    fits_on_device,
+    follow_preprocessed,
+    preprocessing_of,
+    random_stream,
+    read_index,
+    store_folder,
+)
+from nnunet_ssp.training import SECONDS_BETWEEN_SAVES, SettingsTrainer
+
+VALIDATION_SLICES = 256
+SHOWN_SLICES = 6  # rows of a reconstruction picture
+PICTURES = 20  # reconstruction pictures of a run, besides the untrained network's
+
+
+class PretrainingTrainer(SettingsTrainer):
+    """Wraps the planned network in a method and trains it on every slice that the fold may see.
+
+    A subclass names the method. Nothing else differs between methods: they share this `train_step`.
+    """
+
+    method_class: ClassVar[type[Method]]
+    settings: PretrainingSettings
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "defaults" not in cls.__dict__:
+            cls.defaults = cls.method_class.settings_class()
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.weight_decay = self.settings.weight_decay
+        self.weights_from = "scratch"
+        self.enable_deep_supervision = False
+        self.method: Method
+        self.best_loss = float("inf")
+        self.validates_on = "validation"
+        self._resumed: tuple[dict[str, int], list[str]] | None = None  # counts and subjects before
+        logging = self.logger.local_logger.my_fantastic_logging
+        for side in ("train", "val"):
+            logging.update({f"{side}_{curve}": [] for curve in self.method_class.curves})
+        logging["images_per_second"] = []
+
+    # -- building ------------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        """Build network, method and optimiser.
+
+        Not nnU-Net's: it would compile the whole wrapper, turn heads' BatchNorm into SyncBatchNorm and infer the
+        dataset class from a folder that pretraining does not read.
+        """
+        if self.was_initialized:
+            raise RuntimeError("initialize was called twice.")
+        self._refuse_unsuitable()
+        self.batch_size = self.settings.batch_size
+        self.num_input_channels = determine_num_input_channels(
+            self.plans_manager, self.configuration_manager, self.dataset_json
+        )
+        height, width = (int(side) for side in self.configuration_manager.patch_size)
+        reconstructs = self.method_class.reconstructs
+        torch.manual_seed(self.settings.seed)
+        planned = self.build_network_architecture(
+            self.plans_manager,
+            self.configuration_manager,
+            self.num_input_channels,
+            self.num_input_channels if reconstructs else self.label_manager.num_segmentation_heads,
+            self.enable_deep_supervision,
+        )
+        self.method = self.method_class(
+            planned, self.settings, (height, width), self.num_input_channels
+        )
+        self.stage_change = StageChange(planned)
+        logging = self.logger.local_logger.my_fantastic_logging
+        logging.update({f"change {stage}": [] for stage in self.stage_change.start})
+
+        self.method.to(self.device)
+        if self._do_i_compile():
+            self.print_to_log_file("Using torch.compile on encoder and decoder...")
+            # In place, so that no key gets a prefix; the method around them is not worth compiling.
+            # Each batch size has its own graph: with symbolic sizes torch keeps a slower memory layout.
+            planned.encoder.compile(dynamic=False)
+            planned.decoder.compile(dynamic=False)
+        self.network = self.method
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        if self.is_ddp:
+            self.network = DistributedDataParallel(self.method, device_ids=[self.local_rank])
+        self._choose_precision()
+        self.was_initialized = True
+        self.logger.update_config({"hparas": asdict(self.settings)})
+
+    def _refuse_unsuitable(self) -> None:
+        patch_size = self.configuration_manager.patch_size
+        if len(patch_size) != 2:
+            raise ValueError(
+                f"configuration (={self.configuration_name}) must be 2D: {type(self).__name__} pretrains "
+                f"the planned 2D network, this one has the patch {list(patch_size)}. "
+                f"Use: nnUNetv2_train {self.dataset} 2d ..."
+            )
+        if self.is_cascaded:
+            raise ValueError(f"configuration (={self.configuration_name}) must not be a cascade.")
+        if self.pretrained_argument() is not None:
+            raise ValueError(
+                f"{type(self).__name__} starts from scratch and takes no -pretrained_weights; give that file to "
+                "-tr nnUNetTrainerFinetune."
+            )
+
+    def _choose_precision(self) -> None:
+        precision = self.settings.precision
+        if precision == "auto" and self.device.type == "cuda":
+            # Cards without bf16 would emulate it, slowly.
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            precision = "bf16" if native else "fp16"
+        self.autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        if precision == "fp16" and self.device.type != "cuda":
+            raise ValueError("`precision` (=fp16) must be used on CUDA; use bf16 or fp32 here.")
+        if precision != "fp16":
+            self.grad_scaler = None
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
+        """The method's optimiser; the learning rate is set at the start of each epoch."""
+        s = self.settings
+        parameters = [p for p in self.method.parameters() if p.requires_grad]
+        if s.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, s.initial_lr, weight_decay=s.weight_decay), None
+        return torch.optim.SGD(
+            parameters, s.initial_lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov
+        ), None
+
+    # -- data ----------------------------------------------------------------------------------
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Cases to train on, labelled or not, and those that only give the validation loss.
+
+        Training: every case of the slice store but those of subjects with a case in the fold's validation list.
+        Test subjects must not be in the store at all.
+
+        Raises:
+            ValueError: a test subject in the slice store, a case missing in `cases.csv`, or a fold out of range.
+        """
+        _, index = read_index(self.store_folder)
+        pattern = self.settings.subject_pattern
+        subject = {case: self.subject_of(case, pattern) for case in index}
+        if self.cases:
+            unknown = sorted(index.keys() - self.cases.keys())
+            if unknown:
+                raise ValueError(
+                    f"{self.store_folder}: {unknown[0]} is not in cases.csv ({len(unknown)} such case(s)): "
+                    "run nnunet-ssp prepare again."
+                )
+        tests = {case.subject_key for case in self.cases.values() if case.split == "test"}
+        leaked = sorted({subject[case] for case in index} & tests)
+        if leaked:
+            raise ValueError(
+                f"{self.store_folder}: test subject {', '.join(leaked)} must not be in the slice store. "
+                "Delete that folder and run nnunet-ssp prepare again."
+            )
+        held_out: set[str] = set()
+        if isinstance(self.fold, int):
+            held_out = {self.subject_of(case, pattern) for case in super().do_split()[1]}
+        train = [case for case in index if subject[case] not in held_out]
+        val = [case for case in index if subject[case] in held_out]
+        self._log_split(train, val, subject, tests)
+        self.train_subjects = sorted({subject[case] for case in train})
+        return train, val
+
+    def _log_split(
+        self, train: list[str], val: list[str], subject: dict[str, str], tests: set[str]
+    ) -> None:
+        _, index = read_index(self.store_folder)
+        labelled = {c.subject_key for c in self.cases.values() if c.labelled}
+
+        def count(cases: list[str]) -> str:
+            n_slices = sum(index[case].shape[0] for case in cases)
+            n_subjects = len({subject[c] for c in cases})
+            return f"{n_subjects} subjects, {len(cases)} frames, {n_slices} slices"
+
+        def names(subjects: set[str], none: str = "") -> str:
+            shown = sorted(subjects)[:10]
+            return ", ".join([*shown, *(["..."] if len(subjects) > 10 else [])]) or none
+
+        chosen = {subject[case] for case in train}
+        lines = [
+            f"Slice store {self.store_folder}: {count(list(index))}",
+            f"Fold {self.fold} trains on {count(train)}",
+        ]
+        if self.cases:
+            for kind, group in (("with", chosen & labelled), ("without", chosen - labelled)):
+                lines.append(
+                    f"  {len(group)} subjects {kind} labelled frames: {names(group, 'none')}"
+                )
+        held_out = {subject[case] for case in val}
+        lines += [
+            f"  left out for validation: {names(held_out, 'nobody')}"
+            + (f" ({count(val)})" if val else ""),
+            f"  test subjects, never in the store: {names(tests, 'none known')}",
+            "No label is read.",
+        ]
+        self.print_to_log_file("\n".join(lines))
+        if not self.cases and self.settings.subject_pattern is None:
+            shared = shared_prefixes(train, val)
+            if shared:
+                self.print_to_log_file(
+                    f"WARNING: cases on both sides of this fold share a prefix, e.g. {shared[0]} ({len(shared)} such "
+                    "prefixes). If they are one subject, set subject_pattern, or give the dataset a cases.csv."
+                )
+
+    @property
+    def store_folder(self) -> Path:
+        """The slice store of this dataset and these plans."""
+        base = self.preprocessed_dataset_folder_base
+        return store_folder(base, self.configuration_manager.data_identifier)
+
+    def _ensure_store(self) -> None:
+        """Check that these plans made the slice store; for a plain nnU-Net dataset, build it or bring it up to date."""
+        preprocessing = preprocessing_of(
+            self.plans_manager.plans, self.configuration_manager.configuration
+        )
+        if self.local_rank == 0 and not self.cases:
+            folder = Path(self.preprocessed_dataset_folder)
+            if follow_preprocessed(self.store_folder, folder, preprocessing):
+                self.print_to_log_file(f"Built the slice store {self.store_folder} from {folder}")
+            if isinstance(self.fold, int):
+                self.folds()  # nnU-Net writes them where there are none
+        if self.is_ddp:
+            dist.barrier()
+        made_by, _ = read_index(self.store_folder)
+        changed = [name for name in preprocessing if made_by.get(name) != preprocessing[name]]
+        if changed:
+            raise ValueError(
+                f"{self.store_folder} was made by other plans ({', '.join(changed)} differ): "
+                "run nnunet-ssp prepare again, or delete that folder if nnU-Net's own preprocessing is new."
+            )
+
+    def get_dataloaders(self) -> tuple[Iterator[Batch], Iterator[Batch]]:
+        """Batches of training slices from the current epoch on, and the fixed validation batches, round and round."""
+        self._ensure_store()
+        train, val = self.do_split()
+        self.store = SliceStore(self.store_folder, train)
+        if self.store.channels != self.num_input_channels:
+            raise ValueError(
+                f"{self.store_folder}: slices have {self.store.channels} channel(s), dataset.json names "
+                f"{self.num_input_channels}: run nnunet-ssp prepare again."
+            )
+        n = len(self.store)
+        # Refused before anything runs: a batch larger than the data, or than the processes can share.
+        batch_indices(self.settings.seed, 0, n, self.batch_size)
+        if self.batch_size < world_size():
+            raise ValueError(
+                f"`batch_size` (={self.batch_size}) must be at least the number of processes (={world_size()})."
+            )
+        self.num_iterations_per_epoch = self.settings.iterations_per_epoch or n // self.batch_size
+
+        self.validates_on = "validation" if val else "training"
+        val_store = SliceStore(self.store_folder, val) if val else self.store
+        # Every rank needs a slice of every batch; too few of them are repeated.
+        shown = max(min(len(val_store), VALIDATION_SLICES), world_size())
+        chosen = np.linspace(0, len(val_store) - 1, shown).round().astype(np.int64)
+        batches = np.array_split(chosen, max(1, shown // self.batch_size))
+        self.num_val_iterations_per_epoch = len(batches)
+        self.print_to_log_file(
+            f"{n} slices, {self.num_iterations_per_epoch} batches of {self.batch_size} per epoch; the validation loss "
+            f"is taken on {shown} {self.validates_on} slices with fixed views and masks."
+        )
+        on_device = self.settings.data_device == "device" or (
+            self.settings.data_device == "auto" and fits_on_device(self.store, self.device)
+        )
+        reader = SliceReader(self.store, self.device, on_device)
+        pictured = chosen[:: max(1, shown // SHOWN_SLICES)][:SHOWN_SLICES]
+        self._picture_batch = self._fixed_batch(val_store, pictured, 0)
+        fixed = [
+            self._part(self._fixed_batch(val_store, batch, i + 1))
+            for i, batch in enumerate(batches)
+        ]
+        return self._train_batches(reader), _round_and_round(fixed)
+
+    def _train_batches(self, reader: SliceReader) -> Iterator[Batch]:
+        first = self.current_epoch * self.num_iterations_per_epoch
+        seed, n = self.settings.seed, len(self.store)
+
+        def steps() -> Iterator[NDArray[np.int64]]:
+            step = first
+            while True:
+                yield _share(batch_indices(seed, step, n, self.batch_size))
+                step += 1
+
+        for step, slices in enumerate(reader.steps(steps()), first):
+            # Drawn for the global batch on every rank, so that the number of ranks changes nothing.
+            sizes = self.store.sizes[batch_indices(seed, step, n, self.batch_size)]
+            drawn = self.method.draw(random_stream(seed, DRAW, step), sizes)
+            part = self._part(Batch(torch.empty(len(sizes), 0), torch.from_numpy(sizes), drawn))
+            yield Batch(slices, part.sizes.to(self.device, non_blocking=True), part.drawn)
+
+    def _fixed_batch(self, store: SliceStore, indices: NDArray[np.int64], number: int) -> Batch:
+        """A batch that is the same in every epoch and every run with this seed."""
+        sizes = store.sizes[indices]
+        drawn = self.method.draw(random_stream(self.settings.seed, VALIDATION, number), sizes)
+        slices = store.read(indices).to(self.device)
+        return Batch(slices, torch.from_numpy(sizes).to(self.device), drawn)
+
+    @staticmethod
+    def _part(batch: Batch) -> Batch:
+        """This rank's part of a global batch."""
+        rows = _share(np.arange(len(batch)))
+        return batch[slice(int(rows[0]), int(rows[-1]) + 1)]
+
+    # -- training ------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        if self.current_epoch == 0:
+            self.refuse_overwriting()
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        self._check_resumed_data()
+        self.print_plans()
+        empty_cache(self.device)
+        if self.local_rank == 0:
+            base = Path(self.output_folder_base)
+            write_json(base / "plans.json", self.plans_manager.plans)
+            write_json(base / "dataset.json", self.dataset_json)
+            fingerprint = Path(self.preprocessed_dataset_folder_base) / "dataset_fingerprint.json"
+            if fingerprint.is_file():
+                shutil.copyfile(fingerprint, base / "dataset_fingerprint.json")
+        self._save_debug_information()
+        self.log_settings()
+        if self.current_epoch == 0:
+            self._draw_pictures()
+
+    def on_train_epoch_start(self) -> None:
+        self.network.train()
+        s = self.settings
+        factor = warmup_cosine(self.current_epoch, self.num_epochs, s.warmup_epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = s.initial_lr * factor
+        self.print_to_log_file("")
+        self.print_to_log_file(f"Epoch {self.current_epoch}")
+        self.print_to_log_file(f"Current learning rate: {s.initial_lr * factor:.5g}")
+        self.logger.log("lrs", s.initial_lr * factor, self.current_epoch)
+        self._step = self.current_epoch * self.num_iterations_per_epoch
+        self._epoch_started = time.perf_counter()
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One step; the results stay on the device until the epoch ends."""
+        self.optimizer.zero_grad(set_to_none=True)
+        output = self._forward(batch)
+        parameters = self.optimizer.param_groups[0]["params"]
+        clip = self.settings.gradient_clip
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(output["loss"]).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+        else:
+            output["loss"].backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        if self.grad_scaler is not None:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        else:
+            self.optimizer.step()
+        self._step += 1
+        self.method.after_step(self._step / (self.num_epochs * self.num_iterations_per_epoch))
+        return {name: value.detach() for name, value in output.items()}
+
+    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+        with self._autocast():
+            output: dict[str, Tensor] = self.network(batch)
+        return output
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.autocast_dtype
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Tensor]]) -> None:
+        loss, curves = self._reduce(train_outputs)
+        seconds = time.perf_counter() - self._epoch_started
+        if not np.isfinite(loss):
+            latest = Path(self.output_folder) / "checkpoint_latest.pth"
+            kept = (
+                f"the last good state is {latest} (go on with --c)"
+                if latest.is_file()
+                else "nothing was saved yet"
+            )
+            raise RuntimeError(
+                f"The training loss of epoch {self.current_epoch} is {loss}: training has diverged; {kept}. "
+                "Lower initial_lr, or set precision=fp32."
+            )
+        self.logger.log("train_losses", loss, self.current_epoch)
+        for name, value in curves.items():
+            self.logger.log(f"train_{name}", value, self.current_epoch)
+        images = self.num_iterations_per_epoch * self.batch_size
+        self.logger.log("images_per_second", images / seconds, self.current_epoch)
+
+    def validation_step(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of one fixed batch; the validation's batches differ by at most one slice."""
+        output = self._forward(batch)
+        return {name: value.detach() for name, value in output.items()}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Tensor]]) -> None:
+        loss, curves = self._reduce(val_outputs)
+        self.logger.log("val_losses", loss, self.current_epoch)
+        for name, value in curves.items():
+            self.logger.log(f"val_{name}", value, self.current_epoch)
+
+    def _reduce(self, outputs: list[dict[str, Tensor]]) -> tuple[float, dict[str, float]]:
+        """Mean loss over steps and ranks, and the epoch's curves; the only wait for the device in an epoch."""
+        names = list(outputs[0])
+        total = torch.stack(
+            [torch.stack([o[name].float() for name in names]) for o in outputs]
+        ).mean(0)
+        values = (sum_over_ranks(total) / world_size()).tolist()
+        sums = dict(zip(names, values, strict=True))
+        return sums["loss"], self.method.summarise(sums)
+
+    def on_epoch_end(self) -> None:
+        """Log, draw, save: nnU-Net's own asks for a Dice that pretraining does not have."""
+        epoch = self.current_epoch
+        self.logger.log("epoch_end_timestamps", time.time(), epoch)
+        change = self.stage_change.measure()
+        for stage, value in change.items():
+            self.logger.log(f"change {stage}", value, epoch)
+        loss = float(self.logger.get_value("val_losses", step=-1))
+        self.early_stopping.update(loss)
+        self._log_epoch(change)
+
+        last = epoch == self.num_epochs - 1
+        due = time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
+        if due and not last:
+            self._saved_at = time.monotonic()
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        self.current_epoch += 1
+        if self.local_rank == 0:
+            logging = self.logger.local_logger.my_fantastic_logging
+            write_curves(Path(self.output_folder) / "monitor.csv", logging)
+            plot_progress(Path(self.output_folder) / "progress.png", logging, self._plot_panels())
+        if last or self.current_epoch % max(1, self.num_epochs // PICTURES) == 0:
+            self._draw_pictures()
+
+    def _log_epoch(self, change: dict[str, float]) -> None:
+        def value(key: str) -> float:
+            return float(self.logger.get_value(key, step=-1))
+
+        self.print_to_log_file(f"train_loss {value('train_losses'):.4f}")
+        where = "" if self.validates_on == "validation" else " (on training slices)"
+        self.print_to_log_file(f"val_loss {value('val_losses'):.4f}{where}")
+        for curve in self.method.curves:
+            text = f"{curve.replace('_', ' ')}: train {value('train_' + curve):.4f}, val {value('val_' + curve):.4f}"
+            self.print_to_log_file(text)
+        self.print_to_log_file(f"change since initialisation: {describe_change(change)}")
+        # After a tenth of the run the pattern shows; said again each tenth, not each epoch.
+        tenth = max(1, self.num_epochs // 10)
+        if (self.current_epoch + 1) % tenth == 0 and (warning := depth_warning(change)):
+            self.print_to_log_file(warning)
+        seconds = value("epoch_end_timestamps") - value("epoch_start_timestamps")
+        left = seconds * (self.num_epochs - self.current_epoch - 1)
+        self.print_to_log_file(
+            f"Epoch time: {seconds:.2f} s, {value('images_per_second'):.1f} images/s, {duration(left)} left"
+        )
+
+    def _plot_panels(self) -> list[Panel]:
+        val = f"{self.validates_on} slices, fixed views"
+        curves = [
+            Panel(
+                curve.replace("_", " "),
+                {f"train_{curve}": "training", f"val_{curve}": val},
+                reference=(1.0, "only the mean learned")
+                if curve == "error_over_variance"
+                else None,
+            )
+            for curve in self.method.curves
+        ]
+        return [
+            Panel("loss", {"train_losses": "training", "val_losses": val}),
+            *curves,
+            stage_panel(list(self.stage_change.start)),
+            Panel("learning rate", {"lrs": "learning rate"}),
+            Panel("images per second", {"images_per_second": "training"}),
+        ]
+
+    @torch.no_grad()
+    def _draw_pictures(self) -> None:
+        if self.local_rank != 0:
+            return
+        self.method.eval()
+        with self._autocast():
+            columns = self.method.panels(self._picture_batch)
+        if columns is not None:
+            file = (
+                Path(self.output_folder) / "reconstructions" / f"epoch_{self.current_epoch:03d}.png"
+            )
+            plot_images(
+                file, columns, f"{self.validates_on} slices after {self.current_epoch} epochs"
+            )
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self.dataloader_train.close()  # ends the reading thread
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any]:
+        method = self.method
+        cases = self.store.names
+        return {
+            **super().record(),
+            "method": type(method).__name__,
+            "transfers": method.transfers,
+            "subjects": self.train_subjects,
+            "counts": {
+                "subjects": len(self.train_subjects),
+                "frames": len(cases),
+                "slices": len(self.store),
+            },
+            "preprocessing": self.store.preprocessing,
+            "papers": [method.paper],
+        }
+
+    def save_checkpoint(self, filename: str) -> None:
+        """The whole planned network under nnU-Net's names, and in ``ssp_state`` what only a resumed run needs."""
+        if self.local_rank != 0:
+            return
+        weights = transfer.pretrained_weights(
+            self.method.network, self.method.transfers, self.label_manager.num_segmentation_heads
+        )
+        self.write_checkpoint(
+            filename,
+            weights,
+            ssp_state={
+                "method": transfer.to_cpu(self.method.extra_state()),
+                "best_loss": self.best_loss,
+                "torch_random_state": torch.get_rng_state(),
+                "cuda_random_state": torch.cuda.get_rng_state(self.device)
+                if self.device.type == "cuda"
+                else None,
+            },
+        )
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """Go on exactly where the checkpoint was written.
+
+        Raises:
+            ValueError: the settings differ from the checkpoint's.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = filename_or_checkpoint
+        if not isinstance(checkpoint, dict):
+            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        self.check_resume(checkpoint["ssp"])
+        body = {k: v for k, v in checkpoint["network_weights"].items() if not is_output_layer(k)}
+        missing, unexpected = self.method.network.load_state_dict(body, strict=False)
+        wrong = [k for k in missing if not is_output_layer(k)] + unexpected
+        if wrong:
+            raise ValueError(f"The checkpoint does not fit the planned network: {wrong[0]}.")
+        state = checkpoint["ssp_state"]
+        self.method.load_extra_state(state["method"])
+        self.early_stopping.load_state_dict(checkpoint["ssp_early_stopping"])
+        self.best_loss = state["best_loss"]
+        torch.set_rng_state(state["torch_random_state"])
+        if self.device.type == "cuda" and state["cuda_random_state"] is not None:
+            torch.cuda.set_rng_state(state["cuda_random_state"], self.device)
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.current_epoch = checkpoint["current_epoch"]
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._resumed = checkpoint["ssp"]["counts"], checkpoint["ssp"]["subjects"]
+
+    def _check_resumed_data(self) -> None:
+        """Refuse to go on with other data than before."""
+        if self._resumed is None:
+            return
+        now = self.record()
+        if (now["counts"], now["subjects"]) != self._resumed:
+            raise ValueError(
+                f"--c must go on with the same data: the checkpoint saw {self._resumed[0]}, fold {self.fold} "
+                f"now has {now['counts']}. Start again without --c."
+            )
+
+    # -- what pretraining does not do ------------------------------------------------------------
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """The method decides which outputs the decoder gives."""
+
+    def plot_network_architecture(self) -> None:
+        """Nothing to add to the plans."""
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """There is no segmentation to validate; print what to run next."""
+        if self.disable_checkpointing:
+            self.print_to_log_file("Pretraining done; nothing was saved (--disable_checkpointing).")
+            return
+        file = Path(self.output_folder) / "checkpoint_final.pth"
+        plans = self.plans_manager.plans_name
+        words = [
+            f"nnUNetv2_train {self.dataset} {self.configuration_name} {self.fold}",
+            "" if plans == "nnUNetPlans" else f"-p {plans}",
+            "-tr nnUNetTrainerFinetune",
+            "" if self.device.type == "cuda" else f"-device {self.device.type}",
+            f"-pretrained_weights {file}",
+        ]
+        line = " ".join(word for word in words if word)
+        if self.label_manager.foreground_labels or self.label_manager.has_regions:
+            self.print_to_log_file(f"Pretraining done. Fine-tune with:\n{line}")
+        else:
+            self.print_to_log_file(
+                f"Pretraining done. {self.plans_manager.dataset_name} has no labels; with another dataset "
+                f"of the same spacing and architecture in place of {self.dataset}, fine-tune with:\n{line}"
+            )
+
+
+def _share(x: NDArray[np.int64]) -> NDArray[np.int64]:
+    """This rank's part of a global batch; ranks differ by at most one slice."""
+    return np.array_split(x, world_size())[rank()]
+
+
+def _round_and_round(batches: list[Batch]) -> Iterator[Batch]:
+    while True:
+        yield from batches
+
+
+def shared_prefixes(train: list[str], val: list[str]) -> list[str]:
+    """Beginnings of case names, up to a separator, that occur on both sides; those of all cases tell nothing.
+
+    Args:
+        train: case names.
+        val: case names.
+    """
+
+    def beginnings(case: str) -> set[str]:
+        return {case[: match.start()] for match in re.finditer(r"[_\-.]", case)}
+
+    sides = [set().union(*map(beginnings, cases)) for cases in (train, val)]
+    common = set.intersection(*map(beginnings, train + val)) if train and val else set()
+    return sorted((sides[0] & sides[1]) - common)

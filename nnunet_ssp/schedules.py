@@ -1,0 +1,67 @@
+"""Schedules as functions of progress, and early stopping."""
+
+from __future__ import annotations
+
+import math
+
+
+def warmup_cosine(epoch: float, num_epochs: float, warmup_epochs: float = 0) -> float:
+    """Factor of the initial learning rate: linear warm-up, then half a cosine to 0.
+
+    Without warm-up it is ``torch.optim.lr_scheduler.CosineAnnealingLR(T_max=num_epochs)``, the papers' schedule
+    (de Mooij et al., appendix A). The warm-up rises by equal steps and reaches 1 with the first cosine epoch.
+
+    Args:
+        epoch: finished epochs, in [0, num_epochs]; fractions are allowed.
+        num_epochs: length of the run.
+        warmup_epochs: length of the warm-up, 0 for none.
+
+    Returns:
+        A factor in [0, 1].
+
+    Raises:
+        ValueError: ``epoch`` outside [0, num_epochs].
+    """
+    if not 0 <= epoch <= num_epochs:
+        raise ValueError(f"`epoch` (={epoch}) must lie in [0, num_epochs={num_epochs}].")
+    if epoch < warmup_epochs:
+        return (epoch + 1) / (warmup_epochs + 1)
+    if num_epochs == warmup_epochs:
+        return 1.0
+    progress = (epoch - warmup_epochs) / (num_epochs - warmup_epochs)
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+class EarlyStopping:
+    """Tells when a loss has not improved for some epochs.
+
+    Args:
+        patience: epochs without improvement before it stops; None never stops.
+        min_delta: smallest decrease that counts as an improvement.
+    """
+
+    def __init__(self, patience: int | None, min_delta: float = 0.0) -> None:
+        self.patience = patience
+        self.min_delta = min_delta
+        self.best = math.inf
+        self.stale_epochs = 0
+
+    def update(self, loss: float) -> None:
+        """Take the loss of one more epoch; a loss that is not a number counts as no improvement."""
+        if loss < self.best - self.min_delta:
+            self.best, self.stale_epochs = loss, 0
+        else:
+            self.stale_epochs += 1
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether ``patience`` epochs have passed without improvement."""
+        return self.patience is not None and self.stale_epochs >= self.patience
+
+    def state_dict(self) -> dict[str, float]:
+        """What is needed to go on after an interruption."""
+        return {"best": self.best, "stale_epochs": self.stale_epochs}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from ``state_dict()``."""
+        self.best, self.stale_epochs = state["best"], int(state["stale_epochs"])

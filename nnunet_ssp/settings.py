@@ -1,0 +1,236 @@
+"""Settings of the trainers: frozen dataclasses, changed by one environment variable.
+
+``nnUNet_ssp_settings="num_epochs=5 mask_ratio=0.6" nnUNetv2_train ...`` overrides single settings. A name that another
+trainer of ours knows is ignored with a note (one exported variable serves pretraining and fine-tuning); a name that
+none knows, and a value of the wrong kind, are refused.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import types
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+ENVIRONMENT_VARIABLE = "nnUNet_ssp_settings"
+
+
+def require(holds: bool, name: str, value: object, rule: str) -> None:
+    """Raise ``ValueError("`name` (=value) must rule.")`` unless ``holds``."""
+    if not holds:
+        raise ValueError(f"`{name}` (={value}) must {rule}.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of all settings; subclasses check ranges in ``__post_init__``.
+
+    ``recipes`` are named sets of defaults: ``recipe=NAME`` replaces these defaults before single settings apply. That
+    is done by `override`, not by the constructor: a trainer that starts from a recipe has
+    ``defaults = override(MIMSettings(), "recipe=deep")[0]``.
+    """
+
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {}
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Settings):
+    """What every trainer of ours has."""
+
+    num_epochs: int = 1000
+    initial_lr: float = 0.01
+    seed: int = 0
+    early_stopping: int | None = (
+        None  # epochs without improvement of the validation loss; none: off
+    )
+    early_stopping_delta: float = (
+        1e-3  # smallest decrease that counts (methods: min_delta of the papers' code)
+    )
+
+    def __post_init__(self) -> None:
+        require(self.num_epochs >= 1, "num_epochs", self.num_epochs, "be at least 1")
+        require(self.initial_lr > 0, "initial_lr", self.initial_lr, "be positive")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "lie in [0, 2**32)")
+        patience = self.early_stopping
+        require(
+            patience is None or patience >= 1, "early_stopping", patience, "be none or at least 1"
+        )
+        delta = self.early_stopping_delta
+        require(delta >= 0, "early_stopping_delta", delta, "not be negative")
+
+
+@dataclass(frozen=True)
+class PretrainingSettings(TrainingSettings):
+    """What every pretraining method has; a method's own settings extend these."""
+
+    num_epochs: int = 100  # de Mooij et al., appendix A: all four methods
+    iterations_per_epoch: int | None = None  # none: one pass over all slices, as in the paper
+    batch_size: int = 128  # slices, over all ranks
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9  # of SGD
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    warmup_epochs: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on CUDA, else fp32
+    gradient_clip: float | None = 12.0  # nnU-Net's; the papers clip nothing (none)
+    chunk_size: int | None = (
+        None  # slices that go through the network at a time; none: the whole batch
+    )
+    data_device: Literal["auto", "device", "host"] = (
+        "auto"  # where the slice store lives during training
+    )
+    subject_pattern: str | None = (
+        None  # regular expression: case name -> subject, for data sets without cases.csv
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        steps = self.iterations_per_epoch
+        require(steps is None or steps >= 1, "iterations_per_epoch", steps, "be none or at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "be at least 1")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "lie in [0, 1)")
+        nesterov_works = not self.nesterov or self.momentum > 0
+        require(nesterov_works, "momentum", self.momentum, "be positive when nesterov=yes")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "not be negative")
+        warm = self.warmup_epochs
+        require(
+            0 <= warm <= self.num_epochs,
+            "warmup_epochs",
+            warm,
+            f"lie in [0, num_epochs={self.num_epochs}]",
+        )
+        clip = self.gradient_clip
+        require(clip is None or clip > 0, "gradient_clip", clip, "be none or positive")
+        chunk = self.chunk_size
+        require(chunk is None or chunk >= 1, "chunk_size", chunk, "be none or at least 1")
+
+
+@dataclass(frozen=True)
+class FinetuningSettings(TrainingSettings):
+    """Stock nnU-Net's schedule; the batch size and everything else are the plan's."""
+
+    initial_lr: float = 0.005  # de Mooij et al., appendix A; from scratch 0.01
+    iterations_per_epoch: int | None = (
+        250  # nnU-Net's, also for none, which is pretraining's one pass
+    )
+    val_iterations_per_epoch: int = 50  # nnU-Net's
+    final_validation: bool = True  # predict the whole validation cases at the end, as nnU-Net does
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        steps = self.iterations_per_epoch
+        require(steps is None or steps >= 1, "iterations_per_epoch", steps, "be none or at least 1")
+        steps = self.val_iterations_per_epoch
+        require(steps >= 1, "val_iterations_per_epoch", steps, "be at least 1")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def from_environment(defaults: S) -> tuple[S, list[str]]:
+    """Settings after the overrides of the environment, and the names in it that belong to other trainers."""
+    return override(defaults, os.environ.get(ENVIRONMENT_VARIABLE, ""))
+
+
+def override(defaults: S, text: str) -> tuple[S, list[str]]:
+    """Apply ``"name=value name=value"`` to ``defaults``.
+
+    Values are integers, floats, ``none``, ``yes``/``no`` and names, as the type of each setting allows.
+
+    Returns:
+        The new settings, and the names that only other settings classes know, which were left alone.
+
+    Raises:
+        ValueError: a word without ``=``, a name given twice or known to no trainer, a value of the wrong kind or
+            out of its range; the message lists the valid names.
+    """
+    given: dict[str, str] = {}
+    for word in text.split():
+        name, equals, value = word.partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"{ENVIRONMENT_VARIABLE}: {word!r} must have the form name=value.")
+        if name in given:
+            raise ValueError(f"{ENVIRONMENT_VARIABLE}: `{name}` is given twice.")
+        given[name] = value
+
+    types_of = _types(type(defaults))
+    foreign = [name for name in given if name not in types_of]
+    known_elsewhere = {name for other in _subclasses(Settings) for name in _types(other)}
+    unknown = [name for name in foreign if name not in known_elsewhere]
+    if unknown:
+        raise ValueError(
+            f"{ENVIRONMENT_VARIABLE}: no setting is called {', '.join(unknown)}. "
+            f"Valid here: {', '.join(sorted(types_of))}."
+        )
+    try:
+        values = {k: _parse(k, text, types_of[k]) for k, text in given.items() if k in types_of}
+    except ValueError as error:
+        raise ValueError(
+            f"{ENVIRONMENT_VARIABLE}: {error} Valid here: {', '.join(sorted(types_of))}."
+        ) from None
+    recipe = defaults.recipes.get(values.get("recipe", ""), {})
+    return replace(defaults, **{**recipe, **values}), foreign
+
+
+def differences(old: dict[str, Any], new: Settings) -> list[str]:
+    """Lines ``name: old -> new`` for each setting that differs (missing ones count as different)."""
+    now = asdict(new)
+    names = [name for name in {**old, **now} if old.get(name) != now.get(name)]
+    return [f"{name}: {old.get(name)} -> {now.get(name)}" for name in names]
+
+
+def _types(cls: type[Settings]) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def _subclasses(cls: type[Settings]) -> Iterator[type[Settings]]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, or the type itself."""
+    return (
+        list(get_args(annotation))
+        if get_origin(annotation) in (Union, types.UnionType)
+        else [annotation]
+    )
+
+
+def _parse(name: str, text: str, annotation: Any) -> Any:
+    alternatives = _alternatives(annotation)
+    for kind in alternatives:
+        if kind is type(None) and text.lower() == "none":
+            return None
+        if kind is bool and text.lower() in ("yes", "no"):
+            return text.lower() == "yes"
+        if get_origin(kind) is Literal and text in get_args(kind):
+            return text
+        if kind in (int, float):
+            try:
+                number = kind(text)
+            except ValueError:
+                continue
+            if math.isfinite(number):
+                return number
+    if str in alternatives:
+        return text
+    raise ValueError(
+        f"`{name}` (={text}) must be {' or '.join(_describe(kind) for kind in alternatives)}."
+    )
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(get_args(kind))
+    return {
+        int: "an integer",
+        float: "a number",
+        bool: "yes or no",
+        type(None): "none",
+        str: "a text",
+    }[kind]

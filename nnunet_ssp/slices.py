@@ -1,0 +1,422 @@
+"""The slice store: every slice of a dataset after nnU-Net's own preprocessing, ready to be drawn.
+
+On disk, `<data_identifier>_slices/` holds one float16 array (slices, channels, rows, cols) per case and `index.json`,
+which says which plans made it and what each case is. In training a batch is drawn by index, copied once into a canvas
+of the batch's largest slice, and everything after that runs on the device.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nnunet_ssp.cases import TEMPORARY, atomic_write, write_json
+
+INDEX = "index.json"
+PREPROCESSED = (".b2nd", ".npz")  # endings of nnU-Net's preprocessed cases
+FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """One case of the store.
+
+    Attributes:
+        shape: (slices, channels, rows, cols) of its array.
+        first_slice: position of its first slice in the original stack, which nnU-Net's crop may have shortened.
+        n_slices: slices of the original stack.
+        source: what it was made from, (file name, bytes, modification time in ns) per file: a changed file is
+            prepared again.
+    """
+
+    shape: tuple[int, int, int, int]
+    first_slice: int
+    n_slices: int
+    source: tuple[tuple[str, int, int], ...] = ()
+
+
+def file_stamp(file: Path) -> tuple[str, int, int]:
+    """Name, size in bytes and modification time in ns: differs when a file was replaced."""
+    stat = file.stat()
+    return file.name, stat.st_size, stat.st_mtime_ns
+
+
+def store_folder(preprocessed: str | Path, data_identifier: str) -> Path:
+    """The store that belongs to ``preprocessed/data_identifier``."""
+    return Path(preprocessed) / f"{data_identifier}_slices"
+
+
+def preprocessing_of(plans: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:
+    """What of the plans decides how a preprocessed slice looks; two stores fit together when these are equal.
+
+    Args:
+        plans: content of the plans file.
+        configuration: the resolved configuration (``ConfigurationManager.configuration``).
+    """
+    names = (
+        "spacing",
+        "normalization_schemes",
+        "use_mask_for_norm",
+        "resampling_fn_data",
+        "resampling_fn_data_kwargs",
+    )
+    chosen = {name: configuration[name] for name in names}
+    chosen["transpose_forward"] = plans["transpose_forward"]
+    # Only these schemes look at the intensities of the whole dataset.
+    if any(scheme == "CTNormalization" for scheme in configuration["normalization_schemes"]):
+        chosen["intensities"] = plans["foreground_intensity_properties_per_channel"]
+    return dict(json.loads(json.dumps(chosen)))
+
+
+def write_case(folder: Path, case: str, data: NDArray[Any]) -> tuple[int, int, int, int]:
+    """Write one case's slices.
+
+    Args:
+        folder: the store; created when missing.
+        case: name of the case.
+        data: (channels, slices, rows, cols), as nnU-Net's preprocessing returns it.
+
+    Returns:
+        The shape written: (slices, channels, rows, cols).
+
+    Raises:
+        ValueError: values that are not finite or beyond float16.
+    """
+    largest = float(np.abs(data).max(initial=0.0))
+    if not largest <= FLOAT16_MAX:  # also catches NaN
+        raise ValueError(
+            f"{case}: the largest preprocessed intensity (={largest}) must be finite and at most {FLOAT16_MAX:.0f}, "
+            f"float16's range; choose a normalisation in dataset.json's channel_names."
+        )
+    slices = np.ascontiguousarray(data.swapaxes(0, 1), dtype=np.float16)
+    with atomic_write(folder / f"{case}.npy", folder.parent / TEMPORARY) as temporary:
+        np.save(temporary, slices)
+    n, c, rows, cols = slices.shape
+    return n, c, rows, cols
+
+
+def write_index(folder: Path, preprocessing: dict[str, Any], cases: dict[str, StoredCase]) -> None:
+    """Write `index.json` as a whole."""
+    entries = {case: asdict(entry) for case, entry in sorted(cases.items())}
+    write_json(folder / INDEX, {"preprocessing": preprocessing, "cases": entries})
+
+
+def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, StoredCase]]:
+    """Read `index.json`.
+
+    Returns:
+        The preprocessing that made the store, and its cases by name.
+
+    Raises:
+        FileNotFoundError: there is no store.
+        ValueError: the file is damaged.
+    """
+    file = folder / INDEX
+    try:
+        content = json.loads(file.read_text())
+        cases = {
+            name: StoredCase(
+                tuple(e["shape"]),
+                e["first_slice"],
+                e["n_slices"],
+                tuple((n, size, time) for n, size, time in e["source"]),
+            )
+            for name, e in content["cases"].items()
+        }
+        return content["preprocessing"], cases
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{file} is missing: run nnunet-ssp prepare for this dataset and these plans."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error!r}): delete the folder and run nnunet-ssp prepare again."
+        ) from error
+
+
+def add_preprocessed(folder: Path, preprocessed: Path, case: str) -> StoredCase:
+    """Copy one case of nnU-Net's preprocessed folder into the store.
+
+    Args:
+        folder: the store.
+        preprocessed: nnU-Net's `<data_identifier>` folder.
+        case: name of the case.
+
+    Raises:
+        ValueError: the case cannot be read, or its values do not fit float16.
+    """
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    dataset = infer_dataset_class(str(preprocessed))(str(preprocessed), [case])
+    try:
+        data, _, _, properties = dataset.load_case(case)
+        data = np.asarray(data[:])
+    except Exception as error:  # blosc2, numpy and pickle each have their own
+        raise ValueError(f"{preprocessed / case}: cannot be read ({error}).") from error
+    return StoredCase(write_case(folder, case, data), *stack_position(properties))
+
+
+def follow_preprocessed(store: Path, preprocessed: Path, preprocessing: dict[str, Any]) -> bool:
+    """Bring the store of a plain nnU-Net dataset up to date with nnU-Net's own folder.
+
+    New and changed cases are copied, those that are gone are dropped. A store that was made from raw images, or by
+    other plans, is left alone.
+
+    Args:
+        store: the slice store; it need not exist.
+        preprocessed: nnU-Net's `<data_identifier>` folder.
+        preprocessing: what the plans say now, see `preprocessing_of`.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        FileNotFoundError: there is neither a store nor the folder.
+        ValueError: a case cannot be read, or its values do not fit float16.
+    """
+    from tqdm import tqdm
+
+    done: dict[str, StoredCase] = {}
+    if (store / INDEX).is_file():
+        made_by, done = read_index(store)
+        from_folder = all(
+            len(e.source) == 1 and e.source[0][0].endswith(PREPROCESSED) for e in done.values()
+        )
+        if not from_folder or made_by != preprocessing:
+            return False
+    if not preprocessed.is_dir():
+        raise FileNotFoundError(
+            f"{preprocessed} does not exist: run nnunet-ssp prepare or nnUNetv2_plan_and_preprocess."
+        )
+    sources = {
+        file.stem: (file_stamp(file),)
+        for file in sorted(preprocessed.iterdir())
+        if file.name.endswith(PREPROCESSED) and not file.stem.endswith("_seg")
+    }
+    kept = {case: done[case] for case in done if sources.get(case) == done[case].source}
+    missing = [case for case in sources if case not in kept]
+    if not missing and len(kept) == len(done):
+        return False
+    for case in tqdm(missing, desc="slice store", unit="case"):
+        entry = add_preprocessed(store, preprocessed, case)
+        kept[case] = replace(entry, source=sources[case])
+    write_index(store, preprocessing, kept)
+    shutil.rmtree(store.parent / TEMPORARY, ignore_errors=True)
+    return True
+
+
+def stack_position(properties: dict[str, Any]) -> tuple[int, int]:
+    """(first slice, slices of the original stack) from a case's properties: undoes nnU-Net's non-zero crop."""
+    first_slice = int(properties["bbox_used_for_cropping"][0][0])
+    return first_slice, int(properties["shape_before_cropping"][0])
+
+
+class SliceStore:
+    """Slices of the chosen cases, numbered from 0 in the order of the cases.
+
+    Opening reads only the index; a case's file is mapped when it is first drawn from.
+
+    Args:
+        folder: the store.
+        cases: the cases to open; None opens all.
+
+    Attributes:
+        names: names of the cases.
+        case_of: (n,) position in ``names`` of each slice.
+        slice_of: (n,) position of each slice in its array.
+        sizes: (n, 2) rows and columns of each slice.
+        channels: channels of every slice.
+
+    Raises:
+        FileNotFoundError: no store, or a case's file is missing.
+        ValueError: a case that is not in the store, or cases with different numbers of channels.
+    """
+
+    def __init__(self, folder: str | Path, cases: Sequence[str] | None = None) -> None:
+        self.folder = Path(folder)
+        self.preprocessing, index = read_index(self.folder)
+        self.names = list(index) if cases is None else list(cases)
+        absent = [name for name in self.names if name not in index]
+        if absent:
+            raise ValueError(
+                f"{self.folder}: {len(absent)} case(s) are not in the slice store, e.g. {absent[0]}; "
+                "run nnunet-ssp prepare again."
+            )
+        self.cases = [index[name] for name in self.names]
+        channels = {entry.shape[1] for entry in self.cases}
+        if len(channels) > 1:
+            raise ValueError(
+                f"{self.folder}: cases must have equal channels, not {sorted(channels)}."
+            )
+        self.channels = channels.pop() if channels else 0
+        lengths = np.array([entry.shape[0] for entry in self.cases], dtype=np.int64)
+        self.case_of = np.repeat(np.arange(len(lengths)), lengths)
+        starts = np.concatenate([[0], lengths.cumsum()[:-1]]) if len(lengths) else lengths
+        self.slice_of = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+        shapes = np.array([entry.shape[2:] for entry in self.cases], dtype=np.int64).reshape(-1, 2)
+        self.sizes = shapes[self.case_of]
+
+    def __len__(self) -> int:
+        return len(self.case_of)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slices."""
+        return int(self.sizes.prod(1).sum()) * self.channels * 2
+
+    def array(self, case: int) -> NDArray[np.float16]:
+        """The memory-mapped (slices, channels, rows, cols) of case number ``case``.
+
+        Mapped anew each time: a map keeps its file open, and M&Ms has more files than a process may open.
+        """
+        file = self.folder / f"{self.names[case]}.npy"
+        try:
+            array: NDArray[np.float16] = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"{file} cannot be read ({error}): run nnunet-ssp prepare again.") from error
+        expected = self.cases[case].shape
+        if array.shape != expected or array.dtype != np.float16:
+            raise ValueError(
+                f"{file}: {array.dtype} {array.shape} must be the index's float16 {expected}: "
+                "run nnunet-ssp prepare again."
+            )
+        return array
+
+    def read(self, indices: NDArray[np.int64], pin: bool = False) -> Tensor:
+        """Copy slices into one canvas.
+
+        Args:
+            indices: (B,) numbers of slices.
+            pin: use page-locked memory, for copies to CUDA that do not block.
+
+        Returns:
+            (B, C, X, Y) float16: each slice in the top left corner, 0 beyond its size.
+        """
+        shape = (len(indices), self.channels, *self.sizes[indices].max(0))
+        canvas = torch.zeros(shape, dtype=torch.float16, pin_memory=pin)
+        target = canvas.numpy()
+        for row, index in enumerate(indices):
+            rows, columns = self.sizes[index]
+            target[row, :, :rows, :columns] = self.array(self.case_of[index])[self.slice_of[index]]
+        return canvas
+
+
+class DeviceStore:
+    """The same slices as one flat tensor on the device; drawing is one gather."""
+
+    def __init__(self, store: SliceStore, device: torch.device) -> None:
+        self.store = store
+        lengths = store.sizes.prod(1) * store.channels
+        self.offsets = torch.from_numpy(np.concatenate([[0], lengths.cumsum()[:-1]])).to(device)
+        self.sizes = torch.from_numpy(store.sizes).to(device)
+        self.flat = torch.empty(int(lengths.sum()), dtype=torch.float16, device=device)
+        start = 0
+        for case in range(len(store.names)):
+            part = torch.from_numpy(store.array(case).reshape(-1).copy())
+            self.flat[start : start + len(part)] = part.to(device)
+            start += len(part)
+
+    def read(self, indices: NDArray[np.int64]) -> Tensor:
+        """As `SliceStore.read`, on the device."""
+        device = self.flat.device
+        height, width = (int(side) for side in self.store.sizes[indices].max(0))
+        chosen = torch.from_numpy(indices.copy()).to(device, non_blocking=True)
+        size = self.sizes[chosen]
+        channel = torch.arange(self.store.channels, device=device)[None, :, None, None]
+        row = torch.arange(height, device=device)[None, None, :, None]
+        column = torch.arange(width, device=device)
+        rows, columns = (size[:, i, None, None, None] for i in (0, 1))
+        inside = (row < rows) & (column < columns)
+        position = (
+            (channel * rows + row) * columns + column + self.offsets[chosen][:, None, None, None]
+        )
+        return torch.where(inside, self.flat[position.where(inside, 0)], 0.0)
+
+
+# Independent random streams of one seed. (A list of numbers and the same list with a 0 at its end are one seed to
+# numpy, so all have three entries.)
+ORDER, DRAW, VALIDATION = 1, 2, 3
+
+
+def random_stream(seed: int, stream: int, number: int) -> np.random.Generator:
+    """The generator of one epoch's order, one step's views and masks, or the validation's."""
+    return np.random.default_rng([seed, stream, number])
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    """The permutation of n slices that pass number ``epoch`` over the data takes; read-only, as it is kept."""
+    order = random_stream(seed, ORDER, epoch).permutation(n)
+    order.flags.writeable = False
+    return order
+
+
+def batch_indices(seed: int, step: int, n: int, batch_size: int) -> NDArray[np.int64]:
+    """Which slices step number ``step`` draws: passes of ``n // batch_size`` batches, each a fresh permutation.
+
+    A function of the step alone, so that an interrupted run goes on exactly, whatever the length of its epochs.
+
+    Raises:
+        ValueError: a batch larger than the data.
+    """
+    if not 1 <= batch_size <= n:
+        raise ValueError(
+            f"`batch_size` (={batch_size}) must lie between 1 and the number of slices to train on (={n})."
+        )
+    epoch, batch = divmod(step, n // batch_size)
+    return epoch_order(seed, epoch, n)[batch * batch_size : (batch + 1) * batch_size]
+
+
+def fits_on_device(store: SliceStore, device: torch.device) -> bool:
+    """Whether the slices take less than half of the device's free memory; never on the CPU."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return store.nbytes < free / 2
+
+
+class SliceReader:
+    """Reads the slices of a run's steps in order: from the device, or from disk one step ahead.
+
+    Args:
+        store: where the slices are.
+        device: where they shall be.
+        on_device: keep all slices on the device.
+    """
+
+    def __init__(self, store: SliceStore, device: torch.device, on_device: bool) -> None:
+        self.store = store
+        self.device = device
+        self.resident = DeviceStore(store, device) if on_device else None
+
+    def steps(self, plan: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
+        """Yield the canvas (B, C, X, Y) on the device for each set of indices; ends with ``plan``.
+
+        While the caller works with one batch, a thread reads the next one into pinned memory.
+        """
+        if self.resident is not None:
+            yield from (self.resident.read(indices) for indices in plan)
+            return
+        pin = self.device.type == "cuda"
+        with ThreadPoolExecutor(1, thread_name_prefix="slices") as pool:
+
+            def submit() -> Future[Tensor] | None:
+                indices = next(plan, None)
+                return None if indices is None else pool.submit(self.store.read, indices, pin)
+
+            waiting = submit()
+            while waiting is not None:
+                ready, waiting = waiting.result(), submit()
+                yield ready.to(self.device, non_blocking=True)

@@ -1,0 +1,295 @@
+"""What all our trainers share: settings, seeds, strict folds, early stopping and safe checkpoints."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+import nnunet_ssp
+import nnunet_ssp.methods  # makes every method's settings known
+from nnunet_ssp import transfer
+from nnunet_ssp.cases import Case, read_cases, read_splits, write_json
+from nnunet_ssp.schedules import EarlyStopping
+from nnunet_ssp.settings import TrainingSettings, differences, from_environment
+
+SECONDS_BETWEEN_SAVES = 300  # a preempted job loses at most this and one epoch
+# Settings that change neither the data nor the mathematics of a run.
+WITHOUT_EFFECT = ("data_device", "chunk_size", "final_validation")
+
+
+class SettingsTrainer(nnUNetTrainer):
+    """An `nnUNetTrainer` that is controlled by settings; the constructor is exactly nnU-Net's.
+
+    Attributes:
+        defaults: settings of the trainer, before ``nnUNet_ssp_settings``.
+        settings: what this run uses.
+        cases: rows of `cases.csv` by case; empty for a dataset without that file.
+    """
+
+    defaults: ClassVar[TrainingSettings] = TrainingSettings()
+
+    # What nnU-Net's constructor sets and we use.
+    fold: int | str
+    current_epoch: int
+    num_iterations_per_epoch: int
+    was_initialized: bool
+    device: torch.device
+    network: Any
+    dataloader_train: Any
+    dataloader_val: Any
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
+    ) -> None:
+        # First, so that a misspelt setting leaves no folder behind.
+        self.settings, foreign = from_environment(self.defaults)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if foreign:
+            self.print_to_log_file(
+                f"Settings of other trainers, ignored here: {', '.join(foreign)}"
+            )
+        self.num_epochs = self.settings.num_epochs
+        self.initial_lr = self.settings.initial_lr
+        self.early_stopping = EarlyStopping(
+            self.settings.early_stopping, self.settings.early_stopping_delta
+        )
+        self.weights_from = "nothing yet"  # what filled the network: a file or scratch
+        self.cases: dict[str, Case] = {}
+        if self.preprocessed_dataset_folder_base is not None:
+            table = Path(self.preprocessed_dataset_folder_base) / "cases.csv"
+            self.cases = read_cases(table) if table.is_file() else {}
+        self._saved_at = -math.inf
+
+    @property
+    def dataset(self) -> str:
+        """The dataset as people type it: 114 for Dataset114_MNMs."""
+        return str(int(self.plans_manager.dataset_name[7:10]))
+
+    @property
+    def network_module(self) -> nn.Module:
+        """The network without the wrappers of DDP and torch.compile."""
+        module = self.network
+        if isinstance(module, DistributedDataParallel):
+            module = module.module
+        return module._orig_mod if isinstance(module, OptimizedModule) else module
+
+    @staticmethod
+    def pretrained_argument() -> str | None:
+        """The file after ``-pretrained_weights`` on the command line.
+
+        nnU-Net's argparse also takes beginnings of that word (``-pre FILE``) and ``-pretrained_weights=FILE``.
+        """
+        for word, following in zip(sys.argv, [*sys.argv[1:], None], strict=True):
+            flag, equals, value = word.partition("=")
+            if len(flag) > 2 and "-pretrained_weights".startswith(flag):
+                return value if equals else following
+        return None
+
+    def subject_of(self, case: str, pattern: str | None) -> str:
+        """The subject of a case: from `cases.csv`, else what ``pattern`` finds in its name, else the case itself.
+
+        Args:
+            case: name of the case.
+            pattern: regular expression; its first group, when it has one, is the subject.
+
+        Raises:
+            ValueError: the pattern does not match.
+        """
+        if case in self.cases:
+            return self.cases[case].subject_key
+        if pattern is None:
+            return case
+        match = re.search(pattern, case)
+        if match is None:
+            raise ValueError(
+                f"`subject_pattern` (={pattern}) must match every case name, not {case}."
+            )
+        return match[1] if match.groups() else match[0]
+
+    def folds(self) -> list[dict[str, list[str]]]:
+        """The folds of `splits_final.json`; nnU-Net makes them by case where there is none."""
+        file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        if not file.is_file():
+            if self.cases:
+                raise FileNotFoundError(
+                    f"{file} is missing, so only fold `all` can be trained: "
+                    f"nnUNetv2_train {self.dataset} {self.configuration_name} all ..."
+                )
+            fold, self.fold = self.fold, 0
+            super().do_split()
+            self.fold = fold
+        return read_splits(file)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split, but a fold that is not in the file is refused, not made up by case.
+
+        Raises:
+            ValueError: the fold is out of range.
+        """
+        fold = self.fold
+        if not isinstance(fold, int):
+            train, val = super().do_split()
+            return train, val
+        splits = self.folds()
+        if not 0 <= fold < len(splits):
+            raise ValueError(
+                f"fold (={fold}) must be all or one of the {len(splits)} folds that "
+                f"{self.preprocessed_dataset_folder_base}/splits_final.json holds, counted from 0."
+            )
+        return splits[fold]["train"], splits[fold]["val"]
+
+    def refuse_overwriting(self) -> None:
+        """Refuse to replace the finished run of other settings or from other weights.
+
+        Raises:
+            FileExistsError: names the differences and what to do.
+        """
+        file = Path(self.output_folder) / "checkpoint_final.pth"
+        if not file.is_file():
+            return
+        ssp = transfer.read(file).ssp
+        changed = self._differences(ssp.get("settings", {}))
+        if ssp.get("weights_from") != self.weights_from:
+            changed.append(f"weights from: {ssp.get('weights_from')} -> {self.weights_from}")
+        if changed:
+            raise FileExistsError(
+                f"{file} was made with other settings ({'; '.join(changed)}). Move or delete it, or set another "
+                "nnUNet_results."
+            )
+
+    def _differences(self, old: dict[str, Any]) -> list[str]:
+        """Differences between the settings of a file and this run's, without those that have no effect."""
+        kept = {
+            name: value for name, value in asdict(self.settings).items() if name in WITHOUT_EFFECT
+        }
+        return differences({**old, **kept}, self.settings)
+
+    def check_resume(self, ssp: dict[str, Any]) -> None:
+        """Refuse to go on with other settings than the checkpoint's: the run would be neither.
+
+        Raises:
+            ValueError: names each difference.
+        """
+        changed = self._differences(ssp.get("settings", {}))
+        if changed and "--val" not in sys.argv:  # which trains nothing
+            raise ValueError(
+                "--c must go on with the settings of the checkpoint, but these differ: "
+                + "; ".join(changed)
+            )
+
+    def record(self) -> dict[str, Any]:
+        """What the checkpoint (key ``ssp``) and `settings.json` say about this run."""
+        return {
+            "trainer": type(self).__name__,
+            "settings": asdict(self.settings),
+            "weights_from": self.weights_from,
+            "versions": {
+                "nnunet_ssp": nnunet_ssp.__version__,
+                "nnunetv2": version("nnunetv2"),
+                "torch": str(torch.__version__),
+            },
+        }
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.log_settings()
+
+    def log_settings(self) -> None:
+        """Write `settings.json` and the same to the log."""
+        if self.local_rank == 0:
+            write_json(
+                Path(self.output_folder) / "settings.json", transfer.to_builtin(self.record())
+            )
+        lines = "\n".join(f"  {name} = {value}" for name, value in asdict(self.settings).items())
+        self.print_to_log_file(f"Settings (change with nnUNet_ssp_settings):\n{lines}")
+
+    def run_training(self) -> None:
+        """nnU-Net's loop; a while loop, so that it can end early."""
+        self.on_train_start()
+        while self.current_epoch < self.num_epochs and not self._stops_early():
+            self.on_epoch_start()
+            self.on_train_epoch_start()
+            outputs = [
+                self.train_step(next(self.dataloader_train))
+                for _ in range(self.num_iterations_per_epoch)
+            ]
+            self.on_train_epoch_end(outputs)
+            with torch.no_grad():
+                self.on_validation_epoch_start()
+                outputs = [
+                    self.validation_step(next(self.dataloader_val))
+                    for _ in range(self.num_val_iterations_per_epoch)
+                ]
+                self.on_validation_epoch_end(outputs)
+            self.on_epoch_end()
+        self.on_train_end()
+
+    def _stops_early(self) -> bool:
+        """Whether to stop, as rank 0 sees it."""
+        decision = [self.early_stopping.should_stop]
+        if self.is_ddp:
+            dist.broadcast_object_list(decision)
+        if decision[0]:
+            self.print_to_log_file(
+                f"Early stopping after epoch {self.current_epoch - 1}: the validation loss has not improved by "
+                f"{self.settings.early_stopping_delta} for {self.settings.early_stopping} epochs."
+            )
+        return decision[0]
+
+    def on_epoch_end(self) -> None:
+        self.early_stopping.update(float(self.logger.get_value("val_losses", step=-1)))
+        # nnU-Net saves every `save_every` epochs; we save by the clock, and once early to see that it works.
+        due = time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
+        self.save_every = 1 if due else self.num_epochs + 1
+        if due:
+            self._saved_at = time.monotonic()
+        super().on_epoch_end()
+
+    def write_checkpoint(self, filename: str, weights: dict[str, Any], **entries: Any) -> None:
+        """Write a checkpoint in nnU-Net's form, as a whole or not at all, readable with ``weights_only=True``.
+
+        Args:
+            filename: nnU-Net's name for it.
+            weights: the network's state.
+            entries: replace or extend nnU-Net's entries.
+        """
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        checkpoint = {
+            "network_weights": weights,
+            "optimizer_state": transfer.to_cpu(self.optimizer.state_dict()),
+            "grad_scaler_state": self.grad_scaler.state_dict()
+            if self.grad_scaler is not None
+            else None,
+            "logging": transfer.to_builtin(self.logger.get_checkpoint()),
+            "_best_ema": transfer.to_builtin(self._best_ema),
+            "current_epoch": self.current_epoch + 1,
+            "init_args": transfer.to_builtin(self.my_init_kwargs),
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            "ssp": transfer.to_builtin(self.record()),
+            "ssp_early_stopping": self.early_stopping.state_dict(),
+            **entries,
+        }
+        transfer.save(filename, checkpoint)

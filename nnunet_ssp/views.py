@@ -1,0 +1,257 @@
+"""Random views of slices: drawn as a table of numbers on the host, applied on the device.
+
+`draw_views` draws the parameters of a whole batch from one seeded generator; `apply_views` turns slices and parameters
+into pixels without drawing anything, so that a batch gives the same views in one piece, in chunks, in a recomputation
+and split over ranks. Geometry (crop, rotation, scale, flips, shift) is one affine map and one interpolation.
+
+Source of the numbers: de Mooij et al. (arXiv 2409.18100) and their code, in pixels of a 256 x 256 image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+TRANSLATION = 40 / 256  # of the patch side: their +-40 px
+BLUR_TRUNCATION = 4.0  # standard deviations at which the blur kernel ends
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """Strength of the augmentation; the defaults are de Mooij et al.'s for SimCLR, PCL and MIM."""
+
+    rotation: float = 180.0  # degrees, uniform in +-rotation
+    scale: tuple[float, float] = (0.7, 1.4)  # of the sampling grid: above 1 zooms out
+    translation: float = TRANSLATION  # of the patch side, uniform in +-translation
+    flip: float = 0.5  # probability per axis
+    noise: float = 0.2  # probability
+    noise_sigma: tuple[float, float] = (0.0, 0.2)
+    blur: float = 0.2  # probability
+    blur_sigma: tuple[float, float] = (0.5, 1.5)  # pixels, rows and columns apart
+    brightness: tuple[float, float] = (0.6, 1.5)  # factor, always
+    shift: float = 0.4  # added, uniform in +-shift, always
+    gamma: tuple[float, float] = (0.7, 1.5)  # exponent, always
+
+
+# The paper's configuration says 0.6-1.5, the library it calls multiplies by 1 + f: it ran with 1.6-2.5.
+BRIGHTNESS: dict[str, tuple[float, float]] = {"meant": (0.6, 1.5), "run": (1.6, 2.5)}
+BrightnessName = Literal["meant", "run"]
+
+
+@dataclass
+class Views:
+    """Parameters of N views, one row each, float32 unless noted. C is the number of channels.
+
+    Attributes:
+        matrix: (N, 2, 3) maps an output pixel (row, column, 1), counted from the centre of the patch, to a pixel
+            of the slice, pixel centres at integers.
+        noise_sigma: (N,) standard deviation of the noise, 0 for none.
+        noise_seed: (N,) int64 seed of the noise.
+        blur_sigma: (N, 2) pixels along rows and columns, 0 for none.
+        brightness: (N, C) factor.
+        shift: (N, C) added after the factor.
+        gamma: (N, C) exponent.
+    """
+
+    matrix: Tensor
+    noise_sigma: Tensor
+    noise_seed: Tensor
+    blur_sigma: Tensor
+    brightness: Tensor
+    shift: Tensor
+    gamma: Tensor
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def __getitem__(self, rows: slice) -> Views:
+        return Views(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def draw_views(
+    rng: np.random.Generator,
+    sizes: NDArray[np.int64],
+    channels: int,
+    patch_size: tuple[int, int],
+    settings: ViewSettings,
+) -> Views:
+    """Draw one view per slice.
+
+    The patch centre is uniform over the boxes that nnU-Net's own sampler would draw, moved by the translation; a
+    source point is ``centre + rotation @ scale @ flip @ (point + translation)``, so the translation is scaled and
+    rotated with the patch, as in the paper's code.
+
+    Args:
+        rng: source of randomness; each view takes the same number of draws whatever the settings' probabilities.
+        sizes: (N, 2) rows and columns of each slice.
+        channels: of the slices; intensities vary per channel.
+        patch_size: rows and columns of the view.
+        settings: strength.
+    """
+    n = len(sizes)
+    patch = np.asarray(patch_size)
+
+    def uniform(low: float, high: float, *shape: int) -> NDArray[np.float64]:
+        return rng.uniform(low, high, (n, *shape))
+
+    # nnU-Net pads a slice smaller than the patch on both sides and then takes any box that fits.
+    padding = np.maximum(patch - sizes, 0)
+    low = -padding // 2  # rounds down, as nnU-Net's own: an odd padding leaves two boxes
+    high = sizes + padding // 2 + padding % 2 - patch
+    centre = low + np.floor(uniform(0, 1, 2) * (high - low + 1)) + (patch - 1) / 2
+
+    angle = np.deg2rad(uniform(-settings.rotation, settings.rotation))
+    zoom = uniform(*settings.scale)
+    flip = np.where(uniform(0, 1, 2) < settings.flip, -1.0, 1.0)
+    translation = uniform(-settings.translation, settings.translation, 2) * patch
+
+    cos, sin = np.cos(angle), np.sin(angle)
+    rotation = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)  # (N, 2, 2)
+    linear = rotation * (zoom[:, None] * flip)[:, None, :]
+    offset = centre + np.einsum("nij,nj->ni", linear, translation)
+    matrix = np.concatenate([linear, offset[..., None]], -1)
+
+    noisy = uniform(0, 1) < settings.noise
+    noise_sigma = np.where(noisy, uniform(*settings.noise_sigma), 0.0)
+    noise_seed = rng.integers(0, 2**31, n)
+    blurred = uniform(0, 1) < settings.blur
+    blur_sigma = np.where(blurred[:, None], uniform(*settings.blur_sigma, 2), 0.0)
+    brightness = uniform(*settings.brightness, channels)
+    shift = uniform(-settings.shift, settings.shift, channels)
+    gamma = uniform(*settings.gamma, channels)
+
+    def tensor(values: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(values).float()
+
+    return Views(
+        tensor(matrix),
+        tensor(noise_sigma),
+        torch.from_numpy(noise_seed),
+        tensor(blur_sigma),
+        tensor(brightness),
+        tensor(shift),
+        tensor(gamma),
+    )
+
+
+def apply_views(
+    slices: Tensor, sizes: Tensor, views: Views, patch_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Make the views: one bicubic interpolation, then noise, blur, brightness, shift and gamma in the paper's order.
+
+    Pixels outside the slice are 0, nnU-Net's padding after normalisation, before and after the intensity steps.
+
+    Args:
+        slices: (N, C, X, Y) on the device, each slice in the top left corner, 0 beyond its size.
+        sizes: (N, 2) rows and columns of each slice, on the device.
+        views: N rows, on the host.
+        patch_size: rows and columns of the result.
+
+    Returns:
+        Views (N, C, *patch_size), float32, and where they lie inside the slice (N, 1, *patch_size), bool.
+    """
+    device = slices.device
+    points = _source_points(views.matrix.to(device, non_blocking=True), patch_size)
+    inside = ((points > -0.5) & (points < (sizes[:, None, None] - 0.5))).all(-1)[:, None]
+    x = _sample(slices.float(), points)
+
+    # Which views are noisy or blurred is known on the host: choosing them needs no synchronisation.
+    noisy = views.noise_sigma.nonzero()[:, 0]
+    if len(noisy):
+        noise = counter_normal(views.noise_seed[noisy].to(device, non_blocking=True), x.shape[1:])
+        sigma = views.noise_sigma[noisy].to(device, non_blocking=True)
+        x = x.index_add(0, noisy.to(device, non_blocking=True), noise * sigma[:, None, None, None])
+    blurred = views.blur_sigma[:, 0].nonzero()[:, 0]
+    if len(blurred):
+        rows = blurred.to(device, non_blocking=True)
+        x = x.index_copy(0, rows, gaussian_blur(x[rows], views.blur_sigma[blurred]))
+    channelwise = (views.brightness, views.shift, views.gamma)
+    brightness, shift, gamma = (
+        a.to(device, non_blocking=True)[..., None, None] for a in channelwise
+    )
+    x = x * brightness + shift
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    spread = high - low
+    x = ((x - low) / (spread + 1e-7)).pow(gamma) * spread + low
+    return x * inside, inside
+
+
+def counter_normal(seeds: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """Standard normal values that depend on (seed, position) only, the same on every device and in every chunk.
+
+    Two rounds of a 32-bit integer hash per value, then Box-Muller.
+
+    Args:
+        seeds: (N,) int64.
+        shape: of one sample.
+
+    Returns:
+        (N, *shape), float32.
+    """
+    position = torch.arange(math.prod(shape), device=seeds.device)
+    bits = _hash(position + _hash(seeds)[:, None])
+    u1 = (bits >> 8).float().add(0.5).mul(2.0**-24)  # in (0, 1)
+    u2 = (_hash(bits ^ 0x5BF03635) >> 8).float().mul(2.0**-24)
+    return (u1.log().mul(-2).sqrt() * (u2 * (2 * math.pi)).cos()).reshape(len(seeds), *shape)
+
+
+def _hash(x: Tensor) -> Tensor:
+    """lowbias32 (Wellons, "Prospecting for hash functions") on the low 32 bits of int64."""
+    x = x & 0xFFFFFFFF
+    x = ((x >> 16) ^ x) * 0x7FEB352D & 0xFFFFFFFF
+    x = ((x >> 15) ^ x) * 0x846CA68B & 0xFFFFFFFF
+    return (x >> 16) ^ x
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each image with its own width along rows and columns.
+
+    The kernel is the Gaussian integrated over each pixel ("erf"), cut at 4 standard deviations, as MONAI's. The
+    border is replicated: zeros there, as in the paper's code, would darken the edges of every blurred view.
+
+    Args:
+        x: (N, C, X, Y).
+        sigma: (N, 2) pixels along rows and columns, on the host.
+    """
+    n, c, height, width = x.shape
+    radius = max(1, math.ceil(BLUR_TRUNCATION * float(sigma.max())))
+    t = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    scaled = 1 / (math.sqrt(2) * sigma[..., None].clamp_min(1e-3))  # (N, 2, 1)
+    kernel = torch.erf((t + 0.5) * scaled) - torch.erf((t - 0.5) * scaled)
+    # Each image ends its own kernel, so that it does not depend on its neighbours' widths.
+    kernel = kernel * (t.abs() <= (BLUR_TRUNCATION * sigma[..., None] + 0.5).floor())
+    kernel = (kernel / kernel.sum(-1, keepdim=True)).to(x.device, non_blocking=True)  # (N, 2, 2r+1)
+    rows, columns = kernel.repeat_interleave(c, 0).unbind(1)
+    flat = F.pad(x.reshape(1, n * c, height, width), [radius] * 4, mode="replicate")
+    flat = F.conv2d(flat, rows[:, None, :, None], groups=n * c)
+    flat = F.conv2d(flat, columns[:, None, None, :], groups=n * c)
+    return flat.reshape(x.shape)
+
+
+def _source_points(matrix: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """(N, 2, 3) -> (N, *patch_size, 2): the slice pixel (row, column) that each view pixel shows."""
+    height, width = patch_size
+    row = torch.arange(height, device=matrix.device) - (height - 1) / 2
+    column = torch.arange(width, device=matrix.device) - (width - 1) / 2
+    along_rows = row[None, :, None, None] * matrix[:, None, None, :, 0]
+    along_columns = column[None, None, :, None] * matrix[:, None, None, :, 1]
+    return along_rows + along_columns + matrix[:, None, None, :, 2]
+
+
+def _sample(slices: Tensor, points: Tensor) -> Tensor:
+    """Bicubic values (torch's kernel, a = -0.75) of (N, C, X, Y) at pixels (N, H, W, 2), 0 outside."""
+    height, width = slices.shape[2:]
+    x = (2 * points[..., 1] + 1) / width - 1
+    y = (2 * points[..., 0] + 1) / height - 1
+    grid = torch.stack([x, y], -1)
+    if slices.device.type == "mps":  # torch has no bicubic interpolation there
+        sampled = F.grid_sample(slices.cpu(), grid.cpu(), mode="bicubic", align_corners=False)
+        return sampled.to(slices.device)
+    return F.grid_sample(slices, grid, mode="bicubic", align_corners=False)

@@ -1,0 +1,545 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nnunet_ssp.cases import read_cases, read_splits
+from nnunet_ssp.dataset_conversion import mnms
+from nnunet_ssp.dataset_conversion.mnms import convert, label_phases
+
+CSV = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
+COLUMNS = ["", "External code", "VendorName", "Vendor", "Centre", "ED", "ES", "Pathology"]
+SHAPE = (6, 5, 3, 4)  # columns, rows, slices, frames
+ED, ES = 0, 2
+# Slices run from base to apex: to the left, to the front and to the feet.
+AFFINE = np.array([[1, 0.5, -4, 9], [1, -0.5, 4, 8], [0, -1, -4, 7], [0, 0, 0, 1.0]])
+
+
+def cine(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 900, SHAPE).astype(np.int16)
+
+
+def drawn(*frames: int) -> np.ndarray:
+    """A mask with all three classes, smaller in each further frame."""
+    mask = np.zeros(SHAPE, np.uint8)
+    for number, frame in enumerate(frames):
+        mask[: 3 - number, :3, :, frame] = [[[1], [2], [3]]]
+    return mask
+
+
+def save(voxels: np.ndarray, file: Path, affine: np.ndarray = AFFINE) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
+    image.set_qform(None, code=0)
+    nibabel.save(image, file)
+
+
+def add(root: Path, place: str, code: str, mask: np.ndarray | None = None, **row: object) -> Path:
+    """Add a subject's files and its row in the CSV; returns the image's file."""
+    image = root / place / code / f"{code}_sa.nii.gz"
+    save(cine(sum(code.encode())), image)
+    if mask is not None:
+        save(mask, image.with_name(f"{code}_sa_gt.nii.gz"))
+    add_row(root, code, **row)
+    return image
+
+
+def add_row(root: Path, code: str, **row: object) -> None:
+    new = not (root / CSV).exists()
+    with open(root / CSV, "a", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        if new:
+            writer.writeheader()
+        values = {"VendorName": "GE", "Vendor": "C", "Centre": 1, "ED": ED, "ES": ES}
+        writer.writerow({"External code": code} | values | row)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    (tmp_path / "mnms").mkdir()
+    return tmp_path / "mnms"
+
+
+def official(root: Path) -> Path:
+    add(root, "Training/Labeled", "A1", drawn(ED, ES), Pathology="HCM")
+    add(root, "Training/Unlabeled", "U1")
+    add(root, "Validation", "V1", drawn(ED, ES), VendorName="Philips", Vendor="B", Centre=2)
+    add(root, "Testing", "T1", drawn(ED, ES))
+    return root
+
+
+def log(target: Path) -> dict[str, dict[str, object]]:
+    return json.loads((target / "convert.json").read_text())
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+@pytest.mark.parametrize("inside", [".", "OpenDataset"])
+def test_the_official_tree(root: Path, inside: str):
+    (root / inside).mkdir(exist_ok=True)
+    official(root / inside)
+    target = convert(root, 114)
+    assert target.name == "Dataset114_MNMs"
+    assert names(target / "imagesTr") == [
+        f"{code}_frame{frame}_0000.nii.gz" for code in ("A1", "V1") for frame in ("00", "02")
+    ]
+    assert names(target / "labelsTr") == [
+        f"{code}_frame{frame}.nii.gz" for code in ("A1", "V1") for frame in ("00", "02")
+    ]
+    assert names(target / "imagesTs") == ["T1_frame00_0000.nii.gz", "T1_frame02_0000.nii.gz"]
+    assert names(target / "labelsTs") == ["T1_frame00.nii.gz", "T1_frame02.nii.gz"]
+    assert names(target / "imagesUn") == [
+        f"{code}_frame{frame:02d}_0000.nii.gz"
+        for code, frames in (("A1", (1, 3)), ("U1", range(4)), ("V1", (1, 3)))
+        for frame in frames
+    ]
+    cases = read_cases(target / "cases.csv")
+    case = cases["V1_frame02"]
+    assert (case.phase, case.base, case.vendor, case.centre) == ("ES", "first", "Philips", "2")
+    assert (case.frame, case.source_frame, case.n_frames, case.source) == (2, 2, 4, "mm1")
+    assert cases["A1_frame01"].phase == ""
+    assert cases["A1_frame01"].pathology == "HCM"
+    assert cases["T1_frame00"].split == "test"
+    assert len(read_splits(target / "splits_final.json")) == 2
+    dataset = json.loads((target / "dataset.json").read_text())
+    assert dataset["numTraining"] == 4
+    assert dataset["labels"] == {"background": 0, "LVBP": 1, "LVM": 2, "RV": 3}
+    assert log(target)["notes"] == log(target)["corrections"] == log(target)["refused"] == {}
+
+
+def test_voxels_and_slice_order_are_those_of_the_source(root: Path):
+    target = convert(official(root), 114)
+    source = cine(sum(b"A1"))
+    for frame, folder in ((0, "imagesTr"), (1, "imagesUn"), (2, "imagesTr")):
+        image = nibabel.load(target / folder / f"A1_frame{frame:02d}_0000.nii.gz")
+        assert image.get_data_dtype() == np.int16
+        assert np.array_equal(np.asanyarray(image.dataobj), source[..., frame])
+    label = sitk.ReadImage(target / "labelsTr" / "A1_frame02.nii.gz")
+    assert np.array_equal(sitk.GetArrayFromImage(label).T, drawn(ED, ES)[..., ES])
+    assert label.GetPixelID() == sitk.sitkUInt8
+
+
+def test_the_flattened_tree(root: Path, tmp_path: Path):
+    for code in ("A1", "B1", "C1"):
+        add(root, "dataset", code, drawn(ED, ES))
+    assert {case.split for case in read_cases(convert(root, 114) / "cases.csv").values()} == {
+        "train"
+    }
+    (tmp_path / "test.txt").write_text("B1 \n\nA1\n")
+    target = convert(root, 115, name="Paper", test=tmp_path / "test.txt")
+    assert target.name == "Dataset115_Paper"
+    cases = read_cases(target / "cases.csv").values()
+    assert {case.subject for case in cases if case.split == "test"} == {"A1", "B1"}
+    assert len(cases) == 8
+    assert log(target)["options"] == {"test": ["A1", "B1"]}
+
+
+def test_a_list_of_test_subjects_replaces_the_division(root: Path, tmp_path: Path):
+    (tmp_path / "test.txt").write_text("A1")
+    cases = read_cases(convert(official(root), 114, test=tmp_path / "test.txt") / "cases.csv")
+    assert {case.subject for case in cases.values() if case.split == "test"} == {"A1"}
+
+
+def test_a_list_with_unknown_codes_is_refused(root: Path, tmp_path: Path):
+    (tmp_path / "test.txt").write_text("A1\nZ9\n")
+    with pytest.raises(ValueError, match=r"test\.txt: no subject of this code: Z9"):
+        convert(official(root), 114, test=tmp_path / "test.txt")
+    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file"):
+        convert(root, 114, test=tmp_path / "none.txt")
+
+
+# --- what stops everything --------------------------------------------------------------------
+
+
+def test_missing_folders_are_named(root: Path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        convert(root / "nowhere", 114)
+    with pytest.raises(FileNotFoundError, match=r"mnms: must hold one of M&Ms' folders \(Training"):
+        convert(root, 114)
+
+
+def test_the_csv_must_be_one_and_complete(root: Path):
+    official(root)
+    text = (root / CSV).read_text()
+    (root / CSV).write_text(text.replace("Centre", "Center").replace("ES", "es"))
+    with pytest.raises(ValueError, match=r"opendataset\.csv: column Centre, ES is missing"):
+        convert(root, 114)
+    (root / "old_Information.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"mnms: must hold one CSV .* not 211230.*, old_Inform"):
+        convert(root, 114)
+    (root / CSV).unlink()
+    (root / "old_Information.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="mnms: no CSV with `information`"):
+        convert(root, 114)
+
+
+def test_a_csv_without_any_files_is_an_error(root: Path):
+    (root / "Testing").mkdir()
+    add_row(root, "A1")
+    with pytest.raises(FileNotFoundError, match=r"(?s)no subject could be used.*row 2: .* A1"):
+        convert(root, 114)
+    assert names(root.parent / "raw") == []
+
+
+def test_a_taken_id_is_refused(root: Path):
+    (root.parent / "results" / "Dataset114_Other").mkdir()
+    with pytest.raises(FileExistsError, match="Dataset114_Other: dataset id 114 is taken"):
+        convert(official(root), 114)
+
+
+def test_a_finished_dataset_is_refused_and_overwritten_on_demand(root: Path):
+    convert(official(root), 114)
+    with pytest.raises(FileExistsError, match="a finished dataset; --overwrite"):
+        convert(root, 114)
+    convert(root, 114, overwrite=True)
+
+
+@pytest.mark.parametrize("workers", [0, -2])
+def test_the_number_of_processes_is_checked(root: Path, workers: int):
+    with pytest.raises(ValueError, match=rf"`workers` \(={workers}\) must be at least 1"):
+        convert(official(root), 114, workers=workers)
+
+
+# --- what refuses one subject -----------------------------------------------------------------
+
+
+def mask_of(file: Path) -> Path:
+    return file.with_name(file.name.replace("_sa", "_sa_gt"))
+
+
+def nan_image(image: Path) -> None:
+    voxels = cine().astype(np.float32)
+    voxels[1, 1, 1, 1] = np.nan
+    save(voxels, image)
+
+
+def constant_frame(image: Path) -> None:
+    voxels = cine()
+    voxels[..., 3] = 7
+    save(voxels, image)
+
+
+def half_a_file(image: Path) -> None:
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2])
+
+
+REFUSED = {
+    "3D image": (
+        lambda image: save(cine()[..., 0], image),
+        r"B1_sa.nii.gz: shape \(=\(6, 5, 3\)\) must have 4 axes",
+    ),
+    "NaN": (nan_image, "B1_sa.nii.gz: holds NaN"),
+    "constant": (lambda image: save(0 * cine(), image), "B1_sa.nii.gz: all frames constant"),
+    "constant frame": (constant_frame, "B1_sa.nii.gz: frame 3 constant"),
+    "truncated image": (half_a_file, "B1_sa.nii.gz: not a complete NIfTI"),
+    "truncated mask": (
+        lambda image: half_a_file(mask_of(image)),
+        "B1_sa_gt.nii.gz: not a complete",
+    ),
+    "no image": (lambda image: image.unlink(), "B1_sa.nii.gz: the file is missing"),
+    "mask shape": (
+        lambda image: save(drawn(ED, ES)[1:], mask_of(image)),
+        r"B1_sa_gt.nii.gz: shape \(=\(5, 5, 3, 4\)\) must be that of the image \(=\(6, 5, 3, 4\)\)",
+    ),
+    "3D mask": (lambda image: save(drawn(ED)[..., 0], mask_of(image)), "must be that of the image"),
+    "mask values": (
+        lambda image: save(2 * drawn(ED, ES), mask_of(image)),
+        r"B1_sa_gt.nii.gz: mask values \(=4, 6\) must be among \[0, 1, 2, 3\]",
+    ),
+    "mask between values": (
+        lambda image: save(drawn(ED, ES) * np.float32(0.7), mask_of(image)),
+        "B1_sa_gt.nii.gz: mask values must be whole numbers",
+    ),
+    "flat affine": (
+        lambda image: save(cine(), image, np.diag([1.0, 1, 1e-30, 1])),
+        "B1_sa.nii.gz: the affine must have three axes",
+    ),
+    "duplicate folder": (
+        lambda image: save(cine(), image.parents[3] / "Validation/B1/B1_sa.nii.gz"),
+        "mnms: a code must be unique, not in Training/Labeled and Validation",
+    ),
+    "duplicate row": (
+        lambda image: add_row(image.parents[3], "B1 "),
+        r"\.csv: a code must be unique, not in rows 6 and 7",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_bad_subject_is_refused_and_the_others_converted(
+    root: Path, fault: str, capsys: pytest.CaptureFixture[str]
+):
+    official(root)
+    damage, message = REFUSED[fault]
+    damage(add(root, "Training/Labeled", "B1", drawn(ED, ES)))
+    target = convert(root, 114)
+    reasons = log(target)["refused"]
+    assert list(reasons) == ["B1"]
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(reasons["B1"])
+    assert f"B1: {reasons['B1']}" in capsys.readouterr().out
+    assert {case.subject for case in read_cases(target / "cases.csv").values()} == {
+        "A1",
+        "T1",
+        "U1",
+        "V1",
+    }
+    assert not list(target.rglob("B1*"))
+    assert not (target / ".ssp-tmp").exists()
+
+
+def test_rows_without_files_are_refused(root: Path):
+    official(root)
+    add_row(root, "Z9")
+    refused = log(convert(root, 114))["refused"]
+    assert refused == {"Z9": f"{root / CSV}, row 6: there is no folder Z9."}
+
+
+def test_test_subjects_need_labels(root: Path):
+    official(root)
+    add(root, "Testing", "T2")
+    assert log(convert(root, 114))["refused"]["T2"].endswith(
+        "T2_sa_gt.nii.gz: there is no mask; a test subject must have labels."
+    )
+
+
+# --- what is converted with a word ------------------------------------------------------------
+
+
+def test_files_without_a_row_are_converted(root: Path):
+    official(root)
+    lines = (root / CSV).read_text().splitlines(keepends=True)
+    (root / CSV).write_text("".join(line for line in lines if "V1" not in line))
+    target = convert(root, 114)
+    assert log(target)["notes"]["V1"] == ["not in the CSV; vendor and centre unknown"]
+    case = read_cases(target / "cases.csv")["V1_frame02"]
+    assert (case.vendor, case.centre, case.phase) == ("unknown", "", "ES")
+    assert log(target)["corrections"]["V1"] == [
+        "CSV has ED empty and ES empty, labels at 0 and 2: ED is 0, ES is 2"
+    ]
+
+
+def test_the_mask_decides_what_is_labelled(root: Path):
+    add(root, "Training/Labeled", "A1")
+    add(root, "Training/Labeled", "A2", drawn())
+    add(root, "Training/Unlabeled", "U1", drawn(ED, ES))
+    add(root, "Training/Unlabeled", "U2", drawn())
+    target = convert(root, 114)
+    assert log(target)["notes"] == {
+        "A1": ["there is no mask: converted as unlabelled"],
+        "A2": ["the mask is empty: converted as unlabelled"],
+        "U1": ["has labels although in Training/Unlabeled: converted as labelled"],
+        "U2": ["the mask is empty: converted as unlabelled"],
+    }
+    assert names(target / "labelsTr") == ["U1_frame00.nii.gz", "U1_frame02.nii.gz"]
+    assert len(names(target / "imagesUn")) == 14
+    assert read_splits(target / "splits_final.json") == []
+
+
+@pytest.mark.parametrize("wrong", [9, -1, "x", "", "nan", "1.5", 3])
+def test_a_wrong_phase_of_a_labelled_subject_is_corrected(root: Path, wrong: object):
+    add(root, "Training/Labeled", "A1", drawn(ED, ES), ES=wrong)
+    text = "empty" if wrong in ("", "nan") else wrong
+    target = convert(root, 114)
+    assert log(target)["corrections"] == {
+        "A1": [f"CSV has ED 0 and ES {text}, labels at 0 and 2: ED is 0, ES is 2"]
+    }
+    cases = read_cases(target / "cases.csv").values()
+    assert [case.phase for case in cases] == ["ED", "", "ES", ""]
+
+
+def test_a_phase_out_of_range_of_an_unlabelled_subject_is_noted(root: Path):
+    add(root, "Training/Unlabeled", "U1", ED=0, ES=4)
+    add(root, "Training/Unlabeled", "U2", ED="nan", ES="", VendorName="NaN")
+    target = convert(root, 114)
+    assert log(target)["notes"] == {"U1": ["CSV: ES (=4) is not within 0 to 3; not used"]}
+    assert log(target)["corrections"] == {}
+    assert read_cases(target / "cases.csv")["U2_frame00"].vendor == "unknown"
+
+
+def test_axes_are_made_orthogonal(root: Path, capsys: pytest.CaptureFixture[str]):
+    image = add(root, "Validation", "A1", drawn(ED, ES))
+    sheared = AFFINE.copy()
+    sheared[0, 0] = 1.05
+    save(cine(), image, sheared)
+    save(drawn(ED, ES), mask_of(image), sheared)
+    target = convert(root, 114)
+    assert "axes not orthogonal, turned by up to" in str(log(target)["corrections"]["A1"])
+    assert log(target)["notes"] == {}
+    for file in target.rglob("*.nii.gz"):
+        sitk.ReadImage(file)
+    assert capsys.readouterr().out.splitlines()[2].split()[-2:] == ["1", "0"]
+
+
+def test_masks_of_other_types_and_geometry_are_converted(root: Path):
+    image = add(root, "Validation", "A1", drawn(ED, ES).astype(np.float64) + 1e-5)
+    save(drawn(ED, ES).astype(np.float64) + 1e-5, mask_of(image), np.eye(4))
+    target = convert(root, 114)
+    label = sitk.ReadImage(target / "labelsTr" / "A1_frame00.nii.gz")
+    assert np.array_equal(sitk.GetArrayFromImage(label).T, drawn(ED, ES)[..., ED])
+    assert log(target)["notes"]["A1"] == [
+        "affines of image and mask differ; their voxels are taken to match"
+    ]
+
+
+def test_a_single_frame_and_a_single_slice_are_a_cine(root: Path):
+    image = add(root, "Validation", "A1", ED=0, ES=0)
+    save(cine()[:, :, :1, :1], image)
+    save(drawn(0)[:, :, :1, :1], mask_of(image))
+    target = convert(root, 114)
+    assert sitk.ReadImage(target / "imagesTr" / "A1_frame00_0000.nii.gz").GetSize() == (6, 5, 1)
+    assert log(target)["notes"]["A1"] == ["only frame 0 holds labels, taken as ED"]
+
+
+def test_labels_alone_for_testing(root: Path):
+    add(root, "Testing", "T1", drawn(ED, ES))
+    target = convert(root, 114)
+    dataset = json.loads((target / "dataset.json").read_text())
+    assert dataset["numTraining"] == 0
+    assert len(dataset["labels"]) == 4
+
+
+# --- which frame is which phase ---------------------------------------------------------------
+
+
+def masks_of(volumes: dict[int, int], value: int = 1) -> dict[int, np.ndarray]:
+    return {t: np.array([value] * n + [0], np.uint8) for t, n in volumes.items()}
+
+
+@pytest.mark.parametrize(
+    ("volumes", "ed", "es", "phases", "corrected", "noted"),
+    [
+        ({0: 9, 8: 5}, "0", "8", {0: "ED", 8: "ES"}, False, False),
+        ({0: 9, 8: 5}, "0.0", "8.0", {0: "ED", 8: "ES"}, False, False),
+        ({0: 5, 8: 5}, "8", "0", {8: "ED", 0: "ES"}, False, False),
+        ({0: 9, 8: 5}, "8", "0", {0: "ED", 8: "ES"}, True, False),
+        ({0: 5, 8: 9}, "0", "7", {8: "ED", 0: "ES"}, True, False),
+        ({0: 9, 8: 5}, "", "nan", {0: "ED", 8: "ES"}, True, False),
+        ({0: 9, 8: 5}, "0", "0", {0: "ED", 8: "ES"}, True, False),
+        ({0: 9, 3: 6, 8: 5}, "0", "3", {0: "ED", 3: "ES"}, False, True),
+        ({0: 9, 3: 6, 8: 5}, "0", "4", {0: "ED", 8: "ES"}, True, True),
+        ({0: 9}, "0", "8", {0: "ED"}, False, True),
+        ({8: 9}, "0", "8", {8: "ES"}, False, True),
+        ({8: 9}, "0", "7", {8: "ED"}, True, True),
+    ],
+)
+def test_phases(
+    volumes: dict[int, int],
+    ed: str,
+    es: str,
+    phases: dict[int, str],
+    corrected: bool,
+    noted: bool,
+):
+    found, corrections, notes = label_phases(masks_of(volumes), ed, es)
+    assert found == phases
+    assert (bool(corrections), bool(notes)) == (corrected, noted)
+
+
+def test_myocardium_drawn_in_one_phase_only_does_not_count():
+    masks = masks_of({0: 9, 8: 5})
+    masks[8] = np.append(masks[8], [2] * 20).astype(np.uint8)
+    assert label_phases(masks, "", "")[0] == {0: "ED", 8: "ES"}
+
+
+def test_without_a_left_ventricle_all_labels_count():
+    assert label_phases(masks_of({0: 5, 8: 9}, value=3), "", "")[0] == {8: "ED", 0: "ES"}
+
+
+@given(
+    st.dictionaries(st.integers(0, 30), st.integers(1, 50), min_size=2, max_size=6),
+    st.integers(-1, 31),
+    st.integers(-1, 31),
+)
+def test_phases_are_two_labelled_frames_and_ed_is_the_larger(volumes, ed: int, es: int):
+    phases, corrections, _ = label_phases(masks_of(volumes), str(ed), str(es))
+    (found_ed,) = (t for t, phase in phases.items() if phase == "ED")
+    (found_es,) = (t for t, phase in phases.items() if phase == "ES")
+    assert {found_ed, found_es} <= volumes.keys()
+    assert volumes[found_ed] >= volumes[found_es]
+    assert bool(corrections) == ((found_ed, found_es) != (ed, es))
+
+
+# --- from the command line, and real data -----------------------------------------------------
+
+
+def by_path(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, mnms.__file__, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_the_file_runs_by_its_path(root: Path, tmp_path: Path):
+    official(root)
+    done = by_path("-i", root, "-d", 114, "-np", 2)
+    assert done.returncode == 0, done.stderr
+    assert "Next: nnunet-ssp prepare 114" in done.stdout
+    assert "Converting: 100%" in done.stderr
+    again = by_path("-i", root, "-d", 114)
+    assert again.returncode == 1
+    assert again.stderr.startswith("error: ")
+    assert "Traceback" not in again.stderr
+
+
+REAL = os.environ.get("NNUNET_SSP_REAL_DATA")
+
+
+@pytest.mark.skipif(not REAL, reason="NNUNET_SSP_REAL_DATA is not set")
+def test_real_cine(root: Path, monkeypatch: pytest.MonkeyPatch):
+    source = Path(REAL or "") / "sunnybrook_mnms"
+    if not source.is_dir():
+        pytest.skip(f"no {source}")
+    target = convert(source, 114, workers=2)
+    cases = read_cases(target / "cases.csv")
+    training = [case for case in cases.values() if case.split == "train"]
+    assert len({case.subject for case in training}) == 4
+    assert len(training) == 80
+    counts = {folder: len(names(target / folder)) for folder in ("imagesTr", "imagesTs")}
+    assert counts == {"imagesTr": 6, "imagesTs": 2}
+    assert len(names(target / "imagesUn")) == 74
+    assert sum(case.labelled for case in training) == 6
+    assert [case.case for case in cases.values() if case.split == "test"] == [
+        "SCD0000501_frame08",
+        "SCD0000501_frame18",
+    ]
+    assert len(read_splits(target / "splits_final.json")) == 3
+    assert log(target)["corrections"] == log(target)["notes"] == log(target)["refused"] == {}
+    # In all five the affine puts the apex first; the growing LV of the labelled four agrees.
+    assert {case.base for case in cases.values()} == {"last"}
+
+    slices = 0
+    for subject in sorted({case.subject for case in cases.values()}):
+        (image,) = source.rglob(f"{subject}_sa.nii.gz")
+        voxels = np.asanyarray(nibabel.load(image).dataobj)
+        for case in cases.values():
+            if case.subject != subject:
+                continue
+            folder = ("Tr" if case.split == "train" else "Ts") if case.labelled else "Un"
+            read = sitk.ReadImage(target / f"images{folder}" / f"{case.case}_0000.nii.gz")
+            array = sitk.GetArrayFromImage(read).T
+            assert array.dtype == voxels.dtype
+            assert np.array_equal(array, voxels[..., case.frame])
+            slices += array.shape[2] * (case.split == "train")
+            if case.labelled:
+                label = sitk.ReadImage(target / f"labels{folder}" / f"{case.case}.nii.gz")
+                areas = (sitk.GetArrayFromImage(label) == 1).sum(axis=(1, 2))
+                drawn_slices = np.flatnonzero(areas)
+                assert np.corrcoef(drawn_slices, areas[drawn_slices])[0, 1] > 0
+    assert slices == 920

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_ssp.methods import MIM, MIMSettings
+from nnunet_ssp.methods.reconstruction import VisibleNorm
+from nnunet_ssp.settings import override
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIZES = [(20, 40), (32, 24), (48, 48)]
+
+
+@pytest.fixture
+def make_mim(make_network):
+    def make(kind="plain", patch=(32, 32), channels=1, features=(4, 6, 8, 8), **changes):
+        network = make_network(kind, channels=channels, outputs=channels, features=features)
+        return MIM(network, MIMSettings(**changes), patch, channels)
+
+    return make
+
+
+# -- coarse heads ----------------------------------------------------------------------------------
+
+
+def area_average(image: torch.Tensor, factor: int) -> torch.Tensor:
+    b, c, rows, columns = image.shape
+    result = torch.zeros(b, c, rows // factor, columns // factor)
+    for y in range(rows // factor):
+        for x in range(columns // factor):
+            tile = image[..., y * factor : (y + 1) * factor, x * factor : (x + 1) * factor]
+            result[..., y, x] = tile.mean((2, 3))
+    return result
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_the_deep_recipe_by_hand(make_mim, make_batch, kind):
+    settings, _ = override(MIMSettings(), "recipe=deep")
+    method = make_mim(kind, coarse_heads=settings.coarse_heads)
+    batch = make_batch(method, SIZES)
+    output = method(batch)
+    target, corrupted, hidden, inside = method._prepare(batch)
+    weight = (hidden & inside).float()
+    with torch.no_grad():
+        predictions = method.network(corrupted)
+    assert [p.shape[2] for p in predictions] == [32, 16, 8]  # one per decoder stage, finest first
+    errors = []
+    for level, prediction in enumerate(predictions):
+        share = area_average(weight, 2**level)
+        squares = (prediction - area_average(target, 2**level)).square() * share
+        errors.append((squares.sum() / share.sum()).item())
+    weights = [2.0**-level for level in range(3)]
+    expected = sum(w * e for w, e in zip(weights, errors, strict=True)) / sum(weights)
+    assert output["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert output["error"].item() == pytest.approx(errors[0], rel=1e-5)
+    with torch.no_grad():
+        assert torch.equal(method.panels(batch)["output"], predictions[0])
+
+
+def test_without_coarse_heads_the_network_gives_one_output(make_mim):
+    for coarse in (False, True):
+        method = make_mim(coarse_heads=coarse)
+        output = method.network(torch.zeros(1, 1, 32, 32))
+        assert isinstance(output, list) == coarse
+
+
+# -- skip dropout ----------------------------------------------------------------------------------
+
+
+def run_with_changed_skips(method, batch):
+    """Outputs of two passes whose skips, but not their bottleneck, differ."""
+    _, corrupted, hidden, _ = method._prepare(batch)
+    encoder = method.network.encoder
+    keep = batch.drawn["keep_skips"]
+    before = method._run(corrupted, hidden, keep)[0]
+    handle = encoder.register_forward_hook(
+        lambda _, __, skips: [*(s + torch.randn_like(s) for s in skips[:-1]), skips[-1]]
+    )
+    after = method._run(corrupted, hidden, keep)[0]
+    handle.remove()
+    return before, after
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_with_all_skips_dropped_the_bottleneck_decides(make_mim, make_batch, kind):
+    method = make_mim(kind, skip_dropout=1.0)
+    batch = make_batch(method, SIZES)
+    assert torch.equal(*run_with_changed_skips(method, batch))
+    method.eval()  # pictures are drawn with the skips
+    assert not torch.equal(*run_with_changed_skips(method, batch))
+    method = make_mim(kind)
+    assert not torch.equal(*run_with_changed_skips(method, make_batch(method, SIZES)))
+
+
+def test_skips_are_dropped_per_image_and_level(make_mim, make_batch):
+    method = make_mim(skip_dropout=0.5)
+    batch = make_batch(method, SIZES)
+    batch.drawn["keep_skips"] = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 0, 1]], dtype=torch.bool)
+    seen = []
+    method.network.decoder.register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
+    method(batch)
+    dropped = [[(skip[i] == 0).all().item() for skip in seen] for i in range(3)]
+    # finest skip first, the bottleneck last and always kept
+    assert dropped == [[True, False, False, False], [False] * 4, [False, True, False, False]]
+
+
+def test_share_of_dropped_skips(make_mim, make_batch):
+    keep = make_batch(make_mim(skip_dropout=0.3), [(32, 32)] * 500).drawn["keep_skips"]
+    assert keep.shape == (500, 3)
+    assert keep.float().mean().item() == pytest.approx(0.7, abs=0.05)
+
+
+# -- visible statistics ----------------------------------------------------------------------------
+
+
+def encoder_of_norms(affine: bool = True) -> nn.Sequential:
+    layers = nn.Sequential(nn.InstanceNorm2d(2, affine=affine))
+    if affine:
+        with torch.no_grad():
+            layers[0].weight.copy_(torch.tensor([0.5, 2.0]))
+            layers[0].bias.copy_(torch.tensor([1.0, -1.0]))
+    return layers
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_statistics_of_visible_pixels_against_a_naive_loop(affine):
+    layers = encoder_of_norms(affine)
+    visible_norm = VisibleNorm(layers)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, 6, 8, generator=g) * 3 + 1
+    visible = torch.rand(3, 1, 6, 8, generator=g) < 0.4
+    visible_norm.visible = visible.float()
+    result = layers(x)
+    for i in range(3):
+        for c in range(2):
+            seen = x[i, c][visible[i, 0]]
+            expected = (x[i, c] - seen.mean()) / (seen.var(unbiased=False) + 1e-5).sqrt()
+            if affine:
+                expected = expected * layers[0].weight[c] + layers[0].bias[c]
+            torch.testing.assert_close(result[i, c], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hidden_values_do_not_reach_visible_ones():
+    layers = encoder_of_norms()
+    visible_norm = VisibleNorm(layers)
+    x = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    visible = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    visible[:, :, :4, :5] = True
+    visible_norm.visible = visible.float()
+    changed = torch.where(visible, x, x * 50 + 7)
+    where = visible.expand_as(x)
+    torch.testing.assert_close(layers(x)[where], layers(changed)[where])
+    visible_norm.visible = None
+    assert not torch.allclose(layers(x)[where], layers(changed)[where])
+
+
+def test_coarse_maps_weigh_by_the_visible_share():
+    layers = encoder_of_norms(affine=False)
+    visible_norm = VisibleNorm(layers)
+    x = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    visible = torch.zeros(1, 1, 8, 8)
+    visible[..., :4, :4], visible[..., :2, 4:] = 1, 1  # shares 1, 1/2, 0, 0
+    visible_norm.visible = visible
+    values, shares = x.flatten(2), torch.tensor([2 / 3, 1 / 3, 0, 0])
+    mean = (values * shares).sum(2, keepdim=True)
+    std = ((values - mean).square() * shares).sum(2, keepdim=True).add(1e-5).sqrt()
+    torch.testing.assert_close(layers(x).flatten(2), (values - mean) / std)
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_every_norm_of_the_encoder_and_none_of_the_decoder(make_mim, make_batch, kind):
+    method = make_mim(kind, visible_statistics=True)
+    _, corrupted, hidden, _ = method._prepare(make_batch(method, SIZES))
+    encoder, decoder = method.network.encoder, method.network.decoder
+    inner = {m for m in encoder.modules() if isinstance(m, nn.InstanceNorm2d)}
+    outer = {m for m in decoder.modules() if isinstance(m, nn.InstanceNorm2d)} - inner
+    seen = {}
+    for layer in inner | outer:
+        layer.register_forward_hook(lambda m, i, o: seen.__setitem__(m, (i[0], o)))
+    method._run(corrupted, hidden, None)
+    assert len(inner) > 3 and len(outer) == 3
+    for layer, (x, result) in seen.items():
+        stock = nn.functional.instance_norm(x, weight=layer.weight, bias=layer.bias, eps=layer.eps)
+        assert torch.allclose(stock, result, atol=1e-5) == (layer in outer)
+    # The layer after the first convolution, by hand.
+    first = next(m for m in encoder.modules() if isinstance(m, nn.InstanceNorm2d))
+    x, result = seen[first]
+    for i in range(len(x)):
+        values = x[i, 0][~hidden[i, 0]]
+        expected = (x[i, 0] - values.mean()) / (values.var(unbiased=False) + 1e-5).sqrt()
+        expected = expected * first.weight[0] + first.bias[0]
+        torch.testing.assert_close(result[i, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_network_itself_is_left_as_it_was(make_mim, make_network, make_batch):
+    method = make_mim(visible_statistics=True)
+    method(make_batch(method, SIZES))
+    plain = make_network(features=(4, 6, 8, 8))
+    plain.load_state_dict(method.network.state_dict())
+    x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(method.network(x), plain(x))
+    assert list(method.network.state_dict()) == list(plain.state_dict())
+
+
+def test_it_keeps_the_precision_of_the_layer():
+    layers = encoder_of_norms().bfloat16()
+    visible_norm = VisibleNorm(layers)
+    visible_norm.visible = torch.ones(1, 1, 8, 8)
+    assert layers(torch.randn(1, 2, 8, 8).bfloat16()).dtype == torch.bfloat16
+
+
+def test_gradients_pass_through_visible_statistics(make_mim, make_batch):
+    method = make_mim(visible_statistics=True)
+    method(make_batch(method, SIZES))["loss"].backward()
+    first = method.network.encoder.stages[0][0].convs[0]
+    for parameter in (first.conv.weight, first.norm.weight, first.norm.bias):
+        assert math.isfinite(parameter.grad.norm()) and parameter.grad.norm() > 0
+
+
+def test_another_normalisation_is_refused(make_network):
+    network = make_network(norm=nn.BatchNorm2d)
+    with pytest.raises(ValueError, match=r"`visible_statistics` \(=yes\) must have InstanceNorm"):
+        MIM(network, MIMSettings(visible_statistics=True), (32, 32), 1)
+
+
+def test_chunks_of_plans_with_batchnorm_are_refused(make_network):
+    network = make_network(norm=torch.nn.BatchNorm2d)
+    with pytest.raises(
+        ValueError, match=r"`chunk_size` \(=2\) must be none: these plans use BatchNorm"
+    ):
+        MIM(network, MIMSettings(chunk_size=2), (32, 32), 1)

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import nnunet_ssp
+from nnunet_ssp import cli, demo, doctor, inspection, preparation
+from nnunet_ssp.cli import main
+from nnunet_ssp.doctor import trainers_folder
+from nnunet_ssp.phantom import write_mnms
+
+COMMAND = str(Path(sys.executable).with_name("nnunet-ssp"))
+HEAVY = ("torch", "nnunetv2", "matplotlib", "pandas", "nibabel", "SimpleITK", "skimage", "scipy")
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    for name in ("nnUNet_def_n_proc", "nnUNet_n_proc_DA", "nnUNet_npp", "nnUNet_nps"):
+        monkeypatch.setenv(name, "1")  # also has what `prepare` sets taken back after the test
+    return tmp_path
+
+
+# -- help ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "env",
+        "doctor",
+        "convert",
+        "convert mnms",
+        "prepare",
+        "inspect",
+        "demo",
+    ],
+)
+def test_help(words: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ending:
+        main([*words.split(), "--help"])
+    assert ending.value.code == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"usage: nnunet-ssp {words}".rstrip())
+    assert "None" not in output
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ending:
+        main(["--version"])
+    assert ending.value.code == 0
+    assert capsys.readouterr().out == f"{nnunet_ssp.__version__}\n"
+
+
+@pytest.mark.parametrize("words", ["", "paint", "convert", "convert mnms", "prepare", "inspect"])
+def test_wrong_usage(words: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ending:
+        main(words.split())
+    assert ending.value.code == 2
+    assert "usage: nnunet-ssp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--help", "env", "convert mnms --help", "prepare --help"])
+def test_nothing_heavy_is_imported_to_help(words: str):
+    script = (
+        "import sys\n"
+        "from nnunet_ssp.cli import main\n"
+        "try:\n"
+        f"    main({words.split()!r})\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        f"print('HEAVY', *sorted(sys.modules.keys() & {set(HEAVY)!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY"
+
+
+# -- errors --------------------------------------------------------------------------------------
+
+
+def failing(error: BaseException) -> Callable[..., int]:
+    def fail(*_: object, **__: object) -> int:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, FileNotFoundError, FileExistsError])
+def test_an_error_is_one_line(
+    error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(inspection, "inspect", failing(error("x.pth: the rule.")))
+    assert main(["inspect", "x.pth"]) == 1
+    assert capsys.readouterr() == ("", "error: x.pth: the rule.\n")
+
+
+def test_the_traceback_is_there_for_those_who_ask(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NNUNET_SSP_TRACEBACK", "1")
+    monkeypatch.setattr(inspection, "inspect", failing(ValueError("the rule")))
+    with pytest.raises(ValueError, match="the rule"):
+        main(["inspect", "x.pth"])
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inspection, "inspect", failing(KeyError("x")))
+    with pytest.raises(KeyError):
+        main(["inspect", "x.pth"])
+
+
+def test_an_interruption_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(inspection, "inspect", failing(KeyboardInterrupt()))
+    assert main(["inspect", "x.pth"]) == 130
+    assert capsys.readouterr().err.startswith("interrupted; ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("prepare 333", "no dataset 333 here"),
+        ("prepare heart", "`dataset` (=heart) must be a number (114) or a full name"),
+        ("prepare 1 -np 0", "`workers` (=0) must be at least 1."),
+        ("convert mnms -i nowhere -d 1", "nowhere: no such folder."),
+        ("inspect nowhere.pth", "Checkpoint nowhere.pth does not exist."),
+        ("demo --data nowhere", "`--data` (=nowhere) must be an existing folder."),
+    ],
+)
+def test_what_users_get_wrong(
+    folders: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(words.split()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_variables_that_are_not_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    assert main(["prepare", "1"]) == 1
+    assert "error: The environment variable nnUNet_raw is not set" in capsys.readouterr().err
+
+
+# -- env -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "{ours}"),
+        ("", "{ours}"),
+        ("/my own/trainers", "{ours}:/my own/trainers"),
+        ("/a:/b", "{ours}:/a:/b"),
+        ("/a:{ours}:/b", "{ours}:/a:/b"),
+        ("{ours}/:", "{ours}"),
+        ("/it's:/$HOME", "{ours}:/it's:/$HOME"),
+    ],
+)
+def test_env_keeps_what_is_there(before: str | None, after: str):
+    environment = {name: v for name, v in os.environ.items() if name != "nnUNet_extTrainer"}
+    ours = str(trainers_folder())
+    if before is not None:
+        environment["nnUNet_extTrainer"] = before.format(ours=ours)
+    script = f'eval "$({shlex.quote(COMMAND)} env)"; eval "$({shlex.quote(COMMAND)} env)"; '
+    script += 'printf "%s" "$nnUNet_extTrainer"'
+    command = ["bash", "-ec", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (after.format(ours=ours), "")
+
+
+def test_env_names_the_folder_of_the_trainers():
+    assert (trainers_folder() / "nnUNetTrainerMIMPretrain.py").is_file()
+
+
+# -- what the commands hand on -------------------------------------------------------------------
+
+
+@pytest.fixture
+def handed_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """The arguments of the function that a command runs."""
+    arguments: dict[str, object] = {}
+    for module, name in [(preparation, "prepare"), (inspection, "inspect"), (demo, "run")]:
+        monkeypatch.setattr(module, name, lambda **keywords: arguments.update(keywords))
+    return arguments
+
+
+def test_prepare_hands_on_everything(folders: Path, handed_on: dict[str, object]):
+    words = "prepare 114 -c 2d 3d_fullres -p P -pl L -gpu_memory_target 0.1 -np 3 --overwrite"
+    assert main([*words.split(), "-overwrite_plans_name", "N"]) == 0
+    assert handed_on == {
+        "dataset": "114",
+        "configurations": ["2d", "3d_fullres"],
+        "plans_name": "P",
+        "planner": "L",
+        "gpu_memory_target": 0.1,
+        "overwrite_plans_name": "N",
+        "workers": 3,
+        "overwrite": True,
+    }
+
+
+def test_the_defaults_of_prepare_are_those_of_its_function(
+    folders: Path, handed_on: dict[str, object]
+):
+    assert main(["prepare", "Dataset114_MNMs"]) == 0
+    assert handed_on == {
+        "dataset": "Dataset114_MNMs",
+        "configurations": ["2d"],
+        "plans_name": None,
+        "planner": "ExperimentPlanner",
+        "gpu_memory_target": None,
+        "overwrite_plans_name": None,
+        "workers": None,
+        "overwrite": False,
+    }
+
+
+def test_prepare_starts_few_workers(
+    folders: Path, handed_on: dict[str, object], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("nnUNet_n_proc_DA")
+    monkeypatch.setenv("nnUNet_def_n_proc", "5")
+    main(["prepare", "1"])
+    assert int(os.environ["nnUNet_n_proc_DA"]) <= 12  # nnU-Net's spelling
+    assert os.environ["nnUNet_def_n_proc"] == "5"  # the user's choice
+
+
+def test_inspect_hands_on_everything(handed_on: dict[str, object]):
+    assert main(["inspect", "x.pth", "-d", "114", "-p", "P", "-c", "2d_small"]) == 0
+    assert handed_on == {
+        "checkpoint": "x.pth",
+        "dataset": "114",
+        "plans_name": "P",
+        "configuration": "2d_small",
+    }
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_status_of_doctor_is_that_of_the_command(status: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "examine", lambda: status)
+    assert main(["doctor"]) == status
+
+
+# -- the real functions --------------------------------------------------------------------------
+
+
+def test_from_a_folder_to_a_prepared_dataset(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = tmp_path / "M and Ms"
+    write_mnms(source, labelled=1, unlabelled=2, matrix=48, frames=3, slices=3)
+    for folder in (source / "Training" / "Labeled").iterdir():
+        for file in folder.glob("*_gt.nii.gz"):
+            file.unlink()  # a labelled dataset would need nnU-Net's slow fingerprint
+    assert main(["convert", "mnms", "-i", str(source), "-d", "7", "--name", "A", "-np", "1"]) == 0
+    assert "Next: nnunet-ssp prepare 7" in capsys.readouterr().out
+    assert main(["convert", "mnms", "-i", str(source), "-d", "7", "--name", "A"]) == 1
+    assert "error: " in (error := capsys.readouterr().err) and "--overwrite" in error
+    assert main(["prepare", "7", "-np", "1", "-overwrite_plans_name", "mine"]) == 0
+    output = capsys.readouterr().out
+    assert "Slice store: 9 frames (0 labelled), 27 slices in" in output
+    assert output.endswith("Next: nnUNetv2_train 7 2d all -p mine -tr nnUNetTrainerMIMPretrain\n")
+    (folders / "nnUNet_raw" / "Dataset007_A" / "dataset.json").unlink()
+    assert main(["prepare", "7"]) == 1
+    assert "run nnunet-ssp convert again" in capsys.readouterr().err
+
+
+def test_the_module_can_be_run():
+    done = subprocess.run([sys.executable, "-m", cli.__name__, "env"], capture_output=True)
+    assert done.returncode == 0 and done.stdout.startswith(b"export nnUNet_extTrainer=")

@@ -1,0 +1,135 @@
+"""Imports point one way, packages are listed, and the thin trainers are thin (design of the package)."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {
+    "nnunet_ssp": "nnunet_ssp",
+    "trainers": "nnunet_ssp.trainers",
+    "dataset_conversion": "nnunet_ssp.dataset_conversion",
+}
+# From the pure parts up; a module imports from its own row or from those before it.
+RANKS = (
+    "losses masking schedules views settings cases phantom network distributed parallel",
+    "methods.base slices transfer monitor conversion",
+    "methods",
+    "training pretraining finetuning preparation",
+    "trainers dataset_conversion evaluation",
+    "inspection doctor demo demo_report cli",
+)
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for folder, package in FOLDERS.items():
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            parts = file.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join((package, *(p for p in parts if p != "__init__")))] = file
+    return found
+
+
+MODULES = modules()
+
+
+def imports(file: Path) -> set[str]:
+    """Full names of everything a file imports, at whatever depth."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            module = node.module or ""
+            inner = {f"{module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else module for name in inner}
+    return names
+
+
+def rank(module: str) -> int:
+    short = module.removeprefix("nnunet_ssp").removeprefix(".")
+    for number, row in enumerate(RANKS):
+        if short in row.split():
+            return number
+    package = short.split(".")[0]
+    for number, row in enumerate(RANKS):
+        if package in row.split():
+            return number
+    raise AssertionError(f"{module} has no place in RANKS: give it one")
+
+
+ours = [name for name in MODULES if name != "nnunet_ssp"]
+
+
+@pytest.mark.parametrize("module", ours)
+def test_imports_point_downwards(module: str) -> None:
+    for name in imports(MODULES[module]):
+        if name.startswith("nnunet_ssp.") and name in MODULES:
+            assert rank(name) <= rank(module), f"{module} imports {name}"
+
+
+def test_imports_have_no_cycle() -> None:
+    edges = {m: {n for n in imports(MODULES[m]) if n in MODULES and n != m} for m in ours}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in done:
+            for name in edges.get(module, ()):
+                # A package and its own modules import each other by design of the language.
+                if not module.startswith(f"{name}.") and name != "nnunet_ssp":
+                    visit(name, (*path, module))
+            done.add(module)
+
+    for module in ours:
+        visit(module, ())
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in ours if rank(m) <= rank("nnunet_ssp.methods") and ".conversion" not in m]
+)
+def test_methods_know_no_nnunet(module: str) -> None:
+    text = MODULES[module].read_text()
+    lazy = {"nnunet_ssp.slices"}  # reads nnU-Net's preprocessed cases with nnU-Net's own reader
+    if module not in lazy:
+        assert not [name for name in imports(MODULES[module]) if name.startswith("nnunetv2")], text
+
+
+def test_packages_are_listed() -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib comes with Python 3.11")
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    packages = {name for name, file in MODULES.items() if file.name == "__init__.py"}
+    assert set(listed) == packages
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "trainers").glob("nnUNet*.py")), ids=lambda f: f.stem
+)
+def test_trainers_are_thin(file: Path) -> None:
+    classes = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.ClassDef)]
+    assert [c.name for c in classes] == [file.stem]
+    assert ast.get_docstring(classes[0])
+    allowed = ("nnunet_ssp.pretraining", "nnunet_ssp.finetuning", "nnunet_ssp.methods")
+    assert all(name.startswith(allowed) for name in imports(file))
+    assert len(file.read_text().splitlines()) <= 20
+
+
+def test_nothing_imports_the_trainers() -> None:
+    for module, file in MODULES.items():
+        assert not [n for n in imports(file) if n.startswith("nnunet_ssp.trainers")], module
+
+
+def test_the_project_stands_alone() -> None:
+    """No path outside the checkout is named anywhere but in the CI script."""
+    places = [*MODULES.values(), ROOT / "README.md", ROOT / "Makefile", ROOT / "pyproject.toml"]
+    for file in places:
+        assert not re.search(r"\.\./shared", file.read_text()), file

@@ -1,0 +1,927 @@
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import blosc2
+import nibabel
+import nnunetv2.utilities.utils
+import numpy as np
+import pytest
+import torch
+from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
+    DatasetFingerprintExtractor,
+)
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_ssp import preparation, slices
+from nnunet_ssp.cases import read_cases, read_splits, write_json
+from nnunet_ssp.dataset_conversion import mnms
+from nnunet_ssp.phantom import write_mnms
+from nnunet_ssp.preparation import prepare
+
+DATASET = "Dataset901_Phantom"
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def set_folders(patch: pytest.MonkeyPatch, base: Path) -> None:
+    for name in FOLDERS:
+        (base / name).mkdir(exist_ok=True)
+        patch.setenv(name, str(base / name))
+
+
+def quicken_fingerprint(patch: pytest.MonkeyPatch, voxels: float = 1e5) -> list[str]:
+    """Let nnU-Net's extractor draw fewer than its 1e8 voxels, in a thread; returns the list of its runs."""
+    runs: list[str] = []
+
+    class Quick(DatasetFingerprintExtractor):
+        def run(self, overwrite_existing: bool = False) -> Any:
+            self.num_foreground_voxels_for_intensitystats = voxels
+            runs.append(self.dataset_name)
+            return super().run(overwrite_existing)
+
+    context = SimpleNamespace(Pool=ThreadPool)
+    threads = SimpleNamespace(get_context=lambda _: context)
+    patch.setattr(fingerprint_extractor, "multiprocessing", threads)
+    patch.setattr(preparation, "DatasetFingerprintExtractor", Quick)
+    return runs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def listing_in_threads() -> Iterator[None]:
+    """nnU-Net forks twelve processes to list a folder, up to three times per run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nnunetv2.utilities.utils, "Pool", ThreadPool)
+        yield
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in M&Ms' layout (`source`), converted and prepared: 3 labelled subjects, 1 unlabelled, 1 test."""
+    base = tmp_path_factory.mktemp("preparation")
+    counts = {"labelled": 3, "unlabelled": 1, "testing": 1}
+    write_mnms(base / "source", **counts, matrix=48, frames=3, slices=3)
+    with pytest.MonkeyPatch.context() as patch:
+        set_folders(patch, base)
+        quicken_fingerprint(patch)
+        mnms.convert(base / "source", 901, "Phantom", workers=1)
+        prepare(901, workers=1)
+    return base
+
+
+@pytest.fixture
+def base(phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy that a test may change; times of modification are those of the original."""
+    for name in FOLDERS:
+        shutil.copytree(phantom / name, tmp_path / name)
+    set_folders(monkeypatch, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def raw(base: Path) -> Path:
+    return base / "nnUNet_raw" / DATASET
+
+
+@pytest.fixture
+def target(base: Path) -> Path:
+    return base / "nnUNet_preprocessed" / DATASET
+
+
+@pytest.fixture
+def extractions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lists the runs of nnU-Net's fingerprint extractor, made quick."""
+    return quicken_fingerprint(monkeypatch)
+
+
+@pytest.fixture
+def preprocessed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lists the cases that are preprocessed, in order."""
+    cases: list[str] = []
+    real = preparation.preprocess_case
+
+    def spy(job: preparation.Job, **options: Any) -> slices.StoredCase | str:
+        cases.append(job.case)
+        return real(job, **options)
+
+    monkeypatch.setattr(preparation, "preprocess_case", spy)
+    return cases
+
+
+def names(folder: Path, pattern: str = "*") -> list[str]:
+    return sorted(file.name for file in folder.glob(pattern))
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(f.relative_to(folder)): (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
+
+
+def index(target: Path, identifier: str = "nnUNetPlans_2d") -> dict[str, slices.StoredCase]:
+    return slices.read_index(target / f"{identifier}_slices")[1]
+
+
+def write_image(file: Path, voxels: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1.5, 1.5, 8, 1])), file)
+
+
+def noise(seed: int, shape: tuple[int, int, int] = (40, 36, 3)) -> np.ndarray:
+    return np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
+
+
+def plain_dataset(
+    base: Path, name: str, channels: int = 1, labelled: int = 2, unlabelled: int = 2
+) -> Path:
+    """A dataset of nnU-Net's own making, without our tables; labels in a corner."""
+    raw = base / "nnUNet_raw" / name
+    for number in range(labelled + unlabelled):
+        part = "Tr" if number < labelled else "Un"
+        for channel in range(channels):
+            file = raw / f"images{part}" / f"a.b_{number}_{channel:04d}.nii.gz"
+            write_image(file, noise(10 * number + channel))
+        if number < labelled:
+            mask = np.zeros((40, 36, 3), np.uint8)
+            mask[:9, :9] = 1
+            write_image(raw / "labelsTr" / f"a.b_{number}.nii.gz", mask)
+    content = {
+        "channel_names": {str(c): "cineMRI" for c in range(channels)},
+        "labels": {"background": 0, "heart": 1},
+        "numTraining": labelled,
+        "file_ending": ".nii.gz",
+    }
+    write_json(raw / "dataset.json", content)
+    return raw
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """nnU-Net's three folders, empty."""
+    set_folders(monkeypatch, tmp_path)
+    return tmp_path
+
+
+# -- what is made --------------------------------------------------------------------------------
+
+
+def test_the_prepared_folder(raw: Path, target: Path):
+    cases = read_cases(raw / "cases.csv")
+    training = [c for c in cases.values() if c.split == "train"]
+    labelled = [c.case for c in training if c.labelled]
+    assert len(training) == 12 and len(labelled) == 6
+    assert names(target / "nnUNetPlans_2d") == sorted(
+        f"{case}{end}" for case in labelled for end in ("_seg.b2nd", ".pkl", ".b2nd")
+    )
+    assert names(target / "gt_segmentations") == sorted(f"{case}.nii.gz" for case in labelled)
+    assert sorted(index(target)) == sorted(c.case for c in training)
+    assert names(target / "nnUNetPlans_2d_slices") == sorted(
+        ["index.json", *(f"{c.case}.npy" for c in training)]
+    )
+    for table in ("cases.csv", "folds.csv", "splits_final.json", "dataset.json"):
+        assert (target / table).read_bytes() == (raw / table).read_bytes()
+    assert not (target / ".ssp-tmp").exists()
+
+
+def test_labelled_and_unlabelled_slices_are_nnunets_own_preprocessing(target: Path, raw: Path):
+    store = slices.SliceStore(target / "nnUNetPlans_2d_slices")
+    for number, name in enumerate(store.names):
+        stored = store.array(number)
+        file = target / "nnUNetPlans_2d" / f"{name}.b2nd"
+        if file.exists():
+            data = blosc2.open(str(file), mode="r")[:]
+            np.testing.assert_array_equal(stored, data.swapaxes(0, 1).astype(np.float16))
+        assert stored.shape[:2] == (3, 1)
+        assert abs(float(stored.astype(np.float32).mean())) < 0.01  # z-scored per case
+    unlabelled = [
+        name for name in store.names if (raw / "imagesUn" / f"{name}_0000.nii.gz").exists()
+    ]
+    assert len(unlabelled) == 6
+
+
+def test_a_second_run_does_nothing_again(
+    target: Path, preprocessed: list[str], capsys: pytest.CaptureFixture[str]
+):
+    def data() -> dict[str, tuple[int, bytes]]:
+        """Without the small files that are always written."""
+        small = (
+            "plans",
+            "cases.csv",
+            "folds.csv",
+            "splits",
+            "dataset.json",
+            "index.json",
+            "Plans.json",
+        )
+        return {
+            n: v
+            for n, v in contents(target).items()
+            if not n.endswith(small[-1]) and not any(s in n for s in small[:-1])
+        }
+
+    before = data()
+    assert any(name.endswith(".b2nd") for name in before) and "dataset_fingerprint.json" in before
+    prepare("901", workers=1)
+    assert data() == before
+    assert preprocessed == []
+    output = capsys.readouterr().out
+    assert "12 of 12 cases are up to date" in output
+    assert "Slice store: 12 frames (6 labelled), 36 slices in" in output
+    assert output.endswith("Next: nnUNetv2_train 901 2d 0 -tr nnUNetTrainerMIMPretrain\n")
+
+
+def test_nnunet_does_not_chatter(base: Path, capfd: pytest.CaptureFixture[str]):
+    prepare(901, overwrite_plans_name="quiet", workers=1)
+    printed = capfd.readouterr().out.splitlines()
+    assert [line.split(":")[0].split(" /")[0] for line in printed] == [
+        "quiet 2d",
+        "Slice store",
+        "Prepared",
+        "Next",
+    ]
+
+
+def test_workers_give_the_same_as_one_process(base: Path, target: Path):
+    prepare(901, overwrite_plans_name="two", workers=2)
+    one, two = (slices.SliceStore(target / f"{p}_2d_slices") for p in ("nnUNetPlans", "two"))
+    assert one.names == two.names
+    for number in range(len(one.names)):
+        np.testing.assert_array_equal(one.array(number), two.array(number))
+
+
+def test_two_plans_do_not_disturb_each_other(target: Path, capsys: pytest.CaptureFixture[str]):
+    before = contents(target / "nnUNetPlans_2d") | contents(target / "nnUNetPlans_2d_slices")
+    plans = (target / "nnUNetPlans.json").read_bytes()
+    prepare(901, gpu_memory_target=0.002, overwrite_plans_name="small", workers=1)
+    assert "Next: nnUNetv2_train 901 2d 0 -p small -tr" in capsys.readouterr().out
+    assert (
+        contents(target / "nnUNetPlans_2d") | contents(target / "nnUNetPlans_2d_slices") == before
+    )
+    assert (target / "nnUNetPlans.json").read_bytes() == plans
+    small = json.loads((target / "small.json").read_text())["configurations"]["2d"]
+    stock = json.loads(plans)["configurations"]["2d"]
+    assert np.prod(small["patch_size"]) < np.prod(stock["patch_size"])
+    assert sorted(index(target, "small_2d")) == sorted(index(target))
+
+
+def test_the_residual_encoder_planner(target: Path, capsys: pytest.CaptureFixture[str]):
+    prepare(901, planner="nnUNetPlannerResEncM", workers=1)
+    content = json.loads((target / "nnUNetResEncUNetMPlans.json").read_text())
+    assert "ResidualEncoderUNet" in json.dumps(content["configurations"]["2d"]["architecture"])
+    output = capsys.readouterr().out
+    # nnU-Net gives these plans the data folder of the default ones.
+    assert "12 of 12 cases are up to date" in output
+    assert "-p nnUNetResEncUNetMPlans -tr" in output
+
+
+def test_planning_without_weights_gives_the_same_plans(base: Path, target: Path):
+    planner = preparation._find_planner("ExperimentPlanner")
+    preparation._plan(901, planner, 0.02, "meta")
+    with contextlib.redirect_stdout(io.StringIO()):
+        planner(901, gpu_memory_target_in_gb=0.02, plans_name="real").plan_experiment()
+    meta, real = ((target / f"{name}.json").read_text() for name in ("meta", "real"))
+    assert meta.replace("meta", "real") == real
+
+
+def test_existing_plans_are_taken_as_they_are(target: Path, preprocessed: list[str]):
+    content = json.loads((target / "nnUNetPlans.json").read_text())
+    content["plans_name"] = "mine"
+    content["configurations"]["2d"]["spacing"] = [3.0, 3.0]
+    content["configurations"]["2d"]["data_identifier"] = "mine_2d"
+    content["configurations"]["large_batch"] = {"inherits_from": "2d", "batch_size": 40}
+    write_json(target / "mine.json", content)
+    before = (target / "mine.json").read_bytes()
+    prepare(901, ("2d", "large_batch"), plans_name="mine", workers=1)
+    assert (target / "mine.json").read_bytes() == before
+    assert len(preprocessed) == 12  # both configurations share their data
+    fine, coarse = index(target, "mine_2d"), index(target)
+    assert all(fine[case].shape[2] > coarse[case].shape[2] for case in coarse)
+
+
+def test_three_dimensional_configurations_store_no_slices(
+    target: Path, preprocessed: list[str], capsys: pytest.CaptureFixture[str]
+):
+    prepare(901, ["3d_fullres"], plans_name="nnUNetPlans", workers=1)
+    assert sorted(preprocessed) == sorted(
+        {n.split(".")[0] for n in names(target / "gt_segmentations")}
+    )
+    assert len(names(target / "nnUNetPlans_3d_fullres", "*.pkl")) == 6
+    assert names(target / "nnUNetPlans_3d_fullres_slices") == ["index.json"]
+    output = capsys.readouterr().out
+    assert "Slice store" not in output and "Next:" not in output
+    prepare(901, ["3d_fullres"], plans_name="nnUNetPlans", workers=1)
+    assert len(preprocessed) == 6
+    assert "6 of 6 cases are up to date" in capsys.readouterr().out
+
+
+# -- datasets of other kinds ---------------------------------------------------------------------
+
+
+def test_a_dataset_without_any_label(
+    phantom: Path, folders: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = folders / "source" / "Training"
+    shutil.copytree(phantom / "source" / "Training" / "Unlabeled", source / "Unlabeled")
+    table = next((phantom / "source").glob("*.csv"))
+    shutil.copy(table, source.parent)
+    raw = mnms.convert(source.parent, 902, "NoLabels", workers=1)
+    assert not (raw / "imagesTr").exists()
+    target = prepare(902, workers=1)
+    assert len(index(target)) == 3
+    assert not (target / "nnUNetPlans_2d").exists() and not (target / "gt_segmentations").exists()
+    assert "Next: nnUNetv2_train 902 2d all -tr nnUNetTrainerMIMPretrain" in capsys.readouterr().out
+
+
+def test_the_fingerprint_without_labels_is_nnunets_with_the_foreground_labelled(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+):
+    raw = plain_dataset(folders, "Dataset905_Unlabelled", channels=2, labelled=3, unlabelled=0)
+    for number in range(3):
+        image = noise(number)
+        image[:8] = image[:, -5:] = image[20, 20] = 0  # a border to crop, and a hole
+        write_image(raw / "imagesTr" / f"a.b_{number}_0000.nii.gz", image)
+        write_image(raw / "imagesTr" / f"a.b_{number}_0001.nii.gz", 2 * image)
+        write_image(raw / "labelsTr" / f"a.b_{number}.nii.gz", (image != 0).astype(np.uint8))
+    quicken_fingerprint(monkeypatch, voxels=3 * 10_000)
+    fingerprint = prepare(905, workers=1) / "dataset_fingerprint.json"
+    with_labels = json.loads(fingerprint.read_text())
+
+    shutil.rmtree(raw / "labelsTr")
+    content = json.loads((raw / "dataset.json").read_text())
+    write_json(raw / "dataset.json", content | {"labels": {"background": 0}})
+    prepare(905, workers=1)
+    without = json.loads(fingerprint.read_text())
+    assert without == with_labels
+    assert without["median_relative_size_after_cropping"] == pytest.approx(32 * 31 / (40 * 36))
+
+
+def test_a_plain_nnunet_dataset_of_two_channels(
+    folders: Path, extractions: list[str], capsys: pytest.CaptureFixture[str]
+):
+    plain_dataset(folders, "Dataset903_Plain", channels=2)
+    target = prepare("Dataset903_Plain", workers=1)
+    assert {name: entry.shape for name, entry in index(target).items()} == {
+        f"a.b_{number}": (3, 2, 36, 40) for number in range(4)
+    }
+    assert names(target / "gt_segmentations") == ["a.b_0.nii.gz", "a.b_1.nii.gz"]
+    assert not (target / "cases.csv").exists() and not (target / "splits_final.json").exists()
+    assert "Next: nnUNetv2_train 903 2d 0 -tr" in capsys.readouterr().out
+
+
+def test_other_files_in_imagesun_are_no_cases(raw: Path, target: Path, preprocessed: list[str]):
+    for name in ("._x_0000.nii.gz", "notes.txt", "x_0000.npy", "x.nii.gz"):
+        (raw / "imagesUn" / name).write_text("not an image")
+    prepare(901, workers=1)
+    assert preprocessed == []
+
+
+def test_nnunets_former_name_of_the_channels(folders: Path, extractions: list[str]):
+    raw = plain_dataset(folders, "Dataset906_Old")
+    content = json.loads((raw / "dataset.json").read_text())
+    content["modality"] = content.pop("channel_names")
+    write_json(raw / "dataset.json", content)
+    assert len(index(prepare(906, workers=1))) == 4
+
+
+def test_a_raw_dataset_that_names_its_own_files(folders: Path, extractions: list[str]):
+    raw = plain_dataset(folders, "Dataset904_Listed", labelled=1, unlabelled=0)
+    (raw / "labelsTr" / "a.b_0.nii.gz").rename(raw / "somewhere.nii.gz")
+    content = json.loads((raw / "dataset.json").read_text())
+    entry = {"images": ["imagesTr/a.b_0_0000.nii.gz"], "label": "somewhere.nii.gz"}
+    write_json(raw / "dataset.json", content | {"dataset": {"mine": entry}})
+    target = prepare(904, workers=1)
+    assert list(index(target)) == ["mine"]
+    assert names(target / "gt_segmentations") == ["mine.nii.gz"]
+
+
+# -- what has changed since ----------------------------------------------------------------------
+
+
+def test_only_changed_cases_are_prepared_again(
+    raw: Path, target: Path, preprocessed: list[str], extractions: list[str]
+):
+    labelled = names(raw / "labelsTr")
+    unlabelled = names(raw / "imagesUn")
+    mask, image = raw / "labelsTr" / labelled[0], raw / "imagesUn" / unlabelled[0]
+    os.utime(mask, (1, 1))  # older than before, as from a backup
+    loaded = nibabel.load(image)
+    write_image(image, np.asarray(loaded.dataobj)[:, :-2].copy())
+    prepare(901, workers=1)
+    changed = [labelled[0].removesuffix(".nii.gz"), unlabelled[0].removesuffix("_0000.nii.gz")]
+    assert preprocessed == changed
+    assert extractions == [DATASET]
+    assert (target / "gt_segmentations" / labelled[0]).stat().st_mtime == 1
+    prepare(901, workers=1)
+    assert preprocessed == changed and extractions == [DATASET]
+
+
+def test_cases_that_are_gone_leave_nothing(raw: Path, target: Path, extractions: list[str]):
+    labelled = names(raw / "labelsTr")[0].removesuffix(".nii.gz")
+    unlabelled = names(raw / "imagesUn")[0].removesuffix("_0000.nii.gz")
+    for file in raw.glob(f"*/{labelled}*"):
+        file.unlink()
+    (raw / "imagesUn" / f"{unlabelled}_0000.nii.gz").unlink()
+    prepare(901, workers=1)
+    gone = (labelled, unlabelled)
+    assert not [f for f in target.rglob("*") if f.name.startswith(gone)]
+    assert len(index(target)) == 10 and not index(target).keys() & set(gone)
+    assert extractions == [DATASET]  # it is not of the same cases
+
+
+def test_preparing_after_another_conversion(
+    phantom: Path, raw: Path, target: Path, preprocessed: list[str], extractions: list[str]
+):
+    """One subject fewer, another division: nothing of the earlier conversion stays."""
+    source = raw.parent / "source"
+    shutil.copytree(phantom / "source", source)
+    removed = sorted((source / "Training" / "Labeled").iterdir())[0]
+    shutil.rmtree(removed)
+    mnms.convert(source, 901, "Phantom", overwrite=True, workers=1)
+    assert len(read_splits(target / "splits_final.json")) == 2
+    prepare(901, workers=1)
+    assert extractions == [DATASET]
+    assert sorted(preprocessed) == sorted(index(target)) and len(preprocessed) == 9
+    assert not [f for f in target.rglob("*") if f.name.startswith(removed.name)]
+    assert removed.name not in (target / "cases.csv").read_text()
+
+
+def test_changed_plans_or_labels_prepare_everything_again(
+    raw: Path, target: Path, preprocessed: list[str], capsys: pytest.CaptureFixture[str]
+):
+    content = json.loads((raw / "dataset.json").read_text())
+    content["labels"] = {"background": 0, "LV": [1, 2], "RV": 3}
+    content["regions_class_order"] = [1, 2]
+    write_json(raw / "dataset.json", content)
+    prepare(901, plans_name="nnUNetPlans", workers=1)
+    assert "The plans or labels have changed" in capsys.readouterr().out
+    assert len(preprocessed) == 12
+    properties = pickle.loads(next((target / "nnUNetPlans_2d").glob("*.pkl")).read_bytes())
+    assert set(properties["class_locations"]) == {(1, 2), 3}
+
+
+def test_what_is_not_valid_is_gone_before_the_work(
+    raw: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run killed now must not leave cases of other plans for nnU-Net to train on."""
+    content = json.loads((target / "nnUNetPlans.json").read_text())
+    content["configurations"]["2d"]["spacing"] = [3.0, 3.0]
+    write_json(target / "nnUNetPlans.json", content)
+
+    def killed(*_: Any) -> Iterator[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparation, "process", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(901, plans_name="nnUNetPlans", workers=1)
+    assert names(target / "nnUNetPlans_2d") == []
+    assert names(target / "nnUNetPlans_2d_slices") == ["index.json"]
+    assert index(target) == {}
+
+
+@pytest.mark.parametrize("lost", ["nnUNetPlans_2d_slices/{}.npy", "nnUNetPlans_2d/{}.b2nd"])
+def test_a_lost_file_is_made_again(raw: Path, target: Path, preprocessed: list[str], lost: str):
+    case = names(raw / "labelsTr")[0].removesuffix(".nii.gz")
+    (target / lost.format(case)).unlink()
+    prepare(901, workers=1)
+    assert preprocessed == [case]
+    assert (target / lost.format(case)).is_file()
+
+
+def test_a_damaged_index_is_made_again(target: Path, preprocessed: list[str]):
+    (target / "nnUNetPlans_2d_slices" / "index.json").write_text("{")
+    prepare(901, workers=1)
+    assert len(preprocessed) == 12
+
+
+def change_fold(raw: Path) -> None:
+    splits = read_splits(raw / "splits_final.json")
+    splits[0], splits[1] = splits[1], splits[0]
+    write_json(raw / "splits_final.json", splits)
+
+
+def test_changed_folds_are_taken_over(raw: Path, target: Path):
+    change_fold(raw)
+    prepare(901, workers=1)
+    assert read_splits(target / "splits_final.json") == read_splits(raw / "splits_final.json")
+
+
+def test_changed_folds_with_results_need_overwrite(base: Path, raw: Path, target: Path):
+    before = (target / "splits_final.json").read_bytes()
+    change_fold(raw)
+    for fold in (1, 2):
+        folder = base / "nnUNet_results" / DATASET / "T__nnUNetPlans__2d" / f"fold_{fold}"
+        folder.mkdir(parents=True)
+    with pytest.raises(
+        FileExistsError, match=r"fold 1 differs from the one that results.*--overwrite"
+    ):
+        prepare(901, workers=1)
+    assert (target / "splits_final.json").read_bytes() == before
+    prepare(901, workers=1, overwrite=True)
+    assert read_splits(target / "splits_final.json") == read_splits(raw / "splits_final.json")
+
+
+# -- interruptions -------------------------------------------------------------------------------
+
+
+def test_a_killed_run_is_finished_by_a_second(
+    base: Path, target: Path, preprocessed: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The index has what was done up to its last writing; the cases after it are prepared again."""
+    spy = preparation.preprocess_case
+
+    class Killed(BaseException):
+        pass
+
+    def die_at_eight(job: preparation.Job, **options: Any) -> slices.StoredCase | str:
+        if len(preprocessed) == 7:
+            monkeypatch.setattr(slices, "write_index", lambda *_: None)  # nothing after the kill
+            raise Killed
+        return spy(job, **options)
+
+    monkeypatch.setattr(preparation, "SECONDS_BETWEEN_INDEXES", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(preparation, "preprocess_case", die_at_eight)
+        prepare(901, overwrite_plans_name="new", workers=1)
+    monkeypatch.undo()
+    set_folders(monkeypatch, base)
+    assert len(index(target, "new_2d")) == 7
+
+    done = contents(target / "new_2d")
+    prepare(901, overwrite_plans_name="new", workers=1)
+    assert len(index(target, "new_2d")) == 12
+    assert len(done) == 18 and contents(target / "new_2d") == done  # the labelled ones came first
+    assert not (target / ".ssp-tmp").exists()
+
+
+def test_a_full_disk_is_told_from_a_bad_case(base: Path, target: Path):
+    """A limit on the size of files stands in for the disk: blosc2 raises no OSError for either."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = next((target / "nnUNetPlans_2d").glob("*0.b2nd")).stat().st_size - 1
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(limit, 6000), hard))
+    try:
+        with pytest.raises(
+            RuntimeError, match=r"writing failed \(.*too large.*run the same command again"
+        ):
+            prepare(901, overwrite_plans_name="full", workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    prepare(901, overwrite_plans_name="full", workers=1)
+    assert len(index(target, "full_2d")) == 12
+
+
+def test_a_dead_worker_is_explained(base: Path, monkeypatch: pytest.MonkeyPatch):
+    def died(*_: Any) -> Iterator[str]:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(preparation, "process", died)
+    with pytest.raises(
+        RuntimeError, match=r"a worker process died.*-np.*continues where it stopped"
+    ):
+        prepare(901, workers=1)
+
+
+# -- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: file.write_text("no image"), r"truncated or damaged"),
+        (lambda file: file.write_bytes(file.read_bytes()[:3000]), r"truncated or damaged"),
+        (
+            lambda file: write_image(file, np.full((9, 9, 3), np.nan, np.float32)),
+            r"all voxels are equal",
+        ),
+    ],
+    ids=["damaged", "truncated", "nan"],
+)
+def test_a_bad_unlabelled_image_is_named_and_all_others_are_done(
+    raw: Path, target: Path, spoil: Callable[[Path], None], message: str
+):
+    file = raw / "imagesUn" / names(raw / "imagesUn")[0]
+    good = file.read_bytes()
+    spoil(file)
+    shutil.rmtree(target / "nnUNetPlans_2d_slices")
+    with pytest.raises(
+        ValueError, match=rf"(?s)1 case\(s\) could not.*all others are done.*{file.name}.*{message}"
+    ):
+        prepare(901, workers=1)
+    case = file.name.removesuffix("_0000.nii.gz")
+    assert len(index(target)) == 11 and case not in index(target)
+    assert not (target / "nnUNetPlans_2d_slices" / f"{case}.npy").exists()
+    assert len(names(target / "nnUNetPlans_2d")) == 18
+    file.write_bytes(good)
+    prepare(901, workers=1)
+    assert len(index(target)) == 12
+
+
+def test_long_lists_of_bad_cases_are_cut(folders: Path):
+    listed = preparation._listed([str(n) for n in range(25)]).splitlines()
+    assert len(listed) == 21 and listed[-1] == "  ... and 5 more"
+
+
+def shorten(file: Path) -> None:
+    image = nibabel.load(file)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine), file)
+
+
+@pytest.mark.parametrize(
+    ("folder", "spoil", "message"),
+    [
+        ("labelsTr", shorten, r"labelsTr/.*shape \(=.*\) must be that of the image \(="),
+        ("imagesTr", lambda file: file.write_text("no image"), r"imagesTr/.*RuntimeError: Unable"),
+    ],
+    ids=["shapes", "damaged"],
+)
+def test_a_bad_labelled_case_is_named(
+    raw: Path,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str,
+    spoil: Callable[[Path], None],
+    message: str,
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise IndexError("what nnU-Net says")
+
+    monkeypatch.setattr(preparation.DatasetFingerprintExtractor, "run", fail)
+    spoil(raw / folder / names(raw / folder)[-1])
+    with pytest.raises(
+        ValueError, match=rf"(?s)1 labelled case\(s\) must be mended first.*{message}"
+    ):
+        prepare(901, workers=1)
+
+
+def test_an_unexplained_failure_of_nnunet_is_shown(raw: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise IndexError("what nnU-Net says")
+
+    monkeypatch.setattr(preparation.DatasetFingerprintExtractor, "run", fail)
+    os.utime(raw / "labelsTr" / names(raw / "labelsTr")[0])
+    with pytest.raises(IndexError, match="what nnU-Net says"):
+        prepare(901, workers=1)
+
+
+def test_a_failing_planner_says_what_it_said(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(*_: Any, **__: Any) -> None:
+        print("the planner's words")
+        raise RuntimeError("the planner's error")
+
+    monkeypatch.setattr(preparation, "plan_experiment_dataset", fail)
+    with pytest.raises(RuntimeError, match="the planner's error"):
+        prepare(901, workers=1)
+    assert "the planner's words" in capsys.readouterr().err
+
+
+def drop_channel(raw: Path) -> None:
+    (raw / "imagesUn" / "a.b_2_0001.nii.gz").unlink()
+
+
+def drop_label(raw: Path) -> None:
+    (raw / "labelsTr" / "a.b_1.nii.gz").unlink()
+
+
+def drop_all_labels(raw: Path) -> None:
+    shutil.rmtree(raw / "labelsTr")
+
+
+def drop_images(raw: Path) -> None:
+    shutil.rmtree(raw / "imagesTr")
+
+
+def twice(raw: Path) -> None:
+    for channel in range(2):
+        name = f"a.b_0_{channel:04d}.nii.gz"
+        shutil.copy(raw / "imagesTr" / name, raw / "imagesUn" / name)
+
+
+def drop_key(raw: Path) -> None:
+    content = json.loads((raw / "dataset.json").read_text())
+    del content["numTraining"]
+    write_json(raw / "dataset.json", content)
+
+
+def break_json(raw: Path) -> None:
+    (raw / "dataset.json").write_text("{")
+
+
+def drop_json(raw: Path) -> None:
+    (raw / "dataset.json").unlink()
+
+
+def unfinished(raw: Path) -> None:
+    drop_json(raw)
+    (raw / "convert.json").touch()
+
+
+def unreadable(raw: Path) -> None:
+    (raw / "imagesTr" / "a.b_0_0000.nii.gz").write_text("no image")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (drop_channel, ValueError, r"case a.b_2 has 1 channel\(s\), but other cases have 2"),
+        (
+            drop_label,
+            FileNotFoundError,
+            r"labelsTr/a.b_1.nii.gz is missing: every image of imagesTr",
+        ),
+        (drop_all_labels, FileNotFoundError, r"a.b_0.nii.gz is missing: every image of imagesTr"),
+        (drop_images, ValueError, r"no image in imagesTr, and dataset.json lists none in imagesUn"),
+        (twice, ValueError, r"case a.b_0 must not be in both imagesTr and imagesUn"),
+        (drop_key, ValueError, r"dataset.json: `numTraining` is missing"),
+        (break_json, ValueError, r"dataset.json: not a JSON file"),
+        (drop_json, FileNotFoundError, r"dataset.json is missing: nnU-Net needs it"),
+        (
+            unfinished,
+            FileNotFoundError,
+            r"the conversion is unfinished, run nnunet-ssp convert again",
+        ),
+        (unreadable, ValueError, r"a.b_0_0000.nii.gz: none of nnU-Net's readers can read it"),
+    ],
+)
+def test_a_wrong_dataset_is_refused(
+    folders: Path, spoil: Callable[[Path], None], error: type[Exception], message: str
+):
+    raw = plain_dataset(folders, "Dataset905_Wrong", channels=2)
+    spoil(raw)
+    with pytest.raises(error, match=message):
+        prepare(905, workers=1)
+
+
+def rewrite_cases(raw: Path, change: Callable[[dict[str, str]], dict[str, str] | None]) -> None:
+    with open(raw / "cases.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    changed = [row for row in map(change, rows) if row is not None]
+    with open(raw / "cases.csv", "w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(changed)
+
+
+def test_a_test_subject_never_enters_the_slice_store(raw: Path):
+    subject = names(raw / "imagesUn")[0].split("_")[0]
+    rewrite_cases(raw, lambda row: row | ({"split": "test"} if row["subject"] == subject else {}))
+    with pytest.raises(
+        ValueError, match=rf"imagesUn/{subject}.*: test subject {subject} must be in imagesTs only"
+    ):
+        prepare(901, workers=1)
+
+
+def test_every_case_must_be_in_the_table(raw: Path):
+    case = names(raw / "imagesUn")[0].removesuffix("_0000.nii.gz")
+    rewrite_cases(raw, lambda row: None if row["case"] == case else row)
+    with pytest.raises(ValueError, match=rf"cases.csv: there is no row for case {case}"):
+        prepare(901, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"workers": 0}, ValueError, r"`workers` \(=0\) must be at least 1"),
+        ({"planner": "Nobody"}, ValueError, r"`planner` \(=Nobody\) must be one of nnU-Net's"),
+        (
+            {"configurations": ["2d", "4d"]},
+            ValueError,
+            r"`configuration` \(=4d\) must be one that .*nnUNetPlans.json has: 2d, 3d_fullres",
+        ),
+        ({"plans_name": "none"}, FileNotFoundError, r"none.json is missing: leave out -p"),
+        (
+            {"plans_name": "nnUNetPlans", "gpu_memory_target": 1.0},
+            ValueError,
+            r"-p nnUNetPlans takes existing plans.*options of a planner",
+        ),
+        ({"gpu_memory_target": 0.0}, ValueError, r"`gpu_memory_target` \(=0.0\) must be above 0"),
+    ],
+)
+def test_impossible_options_are_refused(
+    base: Path,
+    preprocessed: list[str],
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
+):
+    with pytest.raises(error, match=message):
+        prepare(901, **({"workers": 1} | options))
+    assert preprocessed == []
+
+
+def test_a_dataset_that_is_not_there(base: Path):
+    with pytest.raises(FileNotFoundError, match="no dataset 333 here; found Dataset901_Phantom"):
+        prepare(333)
+
+
+# -- against nnU-Net's own commands --------------------------------------------------------------
+
+
+def run_command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    return done
+
+
+@pytest.mark.slow
+def test_plans_and_data_are_those_of_nnunets_own_command(base: Path, target: Path, raw: Path):
+    stock = base / "stock"
+    configurations = ("-c", "2d", "3d_fullres")
+    done = run_command(
+        *("nnUNetv2_plan_and_preprocess", "-d", "901", *configurations, "-np", "1", "-npfp", "1"),
+        nnUNet_preprocessed=str(stock),
+        nnUNet_n_proc_DA="1",
+    )
+    assert done.returncode == 0, done.stderr
+    (target / "dataset_fingerprint.json").unlink()
+    prepare(901, ["2d", "3d_fullres"], workers=1)
+    files = [file for file in (stock / DATASET).rglob("*") if file.is_file()]
+    assert len([file for file in files if file.suffix == ".b2nd"]) == 24
+    for file in files:
+        own = target / file.relative_to(stock / DATASET)
+        if file.suffix == ".json":
+            assert json.loads(own.read_text()) == json.loads(file.read_text()), own
+        elif file.suffix == ".b2nd":
+            a, b = (blosc2.open(str(f), mode="r") for f in (own, file))
+            np.testing.assert_array_equal(a[:], b[:])
+            assert (a.dtype, a.chunks, a.blocks) == (b.dtype, b.chunks, b.blocks)
+        elif file.suffix == ".pkl":
+            a, b = (repr(pickle.loads(f.read_bytes())) for f in (own, file))
+            assert a == b, own
+        else:
+            assert own.read_bytes() == file.read_bytes(), own
+
+
+@pytest.mark.slow
+def test_nnunet_trains_and_validates_on_the_prepared_folder_alone(
+    base: Path, raw: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.rmtree(raw)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setenv("nnUNet_compile", "f")
+    plans, dataset = (
+        json.loads((target / f"{name}.json").read_text()) for name in ("nnUNetPlans", "dataset")
+    )
+    plans["continue_training"] = False
+    architecture = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    architecture["features_per_stage"] = [4] * architecture["n_stages"]
+    trainer = nnUNetTrainer(plans, "2d", 0, dataset, torch.device("cpu"))
+    trainer.num_epochs = trainer.num_iterations_per_epoch = trainer.num_val_iterations_per_epoch = 1
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    summary = json.loads((Path(trainer.output_folder) / "validation" / "summary.json").read_text())
+    validation = read_splits(target / "splits_final.json")[0]["val"]
+    assert len(summary["metric_per_case"]) == len(validation)
+
+
+@pytest.mark.slow
+def test_a_run_killed_by_the_system_is_finished_by_a_second(base: Path, target: Path, raw: Path):
+    """With worker processes: they end with the killed parent, and the second run keeps what was done."""
+    case = names(raw / "imagesUn")[0].removesuffix("_0000.nii.gz")
+    for number in range(300):
+        shutil.copy(
+            raw / "imagesUn" / f"{case}_0000.nii.gz", raw / "imagesUn" / f"x{number}_0000.nii.gz"
+        )
+    (raw / "cases.csv").unlink()
+    script = (
+        "from nnunet_ssp import preparation\n"
+        "preparation.SECONDS_BETWEEN_INDEXES = 0.2\n"
+        "if __name__ == '__main__':\n"
+        "    preparation.prepare(901, overwrite_plans_name='killed', workers=2)\n"
+    )
+    (base / "script.py").write_text(script)
+    store = target / "killed_2d_slices"
+    process = subprocess.Popen([sys.executable, "script.py"], cwd=base, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(names(store, "*.npy")) < 60:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = index(target, "killed_2d")
+    assert 0 < len(done) < 312
+    before = contents(target / "killed_2d")
+    stored = {case: (store / f"{case}.npy").stat().st_mtime_ns for case in done}
+    prepare(901, overwrite_plans_name="killed", workers=1)
+    assert len(index(target, "killed_2d")) == 312
+    assert {case: (store / f"{case}.npy").stat().st_mtime_ns for case in done} == stored
+    assert contents(target / "killed_2d").keys() >= before.keys()
+    assert not (target / ".ssp-tmp").exists()

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from nnunet_ssp.slices import (
+    DRAW,
+    ORDER,
+    VALIDATION,
+    DeviceStore,
+    SliceReader,
+    SliceStore,
+    StoredCase,
+    add_preprocessed,
+    batch_indices,
+    epoch_order,
+    fits_on_device,
+    preprocessing_of,
+    random_stream,
+    read_index,
+    stack_position,
+    store_folder,
+    write_case,
+    write_index,
+)
+
+CPU = torch.device("cpu")
+SHAPES = [(3, 2, 10, 7), (2, 2, 6, 12), (4, 2, 9, 9)]
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_write_and_read_back(tmp_path):
+    folder = store_folder(tmp_path / "DatasetX", "nnUNetPlans_2d")
+    assert folder == tmp_path / "DatasetX" / "nnUNetPlans_2d_slices"
+    data = np.random.default_rng(0).normal(size=(2, 5, 8, 6)).astype(np.float32)
+    shape = write_case(folder, "a", data)
+    assert shape == (5, 2, 8, 6)
+    entry = StoredCase(shape, 1, 9, (("a_0000.nii.gz", 123, 456), ("a_0001.nii.gz", 7, 8)))
+    write_index(folder, {"spacing": [1.5, 1.5]}, {"a": entry})
+    assert read_index(folder) == ({"spacing": [1.5, 1.5]}, {"a": entry})
+    assert {f.name for f in folder.iterdir()} == {"a.npy", "index.json"}
+    store = SliceStore(folder)
+    assert store.preprocessing == {"spacing": [1.5, 1.5]}
+    assert (len(store), store.channels, store.nbytes) == (5, 2, 5 * 2 * 8 * 6 * 2)
+    slices = store.read(np.array([4, 0]))
+    np.testing.assert_array_equal(slices.numpy(), data[:, [4, 0]].swapaxes(0, 1).astype(np.float16))
+
+
+@pytest.mark.parametrize("value", [65505.0, -1e6, np.inf, -np.inf, np.nan])
+def test_values_beyond_float16_are_refused_and_nothing_is_written(tmp_path, value):
+    data = np.zeros((1, 2, 3, 3))
+    data[0, 1, 2, 0] = value
+    with pytest.raises(ValueError, match=r"^a: the largest preprocessed intensity .*at most 65504"):
+        write_case(tmp_path / "store", "a", data)
+    assert not list(tmp_path.rglob("*a.npy"))
+
+
+def test_the_largest_float16_is_kept(tmp_path):
+    write_case(tmp_path / "store", "a", np.full((1, 1, 2, 2), -65504.0))
+    assert (np.load(tmp_path / "store" / "a.npy") == -65504).all()
+
+
+def test_a_missing_store_says_what_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"index\.json is missing: run nnunet-ssp prepare"):
+        SliceStore(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"preprocessing": {}}',
+        '{"preprocessing": {}, "cases": []}',
+        '{"preprocessing": {}, "cases": {"a": {"shape": [1, 1, 2, 2]}}}',
+        '{"cases": {}}',
+    ],
+)
+def test_a_damaged_index_is_refused(tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"index\.json is damaged .* run nnunet-ssp prepare again"):
+        read_index(tmp_path)
+
+
+def test_a_case_that_is_not_in_the_store_is_refused(make_store):
+    folder = make_store(SHAPES).folder
+    with pytest.raises(ValueError, match=r"2 case\(s\) are not in the slice store, e\.g\. nobody;"):
+        SliceStore(folder, ["case0", "nobody", "neither"])
+
+
+def test_different_channels_are_refused(make_store):
+    with pytest.raises(ValueError, match=r"equal channels, not \[1, 2\]"):
+        make_store([(3, 1, 8, 8), (3, 2, 8, 8)])
+
+
+def test_a_missing_file_is_found_when_it_is_read(make_store):
+    store = make_store(SHAPES)
+    (store.folder / "case1.npy").unlink()
+    store.read(np.array([0]))
+    with pytest.raises(FileNotFoundError, match=r"case1\.npy cannot be read .* prepare again"):
+        store.read(np.array([3]))
+
+
+@pytest.mark.parametrize("length", [0, 5, 70, 200])
+def test_a_truncated_file_is_refused(make_store, length):
+    store = make_store(SHAPES)
+    file = store.folder / "case1.npy"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"case1\.npy cannot be read .* prepare again"):
+        store.read(np.array([3]))
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 2, 6, 11), np.float16), np.zeros((2, 2, 6, 12))])
+def test_a_file_that_is_not_the_indexs_is_refused(make_store, array):
+    store = make_store(SHAPES)
+    np.save(store.folder / "case1.npy", array)
+    message = re.escape(f"{array.dtype} {array.shape} must be the index's float16 (2, 2, 6, 12)")
+    with pytest.raises(ValueError, match=rf"case1\.npy: {message}: run nnunet-ssp prepare again"):
+        store.read(np.array([3]))
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def test_slices_are_numbered_in_the_order_of_the_chosen_cases(make_store):
+    folder = make_store(SHAPES).folder
+    store = SliceStore(folder, ["case2", "case0"])
+    assert store.names == ["case2", "case0"]
+    assert store.case_of.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert store.slice_of.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert store.sizes.tolist() == [[9, 9]] * 4 + [[10, 7]] * 3
+    whole = np.load(folder / "case0.npy")
+    np.testing.assert_array_equal(store.read(np.array([5]))[0].numpy(), whole[1])
+
+
+def check_canvas(store: SliceStore, indices: np.ndarray, canvas: torch.Tensor) -> None:
+    assert canvas.dtype == torch.float16
+    assert canvas.shape == (len(indices), store.channels, *store.sizes[indices].max(0))
+    for row, index in enumerate(indices):
+        name = store.names[store.case_of[index]]
+        expected = np.load(store.folder / f"{name}.npy")[store.slice_of[index]]
+        height, width = store.sizes[index]
+        np.testing.assert_array_equal(canvas[row, :, :height, :width].numpy(), expected)
+        outside = canvas[row].clone()
+        outside[:, :height, :width] = 0
+        assert (outside == 0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_slices_of_different_sizes_share_a_canvas_on_host_and_device(make_store, channels):
+    store = make_store([(n, channels, *size) for n, _, *size in SHAPES])
+    resident = DeviceStore(store, CPU)
+    rng = np.random.default_rng(0)
+    for indices in (np.arange(9), np.array([4]), rng.integers(0, 9, 6), np.array([8, 8, 0])):
+        canvas = store.read(indices)
+        check_canvas(store, indices, canvas)
+        on_device = resident.read(indices)
+        assert on_device.dtype == canvas.dtype
+        assert torch.equal(on_device, canvas)
+
+
+def test_an_empty_choice_of_cases(make_store):
+    store = SliceStore(make_store(SHAPES).folder, [])
+    assert (len(store), store.nbytes) == (0, 0)
+
+
+def test_nothing_stays_on_the_cpus_device_by_itself(make_store):
+    assert fits_on_device(make_store(SHAPES), CPU) is False
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_the_reader_yields_the_plan_in_order_and_ends_with_it(make_store, on_device):
+    store = make_store(SHAPES)
+    plan = [np.array(i) for i in ([0, 8], [3, 4], [8, 1], [2], [5, 6])]
+    read = list(SliceReader(store, CPU, on_device).steps(iter(plan)))
+    assert len(read) == len(plan)
+    for indices, canvas in zip(plan, read, strict=True):
+        check_canvas(store, indices, canvas)
+    assert list(SliceReader(store, CPU, on_device).steps(iter([]))) == []
+
+
+def test_the_reader_reads_one_step_ahead_and_passes_errors_on(make_store):
+    store = make_store(SHAPES)
+    asked = []
+
+    def plan():
+        for indices in ([0], [1], [3], [2]):
+            asked.append(indices)
+            yield np.array(indices)
+
+    (store.folder / "case1.npy").unlink()
+    steps = SliceReader(store, CPU, False).steps(plan())
+    next(steps)
+    assert asked == [[0], [1]]
+    next(steps)
+    with pytest.raises(FileNotFoundError, match=r"case1\.npy cannot be read"):
+        next(steps)
+
+
+# -- order -----------------------------------------------------------------------------------------
+
+
+@given(
+    n=st.integers(1, 60),
+    part=st.floats(0, 1),
+    seed=st.integers(0, 2**32 - 1),
+    lap=st.integers(0, 9),
+)
+def test_each_pass_visits_every_slice_at_most_once(n, part, seed, lap):
+    size = 1 + int(part * (n - 1))
+    steps = n // size
+    visited = np.concatenate(
+        [batch_indices(seed, step, n, size) for step in range(lap * steps, (lap + 1) * steps)]
+    )
+    assert len(visited) == steps * size == len(set(visited.tolist()))
+    assert set(visited.tolist()) <= set(range(n))
+    np.testing.assert_array_equal(visited, epoch_order(seed, lap, n)[: steps * size])
+
+
+def test_an_order_is_a_function_of_seed_and_step():
+    a, b = batch_indices(1, 17, 100, 8), batch_indices(1, 17, 100, 8)
+    np.testing.assert_array_equal(a, b)
+    assert a.tolist() != batch_indices(2, 17, 100, 8).tolist()
+    assert epoch_order(1, 0, 100).tolist() != epoch_order(1, 1, 100).tolist()
+    # drop_last leaves out other slices in each pass
+    left = [set(range(10)) - set(epoch_order(0, e, 10)[:9].tolist()) for e in range(40)]
+    assert len(set.union(*left)) == 10
+
+
+@pytest.mark.parametrize("size", [11, 0])
+def test_a_batch_larger_than_the_data_is_refused(size):
+    message = rf"`batch_size` \(={size}\) must lie between 1 and the number of slices .*\(=10\)"
+    with pytest.raises(ValueError, match=message):
+        batch_indices(0, 0, 10, size)
+
+
+def test_streams_are_independent():
+    keys = [
+        (seed, stream, number)
+        for seed in range(4)
+        for stream in (ORDER, DRAW, VALIDATION)
+        for number in range(4)
+    ]
+    values = np.stack([random_stream(*key).random(500) for key in keys])
+    correlation = np.corrcoef(values) - np.eye(len(keys))
+    assert np.abs(correlation).max() < 0.2  # 1,128 pairs of standard error 0.045
+    again = np.stack([random_stream(*key).random(500) for key in keys])
+    np.testing.assert_array_equal(values, again)
+
+
+# -- what made the store ---------------------------------------------------------------------------
+
+CONFIGURATION = {
+    "spacing": [1.25, 1.25],
+    "normalization_schemes": ["ZScoreNormalization"],
+    "use_mask_for_norm": [False],
+    "resampling_fn_data": "resample_data_or_seg_to_shape",
+    "resampling_fn_data_kwargs": {"is_seg": False, "order": 3},
+    "batch_size": 12,
+    "patch_size": [256, 224],
+}
+PLANS = {
+    "transpose_forward": [0, 1, 2],
+    "foreground_intensity_properties_per_channel": {"0": {"mean": 3.0}},
+    "dataset_name": "Dataset114_X",
+}
+
+
+def test_what_decides_how_a_slice_looks():
+    made = preprocessing_of(PLANS, CONFIGURATION)
+    assert json.loads(json.dumps(made)) == made
+    for name, value in (
+        ("spacing", [1.0, 1.25]),
+        ("normalization_schemes", ["NoNormalization"]),
+        ("use_mask_for_norm", [True]),
+        ("resampling_fn_data_kwargs", {"is_seg": False, "order": 1}),
+    ):
+        assert preprocessing_of(PLANS, {**CONFIGURATION, name: value}) != made
+    assert preprocessing_of({**PLANS, "transpose_forward": [1, 0, 2]}, CONFIGURATION) != made
+    for name, value in (("batch_size", 2), ("patch_size", [128, 128])):
+        assert preprocessing_of(PLANS, {**CONFIGURATION, name: value}) == made
+    as_tuple = {**CONFIGURATION, "spacing": (1.25, np.float64(1.25))}
+    assert preprocessing_of(PLANS, as_tuple) == made
+
+
+def test_intensities_decide_for_ct_only():
+    other = {**PLANS, "foreground_intensity_properties_per_channel": {"0": {"mean": 4.0}}}
+    assert preprocessing_of(other, CONFIGURATION) == preprocessing_of(PLANS, CONFIGURATION)
+    ct = {**CONFIGURATION, "normalization_schemes": ["CTNormalization"]}
+    assert preprocessing_of(other, ct) != preprocessing_of(PLANS, ct)
+
+
+PROPERTIES = {
+    "bbox_used_for_cropping": [[2, 7], [0, 8], [1, 7]],
+    "shape_before_cropping": (9, 8, 8),
+}
+
+
+def test_stack_position_undoes_the_crop():
+    assert stack_position(PROPERTIES) == (2, 9)
+
+
+def test_a_case_of_nnunets_folder_is_copied(tmp_path):
+    preprocessed = tmp_path / "nnUNetPlans_2d"
+    preprocessed.mkdir()
+    data = np.random.default_rng(0).normal(size=(2, 5, 8, 6)).astype(np.float32)
+    seg = np.zeros((1, 5, 8, 6), np.int8)
+    file = str(preprocessed / "a")
+    nnUNetDatasetBlosc2.save_case(data, seg, PROPERTIES, file, chunks=data.shape, blocks=data.shape)
+    entry = add_preprocessed(tmp_path / "nnUNetPlans_2d_slices", preprocessed, "a")
+    assert entry == StoredCase((5, 2, 8, 6), first_slice=2, n_slices=9)
+    stored = np.load(tmp_path / "nnUNetPlans_2d_slices" / "a.npy")
+    np.testing.assert_array_equal(stored, data.swapaxes(0, 1).astype(np.float16))
+    assert replace(entry, source=(("x", 1, 2),)) != entry
+
+    (preprocessed / "a.b2nd").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"nnUNetPlans_2d/a: cannot be read"):
+        add_preprocessed(tmp_path / "nnUNetPlans_2d_slices", preprocessed, "a")

@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet_ssp.cases import read_cases, write_cases
+
+FINETUNE, SCRATCH = "nnUNetTrainerFinetune", "nnUNetTrainerScratch"
+SHORT = "num_epochs=1 iterations_per_epoch=1 val_iterations_per_epoch=1 final_validation=no"
+
+
+def load(file: Path) -> dict:
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def changed(file: Path, to: Path, **changes) -> Path:
+    """A copy of a checkpoint with some of its entries replaced."""
+    torch.save({**load(file), **changes}, to)
+    return to
+
+
+def with_configuration(file: Path, to: Path, **values) -> Path:
+    """A copy whose plans say something else."""
+    arguments = load(file)["init_args"]
+    arguments["plans"]["configurations"]["2d"].update(values)
+    return changed(file, to, init_args=arguments)
+
+
+def test_weights_before_the_first_step(runs, pretrained, log):
+    weights = load(pretrained)["network_weights"]
+    states = []
+    for seed in (0, 1):
+        trainer = runs.make(FINETUNE, f"seed={seed}", weights=pretrained)
+        states.append({k: v.clone() for k, v in trainer.network.state_dict().items()})
+        assert "encoder 32 tensors, decoder 30, fresh 6" in log(trainer)
+        assert "(MIM, 80 slices)" in log(trainer)
+    assert states[0].keys() == weights.keys()
+    for key, tensor in weights.items():
+        for state in states:
+            if ".seg_layers." in key:
+                assert not key.endswith("weight") or not torch.equal(state[key], tensor.float())
+            else:
+                assert torch.equal(state[key], tensor), key
+        if key.endswith("weight") and ".seg_layers." in key:
+            assert not torch.equal(states[0][key], states[1][key]), "two seeds differ in them"
+
+
+def test_forgotten_weights_are_refused(runs):
+    with pytest.raises(ValueError, match="got no weights: give -pretrained_weights FILE"):
+        runs.run(FINETUNE, SHORT)
+
+
+def test_continuing_without_a_checkpoint_is_refused(runs):
+    with pytest.raises(ValueError, match="got no weights"):
+        runs.run(FINETUNE, SHORT, resume=True)
+
+
+def test_scratch_refuses_weights(runs, pretrained):
+    with pytest.raises(ValueError, match="trains from scratch and takes no -pretrained_weights"):
+        runs.make(SCRATCH, SHORT, weights=pretrained)
+
+
+def test_scratch_refuses_weights_that_another_program_loads(runs, pretrained):
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    trainer = runs.make(SCRATCH, SHORT)
+    trainer.initialize()
+    with pytest.raises(ValueError, match="trains from scratch and takes no pretrained weights"):
+        load_pretrained_weights(trainer.network, str(pretrained))
+
+
+@pytest.mark.parametrize(("trainer", "rate"), [(FINETUNE, 0.005), (SCRATCH, 0.01)])
+def test_learning_rate(runs, trainer, rate):
+    assert runs.make(trainer).initial_lr == rate
+    assert runs.make(trainer, "initial_lr=0.2").initial_lr == 0.2
+
+
+def test_settings_reach_nnunet(runs):
+    trainer = runs.make(SCRATCH, "num_epochs=7 iterations_per_epoch=3 val_iterations_per_epoch=2")
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (7, 3)
+    assert trainer.num_val_iterations_per_epoch == 2
+
+
+def test_run_and_files(runs, pretrained, log):
+    trainer = runs.run(FINETUNE, SHORT, weights=pretrained)
+    trainer.perform_actual_validation()
+    folder = Path(trainer.output_folder)
+    checkpoint = load(folder / "checkpoint_final.pth")
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    assert checkpoint["inference_allowed_mirroring_axes"] == (0, 1)
+    assert checkpoint["ssp"]["weights_from"] == str(pretrained)
+    assert checkpoint["ssp"]["pretraining"]["method"] == "MIM"
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["trainer"] == FINETUNE
+    assert settings["validation_subjects_seen_in_pretraining"] == 0
+    assert not (folder / "validation").exists()
+    assert "final_validation=no: no validation case was predicted" in log(trainer)
+
+
+def test_scratch_run(runs):
+    trainer = runs.run(SCRATCH, SHORT)
+    assert trainer.record()["weights_from"] == "scratch"
+
+
+def test_same_seed_same_result_without_workers(runs, pretrained):
+    results = []
+    for _ in range(2):
+        trainer = runs.run(FINETUNE, SHORT + " seed=5", weights=pretrained)
+        results.append({k: v.clone() for k, v in trainer.network.state_dict().items()})
+        shutil.rmtree(trainer.output_folder)
+    assert all(torch.equal(results[0][k], results[1][k]) for k in results[0])
+
+
+def test_resume(runs, pretrained):
+    two = SHORT.replace("num_epochs=1", "num_epochs=2")
+    trainer = runs.make(FINETUNE, two, weights=pretrained)
+    epoch_end = trainer.on_epoch_end
+
+    def stop() -> None:
+        epoch_end()
+        raise KeyboardInterrupt
+
+    trainer.on_epoch_end = stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()
+    with pytest.raises(ValueError, match=r"--c must go on .* initial_lr: 0\.005 -> 0\.1"):
+        runs.make(FINETUNE, two + " initial_lr=0.1", resume=True)
+    resumed = runs.make(FINETUNE, two, resume=True)
+    assert resumed.current_epoch == 1
+    for key, tensor in trainer.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[key], tensor), key
+    resumed.run_training()
+    record = load(Path(resumed.output_folder) / "checkpoint_final.pth")["ssp"]
+    assert record["weights_from"] == str(pretrained)
+    assert record["pretraining"]["method"] == "MIM"
+
+
+def test_other_settings_do_not_overwrite_a_finished_run(runs):
+    runs.run(SCRATCH, SHORT)
+    with pytest.raises(FileExistsError, match=r"was made with other settings \(seed: 0 -> 3\)"):
+        runs.run(SCRATCH, SHORT + " seed=3")
+
+
+@pytest.mark.parametrize("trainer", [FINETUNE, SCRATCH])
+def test_fold_out_of_range(runs, trainer, pretrained):
+    weights = pretrained if trainer == FINETUNE else None
+    with pytest.raises(ValueError, match=r"fold \(=9\) must be all or one of the 4 folds"):
+        runs.run(trainer, SHORT, fold=9, weights=weights)
+
+
+def test_early_stopping(runs):
+    settings = SHORT.replace("num_epochs=1", "num_epochs=9")
+    trainer = runs.run(SCRATCH, settings + " early_stopping=1 early_stopping_delta=1000")
+    assert trainer.current_epoch == 2
+
+
+@pytest.mark.parametrize(
+    "flag", ["-pretrained_weights", "-pretrained", "-pre", "-pretrained_weights="]
+)
+def test_every_spelling_of_the_flag_is_seen(flag, monkeypatch):
+    from nnunet_ssp.training import SettingsTrainer
+
+    words = [flag + "F"] if flag.endswith("=") else [flag, "F"]
+    monkeypatch.setattr("sys.argv", ["nnUNetv2_train", "1", "2d", "0", "-p", "plans", *words])
+    assert SettingsTrainer.pretrained_argument() == "F"
+
+
+def test_plans_are_not_taken_for_weights(monkeypatch):
+    from nnunet_ssp.training import SettingsTrainer
+
+    monkeypatch.setattr("sys.argv", ["nnUNetv2_train", "1", "2d", "0", "-p", "plans"])
+    assert SettingsTrainer.pretrained_argument() is None
+
+
+def test_early_stopping_survives_an_interruption(runs):
+    settings = SHORT.replace("num_epochs=1", "num_epochs=9")
+    settings += " early_stopping=1 early_stopping_delta=1000"
+    stopped = runs.run(SCRATCH, settings)
+    resumed = runs.run(SCRATCH, settings, resume=True)
+    assert resumed.current_epoch == stopped.current_epoch == 2
+
+
+def test_a_resumed_run_draws_other_batches_than_the_first_epoch(runs):
+    settings = SHORT.replace("num_epochs=1", "num_epochs=2")
+    drawn = []
+    for epoch in (0, 0, 1):
+        trainer = runs.make(SCRATCH, settings)
+        trainer.initialize()
+        trainer.current_epoch = epoch
+        trainer.on_train_start()
+        drawn.append(float(next(trainer.dataloader_train)["data"].sum()))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_validation_alone_needs_no_settings(runs, monkeypatch):
+    trainer = runs.run(SCRATCH, SHORT)
+    monkeypatch.setenv("nnUNet_ssp_settings", "")
+    with pytest.raises(ValueError, match=r"--c must go on .*num_epochs: 1 -> 1000"):
+        runs.make(SCRATCH, resume=True)
+    monkeypatch.setattr("sys.argv", ["nnUNetv2_train", "--val"])
+    trainer.settings = type(trainer).defaults
+    trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+
+
+def test_other_weights_do_not_overwrite_a_finished_run(runs, pretrained, tmp_path):
+    runs.run(FINETUNE, SHORT, weights=pretrained)
+    shutil.copyfile(pretrained, tmp_path / "other.pth")
+    with pytest.raises(FileExistsError, match=r"weights from: .* -> .*other\.pth"):
+        runs.run(FINETUNE, SHORT, weights=tmp_path / "other.pth")
+
+
+# -- pretrained files that do not fit ------------------------------------------------------------
+
+
+def test_other_architecture(runs, pretrained):
+    with pytest.raises(ValueError, match=r"does not fit .*architecture: \d+ of \d+ tensors differ"):
+        runs.make(FINETUNE, weights=pretrained, plans="tinyres")
+
+
+def test_other_number_of_channels(runs, pretrained, tmp_path):
+    weights = load(pretrained)["network_weights"]
+    for key in weights:
+        if "encoder.stages.0.0.convs.0" in key and weights[key].ndim == 4:
+            weights[key] = weights[key].repeat(1, 3, 1, 1)
+    file = changed(pretrained, tmp_path / "three.pth", network_weights=weights)
+    with pytest.raises(
+        ValueError, match=r"channels: pretrained with 3 input channel\(s\), these plans have 1"
+    ):
+        runs.make(FINETUNE, weights=file)
+
+
+def test_other_spacing(runs, pretrained, tmp_path):
+    file = with_configuration(pretrained, tmp_path / "a.pth", spacing=[1.0, 1.0])
+    with pytest.raises(
+        ValueError, match=r"spacing: pretrained with \[1\.0, 1\.0\], these plans have"
+    ):
+        runs.make(FINETUNE, weights=file)
+
+
+def test_other_normalisation(runs, pretrained, tmp_path):
+    changes = {"normalization_schemes": ["CTNormalization"]}
+    file = with_configuration(pretrained, tmp_path / "a.pth", **changes)
+    with pytest.raises(ValueError, match=r"normalisation: pretrained with \['CTNormalization'\]"):
+        runs.make(FINETUNE, weights=file)
+
+
+def test_other_patch_size_is_a_note(runs, pretrained, tmp_path, log):
+    file = with_configuration(pretrained, tmp_path / "a.pth", patch_size=[320, 320])
+    assert "note: patch size: pretrained [320, 320]" in log(runs.make(FINETUNE, weights=file))
+
+
+def test_plain_nnunet_checkpoint_is_accepted_with_a_note(runs, tmp_path, log):
+    trainer = runs.run(SCRATCH, SHORT)
+    plain = load(Path(trainer.output_folder) / "checkpoint_final.pth")
+    del plain["ssp"]
+    torch.save(plain, tmp_path / "plain.pth")
+    tuned = runs.make(FINETUNE, SHORT, weights=tmp_path / "plain.pth")
+    assert "note: a plain nnU-Net checkpoint" in log(tuned)
+    for key, tensor in plain["network_weights"].items():
+        if ".seg_layers." not in key:
+            assert torch.equal(tuned.network.state_dict()[key], tensor)
+
+
+def test_missing_file(runs, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Checkpoint .*nowhere\.pth does not exist"):
+        runs.make(FINETUNE, weights=tmp_path / "nowhere.pth")
+
+
+# -- leaks -----------------------------------------------------------------------------------------
+
+
+def test_weights_that_have_seen_a_test_subject(runs, pretrained, own_copy):
+    seen = load(pretrained)["ssp"]["subjects"][0]
+    cases = read_cases(own_copy / "cases.csv").values()
+    write_cases(
+        own_copy / "cases.csv",
+        [replace(c, split="test") if c.subject_key == seen else c for c in cases],
+    )
+    with pytest.raises(ValueError, match=f"pretrained weights have seen test subject {seen}"):
+        runs.make(FINETUNE, weights=pretrained)
+
+
+def test_weights_that_have_seen_validation_subjects(runs, pretrained, log):
+    trainer = runs.run(FINETUNE, SHORT, weights=pretrained, fold=1)
+    assert "WARNING: pretraining has seen 1 subject(s) of this fold's validation set" in log(
+        trainer
+    )
+    settings = json.loads((Path(trainer.output_folder) / "settings.json").read_text())
+    assert settings["validation_subjects_seen_in_pretraining"] == 1
+
+
+def test_leak_of_a_dataset_with_a_subject_pattern(runs, own_copy, log):
+    """Without cases.csv, the pattern of the pretraining tells whose frames the validation shows."""
+    (own_copy / "cases.csv").unlink()
+    pattern = "subject_pattern=(.+)_frame"
+    short = f"num_epochs=1 iterations_per_epoch=1 batch_size=2 {pattern}"
+    first = runs.run("nnUNetTrainerMIMPretrain", short)
+    weights = Path(first.output_folder) / "checkpoint_final.pth"
+    assert runs.make(FINETUNE, SHORT, weights=weights).seen_in_validation == []
+    assert len(runs.make(FINETUNE, SHORT, weights=weights, fold=1).seen_in_validation) == 1
+
+
+@pytest.mark.parametrize("trainer", [FINETUNE, SCRATCH])
+def test_leak_through_a_chain_of_trainings(runs, pretrained, trainer):
+    first = runs.run(trainer, SHORT, weights=pretrained if trainer == FINETUNE else None)
+    tuned = Path(first.output_folder) / "checkpoint_final.pth"
+    second = runs.make(FINETUNE, SHORT, weights=tuned, fold=1)
+    assert len(second.seen_in_validation) == 1
+
+
+def test_dataset_without_labels(runs, own_copy, pretrained):
+    content = json.loads((own_copy / "dataset.json").read_text())
+    content["labels"] = {"background": 0}
+    (own_copy / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="Dataset901_Phantom has no labels"):
+        runs.make(FINETUNE, weights=pretrained)

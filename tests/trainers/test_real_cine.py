@@ -1,0 +1,91 @@
+"""The whole path on real cine, with the small patch that suits a CPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet_ssp.cases import read_cases
+from nnunet_ssp.cli import main
+
+pytestmark = pytest.mark.slow
+
+PLANS = ("-p", "ssp128")
+
+
+@pytest.fixture(scope="module")
+def cine(
+    real_data: Path, tmp_path_factory: pytest.TempPathFactory, command: Callable[..., str]
+) -> Iterator[Path]:
+    """Sunnybrook, converted and prepared at 128 x 128 with our own commands."""
+    base = tmp_path_factory.mktemp("sunnybrook")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            (base / name).mkdir()
+            patch.setenv(f"nnUNet_{name}", str(base / name))
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        patch.setenv("nnUNet_def_n_proc", "2")
+        patch.setenv("nnUNet_compile", "f")
+        exported = command("nnunet-ssp", "env")
+        patch.setenv("nnUNet_extTrainer", exported.strip().partition("=")[2])
+        assert main(["convert", "mnms", "-i", str(real_data / "sunnybrook_mnms"), "-d", "114"]) == 0
+        small = ["-gpu_memory_target", "0.1", "-overwrite_plans_name", "ssp128"]
+        assert main(["prepare", "114", *small]) == 0
+        yield base
+
+
+def test_whole_path(cine: Path, tmp_path: Path, command: Callable[..., str]) -> None:
+    device = ("-device", "cpu")
+    said = command(
+        *("nnUNetv2_train", 114, "2d", 0, *PLANS, "-tr", "nnUNetTrainerMIMPretrain", *device),
+        nnUNet_ssp_settings="num_epochs=4 iterations_per_epoch=10 batch_size=6 initial_lr=1e-3 recipe=deep",
+    )
+    assert "4 subjects, 80 frames, 920 slices" in said
+    assert "Fold 0 trains on 3 subjects, 60 frames" in said
+    (trained_on,) = re.findall(r"Fold 0 trains on .*, (\d+) slices", said)
+    (held_out,) = re.findall(
+        r"left out for validation: mm1-(\w+) \(1 subjects, 20 frames, (\d+)", said
+    )
+    assert int(trained_on) + int(held_out[1]) == 920
+    assert "test subjects, never in the store: mm1-SCD0000501" in said
+
+    losses = [float(x) for x in re.findall(r"val_loss ([\d.]+)", said)]
+    assert len(losses) == 4
+    assert losses[-1] < 0.98 * losses[0]
+    cases = read_cases(cine / "preprocessed" / "Dataset114_MNMs" / "cases.csv")
+    weights = Path(said.split("-pretrained_weights ")[-1].split()[0])
+    ssp = torch.load(weights, weights_only=True)["ssp"]
+    assert len(ssp["subjects"]) == 3
+    assert "mm1-SCD0000401" in ssp["subjects"]  # unlabelled
+    assert not {c.subject_key for c in cases.values() if c.split == "test"} & set(ssp["subjects"])
+    store = cine / "preprocessed" / "Dataset114_MNMs" / "ssp128_2d_slices"
+    assert not list(store.glob("SCD0000501*"))
+    assert main(["inspect", str(weights), "-d", "114", "-p", "ssp128"]) == 0
+
+    said = command(
+        *("nnUNetv2_train", 114, "2d", 0, *PLANS, "-tr", "nnUNetTrainerFinetune", *device),
+        *("-pretrained_weights", weights),
+        nnUNet_ssp_settings="num_epochs=1 iterations_per_epoch=3 val_iterations_per_epoch=1 final_validation=no",
+    )
+    assert re.search(r"encoder 48 tensors, decoder 50, fresh 10", said)
+    images = cine / "raw" / "Dataset114_MNMs" / "imagesTs"
+    command(
+        *(
+            "nnUNetv2_predict",
+            "-d",
+            114,
+            "-c",
+            "2d",
+            "-f",
+            0,
+            *PLANS,
+            "-tr",
+            "nnUNetTrainerFinetune",
+        ),
+        *("-i", images, "-o", tmp_path, *device, "--disable_tta", "-npp", 1, "-nps", 1),
+    )
+    assert len(list(tmp_path.glob("SCD0000501_frame*.nii.gz"))) == 2

@@ -1,0 +1,5 @@
+from nnunet_ssp.finetuning import FinetuningTrainer
+
+
+class nnUNetTrainerFinetune(FinetuningTrainer):
+    """Fine-tune a pretrained network with all weights trainable at once."""

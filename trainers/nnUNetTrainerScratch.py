@@ -1,0 +1,5 @@
+from nnunet_ssp.finetuning import ScratchTrainer
+
+
+class nnUNetTrainerScratch(ScratchTrainer):
+    """The control of fine-tuning: stock nnU-Net from random weights, with the same settings."""
