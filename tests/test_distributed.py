@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from nnunet_ssp.distributed import rank, sum_over_ranks, world_size
 from nnunet_ssp.methods import MIM, Batch, MIMSettings
+from tests.ranks import on_ranks
 
 # Slices smaller than the patch have fewer pixels that count, so a plain mean over ranks would be wrong.
 SIZES = np.array([[8, 30], [32, 32], [40, 9], [16, 16], [50, 40]])
@@ -48,33 +45,19 @@ def gradients(made: MIM) -> dict[str, torch.Tensor]:
     return {k: p.grad for k, p in made.named_parameters() if p.grad is not None}
 
 
-def train_one_rank(number: int, ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=ranks
-    )
+def train_one_rank(ranks: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     made = method()
-    rows = np.array_split(np.arange(len(SIZES)), ranks)[number]
+    rows = np.array_split(np.arange(len(SIZES)), ranks)[rank()]
     whole = batch(made)
     wrapped = nn.parallel.DistributedDataParallel(made)
     output = step(wrapped, whole[slice(int(rows[0]), int(rows[-1]) + 1)])
     mean = {k: sum_over_ranks(v) / world_size() for k, v in output.items()}
-    assert rank() == number
-    if number == 0:
-        torch.save((mean, gradients(made)), f"{folder}/result.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return mean, gradients(made)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_equal_one_process(
-    ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The processes import this file by its name below the root, which plain `pytest` does not search.
-    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[1])])
-    mp.spawn(train_one_rank, (ranks, str(tmp_path)), nprocs=ranks)
-    output, found = torch.load(tmp_path / "result.pt")
+def test_ranks_equal_one_process(ranks: int, tmp_path: Path) -> None:
+    output, found = on_ranks(train_one_rank, ranks, tmp_path, ranks)[0]
     made = method()
     expected = step(made, batch(made))
     for key, value in expected.items():
