@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -23,3 +26,59 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def share(total: int, number: int | None = None) -> slice:
+    """The rows of a global batch that a rank works on; ranks differ by at most one row.
+
+    Args:
+        total: rows of the global batch.
+        number: of the rank, this one by default.
+    """
+    n = world_size()
+    number = rank() if number is None else number
+    size, longer = divmod(total, n)
+    start = number * size + min(number, longer)
+    return slice(start, start + size + (number < longer))
+
+
+def gather_rows(x: Tensor, total: int) -> Tensor:
+    """The rows of all ranks, in the order of the global batch, with a gradient to this rank's own.
+
+    Every rank computes the same loss from the gathered rows. DDP averages gradients over ranks, so the gradient of
+    this rank's rows is multiplied by the number of ranks here: what comes out is the gradient of one process with the
+    whole batch, both for what lies before (each rank adds its rows' part) and after (equal on all ranks).
+
+    Args:
+        x: (n, ...) this rank's share of the rows.
+        total: rows of the global batch.
+
+    Raises:
+        ValueError: ``x`` has another number of rows than `share` says.
+    """
+    own = share(total)
+    if len(x) != own.stop - own.start:
+        raise ValueError(
+            f"`x` must have this rank's {own.stop - own.start} of {total} rows, not {len(x)}."
+        )
+    gathered: Tensor = x if world_size() == 1 else _Gather.apply(x, total)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, total: int) -> Tensor:
+        ctx.total = total
+        parts = [share(total, number) for number in range(world_size())]
+        longest = max(part.stop - part.start for part in parts)
+        padded = x.new_zeros((longest, *x.shape[1:]))  # collectives want equal sizes
+        padded[: len(x)] = x
+        received = [torch.empty_like(padded) for _ in parts]
+        dist.all_gather(received, padded)
+        return torch.cat(
+            [r[: part.stop - part.start] for r, part in zip(received, parts, strict=True)]
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][share(ctx.total)] * world_size(), None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SMALLEST = 1e-12  # sum of weights that is divided by: nothing masked gives 0, not 0 / 0
@@ -67,3 +69,36 @@ def coarse_weights(n: int) -> list[float]:
     """Weights 2^-i / sum of n reconstruction outputs, finest first; nnU-Net's for deep supervision, none zeroed."""
     weights = [0.5**i for i in range(n)]
     return [weight / sum(weights) for weight in weights]
+
+
+def contrastive_loss(
+    features: Tensor, positives: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Contrast each row's positives with all other rows, by cosine similarity.
+
+    ``-1/|P(i)| sum_{j in P(i)} log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) )``, averaged over the rows that have
+    positives. With the twin view as the only positive this is NT-Xent (Chen et al., "A simple framework for
+    contrastive learning of visual representations", section 2.1; Google's code adds the two directions, which is twice
+    this value); with more it is the supervised contrastive loss in its "out" form (Khosla et al. 2020, equation 2),
+    used for positions by Zeng et al. ("Positional contrastive learning", section 2) and de Mooij et al.
+
+    Args:
+        features: (N, D), not normalised.
+        positives: (N, N) bool; the diagonal is ignored.
+        temperature: T.
+
+    Returns:
+        The loss, a float32 scalar (float64 for float64 features), 0 when no row has a positive; and the number of
+        rows without one, which are left out of the mean.
+    """
+    if features.dtype != torch.float64:
+        features = features.float()
+    z = F.normalize(features, dim=1)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    similarity = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
+    log_share = similarity - similarity.logsumexp(1, keepdim=True)
+    positives = positives & ~itself
+    count = positives.sum(1)
+    per_row = -log_share.where(positives, 0).sum(1) / count.clamp_min(1)
+    lonely = (count == 0).sum()
+    return per_row.sum() / (len(z) - lonely).clamp_min(1), lonely

@@ -29,11 +29,12 @@ class StageChange:
     norm of the difference cannot tell decay from learning.
 
     Args:
-        network: the planned network, before its first step.
+        network: the planned network, before its first step; parts that are not trained are left out.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        weights = {k: p for k, p in network.named_parameters(remove_duplicate=False) if p.ndim > 1}
+        named = network.named_parameters(remove_duplicate=False)
+        weights = {k: p for k, p in named if p.ndim > 1 and p.requires_grad}
         self.weights = {part: [weights[k] for k in keys] for part, keys in parts(weights).items()}
         self.start = {
             part: [w.detach().cpu().clone() for w in group] for part, group in self.weights.items()

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssp import transfer
 from nnunet_ssp.cases import write_json
-from nnunet_ssp.distributed import rank, sum_over_ranks, world_size
+from nnunet_ssp.distributed import share, sum_over_ranks, world_size
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.monitor import (
     Panel,
@@ -40,7 +41,9 @@ from nnunet_ssp.schedules import warmup_cosine
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices import (
     DRAW,
+    FRAME,
     VALIDATION,
+    SameSlice,
     SliceReader,
     SliceStore,
     batch_indices,
@@ -91,6 +94,7 @@ class PretrainingTrainer(SettingsTrainer):
         logging = self.logger.local_logger.my_fantastic_logging
         for side in ("train", "val"):
             logging.update({f"{side}_{curve}": [] for curve in self.method_class.curves})
+        logging.update({f"val_{curve}": [] for curve in self.method_class.val_curves})
         logging["images_per_second"] = []
 
     # -- building ------------------------------------------------------------------------------
@@ -221,7 +225,7 @@ class PretrainingTrainer(SettingsTrainer):
         _, index = read_index(self.store_folder)
         labelled = {c.subject_key for c in self.cases.values() if c.labelled}
 
-        def count(cases: list[str]) -> str:
+        def counts(cases: list[str]) -> str:
             n_slices = sum(index[case].shape[0] for case in cases)
             n_subjects = len({subject[c] for c in cases})
             return f"{n_subjects} subjects, {len(cases)} frames, {n_slices} slices"
@@ -232,8 +236,8 @@ class PretrainingTrainer(SettingsTrainer):
 
         chosen = {subject[case] for case in train}
         lines = [
-            f"Slice store {self.store_folder}: {count(list(index))}",
-            f"Fold {self.fold} trains on {count(train)}",
+            f"Slice store {self.store_folder}: {counts(list(index))}",
+            f"Fold {self.fold} trains on {counts(train)}",
         ]
         if self.cases:
             for kind, group in (("with", chosen & labelled), ("without", chosen - labelled)):
@@ -243,7 +247,7 @@ class PretrainingTrainer(SettingsTrainer):
         held_out = {subject[case] for case in val}
         lines += [
             f"  left out for validation: {names(held_out, 'nobody')}"
-            + (f" ({count(val)})" if val else ""),
+            + (f" ({counts(val)})" if val else ""),
             f"  test subjects, never in the store: {names(tests, 'none known')}",
             "No label is read.",
         ]
@@ -287,7 +291,8 @@ class PretrainingTrainer(SettingsTrainer):
         """Batches of training slices from the current epoch on, and the fixed validation batches, round and round."""
         self._ensure_store()
         train, val = self.do_split()
-        self.store = SliceStore(self.store_folder, train)
+        bases = {name: case.base for name, case in self.cases.items()}
+        self.store = SliceStore(self.store_folder, train, bases)
         if self.store.channels != self.num_input_channels:
             raise ValueError(
                 f"{self.store_folder}: slices have {self.store.channels} channel(s), dataset.json names "
@@ -303,9 +308,10 @@ class PretrainingTrainer(SettingsTrainer):
         self.num_iterations_per_epoch = self.settings.iterations_per_epoch or n // self.batch_size
 
         self.validates_on = "validation" if val else "training"
-        val_store = SliceStore(self.store_folder, val) if val else self.store
-        # Every rank needs a slice of every batch; too few of them are repeated.
-        shown = max(min(len(val_store), VALIDATION_SLICES), world_size())
+        val_store = SliceStore(self.store_folder, val, bases) if val else self.store
+        # Every rank needs a slice of every batch, and some methods more than one; too few of them are repeated.
+        smallest = max(self.method.smallest_batch, world_size())
+        shown = max(min(len(val_store), VALIDATION_SLICES), smallest)
         chosen = np.linspace(0, len(val_store) - 1, shown).round().astype(np.int64)
         batches = np.array_split(chosen, max(1, shown // self.batch_size))
         self.num_val_iterations_per_epoch = len(batches)
@@ -313,6 +319,9 @@ class PretrainingTrainer(SettingsTrainer):
             f"{n} slices, {self.num_iterations_per_epoch} batches of {self.batch_size} per epoch; the validation loss "
             f"is taken on {shown} {self.validates_on} slices with fixed views and masks."
         )
+        for note in self.method.examine(self.store):
+            self.print_to_log_file(note)
+        self.frames = self._frames_of(self.store)
         on_device = self.settings.data_device == "device" or (
             self.settings.data_device == "auto" and fits_on_device(self.store, self.device)
         )
@@ -320,40 +329,66 @@ class PretrainingTrainer(SettingsTrainer):
         pictured = chosen[:: max(1, shown // SHOWN_SLICES)][:SHOWN_SLICES]
         self._picture_batch = self._fixed_batch(val_store, pictured, 0)
         fixed = [
-            self._part(self._fixed_batch(val_store, batch, i + 1))
+            self._fixed_batch(val_store, batch, i + 1).share(share(len(batch)))
             for i, batch in enumerate(batches)
         ]
         return self._train_batches(reader), _round_and_round(fixed)
 
     def _train_batches(self, reader: SliceReader) -> Iterator[Batch]:
         first = self.current_epoch * self.num_iterations_per_epoch
-        seed, n = self.settings.seed, len(self.store)
-
-        def steps() -> Iterator[NDArray[np.int64]]:
-            step = first
-            while True:
-                yield _share(batch_indices(seed, step, n, self.batch_size))
-                step += 1
-
-        for step, slices in enumerate(reader.steps(steps()), first):
+        own = share(self.batch_size)
+        canvases = reader.steps(self._indices(step)[own] for step in count(first))
+        for step, slices in enumerate(canvases, first):
             # Drawn for the global batch on every rank, so that the number of ranks changes nothing.
-            sizes = self.store.sizes[batch_indices(seed, step, n, self.batch_size)]
-            drawn = self.method.draw(random_stream(seed, DRAW, step), sizes)
-            part = self._part(Batch(torch.empty(len(sizes), 0), torch.from_numpy(sizes), drawn))
-            yield Batch(slices, part.sizes.to(self.device, non_blocking=True), part.drawn)
+            rng = random_stream(self.settings.seed, DRAW, step)
+            batch = self._drawn(self.store, self._indices(step), rng)
+            part = batch.share(own)
+            part.slices, part.sizes = slices, part.sizes.to(self.device, non_blocking=True)
+            yield part
+
+    def _indices(self, step: int) -> NDArray[np.int64]:
+        """Numbers of the slices that step number ``step`` draws: (B,), or (B, 2) with second frames."""
+        seed = self.settings.seed
+        indices = batch_indices(seed, step, len(self.store), self.batch_size)
+        return self._with_frames(self.frames, indices, random_stream(seed, FRAME, step))
+
+    def _frames_of(self, store: SliceStore) -> SameSlice | None:
+        """Where to find the second frames, for a method that wants them."""
+        if not self.method.second_frames:
+            return None
+        pattern = self.settings.subject_pattern
+        frames = SameSlice(store, [self.subject_of(case, pattern) for case in store.names])
+        if frames.counts.max(initial=0) < 2:
+            raise ValueError(
+                "`pairs` (=frame) must find several frames of a subject: every slice is there once. Cases are told "
+                "to be one subject by cases.csv or by the setting subject_pattern."
+            )
+        return frames
+
+    @staticmethod
+    def _with_frames(
+        frames: SameSlice | None, indices: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        return indices if frames is None else np.stack([indices, frames.draw(rng, indices)], 1)
+
+    def _drawn(
+        self, store: SliceStore, indices: NDArray[np.int64], rng: np.random.Generator
+    ) -> Batch:
+        """A global batch with everything but its pixels."""
+        sizes = store.sizes[indices]
+        positions = store.positions[indices if indices.ndim == 1 else indices[:, 0]]
+        nothing = torch.empty(len(indices), 0)
+        drawn = self.method.draw(rng, sizes)
+        return Batch(nothing, torch.from_numpy(sizes), drawn, torch.from_numpy(positions))
 
     def _fixed_batch(self, store: SliceStore, indices: NDArray[np.int64], number: int) -> Batch:
         """A batch that is the same in every epoch and every run with this seed."""
-        sizes = store.sizes[indices]
-        drawn = self.method.draw(random_stream(self.settings.seed, VALIDATION, number), sizes)
-        slices = store.read(indices).to(self.device)
-        return Batch(slices, torch.from_numpy(sizes).to(self.device), drawn)
-
-    @staticmethod
-    def _part(batch: Batch) -> Batch:
-        """This rank's part of a global batch."""
-        rows = _share(np.arange(len(batch)))
-        return batch[slice(int(rows[0]), int(rows[-1]) + 1)]
+        rng = random_stream(self.settings.seed, VALIDATION, number)
+        indices = self._with_frames(self._frames_of(store), indices, rng)
+        batch = self._drawn(store, indices, rng)
+        batch.slices = store.read(indices).to(self.device)
+        batch.sizes = batch.sizes.to(self.device)
+        return batch
 
     # -- training ------------------------------------------------------------------------------
 
@@ -395,7 +430,7 @@ class PretrainingTrainer(SettingsTrainer):
         """One step; the results stay on the device until the epoch ends."""
         self.optimizer.zero_grad(set_to_none=True)
         output = self._forward(batch)
-        parameters = self.optimizer.param_groups[0]["params"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         clip = self.settings.gradient_clip
         if self.grad_scaler is not None:
             self.grad_scaler.scale(output["loss"]).backward()
@@ -426,21 +461,34 @@ class PretrainingTrainer(SettingsTrainer):
         loss, curves = self._reduce(train_outputs)
         seconds = time.perf_counter() - self._epoch_started
         if not np.isfinite(loss):
-            latest = Path(self.output_folder) / "checkpoint_latest.pth"
-            kept = (
-                f"the last good state is {latest} (go on with --c)"
-                if latest.is_file()
-                else "nothing was saved yet"
-            )
-            raise RuntimeError(
-                f"The training loss of epoch {self.current_epoch} is {loss}: training has diverged; {kept}. "
-                "Lower initial_lr, or set precision=fp32."
-            )
+            raise RuntimeError(self._divergence(train_outputs))
         self.logger.log("train_losses", loss, self.current_epoch)
         for name, value in curves.items():
             self.logger.log(f"train_{name}", value, self.current_epoch)
         images = self.num_iterations_per_epoch * self.batch_size
         self.logger.log("images_per_second", images / seconds, self.current_epoch)
+        if self.method.chunks.note:
+            self.print_to_log_file(self.method.chunks.note)
+            self.method.chunks.note = ""
+
+    def _divergence(self, outputs: list[dict[str, Tensor]]) -> str:
+        """Where the loss stopped being a number: found here, so that no step has to wait for the device."""
+        lost = ~torch.stack([output["loss"] for output in outputs]).isfinite().cpu()
+        number = int(lost.int().argmax()) if lost.any() else 0  # else another rank's share
+        step = self.current_epoch * self.num_iterations_per_epoch + number
+        cases = self.store.case_of[self._indices(step).reshape(-1)]
+        names = sorted({self.store.names[case] for case in cases})
+        latest = Path(self.output_folder) / "checkpoint_latest.pth"
+        kept = (
+            f"the last good state is {latest} (go on with --c)"
+            if latest.is_file()
+            else "nothing was saved yet"
+        )
+        return (
+            f"The training loss of epoch {self.current_epoch} is not finite from its step {number} on, whose batch "
+            f"held slices of {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}. Either training has diverged: "
+            f"lower initial_lr, or set precision=fp32; or these cases hold extreme values. Until then: {kept}."
+        )
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of one fixed batch; the validation's batches differ by at most one slice."""
@@ -487,7 +535,8 @@ class PretrainingTrainer(SettingsTrainer):
             logging = self.logger.local_logger.my_fantastic_logging
             write_curves(Path(self.output_folder) / "monitor.csv", logging)
             plot_progress(Path(self.output_folder) / "progress.png", logging, self._plot_panels())
-        if last or self.current_epoch % max(1, self.num_epochs // PICTURES) == 0:
+        pictured = last or self.current_epoch % max(1, self.num_epochs // PICTURES) == 0
+        if pictured and self.method.reconstructs:  # views do not change
             self._draw_pictures()
 
     def _log_epoch(self, change: dict[str, float]) -> None:
@@ -497,14 +546,19 @@ class PretrainingTrainer(SettingsTrainer):
         self.print_to_log_file(f"train_loss {value('train_losses'):.4f}")
         where = "" if self.validates_on == "validation" else " (on training slices)"
         self.print_to_log_file(f"val_loss {value('val_losses'):.4f}{where}")
-        for curve in self.method.curves:
-            text = f"{curve.replace('_', ' ')}: train {value('train_' + curve):.4f}, val {value('val_' + curve):.4f}"
+        for curve in (*self.method.curves, *self.method.val_curves):
+            train = f"train {value('train_' + curve):.4f}, " if curve in self.method.curves else ""
+            text = f"{curve.replace('_', ' ')}: {train}val {value('val_' + curve):.4f}"
             self.print_to_log_file(text)
         self.print_to_log_file(f"change since initialisation: {describe_change(change)}")
         # After a tenth of the run the pattern shows; said again each tenth, not each epoch.
-        tenth = max(1, self.num_epochs // 10)
-        if (self.current_epoch + 1) % tenth == 0 and (warning := depth_warning(change)):
-            self.print_to_log_file(warning)
+        if (self.current_epoch + 1) % max(1, self.num_epochs // 10) == 0:
+            curves = (*self.method.curves, *self.method.val_curves)
+            warnings = self.method.warnings({curve: value(f"val_{curve}") for curve in curves})
+            if self.method.reconstructs and (warning := depth_warning(change)):
+                warnings.append(warning)
+            for warning in warnings:
+                self.print_to_log_file(warning)
         seconds = value("epoch_end_timestamps") - value("epoch_start_timestamps")
         left = seconds * (self.num_epochs - self.current_epoch - 1)
         self.print_to_log_file(
@@ -513,16 +567,11 @@ class PretrainingTrainer(SettingsTrainer):
 
     def _plot_panels(self) -> list[Panel]:
         val = f"{self.validates_on} slices, fixed views"
-        curves = [
-            Panel(
-                curve.replace("_", " "),
-                {f"train_{curve}": "training", f"val_{curve}": val},
-                reference=(1.0, "only the mean learned")
-                if curve == "error_over_variance"
-                else None,
-            )
-            for curve in self.method.curves
-        ]
+        curves = []
+        for curve in (*self.method.curves, *self.method.val_curves):
+            lines = {f"train_{curve}": "training", f"val_{curve}": val}
+            reference = self.method.references.get(curve)
+            curves.append(Panel(curve.replace("_", " "), lines, reference))
         return [
             Panel("loss", {"train_losses": "training", "val_losses": val}),
             *curves,
@@ -538,13 +587,14 @@ class PretrainingTrainer(SettingsTrainer):
         self.method.eval()
         with self._autocast():
             columns = self.method.panels(self._picture_batch)
-        if columns is not None:
-            file = (
-                Path(self.output_folder) / "reconstructions" / f"epoch_{self.current_epoch:03d}.png"
-            )
-            plot_images(
-                file, columns, f"{self.validates_on} slices after {self.current_epoch} epochs"
-            )
+        if columns is None:
+            return
+        file = Path(self.output_folder) / "views.png"
+        title = f"{self.validates_on} slices as the encoder sees them"
+        if self.method.reconstructs:
+            file = file.with_name("reconstructions") / f"epoch_{self.current_epoch:03d}.png"
+            title = f"{self.validates_on} slices after {self.current_epoch} epochs"
+        plot_images(file, columns, title)
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -661,11 +711,6 @@ class PretrainingTrainer(SettingsTrainer):
                 f"Pretraining done. {self.plans_manager.dataset_name} has no labels; with another dataset "
                 f"of the same spacing and architecture in place of {self.dataset}, fine-tune with:\n{line}"
             )
-
-
-def _share(x: NDArray[np.int64]) -> NDArray[np.int64]:
-    """This rank's part of a global batch; ranks differ by at most one slice."""
-    return np.array_split(x, world_size())[rank()]
 
 
 def _round_and_round(batches: list[Batch]) -> Iterator[Batch]:

@@ -75,9 +75,8 @@ class PretrainingSettings(TrainingSettings):
     warmup_epochs: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on CUDA, else fp32
     gradient_clip: float | None = 12.0  # nnU-Net's; the papers clip nothing (none)
-    chunk_size: int | None = (
-        None  # slices that go through the network at a time; none: the whole batch
-    )
+    # Images that go through the network at a time; auto: as many as memory allows; none: the whole batch.
+    chunk_size: int | Literal["auto"] | None = "auto"
     data_device: Literal["auto", "device", "host"] = (
         "auto"  # where the slice store lives during training
     )
@@ -104,7 +103,8 @@ class PretrainingSettings(TrainingSettings):
         clip = self.gradient_clip
         require(clip is None or clip > 0, "gradient_clip", clip, "be none or positive")
         chunk = self.chunk_size
-        require(chunk is None or chunk >= 1, "chunk_size", chunk, "be none or at least 1")
+        chunk_works = not isinstance(chunk, int) or chunk >= 1
+        require(chunk_works, "chunk_size", chunk, "be auto, none or at least 1")
 
 
 @dataclass(frozen=True)

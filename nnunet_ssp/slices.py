@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -230,12 +230,17 @@ class SliceStore:
     Args:
         folder: the store.
         cases: the cases to open; None opens all.
+        bases: by case, the end of the stack that is the base of the heart: ``first``, ``last`` or ``unknown``, which
+            is also what an absent case has.
 
     Attributes:
         names: names of the cases.
         case_of: (n,) position in ``names`` of each slice.
         slice_of: (n,) position of each slice in its array.
         sizes: (n, 2) rows and columns of each slice.
+        positions: (n, 2) number of each slice in its original stack, counted from the base (as stored where the base
+            is unknown), and the number of slices of that stack.
+        bases: of each case.
         channels: channels of every slice.
 
     Raises:
@@ -243,7 +248,12 @@ class SliceStore:
         ValueError: a case that is not in the store, or cases with different numbers of channels.
     """
 
-    def __init__(self, folder: str | Path, cases: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        cases: Sequence[str] | None = None,
+        bases: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.preprocessing, index = read_index(self.folder)
         self.names = list(index) if cases is None else list(cases)
@@ -266,6 +276,12 @@ class SliceStore:
         self.slice_of = np.arange(lengths.sum()) - np.repeat(starts, lengths)
         shapes = np.array([entry.shape[2:] for entry in self.cases], dtype=np.int64).reshape(-1, 2)
         self.sizes = shapes[self.case_of]
+        self.bases = [(bases or {}).get(name, "unknown") for name in self.names]
+        stacks = [(entry.first_slice, entry.n_slices) for entry in self.cases]
+        first, depth = np.array(stacks, dtype=np.int64).reshape(-1, 2)[self.case_of].T
+        number = first + self.slice_of
+        turned = np.array([base == "last" for base in self.bases], dtype=bool)[self.case_of]
+        self.positions = np.stack([np.where(turned, depth - 1 - number, number), depth], 1)
 
     def __len__(self) -> int:
         return len(self.case_of)
@@ -298,19 +314,20 @@ class SliceStore:
         """Copy slices into one canvas.
 
         Args:
-            indices: (B,) numbers of slices.
+            indices: (B,) numbers of slices, or (B, 2).
             pin: use page-locked memory, for copies to CUDA that do not block.
 
         Returns:
-            (B, C, X, Y) float16: each slice in the top left corner, 0 beyond its size.
+            (B, C, X, Y) float16, or (B, 2, C, X, Y): each slice in the top left corner, 0 beyond its size.
         """
-        shape = (len(indices), self.channels, *self.sizes[indices].max(0))
+        flat = indices.reshape(-1)
+        shape = (len(flat), self.channels, *self.sizes[flat].max(0))
         canvas = torch.zeros(shape, dtype=torch.float16, pin_memory=pin)
         target = canvas.numpy()
-        for row, index in enumerate(indices):
+        for row, index in enumerate(flat):
             rows, columns = self.sizes[index]
             target[row, :, :rows, :columns] = self.array(self.case_of[index])[self.slice_of[index]]
-        return canvas
+        return canvas.reshape(*indices.shape, *shape[1:])
 
 
 class DeviceStore:
@@ -331,8 +348,9 @@ class DeviceStore:
     def read(self, indices: NDArray[np.int64]) -> Tensor:
         """As `SliceStore.read`, on the device."""
         device = self.flat.device
-        height, width = (int(side) for side in self.store.sizes[indices].max(0))
-        chosen = torch.from_numpy(indices.copy()).to(device, non_blocking=True)
+        flat = indices.reshape(-1)
+        height, width = (int(side) for side in self.store.sizes[flat].max(0))
+        chosen = torch.from_numpy(flat.copy()).to(device, non_blocking=True)
         size = self.sizes[chosen]
         channel = torch.arange(self.store.channels, device=device)[None, :, None, None]
         row = torch.arange(height, device=device)[None, None, :, None]
@@ -342,16 +360,45 @@ class DeviceStore:
         position = (
             (channel * rows + row) * columns + column + self.offsets[chosen][:, None, None, None]
         )
-        return torch.where(inside, self.flat[position.where(inside, 0)], 0.0)
+        canvas = torch.where(inside, self.flat[position.where(inside, 0)], 0.0)
+        return canvas.reshape(*indices.shape, *canvas.shape[1:])
+
+
+class SameSlice:
+    """Finds, for each slice, the frames of the same slice of the same subject.
+
+    Args:
+        store: the slices.
+        subjects: of each case in ``store.names``.
+    """
+
+    def __init__(self, store: SliceStore, subjects: Sequence[str]) -> None:
+        _, subject = np.unique(np.asarray(subjects), return_inverse=True)
+        place = np.column_stack([subject[store.case_of], store.positions])
+        _, self.group = np.unique(place, axis=0, return_inverse=True)
+        self.members = np.argsort(self.group, kind="stable")
+        self.counts = np.bincount(self.group)
+        self.starts = self.counts.cumsum() - self.counts
+
+    def draw(self, rng: np.random.Generator, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For each slice one of its frames, uniformly, itself among them.
+
+        Args:
+            rng: source of randomness.
+            indices: (B,) numbers of slices.
+        """
+        group = self.group[indices]
+        chosen = np.floor(rng.random(len(indices)) * self.counts[group]).astype(np.int64)
+        return self.members[self.starts[group] + chosen]
 
 
 # Independent random streams of one seed. (A list of numbers and the same list with a 0 at its end are one seed to
 # numpy, so all have three entries.)
-ORDER, DRAW, VALIDATION = 1, 2, 3
+ORDER, DRAW, VALIDATION, FRAME = 1, 2, 3, 4
 
 
 def random_stream(seed: int, stream: int, number: int) -> np.random.Generator:
-    """The generator of one epoch's order, one step's views and masks, or the validation's."""
+    """The generator of one epoch's order, one step's views and masks, its second frames, or the validation's."""
     return np.random.default_rng([seed, stream, number])
 
 

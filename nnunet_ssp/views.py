@@ -10,6 +10,7 @@ Source of the numbers: de Mooij et al. (arXiv 2409.18100) and their code, in pix
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -73,6 +74,13 @@ class Views:
 
     def __getitem__(self, rows: slice) -> Views:
         return Views(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @staticmethod
+    def cat(parts: Sequence[Views]) -> Views:
+        """All views of the parts, one part after the other."""
+        return Views(
+            *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Views))
+        )
 
 
 def draw_views(

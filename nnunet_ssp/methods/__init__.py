@@ -7,3 +7,7 @@ from nnunet_ssp.methods.base import Batch as Batch
 from nnunet_ssp.methods.base import Method as Method
 from nnunet_ssp.methods.mim import MIM as MIM
 from nnunet_ssp.methods.mim import MIMSettings as MIMSettings
+from nnunet_ssp.methods.pcl import PCL as PCL
+from nnunet_ssp.methods.pcl import PCLSettings as PCLSettings
+from nnunet_ssp.methods.simclr import SimCLR as SimCLR
+from nnunet_ssp.methods.simclr import SimCLRSettings as SimCLRSettings

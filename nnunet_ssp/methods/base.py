@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nnunet_ssp.memory import Chunks
 from nnunet_ssp.settings import PretrainingSettings
+from nnunet_ssp.slices import SliceStore
 
 C = TypeVar("C", bound=PretrainingSettings)
 
@@ -19,29 +21,40 @@ class Batch:
     """Slices of one step, and everything random about them.
 
     Attributes:
-        slices: (B, C, X, Y) on the device, each slice in the top left corner, 0 beyond its size.
-        sizes: (B, 2) rows and columns of each slice, on the device.
+        slices: (B, C, X, Y) on the device, each slice in the top left corner, 0 beyond its size; or (B, 2, C, X, Y)
+            where the second view of an image is made from another frame of the same slice.
+        sizes: (B, 2) rows and columns of each slice, on the device; or (B, 2, 2).
         drawn: what the method's ``draw`` returned for these B slices, on the host.
+        positions: (B, 2) int64 on the host: the slice's number in its stack, counted from the base, and the number
+            of slices of that stack.
+        total: slices of the global batch that these are a rank's share of; 0 for all of them.
     """
 
     slices: Tensor
     sizes: Tensor
     drawn: dict[str, Any]
+    positions: Tensor
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        self.total = self.total or len(self.sizes)
 
     def __len__(self) -> int:
-        return len(self.slices)
+        return len(self.sizes)
 
-    def __getitem__(self, rows: slice) -> Batch:
-        """The same for some of the slices; entries of ``drawn`` without rows are kept whole."""
+    def share(self, rows: slice) -> Batch:
+        """The part of a global batch that one rank works on; single numbers in ``drawn`` are kept."""
         drawn = {k: v if isinstance(v, int | float) else v[rows] for k, v in self.drawn.items()}
-        return Batch(self.slices[rows], self.sizes[rows], drawn)
+        return Batch(
+            self.slices[rows], self.sizes[rows], drawn, self.positions[rows], total=self.total
+        )
 
 
 class Method(nn.Module):
     """A pretraining method around nnU-Net's planned network.
 
-    A subclass reads top to bottom: heads, ``draw``, ``forward``, ``after_step``. It knows torch and a network with
-    ``.encoder`` and ``.decoder``, and no nnU-Net.
+    A subclass reads top to bottom: heads, ``examine``, ``draw``, ``forward``, ``after_step``. It knows torch, the
+    slice store and a network with ``.encoder`` and ``.decoder``, and no nnU-Net.
 
     Attributes:
         settings_class: the method's settings.
@@ -49,6 +62,9 @@ class Method(nn.Module):
         reconstructs: whether the decoder's output layers shall have one channel per input channel. They are the
             method's own; a segmentation gets fresh ones.
         curves: keys of the diagnostics that ``summarise`` returns, one value per epoch.
+        val_curves: those that only the validation's batches have.
+        references: for some curves a value to compare with, and what it means.
+        smallest_batch: slices that a batch must have at least.
         paper: what to cite.
     """
 
@@ -56,6 +72,12 @@ class Method(nn.Module):
     transfers: ClassVar[Literal["encoder", "encoder+decoder"]]
     reconstructs: ClassVar[bool] = False
     curves: ClassVar[tuple[str, ...]] = ()
+    val_curves: ClassVar[tuple[str, ...]] = ()
+    references: ClassVar[dict[str, tuple[float, str]]] = {}
+    smallest_batch: ClassVar[int] = 1
+    second_frames: bool = (
+        False  # whether the second view of an image may be made from another frame
+    )
     paper: ClassVar[str]
 
     def __init__(
@@ -66,16 +88,28 @@ class Method(nn.Module):
         self.settings = settings
         self.patch_size = patch_size
         self.channels = channels
+        self.chunks = Chunks(settings.chunk_size, network)
+
+    def examine(self, store: SliceStore) -> list[str]:
+        """Look at the slices to train on, before the first step.
+
+        Returns:
+            What the user should know about them, for the log.
+
+        Raises:
+            ValueError: the method cannot work with them.
+        """
+        return []
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Draw everything random about a batch, on the host.
 
         Args:
             rng: source of randomness, seeded by run and step.
-            sizes: (B, 2) rows and columns of each slice of the global batch.
+            sizes: (B, 2) rows and columns of each slice of the global batch; (B, 2, 2) with a second frame each.
 
         Returns:
-            Entries with B rows (sliced when the batch is split over ranks or chunks) or single numbers.
+            Entries with B rows (sliced when the batch is split over ranks) or single numbers.
         """
         raise NotImplementedError
 
@@ -91,12 +125,24 @@ class Method(nn.Module):
         """Turn the epoch's sums of ``forward``'s diagnostics into one value per name in ``curves``."""
         return {}
 
+    def warnings(self, val: dict[str, float]) -> list[str]:
+        """What the epoch's validation curves give reason to warn of, in words."""
+        return []
+
     def extra_state(self) -> dict[str, Any]:
         """What a resumed run needs besides the network: heads, teachers, centres."""
-        return {}
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("network.")}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back ``extra_state()``."""
+        """Take back ``extra_state()``.
+
+        Raises:
+            ValueError: it is another method's, or of other settings.
+        """
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        wrong = [k for k in missing if not k.startswith("network.")] + unexpected
+        if wrong:
+            raise ValueError(f"The checkpoint's state does not fit the method: {wrong[0]}.")
 
     def panels(self, batch: Batch) -> dict[str, Tensor] | None:
         """Images (B, C, X, Y) by title to look at, for methods that make some."""

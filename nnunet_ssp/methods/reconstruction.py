@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nnunet_ssp.distributed import sum_over_ranks, world_size
 from nnunet_ssp.losses import coarse_weights, masked_squared_error, masked_variance
@@ -59,6 +58,9 @@ class Reconstruction(Method):
     transfers = "encoder+decoder"
     reconstructs = True
     curves = ("error_over_variance",)
+    references: ClassVar[dict[str, tuple[float, str]]] = {
+        "error_over_variance": (1.0, "only the mean learned")
+    }
 
     settings: ReconstructionSettings
 
@@ -66,13 +68,6 @@ class Reconstruction(Method):
         self, network: nn.Module, settings: Any, patch_size: tuple[int, int], channels: int
     ) -> None:
         super().__init__(network, settings, patch_size, channels)
-        if settings.chunk_size is not None and any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()
-        ):
-            raise ValueError(
-                f"`chunk_size` (={settings.chunk_size}) must be none: these plans use BatchNorm, "
-                "whose statistics are those of the whole batch."
-            )
         decoder: Any = network.decoder
         decoder.deep_supervision = settings.coarse_heads
         self.n_skips = len(decoder.stages)
@@ -111,19 +106,11 @@ class Reconstruction(Method):
         weight = (hidden & inside).float()
         keep = batch.drawn["keep_skips"].to(target.device, non_blocking=True)
 
-        size = self.settings.chunk_size or len(batch)
-        parts = []
-        for rows in (slice(i, i + size) for i in range(0, len(batch), size)):
-            inputs = (corrupted[rows], target[rows], weight[rows], hidden[rows], keep[rows])
-            if size < len(batch):
-                # Nothing in there is random: no random state to keep.
-                parts.append(
-                    checkpoint(
-                        self._error_sums, *inputs, use_reentrant=False, preserve_rng_state=False
-                    )
-                )
-            else:
-                parts.append(self._error_sums(*inputs))
+        def error_sums(rows: slice) -> Tensor:
+            pixels = (corrupted[rows], target[rows], weight[rows], hidden[rows])
+            return self._error_sums(*pixels, keep[rows])
+
+        parts = self.chunks.run(error_sums, len(batch), target.device)
         sums = torch.stack(parts).sum(0)  # (outputs, 2)
         # The mean over the pixels of the global batch: DDP averages gradients over ranks, hence the factor.
         counts = sum_over_ranks(sums[:, 1]).clamp_min(1e-6) / world_size()

@@ -1,0 +1,87 @@
+"""Figures that tell whether features carry content, without labels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+COLLAPSED_SPREAD = 0.1  # share of a uniform spread below which features count as collapsed
+COLLAPSED_RANK = 2.0  # effective rank below which they lie on a line
+
+
+def spread(features: Tensor) -> Tensor:
+    """How far normalised features spread over the sphere: 0 when all are equal, 1 when they are uniform on it.
+
+    The standard deviation of each coordinate of the normalised features, averaged and multiplied by sqrt(D)
+    (Chen and He, "Exploring simple Siamese representation learning", section 4.1).
+
+    Args:
+        features: (N, D).
+    """
+    z = F.normalize(features.float(), dim=1)
+    return z.std(0, correction=0).mean() * z.shape[1] ** 0.5
+
+
+def alignment(first: Tensor, second: Tensor) -> Tensor:
+    """Mean squared distance between the normalised features of positive pairs, in [0, 4].
+
+    Source: Wang and Isola, "Understanding contrastive representation learning through alignment and uniformity on
+    the hypersphere", section 4, alpha = 2.
+
+    Args:
+        first: (N, D).
+        second: (N, D), row i is the partner of row i.
+    """
+    z = F.normalize(first.float(), dim=1) - F.normalize(second.float(), dim=1)
+    return z.square().sum(1).mean()
+
+
+def uniformity(features: Tensor) -> Tensor:
+    """Log of the mean Gaussian potential between different rows, t = 2: at most 0 (all equal), lower is more uniform.
+
+    Source: as `alignment`.
+
+    Args:
+        features: (N, D), at least two rows.
+    """
+    z = F.normalize(features.float(), dim=1)
+    n = len(z)
+    potential = (4 * (z @ z.T) - 4).exp()  # exp(-2 |a - b|^2) of unit vectors
+    return ((potential.sum() - potential.diagonal().sum()) / (n * (n - 1))).log()
+
+
+def effective_rank(features: Tensor) -> Tensor:
+    """Number of directions that the centred features use: exp of the entropy of their singular values.
+
+    Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007; for features Garrido et al., "RankMe", ICML 2023.
+    Centred, because features that all share one large mean would otherwise count as one direction.
+
+    Args:
+        features: (N, D).
+
+    Returns:
+        A value in [1, min(N, D)]; 1 when all rows are equal.
+    """
+    x = features.double()
+    x = x - x.mean(0)
+    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    share = singular / singular.sum().clamp_min(1e-12)
+    return torch.special.entr(share).sum().exp()
+
+
+def collapse_warning(spread: float, effective_rank: float) -> str | None:
+    """Say in words when features have collapsed: all images look alike to the network.
+
+    Args:
+        spread: see the function of that name.
+        effective_rank: see the function of that name.
+    """
+    if spread >= COLLAPSED_SPREAD and effective_rank >= COLLAPSED_RANK:
+        return None
+    return (
+        f"WARNING: the features have collapsed: spread {spread:.3f} of a uniform one, effective rank "
+        f"{effective_rank:.1f}. All images look nearly alike to the network, and fine-tuning gains nothing from it. "
+        "Lower initial_lr, use larger batches, keep head_norm=batch."
+    )

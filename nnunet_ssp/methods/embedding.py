@@ -1,0 +1,153 @@
+"""What the methods that train an encoder share: views through the encoder, pooled, in chunks, over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nnunet_ssp.distributed import gather_rows
+from nnunet_ssp.features import COLLAPSED_RANK, COLLAPSED_SPREAD, collapse_warning
+from nnunet_ssp.heads import Standardise
+from nnunet_ssp.methods.base import Batch, Method
+from nnunet_ssp.network import in_encoder
+from nnunet_ssp.settings import PretrainingSettings, require
+from nnunet_ssp.views import (
+    BRIGHTNESS,
+    BrightnessName,
+    Views,
+    ViewSettings,
+    apply_views,
+    draw_views,
+)
+
+STAGES = 3  # the deepest ones, for pooling=stages
+
+
+@dataclass(frozen=True)
+class EmbeddingSettings(PretrainingSettings):
+    """Settings of every method that trains the encoder alone."""
+
+    # What an image's features are: the average (the papers') or maximum over the encoder's last map, or the averages
+    # over its last three stages.
+    pooling: Literal["average", "max", "stages"] = "average"
+    # batch: pooled features are standardised over the batch before the head (see heads.Standardise); none: the papers'.
+    head_norm: Literal["batch", "none"] = "batch"
+    # augment: all views of an image come from one frame. frame: every second one comes from any frame of the same
+    # slice, so that features shall also not depend on the phase of the heartbeat.
+    pairs: Literal["augment", "frame"] = "augment"
+    # meant: factors 0.6-1.5; run: 1.6-2.5, what the authors' code does with that range
+    brightness: BrightnessName = "meant"
+    probe: bool = True  # measure a linear segmentation of training-fold labels on the frozen encoder now and then
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.batch_size >= 2, "batch_size", self.batch_size, "be at least 2")
+
+
+class Embedding(Method):
+    """Trains the planned encoder on whole-image features; the decoder stays out of it."""
+
+    transfers = "encoder"
+    val_curves = ("effective_rank",)
+    references: ClassVar[dict[str, tuple[float, str]]] = {
+        "spread": (COLLAPSED_SPREAD, "collapsed below"),
+        "effective_rank": (COLLAPSED_RANK, "collapsed below"),
+    }
+    smallest_batch = 2
+
+    settings: EmbeddingSettings
+
+    def __init__(
+        self, network: nn.Module, settings: Any, patch_size: tuple[int, int], channels: int
+    ) -> None:
+        super().__init__(network, settings, patch_size, channels)
+        # By parameter, not by module: nnU-Net's decoder holds the encoder.
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(in_encoder(name))
+        encoder: Any = network.encoder
+        pooled = encoder.output_channels[-STAGES if settings.pooling == "stages" else -1 :]
+        self.width = sum(pooled)
+        self.second_frames = settings.pairs == "frame"
+        self.head_norm = Standardise() if settings.head_norm == "batch" else nn.Identity()
+
+    def view_settings(self) -> ViewSettings:
+        """Strength of the augmentation."""
+        return ViewSettings(brightness=BRIGHTNESS[self.settings.brightness])
+
+    def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
+        """Two views of each slice."""
+        pair = sizes if sizes.ndim == 3 else np.stack([sizes, sizes], 1)
+        first, second = (
+            draw_views(rng, pair[:, i], self.channels, self.patch_size, self.view_settings())
+            for i in (0, 1)
+        )
+        return {"first": first, "second": second}
+
+    def pool(self, maps: Sequence[Tensor]) -> Tensor:
+        """The encoder's maps, finest first -> (N, width), float32."""
+        if self.settings.pooling == "max":
+            return maps[-1].float().amax((2, 3))
+        used = maps[-STAGES:] if self.settings.pooling == "stages" else maps[-1:]
+        return torch.cat([m.float().mean((2, 3)) for m in used], 1)
+
+    def embed(
+        self,
+        encoder: Any,
+        batch: Batch,
+        views: Sequence[Views],
+        patch_size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Pooled features of some views of each slice of the global batch, with a gradient to this rank's.
+
+        Views are made chunk by chunk, again in a recomputation: no tensor of all views needs to exist.
+
+        Args:
+            encoder: returns its maps, finest first.
+            batch: this rank's share.
+            views: V times the views of all slices of the share; every second one is made from the second frame where
+                the batch has two.
+            patch_size: of the views; the planned one by default.
+
+        Returns:
+            (V, total, width), float32.
+        """
+        n, flat = len(batch), Views.cat(views)
+        device = batch.slices.device
+
+        def features(rows: slice) -> Tensor:
+            number = torch.arange(rows.start, rows.stop, device=device)
+            row: tuple[Tensor, ...] = (number % n,)
+            if batch.slices.ndim == 5:
+                row = (*row, number // n % 2)
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                images, _ = apply_views(
+                    batch.slices[row], batch.sizes[row], flat[rows], patch_size or self.patch_size
+                )
+            return self.pool(encoder(images))
+
+        pooled = torch.cat(self.chunks.run(features, len(flat), device))
+        pooled = pooled.reshape(len(views), n, self.width).transpose(0, 1)
+        return gather_rows(pooled, batch.total).transpose(0, 1)
+
+    @staticmethod
+    def summarise(sums: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in sums.items() if name != "loss"}
+
+    def warnings(self, val: dict[str, float]) -> list[str]:
+        warning = collapse_warning(val["spread"], val["effective_rank"])
+        return [warning] if warning else []
+
+    def panels(self, batch: Batch) -> dict[str, Tensor]:
+        """Two views of each slice."""
+        frames = batch.slices.unbind(1) if batch.slices.ndim == 5 else [batch.slices] * 2
+        sizes = batch.sizes.unbind(1) if batch.sizes.ndim == 3 else [batch.sizes] * 2
+        return {
+            f"{name} view": apply_views(f, s, batch.drawn[name], self.patch_size)[0]
+            for name, f, s in zip(("first", "second"), frames, sizes, strict=True)
+        }
