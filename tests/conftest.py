@@ -104,7 +104,9 @@ def _make_batch(
         values = rng.normal(size=(method.channels, height, width)).cumsum(1).cumsum(2)
         values = (values - values.mean()) / values.std()
         slices[number, :, :height, :width] = torch.from_numpy(values)
-    return Batch(slices, torch.from_numpy(table), method.draw(rng, table))
+    number = torch.arange(len(table)) % 12
+    positions = torch.stack([number, torch.full_like(number, 12)], 1)
+    return Batch(slices, torch.from_numpy(table), method.draw(rng, table), positions)
 
 
 @pytest.fixture(scope="session")

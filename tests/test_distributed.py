@@ -32,7 +32,8 @@ def batch(made: MIM) -> Batch:
     slices = torch.zeros(len(SIZES), 1, 50, 40)
     for i, (height, width) in enumerate(SIZES):
         slices[i, :, :height, :width] = torch.from_numpy(rng.normal(size=(height, width)))
-    return Batch(slices, torch.from_numpy(SIZES), made.draw(rng, SIZES))
+    positions = torch.zeros(len(SIZES), 2, dtype=torch.int64)
+    return Batch(slices, torch.from_numpy(SIZES), made.draw(rng, SIZES), positions)
 
 
 def step(made: nn.Module, part: Batch) -> dict[str, torch.Tensor]:
@@ -50,7 +51,7 @@ def train_one_rank(ranks: int) -> tuple[dict[str, torch.Tensor], dict[str, torch
     rows = np.array_split(np.arange(len(SIZES)), ranks)[rank()]
     whole = batch(made)
     wrapped = nn.parallel.DistributedDataParallel(made)
-    output = step(wrapped, whole[slice(int(rows[0]), int(rows[-1]) + 1)])
+    output = step(wrapped, whole.share(slice(int(rows[0]), int(rows[-1]) + 1)))
     mean = {k: sum_over_ranks(v) / world_size() for k, v in output.items()}
     return mean, gradients(made)
 

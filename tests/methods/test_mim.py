@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_ssp.memory import Chunks
 from nnunet_ssp.methods import MIM, Batch, MIMSettings
 from nnunet_ssp.settings import override
 from nnunet_ssp.views import BRIGHTNESS, ViewSettings
@@ -167,7 +168,7 @@ def test_chunks_change_nothing(make_mim, make_batch, kind, changes, chunk):
     method = make_mim(kind, **changes, skip_dropout=0.3)
     batch = make_batch(method, SMALL)
     loss, gradient = gradients(method, batch)
-    method.settings = replace(method.settings, chunk_size=chunk)
+    method.chunks = Chunks(chunk, method.network)
     chunked_loss, chunked_gradient = gradients(method, batch)
     assert chunked_loss == pytest.approx(loss, rel=1e-5)
     close(gradient, chunked_gradient, 1e-5)
@@ -202,7 +203,7 @@ def test_masks_and_views_stay_the_same_when_skips_are_dropped(make_mim, make_bat
 def test_rows_of_a_batch(make_mim, make_batch):
     method = make_mim()
     batch = make_batch(method, SMALL)
-    part = batch[1:3]
+    part = batch.share(slice(1, 3))
     assert (len(batch), len(part)) == (4, 2)
     assert torch.equal(part.slices, batch.slices[1:3])
     assert torch.equal(part.sizes, batch.sizes[1:3])

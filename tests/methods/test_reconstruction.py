@@ -97,7 +97,7 @@ def test_with_all_skips_dropped_the_bottleneck_decides(make_mim, make_batch, kin
 
 
 def test_skips_are_dropped_per_image_and_level(make_mim, make_batch):
-    method = make_mim(skip_dropout=0.5)
+    method = make_mim(skip_dropout=0.5, chunk_size=None)
     batch = make_batch(method, SIZES)
     batch.drawn["keep_skips"] = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 0, 1]], dtype=torch.bool)
     seen = []
@@ -230,6 +230,6 @@ def test_another_normalisation_is_refused(make_network):
 def test_chunks_of_plans_with_batchnorm_are_refused(make_network):
     network = make_network(norm=torch.nn.BatchNorm2d)
     with pytest.raises(
-        ValueError, match=r"`chunk_size` \(=2\) must be none: these plans use BatchNorm"
+        ValueError, match=r"`chunk_size` \(=2\) must be none or auto: these plans use BatchNorm"
     ):
         MIM(network, MIMSettings(chunk_size=2), (32, 32), 1)
