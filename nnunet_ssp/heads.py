@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -40,3 +41,52 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def batchnorm_mlp(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
+    """Linear layers with BatchNorm and an activation between them, biases kept: the heads of DINO and BYOL.
+
+    BatchNorm takes the statistics of the batch at hand, in evaluation, too: the validation loss of a head that nobody
+    uses afterwards shall not lag behind its training.
+
+    Args:
+        widths: of the input, of each hidden layer and of the output.
+        activation: ``nn.GELU`` in DINO, ``nn.ReLU`` in BYOL.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [
+            nn.Linear(inputs, outputs),
+            nn.BatchNorm1d(outputs, track_running_stats=False),
+            activation(),
+        ]
+    return nn.Sequential(*layers[:-2])
+
+
+class DINOHead(nn.Module):
+    """DINO's projection head: three layers, a normalised bottleneck, and scores of prototypes.
+
+    The last layer has normalised weights, one direction per prototype (weight normalisation with its gain fixed at 1).
+    Source: Caron et al., "Emerging properties in self-supervised vision transformers", appendix C; widths and
+    initialisation of de Mooij et al.'s code.
+
+    Args:
+        width: of the features.
+        hidden: width of the two hidden layers.
+        bottleneck: width before the last layer.
+        out_dim: number of prototypes.
+    """
+
+    def __init__(self, width: int, hidden: int, bottleneck: int, out_dim: int) -> None:
+        super().__init__()
+        self.mlp = batchnorm_mlp([width, hidden, hidden, bottleneck], nn.GELU)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02, a=-2, b=2)
+                nn.init.zeros_(layer.bias)
+        self.prototypes = nn.Parameter(nn.Linear(bottleneck, out_dim, bias=False).weight.detach())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, width) -> the bottleneck (N, bottleneck), and its cosines with the prototypes (N, out_dim)."""
+        x = F.normalize(self.mlp(x), dim=1)
+        return x, F.linear(x, F.normalize(self.prototypes, dim=1))

@@ -102,3 +102,48 @@ def contrastive_loss(
     per_row = -log_share.where(positives, 0).sum(1) / count.clamp_min(1)
     lonely = (count == 0).sum()
     return per_row.sum() / (len(z) - lonely).clamp_min(1), lonely
+
+
+def distillation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    centre: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> dict[str, Tensor]:
+    """DINO's cross-entropy between the teacher's view of an image and the student's other views.
+
+    Source: Caron et al., "Emerging properties in self-supervised vision transformers", section 3.1.
+
+    Args:
+        student: (V, N, K) scores of V views of N images; the first ones are those the teacher sees.
+        teacher: (Q, N, K) scores of Q of these views, without a gradient.
+        centre: (K,) subtracted from the teacher's scores.
+        student_temperature: the scores are divided by it.
+        teacher_temperature: lower, so that the targets are sharper.
+
+    Returns:
+        ``loss``, the mean over pairs of different views and images; ``teacher_entropy``, of the targets, in nats (log K
+        is uniform: collapse without an opinion); ``kl``, the loss above that entropy, the same mean of
+        KL(teacher || student).
+    """
+    target = ((teacher.detach().float() - centre) / teacher_temperature).softmax(-1)
+    log_student = (student.float() / student_temperature).log_softmax(-1)
+    cross = -torch.einsum("qnk,vnk->qv", target, log_student) / student.shape[1]
+    different = ~torch.eye(*cross.shape, dtype=torch.bool, device=cross.device)
+    loss = (cross * different).sum() / different.sum()
+    entropy = torch.special.entr(target).sum(-1).mean()
+    return {"loss": loss, "teacher_entropy": entropy, "kl": loss.detach() - entropy}
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """BYOL's ``2 - 2 cos`` between predictions and targets, averaged over rows, in [0, 4].
+
+    Source: Grill et al., "Bootstrap your own latent", equation 2.
+
+    Args:
+        prediction: (N, D).
+        target: (N, D), gets no gradient.
+    """
+    cosine = F.cosine_similarity(prediction.float(), target.detach().float(), dim=1)
+    return 2 - 2 * cosine.mean()

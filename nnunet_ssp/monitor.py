@@ -83,7 +83,7 @@ def describe_change(change: Mapping[str, float]) -> str:
 
 
 def write_curves(file: Path, logging: Mapping[str, Sequence[Any]]) -> None:
-    """Write `monitor.csv`: one row per finished epoch, one column per curve; values that are absent stay empty.
+    """Write `monitor.csv`: one row per finished epoch, one column per curve; values that are absent or nan stay empty.
 
     The file is written anew each time, so a resumed run cannot leave rows of an abandoned one.
     """
@@ -95,8 +95,10 @@ def write_curves(file: Path, logging: Mapping[str, Sequence[Any]]) -> None:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["epoch", *columns])
         for epoch in range(n):
-            row = [logging[key][epoch] if epoch < len(logging[key]) else "" for key in columns]
-            writer.writerow([epoch, *row])
+            row = [
+                logging[key][epoch] if epoch < len(logging[key]) else math.nan for key in columns
+            ]
+            writer.writerow([epoch, *("" if math.isnan(value) else value for value in row)])
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,11 @@ def plot_progress(
     axes = np.atleast_1d(figure.subplots(len(shown), 1, sharex=True))
     for axis, panel in zip(axes, shown, strict=True):
         for position, (key, label) in enumerate(panel.curves.items()):
-            values = logging.get(key) or []
+            points = [(i, v) for i, v in enumerate(logging.get(key) or [], 1) if math.isfinite(v)]
             style = panel.styles[position] if panel.styles else {}
-            marker = "o" if len(values) < 3 else None
-            axis.plot(range(1, len(values) + 1), values, label=label, marker=marker, **style)
+            marker = "o" if len(points) < 3 else None
+            epochs, values = zip(*points, strict=True) if points else ((), ())
+            axis.plot(epochs, values, label=label, marker=marker, **style)
         if panel.reference is not None:
             axis.axhline(panel.reference[0], color="grey", linestyle=":", label=panel.reference[1])
         axis.set_ylabel(panel.label)

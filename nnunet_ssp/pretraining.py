@@ -37,11 +37,12 @@ from nnunet_ssp.monitor import (
     write_curves,
 )
 from nnunet_ssp.network import is_output_layer
-from nnunet_ssp.schedules import warmup_cosine
+from nnunet_ssp.probe import LinearProbe, labelled_slices
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices import (
     DRAW,
     FRAME,
+    PREPROCESSED,
     VALIDATION,
     SameSlice,
     SliceReader,
@@ -58,7 +59,8 @@ from nnunet_ssp.training import SECONDS_BETWEEN_SAVES, SettingsTrainer
 
 VALIDATION_SLICES = 256
 SHOWN_SLICES = 6  # rows of a reconstruction picture
-PICTURES = 20  # reconstruction pictures of a run, besides the untrained network's
+PICTURES = 20  # reconstruction pictures and probes of a run, besides the untrained network's
+PROBE = "probe_dice"
 
 
 class PretrainingTrainer(SettingsTrainer):
@@ -88,14 +90,24 @@ class PretrainingTrainer(SettingsTrainer):
         self.weights_from = "scratch"
         self.enable_deep_supervision = False
         self.method: Method
+        self.probe: LinearProbe | None = None
+        self._probed_untrained = float("nan")
         self.best_loss = float("inf")
         self.validates_on = "validation"
         self._resumed: tuple[dict[str, int], list[str]] | None = None  # counts and subjects before
         logging = self.logger.local_logger.my_fantastic_logging
         for side in ("train", "val"):
             logging.update({f"{side}_{curve}": [] for curve in self.method_class.curves})
+        logging.update({f"train_{curve}": [] for curve in self.method_class.train_curves})
         logging.update({f"val_{curve}": [] for curve in self.method_class.val_curves})
         logging["images_per_second"] = []
+        if self._probes:
+            logging[PROBE] = []
+
+    @property
+    def _probes(self) -> bool:
+        """Whether this method's encoder is measured with a linear probe."""
+        return getattr(self.settings, "probe", False)
 
     # -- building ------------------------------------------------------------------------------
 
@@ -134,8 +146,8 @@ class PretrainingTrainer(SettingsTrainer):
             self.print_to_log_file("Using torch.compile on encoder and decoder...")
             # In place, so that no key gets a prefix; the method around them is not worth compiling.
             # Each batch size has its own graph: with symbolic sizes torch keeps a slower memory layout.
-            planned.encoder.compile(dynamic=False)
-            planned.decoder.compile(dynamic=False)
+            for part in self.method.compiled():
+                part.compile(dynamic=False)
         self.network = self.method
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
@@ -173,13 +185,21 @@ class PretrainingTrainer(SettingsTrainer):
             self.grad_scaler = None
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
-        """The method's optimiser; the learning rate is set at the start of each epoch."""
+        """The method's optimiser; the method says the learning rate of each step."""
         s = self.settings
-        parameters = [p for p in self.method.parameters() if p.requires_grad]
+        groups, lr, decay = self.method.parameter_groups(), s.initial_lr, s.weight_decay
         if s.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, s.initial_lr, weight_decay=s.weight_decay), None
+            return torch.optim.AdamW(groups, lr, weight_decay=decay), None
+        if s.optimizer == "lars":
+            from timm.optim import Lars
+
+            # Groups without weight decay are not adapted, either. Trust as in Kalapos and Gyires-Toth's solo-learn.
+            trust = {"trust_coeff": 0.02, "trust_clip": True}
+            return Lars(
+                groups, lr, s.momentum, weight_decay=decay, nesterov=s.nesterov, **trust
+            ), None
         return torch.optim.SGD(
-            parameters, s.initial_lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov
+            groups, lr, s.momentum, weight_decay=decay, nesterov=s.nesterov
         ), None
 
     # -- data ----------------------------------------------------------------------------------
@@ -249,7 +269,7 @@ class PretrainingTrainer(SettingsTrainer):
             f"  left out for validation: {names(held_out, 'nobody')}"
             + (f" ({counts(val)})" if val else ""),
             f"  test subjects, never in the store: {names(tests, 'none known')}",
-            "No label is read.",
+            "No label is used in training.",
         ]
         self.print_to_log_file("\n".join(lines))
         if not self.cases and self.settings.subject_pattern is None:
@@ -410,24 +430,60 @@ class PretrainingTrainer(SettingsTrainer):
                 shutil.copyfile(fingerprint, base / "dataset_fingerprint.json")
         self._save_debug_information()
         self.log_settings()
+        if self._probes:
+            self._make_probe()
         if self.current_epoch == 0:
             self._draw_pictures()
+            self._probed_untrained = self._probe_dice()
+
+    def _make_probe(self) -> None:
+        """Choose labelled slices of the training fold, where there are some."""
+        labels = self.label_manager.foreground_labels
+        if self.local_rank != 0 or not labels or self.label_manager.has_regions:
+            return
+        folder = Path(self.preprocessed_dataset_folder)  # nnU-Net's: labelled cases only
+        pattern = self.settings.subject_pattern
+        labelled = {
+            case: self.subject_of(case, pattern)
+            for case in self.store.names
+            if any((folder / f"{case}{ending}").is_file() for ending in PREPROCESSED)
+        }
+        height, width = self.method.patch_size
+        data = labelled_slices(folder, labelled, (height, width), labels)
+        if data is None:
+            return
+        self.probe = LinearProbe(data, self.device)
+        parted = "other subjects" if data.by_subject else "other slices of the same subject"
+        self.print_to_log_file(
+            f"Linear probe, a monitor: labels of {len(data.images)} slices of training subjects are read now and then, "
+            f"to fit a linear segmentation on the frozen encoder ({int(data.fit.sum())} slices) and to score it on "
+            f"{parted}. Training never sees them; probe=no leaves it out."
+        )
+
+    def _probe_dice(self) -> float:
+        """Dice of the linear probe now, or nan."""
+        if self.probe is None:
+            return float("nan")
+        encoder: Any = self.method.network.encoder
+        with self._autocast():
+            return self.probe.score(encoder)
 
     def on_train_epoch_start(self) -> None:
         self.network.train()
-        s = self.settings
-        factor = warmup_cosine(self.current_epoch, self.num_epochs, s.warmup_epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = s.initial_lr * factor
+        self.method.start_epoch(self.current_epoch)
+        self._step = self.current_epoch * self.num_iterations_per_epoch
+        lr = self.method.learning_rate(self._step, self.num_iterations_per_epoch)
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
-        self.print_to_log_file(f"Current learning rate: {s.initial_lr * factor:.5g}")
-        self.logger.log("lrs", s.initial_lr * factor, self.current_epoch)
-        self._step = self.current_epoch * self.num_iterations_per_epoch
+        self.print_to_log_file(f"Current learning rate: {lr:.5g}")
+        self.logger.log("lrs", lr, self.current_epoch)
         self._epoch_started = time.perf_counter()
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One step; the results stay on the device until the epoch ends."""
+        lr = self.method.learning_rate(self._step, self.num_iterations_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         output = self._forward(batch)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -439,13 +495,14 @@ class PretrainingTrainer(SettingsTrainer):
             output["loss"].backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(parameters, clip)
+        self.method.after_backward()
         if self.grad_scaler is not None:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         else:
             self.optimizer.step()
+        self.method.after_step(self._step, self.num_epochs * self.num_iterations_per_epoch)
         self._step += 1
-        self.method.after_step(self._step / (self.num_epochs * self.num_iterations_per_epoch))
         return {name: value.detach() for name, value in output.items()}
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -463,7 +520,7 @@ class PretrainingTrainer(SettingsTrainer):
         if not np.isfinite(loss):
             raise RuntimeError(self._divergence(train_outputs))
         self.logger.log("train_losses", loss, self.current_epoch)
-        for name, value in curves.items():
+        for name, value in {**curves, **self.method.end_epoch()}.items():
             self.logger.log(f"train_{name}", value, self.current_epoch)
         images = self.num_iterations_per_epoch * self.batch_size
         self.logger.log("images_per_second", images / seconds, self.current_epoch)
@@ -486,8 +543,8 @@ class PretrainingTrainer(SettingsTrainer):
         )
         return (
             f"The training loss of epoch {self.current_epoch} is not finite from its step {number} on, whose batch "
-            f"held slices of {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}. Either training has diverged: "
-            f"lower initial_lr, or set precision=fp32; or these cases hold extreme values. Until then: {kept}."
+            f"held slices of {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}; {kept}. Either training has "
+            "diverged (lower initial_lr, or set precision=fp32), or these cases hold extreme values."
         )
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -520,9 +577,12 @@ class PretrainingTrainer(SettingsTrainer):
             self.logger.log(f"change {stage}", value, epoch)
         loss = float(self.logger.get_value("val_losses", step=-1))
         self.early_stopping.update(loss)
+        last = epoch == self.num_epochs - 1
+        pictured = last or (epoch + 1) % max(1, self.num_epochs // PICTURES) == 0
+        if self._probes:
+            self.logger.log(PROBE, self._probe_dice() if pictured else float("nan"), epoch)
         self._log_epoch(change)
 
-        last = epoch == self.num_epochs - 1
         due = time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
         if loss < self.best_loss:
             self.best_loss = loss
@@ -535,7 +595,6 @@ class PretrainingTrainer(SettingsTrainer):
             logging = self.logger.local_logger.my_fantastic_logging
             write_curves(Path(self.output_folder) / "monitor.csv", logging)
             plot_progress(Path(self.output_folder) / "progress.png", logging, self._plot_panels())
-        pictured = last or self.current_epoch % max(1, self.num_epochs // PICTURES) == 0
         if pictured and self.method.reconstructs:  # views do not change
             self._draw_pictures()
 
@@ -546,15 +605,17 @@ class PretrainingTrainer(SettingsTrainer):
         self.print_to_log_file(f"train_loss {value('train_losses'):.4f}")
         where = "" if self.validates_on == "validation" else " (on training slices)"
         self.print_to_log_file(f"val_loss {value('val_losses'):.4f}{where}")
-        for curve in (*self.method.curves, *self.method.val_curves):
-            train = f"train {value('train_' + curve):.4f}, " if curve in self.method.curves else ""
-            text = f"{curve.replace('_', ' ')}: {train}val {value('val_' + curve):.4f}"
-            self.print_to_log_file(text)
+        curves = {key: value(key) for keys in self._curves().values() for key in keys}
+        for curve, keys in self._curves().items():
+            values = ", ".join(f"{key.partition('_')[0]} {curves[key]:.4f}" for key in keys)
+            self.print_to_log_file(f"{curve.replace('_', ' ')}: {values}")
+        if self.probe is not None and np.isfinite(dice := value(PROBE)):
+            untrained = f"{self._probed_untrained:.4f} before training"
+            self.print_to_log_file(f"linear probe: Dice {dice:.4f} ({untrained})")
         self.print_to_log_file(f"change since initialisation: {describe_change(change)}")
         # After a tenth of the run the pattern shows; said again each tenth, not each epoch.
         if (self.current_epoch + 1) % max(1, self.num_epochs // 10) == 0:
-            curves = (*self.method.curves, *self.method.val_curves)
-            warnings = self.method.warnings({curve: value(f"val_{curve}") for curve in curves})
+            warnings = self.method.warnings(curves)
             if self.method.reconstructs and (warning := depth_warning(change)):
                 warnings.append(warning)
             for warning in warnings:
@@ -565,20 +626,34 @@ class PretrainingTrainer(SettingsTrainer):
             f"Epoch time: {seconds:.2f} s, {value('images_per_second'):.1f} images/s, {duration(left)} left"
         )
 
+    def _curves(self) -> dict[str, list[str]]:
+        """The method's curves, and what each is logged as."""
+        method = self.method
+        return {
+            **{curve: [f"train_{curve}", f"val_{curve}"] for curve in method.curves},
+            **{curve: [f"train_{curve}"] for curve in method.train_curves},
+            **{curve: [f"val_{curve}"] for curve in method.val_curves},
+        }
+
     def _plot_panels(self) -> list[Panel]:
         val = f"{self.validates_on} slices, fixed views"
         curves = []
-        for curve in (*self.method.curves, *self.method.val_curves):
-            lines = {f"train_{curve}": "training", f"val_{curve}": val}
+        for curve, keys in self._curves().items():
+            lines = {key: "training" if key.startswith("train") else val for key in keys}
             reference = self.method.references.get(curve)
             curves.append(Panel(curve.replace("_", " "), lines, reference))
         return [
             Panel("loss", {"train_losses": "training", "val_losses": val}),
             *curves,
+            *([self._probe_panel()] if self.probe is not None else []),
             stage_panel(list(self.stage_change.start)),
             Panel("learning rate", {"lrs": "learning rate"}),
             Panel("images per second", {"images_per_second": "training"}),
         ]
+
+    def _probe_panel(self) -> Panel:
+        before = (self._probed_untrained, "before training")
+        return Panel("linear probe", {PROBE: "Dice on training subjects"}, before)
 
     @torch.no_grad()
     def _draw_pictures(self) -> None:
@@ -624,7 +699,7 @@ class PretrainingTrainer(SettingsTrainer):
         if self.local_rank != 0:
             return
         weights = transfer.pretrained_weights(
-            self.method.network, self.method.transfers, self.label_manager.num_segmentation_heads
+            self.method.exported(), self.method.transfers, self.label_manager.num_segmentation_heads
         )
         self.write_checkpoint(
             filename,
@@ -632,6 +707,7 @@ class PretrainingTrainer(SettingsTrainer):
             ssp_state={
                 "method": transfer.to_cpu(self.method.extra_state()),
                 "best_loss": self.best_loss,
+                "probed_untrained": self._probed_untrained,
                 "torch_random_state": torch.get_rng_state(),
                 "cuda_random_state": torch.cuda.get_rng_state(self.device)
                 if self.device.type == "cuda"
@@ -660,6 +736,7 @@ class PretrainingTrainer(SettingsTrainer):
         self.method.load_extra_state(state["method"])
         self.early_stopping.load_state_dict(checkpoint["ssp_early_stopping"])
         self.best_loss = state["best_loss"]
+        self._probed_untrained = state["probed_untrained"]
         torch.set_rng_state(state["torch_random_state"])
         if self.device.type == "cuda" and state["cuda_random_state"] is not None:
             torch.cuda.set_rng_state(state["cuda_random_state"], self.device)

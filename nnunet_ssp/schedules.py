@@ -32,6 +32,45 @@ def warmup_cosine(epoch: float, num_epochs: float, warmup_epochs: float = 0) -> 
     return (1 + math.cos(math.pi * progress)) / 2
 
 
+def iteration_schedule(
+    step: int, total: int, warmup: int, peak: float, start: float = 0.0, end: float = 0.0
+) -> float:
+    """Learning rate of one step: linear from ``start`` to ``peak``, both reached, then half a cosine towards ``end``.
+
+    DINO's (``np.linspace(0, peak, warmup)``, then a cosine to 1e-6) and BYOL's (from 3e-5 to 0) schedule; the first
+    step of the cosine has the peak again, and its end lies one step after the last.
+
+    Args:
+        step: counted from 0.
+        total: steps of the run.
+        warmup: steps of the warm-up.
+        peak: largest rate.
+        start: rate of the first step of the warm-up.
+        end: what the cosine falls to.
+
+    Raises:
+        ValueError: ``step`` outside [0, total), or a longer warm-up than the run.
+    """
+    if not 0 <= step < total:
+        raise ValueError(f"`step` (={step}) must lie in [0, total={total}).")
+    if not 0 <= warmup <= total:
+        raise ValueError(f"`warmup` (={warmup}) must lie in [0, total={total}].")
+    if step < warmup:
+        return start + (peak - start) * step / max(warmup - 1, 1)
+    return end + (peak - end) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+
+def momentum_schedule(step: int, total: int, start: float) -> float:
+    """Momentum of a teacher: from ``start`` to 1 by half a cosine (DINO and BYOL).
+
+    Args:
+        step: finished steps before this update, counted from 0.
+        total: steps of the run.
+        start: momentum of the first update.
+    """
+    return 1 - (1 - start) * (1 + math.cos(math.pi * step / total)) / 2
+
+
 class EarlyStopping:
     """Tells when a loss has not improved for some epochs.
 

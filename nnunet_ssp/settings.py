@@ -68,11 +68,12 @@ class PretrainingSettings(TrainingSettings):
     num_epochs: int = 100  # de Mooij et al., appendix A: all four methods
     iterations_per_epoch: int | None = None  # none: one pass over all slices, as in the paper
     batch_size: int = 128  # slices, over all ranks
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9  # of SGD
+    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
+    momentum: float = 0.9  # of SGD and LARS
     nesterov: bool = False
     weight_decay: float = 1e-4
-    warmup_epochs: int = 0
+    # Linear rise of the learning rate; auto: 10 epochs, a tenth of a run shorter than 100.
+    warmup_epochs: int | Literal["auto"] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on CUDA, else fp32
     gradient_clip: float | None = 12.0  # nnU-Net's; the papers clip nothing (none)
     # Images that go through the network at a time; auto: as many as memory allows; none: the whole batch.
@@ -95,16 +96,21 @@ class PretrainingSettings(TrainingSettings):
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "not be negative")
         warm = self.warmup_epochs
         require(
-            0 <= warm <= self.num_epochs,
+            warm == "auto" or 0 <= warm <= self.num_epochs,
             "warmup_epochs",
             warm,
-            f"lie in [0, num_epochs={self.num_epochs}]",
+            f"be auto or lie in [0, num_epochs={self.num_epochs}]",
         )
         clip = self.gradient_clip
         require(clip is None or clip > 0, "gradient_clip", clip, "be none or positive")
         chunk = self.chunk_size
         chunk_works = not isinstance(chunk, int) or chunk >= 1
         require(chunk_works, "chunk_size", chunk, "be auto, none or at least 1")
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of the warm-up, as a number."""
+        return min(10, self.num_epochs / 10) if self.warmup_epochs == "auto" else self.warmup_epochs
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,9 +36,25 @@ class ViewSettings:
     noise_sigma: tuple[float, float] = (0.0, 0.2)
     blur: float = 0.2  # probability
     blur_sigma: tuple[float, float] = (0.5, 1.5)  # pixels, rows and columns apart
-    brightness: tuple[float, float] = (0.6, 1.5)  # factor, always
-    shift: float = 0.4  # added, uniform in +-shift, always
-    gamma: tuple[float, float] = (0.7, 1.5)  # exponent, always
+    brightness: tuple[float, float] = (0.6, 1.5)  # factor
+    shift: float = 0.4  # added, uniform in +-shift
+    gamma: tuple[float, float] = (0.7, 1.5)  # exponent
+    brightness_probability: float = 1.0
+    shift_probability: float = 1.0
+    gamma_probability: float = 1.0
+    solarise: float = 0.0  # probability
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """Random resized crops; the defaults are Kalapos and Gyires-Toth's for BYOL (their ACDC configuration)."""
+
+    area: tuple[float, float] = (0.08, 1.0)  # of the slice
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # columns over rows, log-uniform
+    flip: float = 0.5  # probability, left to right
+    jitter: float = 0.8  # probability of both:
+    gain: tuple[float, float] = (0.8, 1.2)  # factor of the distance from the darkest value
+    contrast: tuple[float, float] = (0.8, 1.2)  # factor of the distance from the mean
 
 
 # The paper's configuration says 0.6-1.5, the library it calls multiplies by 1 + f: it ran with 1.6-2.5.
@@ -56,18 +72,24 @@ class Views:
         noise_sigma: (N,) standard deviation of the noise, 0 for none.
         noise_seed: (N,) int64 seed of the noise.
         blur_sigma: (N, 2) pixels along rows and columns, 0 for none.
+        gain: (N, C) factor of the distance from the view's darkest value.
+        contrast: (N, C) factor of the distance from the view's mean.
         brightness: (N, C) factor.
         shift: (N, C) added after the factor.
         gamma: (N, C) exponent.
+        solarise: (N,) bool: turn values above 0 about the slice's largest one.
     """
 
     matrix: Tensor
     noise_sigma: Tensor
     noise_seed: Tensor
     blur_sigma: Tensor
+    gain: Tensor
+    contrast: Tensor
     brightness: Tensor
     shift: Tensor
     gamma: Tensor
+    solarise: Tensor
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -89,6 +111,7 @@ def draw_views(
     channels: int,
     patch_size: tuple[int, int],
     settings: ViewSettings,
+    place: NDArray[np.float64] | None = None,
 ) -> Views:
     """Draw one view per slice.
 
@@ -102,6 +125,8 @@ def draw_views(
         channels: of the slices; intensities vary per channel.
         patch_size: rows and columns of the view.
         settings: strength.
+        place: (N, 2) in [0, 1), which of the boxes along rows and columns; drawn by default. Views that shall show the
+            same part of a slice share it.
     """
     n = len(sizes)
     patch = np.asarray(patch_size)
@@ -113,7 +138,8 @@ def draw_views(
     padding = np.maximum(patch - sizes, 0)
     low = -padding // 2  # rounds down, as nnU-Net's own: an odd padding leaves two boxes
     high = sizes + padding // 2 + padding % 2 - patch
-    centre = low + np.floor(uniform(0, 1, 2) * (high - low + 1)) + (patch - 1) / 2
+    place = uniform(0, 1, 2) if place is None else place
+    centre = low + np.floor(place * (high - low + 1)) + (patch - 1) / 2
 
     angle = np.deg2rad(uniform(-settings.rotation, settings.rotation))
     zoom = uniform(*settings.scale)
@@ -134,25 +160,95 @@ def draw_views(
     brightness = uniform(*settings.brightness, channels)
     shift = uniform(-settings.shift, settings.shift, channels)
     gamma = uniform(*settings.gamma, channels)
-
-    def tensor(values: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(values).float()
-
-    return Views(
-        tensor(matrix),
-        tensor(noise_sigma),
-        torch.from_numpy(noise_seed),
-        tensor(blur_sigma),
-        tensor(brightness),
-        tensor(shift),
-        tensor(gamma),
+    applied = uniform(0, 1, 4) < (
+        settings.brightness_probability,
+        settings.shift_probability,
+        settings.gamma_probability,
+        settings.solarise,
     )
+    return _neutral_views(
+        n,
+        channels,
+        matrix=matrix,
+        noise_sigma=noise_sigma,
+        noise_seed=noise_seed,
+        blur_sigma=blur_sigma,
+        brightness=np.where(applied[:, :1], brightness, 1.0),
+        shift=np.where(applied[:, 1:2], shift, 0.0),
+        gamma=np.where(applied[:, 2:3], gamma, 1.0),
+        solarise=applied[:, 3],
+    )
+
+
+def draw_resized_crops(
+    rng: np.random.Generator,
+    sizes: NDArray[np.int64],
+    channels: int,
+    patch_size: tuple[int, int],
+    settings: CropSettings,
+) -> Views:
+    """Draw one random resized crop per slice: a box of random area and shape anywhere inside it, fitted to the patch.
+
+    A box that does not fit is drawn again, ten times at most; then it is the largest centred one of an allowed shape
+    (torchvision's RandomResizedCrop).
+
+    Args:
+        rng: source of randomness.
+        sizes: (N, 2) rows and columns of each slice.
+        channels: of the slices; all share one change of intensity.
+        patch_size: rows and columns of the view.
+        settings: strength.
+    """
+    n = len(sizes)
+    area = rng.uniform(*settings.area, (n, 10)) * sizes.prod(1)[:, None]
+    narrow, wide = np.log(settings.ratio)
+    ratio = np.exp(rng.uniform(narrow, wide, (n, 10)))
+    box = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], -1).round()  # (N, 10, 2)
+    fits = ((box >= 1) & (box <= sizes[:, None])).all(-1)
+    chosen = box[np.arange(n), fits.argmax(1)]
+    narrowest = np.clip(sizes[:, 1] / sizes[:, 0], *settings.ratio)
+    columns = np.minimum(sizes[:, 1], sizes[:, 0] * narrowest)
+    centred = np.stack([columns / narrowest, columns], -1).round()
+    found = fits.any(1)[:, None]
+    chosen = np.where(found, chosen, centred)
+    place = np.where(found, rng.random((n, 2)), 0.5)
+    corner = np.floor(place * (sizes - chosen + 1))
+    zoom = chosen / np.asarray(patch_size)
+    zoom[:, 1] *= np.where(rng.random(n) < settings.flip, -1.0, 1.0)
+    centre = corner + (chosen - 1) / 2
+    matrix = np.concatenate([zoom[..., None] * np.eye(2), centre[..., None]], -1)
+    jittered = rng.random((n, 1)) < settings.jitter
+    gain, contrast = (
+        np.where(jittered, rng.uniform(*factors, (n, 1)), 1.0).repeat(channels, 1)
+        for factors in (settings.gain, settings.contrast)
+    )
+    return _neutral_views(n, channels, matrix=matrix, gain=gain, contrast=contrast)
+
+
+def _neutral_views(n: int, channels: int, **given: NDArray[Any]) -> Views:
+    """Views that change no intensity but by what is given."""
+    neutral = {
+        "noise_sigma": np.zeros(n),
+        "noise_seed": np.zeros(n, np.int64),
+        "blur_sigma": np.zeros((n, 2)),
+        "shift": np.zeros((n, channels)),
+        "solarise": np.zeros(n, bool),
+        **{name: np.ones((n, channels)) for name in ("gain", "contrast", "brightness", "gamma")},
+    }
+    columns = {}
+    for name, values in {**neutral, **given}.items():
+        column = torch.from_numpy(values)
+        columns[name] = column.float() if column.is_floating_point() else column
+    return Views(**columns)
 
 
 def apply_views(
     slices: Tensor, sizes: Tensor, views: Views, patch_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Make the views: one bicubic interpolation, then noise, blur, brightness, shift and gamma in the paper's order.
+    """Make the views: one bicubic interpolation, then the intensity steps in the order of de Mooij et al.
+
+    Noise, blur, brightness, shift, gamma, solarisation. The last turns values about the slice's largest one; theirs
+    about the subject's, which nnU-Net's preprocessing by frame does not know.
 
     Pixels outside the slice are 0, nnU-Net's padding after normalisation, before and after the intensity steps.
 
@@ -180,14 +276,26 @@ def apply_views(
     if len(blurred):
         rows = blurred.to(device, non_blocking=True)
         x = x.index_copy(0, rows, gaussian_blur(x[rows], views.blur_sigma[blurred]))
-    channelwise = (views.brightness, views.shift, views.gamma)
-    brightness, shift, gamma = (
-        a.to(device, non_blocking=True)[..., None, None] for a in channelwise
-    )
-    x = x * brightness + shift
-    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-    spread = high - low
-    x = ((x - low) / (spread + 1e-7)).pow(gamma) * spread + low
+
+    def to_pixels(parameter: Tensor) -> Tensor:
+        """(N, C) or (N,) on the host -> (N, C or 1, 1, 1) on the device."""
+        return parameter.to(device, non_blocking=True).reshape(len(parameter), -1, 1, 1)
+
+    # As on a picture whose darkest value is 0; for linear factors their order does not matter.
+    if (views.gain != 1).any() or (views.contrast != 1).any():
+        dark = x.amin((2, 3), keepdim=True)
+        x = dark + (x - dark) * to_pixels(views.gain)
+        mean = x.mean((2, 3), keepdim=True)
+        x = mean + (x - mean) * to_pixels(views.contrast)
+    x = x * to_pixels(views.brightness) + to_pixels(views.shift)
+    if (views.gamma != 1).any():
+        low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        spread = high - low
+        x = ((x - low) / (spread + 1e-7)).pow(to_pixels(views.gamma)) * spread + low
+    if views.solarise.any():
+        largest = slices.float().amax((2, 3), keepdim=True)
+        turned = to_pixels(views.solarise) & (x > 0)
+        x = torch.where(turned, largest - x, x)
     return x * inside, inside
 
 

@@ -17,7 +17,7 @@ FOLDERS = {
 }
 # From the pure parts up; a module imports from its own row or from those before it.
 RANKS = (
-    "losses masking schedules views settings cases phantom network distributed parallel features heads memory",
+    "losses masking schedules views settings cases phantom network distributed parallel features heads memory momentum",
     "methods.base slices transfer monitor conversion",
     "methods",
     "training pretraining finetuning preparation",

@@ -5,6 +5,10 @@ All are imported here, so that every settings class is known when settings are r
 
 from nnunet_ssp.methods.base import Batch as Batch
 from nnunet_ssp.methods.base import Method as Method
+from nnunet_ssp.methods.byol import BYOL as BYOL
+from nnunet_ssp.methods.byol import BYOLSettings as BYOLSettings
+from nnunet_ssp.methods.dino import DINO as DINO
+from nnunet_ssp.methods.dino import DINOSettings as DINOSettings
 from nnunet_ssp.methods.mim import MIM as MIM
 from nnunet_ssp.methods.mim import MIMSettings as MIMSettings
 from nnunet_ssp.methods.pcl import PCL as PCL

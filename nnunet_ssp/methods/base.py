@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunet_ssp.memory import Chunks
+from nnunet_ssp.schedules import warmup_cosine
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices import SliceStore
 
@@ -62,6 +63,7 @@ class Method(nn.Module):
         reconstructs: whether the decoder's output layers shall have one channel per input channel. They are the
             method's own; a segmentation gets fresh ones.
         curves: keys of the diagnostics that ``summarise`` returns, one value per epoch.
+        train_curves: those that ``end_epoch`` returns.
         val_curves: those that only the validation's batches have.
         references: for some curves a value to compare with, and what it means.
         smallest_batch: slices that a batch must have at least.
@@ -72,6 +74,7 @@ class Method(nn.Module):
     transfers: ClassVar[Literal["encoder", "encoder+decoder"]]
     reconstructs: ClassVar[bool] = False
     curves: ClassVar[tuple[str, ...]] = ()
+    train_curves: ClassVar[tuple[str, ...]] = ()
     val_curves: ClassVar[tuple[str, ...]] = ()
     references: ClassVar[dict[str, tuple[float, str]]] = {}
     smallest_batch: ClassVar[int] = 1
@@ -117,17 +120,46 @@ class Method(nn.Module):
         """Return ``"loss"`` with a gradient, and detached scalars that ``summarise`` knows."""
         raise NotImplementedError
 
-    def after_step(self, progress: float) -> None:
-        """Called after each optimiser step with the progress of the run in (0, 1]; teachers move here."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser trains, in its own form."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The rate of a step, counted from 0: de Mooij et al.'s cosine by epoch."""
+        s = self.settings
+        epoch = step // steps_per_epoch
+        return float(s.initial_lr * warmup_cosine(epoch, s.num_epochs, s.warmup))
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch, counted from 0."""
+
+    def after_backward(self) -> None:
+        """Called when the gradients are there, before the optimiser uses them."""
+
+    def after_step(self, step: int, total: int) -> None:
+        """Called after the optimiser's step number ``step``, counted from 0, of ``total``; teachers move here."""
+
+    def end_epoch(self) -> dict[str, float]:
+        """Called after the last step of an epoch: one value per name in ``train_curves``."""
+        return {}
 
     @staticmethod
     def summarise(sums: dict[str, float]) -> dict[str, float]:
         """Turn the epoch's sums of ``forward``'s diagnostics into one value per name in ``curves``."""
         return {}
 
-    def warnings(self, val: dict[str, float]) -> list[str]:
-        """What the epoch's validation curves give reason to warn of, in words."""
+    def warnings(self, curves: dict[str, float]) -> list[str]:
+        """What the epoch's curves, named ``train_...`` and ``val_...``, give reason to warn of, in words."""
         return []
+
+    def compiled(self) -> list[nn.Module]:
+        """The parts worth compiling."""
+        network: Any = self.network
+        return [network.encoder, network.decoder]
+
+    def exported(self) -> nn.Module:
+        """The planned network as it goes into the file."""
+        return self.network
 
     def extra_state(self) -> dict[str, Any]:
         """What a resumed run needs besides the network: heads, teachers, centres."""
@@ -145,5 +177,5 @@ class Method(nn.Module):
             raise ValueError(f"The checkpoint's state does not fit the method: {wrong[0]}.")
 
     def panels(self, batch: Batch) -> dict[str, Tensor] | None:
-        """Images (B, C, X, Y) by title to look at, for methods that make some."""
+        """Images (B, C, ...) by title to look at."""
         return None

@@ -6,24 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunet_ssp.distributed import gather_rows
-from nnunet_ssp.features import COLLAPSED_RANK, COLLAPSED_SPREAD, collapse_warning
+from nnunet_ssp.features import (
+    COLLAPSED_RANK,
+    COLLAPSED_SPREAD,
+    alignment,
+    collapse_warning,
+    effective_rank,
+    spread,
+    uniformity,
+)
 from nnunet_ssp.heads import Standardise
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.network import in_encoder
 from nnunet_ssp.settings import PretrainingSettings, require
 from nnunet_ssp.views import (
-    BRIGHTNESS,
-    BrightnessName,
     Views,
-    ViewSettings,
     apply_views,
-    draw_views,
 )
 
 STAGES = 3  # the deepest ones, for pooling=stages
@@ -41,8 +43,6 @@ class EmbeddingSettings(PretrainingSettings):
     # augment: all views of an image come from one frame. frame: every second one comes from any frame of the same
     # slice, so that features shall also not depend on the phase of the heartbeat.
     pairs: Literal["augment", "frame"] = "augment"
-    # meant: factors 0.6-1.5; run: 1.6-2.5, what the authors' code does with that range
-    brightness: BrightnessName = "meant"
     probe: bool = True  # measure a linear segmentation of training-fold labels on the frozen encoder now and then
 
     def __post_init__(self) -> None:
@@ -54,6 +54,7 @@ class Embedding(Method):
     """Trains the planned encoder on whole-image features; the decoder stays out of it."""
 
     transfers = "encoder"
+    curves: ClassVar[tuple[str, ...]] = ("alignment", "uniformity", "spread")
     val_curves = ("effective_rank",)
     references: ClassVar[dict[str, tuple[float, str]]] = {
         "spread": (COLLAPSED_SPREAD, "collapsed below"),
@@ -75,19 +76,6 @@ class Embedding(Method):
         self.width = sum(pooled)
         self.second_frames = settings.pairs == "frame"
         self.head_norm = Standardise() if settings.head_norm == "batch" else nn.Identity()
-
-    def view_settings(self) -> ViewSettings:
-        """Strength of the augmentation."""
-        return ViewSettings(brightness=BRIGHTNESS[self.settings.brightness])
-
-    def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
-        """Two views of each slice."""
-        pair = sizes if sizes.ndim == 3 else np.stack([sizes, sizes], 1)
-        first, second = (
-            draw_views(rng, pair[:, i], self.channels, self.patch_size, self.view_settings())
-            for i in (0, 1)
-        )
-        return {"first": first, "second": second}
 
     def pool(self, maps: Sequence[Tensor]) -> Tensor:
         """The encoder's maps, finest first -> (N, width), float32."""
@@ -135,19 +123,41 @@ class Embedding(Method):
         pooled = pooled.reshape(len(views), n, self.width).transpose(0, 1)
         return gather_rows(pooled, batch.total).transpose(0, 1)
 
+    def figures(self, features: Tensor, pooled: Tensor) -> dict[str, Tensor]:
+        """What the monitors show.
+
+        Args:
+            features: (2B, D) what the loss compares, all first views and then all second ones.
+            pooled: (N, F) what the encoder hands on.
+        """
+        features, pooled = features.detach(), pooled.detach()
+        found = {
+            "alignment": alignment(*features.chunk(2)),
+            "uniformity": uniformity(features),
+            "spread": spread(features),
+        }
+        if not self.training:  # an eigenvalue problem: not in every step
+            found["effective_rank"] = effective_rank(pooled)
+        return found
+
     @staticmethod
     def summarise(sums: dict[str, float]) -> dict[str, float]:
         return {name: value for name, value in sums.items() if name != "loss"}
 
-    def warnings(self, val: dict[str, float]) -> list[str]:
-        warning = collapse_warning(val["spread"], val["effective_rank"])
+    def warnings(self, curves: dict[str, float]) -> list[str]:
+        warning = collapse_warning(curves["val_spread"], curves["val_effective_rank"])
         return [warning] if warning else []
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
-        """Two views of each slice."""
-        frames = batch.slices.unbind(1) if batch.slices.ndim == 5 else [batch.slices] * 2
-        sizes = batch.sizes.unbind(1) if batch.sizes.ndim == 3 else [batch.sizes] * 2
-        return {
-            f"{name} view": apply_views(f, s, batch.drawn[name], self.patch_size)[0]
-            for name, f, s in zip(("first", "second"), frames, sizes, strict=True)
-        }
+        """The views of each slice, by name."""
+        shown = {}
+        for number, (name, views, patch_size) in enumerate(self.views(batch)):
+            frame = number % 2
+            slices = batch.slices[:, frame] if batch.slices.ndim == 5 else batch.slices
+            sizes = batch.sizes[:, frame] if batch.sizes.ndim == 3 else batch.sizes
+            shown[name] = apply_views(slices, sizes, views, patch_size)[0]
+        return shown
+
+    def views(self, batch: Batch) -> list[tuple[str, Views, tuple[int, int]]]:
+        """Title, parameters and size of each view of the batch; every second one shows the second frame."""
+        return [(f"{k} view", batch.drawn[k], self.patch_size) for k in ("first", "second")]

@@ -89,6 +89,10 @@ class PCL(SimCLR):
             self._near(torch.stack([number, torch.full_like(number, n_slices)], 1)).triu(1).any()
         )
 
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        others = self.positives(batch).sum(1, dtype=torch.float32).mean() - 1  # without itself
+        return {**super().forward(batch), "positives_per_view": others}
+
     def positives(self, batch: Batch) -> Tensor:
         positions = batch.positions.to(batch.slices.device, non_blocking=True)
         positions = gather_rows(positions, batch.total)
@@ -97,10 +101,6 @@ class PCL(SimCLR):
     def _near(self, positions: Tensor) -> Tensor:
         s = self.settings
         return near(positions, s.threshold, s.cyclic, s.arithmetic == "exact")
-
-    def figures(self, features: Tensor, pooled: Tensor, positives: Tensor) -> dict[str, Tensor]:
-        others = positives.sum(1, dtype=torch.float32).mean() - 1  # without the view itself
-        return {**super().figures(features, pooled, positives), "positives_per_view": others}
 
 
 def near(positions: Tensor, threshold: float, cyclic: bool = False, exact: bool = True) -> Tensor:

@@ -7,17 +7,19 @@ settings of de Mooij, Pluim and Scannell, arXiv 2409.18100, section 2 and append
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnunet_ssp.features import alignment, effective_rank, spread, uniformity
 from nnunet_ssp.heads import mlp
 from nnunet_ssp.losses import contrastive_loss
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings
 from nnunet_ssp.settings import require
+from nnunet_ssp.views import BRIGHTNESS, BrightnessName, ViewSettings, draw_views
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class SimCLRSettings(EmbeddingSettings):
     initial_lr: float = 0.1  # appendix A
     momentum: float = 0.9  # appendix A
     weight_decay: float = 1e-4  # appendix A
+    # meant: factors 0.6-1.5; run: 1.6-2.5, what the authors' code does with that range
+    brightness: BrightnessName = "meant"
     temperature: float = 0.1  # their code
     head_width: int = 512  # of each of the head's three layers; their code
 
@@ -42,7 +46,6 @@ class SimCLR(Embedding):
 
     settings_class = SimCLRSettings
     settings: SimCLRSettings
-    curves: ClassVar[tuple[str, ...]] = ("alignment", "uniformity", "spread")
     paper = (
         "Chen, Kornblith, Norouzi, Hinton: A simple framework for contrastive learning of visual representations. "
         "ICML (2020)"
@@ -54,6 +57,21 @@ class SimCLR(Embedding):
         super().__init__(network, settings, patch_size, channels)
         self.head = mlp([self.width, *[settings.head_width] * 3])
 
+    def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
+        """Two views of each slice.
+
+        Both lie about one place, as the papers' crops lie about the heart: patches smaller than the image would
+        otherwise often show nothing in common.
+        """
+        settings = ViewSettings(brightness=BRIGHTNESS[self.settings.brightness])
+        pair = sizes if sizes.ndim == 3 else np.stack([sizes, sizes], 1)
+        place = rng.random((len(sizes), 2))
+        first, second = (
+            draw_views(rng, pair[:, i], self.channels, self.patch_size, settings, place)
+            for i in (0, 1)
+        )
+        return {"first": first, "second": second}
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         views = (batch.drawn["first"], batch.drawn["second"])
         pooled = self.embed(self.network.encoder, batch, views).flatten(0, 1)
@@ -61,21 +79,9 @@ class SimCLR(Embedding):
             features = self.head(self.head_norm(pooled))
             positives = self.positives(batch)
             loss, _ = contrastive_loss(features, positives, self.settings.temperature)
-        return {"loss": loss, **self.figures(features.detach(), pooled.detach(), positives)}
+        return {"loss": loss, **self.figures(features, pooled)}
 
     def positives(self, batch: Batch) -> Tensor:
         """(2B, 2B) bool: which views of the global batch, all first ones and then all second ones, are alike."""
         number = torch.arange(batch.total, device=batch.slices.device).repeat(2)
         return number[:, None] == number
-
-    def figures(self, features: Tensor, pooled: Tensor, positives: Tensor) -> dict[str, Tensor]:
-        """What the monitors show."""
-        first, second = features.chunk(2)
-        found = {
-            "alignment": alignment(first, second),
-            "uniformity": uniformity(features),
-            "spread": spread(features),
-        }
-        if not self.training:
-            found["effective_rank"] = effective_rank(pooled)
-        return found

@@ -1,0 +1,237 @@
+"""DINO: a student predicts from small crops of a slice what its momentum teacher sees in large ones.
+
+Source: Caron et al., "Emerging properties in self-supervised vision transformers" (ICCV 2021), with the settings of de
+Mooij, Pluim and Scannell, arXiv 2409.18100, section 2 and appendix A, and their published code. Where the two differ
+the default is what the paper means, and what the code does has a name: `teacher_init=separate`, `local_scale=run`,
+`brightness=run`. The student's encoder is handed on, as they did (`transfer_from`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nnunet_ssp.heads import DINOHead
+from nnunet_ssp.losses import distillation_loss
+from nnunet_ssp.methods.base import Batch
+from nnunet_ssp.methods.distillation import Distillation, DistillationSettings
+from nnunet_ssp.settings import require
+from nnunet_ssp.views import BRIGHTNESS, BrightnessName, Views, ViewSettings, draw_views
+
+GLOBAL_SCALE = (0.14**0.5 * 1.4, 1.4)  # of the sampling grid: areas of 0.14 to 1 of the largest one
+# Local crops: their code applies the scales meant for the whole patch to a window already halved. Both lie equally far
+# from the middle: +-160 px of a 128 px window in their code.
+LOCAL = {
+    "meant": ViewSettings(scale=(0.05**0.5 * 2.8, 0.14**0.5 * 2.8), translation=160 / 256),
+    "run": ViewSettings(scale=(0.05**0.5 * 1.4, 0.14**0.5 * 1.4), translation=160 / 128),
+}
+UNIFORM = 0.98  # of the largest entropy, from which on the teacher has no opinion
+SAME = 0.01  # nats of KL below which the student has nothing to learn
+
+
+@dataclass(frozen=True)
+class DINOSettings(DistillationSettings):
+    """The paper's settings."""
+
+    batch_size: int = 64  # slices, eight crops each; appendix A
+    initial_lr: float = 0.03  # for 256 slices, 0.0075 for 64; appendix A
+    weight_decay: float = 1e-4  # appendix A
+    brightness: BrightnessName = "meant"  # meant: factors 0.6-1.5; run: 1.6-2.5
+    local_crops: int = 6  # besides the two global ones
+    local_ratio: float = 0.5  # side of the local crops, of the planned patch
+    local_scale: Literal["meant", "run"] = "meant"  # see LOCAL
+    head_width: int = 2048  # hidden layers of the head
+    head_bottleneck: int = 256
+    out_dim: int = 8192  # prototypes
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    warmup_teacher_temperature: float = 0.02  # rises to teacher_temperature
+    warmup_teacher_epochs: int = 30  # over these epochs
+    centre_momentum: float = 0.9
+    centring: bool = True  # no: for studies of collapse
+    freeze_prototypes: int = 1  # epochs at the start without training the last layer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("head_width", "head_bottleneck"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "be at least 1")
+        require(self.local_crops >= 0, "local_crops", self.local_crops, "not be negative")
+        require(0 < self.local_ratio <= 1, "local_ratio", self.local_ratio, "lie in (0, 1]")
+        require(self.out_dim >= 2, "out_dim", self.out_dim, "be at least 2")
+        for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "be positive")
+        epochs = self.warmup_teacher_epochs
+        require(epochs >= 0, "warmup_teacher_epochs", epochs, "not be negative")
+        centre = self.centre_momentum
+        require(0 <= centre <= 1, "centre_momentum", centre, "lie in [0, 1]")
+        require(
+            self.freeze_prototypes >= 0,
+            "freeze_prototypes",
+            self.freeze_prototypes,
+            "not be negative",
+        )
+
+
+class DINO(Distillation):
+    """Cross-entropy between the teacher's prototypes for each global crop and the student's for all other crops."""
+
+    settings_class = DINOSettings
+    settings: DINOSettings
+    curves = (*Distillation.curves, "teacher_entropy", "kl")
+    train_curves = ("prototypes_used",)
+    final_lr = 1e-6
+    paper = "Caron et al.: Emerging properties in self-supervised vision transformers. ICCV (2021)"
+
+    def __init__(
+        self, network: nn.Module, settings: Any, patch_size: tuple[int, int], channels: int
+    ) -> None:
+        super().__init__(network, settings, patch_size, channels)
+        s = self.settings
+        self.local_size = local_size(patch_size, encoder_stride(network), s.local_ratio)
+        self.teacher_temperature = s.teacher_temperature
+        self.epoch = 0
+        self.centre: Tensor
+        self.used: Tensor
+        self.register_buffer("centre", torch.zeros(s.out_dim))
+        # Prototypes that were some image's largest in this epoch.
+        self.register_buffer("used", torch.zeros(s.out_dim, dtype=torch.bool), persistent=False)
+
+    def make_head(self) -> nn.Module:
+        s = self.settings
+        return DINOHead(self.width, s.head_width, s.head_bottleneck, s.out_dim)
+
+    def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
+        """Two global crops, one blurred and one at times solarised, and the local ones, about one place."""
+        pair = sizes if sizes.ndim == 3 else np.stack([sizes, sizes], 1)
+        place = rng.random((len(sizes), 2))
+        drawn = {}
+        for number, (settings, patch) in enumerate(self.crops()):
+            drawn[f"crop{number}"] = draw_views(
+                rng, pair[:, number % 2], self.channels, patch, settings, place
+            )
+        return drawn
+
+    def crops(self) -> list[tuple[ViewSettings, tuple[int, int]]]:
+        """Augmentation and size of each crop: two global ones, then the local ones."""
+        local = replace(
+            LOCAL[self.settings.local_scale],
+            noise=0.15,
+            blur=0.1,
+            brightness=BRIGHTNESS[self.settings.brightness],
+            brightness_probability=0.2,
+            shift_probability=0.15,
+            gamma_probability=0.15,
+        )
+        whole = replace(local, scale=GLOBAL_SCALE, translation=ViewSettings.translation)
+        blurred = replace(whole, blur=1.0, blur_sigma=(0.1, 2.0))
+        solarised = replace(whole, solarise=0.2)
+        crops = [(blurred, self.patch_size), (solarised, self.patch_size)]
+        return crops + [(local, self.local_size)] * self.settings.local_crops
+
+    def views(self, batch: Batch) -> list[tuple[str, Views, tuple[int, int]]]:
+        names = ["global, blurred", "global, solarised"]
+        names += [f"local {i + 1}" for i in range(self.settings.local_crops)]
+        return [
+            (name, batch.drawn[f"crop{i}"], patch)
+            for i, (name, (_, patch)) in enumerate(zip(names, self.crops(), strict=True))
+        ]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        encoder: Any = self.network.encoder
+        views = [views for _, views, _ in self.views(batch)]
+        pooled = self.embed(encoder, batch, views[:2])
+        with torch.no_grad():
+            targets = self.embed(self.teacher_encoder, batch, views[:2])
+        crops = [pooled]
+        if len(views) > 2:
+            crops.append(self.embed(encoder, batch, views[2:], self.local_size))
+        n = batch.total
+        with torch.autocast(pooled.device.type, enabled=False):
+            # All crops in one batch of the head, as in the papers' code.
+            features, student = self.head(self.head_norm(torch.cat(crops).flatten(0, 1)))
+            _, teacher = self.teacher_head(self.head_norm(targets.flatten(0, 1)))
+            found = distillation_loss(
+                student.unflatten(0, (-1, n)),
+                teacher.unflatten(0, (-1, n)),
+                self.centre,
+                self.settings.student_temperature,
+                self.teacher_temperature,
+            )
+        if self.training:
+            self._follow(teacher)
+        return {**found, **self.figures(features[: 2 * n], pooled.flatten(0, 1))}
+
+    @torch.no_grad()
+    def _follow(self, teacher: Tensor) -> None:
+        """Move the centre, after its use; it and the prototypes in use are those of the global batch."""
+        if self.settings.centring:
+            self.centre.lerp_(teacher.mean(0), 1 - self.settings.centre_momentum)
+        self.used[teacher.argmax(1)] = True
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the teacher's temperature: linear over the first epochs, both ends reached."""
+        s = self.settings
+        progress = min(epoch / max(s.warmup_teacher_epochs - 1, 1), 1.0)
+        if s.warmup_teacher_epochs == 0:
+            progress = 1.0
+        warm = s.warmup_teacher_temperature
+        self.teacher_temperature = warm + (s.teacher_temperature - warm) * progress
+        self.epoch = epoch
+        self.used.fill_(False)
+
+    def after_backward(self) -> None:
+        """Hold the prototypes still at first: without a gradient the optimiser leaves them alone."""
+        if self.epoch < self.settings.freeze_prototypes:
+            head: Any = self.head
+            head.prototypes.grad = None
+
+    def end_epoch(self) -> dict[str, float]:
+        return {"prototypes_used": float(self.used.sum())}
+
+    def warnings(self, curves: dict[str, float]) -> list[str]:
+        found = super().warnings(curves)
+        entropy, kl = curves["val_teacher_entropy"], curves["val_kl"]
+        if entropy > UNIFORM * math.log(self.settings.out_dim):
+            found.append(
+                f"WARNING: the teacher has no opinion: its entropy {entropy:.2f} is nearly that of a uniform choice "
+                f"among {self.settings.out_dim} prototypes. Lower teacher_temperature."
+            )
+        elif kl < SAME or curves["train_prototypes_used"] < 2:
+            found.append(
+                "WARNING: the teacher gives all images the same target: "
+                f"{curves['train_prototypes_used']:.0f} of {self.settings.out_dim} prototypes were chosen in this "
+                f"epoch, and the student's KL to it is {kl:.4f}. Keep centring=yes, or raise teacher_temperature."
+            )
+        return found
+
+
+def encoder_stride(network: Any) -> tuple[int, int]:
+    """Rows and columns of the input per row and column of the encoder's last map."""
+    rows, columns = np.prod([np.broadcast_to(s, 2) for s in network.encoder.strides], 0).tolist()
+    return rows, columns
+
+
+def local_size(
+    patch_size: tuple[int, int], stride: tuple[int, int], ratio: float
+) -> tuple[int, int]:
+    """Rows and columns of the local crops: a share of the patch, rounded to whole pixels of the encoder's last map.
+
+    Raises:
+        ValueError: that map is smaller than 2 x 2.
+    """
+    rows, columns = (
+        math.floor(ratio * side / step + 0.5) for side, step in zip(patch_size, stride, strict=True)
+    )
+    if min(rows, columns) < 2:
+        raise ValueError(
+            f"`local_ratio` (={ratio}) must leave at least 2 x 2 of the encoder's last map: of the planned patch "
+            f"{patch_size[0]} x {patch_size[1]} with stride {stride[0]} x {stride[1]} it leaves {rows} x {columns}. "
+            "Raise local_ratio, or plan a larger patch or fewer stages."
+        )
+    return rows * stride[0], columns * stride[1]
