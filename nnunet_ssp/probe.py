@@ -2,7 +2,7 @@
 
 Encoder-only pretraining has no output to look at, and its loss says little about segmentation. The probe fits one
 linear layer in closed form from the encoder's feature maps to the labels of a few slices and gives the Dice of the
-slices of other subjects. Labels are only looked at, nothing is trained on them.
+slices of other subjects. Nothing of this reaches the encoder: no gradient is taken and no statistics move.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ T = TypeVar("T")
 STAGE = 2  # from 0: the resolution of the regression, a quarter of the patch in most plans
 CHUNK = 4  # slices per forward
 RIDGE = 1e-3  # of the mean variance of the standardised features
-CONSTANT = (
-    1e-5  # a feature that varies by less than this share of its mean varies by rounding alone
-)
-# A pixel of class c has weight share_c ** -BALANCE. Unweighted (0), background outweighs small structures and the
-# argmax hardly finds them; with equal classes (1) it spills over their edges. The square root lies between.
+CONSTANT = 1e-5  # of its mean: a feature that varies by less varies by rounding alone
+# A pixel weighs its class's share of all pixels to the power of -BALANCE. Unweighted (0), background outweighs small
+# structures and the argmax hardly finds them; with equal classes (1) they spill over their edges.
 BALANCE = 0.5
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -198,7 +196,7 @@ class LinearProbe:
 
         Returns:
             0 to 1: Dice at full resolution, of each foreground class over all scored pixels, averaged over the classes
-            that the scored slices have. NaN when they have none, or when the features are not finite.
+            that the scored slices have. NaN when they have none, or when the fitted features are not finite.
         """
         modes = [(module, module.training) for module in encoder.modules()]
         encoder.eval()
@@ -214,7 +212,7 @@ class LinearProbe:
         shift: Tensor | None = None
         moments: Tensor | None = None
         for images, labels in self.fit:
-            x = features(encoder, images)
+            x = joint_maps(encoder, images)
             if shift is None:  # a point near the mean: a large mean would drown a small variance
                 shift = x.mean((0, 2, 3), keepdim=True)
             y = F.one_hot(labels, self.classes).movedim(-1, 1).float()
@@ -235,7 +233,7 @@ class LinearProbe:
     def _dice(self, encoder: nn.Module, weight: Tensor, bias: Tensor) -> float:
         overlap, sizes, truth = (torch.zeros(self.classes, dtype=torch.int64) for _ in range(3))
         for images, labels in self.held_out:
-            x = features(encoder, images)
+            x = joint_maps(encoder, images)
             with torch.autocast(images.device.type, enabled=False):
                 logits = torch.einsum("bfxy,cf->bcxy", x, weight) + bias[:, None, None]
             found = F.interpolate(logits, labels.shape[1:], mode="bilinear").argmax(1)
@@ -247,7 +245,7 @@ class LinearProbe:
         return float(dice[1:][truth[1:] > 0].mean())  # the mean of nothing is NaN
 
 
-def features(encoder: nn.Module, images: Tensor) -> Tensor:
+def joint_maps(encoder: nn.Module, images: Tensor) -> Tensor:
     """The maps of all stages, side by side at one resolution.
 
     Args:

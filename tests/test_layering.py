@@ -18,7 +18,7 @@ FOLDERS = {
 # From the pure parts up; a module imports from its own row or from those before it.
 RANKS = (
     "losses masking schedules views settings cases phantom network distributed parallel features heads memory momentum",
-    "methods.base slices transfer monitor conversion",
+    "methods.base slices transfer monitor probe conversion",
     "methods",
     "training pretraining finetuning preparation",
     "trainers dataset_conversion evaluation",
@@ -96,7 +96,8 @@ def test_imports_have_no_cycle() -> None:
 )
 def test_methods_know_no_nnunet(module: str) -> None:
     text = MODULES[module].read_text()
-    lazy = {"nnunet_ssp.slices"}  # reads nnU-Net's preprocessed cases with nnU-Net's own reader
+    # These read nnU-Net's preprocessed cases with nnU-Net's own reader.
+    lazy = {"nnunet_ssp.slices", "nnunet_ssp.probe"}
     if module not in lazy:
         assert not [name for name in imports(MODULES[module]) if name.startswith("nnunetv2")], text
 

@@ -2,10 +2,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from nnunet_ssp.schedules import EarlyStopping, warmup_cosine
+from nnunet_ssp.schedules import (
+    EarlyStopping,
+    iteration_schedule,
+    momentum_schedule,
+    warmup_cosine,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +101,69 @@ def test_it_goes_on_from_its_state():
         assert not resumed.should_stop
         resumed.update(loss)
     assert resumed.should_stop
+
+
+# -- by step ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("warmup", "after"), [(20, 180), (0, 50), (1, 9), (2, 3)])
+def test_dinos_schedule_is_linspace_and_torchs_cosine(warmup, after):
+    peak, end, total = 0.0075, 1e-6, warmup + after
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=after, eta_min=end)
+    expected = list(np.linspace(0, peak, warmup))
+    for _ in range(after):
+        expected += cosine.get_last_lr()
+        optimizer.step()
+        cosine.step()
+    found = [iteration_schedule(step, total, warmup, peak, end=end) for step in range(total)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-15)
+    assert found[warmup] == peak  # the first step of the cosine has the peak again
+    assert found[-1] > end
+    assert all(type(lr) is float for lr in found)
+
+
+def test_byols_schedule_by_its_closed_form():
+    start, peak, warmup, total = 3e-5, 0.25, 30, 400
+    for step in range(total):
+        if step < warmup:
+            expected = start + step * (peak - start) / (warmup - 1)
+        else:
+            share = (step - warmup) / (total - warmup)
+            expected = peak * (1 + math.cos(math.pi * share)) / 2
+        assert iteration_schedule(step, total, warmup, peak, start) == pytest.approx(
+            expected, rel=1e-12
+        )
+    assert iteration_schedule(0, total, warmup, peak, start) == start
+    assert iteration_schedule(warmup - 1, total, warmup, peak, start) == pytest.approx(peak)
+
+
+def test_a_run_that_is_all_warmup_ends_at_the_peak():
+    found = [iteration_schedule(step, 5, 5, 1.0) for step in range(5)]
+    assert found == [0, 0.25, 0.5, 0.75, 1]
+    assert iteration_schedule(0, 1, 1, 1.0, start=0.1) == 0.1
+
+
+@pytest.mark.parametrize("step", [-1, 10, 11])
+def test_a_step_outside_the_run_is_refused(step):
+    with pytest.raises(ValueError, match=rf"`step` \(={step}\) must lie in \[0, total=10\)"):
+        iteration_schedule(step, 10, 2, 1.0)
+
+
+@pytest.mark.parametrize("warmup", [-1, 11])
+def test_a_warmup_longer_than_the_run_is_refused(warmup):
+    with pytest.raises(ValueError, match=rf"`warmup` \(={warmup}\) must lie in \[0, total=10\]"):
+        iteration_schedule(3, 10, warmup, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("start", [0.996, 0.99, 0.0, 1.0])
+def test_the_momentum_schedule_is_lightlys(start):
+    scheduler = pytest.importorskip("lightly.utils.scheduler")
+    total = 57
+    for step in range(total + 1):
+        # lightly divides by one less than the number of steps.
+        expected = scheduler.cosine_schedule(step, total + 1, start, 1.0)
+        assert momentum_schedule(step, total, start) == pytest.approx(expected, abs=1e-15)
+    assert momentum_schedule(0, total, start) == pytest.approx(start, abs=1e-15)
+    assert momentum_schedule(total, total, start) == 1

@@ -10,12 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from scipy import stats
 
 from nnunet_ssp.slices import (
     DRAW,
+    FRAME,
     ORDER,
     VALIDATION,
     DeviceStore,
+    SameSlice,
     SliceReader,
     SliceStore,
     StoredCase,
@@ -171,9 +174,122 @@ def test_slices_of_different_sizes_share_a_canvas_on_host_and_device(make_store,
         assert torch.equal(on_device, canvas)
 
 
+def test_pairs_of_slices_share_one_canvas_on_host_and_device(make_store):
+    store = make_store(SHAPES)
+    resident = DeviceStore(store, CPU)
+    indices = np.array([[0, 3], [8, 8], [4, 1]])
+    canvas = store.read(indices)
+    assert canvas.shape == (3, 2, 2, 10, 12)
+    assert canvas.dtype == torch.float16
+    check_canvas(store, indices.reshape(-1), canvas.flatten(0, 1))
+    assert torch.equal(resident.read(indices), canvas)
+    assert torch.equal(resident.read(indices[:, ::-1]), canvas.flip(1))  # of any memory layout
+    (read,) = SliceReader(store, CPU, False).steps(iter([indices]))
+    assert torch.equal(read, canvas)
+
+
 def test_an_empty_choice_of_cases(make_store):
     store = SliceStore(make_store(SHAPES).folder, [])
-    assert (len(store), store.nbytes) == (0, 0)
+    assert (len(store), store.nbytes, len(store.positions)) == (0, 0, 0)
+    assert (store.bases, store.positions.shape) == ([], (0, 2))
+
+
+# -- positions -------------------------------------------------------------------------------------
+
+
+def test_positions_are_counted_from_the_base_in_the_original_stack(make_store):
+    folder = make_store([(3, 1, 4, 4), (2, 1, 4, 4), (3, 1, 4, 4), (1, 1, 4, 4)]).folder
+    bases = {"case0": "first", "case1": "last", "case2": "unknown", "nobody": "last"}
+    store = SliceStore(folder, None, bases)
+    assert store.bases == ["first", "last", "unknown", "unknown"]
+    # The crop took the first and the last slice of each stack.
+    expected = [[1, 5], [2, 5], [3, 5], [2, 4], [1, 4], [1, 5], [2, 5], [3, 5], [1, 3]]
+    assert store.positions.tolist() == expected
+    assert store.positions.dtype == np.int64
+    # They go with the case, whatever cases are chosen.
+    chosen = SliceStore(folder, ["case3", "case1"], bases)
+    assert chosen.bases == ["unknown", "last"]
+    assert chosen.positions.tolist() == [[1, 3], [2, 4], [1, 4]]
+
+
+def test_without_bases_positions_are_as_stored(make_store):
+    store = make_store(SHAPES)
+    assert set(store.bases) == {"unknown"}
+    np.testing.assert_array_equal(store.positions[:, 0], 1 + store.slice_of)
+
+
+def test_turning_the_stack_mirrors_its_positions(make_store):
+    folder = make_store(SHAPES).folder
+    names = ("case0", "case1", "case2")
+    first, last = (
+        SliceStore(folder, None, dict.fromkeys(names, base)) for base in ("first", "last")
+    )
+    number, depth = first.positions.T
+    np.testing.assert_array_equal(last.positions, np.stack([depth - 1 - number, depth], 1))
+
+
+# -- frames of the same slice ----------------------------------------------------------------------
+
+# Subject, slices, first slice, slices of the stack and base: the crop differs from frame to frame, and so may all else.
+CASES = [
+    ("anna", 3, 0, 5, "first"),
+    ("bert", 3, 0, 5, "first"),
+    ("anna", 4, 1, 5, "first"),
+    ("anna", 2, 2, 5, "first"),
+    ("anna", 3, 0, 6, "first"),  # another stack
+    ("anna", 5, 0, 5, "last"),
+    ("bert", 1, 2, 5, "first"),
+]
+
+
+@pytest.fixture
+def frames_store(tmp_path):
+    folder = tmp_path / "DatasetX" / "nnUNetPlans_2d_slices"
+    index, bases = {}, {}
+    for i, (_, n, start, depth, base) in enumerate(CASES):
+        data = np.full((1, n, 3, 3), i, np.float32)
+        index[f"c{i}"] = StoredCase(write_case(folder, f"c{i}", data), start, depth)
+        bases[f"c{i}"] = base
+    write_index(folder, {}, index)
+    return SliceStore(folder, None, bases)
+
+
+def test_frames_of_the_same_slice_by_hand(frames_store):
+    same = SameSlice(frames_store, [case[0] for case in CASES])
+    n = len(frames_store)
+    place = [
+        (CASES[frames_store.case_of[i]][0], *frames_store.positions[i].tolist()) for i in range(n)
+    ]
+    drawn = [same.draw(np.random.default_rng(seed), np.arange(n)).tolist() for seed in range(60)]
+    for i in range(n):
+        expected = {j for j in range(n) if place[j] == place[i]}
+        assert {row[i] for row in drawn} == expected, place[i]
+    alone = [i for i in range(n) if place.count(place[i]) == 1]
+    assert 0 < len(alone) < n  # a slice without another frame is its own
+
+
+def test_frames_are_drawn_uniformly_and_reproducibly(frames_store):
+    same = SameSlice(frames_store, ["anna"] * len(CASES))
+    members = [i for i in range(len(frames_store)) if (frames_store.positions[i] == (2, 5)).all()]
+    assert len(members) == 6
+    indices = np.full(6000, members[2])
+    drawn = same.draw(np.random.default_rng(0), indices)
+    values, counts = np.unique(drawn, return_counts=True)
+    assert values.tolist() == members  # itself among them
+    assert stats.chisquare(counts).pvalue > 1e-3
+    np.testing.assert_array_equal(drawn, same.draw(np.random.default_rng(0), indices))
+    assert (drawn != same.draw(np.random.default_rng(1), indices)).any()
+
+
+def test_a_chosen_slice_shows_the_same_place_in_another_frame(frames_store):
+    subjects = [case[0] for case in CASES]
+    same = SameSlice(frames_store, subjects)
+    indices = np.arange(len(frames_store))
+    second = same.draw(np.random.default_rng(3), indices)
+    np.testing.assert_array_equal(frames_store.positions[second], frames_store.positions)
+    of = np.array(subjects)[frames_store.case_of]
+    np.testing.assert_array_equal(of[second], of)
+    assert (second != indices).any()
 
 
 def test_nothing_stays_on_the_cpus_device_by_itself(make_store):
@@ -250,12 +366,12 @@ def test_streams_are_independent():
     keys = [
         (seed, stream, number)
         for seed in range(4)
-        for stream in (ORDER, DRAW, VALIDATION)
+        for stream in (ORDER, DRAW, VALIDATION, FRAME)
         for number in range(4)
     ]
     values = np.stack([random_stream(*key).random(500) for key in keys])
     correlation = np.corrcoef(values) - np.eye(len(keys))
-    assert np.abs(correlation).max() < 0.2  # 1,128 pairs of standard error 0.045
+    assert np.abs(correlation).max() < 0.2  # 2,016 pairs of standard error 0.045
     again = np.stack([random_stream(*key).random(500) for key in keys])
     np.testing.assert_array_equal(values, again)
 

@@ -13,10 +13,12 @@ from scipy import ndimage, special, stats
 from nnunet_ssp.views import (
     BRIGHTNESS,
     TRANSLATION,
+    CropSettings,
     Views,
     ViewSettings,
     apply_views,
     counter_normal,
+    draw_resized_crops,
     draw_views,
     gaussian_blur,
 )
@@ -449,3 +451,304 @@ def test_rows_of_views():
     assert (len(views), len(part)) == (7, 3)
     for field in fields(Views):
         assert torch.equal(getattr(part, field.name), getattr(views, field.name)[2:5])
+
+
+def test_cat_undoes_slicing():
+    sizes = np.array([[30, 20]] * 7)
+    views = draw_views(np.random.default_rng(0), sizes, 2, (16, 16), ViewSettings(noise=1))
+    again = Views.cat([views[:2], views[2:3], views[3:]])
+    assert len(again) == 7
+    turned = Views.cat([views[3:], views[:3]])
+    for field in fields(Views):
+        value = getattr(views, field.name)
+        assert torch.equal(getattr(again, field.name), value)
+        assert getattr(again, field.name).dtype == value.dtype
+        assert torch.equal(getattr(turned, field.name), torch.cat([value[3:], value[:3]]))
+
+
+def test_a_given_place_chooses_the_box():
+    patch = (4, 8)
+    sizes = np.array([[10, 20]] * 5 + [[10, 6], [3, 20]])
+    just_below = 1 - 2**-53  # the largest that rng.random gives
+    place = np.array(
+        [
+            [0, 0],
+            [just_below] * 2,
+            [0.5, 0.5],
+            [1 / 7, 2 / 13 + 1e-9],
+            [1 / 7 - 1e-9, 0],
+            [0, 0.7],
+            [0.7, 0],
+        ]
+    )
+    views = draw_views(np.random.default_rng(0), sizes, 1, patch, STILL, place)
+    corner = views.matrix[:, :, 2].numpy() - (np.array(patch) - 1) / 2
+    # 7 x 13 boxes; a side two pixels short leaves one box, a side one short leaves two.
+    expected = [[0, 0], [6, 12], [3, 6], [1, 2], [0, 0], [0, -1], [0, 0]]
+    np.testing.assert_array_equal(corner, expected)
+
+
+def test_views_at_one_place_differ_in_everything_else():
+    sizes = np.array([[60, 50]] * 40)
+    rng = np.random.default_rng(0)
+    place = rng.random((40, 2))
+    still = replace(STILL, noise=1, blur=1)
+    first, second = (draw_views(rng, sizes, 1, (16, 16), still, place) for _ in range(2))
+    assert torch.equal(first.matrix, second.matrix)
+    for name in ("noise_seed", "noise_sigma", "blur_sigma", "brightness", "shift", "gamma"):
+        assert not (getattr(first, name) == getattr(second, name)).any(), name
+    moved = draw_views(rng, sizes, 1, (16, 16), ViewSettings(), place)
+    assert not (moved.matrix == first.matrix).any()
+    # Without a place each draws its own.
+    first, second = (draw_views(rng, sizes, 1, (16, 16), still) for _ in range(2))
+    assert (first.matrix != second.matrix)[:, :, 2].any(1).all()
+
+
+# -- resized crops ---------------------------------------------------------------------------------
+
+
+def boxes(views: Views, patch) -> tuple[np.ndarray, np.ndarray]:
+    """Corner and size (rows, columns) of each crop, from its map."""
+    matrix = views.matrix.double().numpy()
+    assert (matrix[:, [0, 1], [1, 0]] == 0).all()  # nothing is turned
+    size = np.abs(matrix[:, [0, 1], [0, 1]]) * np.array(patch)
+    return matrix[:, :, 2] - (size - 1) / 2, size
+
+
+def crops(size, n=3000, patch=(24, 40), channels=1, seed=0, **changes) -> Views:
+    rng = np.random.default_rng(seed)
+    return draw_resized_crops(rng, np.array([size] * n), channels, patch, CropSettings(**changes))
+
+
+@pytest.mark.parametrize("size", [(200, 200), (150, 231), (90, 60), (300, 100)])
+def test_resized_crops_are_torchvisions(size):
+    transforms = pytest.importorskip("torchvision.transforms")
+    corner, box = boxes(crops(size), (24, 40))
+    assert np.abs(corner - corner.round()).max() < 1e-3
+    corner, box = corner.round(), box.round()
+    assert (corner >= 0).all() and (corner + box <= size).all() and (box >= 1).all()
+    area, ratio = box.prod(1), box[:, 1] / box[:, 0]
+    # Sides are rounded to whole pixels.
+    assert ((box - 0.5).prod(1) <= np.prod(size)).all()
+    assert ((box + 0.5).prod(1) >= 0.08 * np.prod(size)).all()
+    assert ((box[:, 1] - 0.5) / (box[:, 0] + 0.5) <= 4 / 3).all()
+    assert ((box[:, 1] + 0.5) / (box[:, 0] - 0.5) >= 3 / 4).all()
+
+    torch.manual_seed(0)
+    image = torch.empty(1, *size)
+    draw = transforms.RandomResizedCrop.get_params
+    expected = np.array([draw(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)])
+    for axis in (0, 1):
+        assert stats.ks_2samp(corner[:, axis], expected[:, axis]).pvalue > 1e-3
+        assert stats.ks_2samp(box[:, axis], expected[:, 2 + axis]).pvalue > 1e-3
+    assert stats.ks_2samp(area, expected[:, 2:].prod(1)).pvalue > 1e-3
+    assert stats.ks_2samp(ratio, expected[:, 3] / expected[:, 2]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("size", "box"), [((200, 4), (5, 4)), ((4, 200), (4, 5)), ((3, 3), None), ((1, 1), (1, 1))]
+)
+def test_slices_that_no_box_fits_give_their_middle(size, box):
+    corner, found = boxes(crops(size, n=50), (24, 40))
+    assert (corner > -1e-3).all() and (corner + found < np.array(size) + 1e-3).all()
+    if box:
+        np.testing.assert_allclose(found, [box] * 50, atol=1e-4)
+        middle = corner + found / 2
+        assert np.abs(middle - np.array(size) / 2).max() <= 0.5 + 1e-4
+
+
+def test_the_largest_crop_is_the_whole_slice():
+    # A square box of the slice's area fits a square slice only as a whole; other shapes never do.
+    for size, expected in (((60, 60), (60, 60)), ((60, 75), (60, 75)), ((60, 100), (60, 80))):
+        _, box = boxes(crops(size, n=20, area=(1, 1), ratio=(3 / 4, 4 / 3)), (24, 40))
+        fallback = np.abs(box - expected).max(1) < 1e-3
+        assert fallback.any()
+        assert (box.prod(1) <= np.prod(size) * 1.0001).all()
+
+
+def test_resized_crops_are_flipped_left_to_right_only():
+    diagonal = crops((80, 70)).matrix[:, [0, 1], [0, 1]]
+    assert (diagonal[:, 0] > 0).all()
+    assert abs((diagonal[:, 1] < 0).float().mean() - 0.5) < 0.03
+    assert (crops((80, 70), flip=0).matrix[:, 1, 1] > 0).all()
+    size, patch = (12, 16), (12, 16)
+    views = crops(size, n=8, patch=patch, area=(1, 1), ratio=(16 / 12, 16 / 12), jitter=0)
+    x = smooth(8, 1, *size)
+    found, inside = apply_views(x, torch.tensor([size] * 8), views, patch)
+    flipped = views.matrix[:, 1, 1] < 0
+    assert flipped.any() and not flipped.all() and inside.all()
+    expected = torch.where(flipped[:, None, None, None], x.flip(3), x)
+    torch.testing.assert_close(found, expected, atol=3e-6, rtol=0)
+
+
+def test_a_resized_crop_fills_the_patch_with_its_box_and_no_padding():
+    size, patch = (30, 22), (9, 11)
+    views = crops(size, n=40, patch=patch, jitter=0)
+    ramp = torch.stack(torch.meshgrid(torch.arange(30.0), torch.arange(22.0), indexing="ij"))
+    found, inside = apply_views(
+        ramp.expand(40, -1, -1, -1), torch.tensor([size] * 40), views, patch
+    )
+    assert inside.all()
+    corner, box = boxes(views, patch)
+    compared = 0
+    for i in range(40):
+        rows, columns = (
+            corner[i, axis] + (np.arange(patch[axis]) + 0.5) * box[i, axis] / patch[axis] - 0.5
+            for axis in (0, 1)
+        )
+        if views.matrix[i, 1, 1] < 0:
+            columns = columns[::-1]
+        expected = np.stack(np.meshgrid(rows, columns, indexing="ij"))
+        # Away from the border, where the slice ends in zeros; torch's kernel keeps a ramp to 0.05.
+        middle = ((expected > 1) & (expected < np.array(size).reshape(2, 1, 1) - 2)).all(0)
+        assert np.abs(found[i].double().numpy() - expected)[:, middle].max(initial=0) < 0.06
+        compared += middle.sum()
+    assert compared > 40 * 30
+
+
+def test_brightness_and_contrast_of_resized_crops_change_together():
+    views = crops((40, 40), channels=2)
+    changed = views.gain[:, 0] != 1
+    assert abs(changed.float().mean() - 0.8) < 0.03
+    for factor in (views.gain, views.contrast):
+        assert factor.shape == (3000, 2)
+        assert torch.equal(factor[:, 0], factor[:, 1])  # a slice's channels change together
+        assert torch.equal(factor[:, 0] != 1, changed)
+        values = factor[changed, 0].numpy()
+        assert stats.kstest(values, stats.uniform(0.8, 0.4).cdf).pvalue > 1e-3
+    pair = np.corrcoef(views.gain[changed, 0], views.contrast[changed, 0])
+    assert abs(pair[0, 1]) < 0.06
+    for name, value in (("brightness", 1), ("gamma", 1), ("shift", 0), ("noise_sigma", 0)):
+        assert (getattr(views, name) == value).all()
+    assert (views.blur_sigma == 0).all() and not views.solarise.any()
+    assert (crops((40, 40), jitter=0).gain == 1).all()
+    assert (crops((40, 40), jitter=1).contrast != 1).all()
+
+
+def test_resized_crops_are_decided_by_their_generator():
+    a, b, c = crops((50, 40)), crops((50, 40)), crops((50, 40), seed=1)
+    assert torch.equal(a.matrix, b.matrix) and torch.equal(a.gain, b.gain)
+    assert not torch.equal(a.matrix, c.matrix)
+
+
+# -- gain, contrast, solarisation ------------------------------------------------------------------
+
+
+def test_all_intensity_steps_in_order_against_a_naive_loop():
+    n, channels, patch = 4, 2, (10, 12)
+    x = smooth(n, channels, 14, 13)
+    sizes = torch.tensor([(14, 13)] * n)
+    views = plain(centred(sizes), channels)
+    g = torch.Generator().manual_seed(0)
+    views.noise_sigma[:] = torch.tensor([0.2, 0.0, 0.1, 0.0])
+    views.blur_sigma[1] = torch.tensor([0.6, 1.1])
+    for name, low in (("gain", 0.8), ("contrast", 0.8), ("brightness", 0.6), ("gamma", 0.7)):
+        setattr(views, name, torch.rand(n, channels, generator=g) * 0.8 + low)
+    views.shift = torch.rand(n, channels, generator=g) - 0.5
+    views.solarise = torch.tensor([True, False, True, True])
+    result, _ = apply_views(x, sizes, views, patch)
+    for i in range(n):
+        noise = counter_normal(views.noise_seed[i : i + 1], (channels, *patch))[0].numpy()
+        for c in range(channels):
+            gain, contrast, brightness, gamma, shift = (
+                float(getattr(views, name)[i, c])
+                for name in ("gain", "contrast", "brightness", "gamma", "shift")
+            )
+            whole = x[i, c].double().numpy()
+            image = crop(x[i, c], sizes[i], patch)
+            image = image + float(views.noise_sigma[i]) * noise[c]
+            for axis in (0, 1):
+                image = naive_blur(image, float(views.blur_sigma[i, axis]), axis)
+            image = image.min() + (image - image.min()) * gain
+            image = image.mean() + (image - image.mean()) * contrast
+            image = image * brightness + shift
+            low, spread = image.min(), np.ptp(image)
+            image = ((image - low) / (spread + 1e-7)) ** gamma * spread + low
+            if views.solarise[i]:
+                image = np.where(image > 0, whole.max() - image, image)
+                assert (image > 0).any() and (image < 0).any()
+            np.testing.assert_allclose(result[i, c].numpy(), image, atol=3e-5)
+
+
+def crop(image: torch.Tensor, size: torch.Tensor, patch) -> np.ndarray:
+    """The middle of one channel, without any change of intensity."""
+    view, _ = apply_views(image[None, None], size[None], plain(centred(size[None])), patch)
+    return view[0, 0].double().numpy()
+
+
+def test_gain_and_contrast_leave_a_constant_slice_alone():
+    sizes = torch.tensor([[9, 9]] * 2)
+    views = plain(centred(sizes))
+    views.gain[:], views.contrast[:] = 1.2, 0.8
+    x = torch.full((2, 1, 9, 9), 3.0)
+    torch.testing.assert_close(apply_views(x, sizes, views, (5, 5))[0], x[..., :5, :5])
+
+
+def test_solarisation_turns_what_lies_above_zero_about_the_slices_largest_value():
+    x = torch.tensor([[-2.0, -0.5, 0.0, 0.5], [1.0, 2.0, 3.0, 4.0], [5.0, 1.0, -1.0, 0.0]])
+    canvas = torch.zeros(2, 1, 6, 6)
+    canvas[:, 0, :3, :4] = x
+    sizes = torch.tensor([[3, 4]] * 2)
+    views = plain(centred(sizes))
+    views.solarise[1] = True
+    view, inside = apply_views(canvas, sizes, views, (5, 6))
+    torch.testing.assert_close(view[0, 0, 1:4, 1:5], x, atol=1e-5, rtol=0)
+    expected = torch.where(x > 0, 5 - x, x)
+    # Interpolation may leave a value of 0 a little on either side of it.
+    certain = x.abs() > 1e-3
+    torch.testing.assert_close(view[1, 0, 1:4, 1:5][certain], expected[certain], atol=1e-5, rtol=0)
+    assert (view[~inside] == 0).all() and (~inside).any()
+    # The largest value is the slice's own, also where the view does not show it.
+    narrow, _ = apply_views(canvas, sizes, views, (1, 2))
+    torch.testing.assert_close(narrow[1, 0], torch.tensor([[3.0, 2.0]]), atol=1e-5, rtol=0)
+
+
+# -- probabilities ---------------------------------------------------------------------------------
+
+
+def test_brightness_shift_gamma_and_solarisation_have_probabilities_of_their_own():
+    n = 6000
+    sizes = np.array([[20, 20]] * n)
+    shares = {"brightness": 0.2, "shift": 0.15, "gamma": 0.35}
+    settings = ViewSettings(**{f"{k}_probability": v for k, v in shares.items()}, solarise=0.25)
+    views = draw_views(np.random.default_rng(0), sizes, 2, (8, 8), settings)
+    always = draw_views(np.random.default_rng(0), sizes, 2, (8, 8), ViewSettings())
+    applied = {"solarise": views.solarise}
+    for name, share in shares.items():
+        values, neutral = getattr(views, name), 0 if name == "shift" else 1
+        applied[name] = values[:, 0] != neutral
+        assert torch.equal(values[:, 1] != neutral, applied[name])  # all channels or none
+        assert abs(applied[name].float().mean() - share) < 0.02
+        # What is drawn besides stays the same.
+        where = applied[name][:, None]
+        assert torch.equal(torch.where(where, getattr(always, name), neutral), values)
+    assert abs(views.solarise.float().mean() - 0.25) < 0.02
+    together = np.corrcoef(np.stack([a.numpy() for a in applied.values()]).astype(float))
+    assert np.abs(together - np.eye(4)).max() < 0.05
+    for name in ("matrix", "noise_sigma", "noise_seed", "blur_sigma"):
+        assert torch.equal(getattr(views, name), getattr(always, name))
+    assert not always.solarise.any()
+
+
+def test_views_that_share_a_place_lie_about_one_centre():
+    sizes = np.array([[60, 45], [70, 90], [33, 33]])
+    place = np.random.default_rng(5).random((3, 2))
+    first, second, other = (
+        draw_views(np.random.default_rng(seed), sizes, 1, (24, 20), STILL, where).matrix[:, :, 2]
+        for seed, where in ((0, place), (1, place), (1, None))
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_views_put_together_keep_their_rows():
+    sizes = np.array([[30, 20]] * 4)
+    parts = [
+        draw_views(np.random.default_rng(seed), sizes[:n], 2, (16, 16), ViewSettings(solarise=0.5))
+        for seed, n in ((0, 4), (1, 1), (2, 3))
+    ]
+    whole = Views.cat(parts)
+    assert len(whole) == 8
+    for field in fields(Views):
+        for rows, part in zip((slice(0, 4), slice(4, 5), slice(5, 8)), parts, strict=True):
+            assert torch.equal(getattr(whole[rows], field.name), getattr(part, field.name))

@@ -62,6 +62,25 @@ def test_pretrain_finetune_predict(
         assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize(
+    ("trainer", "settings"),
+    [
+        ("nnUNetTrainerSimCLRPretrain", "initial_lr=0.02"),
+        ("nnUNetTrainerPCLPretrain", "initial_lr=0.02 threshold=0.3"),
+        ("nnUNetTrainerDINOPretrain", "head_width=64 head_bottleneck=32 out_dim=128"),
+        ("nnUNetTrainerBYOLPretrain", "head_width=64 predictor_width=64 head_out=32"),
+    ],
+)
+def test_encoder_methods(preprocessed, train, trainer, settings):
+    said = train(trainer, f"num_epochs=2 iterations_per_epoch=4 batch_size=8 {settings}")
+    assert said.count("alignment: train") == 2
+    weights = said.split("-pretrained_weights ")[-1].split()[0]
+    few = FEW + " final_validation=no " + settings.split()[-1]  # of another trainer: ignored
+    said = train("nnUNetTrainerFinetune", few, "-pretrained_weights", weights)
+    assert "encoder 32 tensors, decoder 0, fresh 36" in said
+    assert "Settings of other trainers, ignored here" in said or "initial_lr" in few
+
+
 def test_stock_trainer_takes_the_file(preprocessed, pretrained):
     """nnU-Net's own trainers read the pretrained file; stopped before they train a thousand epochs."""
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights

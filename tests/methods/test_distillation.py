@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nnunet_ssp.distributed import rank, share
+from nnunet_ssp.losses import negative_cosine
+from nnunet_ssp.methods import BYOL, DINO, Batch, BYOLSettings, DINOSettings
+from nnunet_ssp.methods.distillation import Distillation, DistillationSettings
+from nnunet_ssp.network import in_encoder
+from nnunet_ssp.pretraining import PretrainingTrainer
+from nnunet_ssp.schedules import momentum_schedule
+from nnunet_ssp.views import ViewSettings, draw_views
+from tests.conftest import _make_batch, _make_network
+from tests.ranks import on_ranks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PATCH = (16, 24)
+SMALL = [(20, 40), (12, 9), (30, 30), (16, 24), (15, 33)]
+
+
+@dataclass(frozen=True)
+class PlainSettings(DistillationSettings):
+    batch_size: int = 5
+    chunk_size: int | Literal["auto"] | None = None
+    num_epochs: int = 20
+
+
+class PlainDistillation(Distillation):
+    """The least that a method of this family is: views, a head, and a loss against the teacher's output."""
+
+    settings_class = PlainSettings
+
+    def make_head(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(self.width, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+
+    def draw(self, rng: np.random.Generator, sizes: Any) -> dict[str, Any]:
+        return {
+            name: draw_views(rng, sizes, self.channels, self.patch_size, ViewSettings())
+            for name in ("first", "second")
+        }
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        views = (batch.drawn["first"], batch.drawn["second"])
+        first = self.head(self.embed(self.network.encoder, batch, views)[0])
+        second = self.teacher_head(self.embed(self.teacher_encoder, batch, views)[1])
+        return {"loss": negative_cosine(first, second)}
+
+
+@pytest.fixture
+def make_method(make_network):
+    def make(kind="plain", seed=1, features=(4, 8, 8), **changes):
+        network = make_network(kind, outputs=3, features=features)
+        torch.manual_seed(seed)
+        return PlainDistillation(network, PlainSettings(**changes), PATCH, 1)
+
+    return make
+
+
+def optimizer_of(method: Distillation) -> torch.optim.Optimizer:
+    """The trainer's own choice."""
+    trainer: Any = SimpleNamespace(method=method, settings=method.settings)
+    return PretrainingTrainer.configure_optimizers(trainer)[0]
+
+
+def train(method: Distillation, batches: list[Batch], lr: float = 0.1) -> None:
+    optimizer = optimizer_of(method)
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        method(batch)["loss"].backward()
+        method.after_backward()
+        optimizer.step()
+        method.after_step(step, len(batches))
+
+
+def values(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# -- the teacher -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_the_teacher_starts_as_a_copy_of_the_student(make_method, make_batch, kind):
+    method = make_method(kind)
+    assert same(values(method.teacher_encoder.copy), values(method.network.encoder))
+    assert same(values(method.teacher_head.copy), values(method.head))
+    train(method, [make_batch(method, SMALL)])
+    assert not same(values(method.teacher_head.copy), values(method.head))
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_a_separate_teacher_has_weights_of_its_own_decided_by_the_seed(make_method, kind):
+    method = make_method(kind, teacher_init="separate")
+    pairs = (
+        (method.teacher_encoder.copy, method.network.encoder),
+        (method.teacher_head.copy, method.head),
+    )
+    for teacher, student in pairs:
+        theirs = dict(student.named_parameters())
+        for name, parameter in teacher.named_parameters():
+            # Weights are random, the rest starts as 0 or 1; residual blocks may end in zeros.
+            drawn = parameter.ndim > 1 or parameter.detach().unique().numel() > 1
+            assert torch.equal(parameter, theirs[name]) != drawn, name
+            assert not parameter.requires_grad, name
+            if parameter.ndim == 4:
+                spread, expected = parameter.std().item(), theirs[name].std().item()
+                assert spread == pytest.approx(expected, rel=0.35), name
+    # The student's encoder is what it would be without a teacher of its own.
+    assert same(values(method.network), values(make_method(kind).network))
+    again, other = (make_method(kind, seed, teacher_init="separate") for seed in (1, 2))
+    assert same(values(again), values(method))
+    assert not same(values(other.teacher_encoder), values(method.teacher_encoder))
+
+
+def test_the_teacher_follows_after_each_step_and_never_by_gradients(make_method, make_batch):
+    method = make_method(teacher_momentum=0.7)
+    optimizer = optimizer_of(method)
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    teachers = (method.teacher_encoder, method.teacher_head)
+    students = (method.network.encoder, method.head)
+    assert not any(id(p) in trained for t in teachers for p in t.parameters())
+    for step in range(3):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5
+        optimizer.zero_grad()
+        method(make_batch(method, SMALL, seed=step))["loss"].backward()
+        before = [[p.clone() for p in t.copy.parameters()] for t in teachers]
+        optimizer.step()
+        for teacher, old in zip(teachers, before, strict=True):
+            for parameter, value in zip(teacher.copy.parameters(), old, strict=True):
+                assert parameter.grad is None and torch.equal(parameter, value)
+        method.after_step(step, 3)
+        m = momentum_schedule(step, 3, 0.7)
+        assert (m == pytest.approx(0.7)) == (step == 0)
+        for teacher, student, old in zip(teachers, students, before, strict=True):
+            for found, new, value in zip(
+                teacher.copy.parameters(), student.parameters(), old, strict=True
+            ):
+                torch.testing.assert_close(found, m * value + (1 - m) * new.detach())
+
+
+def test_exactly_encoder_and_head_are_trained(make_method, make_batch):
+    method = make_method()
+    method(make_batch(method, SMALL))["loss"].backward()
+    for name, parameter in method.named_parameters():
+        trained = name.startswith("head.") or in_encoder(name.removeprefix("network."))
+        assert parameter.requires_grad == trained, name
+        assert (parameter.grad is not None) == trained, name
+
+
+def test_compiled_parts_are_the_networks_and_the_teachers(make_method):
+    method = make_method()
+    network, teacher = method.network, method.teacher_encoder.copy
+    assert method.compiled() == [network.encoder, network.decoder, teacher]
+
+
+# -- optimiser and learning rate -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_only_matrices_and_kernels_decay_and_each_parameter_is_there_once(make_method, kind):
+    method = make_method(kind, weight_decay=0.3)
+    decayed, spared = method.parameter_groups()
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in spared["params"])
+    everything = [id(p) for group in (decayed, spared) for p in group["params"]]
+    assert len(set(everything)) == len(everything)
+    assert set(everything) == {id(p) for p in method.parameters() if p.requires_grad}
+    for name in ("sgd", "adamw", "lars"):
+        optimizer = optimizer_of(make_method(kind, weight_decay=0.3, optimizer=name))
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0]
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(128, 7), (64, 3), (512, 10)])
+def test_the_rate_is_scaled_with_the_batch_and_warms_up_by_step(make_method, batch_size, steps):
+    method = make_method(batch_size=batch_size, initial_lr=0.4, num_epochs=20, warmup_epochs=5)
+    method.warmup_start, method.final_lr = 1e-4, 1e-5
+    peak, warmup, total = 0.4 * batch_size / 256, 5 * steps, 20 * steps
+    after = np.arange(total - warmup) / (total - warmup)
+    expected = [
+        *np.linspace(1e-4, peak, warmup),
+        *(1e-5 + (peak - 1e-5) * (1 + np.cos(np.pi * after)) / 2),
+    ]
+    found = [method.learning_rate(step, steps) for step in range(total)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    with pytest.raises(ValueError, match=rf"`step` \(={total}\)"):
+        method.learning_rate(total, steps)
+
+
+def test_a_warmup_of_a_part_of_an_epoch(make_method):
+    method = make_method(num_epochs=5, initial_lr=1.0, batch_size=256)  # auto: half an epoch
+    assert method.settings.warmup == 0.5
+    found = [method.learning_rate(step, 8) for step in range(5)]
+    np.testing.assert_allclose(found, [0, 1 / 3, 2 / 3, 1, 1])
+    assert make_method(num_epochs=1).learning_rate(0, 1) > 0  # no warm-up of no step
+
+
+@pytest.mark.parametrize(
+    ("epochs", "setting", "warmup"),
+    [
+        (400, "auto", 10),
+        (100, "auto", 10),
+        (50, "auto", 5),
+        (1, "auto", 0.1),
+        (30, 7, 7),
+        (9, 0, 0),
+    ],
+)
+def test_the_length_of_the_warmup(epochs, setting, warmup):
+    assert DistillationSettings(num_epochs=epochs, warmup_epochs=setting).warmup == warmup
+
+
+def test_lars_by_its_closed_form(make_method):
+    method = make_method(optimizer="lars", weight_decay=1e-2, momentum=0.9)
+    optimizer = optimizer_of(method)
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    expected = [p.detach().double().numpy().copy() for p in parameters]
+    velocity: list[Any] = [0.0] * len(parameters)
+    rng = np.random.default_rng(0)
+    clipped = []
+    for lr in (3e-5, 0.1, 0.25, 0.25, 0.02):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for i, parameter in enumerate(parameters):
+            gradient = rng.normal(size=parameter.shape) * 10 ** rng.uniform(-3, 1)
+            parameter.grad = torch.from_numpy(gradient).float()
+            w = expected[i]
+            if w.ndim > 1:
+                size, change = np.linalg.norm(w), np.linalg.norm(gradient)
+                trust = 0.02 * size / (change + 1e-2 * size + 1e-8) / lr
+                clipped.append(trust > 1)
+                gradient = (gradient + 1e-2 * w) * min(trust, 1)
+            velocity[i] = 0.9 * velocity[i] + gradient
+            expected[i] = w - lr * velocity[i]
+        optimizer.step()
+    assert any(clipped) and not all(clipped)
+    for parameter, value in zip(parameters, expected, strict=True):
+        found = parameter.detach().double().numpy()
+        np.testing.assert_allclose(found, value, rtol=2e-5, atol=2e-6 * np.abs(value).max())
+
+
+# -- what is handed on and kept --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_whose_encoder_is_handed_on(make_method, make_batch, kind, whose):
+    method = make_method(kind, transfer_from=whose)
+    train(method, [make_batch(method, SMALL, seed) for seed in (0, 1)])
+    student, teacher = values(method.network), values(method.teacher_encoder.copy)
+    exported = method.exported()
+    assert exported.decoder.encoder is exported.encoder
+    found = values(exported)
+    assert found.keys() == student.keys()
+    assert not same(teacher, values(method.network.encoder))
+    for name, value in found.items():
+        expected = student[name]
+        if whose == "teacher" and in_encoder(name):
+            expected = teacher[name.removeprefix("decoder.").removeprefix("encoder.")]
+        assert torch.equal(value, expected), name
+    # Aliases still share their memory, so that a file holds them once.
+    memory = {k: v.data_ptr() for k, v in exported.state_dict().items()}
+    original = {k: v.data_ptr() for k, v in method.network.state_dict().items()}
+    assert len(set(memory.values())) == len(set(original.values()))
+    # Looking at what goes into the file changes nothing about the training.
+    assert same(values(method.network), student)
+    assert (exported is method.network) == (whose == "student")
+
+
+@pytest.mark.parametrize("init", ["copy", "separate"])
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_a_run_goes_on_from_the_file_and_the_extra_state(make_method, make_batch, whose, init):
+    method = make_method(transfer_from=whose, teacher_init=init)
+    batches = [make_batch(method, SMALL, seed) for seed in range(4)]
+    train(method, batches[:2])
+    # What a file holds: the exported network and the extra state, by value.
+    weights, state = values(method.exported()), copy.deepcopy(method.extra_state())
+    named = {name.split(".")[0] for name in state}
+    assert named == {"head", "teacher_encoder", "teacher_head"} | (
+        {"network"} if whose == "teacher" else set()
+    )
+    resumed = make_method(seed=9, transfer_from=whose, teacher_init=init)
+    resumed.network.load_state_dict(weights)
+    resumed.load_extra_state(state)
+    assert same(values(resumed), values(method))
+    for either in (method, resumed):
+        train(either, batches[2:])
+    assert same(values(resumed), values(method))
+
+
+def test_an_extra_state_without_a_teacher_is_refused(make_method):
+    method = make_method()
+    state = method.extra_state()
+    with pytest.raises(ValueError, match="state does not fit the method: teacher_encoder"):
+        method.load_extra_state({k: v for k, v in state.items() if "teacher_encoder" not in k})
+
+
+@pytest.mark.parametrize("momentum", [1.5, -0.1, float("nan")])
+@pytest.mark.parametrize("settings", [DistillationSettings, DINOSettings, BYOLSettings])
+def test_a_momentum_outside_its_range_is_refused(settings, momentum):
+    with pytest.raises(ValueError, match=r"`teacher_momentum` \(=.*\) must lie in \[0, 1\]"):
+        settings(teacher_momentum=momentum)
+
+
+# -- several ranks ---------------------------------------------------------------------------------
+
+
+def built(name: str) -> Distillation:
+    common: dict[str, Any] = {"batch_size": 5, "num_epochs": 4, "head_width": 16, "chunk_size": 2}
+    torch.manual_seed(0)
+    if name == "DINO":
+        settings = DINOSettings(**common, head_bottleneck=8, out_dim=24, local_crops=2)
+        return DINO(_make_network(), settings, PATCH, 1)
+    settings = BYOLSettings(**common, head_out=8, predictor_width=12, optimizer="sgd")
+    return BYOL(_make_network(), settings, PATCH, 1)
+
+
+def two_steps(name: str, distributed: bool) -> list[dict[str, Any]]:
+    """The second step sees the first one's centre, teacher and weights."""
+    method = built(name)
+    module: nn.Module = method
+    if distributed:
+        module = nn.parallel.DistributedDataParallel(method)
+    optimizer = optimizer_of(method)
+    seen = []
+    for step in range(2):
+        batch = _make_batch(method, SMALL, seed=step).share(share(len(SMALL)))
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02
+        method.start_epoch(step)  # DINO's prototypes are frozen in the first one
+        optimizer.zero_grad(set_to_none=True)
+        output = module(batch)
+        output["loss"].backward()
+        method.after_backward()
+        named = method.named_parameters()
+        gradients = {k: p.grad.clone() for k, p in named if p.grad is not None}
+        optimizer.step()
+        method.after_step(step, 4)
+        seen.append(
+            {
+                "figures": {k: v.detach() for k, v in output.items()},
+                "gradients": gradients,
+                "state": values(method),
+                "used": method.end_epoch().get("prototypes_used", 0.0),
+            }
+        )
+    return seen
+
+
+def both_methods() -> dict[str, Any]:
+    assert rank() >= 0
+    return {name: two_steps(name, distributed=True) for name in ("DINO", "BYOL")}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_equal_one_process(ranks: int, tmp_path: Path) -> None:
+    found = on_ranks(both_methods, ranks, tmp_path)
+    for name in ("DINO", "BYOL"):
+        expected = two_steps(name, distributed=False)
+        for of_rank in found:
+            for step, (mine, reference) in enumerate(zip(of_rank[name], expected, strict=True)):
+                close(mine["figures"], reference["figures"], 1e-4)
+                assert mine["used"] == reference["used"]
+                assert ("head.prototypes" in mine["gradients"]) == (name == "DINO" and step == 1)
+                close(mine["gradients"], reference["gradients"], 1e-3)
+                close(mine["state"], reference["state"], 1e-4)
+        if name == "DINO":
+            state, figures = expected[1]["state"], expected[1]["figures"]
+            assert state["centre"].abs().max() > 1e-3
+            assert {"teacher_entropy", "kl"} < figures.keys()
+
+
+def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], rel: float) -> None:
+    assert a.keys() == b.keys()
+    scale = max(float(v.abs().max()) for v in b.values())
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=rel, atol=0.1 * rel * scale, msg=key)
