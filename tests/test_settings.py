@@ -126,7 +126,10 @@ def test_a_name_given_twice_is_refused():
         ("momentum=0", "`momentum` (=0.0) must be positive when nesterov=yes."),
         ("weight_decay=-1", "`weight_decay` (=-1.0) must not be negative."),
         ("warmup_epochs=-1", "`warmup_epochs` (=-1) must be auto or lie in [0, num_epochs=100]."),
-        ("warmup_epochs=6 num_epochs=5", "`warmup_epochs` (=6) must be auto or lie in [0, num_epochs=5]."),
+        (
+            "warmup_epochs=6 num_epochs=5",
+            "`warmup_epochs` (=6) must be auto or lie in [0, num_epochs=5].",
+        ),
         ("gradient_clip=0", "`gradient_clip` (=0.0) must be none or positive."),
         ("chunk_size=0", "`chunk_size` (=0) must be auto, none or at least 1."),
         ("mask_ratio=0", "`mask_ratio` (=0.0) must lie in (0, 1)."),

@@ -171,7 +171,10 @@ class Method(nn.Module):
         Raises:
             ValueError: it is another method's, or of other settings.
         """
-        missing, unexpected = self.load_state_dict(state, strict=False)
+        try:
+            missing, unexpected = self.load_state_dict(state, strict=False)
+        except RuntimeError as error:  # other shapes
+            raise ValueError(f"The checkpoint's state does not fit the method: {error}") from error
         wrong = [k for k in missing if not k.startswith("network.")] + unexpected
         if wrong:
             raise ValueError(f"The checkpoint's state does not fit the method: {wrong[0]}.")

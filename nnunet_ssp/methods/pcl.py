@@ -120,7 +120,7 @@ def near(positions: Tensor, threshold: float, cyclic: bool = False, exact: bool 
     """
     number, depth = positions.unbind(1)
     if exact:
-        limit = Fraction(str(threshold))
+        limit = Fraction(str(threshold)).limit_denominator(10**9)  # products stay within int64
         whole = depth[:, None] * depth
         distance = (number[:, None] * depth - number * depth[:, None]).abs()
         if cyclic:

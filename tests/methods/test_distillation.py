@@ -16,7 +16,6 @@ from nnunet_ssp.losses import negative_cosine
 from nnunet_ssp.methods import BYOL, DINO, Batch, BYOLSettings, DINOSettings
 from nnunet_ssp.methods.distillation import Distillation, DistillationSettings
 from nnunet_ssp.network import in_encoder
-from nnunet_ssp.pretraining import PretrainingTrainer
 from nnunet_ssp.schedules import momentum_schedule
 from nnunet_ssp.views import ViewSettings, draw_views
 from tests.conftest import _make_batch, _make_network
@@ -68,6 +67,9 @@ def make_method(make_network):
 
 def optimizer_of(method: Distillation) -> torch.optim.Optimizer:
     """The trainer's own choice."""
+    # Not at the top: ranks import this file, and have no use for all of nnU-Net.
+    from nnunet_ssp.pretraining import PretrainingTrainer
+
     trainer: Any = SimpleNamespace(method=method, settings=method.settings)
     return PretrainingTrainer.configure_optimizers(trainer)[0]
 
@@ -327,7 +329,7 @@ def built(name: str) -> Distillation:
     if name == "DINO":
         settings = DINOSettings(**common, head_bottleneck=8, out_dim=24, local_crops=2)
         return DINO(_make_network(), settings, PATCH, 1)
-    settings = BYOLSettings(**common, head_out=8, predictor_width=12, optimizer="sgd")
+    settings = BYOLSettings(**common, head_out=8, predictor_width=12)
     return BYOL(_make_network(), settings, PATCH, 1)
 
 
@@ -337,12 +339,10 @@ def two_steps(name: str, distributed: bool) -> list[dict[str, Any]]:
     module: nn.Module = method
     if distributed:
         module = nn.parallel.DistributedDataParallel(method)
-    optimizer = optimizer_of(method)
+    optimizer = torch.optim.SGD(method.parameter_groups(), 0.02, 0.9, weight_decay=1e-4)
     seen = []
     for step in range(2):
         batch = _make_batch(method, SMALL, seed=step).share(share(len(SMALL)))
-        for group in optimizer.param_groups:
-            group["lr"] = 0.02
         method.start_epoch(step)  # DINO's prototypes are frozen in the first one
         optimizer.zero_grad(set_to_none=True)
         output = module(batch)
@@ -375,19 +375,25 @@ def test_ranks_equal_one_process(ranks: int, tmp_path: Path) -> None:
         expected = two_steps(name, distributed=False)
         for of_rank in found:
             for step, (mine, reference) in enumerate(zip(of_rank[name], expected, strict=True)):
-                close(mine["figures"], reference["figures"], 1e-4)
+                for key, value in reference["figures"].items():
+                    assert float(mine["figures"][key]) == pytest.approx(float(value), rel=1e-4), key
                 assert mine["used"] == reference["used"]
                 assert ("head.prototypes" in mine["gradients"]) == (name == "DINO" and step == 1)
-                close(mine["gradients"], reference["gradients"], 1e-3)
-                close(mine["state"], reference["state"], 1e-4)
-        if name == "DINO":
-            state, figures = expected[1]["state"], expected[1]["figures"]
-            assert state["centre"].abs().max() > 1e-3
-            assert {"teacher_entropy", "kl"} < figures.keys()
+                # Rounding grows by a step: sharp targets, and standardised features that differ little.
+                limit = (1e-4, 1e-3)[step]
+                assert relative_error(mine["gradients"], reference["gradients"]) < limit
+                assert relative_error(mine["state"], reference["state"]) < 1e-4
+                assert same(mine["state"], found[0][name][step]["state"])
+    expected = two_steps("DINO", distributed=False)
+    for step in (0, 1):
+        centre = expected[step]["state"]["centre"]
+        assert centre.abs().max() > 1e-3
+        torch.testing.assert_close(found[0]["DINO"][step]["state"]["centre"], centre)
+        assert {"teacher_entropy", "kl"} < expected[step]["figures"].keys()
 
 
-def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], rel: float) -> None:
-    assert a.keys() == b.keys()
-    scale = max(float(v.abs().max()) for v in b.values())
-    for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=rel, atol=0.1 * rel * scale, msg=key)
+def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    assert found.keys() == expected.keys()
+    difference = torch.cat([(found[k].float() - expected[k].float()).flatten() for k in expected])
+    whole = torch.cat([value.float().flatten() for value in expected.values()])
+    return (difference.norm() / whole.norm()).item()

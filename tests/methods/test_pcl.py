@@ -129,10 +129,11 @@ def test_the_run_rounds_to_float32_as_their_code():
     rng = np.random.default_rng(0)
     depth = rng.integers(2, 30, 200)
     number = np.floor(rng.random(200) * depth).astype(np.int64)
+    number[:2], depth[:2] = (0, 7), 10  # 0.7 is less in float32 than in float64
     position = (number / depth).astype(np.float32)  # a Python float, stored in a float32 tensor
     gap = np.abs(position[:, None] - position)
     table = torch.from_numpy(np.stack([number, depth], 1))
-    for threshold in (0.1, 0.2, 0.5):
+    for threshold in (0.1, 0.2, 0.5, 0.7):
         found = near(table, threshold, exact=False).numpy()
         np.testing.assert_array_equal(found, gap < np.float32(threshold))
         cyclic = near(table, threshold, cyclic=True, exact=False).numpy()

@@ -119,9 +119,7 @@ def test_fine_tuning_keeps_its_own_decoder(runs, log, name):
     pretrained = runs.run(name, small(name))
     file = Path(pretrained.output_folder) / "checkpoint_final.pth"
     weights = final(pretrained)["network_weights"]
-    tuned = [
-        runs.make("nnUNetTrainerFinetune", f"seed={seed}", weights=file) for seed in (0, 0, 1)
-    ]
+    tuned = [runs.make("nnUNetTrainerFinetune", f"seed={seed}", weights=file) for seed in (0, 0, 1)]
     states = [trainer.network.state_dict() for trainer in tuned]
     for key, tensor in weights.items():
         a, b, c = (state[key] for state in states)
