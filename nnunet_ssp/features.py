@@ -8,6 +8,7 @@ from torch import Tensor
 
 COLLAPSED_SPREAD = 0.1  # share of a uniform spread below which features count as collapsed
 COLLAPSED_RANK = 2.0  # effective rank below which they lie on a line
+UNALIGNED = 0.95  # relative alignment from which on views of one slice are like views of any two
 
 
 def spread(features: Tensor) -> Tensor:
@@ -35,6 +36,21 @@ def alignment(first: Tensor, second: Tensor) -> Tensor:
     """
     z = F.normalize(first.float(), dim=1) - F.normalize(second.float(), dim=1)
     return z.square().sum(1).mean()
+
+
+def relative_alignment(first: Tensor, second: Tensor) -> Tensor:
+    """`alignment` over the mean squared distance of any two rows: below 1 when partners are nearer than strangers.
+
+    Alignment alone also falls when all features draw together; this does not.
+
+    Args:
+        first: (N, D).
+        second: (N, D), row i is the partner of row i.
+    """
+    z = F.normalize(torch.cat([first, second]).float(), dim=1)
+    n = len(z)
+    cosine = (z.sum(0).square().sum() - n) / (n * (n - 1))  # the mean over pairs of different rows
+    return alignment(first, second) / (2 - 2 * cosine).clamp_min(1e-12)
 
 
 def uniformity(features: Tensor) -> Tensor:
@@ -71,15 +87,22 @@ def effective_rank(features: Tensor) -> Tensor:
     return torch.special.entr(share).sum().exp()
 
 
-def collapse_warning(spread: float, effective_rank: float) -> str | None:
-    """Say in words when features have collapsed: all images look alike to the network.
+def collapse_warning(spread: float, effective_rank: float, relative_alignment: float) -> str | None:
+    """Say in words when features have collapsed, so that all images look alike, or when nothing is learned.
 
     Args:
         spread: see the function of that name.
         effective_rank: see the function of that name.
+        relative_alignment: see the function of that name.
     """
     if spread >= COLLAPSED_SPREAD and effective_rank >= COLLAPSED_RANK:
-        return None
+        if relative_alignment < UNALIGNED:
+            return None
+        return (
+            "WARNING: nothing is learned yet: two views of a slice are as far apart as views of any two slices "
+            f"(relative alignment {relative_alignment:.3f}). If that stays so after the warm-up, try pooling=stages or "
+            "a higher initial_lr."
+        )
     return (
         f"WARNING: the features have collapsed: spread {spread:.3f} of a uniform one, effective rank "
         f"{effective_rank:.1f}. All images look nearly alike to the network, and fine-tuning gains nothing from it. "

@@ -14,6 +14,7 @@ from nnunet_ssp.features import (
     alignment,
     collapse_warning,
     effective_rank,
+    relative_alignment,
     spread,
     uniformity,
 )
@@ -125,13 +126,37 @@ def test_half_precision_is_summed_in_float32(dtype):
 
 
 def test_a_collapse_is_said_in_words():
-    assert collapse_warning(COLLAPSED_SPREAD, COLLAPSED_RANK) is None
+    assert collapse_warning(COLLAPSED_SPREAD, COLLAPSED_RANK, 0.9) is None
     for figures in ((COLLAPSED_SPREAD - 0.01, 100.0), (0.9, COLLAPSED_RANK - 0.1)):
-        warning = collapse_warning(*figures)
+        warning = collapse_warning(*figures, 0.5)
         assert warning is not None
         assert f"spread {figures[0]:.3f}" in warning
         assert f"effective rank {figures[1]:.1f}" in warning
         assert warning.startswith("WARNING: the features have collapsed")
     # What never was a number is no sign of health.
-    assert collapse_warning(math.nan, 5.0) is not None
-    assert collapse_warning(0.9, math.nan) is not None
+    assert collapse_warning(math.nan, 5.0, 0.5) is not None
+    assert collapse_warning(0.9, math.nan, 0.5) is not None
+
+
+def test_partners_like_strangers_are_said_to_have_learned_nothing():
+    warning = collapse_warning(0.8, 20.0, 0.99)
+    assert warning is not None and "nothing is learned yet" in warning and "0.990" in warning
+    assert collapse_warning(0.8, 20.0, math.nan) is not None
+
+
+def test_relative_alignment_is_alignment_over_the_distance_of_any_two_rows():
+    torch.manual_seed(0)
+    first = torch.randn(20, 8)
+    second = first + 0.3 * torch.randn(20, 8)
+    z = F.normalize(torch.cat([first, second]), dim=1)
+    distance = torch.cdist(z, z).square().sum() / (40 * 39)
+    expected = alignment(first, second) / distance
+    torch.testing.assert_close(relative_alignment(first, second), expected)
+    assert relative_alignment(first, first) == 0
+    strangers = relative_alignment(torch.randn(400, 8), torch.randn(400, 8))
+    assert strangers == pytest.approx(1, abs=0.1)
+    # Drawing all features together lowers the alignment and not this.
+    together = torch.tensor([50.0] * 8)
+    near = relative_alignment(first + together, second + together)
+    assert alignment(first + together, second + together) < 0.01 * alignment(first, second)
+    assert 0.3 * relative_alignment(first, second) < near < 3 * relative_alignment(first, second)

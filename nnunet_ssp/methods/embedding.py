@@ -16,6 +16,7 @@ from nnunet_ssp.features import (
     alignment,
     collapse_warning,
     effective_rank,
+    relative_alignment,
     spread,
     uniformity,
 )
@@ -54,9 +55,15 @@ class Embedding(Method):
     """Trains the planned encoder on whole-image features; the decoder stays out of it."""
 
     transfers = "encoder"
-    curves: ClassVar[tuple[str, ...]] = ("alignment", "uniformity", "spread")
+    curves: ClassVar[tuple[str, ...]] = (
+        "relative_alignment",
+        "alignment",
+        "uniformity",
+        "spread",
+    )
     val_curves = ("effective_rank",)
     references: ClassVar[dict[str, tuple[float, str]]] = {
+        "relative_alignment": (1.0, "as far apart as any two slices"),
         "spread": (COLLAPSED_SPREAD, "collapsed below"),
         "effective_rank": (COLLAPSED_RANK, "collapsed below"),
     }
@@ -132,6 +139,7 @@ class Embedding(Method):
         """
         features, pooled = features.detach(), pooled.detach()
         found = {
+            "relative_alignment": relative_alignment(*features.chunk(2)),
             "alignment": alignment(*features.chunk(2)),
             "uniformity": uniformity(features),
             "spread": spread(features),
@@ -145,7 +153,8 @@ class Embedding(Method):
         return {name: value for name, value in sums.items() if name != "loss"}
 
     def warnings(self, curves: dict[str, float]) -> list[str]:
-        warning = collapse_warning(curves["val_spread"], curves["val_effective_rank"])
+        names = ("spread", "effective_rank", "relative_alignment")
+        warning = collapse_warning(*(curves[f"val_{name}"] for name in names))
         return [warning] if warning else []
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:

