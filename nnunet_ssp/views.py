@@ -105,19 +105,41 @@ class Views:
         )
 
 
+def draw_centres(
+    rng: np.random.Generator, sizes: NDArray[np.int64], patch_size: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Draw the centre of one patch per slice, uniform over the boxes that nnU-Net's own sampler would draw.
+
+    Args:
+        rng: source of randomness.
+        sizes: (N, 2) rows and columns of each slice.
+        patch_size: rows and columns of the patch.
+
+    Returns:
+        (N, 2) row and column, between pixels where the patch has an even number of them.
+    """
+    patch = np.asarray(patch_size)
+    # nnU-Net pads a slice smaller than the patch on both sides and then takes any box that fits.
+    padding = np.maximum(patch - sizes, 0)
+    low = -padding // 2  # rounds down, as nnU-Net's own: an odd padding leaves two boxes
+    high = sizes + padding // 2 + padding % 2 - patch
+    corner = low + np.floor(rng.uniform(0, 1, sizes.shape) * (high - low + 1))
+    return corner + (patch - 1) / 2
+
+
 def draw_views(
     rng: np.random.Generator,
     sizes: NDArray[np.int64],
     channels: int,
     patch_size: tuple[int, int],
     settings: ViewSettings,
-    place: NDArray[np.float64] | None = None,
+    centre: NDArray[np.float64] | None = None,
 ) -> Views:
     """Draw one view per slice.
 
-    The patch centre is uniform over the boxes that nnU-Net's own sampler would draw, moved by the translation; a
-    source point is ``centre + rotation @ scale @ flip @ (point + translation)``, so the translation is scaled and
-    rotated with the patch, as in the paper's code.
+    The patch lies about a centre, moved by the translation; a source point is
+    ``centre + rotation @ scale @ flip @ (point + translation)``, so the translation is scaled and rotated with the
+    patch, as in the paper's code.
 
     Args:
         rng: source of randomness; each view takes the same number of draws whatever the settings' probabilities.
@@ -125,26 +147,20 @@ def draw_views(
         channels: of the slices; intensities vary per channel.
         patch_size: rows and columns of the view.
         settings: strength.
-        place: (N, 2) in [0, 1), which of the boxes along rows and columns; drawn by default. Views that shall show the
+        centre: (N, 2) row and column, see `draw_centres`, by default of patches of this size. Views that shall show the
             same part of a slice share it.
     """
     n = len(sizes)
-    patch = np.asarray(patch_size)
 
     def uniform(low: float, high: float, *shape: int) -> NDArray[np.float64]:
         return rng.uniform(low, high, (n, *shape))
 
-    # nnU-Net pads a slice smaller than the patch on both sides and then takes any box that fits.
-    padding = np.maximum(patch - sizes, 0)
-    low = -padding // 2  # rounds down, as nnU-Net's own: an odd padding leaves two boxes
-    high = sizes + padding // 2 + padding % 2 - patch
-    place = uniform(0, 1, 2) if place is None else place
-    centre = low + np.floor(place * (high - low + 1)) + (patch - 1) / 2
-
+    if centre is None:
+        centre = draw_centres(rng, sizes, patch_size)
     angle = np.deg2rad(uniform(-settings.rotation, settings.rotation))
     zoom = uniform(*settings.scale)
     flip = np.where(uniform(0, 1, 2) < settings.flip, -1.0, 1.0)
-    translation = uniform(-settings.translation, settings.translation, 2) * patch
+    translation = uniform(-settings.translation, settings.translation, 2) * np.asarray(patch_size)
 
     cos, sin = np.cos(angle), np.sin(angle)
     rotation = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)  # (N, 2, 2)

@@ -18,6 +18,7 @@ from nnunet_ssp.views import (
     ViewSettings,
     apply_views,
     counter_normal,
+    draw_centres,
     draw_resized_crops,
     draw_views,
     gaussian_blur,
@@ -466,40 +467,33 @@ def test_cat_undoes_slicing():
         assert torch.equal(getattr(turned, field.name), torch.cat([value[3:], value[:3]]))
 
 
-def test_a_given_place_chooses_the_box():
+def test_centres_are_those_of_boxes_that_fit():
     patch = (4, 8)
-    sizes = np.array([[10, 20]] * 5 + [[10, 6], [3, 20]])
-    just_below = 1 - 2**-53  # the largest that rng.random gives
-    place = np.array(
-        [
-            [0, 0],
-            [just_below] * 2,
-            [0.5, 0.5],
-            [1 / 7, 2 / 13 + 1e-9],
-            [1 / 7 - 1e-9, 0],
-            [0, 0.7],
-            [0.7, 0],
-        ]
-    )
-    views = draw_views(np.random.default_rng(0), sizes, 1, patch, STILL, place)
-    corner = views.matrix[:, :, 2].numpy() - (np.array(patch) - 1) / 2
+    sizes = np.array([[10, 20], [10, 6], [3, 20]])
+    rng = np.random.default_rng(0)
+    corners = np.stack([draw_centres(rng, sizes, patch) for _ in range(4000)])
+    corners -= (np.array(patch) - 1) / 2
     # 7 x 13 boxes; a side two pixels short leaves one box, a side one short leaves two.
-    expected = [[0, 0], [6, 12], [3, 6], [1, 2], [0, 0], [0, -1], [0, 0]]
-    np.testing.assert_array_equal(corner, expected)
+    expected = [(range(7), range(13)), (range(7), [-1]), ([-1, 0], range(13))]
+    for number, sides in enumerate(expected):
+        for axis, places in enumerate(sides):
+            found, counts = np.unique(corners[:, number, axis], return_counts=True)
+            assert found.tolist() == list(places)
+            assert counts.min() > 0.6 * 4000 / len(places)  # all of them alike
 
 
-def test_views_at_one_place_differ_in_everything_else():
+def test_views_about_one_centre_differ_in_everything_else():
     sizes = np.array([[60, 50]] * 40)
     rng = np.random.default_rng(0)
-    place = rng.random((40, 2))
+    centre = draw_centres(rng, sizes, (16, 16))
     still = replace(STILL, noise=1, blur=1)
-    first, second = (draw_views(rng, sizes, 1, (16, 16), still, place) for _ in range(2))
+    first, second = (draw_views(rng, sizes, 1, (16, 16), still, centre) for _ in range(2))
     assert torch.equal(first.matrix, second.matrix)
     for name in ("noise_seed", "noise_sigma", "blur_sigma", "brightness", "shift", "gamma"):
         assert not (getattr(first, name) == getattr(second, name)).any(), name
-    moved = draw_views(rng, sizes, 1, (16, 16), ViewSettings(), place)
+    moved = draw_views(rng, sizes, 1, (16, 16), ViewSettings(), centre)
     assert not (moved.matrix == first.matrix).any()
-    # Without a place each draws its own.
+    # Without a centre each draws its own.
     first, second = (draw_views(rng, sizes, 1, (16, 16), still) for _ in range(2))
     assert (first.matrix != second.matrix)[:, :, 2].any(1).all()
 
@@ -564,6 +558,12 @@ def test_the_largest_crop_is_the_whole_slice():
         fallback = np.abs(box - expected).max(1) < 1e-3
         assert fallback.any()
         assert (box.prod(1) <= np.prod(size) * 1.0001).all()
+
+
+def test_the_shape_of_a_resized_crop_is_columns_over_rows():
+    _, box = boxes(crops((200, 200), n=200, area=(0.1, 0.2), ratio=(2, 3)), (24, 40))
+    assert ((box[:, 1] + 0.5) / (box[:, 0] - 0.5) >= 2).all()
+    assert ((box[:, 1] - 0.5) / (box[:, 0] + 0.5) <= 3).all()
 
 
 def test_resized_crops_are_flipped_left_to_right_only():
@@ -728,17 +728,6 @@ def test_brightness_shift_gamma_and_solarisation_have_probabilities_of_their_own
     for name in ("matrix", "noise_sigma", "noise_seed", "blur_sigma"):
         assert torch.equal(getattr(views, name), getattr(always, name))
     assert not always.solarise.any()
-
-
-def test_views_that_share_a_place_lie_about_one_centre():
-    sizes = np.array([[60, 45], [70, 90], [33, 33]])
-    place = np.random.default_rng(5).random((3, 2))
-    first, second, other = (
-        draw_views(np.random.default_rng(seed), sizes, 1, (24, 20), STILL, where).matrix[:, :, 2]
-        for seed, where in ((0, place), (1, place), (1, None))
-    )
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
 
 
 def test_views_put_together_keep_their_rows():

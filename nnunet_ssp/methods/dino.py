@@ -22,7 +22,14 @@ from nnunet_ssp.losses import distillation_loss
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.distillation import Distillation, DistillationSettings
 from nnunet_ssp.settings import require
-from nnunet_ssp.views import BRIGHTNESS, BrightnessName, Views, ViewSettings, draw_views
+from nnunet_ssp.views import (
+    BRIGHTNESS,
+    BrightnessName,
+    Views,
+    ViewSettings,
+    draw_centres,
+    draw_views,
+)
 
 GLOBAL_SCALE = (0.14**0.5 * 1.4, 1.4)  # of the sampling grid: areas of 0.14 to 1 of the largest one
 # Local crops: their code applies the scales meant for the whole patch to a window already halved. Both lie equally far
@@ -107,13 +114,13 @@ class DINO(Distillation):
         return DINOHead(self.width, s.head_width, s.head_bottleneck, s.out_dim)
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
-        """Two global crops, one blurred and one at times solarised, and the local ones, about one place."""
+        """Two global crops, one blurred and one at times solarised, and the local ones, about one centre."""
         pair = sizes if sizes.ndim == 3 else np.stack([sizes, sizes], 1)
-        place = rng.random((len(sizes), 2))
+        centre = draw_centres(rng, pair[:, 0], self.patch_size)
         drawn = {}
         for number, (settings, patch) in enumerate(self.crops()):
             drawn[f"crop{number}"] = draw_views(
-                rng, pair[:, number % 2], self.channels, patch, settings, place
+                rng, pair[:, number % 2], self.channels, patch, settings, centre
             )
         return drawn
 
@@ -170,9 +177,9 @@ class DINO(Distillation):
     @torch.no_grad()
     def _follow(self, teacher: Tensor) -> None:
         """Move the centre, after its use; it and the prototypes in use are those of the global batch."""
+        self.used[(teacher - self.centre).argmax(1)] = True
         if self.settings.centring:
             self.centre.lerp_(teacher.mean(0), 1 - self.settings.centre_momentum)
-        self.used[teacher.argmax(1)] = True
 
     def start_epoch(self, epoch: int) -> None:
         """Set the teacher's temperature: linear over the first epochs, both ends reached."""

@@ -25,6 +25,9 @@ class DistillationSettings(EmbeddingSettings):
     teacher_momentum: float = 0.996  # of the first step; rises to 1 by a cosine
     # copy: the teacher starts as the student. separate: with weights of its own, as de Mooij et al.'s DINO ran.
     teacher_init: Literal["copy", "separate"] = "copy"
+    # The papers pool the last map alone. In an untrained network with InstanceNorm two views of a slice are then as
+    # unlike as views of any two, and a teacher has nothing to teach (figures: README, results).
+    pooling: Literal["average", "max", "stages"] = "stages"
     transfer_from: Literal["student", "teacher"] = "student"  # whose encoder goes into the file
 
     def __post_init__(self) -> None:

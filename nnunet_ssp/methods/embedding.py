@@ -36,6 +36,8 @@ STAGES = 3  # the deepest ones, for pooling=stages
 class EmbeddingSettings(PretrainingSettings):
     """Settings of every method that trains the encoder alone."""
 
+    # paper: pooling=average head_norm=none, as published, for BatchNorm; instancenorm: what nnU-Net's networks need.
+    recipe: Literal["instancenorm", "paper"] = "instancenorm"
     # What an image's features are: the average (the papers') or maximum over the encoder's last map, or the averages
     # over its last three stages.
     pooling: Literal["average", "max", "stages"] = "average"
@@ -45,6 +47,10 @@ class EmbeddingSettings(PretrainingSettings):
     # slice, so that features shall also not depend on the phase of the heartbeat.
     pairs: Literal["augment", "frame"] = "augment"
     probe: bool = True  # measure a linear segmentation of training-fold labels on the frozen encoder now and then
+
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"pooling": "average", "head_norm": "none"}
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from nnunet_ssp.losses import contrastive_loss
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings
 from nnunet_ssp.settings import require
-from nnunet_ssp.views import BRIGHTNESS, BrightnessName, ViewSettings, draw_views
+from nnunet_ssp.views import BRIGHTNESS, BrightnessName, ViewSettings, draw_centres, draw_views
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class SimCLR(Embedding):
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Two views of each slice.
 
-        Both lie about one place, as the papers' crops lie about the heart: patches smaller than the image would
+        Both lie about one centre, as the papers' crops lie about the heart: patches smaller than the image would
         otherwise often show nothing in common.
         """
         settings = ViewSettings(brightness=BRIGHTNESS[self.settings.brightness])
         pair = sizes if sizes.ndim == 3 else np.stack([sizes, sizes], 1)
-        place = rng.random((len(sizes), 2))
+        centre = draw_centres(rng, pair[:, 0], self.patch_size)
         first, second = (
-            draw_views(rng, pair[:, i], self.channels, self.patch_size, settings, place)
+            draw_views(rng, pair[:, i], self.channels, self.patch_size, settings, centre)
             for i in (0, 1)
         )
         return {"first": first, "second": second}
