@@ -94,6 +94,9 @@ class PretrainingSettings(TrainingSettings):
         nesterov_works = not self.nesterov or self.momentum > 0
         require(nesterov_works, "momentum", self.momentum, "be positive when nesterov=yes")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "not be negative")
+        adapts = self.optimizer != "lars" or self.weight_decay > 0
+        rule = "be positive for optimizer=lars, which adapts no parameters without weight decay"
+        require(adapts, "weight_decay", self.weight_decay, rule)
         warm = self.warmup_epochs
         require(
             warm == "auto" or 0 <= warm <= self.num_epochs,
