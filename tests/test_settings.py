@@ -127,7 +127,8 @@ def test_a_name_given_twice_is_refused():
         ("weight_decay=-1", "`weight_decay` (=-1.0) must not be negative."),
         (
             "optimizer=lars weight_decay=0",
-            "`weight_decay` (=0.0) must be positive for optimizer=lars, which adapts no parameters without weight decay.",
+            "`weight_decay` (=0.0) must be positive for optimizer=lars, "
+            "which adapts no parameters without weight decay.",
         ),
         ("warmup_epochs=-1", "`warmup_epochs` (=-1) must be auto or lie in [0, num_epochs=100]."),
         (
