@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,14 @@ def cine(
         assert main(["convert", "mnms", "-i", str(real_data / "sunnybrook_mnms"), "-d", "114"]) == 0
         small = ["-gpu_memory_target", "0.1", "-overwrite_plans_name", "ssp128"]
         assert main(["prepare", "114", *small]) == 0
+        folder = base / "preprocessed" / "Dataset114_MNMs"
+        plans = json.loads((folder / "ssp128.json").read_text())
+        arguments = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+        arguments["features_per_stage"] = [n // 4 for n in arguments["features_per_stage"]]
+        plans["plans_name"] = (
+            "narrow"  # a quarter of the widths: the same data at a tenth of the time
+        )
+        (folder / "narrow.json").write_text(json.dumps(plans))
         yield base
 
 
@@ -89,3 +98,45 @@ def test_whole_path(cine: Path, tmp_path: Path, command: Callable[..., str]) -> 
         *("-i", images, "-o", tmp_path, *device, "--disable_tta", "-npp", 1, "-nps", 1),
     )
     assert len(list(tmp_path.glob("SCD0000501_frame*.nii.gz"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("trainer", "settings"),
+    [
+        ("nnUNetTrainerSimCLRPretrain", "batch_size=24"),
+        ("nnUNetTrainerPCLPretrain", "batch_size=24 threshold=0.15"),
+        ("nnUNetTrainerBYOLPretrain", "batch_size=16 head_width=512 predictor_width=512"),
+        (
+            "nnUNetTrainerDINOPretrain",
+            "batch_size=24 optimizer=adamw initial_lr=0.02 weight_decay=0.01 teacher_momentum=0.98 local_crops=2 "
+            "head_width=256 head_bottleneck=64 out_dim=64 warmup_teacher_epochs=0 freeze_prototypes=0",
+        ),
+    ],
+)
+def test_encoder_methods_learn(
+    cine: Path, command: Callable[..., str], trainer: str, settings: str
+) -> None:
+    said = command(
+        *("nnUNetv2_train", 114, "2d", 0, "-p", "narrow", "-tr", trainer, "-device", "cpu"),
+        nnUNet_ssp_settings=f"num_epochs=5 iterations_per_epoch=10 {settings}",
+    )
+    found = {
+        curve: [float(x) for x in re.findall(rf"{curve}[: ].*?val ([\d.]+)", said)]
+        for curve in ("relative alignment", "spread", "effective rank")
+    }
+    losses = [float(x) for x in re.findall(r"train_loss ([\d.]+)", said)]
+    assert losses[-1] < losses[0]
+    nearness = found["relative alignment"]
+    assert len(nearness) == 5
+    if (
+        trainer == "nnUNetTrainerDINOPretrain"
+    ):  # takes longer to draw views together: the student follows its teacher
+        distance = [float(x) for x in re.findall(r"kl: train ([\d.]+)", said)]
+        assert distance[-1] < 0.7 * distance[0]
+        assert nearness[-1] < 1
+    else:  # Views of one slice come nearer to each other than views of any two
+        assert nearness[-1] < nearness[0] < 1
+    # ... and the features do not collapse.
+    assert found["spread"][-1] > 0.1 and found["effective rank"][-1] > 2
+    assert "the features have collapsed" not in said
+    assert "Linear probe, a monitor: labels of" in said
