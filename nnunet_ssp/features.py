@@ -79,12 +79,12 @@ def effective_rank(features: Tensor) -> Tensor:
     Returns:
         A value in [1, min(N, D)]; 1 when all rows are equal.
     """
-    x = features.double()
+    x = features.detach().cpu().double()  # not every device has double precision
     x = x - x.mean(0)
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
     singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     share = singular / singular.sum().clamp_min(1e-12)
-    return torch.special.entr(share).sum().exp()
+    return torch.special.entr(share).sum().exp().float().to(features.device)
 
 
 def collapse_warning(spread: float, effective_rank: float, relative_alignment: float) -> str | None:

@@ -138,7 +138,7 @@ def stage_panel(stages: Sequence[str]) -> Panel:
 def plot_progress(
     file: Path, logging: Mapping[str, Sequence[Any]], panels: Sequence[Panel]
 ) -> None:
-    """Draw curves over epochs, one panel below the other.
+    """Draw curves over epochs, one panel below the other, in two columns when there are many.
 
     Args:
         file: the picture to write.
@@ -148,8 +148,13 @@ def plot_progress(
     from matplotlib.figure import Figure
 
     shown = [p for p in panels if any(logging.get(key) for key in p.curves)]
-    figure = Figure(figsize=(9, 3.2 * len(shown)), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(len(shown), 1, sharex=True))
+    columns = 1 if len(shown) <= 5 else 2
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(9 * columns, 3.2 * rows), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True)).ravel()
+    axes = grid[: len(shown)]
+    for unused in grid[len(shown) :]:
+        unused.remove()
     for axis, panel in zip(axes, shown, strict=True):
         for position, (key, label) in enumerate(panel.curves.items()):
             points = [(i, v) for i, v in enumerate(logging.get(key) or [], 1) if math.isfinite(v)]
@@ -165,7 +170,9 @@ def plot_progress(
         else:
             axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-    axes[-1].set_xlabel("epoch")
+    for axis in axes[-columns:]:
+        axis.tick_params(labelbottom=True)
+        axis.set_xlabel("epoch")
     with atomic_write(file) as temporary:
         figure.savefig(temporary, dpi=110)
 

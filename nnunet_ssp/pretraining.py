@@ -342,6 +342,11 @@ class PretrainingTrainer(SettingsTrainer):
         for note in self.method.examine(self.store):
             self.print_to_log_file(note)
         self.frames = self._frames_of(self.store)
+        if self.frames is not None and self.frames.counts.max(initial=0) < 2:
+            raise ValueError(
+                "`pairs` (=frame) must find several frames of a subject: every slice is there once. Cases are told "
+                "to be one subject by cases.csv or by the setting subject_pattern."
+            )
         on_device = self.settings.data_device == "device" or (
             self.settings.data_device == "auto" and fits_on_device(self.store, self.device)
         )
@@ -377,13 +382,7 @@ class PretrainingTrainer(SettingsTrainer):
         if not self.method.second_frames:
             return None
         pattern = self.settings.subject_pattern
-        frames = SameSlice(store, [self.subject_of(case, pattern) for case in store.names])
-        if frames.counts.max(initial=0) < 2:
-            raise ValueError(
-                "`pairs` (=frame) must find several frames of a subject: every slice is there once. Cases are told "
-                "to be one subject by cases.csv or by the setting subject_pattern."
-            )
-        return frames
+        return SameSlice(store, [self.subject_of(case, pattern) for case in store.names])
 
     @staticmethod
     def _with_frames(

@@ -93,7 +93,10 @@ class DINO(Distillation):
     curves = (*Distillation.curves, "teacher_entropy", "kl")
     train_curves = ("prototypes_used",)
     final_lr = 1e-6
-    paper = "Caron et al.: Emerging properties in self-supervised vision transformers. ICCV (2021)"
+    paper = (
+        "Caron et al.: Emerging properties in self-supervised vision transformers. ICCV (2021); settings of "
+        "de Mooij, Pluim, Scannell, arXiv 2409.18100 (2024)"
+    )
 
     def __init__(
         self, network: nn.Module, settings: Any, patch_size: tuple[int, int], channels: int

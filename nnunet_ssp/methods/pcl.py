@@ -48,7 +48,7 @@ class PCL(SimCLR):
     curves = (*SimCLR.curves, "positives_per_view")
     paper = (
         "Zeng et al.: Positional contrastive learning for volumetric medical image segmentation. "
-        "MICCAI (2021)"
+        "MICCAI (2021); settings of de Mooij, Pluim, Scannell, arXiv 2409.18100 (2024)"
     )
 
     def examine(self, store: SliceStore) -> list[str]:

@@ -48,7 +48,7 @@ class SimCLR(Embedding):
     settings: SimCLRSettings
     paper = (
         "Chen, Kornblith, Norouzi, Hinton: A simple framework for contrastive learning of visual representations. "
-        "ICML (2020)"
+        "ICML (2020); settings of de Mooij, Pluim, Scannell, arXiv 2409.18100 (2024)"
     )
 
     def __init__(

@@ -73,7 +73,7 @@ def test_pretrain_finetune_predict(
 )
 def test_encoder_methods(preprocessed, train, trainer, settings):
     said = train(trainer, f"num_epochs=2 iterations_per_epoch=4 batch_size=8 {settings}")
-    assert said.count("alignment: train") == 2
+    assert said.count(": alignment: train") == 2
     weights = said.split("-pretrained_weights ")[-1].split()[0]
     few = FEW + " final_validation=no " + settings.split()[-1]  # of another trainer: ignored
     said = train("nnUNetTrainerFinetune", few, "-pretrained_weights", weights)

@@ -52,7 +52,13 @@ def test_a_run(runs, log, name):
     assert (folder / "views.png").is_file() and (folder / "progress.png").is_file()
     assert not (folder / "reconstructions").exists()
     text = log(trainer)
-    for said in ("alignment: train", "uniformity: train", "spread: train", "effective rank: val"):
+    for said in (
+        ": alignment: train",
+        "relative alignment: train",
+        "uniformity: train",
+        "spread: train",
+        "effective rank: val",
+    ):
         assert text.count(said) == 2, said
     assert "Linear probe, a monitor: labels of" in text and "No label is used in training" in text
     assert re.search(r"linear probe: Dice 0\.\d+ \(0\.\d+ before training\)", text)
