@@ -77,11 +77,13 @@ def effective_rank(features: Tensor) -> Tensor:
         features: (N, D).
 
     Returns:
-        A value in [1, min(N, D)]; 1 when all rows are equal.
+        A value in [1, min(N, D)]; 1 when all rows are equal, nan when a feature is not finite.
     """
     x = features.detach().cpu().double()  # not every device has double precision
     x = x - x.mean(0)
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    if not gram.isfinite().all():
+        return features.new_full((), torch.nan, dtype=torch.float32)
     singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     share = singular / singular.sum().clamp_min(1e-12)
     return torch.special.entr(share).sum().exp().float().to(features.device)

@@ -132,6 +132,10 @@ def _cgroup_memory() -> int | None:
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = ((folder / name).read_text() for name in ("memory.max", "memory.current"))
-        return max(int(limit) - int(used), 0)
+        statistics = dict(
+            line.split() for line in (folder / "memory.stat").read_text().splitlines()
+        )
+        # Pages of files that can be dropped, such as the slice store's, are as good as free.
+        return max(int(limit) - int(used) + int(statistics.get("inactive_file", 0)), 0)
     except (OSError, ValueError):  # no such limit: the file is missing or says "max"
         return None

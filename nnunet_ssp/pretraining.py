@@ -146,6 +146,9 @@ class PretrainingTrainer(SettingsTrainer):
             self.print_to_log_file("Using torch.compile on encoder and decoder...")
             # In place, so that no key gets a prefix; the method around them is not worth compiling.
             # Each batch size has its own graph: with symbolic sizes torch keeps a slower memory layout.
+            # Student and teacher, chunks, validation, probe: more graphs than torch keeps by default.
+            dynamo: Any = torch._dynamo.config
+            dynamo.cache_size_limit = max(dynamo.cache_size_limit, 64)
             for part in self.method.compiled():
                 part.compile(dynamic=False)
         self.network = self.method
@@ -177,7 +180,7 @@ class PretrainingTrainer(SettingsTrainer):
         if precision == "auto" and self.device.type == "cuda":
             # Cards without bf16 would emulate it, slowly.
             native = torch.cuda.is_bf16_supported(including_emulation=False)
-            precision = "bf16" if native else "fp16"
+            precision = self.method_class.half_precision if native else "fp16"
         self.autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         if precision == "fp16" and self.device.type != "cuda":
             raise ValueError("`precision` (=fp16) must be used on CUDA; use bf16 or fp32 here.")
@@ -463,9 +466,8 @@ class PretrainingTrainer(SettingsTrainer):
         """Dice of the linear probe now, or nan."""
         if self.probe is None:
             return float("nan")
-        encoder: Any = self.method.network.encoder
         with self._autocast():
-            return self.probe.score(encoder)
+            return self.probe.score(self.method.handed_on())
 
     def on_train_epoch_start(self) -> None:
         self.network.train()

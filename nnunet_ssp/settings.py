@@ -74,7 +74,8 @@ class PretrainingSettings(TrainingSettings):
     weight_decay: float = 1e-4
     # Linear rise of the learning rate; auto: 10 epochs, a tenth of a run shorter than 100.
     warmup_epochs: int | Literal["auto"] = 0
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on CUDA, else fp32
+    # auto: on CUDA the half precision that suits the method (bf16 for MIM, fp16 for the others), else fp32
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_clip: float | None = 12.0  # nnU-Net's; the papers clip nothing (none)
     # Images that go through the network at a time; auto: as many as memory allows; none: the whole batch.
     chunk_size: int | Literal["auto"] | None = "auto"

@@ -73,13 +73,22 @@ def to_builtin(value: Any) -> Any:
     return str(value)
 
 
-def to_cpu(value: Any) -> Any:
-    """Move every tensor of a nested state to the CPU."""
+def to_cpu(value: Any, moved: dict[Any, Tensor] | None = None) -> Any:
+    """Move every tensor of a nested state to the CPU; two names of one tensor stay one.
+
+    Args:
+        value: tensors in mappings and lists.
+        moved: what was moved already; for the recursion.
+    """
+    moved = {} if moved is None else moved
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        key = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        if key not in moved:
+            moved[key] = value.detach().cpu()
+        return moved[key]
     if isinstance(value, Mapping):
-        return {k: to_cpu(v) for k, v in value.items()}
-    return [to_cpu(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: to_cpu(v, moved) for k, v in value.items()}
+    return [to_cpu(v, moved) for v in value] if isinstance(value, list | tuple) else value
 
 
 def save(file: str | Path, checkpoint: Mapping[str, Any]) -> None:

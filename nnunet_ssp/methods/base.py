@@ -67,6 +67,7 @@ class Method(nn.Module):
         val_curves: those that only the validation's batches have.
         references: for some curves a value to compare with, and what it means.
         smallest_batch: slices that a batch must have at least.
+        half_precision: the one that suits it on CUDA.
         paper: what to cite.
     """
 
@@ -78,6 +79,7 @@ class Method(nn.Module):
     val_curves: ClassVar[tuple[str, ...]] = ()
     references: ClassVar[dict[str, tuple[float, str]]] = {}
     smallest_batch: ClassVar[int] = 1
+    half_precision: ClassVar[Literal["bf16", "fp16"]] = "bf16"
     second_frames: bool = (
         False  # whether the second view of an image may be made from another frame
     )
@@ -160,6 +162,12 @@ class Method(nn.Module):
     def exported(self) -> nn.Module:
         """The planned network as it goes into the file."""
         return self.network
+
+    def handed_on(self) -> nn.Module:
+        """The encoder that goes into the file."""
+        network: Any = self.network
+        encoder: nn.Module = network.encoder
+        return encoder
 
     def extra_state(self) -> dict[str, Any]:
         """What a resumed run needs besides the network: heads, teachers, centres."""

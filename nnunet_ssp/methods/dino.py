@@ -180,7 +180,7 @@ class DINO(Distillation):
     @torch.no_grad()
     def _follow(self, teacher: Tensor) -> None:
         """Move the centre, after its use; it and the prototypes in use are those of the global batch."""
-        self.used[(teacher - self.centre).argmax(1)] = True
+        self.used.index_fill_(0, (teacher - self.centre).argmax(1), True)
         if self.settings.centring:
             self.centre.lerp_(teacher.mean(0), 1 - self.settings.centre_momentum)
 

@@ -97,6 +97,10 @@ class Distillation(Embedding):
         network.encoder.load_state_dict(self.teacher_encoder.copy.state_dict())
         return network
 
+    def handed_on(self) -> nn.Module:
+        student = self.settings.transfer_from == "student"
+        return super().handed_on() if student else self.teacher_encoder.copy
+
     def extra_state(self) -> dict[str, Any]:
         """Head and teacher; and the student's encoder when the file's network has the teacher's."""
         state = super().extra_state()

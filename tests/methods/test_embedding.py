@@ -410,3 +410,19 @@ def test_chunks_with_batchnorm_are_refused(make_network):
     with pytest.raises(ValueError, match=r"`chunk_size` \(=4\) must be none or auto: .* BatchNorm"):
         PlainEmbedding(network, PlainSettings(chunk_size=4), PATCH, 1)
     assert PlainEmbedding(network, PlainSettings(), PATCH, 1).chunks.size is None
+
+
+@pytest.mark.parametrize("name", ["SimCLR", "DINO"])
+def test_pictures_are_made_in_float32_whatever_the_networks_precision(
+    make_network, make_batch, name
+):
+    import nnunet_ssp.methods as methods
+
+    chosen = getattr(methods, name)
+    method = chosen(make_network(), chosen.settings_class(), (32, 32), 1)
+    batch = make_batch(method, [(40, 40)] * 6)
+    expected = method.panels(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = method.panels(batch)
+    for title, images in expected.items():
+        assert torch.equal(found[title], images), title

@@ -379,10 +379,11 @@ def test_replaced_patches_in_odd_validation_batches(runs):
 
 def test_many_ranks_and_few_validation_slices(runs, monkeypatch):
     """Every rank gets a part of every validation batch; the pictures are rank 0's alone."""
-    from nnunet_ssp import pretraining
+    from nnunet_ssp import distributed, pretraining
 
-    monkeypatch.setattr(pretraining, "world_size", lambda: 20)
-    monkeypatch.setattr(pretraining, "rank", lambda: 19)
+    for module in (pretraining, distributed):
+        monkeypatch.setattr(module, "world_size", lambda: 20)
+    monkeypatch.setattr(distributed, "rank", lambda: 19)
     trainer = runs.make(MIM, "num_epochs=1 batch_size=20")
     trainer.initialize()
     _, val = trainer.get_dataloaders()
