@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -97,13 +99,15 @@ def collapse_warning(spread: float, effective_rank: float, relative_alignment: f
         effective_rank: see the function of that name.
         relative_alignment: see the function of that name.
     """
+    if not all(map(math.isfinite, (spread, effective_rank, relative_alignment))):
+        return "WARNING: the features are not finite."
     if spread >= COLLAPSED_SPREAD and effective_rank >= COLLAPSED_RANK:
         if relative_alignment < UNALIGNED:
             return None
         return (
             "WARNING: nothing is learned yet: two views of a slice are as far apart as views of any two slices "
-            f"(relative alignment {relative_alignment:.3f}). If that stays so after the warm-up, try pooling=stages or "
-            "a higher initial_lr."
+            f"(relative alignment {relative_alignment:.3f}). If that stays so after the warm-up, try a higher "
+            "initial_lr, or pooling=stages where that is not the default."
         )
     return (
         f"WARNING: the features have collapsed: spread {spread:.3f} of a uniform one, effective rank "

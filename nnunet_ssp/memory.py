@@ -33,6 +33,7 @@ class Chunks:
     Attributes:
         size: images at a time, None for the whole batch; 0 until ``auto`` has chosen.
         note: how ``auto`` chose, for the log.
+        draws: whether the network draws at random (dropout), which a recomputation must repeat.
 
     Raises:
         ValueError: chunks are asked for and the network has BatchNorm, whose statistics are those of the whole batch.
@@ -50,6 +51,13 @@ class Chunks:
         if isinstance(setting, int):
             self.size = setting
         self.note = ""
+        if batchnorm and setting == "auto":
+            self.note = (
+                "chunk_size=auto: the whole batch at once, because these plans use BatchNorm"
+            )
+        self.draws = any(
+            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in network.modules()
+        )
 
     def run(
         self, function: Callable[[slice], Tensor], n: int, device: torch.device
@@ -57,7 +65,8 @@ class Chunks:
         """``[function(rows), ...]`` for consecutive rows of a batch; gradients flow as from one call.
 
         Args:
-            function: computes the result for these rows with the network; it must draw nothing at random.
+            function: computes the result for these rows with the network; besides the network's dropout nothing in it
+                may be random.
             n: rows of the batch.
             device: where it runs.
         """
@@ -68,7 +77,7 @@ class Chunks:
         if len(pieces) == 1 or not torch.is_grad_enabled():
             return [function(rows) for rows in pieces]
         return [
-            checkpoint(function, rows, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(function, rows, use_reentrant=False, preserve_rng_state=self.draws)
             for rows in pieces
         ]
 

@@ -519,7 +519,9 @@ class PretrainingTrainer(SettingsTrainer):
         loss, curves = self._reduce(train_outputs)
         seconds = time.perf_counter() - self._epoch_started
         if not np.isfinite(loss):
-            raise RuntimeError(self._divergence(train_outputs))
+            lost = ~torch.stack([output["loss"] for output in train_outputs]).isfinite().cpu()
+            number = int(lost.int().argmax()) if lost.any() else 0  # else in another rank's share
+            raise RuntimeError(self._divergence(number))
         self.logger.log("train_losses", loss, self.current_epoch)
         for name, value in {**curves, **self.method.end_epoch()}.items():
             self.logger.log(f"train_{name}", value, self.current_epoch)
@@ -529,10 +531,11 @@ class PretrainingTrainer(SettingsTrainer):
             self.print_to_log_file(self.method.chunks.note)
             self.method.chunks.note = ""
 
-    def _divergence(self, outputs: list[dict[str, Tensor]]) -> str:
-        """Where the loss stopped being a number: found here, so that no step has to wait for the device."""
-        lost = ~torch.stack([output["loss"] for output in outputs]).isfinite().cpu()
-        number = int(lost.int().argmax()) if lost.any() else 0  # else another rank's share
+    def _divergence(self, number: int) -> str:
+        """Where the loss stopped being a number, step ``number`` of this epoch.
+
+        Found at the epoch's end, so that no step has to wait for the device.
+        """
         step = self.current_epoch * self.num_iterations_per_epoch + number
         cases = self.store.case_of[self._indices(step).reshape(-1)]
         names = sorted({self.store.names[case] for case in cases})
@@ -543,7 +546,7 @@ class PretrainingTrainer(SettingsTrainer):
             else "nothing was saved yet"
         )
         return (
-            f"The training loss of epoch {self.current_epoch} is not finite from its step {number} on, whose batch "
+            f"Training: the loss of epoch {self.current_epoch} is not finite from its step {number} on, whose batch "
             f"held slices of {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}; {kept}. Either training has "
             "diverged (lower initial_lr, or set precision=fp32), or these cases hold extreme values."
         )
@@ -555,6 +558,10 @@ class PretrainingTrainer(SettingsTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Tensor]]) -> None:
         loss, curves = self._reduce(val_outputs)
+        if not np.isfinite(
+            loss
+        ):  # the last step's gradient was not: nothing of this epoch shall be saved
+            raise RuntimeError(self._divergence(self.num_iterations_per_epoch - 1))
         self.logger.log("val_losses", loss, self.current_epoch)
         for name, value in curves.items():
             self.logger.log(f"val_{name}", value, self.current_epoch)

@@ -120,7 +120,8 @@ def near(positions: Tensor, threshold: float, cyclic: bool = False, exact: bool 
     """
     number, depth = positions.unbind(1)
     if exact:
-        limit = Fraction(str(threshold)).limit_denominator(10**9)  # products stay within int64
+        # To nine digits, so that products stay within int64; never 0: a view is near its twin.
+        limit = max(Fraction(str(threshold)).limit_denominator(10**9), Fraction(1, 10**9))
         whole = depth[:, None] * depth
         distance = (number[:, None] * depth - number * depth[:, None]).abs()
         if cyclic:

@@ -71,7 +71,7 @@ def test_pretrain_finetune_predict(
         ("nnUNetTrainerBYOLPretrain", "head_width=64 predictor_width=64 head_out=32"),
     ],
 )
-def test_encoder_methods(preprocessed, train, trainer, settings):
+def test_encoder_methods(prepared, preprocessed, tmp_path, train, command, trainer, settings):
     said = train(trainer, f"num_epochs=2 iterations_per_epoch=4 batch_size=8 {settings}")
     assert said.count(": alignment: train") == 2
     weights = said.split("-pretrained_weights ")[-1].split()[0]
@@ -79,6 +79,12 @@ def test_encoder_methods(preprocessed, train, trainer, settings):
     said = train("nnUNetTrainerFinetune", few, "-pretrained_weights", weights)
     assert "encoder 32 tensors, decoder 0, fresh 36" in said
     assert "Settings of other trainers, ignored here" in said or "initial_lr" in few
+    if "SimCLR" in trainer:  # all four files are of one kind
+        images = prepared / "raw" / "Dataset901_Phantom" / "imagesTs"
+        words = ["nnUNetv2_predict", "-d", 901, "-c", "2d", "-f", 0, "-p", "tiny", "-device", "cpu"]
+        words += ["-tr", "nnUNetTrainerFinetune", "-i", images, "-o", tmp_path / "out"]
+        command(*words, "-npp", 1, "-nps", 1)
+        assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
 
 
 def test_stock_trainer_takes_the_file(preprocessed, pretrained):

@@ -218,6 +218,29 @@ def test_divergence_stops_and_keeps_the_last_good_state(runs):
     assert all(torch.isfinite(w).all() for w in kept["network_weights"].values())
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_weights_lost_in_an_epochs_last_step_are_not_saved(runs, epoch):
+    """The step's own loss is still finite; what it did to the weights shows in the validation only."""
+    trainer = runs.make(MIM, "num_epochs=2 iterations_per_epoch=2 batch_size=2")
+    step = trainer.train_step
+
+    def lose(batch):
+        output = step(batch)
+        if trainer._step == 2 * (epoch + 1):
+            with torch.no_grad():
+                next(trainer.method.parameters()).fill_(float("nan"))
+        return output
+
+    trainer.train_step = lose
+    with pytest.raises(RuntimeError, match=rf"epoch {epoch} is not finite from its step 1 on"):
+        trainer.run_training()
+    files = list(Path(trainer.output_folder).glob("checkpoint_*.pth"))
+    assert bool(files) == (epoch == 1)
+    for file in files:
+        kept = torch.load(file, weights_only=True)["network_weights"]
+        assert all(torch.isfinite(weight).all() for weight in kept.values())
+
+
 def test_batch_size_larger_than_the_data(runs):
     with pytest.raises(
         ValueError, match=r"`batch_size` \(=81\) must lie .* slices to train on \(=80\)"
