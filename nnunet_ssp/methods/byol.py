@@ -69,7 +69,7 @@ class BYOL(Distillation):
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Two random resized crops of each slice."""
-        pair = sizes if sizes.ndim == 3 else np.stack([sizes, sizes], 1)
+        pair = self.frame_sizes(sizes)
         first, second = (
             draw_resized_crops(rng, pair[:, i], self.channels, self.patch_size, CropSettings())
             for i in (0, 1)

@@ -118,7 +118,7 @@ class DINO(Distillation):
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Two global crops, one blurred and one at times solarised, and the local ones, about one centre."""
-        pair = sizes if sizes.ndim == 3 else np.stack([sizes, sizes], 1)
+        pair = self.frame_sizes(sizes)
         centre = draw_centres(rng, pair[:, 0], self.patch_size)
         drawn = {}
         for number, (settings, patch) in enumerate(self.crops()):

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunet_ssp.distributed import gather_rows
@@ -90,6 +92,11 @@ class Embedding(Method):
         self.width = sum(pooled)
         self.second_frames = settings.pairs == "frame"
         self.head_norm = Standardise() if settings.head_norm == "batch" else nn.Identity()
+
+    @staticmethod
+    def frame_sizes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B, 2, 2) rows and columns for the first and the second frame, which are one where there is no second."""
+        return sizes if sizes.ndim == 3 else np.stack([sizes, sizes], 1)
 
     def pool(self, maps: Sequence[Tensor]) -> Tensor:
         """The encoder's maps, finest first -> (N, width), float32."""

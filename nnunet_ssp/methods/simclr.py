@@ -64,7 +64,7 @@ class SimCLR(Embedding):
         otherwise often show nothing in common.
         """
         settings = ViewSettings(brightness=BRIGHTNESS[self.settings.brightness])
-        pair = sizes if sizes.ndim == 3 else np.stack([sizes, sizes], 1)
+        pair = self.frame_sizes(sizes)
         centre = draw_centres(rng, pair[:, 0], self.patch_size)
         first, second = (
             draw_views(rng, pair[:, i], self.channels, self.patch_size, settings, centre)

@@ -11,6 +11,7 @@ from nnunet_ssp.methods import BYOL, Batch, BYOLSettings
 from nnunet_ssp.network import in_encoder
 from nnunet_ssp.settings import override
 from nnunet_ssp.views import CropSettings, apply_views, draw_resized_crops
+from tests.gradients import gradients, inputs_of, relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,26 +29,6 @@ def make_byol(make_network):
         return BYOL(network, settings, patch, channels)
 
     return make
-
-
-def inputs_of(module: nn.Module) -> list[torch.Tensor]:
-    """Everything that goes into the module from here on."""
-    seen: list[torch.Tensor] = []
-    module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    return seen
-
-
-def gradients(method: BYOL, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
-    method.zero_grad(set_to_none=True)
-    loss = method(batch)["loss"]
-    loss.backward()
-    return loss.item(), {k: p.grad.clone() for k, p in method.named_parameters() if p.requires_grad}
-
-
-def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    assert found.keys() == expected.keys()
-    difference = torch.cat([(found[k] - expected[k]).flatten() for k in expected]).norm()
-    return (difference / torch.cat([g.flatten() for g in expected.values()]).norm()).item()
 
 
 # -- the paper's method ----------------------------------------------------------------------------

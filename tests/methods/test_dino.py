@@ -16,6 +16,7 @@ from nnunet_ssp.methods import DINO, Batch, DINOSettings
 from nnunet_ssp.methods.dino import encoder_stride, local_size
 from nnunet_ssp.settings import override
 from nnunet_ssp.views import BRIGHTNESS, Views, ViewSettings, apply_views
+from tests.gradients import gradients, inputs_of, relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,13 +35,6 @@ def make_dino(make_network):
         return DINO(network, settings, patch, channels)
 
     return make
-
-
-def inputs_of(module: torch.nn.Module) -> list[torch.Tensor]:
-    """Everything that goes into the module from here on."""
-    seen: list[torch.Tensor] = []
-    module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    return seen
 
 
 def scores_of(head: torch.nn.Module) -> list[torch.Tensor]:
@@ -67,19 +61,6 @@ def step(method: DINO, batch: Batch, optimizer: torch.optim.Optimizer, number: i
     method.after_backward()
     optimizer.step()
     method.after_step(number, 100)
-
-
-def gradients(method: DINO, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
-    method.zero_grad(set_to_none=True)
-    loss = method(batch)["loss"]
-    loss.backward()
-    return loss.item(), {k: p.grad.clone() for k, p in method.named_parameters() if p.requires_grad}
-
-
-def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    assert found.keys() == expected.keys()
-    difference = torch.cat([(found[k] - expected[k]).flatten() for k in expected]).norm()
-    return (difference / torch.cat([g.flatten() for g in expected.values()]).norm()).item()
 
 
 def paired(method: DINO, batch: Batch, seed: int = 0) -> Batch:

@@ -13,6 +13,7 @@ from nnunet_ssp.memory import Chunks
 from nnunet_ssp.methods import Batch
 from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings
 from nnunet_ssp.views import ViewSettings, apply_views, draw_views
+from tests.gradients import gradients, inputs_of, relative_error
 from tests.live_bytes import LiveBytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,26 +75,6 @@ def paired(method: Embedding, sizes, seed: int = 0) -> Batch:
         slices[i, frame, :, :rows, :columns] = torch.from_numpy(values / values.std())
     positions = torch.zeros(len(table), 2, dtype=torch.int64)
     return Batch(slices, torch.from_numpy(table), method.draw(rng, table), positions)
-
-
-def seen_by(encoder: nn.Module) -> list[torch.Tensor]:
-    """Everything that goes into the encoder from here on."""
-    seen: list[torch.Tensor] = []
-    encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    return seen
-
-
-def gradients(method: Embedding, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
-    method.zero_grad(set_to_none=True)
-    loss = method(batch)["loss"]
-    loss.backward()
-    return loss.item(), {k: p.grad.clone() for k, p in method.named_parameters() if p.requires_grad}
-
-
-def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    assert found.keys() == expected.keys()
-    difference = torch.cat([(found[k] - expected[k]).flatten() for k in expected]).norm()
-    return (difference / torch.cat([g.flatten() for g in expected.values()]).norm()).item()
 
 
 # -- what is trained -------------------------------------------------------------------------------
@@ -184,7 +165,7 @@ def test_views_chunk_by_chunk_are_the_views_in_one_piece(make_method, make_batch
     method = make_method(channels=2)
     batch = make_batch(method, SMALL)
     method.chunks = Chunks(size, method.network)
-    seen = seen_by(method.network.encoder)
+    seen = inputs_of(method.network.encoder)
     method(batch)["loss"].backward()
     pieces = -(-10 // size)
     assert len(seen) == (2 * pieces if pieces > 1 else 1)  # once more for the gradient
@@ -219,7 +200,7 @@ def test_the_second_view_is_made_from_the_second_frame(make_method):
     batch = paired(method, SMALL)
     assert batch.slices.ndim == 5
     method.chunks = Chunks(4, method.network)
-    seen = seen_by(method.network.encoder)
+    seen = inputs_of(method.network.encoder)
     with torch.no_grad():
         method(batch)
     for i, (name, views) in enumerate(
@@ -253,7 +234,7 @@ def test_many_views_of_another_size_alternate_between_frames(make_method):
     frames = (0, 1, 0, 1)
     sizes = batch.sizes.numpy()
     views = [draw_views(rng, sizes[:, f], 1, patch, ViewSettings()) for f in frames]
-    seen = seen_by(method.network.encoder)
+    seen = inputs_of(method.network.encoder)
     with torch.no_grad():
         pooled = method.embed(method.network.encoder, batch, views, patch)
     assert pooled.shape == (4, 5, 8)
@@ -269,7 +250,7 @@ def test_many_views_of_another_size_alternate_between_frames(make_method):
 def test_views_are_made_in_float32_when_the_network_runs_in_bfloat16(make_method, make_batch):
     method = make_method()
     batch = make_batch(method, SMALL)
-    seen = seen_by(method.network.encoder)
+    seen = inputs_of(method.network.encoder)
     full = method(batch)["loss"].item()
     with torch.autocast("cpu", torch.bfloat16):
         half = method(batch)["loss"]

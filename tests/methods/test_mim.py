@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from nnunet_ssp.memory import Chunks
-from nnunet_ssp.methods import MIM, Batch, MIMSettings
+from nnunet_ssp.methods import MIM, MIMSettings
 from nnunet_ssp.settings import override
 from nnunet_ssp.views import BRIGHTNESS, ViewSettings
+from tests.gradients import gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,13 +25,6 @@ def make_mim(make_network):
         return MIM(network, MIMSettings(**{"batch_size": 4, **changes}), patch, channels)
 
     return make
-
-
-def gradients(method: MIM, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
-    method.zero_grad(set_to_none=True)
-    loss = method(batch)["loss"]
-    loss.backward()
-    return loss.item(), {k: p.grad.clone() for k, p in method.named_parameters() if p.requires_grad}
 
 
 def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], rel: float) -> None:

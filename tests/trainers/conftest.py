@@ -116,6 +116,20 @@ class Runs:
         made.run_training()
         return made
 
+    def interrupt(self, trainer: str, settings: str = "", **options: Any) -> Any:
+        """A trainer that was interrupted after its first epoch, which was saved."""
+        made = self.make(trainer, settings, **options)
+        epoch_end = made.on_epoch_end
+
+        def stop_after_the_first() -> None:
+            epoch_end()
+            raise KeyboardInterrupt
+
+        made.on_epoch_end = stop_after_the_first
+        with pytest.raises(KeyboardInterrupt):
+            made.run_training()
+        return made
+
 
 @pytest.fixture
 def runs(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:

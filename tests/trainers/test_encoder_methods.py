@@ -88,16 +88,7 @@ def test_interrupted_runs_continue_exactly(runs, name):
     state = {k: v.clone() for k, v in whole.method.state_dict().items()}
     shutil.rmtree(whole.output_folder)
 
-    part = runs.make(name, settings)
-    end = part.on_epoch_end
-
-    def stop() -> None:
-        end()
-        raise KeyboardInterrupt
-
-    part.on_epoch_end = stop
-    with pytest.raises(KeyboardInterrupt):
-        part.run_training()
+    runs.interrupt(name, settings)
     rest = runs.make(name, settings, resume=True)
     assert rest.current_epoch == 1
     rest.run_training()

@@ -109,16 +109,7 @@ def test_resume_is_exact(runs, recipe):
     best = whole.best_loss
     shutil.rmtree(whole.output_folder)
 
-    interrupted = runs.make(MIM, settings)
-    epoch_end = interrupted.on_epoch_end
-
-    def stop_after_the_first() -> None:
-        epoch_end()
-        raise KeyboardInterrupt
-
-    interrupted.on_epoch_end = stop_after_the_first
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.run_training()
+    interrupted = runs.interrupt(MIM, settings)
     resumed = runs.make(MIM, settings, resume=True)
     assert resumed.best_loss == interrupted.best_loss == resumed.logger.get_value("val_losses", 0)
     resumed.run_training()
