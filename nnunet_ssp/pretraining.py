@@ -191,8 +191,9 @@ class PretrainingTrainer(SettingsTrainer):
         """The method's optimiser; the method says the learning rate of each step."""
         s = self.settings
         groups, lr, decay = self.method.parameter_groups(), s.initial_lr, s.weight_decay
-        if s.optimizer == "adamw":
-            return torch.optim.AdamW(groups, lr, weight_decay=decay), None
+        if s.optimizer in ("adam", "adamw"):
+            adam = torch.optim.Adam if s.optimizer == "adam" else torch.optim.AdamW
+            return adam(groups, lr, betas=(s.beta1, s.beta2), weight_decay=decay), None
         if s.optimizer == "lars":
             from timm.optim import Lars
 

@@ -60,6 +60,11 @@ class TrainingSettings(Settings):
         delta = self.early_stopping_delta
         require(delta >= 0, "early_stopping_delta", delta, "not be negative")
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Names of the settings that have no effect beside the others."""
+        return ()
+
 
 @dataclass(frozen=True)
 class PretrainingSettings(TrainingSettings):
@@ -68,9 +73,11 @@ class PretrainingSettings(TrainingSettings):
     num_epochs: int = 100  # de Mooij et al., appendix A: all four methods
     iterations_per_epoch: int | None = None  # none: one pass over all slices, as in the paper
     batch_size: int = 128  # slices, over all ranks
-    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "lars"] = "sgd"
     momentum: float = 0.9  # of SGD and LARS
-    nesterov: bool = False
+    nesterov: bool = False  # of SGD and LARS
+    beta1: float = 0.9  # of Adam and AdamW
+    beta2: float = 0.999  # of Adam and AdamW
     weight_decay: float = 1e-4
     # Linear rise of the learning rate; auto: 10 epochs, a tenth of a run shorter than 100.
     warmup_epochs: int | Literal["auto"] = 0
@@ -94,6 +101,8 @@ class PretrainingSettings(TrainingSettings):
         require(0 <= self.momentum < 1, "momentum", self.momentum, "lie in [0, 1)")
         nesterov_works = not self.nesterov or self.momentum > 0
         require(nesterov_works, "momentum", self.momentum, "be positive when nesterov=yes")
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "lie in [0, 1)")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "not be negative")
         adapts = self.optimizer != "lars" or self.weight_decay > 0
         rule = "be positive for optimizer=lars, which adapts no parameters without weight decay"
@@ -110,6 +119,11 @@ class PretrainingSettings(TrainingSettings):
         chunk = self.chunk_size
         chunk_works = not isinstance(chunk, int) or chunk >= 1
         require(chunk_works, "chunk_size", chunk, "be auto, none or at least 1")
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        betas = ("beta1", "beta2")
+        return ("momentum", "nesterov") if self.optimizer in ("adam", "adamw") else betas
 
     @property
     def warmup(self) -> float:

@@ -218,7 +218,11 @@ class SettingsTrainer(nnUNetTrainer):
             write_json(
                 Path(self.output_folder) / "settings.json", transfer.to_builtin(self.record())
             )
-        lines = "\n".join(f"  {name} = {value}" for name, value in asdict(self.settings).items())
+        unused = dict.fromkeys(self.settings.unused, "  (not used by this optimizer)")
+        lines = "\n".join(
+            f"  {name} = {value}{unused.get(name, '')}"
+            for name, value in asdict(self.settings).items()
+        )
         self.print_to_log_file(f"Settings (change with nnUNet_ssp_settings):\n{lines}")
 
     def run_training(self) -> None:

@@ -183,6 +183,12 @@ def test_a_recipe_replaces_defaults_and_single_settings_win_in_any_order():
     assert override(MIMSettings(), "recipe=paper")[0] == MIMSettings()
 
 
+def test_settings_of_another_optimiser_are_named():
+    assert MIMSettings().unused == ("beta1", "beta2")
+    assert override(MIMSettings(), "recipe=deep")[0].unused == ("momentum", "nesterov")
+    assert FinetuningSettings().unused == ()
+
+
 def test_the_papers_values_are_the_defaults():
     mim = MIMSettings()  # de Mooij et al., appendix A
     assert (mim.num_epochs, mim.batch_size, mim.initial_lr) == (100, 128, 0.01)

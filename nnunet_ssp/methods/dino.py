@@ -4,13 +4,16 @@ Source: Caron et al., "Emerging properties in self-supervised vision transformer
 Mooij, Pluim and Scannell, arXiv 2409.18100, section 2 and appendix A, and their published code. Where the two differ
 the default is what the paper means, and what the code does has a name: `teacher_init=separate`, `local_scale=run`,
 `brightness=run`. The student's encoder is handed on, as they did (`transfer_from`).
+
+The published settings are for 100 epochs of 1415 steps. In runs of some hundred steps their targets only sharpen, and
+the loss rises; `recipe=short` is for those.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,12 +35,8 @@ from nnunet_ssp.views import (
 )
 
 GLOBAL_SCALE = (0.14**0.5 * 1.4, 1.4)  # of the sampling grid: areas of 0.14 to 1 of the largest one
-# Local crops: their code applies the scales meant for the whole patch to a window already halved. Both lie equally far
-# from the middle: +-160 px of a 128 px window in their code.
-LOCAL = {
-    "meant": ViewSettings(scale=(0.05**0.5 * 2.8, 0.14**0.5 * 2.8), translation=160 / 256),
-    "run": ViewSettings(scale=(0.05**0.5 * 1.4, 0.14**0.5 * 1.4), translation=160 / 128),
-}
+LOCAL_SCALE = (0.05**0.5 * 1.4, 0.14**0.5 * 1.4)  # 0.05 to 0.14 of that area
+LOCAL_TRANSLATION = 160 / 128  # of the local window's side, in its own scale
 UNIFORM = 0.98  # of the largest entropy, from which on the teacher has no opinion
 SAME = 0.01  # nats of KL below which the student has nothing to learn
 
@@ -47,22 +46,43 @@ class DINOSettings(DistillationSettings):
     """The paper's settings."""
 
     batch_size: int = 64  # slices, eight crops each; appendix A
+    # short: for runs of some hundred steps (see the head of this module)
+    recipe: Literal["instancenorm", "paper", "short"] = "instancenorm"  # type: ignore[assignment]
     initial_lr: float = 0.03  # for 256 slices, 0.0075 for 64; appendix A
     weight_decay: float = 1e-4  # appendix A
     brightness: BrightnessName = "meant"  # meant: factors 0.6-1.5; run: 1.6-2.5
     local_crops: int = 6  # besides the two global ones
     local_ratio: float = 0.5  # side of the local crops, of the planned patch
-    local_scale: Literal["meant", "run"] = "meant"  # see LOCAL
+    # meant: local crops of 5-14 % of the largest global one. run: their code applies the scales meant for the whole
+    # patch to a window already halved, which leaves 1.25-3.5 %. Both lie equally far from the middle.
+    local_scale: Literal["meant", "run"] = "meant"
     head_width: int = 2048  # hidden layers of the head
     head_bottleneck: int = 256
     out_dim: int = 8192  # prototypes
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
     warmup_teacher_temperature: float = 0.02  # rises to teacher_temperature
-    warmup_teacher_epochs: int = 30  # over these epochs
+    # over these epochs; auto: 30 as in the paper, three tenths of a run shorter than 100
+    warmup_teacher_epochs: int | Literal["auto"] = "auto"
     centre_momentum: float = 0.9
     centring: bool = True  # no: for studies of collapse
     freeze_prototypes: int = 1  # epochs at the start without training the last layer
+
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        **DistillationSettings.recipes,
+        "short": {
+            "optimizer": "adamw",
+            "initial_lr": 0.02,
+            "weight_decay": 0.01,
+            "teacher_momentum": 0.98,
+            "local_crops": 2,
+            "head_width": 256,
+            "head_bottleneck": 64,
+            "out_dim": 64,
+            "warmup_teacher_epochs": 0,
+            "freeze_prototypes": 0,
+        },
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +94,8 @@ class DINOSettings(DistillationSettings):
         for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
             require(getattr(self, name) > 0, name, getattr(self, name), "be positive")
         epochs = self.warmup_teacher_epochs
-        require(epochs >= 0, "warmup_teacher_epochs", epochs, "not be negative")
+        rule = "be auto or not negative"
+        require(epochs == "auto" or epochs >= 0, "warmup_teacher_epochs", epochs, rule)
         centre = self.centre_momentum
         require(0 <= centre <= 1, "centre_momentum", centre, "lie in [0, 1]")
         require(
@@ -83,6 +104,12 @@ class DINOSettings(DistillationSettings):
             self.freeze_prototypes,
             "not be negative",
         )
+
+    @property
+    def teacher_warmup(self) -> int:
+        """Epochs in which the teacher's temperature rises."""
+        epochs = self.warmup_teacher_epochs
+        return min(30, round(0.3 * self.num_epochs)) if epochs == "auto" else epochs
 
 
 class DINO(Distillation):
@@ -103,7 +130,9 @@ class DINO(Distillation):
     ) -> None:
         super().__init__(network, settings, patch_size, channels)
         s = self.settings
-        self.local_size = local_size(patch_size, encoder_stride(network), s.local_ratio)
+        self.local_size = patch_size
+        if s.local_crops:
+            self.local_size = local_size(patch_size, encoder_stride(network), s.local_ratio)
         self.teacher_temperature = s.teacher_temperature
         self.epoch = 0
         self.centre: Tensor
@@ -129,8 +158,12 @@ class DINO(Distillation):
 
     def crops(self) -> list[tuple[ViewSettings, tuple[int, int]]]:
         """Augmentation and size of each crop: two global ones, then the local ones."""
-        local = replace(
-            LOCAL[self.settings.local_scale],
+        # A window of half the side in the same scale shows a quarter of the area.
+        larger = math.prod(self.patch_size) / math.prod(self.local_size)
+        zoom = larger**0.5 if self.settings.local_scale == "meant" else 1.0
+        local = ViewSettings(
+            scale=(LOCAL_SCALE[0] * zoom, LOCAL_SCALE[1] * zoom),
+            translation=LOCAL_TRANSLATION / zoom,
             noise=0.15,
             blur=0.1,
             brightness=BRIGHTNESS[self.settings.brightness],
@@ -187,9 +220,7 @@ class DINO(Distillation):
     def start_epoch(self, epoch: int) -> None:
         """Set the teacher's temperature: linear over the first epochs, both ends reached."""
         s = self.settings
-        progress = min(epoch / max(s.warmup_teacher_epochs - 1, 1), 1.0)
-        if s.warmup_teacher_epochs == 0:
-            progress = 1.0
+        progress = min(epoch / max(s.teacher_warmup - 1, 1), 1.0) if s.teacher_warmup else 1.0
         warm = s.warmup_teacher_temperature
         self.teacher_temperature = warm + (s.teacher_temperature - warm) * progress
         self.epoch = epoch

@@ -1,4 +1,8 @@
-"""What DINO and BYOL share: a student encoder, and a teacher that is a moving average of it."""
+"""What DINO and BYOL share: a student encoder, and a teacher that is a moving average of it.
+
+The teacher is the target, and it moves: losses of different epochs, and so `checkpoint_best` and `early_stopping`, do
+not say which encoder is better. `checkpoint_final` is the file to use.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings
 from nnunet_ssp.momentum import Momentum
 from nnunet_ssp.schedules import iteration_schedule, momentum_schedule
 from nnunet_ssp.settings import require
+from nnunet_ssp.slices import SliceStore
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,15 @@ class Distillation(Embedding):
         if settings.teacher_init == "separate":
             self.teacher_encoder.apply(planned.initialize)
             self.teacher_head = Momentum(self.make_head())
+
+    def examine(self, store: SliceStore) -> list[str]:
+        notes = super().examine(store)
+        if self.settings.early_stopping is not None:
+            notes.append(
+                "WARNING: early_stopping follows a loss whose target, the teacher, moves: it may rise while the "
+                "encoder improves. early_stopping=none trains all epochs."
+            )
+        return notes
 
     def make_head(self) -> nn.Module:
         """The head that student and teacher both have, with weights of its own."""

@@ -31,7 +31,7 @@ def make_dino(make_network):
         network = make_network(kind, channels=channels, outputs=3, features=features)
         torch.manual_seed(1)
         tiny = {"head_width": 16, "head_bottleneck": 8, "out_dim": 32, "chunk_size": None}
-        settings = DINOSettings(**{"batch_size": 4, "num_epochs": 10, **tiny, **changes})
+        settings = DINOSettings(**{"batch_size": 4, "num_epochs": 100, **tiny, **changes})
         return DINO(network, settings, patch, channels)
 
     return make
@@ -113,12 +113,28 @@ def test_the_papers_crops(make_dino):
         assert settings.scale == pytest.approx((0.313, 0.524), abs=1e-3)
         assert settings.translation * 128 == 160
     assert {settings.brightness for settings, _ in run} == {BRIGHTNESS["run"]}
+    # A window rounded to the stride of the encoder shows as much.
+    rounded = make_dino(patch=(64, 80), features=(2,) * 5, local_crops=1, local_ratio=0.6)
+    assert rounded.local_size == (32, 48)
+    settings = rounded.crops()[2][0]
+    area = np.array(settings.scale) ** 2 * 32 * 48 / (1.4**2 * 64 * 80)
+    assert area == pytest.approx([0.05, 0.14])
+    offset = np.array(settings.scale) * settings.translation
+    assert offset == pytest.approx([0.313 * 1.25, 0.524 * 1.25], abs=0.002)
     # Areas of the largest global crop: 5 to 14 % as meant, as run a quarter of that; offsets alike.
     for settings, factor in ((local[0][0], 1), (run[2][0], 4)):
         area = (np.array(settings.scale) * 128 / (1.4 * 256)) ** 2
         assert factor * area == pytest.approx([0.05, 0.14])
         offset = np.array(settings.scale) * settings.translation * 128
         assert offset == pytest.approx([160 * 0.313, 160 * 0.524], abs=0.1)
+
+
+def test_the_recipe_for_short_runs(make_network):
+    s, _ = override(DINOSettings(), "recipe=short out_dim=128")
+    assert (s.pooling, s.head_norm) == ("stages", "batch")  # what InstanceNorm needs stays
+    assert (s.optimizer, s.initial_lr, s.weight_decay) == ("adamw", 0.02, 0.01)
+    assert (s.out_dim, s.head_bottleneck, s.teacher_warmup) == (128, 64, 0)
+    DINO(make_network(features=(4, 8)), s, PATCH, 1)
 
 
 def test_the_papers_numbers(make_network):
@@ -171,6 +187,11 @@ def test_local_crops_too_small_for_the_network_are_refused_with_the_numbers(
     )
     with pytest.raises(ValueError, match=message):
         local_size(patch, stride, ratio)
+
+
+def test_without_local_crops_their_size_does_not_matter(make_dino):
+    method = make_dino(local_crops=0, local_ratio=0.01)
+    assert len(method.crops()) == 2
 
 
 def test_a_method_refuses_a_plan_that_is_too_deep(make_dino):
@@ -340,6 +361,9 @@ def test_the_centre_moves_after_its_use_and_in_training_only(make_dino, make_bat
     ("changes", "expected"),
     [
         ({}, [*np.linspace(0.02, 0.04, 30), 0.04, 0.04]),
+        ({"num_epochs": 10}, [0.02, 0.03, 0.04, 0.04]),  # auto: three tenths of a short run
+        ({"num_epochs": 10, "warmup_teacher_epochs": 5}, [*np.linspace(0.02, 0.04, 5), 0.04]),
+        ({"num_epochs": 1}, [0.04]),
         ({"warmup_teacher_epochs": 0}, [0.04] * 3),
         ({"warmup_teacher_epochs": 1}, [0.02, 0.04, 0.04]),
         ({"warmup_teacher_epochs": 3, "teacher_temperature": 0.07}, [0.02, 0.045, 0.07, 0.07]),
@@ -623,7 +647,7 @@ def test_a_run_goes_on_with_centre_and_teacher(make_dino, make_batch, changes):
         ("student_temperature", 0, "be positive"),
         ("teacher_temperature", 0, "be positive"),
         ("warmup_teacher_temperature", -0.02, "be positive"),
-        ("warmup_teacher_epochs", -1, "not be negative"),
+        ("warmup_teacher_epochs", -1, "be auto or not negative"),
         ("centre_momentum", 1.1, r"lie in \[0, 1\]"),
         ("freeze_prototypes", -1, "not be negative"),
         ("head_width", 0, "be at least 1"),

@@ -65,6 +65,13 @@ def make_method(make_network):
     return make
 
 
+def test_early_stopping_on_a_moving_target_is_warned_of(make_method):
+    store: Any = None
+    (warning,) = make_method(early_stopping=5).examine(store)
+    assert "early_stopping follows a loss whose target, the teacher, moves" in warning
+    assert make_method().examine(store) == []
+
+
 def optimizer_of(method: Distillation) -> torch.optim.Optimizer:
     """The trainer's own choice."""
     # Not at the top: ranks import this file, and have no use for all of nnU-Net.

@@ -106,11 +106,7 @@ def test_whole_path(cine: Path, tmp_path: Path, command: Callable[..., str]) -> 
         ("nnUNetTrainerSimCLRPretrain", "batch_size=24"),
         ("nnUNetTrainerPCLPretrain", "batch_size=24 threshold=0.15"),
         ("nnUNetTrainerBYOLPretrain", "batch_size=16 head_width=512 predictor_width=512"),
-        (
-            "nnUNetTrainerDINOPretrain",
-            "batch_size=24 optimizer=adamw initial_lr=0.02 weight_decay=0.01 teacher_momentum=0.98 local_crops=2 "
-            "head_width=256 head_bottleneck=64 out_dim=64 warmup_teacher_epochs=0 freeze_prototypes=0",
-        ),
+        ("nnUNetTrainerDINOPretrain", "batch_size=24 recipe=short"),
     ],
 )
 def test_encoder_methods_learn(
