@@ -7,12 +7,15 @@ pretrained file before anything starts, a report of what moved, and checkpoints 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from nnunet_ssp import transfer
+from nnunet_ssp.monitor import learning_curve, write_curves
+from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.settings import FinetuningSettings
 from nnunet_ssp.training import SettingsTrainer
 
@@ -62,7 +65,7 @@ class FinetuningTrainer(SettingsTrainer):
             )
         torch.manual_seed(self.settings.seed)
         super().initialize()
-        transfer.keep_own_fresh(self.network_module, self._report_weights)
+        transfer.keep_own_fresh(self.network_module, self._take)
         if file is not None:
             self._check_pretrained(transfer.read(file))
 
@@ -118,15 +121,29 @@ class FinetuningTrainer(SettingsTrainer):
                 "clean validation."
             )
 
-    def _report_weights(self, moved: str) -> None:
+    def _take(self, fresh: set[str]) -> set[str]:
+        """Which tensors keep their own initialisation when weights are loaded, given those that nothing trained."""
         if self._loads_checkpoint:
-            return
+            return fresh
         if not self.needs_weights:
             raise ValueError(
                 f"{type(self).__name__} trains from scratch and takes no pretrained weights."
             )
+        own = self.network_module.state_dict()
+        decoder = {key for key in own if not in_encoder(key)}
+        kept = fresh | decoder if self.settings.transfer == "encoder" else fresh
         self.weights_from = str(self.pretrained.file) if self.pretrained else "a pretrained file"
-        self.print_to_log_file(f"Loaded {self.weights_from}: {moved}")
+        self.print_to_log_file(f"Loaded {self.weights_from}: {transfer.moved(own, kept)}")
+        if decoder <= fresh | {key for key in own if is_output_layer(key)}:
+            self.print_to_log_file(
+                "note: the file holds a pretrained encoder and no decoder; the decoder starts from this run's own "
+                "random weights."
+            )
+        self.weights_loaded({key for key in own if key not in kept and not is_output_layer(key)})
+        return kept
+
+    def weights_loaded(self, loaded: set[str]) -> None:
+        """Called with the names of the tensors that pretrained weights are about to fill."""
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         if not self.was_initialized:
@@ -143,6 +160,7 @@ class FinetuningTrainer(SettingsTrainer):
             self.early_stopping.load_state_dict(content["ssp_early_stopping"])
         self.weights_from = ssp.get("weights_from", "a checkpoint")
         self._resumed = ssp
+        self.load_entries(content)
 
     def on_train_start(self) -> None:
         """Refuse a start that would silently be something else.
@@ -175,6 +193,15 @@ class FinetuningTrainer(SettingsTrainer):
             "The seed fixes the initial weights; it fixes the order of the data only with nnUNet_n_proc_DA=0."
         )
 
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            logging = self.logger.local_logger.my_fantastic_logging
+            curve = learning_curve(
+                logging["mean_fg_dice"], logging["val_losses"], self.num_iterations_per_epoch
+            )
+            write_curves(Path(self.output_folder) / "learning_curve.csv", curve)
+
     def record(self) -> dict[str, Any]:
         # The subjects of both trainings: this file may start another one.
         record = {**super().record(), "subjects": self.subjects}
@@ -190,7 +217,16 @@ class FinetuningTrainer(SettingsTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint, under the name of nnU-Net's own trainer: it predicts without us."""
         weights = transfer.to_cpu(self.network_module.state_dict())
-        self.write_checkpoint(filename, weights, trainer_name="nnUNetTrainer")
+        self.write_checkpoint(
+            filename, weights, trainer_name="nnUNetTrainer", **self.checkpoint_entries()
+        )
+
+    def checkpoint_entries(self) -> dict[str, Any]:
+        """What else a checkpoint shall hold."""
+        return {}
+
+    def load_entries(self, checkpoint: dict[str, Any]) -> None:
+        """Take back `checkpoint_entries`."""
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         if self.settings.final_validation:
@@ -200,6 +236,12 @@ class FinetuningTrainer(SettingsTrainer):
                 "final_validation=no: no validation case was predicted. To do it later, set "
                 "final_validation=yes and run the same command with --val."
             )
+
+
+class FinetuneEncoderTrainer(FinetuningTrainer):
+    """Fine-tune from the pretrained encoder alone (Dominic et al.'s choice): the decoder starts fresh."""
+
+    defaults = FinetuningSettings(transfer="encoder")
 
 
 class ScratchTrainer(FinetuningTrainer):

@@ -101,6 +101,34 @@ def write_curves(file: Path, logging: Mapping[str, Sequence[Any]]) -> None:
             writer.writerow([epoch, *("" if math.isnan(value) else value for value in row)])
 
 
+def learning_curve(
+    dice: Sequence[float], losses: Sequence[float], steps_per_epoch: int
+) -> dict[str, list[float]]:
+    """How fast a fine-tuning learns, for `write_curves`.
+
+    Args:
+        dice: nnU-Net's mean pseudo Dice of each epoch.
+        losses: its validation loss.
+        steps_per_epoch: optimiser steps.
+
+    Returns:
+        ``step``, ``pseudo_dice``, ``val_loss``, and for both the area under the curve up to that step divided by the
+        steps, which is its mean so far (the measure of convergence of Kalapos and Gyires-Toth, arXiv 2209.00314):
+        runs of equal length compare by their last row. Epochs whose Dice is not a number do not count in it.
+    """
+    curve: dict[str, list[float]] = {
+        "step": [steps_per_epoch * (epoch + 1) for epoch in range(len(dice))]
+    }
+    for name, values in (("pseudo_dice", dice), ("val_loss", losses)):
+        known = np.isfinite(values)
+        sums = np.cumsum(np.where(known, values, 0.0))
+        counts = np.cumsum(known)
+        area = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+        curve[name] = [float(value) for value in values]
+        curve[f"{name}_area"] = area.tolist()
+    return curve
+
+
 @dataclass(frozen=True)
 class Panel:
     """One panel of `plot_progress`.

@@ -780,7 +780,7 @@ class PretrainingTrainer(SettingsTrainer):
         if self.disable_checkpointing:
             self.print_to_log_file("Pretraining done; nothing was saved (--disable_checkpointing).")
             return
-        file = Path(self.output_folder) / "checkpoint_final.pth"
+        file = Path(self.output_folder) / self.method_class.checkpoint
         plans = self.plans_manager.plans_name
         words = [
             f"nnUNetv2_train {self.dataset} {self.configuration_name} {self.fold}",

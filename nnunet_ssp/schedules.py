@@ -32,6 +32,21 @@ def warmup_cosine(epoch: float, num_epochs: float, warmup_epochs: float = 0) -> 
     return (1 + math.cos(math.pi * progress)) / 2
 
 
+def staircase(epoch: int, peak: float) -> float:
+    """``peak * 0.9^floor((epoch + 1) / 2)``, at least 1e-8: Dominic et al.'s, from the configurations of their code.
+
+    Args:
+        epoch: counted from 0; the rate falls after the first epoch and then after every second one.
+        peak: rate of the first epoch.
+    """
+    return max(1e-8, peak * 0.9 ** ((epoch + 1) // 2))
+
+
+def polynomial(epoch: int, num_epochs: int, peak: float) -> float:
+    """``peak * (1 - epoch / num_epochs)^0.9``, nnU-Net's rate of an epoch, counted from 0."""
+    return float(peak * (1 - epoch / num_epochs) ** 0.9)
+
+
 def iteration_schedule(
     step: int, total: int, warmup: int, peak: float, start: float = 0.0, end: float = 0.0
 ) -> float:

@@ -141,6 +141,8 @@ class FinetuningSettings(TrainingSettings):
     )
     val_iterations_per_epoch: int = 50  # nnU-Net's
     final_validation: bool = True  # predict the whole validation cases at the end, as nnU-Net does
+    # What is used of the pretrained file: all that was trained, or only the encoder's.
+    transfer: Literal["all", "encoder"] = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,6 +150,67 @@ class FinetuningSettings(TrainingSettings):
         require(steps is None or steps >= 1, "iterations_per_epoch", steps, "be none or at least 1")
         steps = self.val_iterations_per_epoch
         require(steps >= 1, "val_iterations_per_epoch", steps, "be at least 1")
+
+
+@dataclass(frozen=True)
+class FrozenSettings(FinetuningSettings):
+    """Freeze, then fine-tune (Dominic et al.): what was loaded holds still at first."""
+
+    # Epochs of the first stage; auto: until the validation loss stops improving, at most half of the run.
+    frozen_epochs: int | Literal["auto"] = "auto"
+    frozen_patience: int = 10  # epochs without improvement by early_stopping_delta; theirs
+    frozen_lr: float = (
+        0.01  # of the first stage: nnU-Net's, for layers that are new; the second has initial_lr
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        epochs = self.frozen_epochs
+        require(
+            epochs == "auto" or 0 <= epochs < self.num_epochs,
+            "frozen_epochs",
+            epochs,
+            f"be auto or lie in [0, num_epochs={self.num_epochs})",
+        )
+        patience = self.frozen_patience
+        require(patience >= 1, "frozen_patience", patience, "be at least 1")
+        require(self.frozen_lr > 0, "frozen_lr", self.frozen_lr, "be positive")
+
+    @property
+    def longest_frozen(self) -> int:
+        """Epochs after which the first stage ends in any case."""
+        epochs = self.frozen_epochs
+        return self.num_epochs // 2 if epochs == "auto" else epochs
+
+
+@dataclass(frozen=True)
+class WarmupSettings(FinetuningSettings):
+    """Warm up the decoder alone, then everything."""
+
+    initial_lr: float = 1e-3
+    # Epochs of the two warm-ups; auto: 50 (12,500 steps) each, a twentieth of a run shorter than 1000.
+    warmup_decoder_epochs: int | Literal["auto"] = "auto"
+    warmup_all_epochs: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("warmup_decoder_epochs", "warmup_all_epochs"):
+            epochs = getattr(self, name)
+            rule = "be auto or not negative"
+            require(epochs == "auto" or epochs >= 0, name, epochs, rule)
+        total = sum(self.warmups)
+        rule = f"be below num_epochs={self.num_epochs}"
+        require(total < self.num_epochs, "warmup_decoder_epochs + warmup_all_epochs", total, rule)
+
+    @property
+    def warmups(self) -> tuple[int, int]:
+        """Epochs of the two warm-ups, as numbers."""
+        auto = min(50, math.ceil(self.num_epochs / 20), (self.num_epochs - 1) // 2)
+        decoder, everything = self.warmup_decoder_epochs, self.warmup_all_epochs
+        return (
+            auto if decoder == "auto" else decoder,
+            auto if everything == "auto" else everything,
+        )
 
 
 S = TypeVar("S", bound=Settings)

@@ -282,25 +282,23 @@ def _table(pretrained: Pretrained, own: Mapping[str, Any], wrong: set[str]) -> l
     return lines
 
 
-def keep_own_fresh(network: nn.Module, report: Callable[[str], None]) -> None:
-    """Make a network keep its own initialisation where a pretrained file holds only fresh tensors.
+def keep_own_fresh(network: nn.Module, choose: Callable[[set[str]], set[str]]) -> None:
+    """Make a network keep chosen tensors of its own, above all where a pretrained file holds only fresh ones.
 
-    Registers a ``load_state_dict`` pre-hook, through which stock nnU-Net's ``-pretrained_weights`` goes; other state
-    dicts pass unchanged.
+    Registers a ``load_state_dict`` pre-hook, through which stock nnU-Net's ``-pretrained_weights`` goes.
 
     Args:
         network: the planned segmentation network.
-        report: called with one line on what moved, for each state dict loaded.
+        choose: called for each state dict that is loaded, with the keys of its fresh tensors; returns the keys of
+            those that stay as they are in the network.
     """
 
     def hook(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
         if prefix:
             return
         own = module.state_dict()
-        fresh = fresh_keys(state)
-        for key in fresh & own.keys():
+        for key in choose(fresh_keys(state)) & own.keys():
             state[key] = own[key]
-        report(moved(own, fresh))
 
     network.register_load_state_dict_pre_hook(hook)
 

@@ -27,6 +27,16 @@ from nnunet_ssp.transfer import (
 KINDS = ["plain", "residual"]
 
 
+def keep(network, reports) -> None:
+    """Keep what is fresh, and note what moved."""
+
+    def choose(fresh: set[str]) -> set[str]:
+        reports.append(moved(network.state_dict(), fresh))
+        return fresh
+
+    keep_own_fresh(network, choose)
+
+
 def is_aliased_alike(weights, state) -> bool:
     """Whether tensors share storage in the file exactly where they do in the network."""
     body = [key for key in state if not is_output_layer(key)]
@@ -183,7 +193,7 @@ def test_an_encoder_goes_through_nnunets_own_loader(make_network, kind, tmp_path
     initial = [copy.deepcopy(network.state_dict()) for network in networks]
     reports: list[str] = []
     for network in networks:
-        keep_own_fresh(network, reports.append)
+        keep(network, reports)
         load_pretrained_weights(network, file)
     states = [network.state_dict() for network in networks]
     for key, tensor in states[0].items():
@@ -208,7 +218,7 @@ def test_encoder_and_decoder_go_through_nnunets_own_loader(make_network, kind, t
     initial = copy.deepcopy(networks[0].state_dict())
     reports: list[str] = []
     for network in networks:
-        keep_own_fresh(network, reports.append)
+        keep(network, reports)
         load_pretrained_weights(network, file)
     for key, tensor in networks[0].state_dict().items():
         if is_output_layer(key):
@@ -218,6 +228,16 @@ def test_encoder_and_decoder_go_through_nnunets_own_loader(make_network, kind, t
     seg = "decoder.seg_layers.1.weight"
     assert not torch.equal(*(network.state_dict()[seg] for network in networks))
     assert reports[0].endswith("fresh 4") and ", decoder 0," not in reports[0]
+
+
+def test_the_caller_may_keep_more_than_what_is_fresh(make_network):
+    source, network = make_network(seed=1), make_network(seed=2)
+    initial = copy.deepcopy(network.state_dict())
+    keep_own_fresh(network, lambda fresh: {key for key in initial if not in_encoder(key)})
+    network.load_state_dict(source.state_dict())
+    for key, tensor in network.state_dict().items():
+        expected = source.state_dict() if in_encoder(key) else initial
+        assert torch.equal(tensor, expected[key]), key
 
 
 def test_without_our_hook_the_fresh_decoder_of_the_file_is_usable(make_network, tmp_path):
@@ -234,7 +254,7 @@ def test_without_our_hook_the_fresh_decoder_of_the_file_is_usable(make_network, 
 def test_a_plain_state_passes_unchanged(make_network):
     source, network = make_network(seed=1), make_network(seed=2)
     reports: list[str] = []
-    keep_own_fresh(network, reports.append)
+    keep(network, reports)
     state = source.state_dict()
     network.load_state_dict(state)
     for key, tensor in network.state_dict().items():
@@ -244,7 +264,7 @@ def test_a_plain_state_passes_unchanged(make_network):
 
 def test_the_callers_state_is_not_changed(make_network):
     network = make_network(seed=2)
-    keep_own_fresh(network, lambda line: None)
+    keep(network, [])
     state = pretrained_weights(make_network(seed=1), "encoder", 1)
     before = dict(state)
     network.load_state_dict(state)
@@ -254,7 +274,7 @@ def test_the_callers_state_is_not_changed(make_network):
 def test_a_file_all_in_half_precision_counts_as_trained(make_network):
     source = make_network(seed=1)
     network = make_network(seed=2)
-    keep_own_fresh(network, lambda line: None)
+    keep(network, [])
     state = {key: tensor.half() for key, tensor in source.state_dict().items()}
     assert fresh_keys(state) == set()
     network.load_state_dict(state)

@@ -9,6 +9,9 @@ from nnunet_ssp.methods.byol import BYOL as BYOL
 from nnunet_ssp.methods.byol import BYOLSettings as BYOLSettings
 from nnunet_ssp.methods.dino import DINO as DINO
 from nnunet_ssp.methods.dino import DINOSettings as DINOSettings
+from nnunet_ssp.methods.inpainting import ContextPrediction as ContextPrediction
+from nnunet_ssp.methods.inpainting import ContextRestoration as ContextRestoration
+from nnunet_ssp.methods.inpainting import InpaintingSettings as InpaintingSettings
 from nnunet_ssp.methods.mim import MIM as MIM
 from nnunet_ssp.methods.mim import MIMSettings as MIMSettings
 from nnunet_ssp.methods.pcl import PCL as PCL

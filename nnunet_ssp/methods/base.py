@@ -68,6 +68,7 @@ class Method(nn.Module):
         references: for some curves a value to compare with, and what it means.
         smallest_batch: slices that a batch must have at least.
         half_precision: the one that suits it on CUDA.
+        checkpoint: the file to fine-tune from.
         paper: what to cite.
     """
 
@@ -83,6 +84,7 @@ class Method(nn.Module):
     second_frames: bool = (
         False  # whether the second view of an image may be made from another frame
     )
+    checkpoint: ClassVar[str] = "checkpoint_final.pth"
     paper: ClassVar[str]
 
     def __init__(

@@ -71,10 +71,9 @@ class DINOSettings(DistillationSettings):
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         **DistillationSettings.recipes,
         "short": {
-            "optimizer": "adamw",
-            "initial_lr": 0.02,
-            "weight_decay": 0.01,
+            "initial_lr": 0.3,
             "teacher_momentum": 0.98,
+            "teacher_temperature": 0.02,  # with more, teachers of so few steps soon have no opinion
             "local_crops": 2,
             "head_width": 256,
             "head_bottleneck": 64,

@@ -57,7 +57,7 @@ class Reconstruction(Method):
 
     transfers = "encoder+decoder"
     reconstructs = True
-    curves = ("error_over_variance",)
+    curves: ClassVar[tuple[str, ...]] = ("error_over_variance",)
     references: ClassVar[dict[str, tuple[float, str]]] = {
         "error_over_variance": (1.0, "only the mean learned")
     }
@@ -90,6 +90,10 @@ class Reconstruction(Method):
         """Corrupted copy (B, C, X, Y), and where it was corrupted (B, 1, X, Y), True = hidden."""
         raise NotImplementedError
 
+    def counted(self, hidden: Tensor) -> Tensor:
+        """The pixels that count in the loss (B, 1, X, Y), as long as they lie inside the slice."""
+        return hidden
+
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         n = len(sizes)
         views = draw_views(rng, sizes, self.channels, self.patch_size, self.view_settings())
@@ -102,23 +106,30 @@ class Reconstruction(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         target, corrupted, hidden, inside = self._prepare(batch)
-        # Padding outside the image never counts in the loss.
-        weight = (hidden & inside).float()
+        # Padding outside the image never counts.
+        weight = (self.counted(hidden) & inside).float()
+        masked = (hidden & inside).float()
         keep = batch.drawn["keep_skips"].to(target.device, non_blocking=True)
 
         def error_sums(rows: slice) -> Tensor:
-            pixels = (corrupted[rows], target[rows], weight[rows], hidden[rows])
-            return self._error_sums(*pixels, keep[rows])
+            outputs = self._run(corrupted[rows], hidden[rows], keep[rows])
+            return _error_sums(outputs, target[rows], weight[rows], masked[rows])
 
         parts = self.chunks.run(error_sums, len(batch), target.device)
-        sums = torch.stack(parts).sum(0)  # (outputs, 2)
-        # The mean over the pixels of the global batch: DDP averages gradients over ranks, hence the factor.
-        counts = sum_over_ranks(sums[:, 1]).clamp_min(1e-6) / world_size()
-        errors = sums[:, 0] / counts
-        weights = coarse_weights(len(errors))
-        loss = torch.stack([e * w for e, w in zip(errors, weights, strict=True)]).sum()
-        variance, _ = masked_variance(target, weight)
-        return {"loss": loss, "error": errors[0].detach(), "variance": variance / counts[0]}
+        sums = torch.stack(parts).sum(0)  # (outputs + 1, 2)
+        errors, counts = sums[:-1].unbind(1)
+        error, norms = sums[-1].detach()
+        variance, n_masked = masked_variance(target, masked)
+        # Means over the pixels of the global batch: DDP averages gradients over ranks, hence the factor.
+        counts = sum_over_ranks(torch.cat([counts, n_masked[None]])).clamp_min(1e-6) / world_size()
+        means = errors / counts[:-1]
+        weights = coarse_weights(len(means))
+        return {
+            "loss": torch.stack([m * w for m, w in zip(means, weights, strict=True)]).sum(),
+            "error": error / counts[-1],
+            "variance": variance / counts[-1],
+            "l2_norm": norms * world_size() / batch.total,
+        }
 
     @staticmethod
     def summarise(sums: dict[str, float]) -> dict[str, float]:
@@ -129,7 +140,7 @@ class Reconstruction(Method):
         target, corrupted, hidden, _ = self._prepare(batch)
         output = self._run(corrupted, hidden, None)[0].float()
         composite = torch.where(hidden, output, target)
-        return {"input": target, "masked": corrupted, "output": output, "composite": composite}
+        return {"input": target, "corrupted": corrupted, "output": output, "composite": composite}
 
     def extra_state(self) -> dict[str, Any]:
         """The reconstruction heads: a segmentation network gets other output layers."""
@@ -162,15 +173,29 @@ class Reconstruction(Method):
         outputs = network.decoder(skips)
         return list(outputs) if self.settings.coarse_heads else [outputs]
 
-    def _error_sums(
-        self, images: Tensor, target: Tensor, weight: Tensor, hidden: Tensor, keep: Tensor
-    ) -> Tensor:
-        """(outputs, 2): sum of weighted squared errors and of weights per output, finest first."""
-        sums = []
-        for output in self._run(images, hidden, keep):
-            pooled = _pooled(target, output), _pooled(weight, output)
-            sums.append(torch.stack(masked_squared_error(output, *pooled)))
-        return torch.stack(sums)
+
+def _error_sums(outputs: list[Tensor], target: Tensor, weight: Tensor, masked: Tensor) -> Tensor:
+    """What the loss and its figures need of a chunk, as sums over its images.
+
+    Args:
+        outputs: of the decoder, finest first.
+        target: (B, C, X, Y).
+        weight: (B, 1, X, Y) of the pixels that count in the loss.
+        masked: (B, 1, X, Y) of the corrupted pixels.
+
+    Returns:
+        (outputs + 1, 2): weighted squared error and weights of each output; last the squared error of the finest
+        output over the corrupted pixels, and the root of each image's weighted squared error, a mean over channels.
+    """
+    sums = []
+    for output in outputs:
+        pooled = _pooled(target, output), _pooled(weight, output)
+        sums.append(torch.stack(masked_squared_error(output, *pooled)))
+    with torch.no_grad():
+        squared = (outputs[0].float() - target).square()
+        norms = (squared * weight).sum((2, 3)).sqrt().mean(1).sum()
+        sums.append(torch.stack([(squared * masked).sum(), norms]))
+    return torch.stack(sums)
 
 
 def _pooled(x: Tensor, like: Tensor) -> Tensor:

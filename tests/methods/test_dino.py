@@ -132,7 +132,7 @@ def test_the_papers_crops(make_dino):
 def test_the_recipe_for_short_runs(make_network):
     s, _ = override(DINOSettings(), "recipe=short out_dim=128")
     assert (s.pooling, s.head_norm) == ("stages", "batch")  # what InstanceNorm needs stays
-    assert (s.optimizer, s.initial_lr, s.weight_decay) == ("adamw", 0.02, 0.01)
+    assert (s.optimizer, s.initial_lr, s.teacher_temperature) == ("sgd", 0.3, 0.02)
     assert (s.out_dim, s.head_bottleneck, s.teacher_warmup) == (128, 64, 0)
     DINO(make_network(features=(4, 8)), s, PATCH, 1)
 

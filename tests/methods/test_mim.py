@@ -75,7 +75,7 @@ def test_the_loss_by_hand(make_mim, make_batch, kind, channels):
     output = method(batch)
     panels = method.panels(batch)
     assert {x.shape for x in panels.values()} == {(4, channels, *PATCH)}
-    target, masked, prediction = panels["input"], panels["masked"], panels["output"]
+    target, masked, prediction = panels["input"], panels["corrupted"], panels["output"]
     hidden = method.corrupt(target, batch.drawn)[1]
 
     assert torch.equal(masked, torch.where(hidden, 0.0, target))
@@ -147,7 +147,7 @@ def test_sides_that_are_no_multiple_of_the_block(make_mim, make_batch, patch, ma
     assert hidden.shape == (4, 1, *patch)
     count = round(0.75 * method.grid[0] * method.grid[1])
     assert (batch.drawn["hidden_blocks"].sum((1, 2)) == count).all()
-    same = panels["masked"] == panels["input"]
+    same = panels["corrupted"] == panels["input"]
     assert same[~hidden.expand_as(same)].all()
 
 
@@ -287,9 +287,9 @@ def test_replacing_patches_in_batches_of_one_is_refused(make_mim, monkeypatch):
 def test_ranks_fill_in_noise_of_their_own(make_mim, make_batch, monkeypatch):
     method = make_mim(fill="gaussian_noise")
     batch = make_batch(method, SMALL)
-    first = method.panels(batch)["masked"]
+    first = method.panels(batch)["corrupted"]
     monkeypatch.setattr("nnunet_ssp.methods.mim.rank", lambda: 1)
-    second = method.panels(batch)["masked"]
+    second = method.panels(batch)["corrupted"]
     hidden = batch.drawn["hidden_blocks"].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
     assert torch.equal(first[~hidden], second[~hidden])
     assert abs(torch.corrcoef(torch.stack([first[hidden], second[hidden]]))[0, 1]) < 0.1

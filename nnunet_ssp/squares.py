@@ -1,0 +1,239 @@
+"""Squares at random places of an image, for the corruptions of Dominic et al. (Bioengineering 2023, 10(2):207).
+
+A square is given by its first row and column (its corner) and its side in pixels; all of them lie inside the image.
+Everything is drawn on the host.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Corners = NDArray[np.int64]  # (squares, 2), or (pairs, 2, 2)
+
+ATTEMPTS = 10  # to place all Poisson-disc squares before the image has filled up
+
+
+def number_of_squares(area: float, side: int, size: tuple[int, int], pairs: bool) -> int:
+    """Squares that cover at most a share of the image, an even number of them for pairs.
+
+    Args:
+        area: share of the image, in (0, 1].
+        side: of a square, in pixels.
+        size: rows and columns of the image.
+        pairs: whether they shall change places with each other.
+
+    Raises:
+        ValueError: not a single square, or pair, fits into the image or into that area.
+    """
+    if side > min(size):
+        raise ValueError(
+            f"`mask_patch` (={side}) must not exceed the shorter side of the planned patch {size}."
+        )
+    if pairs:
+        _require_place_for_two(side, size)
+    needed = 2 if pairs else 1
+    squares = size[0] * size[1] / side**2
+    number = math.floor(area * squares + 1e-9)  # 0.29 * 100 is a little less than 29
+    number -= number % needed
+    if number == 0:
+        smallest = math.ceil(1000 * needed / squares) / 1000
+        raise ValueError(
+            f"`area` (={area}) must hold {needed} square(s) of {side} px in {size[0]} x {size[1]} px: at least "
+            f"{smallest:.3f}, or a smaller mask_patch."
+        )
+    return number
+
+
+def _require_place_for_two(side: int, size: tuple[int, int]) -> None:
+    if max(size) < 2 * side:
+        raise ValueError(
+            f"`mask_patch` (={side}) must leave place for two squares in {size[0]} x {size[1]} px."
+        )
+
+
+def poisson_disc(
+    rng: np.random.Generator,
+    number: int,
+    side: int,
+    size: tuple[int, int],
+    attempts: int = ATTEMPTS,
+) -> Corners:
+    """Squares none of which is nearer to another than ``side * sqrt(2)``, so that they never overlap.
+
+    Each one is uniform over the places that those before it leave free. (The papers' code grows its squares outwards
+    from a random place and stops at their number, so that they leave a part of the image untouched.)
+
+    Args:
+        rng: source of randomness.
+        number: of squares.
+        side: of a square, in pixels.
+        size: rows and columns of the image.
+        attempts: times that the image may fill up too early before it gives up.
+
+    Returns:
+        (number, 2) corners.
+
+    Raises:
+        ValueError: that many do not fit; says what area does.
+    """
+    fitted = []
+    for _ in range(attempts):
+        corners = _fill(rng, number, side, size)
+        if len(corners) == number:
+            return corners
+        fitted.append(len(corners))
+    # What every attempt has reached, so that who follows the advice does not end here again.
+    area = math.floor(1000 * min(fitted) * side**2 / (size[0] * size[1])) / 1000
+    raise ValueError(
+        f"`area` must not ask for {number} squares of {side} px in {size[0]} x {size[1]} px: only for {min(fitted)} of "
+        f"them are there places at least {side} * sqrt(2) apart. Largest area here: {area:.3f}."
+    )
+
+
+def _fill(rng: np.random.Generator, number: int, side: int, size: tuple[int, int]) -> Corners:
+    """As many squares as fit one after the other, at most ``number``."""
+    free = np.ones((size[0] - side + 1, size[1] - side + 1), dtype=bool)
+    reach = math.isqrt(2 * side**2 - 1)  # the largest offset that may be too near
+    offset = np.arange(-reach, reach + 1)
+    far = offset[:, None] ** 2 + offset**2 >= 2 * side**2
+    corners: list[tuple[int, int]] = []
+    # Places in random order, those taken left out: the next one is uniform over what is free.
+    for place in rng.permutation(free.size):
+        row, column = divmod(int(place), free.shape[1])
+        if free[row, column]:
+            corners.append((row, column))
+            if len(corners) == number:
+                break
+            top, left = max(row - reach, 0), max(column - reach, 0)
+            around = free[top : row + reach + 1, left : column + reach + 1]
+            first_row, first_column = top - row + reach, left - column + reach
+            around &= far[
+                first_row : first_row + around.shape[0],
+                first_column : first_column + around.shape[1],
+            ]
+    return np.array(corners, dtype=np.int64).reshape(-1, 2)
+
+
+def uniform(rng: np.random.Generator, area: float, side: int, size: tuple[int, int]) -> Corners:
+    """Squares at independent places, which may overlap, until they cover a share of the image.
+
+    Args:
+        rng: source of randomness.
+        area: share of the image that they cover at least.
+        side: of a square, in pixels.
+        size: rows and columns of the image.
+
+    Returns:
+        (squares, 2) corners.
+    """
+    covered = np.zeros(size, dtype=bool)
+    corners = []
+    while np.count_nonzero(covered) < area * covered.size:
+        corners.append(_anywhere(rng, side, size))
+        _mark(covered, corners[-1], side)
+    return np.stack(corners)
+
+
+def uniform_pairs(
+    rng: np.random.Generator, area: float, side: int, size: tuple[int, int]
+) -> Corners:
+    """Pairs of squares, the two of a pair apart, until all together cover a share of the image.
+
+    Squares of different pairs may overlap. The second square's row is uniform, and its column uniform over those
+    where it does not touch the first.
+
+    Args:
+        rng: source of randomness.
+        area: share of the image that they cover at least.
+        side: of a square, in pixels.
+        size: rows and columns of the image.
+
+    Returns:
+        (pairs, 2, 2) corners.
+
+    Raises:
+        ValueError: no two squares fit beside each other.
+    """
+    _require_place_for_two(side, size)
+    covered = np.zeros(size, dtype=bool)
+    pairs = []
+    while np.count_nonzero(covered) < area * covered.size:
+        first, second = _anywhere(rng, side, size), _anywhere(rng, side, size)
+        if abs(second[0] - first[0]) < side:
+            columns = np.arange(size[1] - side + 1)
+            columns = columns[abs(columns - first[1]) >= side]
+            if not len(columns):
+                continue
+            second[1] = rng.choice(columns)
+        pairs.append(np.stack([first, second]))
+        for corner in pairs[-1]:
+            _mark(covered, corner, side)
+    return np.stack(pairs)
+
+
+def _anywhere(rng: np.random.Generator, side: int, size: tuple[int, int]) -> NDArray[np.int64]:
+    return rng.integers(0, np.asarray(size) - side + 1)
+
+
+def _mark(covered: NDArray[np.bool_], corner: NDArray[np.int64], side: int) -> None:
+    row, column = corner
+    covered[row : row + side, column : column + side] = True
+
+
+def turned(corners: Corners, side: int, size: tuple[int, int], quarters: int) -> Corners:
+    """Turn the image by quarters, counter-clockwise, with its squares.
+
+    Args:
+        corners: (..., 2).
+        side: of a square, in pixels.
+        size: rows and columns of the image before.
+        quarters: of a full turn.
+    """
+    height, width = size
+    for _ in range(quarters % 4):
+        corners = np.stack([width - side - corners[..., 1], corners[..., 0]], -1)
+        height, width = width, height
+    return corners
+
+
+def cover(corners: Corners, side: int, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Where the squares lie: (rows, columns), True inside.
+
+    Args:
+        corners: (..., 2).
+        side: of a square, in pixels.
+        size: rows and columns of the image.
+    """
+    covered = np.zeros(size, dtype=bool)
+    for corner in corners.reshape(-1, 2):
+        _mark(covered, corner, side)
+    return covered
+
+
+def exchange(pairs: Corners, side: int, size: tuple[int, int]) -> NDArray[np.int32]:
+    """Where each pixel comes from when the squares of each pair change places, one pair after the other.
+
+    Args:
+        pairs: (pairs, 2, 2) corners; the two squares of a pair must not overlap.
+        side: of a square, in pixels.
+        size: rows and columns of the image.
+
+    Returns:
+        (rows, columns) number of the source pixel, counted row by row: a permutation.
+
+    Raises:
+        ValueError: the corners do not come in pairs.
+    """
+    if pairs.shape[1:] != (2, 2):
+        raise ValueError(f"`pairs` (of shape {pairs.shape}) must be of shape (pairs, 2, 2).")
+    source = np.arange(size[0] * size[1], dtype=np.int32).reshape(size)
+    for (row, column), (other_row, other_column) in pairs:
+        one = source[row : row + side, column : column + side]
+        other = source[other_row : other_row + side, other_column : other_column + side]
+        kept = one.copy()
+        one[:] = other
+        other[:] = kept
+    return source

@@ -1,0 +1,8 @@
+from nnunet_ssp.methods import ContextPrediction
+from nnunet_ssp.pretraining import PretrainingTrainer
+
+
+class nnUNetTrainerContextPredictionPretrain(PretrainingTrainer):
+    """Context prediction (Dominic et al.): fill in squares that were set to the mean."""
+
+    method_class = ContextPrediction

@@ -1,0 +1,8 @@
+from nnunet_ssp.methods import ContextRestoration
+from nnunet_ssp.pretraining import PretrainingTrainer
+
+
+class nnUNetTrainerContextRestorationPretrain(PretrainingTrainer):
+    """Context restoration (Dominic et al.): put back squares that have changed places."""
+
+    method_class = ContextRestoration

@@ -1,0 +1,5 @@
+from nnunet_ssp.staged import FrozenTrainer
+
+
+class nnUNetTrainerFinetuneFrozen(FrozenTrainer):
+    """Hold what was loaded still, then train everything (Dominic et al.); control: nnUNetTrainerScratchFrozen."""

@@ -1,0 +1,6 @@
+from nnunet_ssp.augmentation import NoAugmentation
+from nnunet_ssp.finetuning import FinetuningTrainer
+
+
+class nnUNetTrainerFinetuneNoDA(FinetuningTrainer, NoAugmentation):
+    """Fine-tune without any augmentation, nor mirroring in prediction (de Mooij et al., table 4)."""
