@@ -442,7 +442,10 @@ class PretrainingTrainer(SettingsTrainer):
     def _make_probe(self) -> None:
         """Choose labelled slices of the training fold, where there are some."""
         labels = self.label_manager.foreground_labels
-        if self.local_rank != 0 or not labels or self.label_manager.has_regions:
+        if self.local_rank != 0:
+            return
+        if not labels or self.label_manager.has_regions:
+            self.print_to_log_file("No linear probe: this dataset has no labels, or regions.")
             return
         folder = Path(self.preprocessed_dataset_folder)  # nnU-Net's: labelled cases only
         pattern = self.settings.subject_pattern
@@ -454,6 +457,7 @@ class PretrainingTrainer(SettingsTrainer):
         height, width = self.method.patch_size
         data = labelled_slices(folder, labelled, (height, width), labels)
         if data is None:
+            self.print_to_log_file("No linear probe: fewer than two slices of this fold have labels.")
             return
         self.probe = LinearProbe(data, self.device)
         parted = "other subjects" if data.by_subject else "other slices of the same subject"
