@@ -457,7 +457,9 @@ class PretrainingTrainer(SettingsTrainer):
         height, width = self.method.patch_size
         data = labelled_slices(folder, labelled, (height, width), labels)
         if data is None:
-            self.print_to_log_file("No linear probe: fewer than two slices of this fold have labels.")
+            self.print_to_log_file(
+                "No linear probe: fewer than two slices of this fold have labels."
+            )
             return
         self.probe = LinearProbe(data, self.device)
         parted = "other subjects" if data.by_subject else "other slices of the same subject"

@@ -123,13 +123,17 @@ class Pretrained:
 def fresh_keys(weights: Mapping[str, Tensor]) -> set[str]:
     """Keys of the tensors that pretraining did not train: float16 beside float32.
 
-    A file without any float32 tensor outside the output layers is somebody's half-precision file: all of it counts
-    as trained.
+    The number of batches that a BatchNorm has seen, an integer, shares the fate of its statistics. A file without any
+    float32 tensor outside the output layers is somebody's half-precision file: all of it counts as trained.
     """
     body = {k: t.dtype for k, t in weights.items() if not is_output_layer(k)}
     if torch.float32 not in body.values():
         return set()
-    return {k for k, dtype in body.items() if dtype == torch.float16}
+    return {
+        key
+        for key in body
+        if body.get(key.replace("num_batches_tracked", "running_mean")) == torch.float16
+    }
 
 
 def read(file: str | Path) -> Pretrained:

@@ -14,6 +14,7 @@ from nnunet_ssp.monitor import (
     depth_warning,
     describe_change,
     duration,
+    learning_curve,
     plot_images,
     plot_progress,
     stage_panel,
@@ -149,6 +150,44 @@ def test_curves_as_a_table(tmp_path):
         ["1", "0.5", "", "0.05"],
     ]
     assert [f.name for f in file.parent.iterdir()] == ["monitor.csv"]
+
+
+def test_a_learning_curve():
+    curve = learning_curve([0.2, 0.6, 0.7], [1.0, 0.5, 0.0], 250)
+    assert curve == {
+        "step": [250, 500, 750],
+        "pseudo_dice": [0.2, 0.6, 0.7],
+        "pseudo_dice_area": pytest.approx([0.2, 0.4, 0.5]),
+        "val_loss": [1.0, 0.5, 0.0],
+        "val_loss_area": pytest.approx([1.0, 0.75, 0.5]),
+    }
+    assert learning_curve([], [], 250) == {name: [] for name in curve}
+
+
+def test_the_area_is_that_of_the_curve_over_its_steps():
+    rng = np.random.default_rng(0)
+    dice = rng.uniform(size=40)
+    steps = 3
+    area = learning_curve(dice, dice, steps)["pseudo_dice_area"]
+    fine = np.repeat(dice, steps)  # what was known after each step
+    for epoch in (0, 7, 39):
+        assert area[epoch] == pytest.approx(fine[: steps * (epoch + 1)].mean())
+
+
+def test_a_faster_learner_has_the_larger_area():
+    fast, slow = ([1 - math.exp(-epoch / tau) for epoch in range(50)] for tau in (3, 10))
+    areas = [learning_curve(c, c, 250)["pseudo_dice_area"][-1] for c in (fast, slow)]
+    assert areas[0] > areas[1]
+
+
+def test_epochs_without_a_dice_do_not_count(tmp_path):
+    curve = learning_curve([math.nan, 0.4, math.nan, 0.6], [1.0, math.inf, 3.0, 2.0], 1)
+    np.testing.assert_allclose(curve["pseudo_dice_area"], [math.nan, 0.4, 0.4, 0.5])
+    np.testing.assert_allclose(curve["val_loss_area"], [1.0, 1.0, 2.0, 2.0])
+    write_curves(tmp_path / "learning_curve.csv", curve)
+    rows = (tmp_path / "learning_curve.csv").read_text().splitlines()
+    assert rows[0] == "epoch,step,pseudo_dice,pseudo_dice_area,val_loss,val_loss_area"
+    assert rows[1] == "0,1,,,1.0,1.0"
 
 
 def read_png(file):

@@ -9,8 +9,10 @@ from nnunet_ssp.methods import MIMSettings
 from nnunet_ssp.settings import (
     ENVIRONMENT_VARIABLE,
     FinetuningSettings,
+    FrozenSettings,
     PretrainingSettings,
     TrainingSettings,
+    WarmupSettings,
     differences,
     from_environment,
     override,
@@ -163,6 +165,73 @@ def test_ranges_of_finetuning():
         override(FinetuningSettings(), "iterations_per_epoch=0")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("transfer=decoder", "`transfer` (=decoder) must be all or encoder."),
+        ("frozen_epochs=soon", "`frozen_epochs` (=soon) must be an integer or auto."),
+        ("frozen_epochs=-1", "`frozen_epochs` (=-1) must be auto or lie in [0, num_epochs=1000)."),
+        (
+            "frozen_epochs=5 num_epochs=5",
+            "`frozen_epochs` (=5) must be auto or lie in [0, num_epochs=5).",
+        ),
+        ("frozen_patience=0", "`frozen_patience` (=0) must be at least 1."),
+        ("frozen_lr=0", "`frozen_lr` (=0.0) must be positive."),
+    ],
+)
+def test_ranges_of_freezing(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        override(FrozenSettings(), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "warmup_decoder_epochs=-1",
+            "`warmup_decoder_epochs` (=-1) must be auto or not negative.",
+        ),
+        ("warmup_all_epochs=-1", "`warmup_all_epochs` (=-1) must be auto or not negative."),
+        (
+            "num_epochs=5 warmup_decoder_epochs=2 warmup_all_epochs=3",
+            "`warmup_decoder_epochs + warmup_all_epochs` (=5) must be below num_epochs=5.",
+        ),
+        (
+            "num_epochs=5 warmup_decoder_epochs=4",
+            "`warmup_decoder_epochs + warmup_all_epochs` (=5) must be below num_epochs=5.",
+        ),
+    ],
+)
+def test_ranges_of_warming_up(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        override(WarmupSettings(), text)
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "frozen", "warmup"),
+    [(1000, 500, 50), (2000, 1000, 50), (100, 50, 5), (30, 15, 2), (5, 2, 1), (2, 1, 0), (1, 0, 0)],
+)
+def test_stages_of_a_length_of_its_own(num_epochs, frozen, warmup):
+    """At least one epoch is left for what follows."""
+    assert FrozenSettings(num_epochs=num_epochs).longest_frozen == frozen < num_epochs
+    assert WarmupSettings(num_epochs=num_epochs).warmups == (warmup, warmup)
+    assert 2 * warmup < num_epochs
+
+
+def test_stages_of_a_given_length():
+    frozen, _ = override(FrozenSettings(), "num_epochs=5 frozen_epochs=4")
+    assert frozen.longest_frozen == 4
+    text = "num_epochs=9 warmup_decoder_epochs=0 warmup_all_epochs=8"
+    assert override(WarmupSettings(), text)[0].warmups == (0, 8)
+
+
+def test_settings_of_the_stages_are_of_other_trainers():
+    text = "frozen_epochs=3 warmup_all_epochs=4 transfer=encoder"
+    settings, foreign = override(FinetuningSettings(), text)
+    assert settings.transfer == "encoder"
+    assert foreign == ["frozen_epochs", "warmup_all_epochs"]
+
+
 def test_one_variable_serves_pretraining_and_finetuning():
     settings, _ = override(FinetuningSettings(), "iterations_per_epoch=none mask_ratio=0.5")
     assert settings.iterations_per_epoch is None
@@ -196,6 +265,8 @@ def test_the_papers_values_are_the_defaults():
     assert (mim.weight_decay, mim.warmup_epochs) == (3e-5, 0)
     assert (mim.mask_ratio, mim.mask_patch, mim.fill) == (0.75, "auto", 0.0)
     assert FinetuningSettings().initial_lr == 0.005
+    assert FrozenSettings().frozen_patience == 10  # Dominic et al.'s code
+    assert WarmupSettings().initial_lr == 1e-3 and WarmupSettings().warmups == (50, 50)
 
 
 def test_the_environment(monkeypatch):

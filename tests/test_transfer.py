@@ -73,6 +73,12 @@ def test_trained_tensors_are_float32_and_fresh_ones_float16(make_network, kind, 
     assert fresh_keys(weights) == (expected if transfers == "encoder" else set())
 
 
+def test_counters_share_the_fate_of_their_statistics(make_network):
+    weights = pretrained_weights(make_network(norm=nn.BatchNorm2d), "encoder", num_classes=4)
+    counters = {key for key in weights if key.endswith("num_batches_tracked")}
+    assert {key for key in counters if in_encoder(key)} == counters - fresh_keys(weights) != set()
+
+
 def test_the_networks_own_tensors_stay_as_they_are(make_network):
     network = make_network()
     before = copy.deepcopy(network.state_dict())

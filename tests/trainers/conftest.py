@@ -116,16 +116,17 @@ class Runs:
         made.run_training()
         return made
 
-    def interrupt(self, trainer: str, settings: str = "", **options: Any) -> Any:
-        """A trainer that was interrupted after its first epoch, which was saved."""
+    def interrupt(self, trainer: str, settings: str = "", epochs: int = 1, **options: Any) -> Any:
+        """A trainer that was interrupted after its first epoch, which was saved, or after several."""
         made = self.make(trainer, settings, **options)
         epoch_end = made.on_epoch_end
 
-        def stop_after_the_first() -> None:
+        def stop() -> None:
             epoch_end()
-            raise KeyboardInterrupt
+            if made.current_epoch == epochs:
+                raise KeyboardInterrupt
 
-        made.on_epoch_end = stop_after_the_first
+        made.on_epoch_end = stop
         with pytest.raises(KeyboardInterrupt):
             made.run_training()
         return made

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import csv
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from nnunet_ssp.cases import read_cases, write_cases
+from nnunet_ssp.network import in_encoder, is_output_layer
+from nnunet_ssp.transfer import pretrained_weights
 
 FINETUNE, SCRATCH = "nnUNetTrainerFinetune", "nnUNetTrainerScratch"
+ENCODER, NO_DA = "nnUNetTrainerFinetuneEncoder", "nnUNetTrainerFinetuneNoDA"
 SHORT = "num_epochs=1 iterations_per_epoch=1 val_iterations_per_epoch=1 final_validation=no"
 
 
@@ -116,23 +120,15 @@ def test_same_seed_same_result_without_workers(runs, pretrained):
     assert all(torch.equal(results[0][k], results[1][k]) for k in results[0])
 
 
-def test_resume(runs, pretrained):
+@pytest.mark.parametrize("trainer", [FINETUNE, ENCODER])
+def test_resume(runs, pretrained, trainer):
     two = SHORT.replace("num_epochs=1", "num_epochs=2")
-    trainer = runs.make(FINETUNE, two, weights=pretrained)
-    epoch_end = trainer.on_epoch_end
-
-    def stop() -> None:
-        epoch_end()
-        raise KeyboardInterrupt
-
-    trainer.on_epoch_end = stop
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run_training()
+    stopped = runs.interrupt(trainer, two, weights=pretrained)
     with pytest.raises(ValueError, match=r"--c must go on .* initial_lr: 0\.005 -> 0\.1"):
-        runs.make(FINETUNE, two + " initial_lr=0.1", resume=True)
-    resumed = runs.make(FINETUNE, two, resume=True)
+        runs.make(trainer, two + " initial_lr=0.1", resume=True)
+    resumed = runs.make(trainer, two, resume=True)
     assert resumed.current_epoch == 1
-    for key, tensor in trainer.network.state_dict().items():
+    for key, tensor in stopped.network.state_dict().items():
         assert torch.equal(resumed.network.state_dict()[key], tensor), key
     resumed.run_training()
     record = load(Path(resumed.output_folder) / "checkpoint_final.pth")["ssp"]
@@ -212,6 +208,124 @@ def test_other_weights_do_not_overwrite_a_finished_run(runs, pretrained, tmp_pat
     shutil.copyfile(pretrained, tmp_path / "other.pth")
     with pytest.raises(FileExistsError, match=r"weights from: .* -> .*other\.pth"):
         runs.run(FINETUNE, SHORT, weights=tmp_path / "other.pth")
+
+
+# -- what is transferred ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("trainer", "settings"), [(ENCODER, ""), (FINETUNE, "transfer=encoder")])
+def test_the_encoder_alone_of_a_full_file(runs, pretrained, log, trainer, settings):
+    weights = load(pretrained)["network_weights"]
+    control = runs.make(SCRATCH, "seed=3")
+    control.initialize()
+    tuned = runs.make(trainer, f"seed=3 {settings}", weights=pretrained)
+    assert "encoder 32 tensors, decoder 0, fresh 36" in log(tuned)
+    assert "note: the file holds" not in log(tuned)
+    for key, tensor in tuned.network.state_dict().items():
+        source = weights if in_encoder(key) else control.network.state_dict()
+        assert torch.equal(tensor, source[key]), key
+
+
+def test_everything_of_the_file_may_be_asked_for(runs, pretrained, log):
+    tuned = runs.make(ENCODER, "transfer=all", weights=pretrained)
+    assert "encoder 32 tensors, decoder 30, fresh 6" in log(tuned)
+
+
+@pytest.mark.parametrize("trainer", [FINETUNE, ENCODER])
+def test_a_file_of_an_encoder_alone_is_accepted_with_a_note(
+    runs, pretrained, tmp_path, log, trainer
+):
+    source = runs.make(FINETUNE, weights=pretrained).network
+    weights = pretrained_weights(source, "encoder", 4)
+    file = changed(pretrained, tmp_path / "encoder.pth", network_weights=weights)
+    tuned = runs.make(trainer, weights=file)
+    assert "note: the file holds a pretrained encoder and no decoder; the decoder starts" in log(
+        tuned
+    )
+    for key, tensor in tuned.network.state_dict().items():
+        if not is_output_layer(key) and tensor.ndim > 1:
+            assert torch.equal(tensor, source.state_dict()[key]) == in_encoder(key), key
+
+
+# -- variants --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variant", "control"),
+    [("Encoder", ""), ("Frozen", "Frozen"), ("Warmup", "Warmup"), ("NoDA", "NoDA"), ("Cine",) * 2],
+)
+def test_every_variant_has_a_control_with_its_settings(runs, variant, control):
+    tuned, scratch = runs.make(FINETUNE + variant), runs.make(SCRATCH + control)
+    assert tuned.needs_weights and not scratch.needs_weights
+    # As of nnUNetTrainerFinetune and nnUNetTrainerScratch, which have the paper's two rates.
+    rates = (0.005, 0.01) if type(tuned.settings) is type(runs.make(FINETUNE).settings) else None
+    if rates:
+        assert (tuned.initial_lr, scratch.initial_lr) == rates
+    same = {"initial_lr": 0, "transfer": "all"} if rates else {}
+    assert asdict(tuned.settings) | same == asdict(scratch.settings) | same
+    with pytest.raises(ValueError, match=f"{FINETUNE}{variant} got no weights"):
+        tuned.run_training()
+
+
+@pytest.mark.parametrize("trainer", [NO_DA, "nnUNetTrainerScratchNoDA"])
+def test_without_augmentation(runs, pretrained, monkeypatch, trainer):
+    """Neither in training nor, mirroring, in prediction."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    trainer = runs.run(trainer, SHORT, weights=pretrained if trainer == NO_DA else None)
+    training, validation = trainer.dataloader_train, trainer.dataloader_val
+    names = [
+        [type(step).__name__ for step in loader.data_loader.transforms.transforms]
+        for loader in (training, validation)
+    ]
+    assert names[0] == names[1] == ["RemoveLabelTransform", "DownsampleSegForDSTransform"]
+    checkpoint = load(Path(trainer.output_folder) / "checkpoint_final.pth")
+    assert checkpoint["inference_allowed_mirroring_axes"] is None
+    monkeypatch.delenv("nnUNet_extTrainer")
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,))
+    assert predictor.allowed_mirroring_axes is None
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerFinetuneCine", "nnUNetTrainerScratchCine"])
+def test_the_papers_augmentation(runs, pretrained, trainer):
+    trainer = runs.run(trainer, SHORT, weights=pretrained if "Finetune" in trainer else None)
+    steps = trainer.dataloader_train.data_loader.transforms.transforms
+    assert [type(step).__name__ for step in steps][5] == "Shift"
+    batch = next(trainer.dataloader_train)
+    assert batch["data"].shape == (2, 1, 48, 48) and batch["data"].isfinite().all()
+    for target in batch["target"]:
+        assert set(target.unique().tolist()) <= {0, 1, 2, 3}
+    checkpoint = load(Path(trainer.output_folder) / "checkpoint_final.pth")
+    assert checkpoint["inference_allowed_mirroring_axes"] == (0, 1)
+
+
+def test_the_papers_augmentation_is_of_2d(runs, own_copy):
+    plans = json.loads((own_copy / "tiny.json").read_text())
+    plans["configurations"]["3d_fullres"] = {
+        **plans["configurations"]["2d"],
+        "patch_size": [4, 48, 48],
+    }
+    (own_copy / "tiny.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match=r"configuration \(=3d_fullres\) must be 2D"):
+        runs.run("nnUNetTrainerScratchCine", SHORT, configuration="3d_fullres")
+
+
+def test_learning_curve(runs, pretrained):
+    """Of the whole run, also of one that was interrupted."""
+    settings = SHORT.replace(
+        "num_epochs=1 iterations_per_epoch=1", "num_epochs=2 iterations_per_epoch=3"
+    )
+    runs.interrupt(FINETUNE, settings, weights=pretrained)
+    trainer = runs.run(FINETUNE, settings, resume=True)
+    text = (Path(trainer.output_folder) / "learning_curve.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    logging = trainer.logger.local_logger.my_fantastic_logging
+    assert [row["step"] for row in rows] == ["3", "6"]
+    for column, curve in (("pseudo_dice", "mean_fg_dice"), ("val_loss", "val_losses")):
+        values = [float(row[column]) for row in rows]
+        assert values == [float(value) for value in logging[curve]]
+        assert float(rows[-1][f"{column}_area"]) == pytest.approx(sum(values) / 2)
 
 
 # -- pretrained files that do not fit ------------------------------------------------------------
