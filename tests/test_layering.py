@@ -17,10 +17,11 @@ FOLDERS = {
 }
 # From the pure parts up; a module imports from its own row or from those before it.
 RANKS = (
-    "losses masking schedules views settings cases phantom network distributed parallel features heads memory momentum",
-    "methods.base slices transfer monitor probe conversion",
+    "losses masking schedules views settings cases phases splits duplicates phantom network distributed parallel features "
+    "heads memory momentum",
+    "methods.base slices transfer monitor probe conversion dicom short_axis",
     "methods",
-    "training pretraining finetuning preparation",
+    "training pretraining finetuning preparation folds leaks",
     "trainers dataset_conversion evaluation",
     "inspection doctor demo demo_report cli",
 )
