@@ -1,1 +1,30 @@
-"""From public and hospital cine data sets to nnU-Net's raw format."""
+"""From public and hospital cine data sets to nnU-Net's raw format.
+
+A converter is a module of this package. For its command it has `add_arguments(parser)`, and `convert` with arguments
+of the same names; and to be one of several sources of a data set (`combined`):
+
+    SOURCE                                     its name in `cases.csv`, short and without `-`
+    LABELS                                     nnU-Net's label names
+    list_tasks(folder) -> tasks, refused       finds the subjects (`conversion.Task`), and those that cannot be used
+                                               with the reason
+    read_subject(task) -> conversion.Cine      a function that other processes can import
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+# Commands of `nnunet-ssp convert`, with their help.
+CONVERTERS = {
+    "mnms": "M&Ms challenge: official tree or flattened folder",
+    "mnms2": "M&Ms-2 challenge",
+    "mnms+mnms2": "both, without subjects that may be in both, and the test subjects of de Mooij et al.",
+    "acdc": "ACDC challenge, with or without the 4D images",
+    "cine": "own cine: NIfTI or DICOM, unlabelled or partly labelled",
+}
+
+
+def load(converter: str) -> ModuleType:
+    """The module of a converter, for example `mnms+mnms2`."""
+    return importlib.import_module(f"{__name__}.{converter.replace('+', '_')}")

@@ -20,14 +20,12 @@ subject is labelled.
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_ssp.cases import Case, case_name
 from nnunet_ssp.conversion import (
     Array,
     Cine,
@@ -35,13 +33,17 @@ from nnunet_ssp.conversion import (
     base_of_stack,
     check_cine,
     clean_affine,
-    convert_subjects,
+    fault_in_listing,
+    find_table,
     integer_labels,
+    make_cases,
     read_nifti,
+    read_table,
 )
+from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.phases import LABELS, frame_number, label_phases
 
 SOURCE = "mm1"
-LABELS = {"background": 0, "LVBP": 1, "LVM": 2, "RV": 3}  # names of nnU-Net's Dataset114_MNMs
 # Each folder of subjects: the split its subjects join, and whether they should be labelled.
 TREE = {
     "Training/Labeled": ("train", True),
@@ -52,6 +54,7 @@ TREE = {
 }
 # Older releases have no Pathology, some copies no Height and Weight.
 REQUIRED_COLUMNS = ("External code", "VendorName", "Centre", "ED", "ES")
+OPTIONAL_COLUMNS = ("Vendor", "Pathology")
 
 
 @dataclass(frozen=True)
@@ -70,29 +73,11 @@ class MnmsTask(Task):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `convert`, under the same names."""
-    parser.add_argument(
-        "-i",
-        dest="input_folder",
-        metavar="FOLDER",
-        type=Path,
-        required=True,
-        help="the M&Ms folder: with Training, Validation, Testing and the CSV, or with dataset/",
-    )
-    parser.add_argument(
-        "-d", dest="dataset_id", metavar="ID", type=int, required=True, help="new dataset's id"
-    )
-    parser.add_argument("--name", default="MNMs", help="new dataset's name [MNMs]")
-    parser.add_argument(
-        "--test",
-        metavar="FILE",
-        type=Path,
-        help="codes of the test subjects, one a line, instead of the tree's own division",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="delete an earlier conversion of this id"
-    )
-    parser.add_argument(
-        "-np", dest="workers", metavar="N", type=int, help="processes [one a core, at most 8]"
+    combined.add_arguments(
+        parser,
+        folder="the M&Ms folder: with Training, Validation, Testing and the CSV, or with dataset/",
+        name="MNMs",
+        test="the tree's own division",
     )
 
 
@@ -103,6 +88,9 @@ def convert(
     test: str | Path | None = None,
     overwrite: bool = False,
     workers: int | None = None,
+    *,
+    add: Sequence[str] = (),
+    dry_run: bool = False,
 ) -> Path:
     """Convert a folder of M&Ms to `nnUNet_raw/DatasetXXX_Name`.
 
@@ -114,6 +102,8 @@ def convert(
             in the flattened tree.
         overwrite: Delete an earlier conversion of this id and start again.
         workers: Number of processes.
+        add: Further sources, see `combined`.
+        dry_run: Write nothing.
 
     Returns:
         The dataset's folder.
@@ -124,119 +114,48 @@ def convert(
         RuntimeError: An nnU-Net variable is not set, or writing failed.
         ValueError: The CSV or the list of test subjects is wrong, or all subjects are.
     """
-    root = _find_root(Path(input_folder).resolve())
-    table = _find_table(root)
-    places = _find_subjects(root)
-    rows = _read_table(table)
-    test_codes = None if test is None else _read_codes(Path(test), places)
-    tasks, refused = _list_tasks(root, table, rows, places, test_codes)
-    if not tasks:
-        reasons = "\n".join(f"  {code}: {reason}" for code, reason in list(refused.items())[:20])
-        raise FileNotFoundError(f"{root}: no subject could be used.\n{reasons}")
-    return convert_subjects(
-        tasks,
-        read_subject,
-        converter="mnms",
-        source=Path(input_folder),
+    return combined.convert_sources(
+        [combined.open_source("mnms", input_folder)],
         dataset_id=dataset_id,
         name=name,
-        labels=LABELS,
         description="Cine in the layout of M&Ms (Campello et al. 2021, 10.1109/TMI.2021.3090082)",
-        options={"test": test_codes},
-        refused=refused,
+        add=add,
+        test=test,
         overwrite=overwrite,
         workers=workers,
+        dry_run=dry_run,
     )
 
 
 # --- finding the subjects ---------------------------------------------------------------------
 
 
-def _find_root(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder.")
-    for root in (folder, folder / "OpenDataset"):
-        if any((root / place).is_dir() for place in TREE):
-            return root
-    raise FileNotFoundError(
-        f"{folder}: must hold one of M&Ms' folders ({', '.join(TREE)}), "
-        "directly or inside OpenDataset."
-    )
+def list_tasks(folder: Path) -> tuple[list[MnmsTask], dict[str, str]]:
+    """Match the rows of the CSV and the folders, divided as in the tree.
 
+    Returns:
+        The subjects, and the codes that cannot be used with the reason.
 
-def _find_table(root: Path) -> Path:
-    tables = sorted(file for file in root.glob("*.csv") if "information" in file.name.lower())
-    if not tables:
-        raise FileNotFoundError(f"{root}: no CSV with `information` in its name.")
-    if len(tables) > 1:
-        names = ", ".join(file.name for file in tables)
-        raise ValueError(f"{root}: must hold one CSV with `information` in its name, not {names}.")
-    return tables[0]
-
-
-def _find_subjects(root: Path) -> dict[str, list[str]]:
-    """The places in the tree of each code, more than one if the code is not unique."""
-    found: dict[str, list[str]] = {}
-    for place in TREE:
-        for folder in sorted((root / place).glob("[!.]*")):
-            if folder.is_dir():
-                found.setdefault(folder.name, []).append(place)
-    return found
-
-
-def _read_table(table: Path) -> dict[str, list[dict[str, str]]]:
-    """The rows of each code, empty where a value is missing or NaN; with the number as `row`."""
+    Raises:
+        FileNotFoundError: The folder or the CSV is missing.
+        ValueError: The CSV lacks a column, or there are several.
+    """
+    root = find_root(folder)
+    table = find_table(root)
     rows: dict[str, list[dict[str, str]]] = {}
-    with open(table, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        missing = [c for c in REQUIRED_COLUMNS if c not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{table}: column {', '.join(missing)} is missing.")
-        for raw in reader:
-            row = {c: (raw.get(c) or "").strip() for c in (*REQUIRED_COLUMNS, "Pathology")}
-            row = {c: "" if text.lower() == "nan" else text for c, text in row.items()}
-            row["row"] = str(reader.line_num)
-            if row["External code"]:
-                rows.setdefault(row["External code"], []).append(row)
-    return rows
-
-
-def _read_codes(file: Path, known: Mapping[str, object]) -> list[str]:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file.")
-    codes = sorted({line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()})
-    codes = [code for code in codes if code]
-    unknown = [code for code in codes if code not in known]
-    if unknown:
-        raise ValueError(f"{file}: no subject of this code: {', '.join(unknown)}.")
-    return codes
-
-
-def _list_tasks(
-    root: Path,
-    table: Path,
-    rows: Mapping[str, Sequence[Mapping[str, str]]],
-    places: Mapping[str, Sequence[str]],
-    test: Sequence[str] | None,
-) -> tuple[list[MnmsTask], dict[str, str]]:
-    """Match rows and folders; also the codes that cannot be used, with the reason."""
+    for row in read_rows(root):
+        rows.setdefault(row["External code"], []).append(row)
+    places = _find_subjects(root)
     tasks, refused = [], {}
     for code in sorted({*rows, *places}):
         mine, found = rows.get(code, []), places.get(code, [])
-        if not found:
-            refused[code] = f"{table}, row {mine[0]['row']}: there is no folder {code}."
-        elif len(found) > 1:
-            refused[code] = f"{root}: a code must be unique, not in {' and '.join(found)}."
-        elif len(mine) > 1:
-            numbers = " and ".join(row["row"] for row in mine)
-            refused[code] = f"{table}: a code must be unique, not in rows {numbers}."
+        if fault := fault_in_listing(code, mine, found, table, root):
+            refused[code] = fault
         elif not (image := root / found[0] / code / f"{code}_sa.nii.gz").is_file():
             refused[code] = f"{image}: the file is missing."
         else:
             row = mine[0] if mine else {}
             split, expect_labels = TREE[found[0]]
-            if test is not None:
-                split = "test" if code in test else "train"
             tasks.append(
                 MnmsTask(
                     subject=code,
@@ -253,6 +172,45 @@ def _list_tasks(
                 )
             )
     return tasks, refused
+
+
+def find_root(folder: Path) -> Path:
+    """The folder of the tree: this one, or `OpenDataset` in it.
+
+    Raises:
+        FileNotFoundError: It is neither.
+    """
+    folder = folder.resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder.")
+    for root in (folder, folder / "OpenDataset"):
+        if any((root / place).is_dir() for place in TREE):
+            return root
+    raise FileNotFoundError(
+        f"{folder}: must hold one of M&Ms' folders ({', '.join(TREE)}), "
+        "directly or inside OpenDataset."
+    )
+
+
+def read_rows(root: Path) -> list[dict[str, str]]:
+    """The rows of the CSV that have a code, in its order.
+
+    Raises:
+        FileNotFoundError: There is no CSV.
+        ValueError: It lacks a column, or there are several.
+    """
+    rows = read_table(find_table(root), REQUIRED_COLUMNS, OPTIONAL_COLUMNS)
+    return [row for row in rows if row["External code"]]
+
+
+def _find_subjects(root: Path) -> dict[str, list[str]]:
+    """The places in the tree of each code, more than one if the code is not unique."""
+    found: dict[str, list[str]] = {}
+    for place in TREE:
+        for folder in sorted((root / place).glob("[!.]*")):
+            if folder.is_dir():
+                found.setdefault(folder.name, []).append(place)
+    return found
 
 
 # --- reading one subject ----------------------------------------------------------------------
@@ -300,87 +258,22 @@ def read_subject(task: MnmsTask) -> Cine:
         if task.expect_labels or mask_file.is_file():
             notes.append(f"{reason}: converted as unlabelled")
         for phase, text in (("ED", task.ed), ("ES", task.es)):
-            if text and _frame_number(text) not in range(n_frames):
+            if text and frame_number(text) not in range(n_frames):
                 notes.append(f"CSV: {phase} (={text}) is not within 0 to {n_frames - 1}; not used")
 
-    base = base_of_stack(clean)
-    cases = [
-        Case(
-            case=case_name(task.subject, frame),
-            subject=task.subject,
-            source=SOURCE,
-            source_frame=frame,
-            split=task.split,
-            frame=frame,
-            n_frames=n_frames,
-            phase=phases.get(frame, ""),
-            base=base,
-            vendor=task.vendor,
-            centre=task.centre,
-            scanner="",
-            field="",
-            pathology=task.pathology,
-        )
-        for frame in range(n_frames)
-        if task.split == "train" or frame in phases
-    ]
+    cases = make_cases(
+        task,
+        phases,
+        n_frames,
+        source=SOURCE,
+        base=base_of_stack(clean),
+        vendor=task.vendor,
+        centre=task.centre,
+        pathology=task.pathology,
+    )
     frames = {case.frame: image[..., case.frame] for case in cases}
     labels = {frame: masks[frame] for frame in phases}
     return Cine(frames, labels, clean, cases, corrections, notes)
-
-
-def _frame_number(text: str) -> int | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return int(number) if number.is_integer() else None
-
-
-def label_phases(
-    masks: Mapping[int, Array], ed_text: str, es_text: str
-) -> tuple[dict[int, str], list[str], list[str]]:
-    """Which labelled frame is ED, which ES: as in the CSV unless the masks contradict it.
-
-    The masks contradict it when a frame it names holds no labels, or when ED is the smaller one.
-    Then ED is the labelled frame of largest volume and ES that of smallest. The volume is that of
-    the left ventricle, or of all labels if a frame has no left ventricle: the myocardium is in
-    some data sets drawn at ED only.
-
-    Args:
-        masks: The labelled frames `(X, Y, Z)` by time index, at least one.
-        ed_text: ED of the CSV, a number from 0; may be empty or wrong.
-        es_text: ES of the CSV.
-
-    Returns:
-        The phase of each frame to use (two, or one if only one is labelled), corrections, notes.
-    """
-    lv = {frame: int((mask == LABELS["LVBP"]).sum()) for frame, mask in masks.items()}
-    volume = lv if all(lv.values()) else {t: int((mask > 0).sum()) for t, mask in masks.items()}
-    # Largest first; of equal volumes the one that the CSV calls ED.
-    ed, es = _frame_number(ed_text), _frame_number(es_text)
-    frames = sorted(volume, key=lambda t: (-volume[t], t != ed, t))
-    listed = " and ".join(map(str, sorted(frames)))
-    if len(frames) == 1:
-        phase = "ES" if frames[0] == es != ed else "ED"
-        notes = [f"only frame {listed} holds labels, taken as {phase}"]
-        wrong = frames[0] not in (ed, es)
-        text = f"CSV has ED {ed_text or 'empty'} and ES {es_text or 'empty'}, labels at {listed}"
-        return {frames[0]: phase}, [text] if wrong else [], notes
-
-    corrections, notes = [], []
-    if ed in volume and es in volume and ed != es and volume[ed] >= volume[es]:
-        phases = {ed: "ED", es: "ES"}
-    else:
-        phases = {frames[0]: "ED", frames[-1]: "ES"}
-        corrections.append(
-            f"CSV has ED {ed_text or 'empty'} and ES {es_text or 'empty'}, "
-            f"labels at {listed}: ED is {frames[0]}, ES is {frames[-1]}"
-        )
-    if len(frames) > 2:
-        used = " and ".join(map(str, sorted(phases)))
-        notes.append(f"{len(frames)} frames hold labels; only {used} are used")
-    return phases, corrections, notes
 
 
 if __name__ == "__main__":
@@ -390,9 +283,4 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    try:
-        convert(**vars(parser.parse_args()))
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command continues.")
+    sys.exit(combined.run(parser, convert))

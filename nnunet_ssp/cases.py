@@ -210,7 +210,7 @@ def write_splits(
     splits: Sequence[Mapping[str, Sequence[str]]],
     cases: Mapping[str, Case],
     names: Sequence[str],
-    source: str,
+    source: str | Sequence[str],
 ) -> None:
     """Write `splits_final.json` and its description, `folds.csv`, into a dataset's folder.
 
@@ -219,21 +219,32 @@ def write_splits(
         splits: Case names of `train` and `val` for each fold.
         cases: Every case that the splits name.
         names: One name for each fold.
-        source: Where the folds come from.
+        source: Where the folds come from, all of them or each.
     """
     folder = Path(folder)
+    sources = [source] * len(splits) if isinstance(source, str) else source
     rows = [
         {
             "fold": number,
             "name": name,
             "n_train_subjects": len({cases[case].subject_key for case in fold["train"]}),
             "n_val_subjects": len({cases[case].subject_key for case in fold["val"]}),
-            "source": source,
+            "source": origin,
         }
-        for number, (fold, name) in enumerate(zip(splits, names, strict=True))
+        for number, (fold, name, origin) in enumerate(zip(splits, names, sources, strict=True))
     ]
     write_json(folder / "splits_final.json", [dict(fold) for fold in splits])
     _write_table(folder / "folds.csv", FOLD_COLUMNS, rows)
+
+
+def trained_folds(
+    new: Sequence[Mapping[str, Sequence[str]]],
+    old: Sequence[Mapping[str, Sequence[str]]],
+    results: Path,
+) -> list[int]:
+    """The numbers of the folds that differ although `results`, a dataset's folder, were trained on them."""
+    changed = [fold for fold, (a, b) in enumerate(zip_longest(new, old)) if a != b]
+    return [fold for fold in changed if any(results.glob(f"*/fold_{fold}"))]
 
 
 def copy_tables(raw: Path, prepared: Path, results: Path, overwrite: bool) -> list[int]:
@@ -254,9 +265,7 @@ def copy_tables(raw: Path, prepared: Path, results: Path, overwrite: bool) -> li
     name = "splits_final.json"
     trained = []
     if (raw / name).is_file() and (prepared / name).is_file():
-        pairs = zip_longest(read_splits(raw / name), read_splits(prepared / name))
-        changed = [fold for fold, (new, old) in enumerate(pairs) if new != old]
-        trained = [fold for fold in changed if any(results.glob(f"*/fold_{fold}"))]
+        trained = trained_folds(read_splits(raw / name), read_splits(prepared / name), results)
     if trained and not overwrite:
         raise FileExistsError(
             f"{raw / name}: fold {', '.join(map(str, trained))} differs from the one that results in {results} were "

@@ -6,7 +6,8 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_env(commands)
     _add_doctor(commands)
     _add_convert(commands)
+    _add_folds(commands)
     _add_prepare(commands)
     _add_inspect(commands)
     _add_demo(commands)
@@ -80,14 +82,102 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("convert", help="convert a data set to nnU-Net's raw format")
+    from nnunet_ssp.dataset_conversion import CONVERTERS, load
+
+    parser = commands.add_parser("convert", help="convert data sets to nnU-Net's raw format")
     sources = parser.add_subparsers(required=True, metavar="SOURCE", title="sources")
-    mnms = sources.add_parser("mnms", help="M&Ms challenge: official tree or flattened folder")
+    for name, description in CONVERTERS.items():
+        converter = load(name)
+        source = sources.add_parser(
+            name,
+            help=description,
+            description=converter.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        converter.add_arguments(source)
+        source.set_defaults(run=partial(_convert, converter.convert))
 
-    from nnunet_ssp.dataset_conversion import mnms as converter
 
-    converter.add_arguments(mnms)
-    mnms.set_defaults(run=lambda args: converter.convert(**_without_run(args)) and None)
+def _convert(convert: Callable[..., Path], args: argparse.Namespace) -> None:
+    convert(**_without_run(args))
+
+
+def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "folds",
+        help="list the folds of a dataset, append others, look for leaks",
+        description="Without options: list the folds. New folds are appended, the others keep their numbers.",
+    )
+    parser.add_argument("dataset", help="dataset id or name: 114 or Dataset114_MNMs")
+    make = parser.add_argument_group("append folds")
+    make.add_argument(
+        "--paper", action="store_true", help="those of de Mooij et al. 2024, by their procedure"
+    )
+    make.add_argument(
+        "--from",
+        dest="files",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="published split files (YAML: test, train, valid), one fold each",
+    )
+    make.add_argument(
+        "--subsets",
+        dest="amounts",
+        metavar="N",
+        nargs="+",
+        type=_amount,
+        default=[],
+        help="nested label subsets of these sizes, or fractions (0.1; all is 1.0), same validation",
+    )
+    make.add_argument(
+        "--seeds", metavar="S", nargs="+", type=int, help="one subset each (default: 0 1 2)"
+    )
+    make.add_argument(
+        "--unit",
+        choices=["subjects", "slices"],
+        help="what --subsets counts (default: subjects); slices come in whole frames",
+    )
+    make.add_argument(
+        "--vendors", metavar="NAME", nargs="+", default=[], help="only frames of these vendors"
+    )
+    make.add_argument("--phase", choices=["ED", "ES"], help="only frames of this phase")
+    make.add_argument(
+        "--of",
+        dest="base",
+        metavar="FOLD",
+        help="number or name of the fold that --subsets, --vendors, --phase start from (default: 0)",
+    )
+    make.add_argument("--dry-run", action="store_true", help="show the result, write nothing")
+    make.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace folds of the same name, also when results were trained on them",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the subjects with the published lists"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="look for leaks: subjects on two sides, test subjects in the slice store, look-alikes",
+    )
+
+    def run(args: argparse.Namespace) -> int:
+        from nnunet_ssp.folds import folds
+
+        return folds(**_without_run(args))
+
+    parser.set_defaults(run=run)
+
+
+def _amount(text: str) -> int | float:
+    """A number, or a fraction when it is written with a point."""
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is neither a number nor a fraction") from None
 
 
 def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -2,7 +2,8 @@
 
 A converter lists its subjects as `Task`s and gives one function that reads a task into a `Cine`;
 `convert_subjects` does the rest: in parallel, resumable, and with nothing half-written. A subject
-is either converted as a whole or refused with the file and the rule in the closing summary.
+is either converted as a whole or refused with the file and the rule in the closing summary. A dry
+run only looks at the headers and writes nothing.
 
 The dataset's folder goes through three states: `convert.json` is written first and makes it ours,
 `.ssp-tmp/done/SUBJECT.json` marks each finished subject, `dataset.json` comes last.
@@ -10,12 +11,14 @@ The dataset's folder goes through three states: `convert.json` is written first 
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,8 +30,10 @@ import numpy.typing as npt
 from nnunet_ssp import __version__
 from nnunet_ssp.cases import (
     FOLD_SEED,
+    SPLITS,
     TEMPORARY,
     Case,
+    case_name,
     check_dataset_id,
     copy_tables,
     make_splits,
@@ -52,6 +57,11 @@ class Task:
     subject: str
     split: str  # train or test
     files: tuple[Path, ...]  # the input: a resumed run converts again what changed here
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there are files with labels; what is in them only reading tells."""
+        return any("_gt." in file.name and file.is_file() for file in self.files)
 
 
 @dataclass
@@ -98,6 +108,9 @@ def convert_subjects(
     refused: Mapping[str, str],
     overwrite: bool = False,
     workers: int | None = None,
+    dry_run: bool = False,
+    remarks: Sequence[str] = (),
+    prefixes: Sequence[str] = (),
 ) -> Path:
     """Convert all subjects to `nnUNet_raw/DatasetXXX_Name` and print a summary.
 
@@ -120,9 +133,12 @@ def convert_subjects(
         overwrite: Delete an earlier conversion of this id and start again.
         workers: Number of processes. By default nnU-Net's `nnUNet_def_n_proc`, or one for each
             core, at most 8.
+        dry_run: Write nothing; print what would be converted, as far as the headers tell.
+        remarks: What the user should know about the data set as a whole.
+        prefixes: The summary counts apart the subjects `<prefix>-...`, for each of these.
 
     Returns:
-        The dataset's folder.
+        The dataset's folder, which does not exist after a dry run.
 
     Raises:
         FileExistsError: The id is taken, or the folder is not ours to continue or delete.
@@ -136,7 +152,17 @@ def convert_subjects(
         "options": dict(options),
     }
     target = check_dataset_id(dataset_id, name)
-    _claim(target, settings, overwrite)
+    _check_folder(target, settings, overwrite)
+    if dry_run:
+        looks = [Look(subject, "", refused=reason) for subject, reason in refused.items()]
+        looks += process(_look, tasks, 1, "Looking", "subject")
+        print("\n".join(_dry_summary(looks, target, remarks, prefixes)))
+        return target
+    if (target / "convert.json").is_file():
+        if overwrite:
+            _empty(target)
+        else:
+            print(f"Continuing the conversion in {target}")
     try:
         write_json(target / "convert.json", settings | {"version": __version__})
         outcomes = [Outcome(subject, "", refused=reason) for subject, reason in refused.items()]
@@ -158,7 +184,10 @@ def convert_subjects(
             names=[f"{len(splits)}-fold-{number}" for number in range(len(splits))],
             source=f"by subject, stratified by vendor, seed {FOLD_SEED}",
         )
-        write_json(target / "convert.json", settings | {"version": __version__, **_log(outcomes)})
+        write_json(
+            target / "convert.json",
+            settings | {"version": __version__, "remarks": list(remarks), **_log(outcomes)},
+        )
         warnings = _update_copies(target)
         write_json(target / "dataset.json", _dataset_json(cases.values(), labels, description))
         for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
@@ -174,7 +203,7 @@ def convert_subjects(
             f"{target}: writing failed ({error}). Once there is space, or what else was missing, "
             "run the same command again: it continues where it stopped."
         ) from error
-    print("\n".join([*_summary(outcomes, len(splits)), *warnings]))
+    print("\n".join([*_summary(outcomes, len(splits), remarks, prefixes), *warnings]))
     print(f"\nConverted to {target}\nNext: nnunet-ssp prepare {dataset_id}")
     return target
 
@@ -182,36 +211,38 @@ def convert_subjects(
 # --- the dataset's folder ---------------------------------------------------------------------
 
 
-def _claim(target: Path, settings: Mapping[str, object], overwrite: bool) -> None:
-    """Check that the folder is new or ours to continue; empty it if it is ours to overwrite."""
+def _check_folder(target: Path, settings: Mapping[str, object], overwrite: bool) -> None:
+    """Check that the folder is new, or ours to continue or to overwrite."""
     marker = target / "convert.json"
     if marker.is_file():
         if overwrite:
-            # The marker stays to the end: a run killed in here leaves a folder that is still ours.
-            (target / "dataset.json").unlink(missing_ok=True)
-            for entry in target.iterdir():
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                elif entry != marker:
-                    entry.unlink()
-        elif (target / "dataset.json").exists():
+            return
+        if (target / "dataset.json").exists():
             raise FileExistsError(
                 f"{target}: a finished dataset; --overwrite deletes it and converts again."
             )
-        else:
-            earlier = json.loads(marker.read_text(encoding="utf-8"))
-            for key, value in settings.items():
-                if earlier.get(key) != value:
-                    raise FileExistsError(
-                        f"{target}: an unfinished conversion with another `{key}` "
-                        f"(={earlier.get(key)}, now {value}); --overwrite deletes it."
-                    )
-            print(f"Continuing the conversion in {target}")
+        earlier = json.loads(marker.read_text(encoding="utf-8"))
+        for key, value in settings.items():
+            if earlier.get(key) != value:
+                raise FileExistsError(
+                    f"{target}: an unfinished conversion with another `{key}` "
+                    f"(={earlier.get(key)}, now {value}); --overwrite deletes it."
+                )
     elif target.exists() and any(not f.name.startswith(TEMPORARY) for f in target.iterdir()):
         raise FileExistsError(
             f"{target}: holds no convert.json, so it is not ours to continue or overwrite; "
             "choose another id or remove it."
         )
+
+
+def _empty(target: Path) -> None:
+    """Delete all but the marker: a run killed in here leaves a folder that is still ours."""
+    (target / "dataset.json").unlink(missing_ok=True)
+    for entry in target.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != "convert.json":
+            entry.unlink()
 
 
 def _remove_strays(target: Path, cases: Iterable[Case]) -> None:
@@ -293,7 +324,7 @@ def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -
             cine = read(task)
         except ValueError as error:
             return Outcome(task.subject, task.split, refused=str(error))
-        _write_subject(cine, target, target / TEMPORARY / task.subject)
+        _write_subject(cine, target, target / TEMPORARY / "writing" / task.subject)
         done = {
             "cases": [asdict(case) for case in cine.cases],
             "corrections": cine.corrections,
@@ -339,6 +370,136 @@ def _write_subject(cine: Cine, target: Path, temporary: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+# --- what converters need to list and describe their subjects ---------------------------------
+
+
+def find_table(folder: Path) -> Path:
+    """The one CSV of a folder with `information` in its name.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: There are several.
+    """
+    tables = sorted(file for file in folder.glob("*.csv") if "information" in file.name.lower())
+    if not tables:
+        raise FileNotFoundError(f"{folder}: no CSV with `information` in its name.")
+    if len(tables) > 1:
+        names = ", ".join(file.name for file in tables)
+        raise ValueError(
+            f"{folder}: must hold one CSV with `information` in its name, not {names}."
+        )
+    return tables[0]
+
+
+def read_table(
+    table: Path, required: Sequence[str], optional: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """Read the rows of a CSV, without the empty ones, of which spreadsheets may add a million.
+
+    Args:
+        table: The file; its first row has the names of the columns.
+        required: Columns that must be there.
+        optional: Columns that are empty where they are not there.
+
+    Returns:
+        In the file's order the values of these columns, empty where they are missing or NaN, and
+        the number of the row as `row`.
+
+    Raises:
+        ValueError: A required column is missing.
+    """
+    with open(table, newline="", encoding="utf-8-sig") as stream:
+        reader = csv.reader(stream)
+        header = [name.strip() for name in next(reader, [])]
+        missing = [column for column in required if column not in header]
+        if missing:
+            raise ValueError(f"{table}: column {', '.join(missing)} is missing.")
+        rows = []
+        for values in reader:
+            if any(values):
+                raw = dict(zip(header, values, strict=False))
+                row = {c: raw.get(c, "").strip() for c in (*required, *optional)}
+                row = {c: "" if text.lower() == "nan" else text for c, text in row.items()}
+                if any(row.values()):
+                    rows.append(row | {"row": str(reader.line_num)})
+    return rows
+
+
+def fault_in_listing(
+    subject: str, rows: Sequence[Mapping[str, str]], places: Sequence[str], table: Path, root: Path
+) -> str:
+    """Why a subject's rows and folders do not belong together; empty if they do.
+
+    Args:
+        subject: Its name.
+        rows: Its rows in the table.
+        places: Where its folders are.
+        table: The table.
+        root: The folder of the data set.
+    """
+    if not places:
+        return f"{table}, row {rows[0]['row']}: there is no folder {subject}."
+    if len(places) > 1:
+        return f"{root}: a code must be unique, not in {' and '.join(places)}."
+    if len(rows) > 1:
+        numbers = " and ".join(row["row"] for row in rows)
+        return f"{table}: a code must be unique, not in rows {numbers}."
+    return ""
+
+
+def make_cases(
+    task: Task,
+    phases: Mapping[int, str],
+    n_frames: int,
+    *,
+    source: str,
+    base: str,
+    vendor: str,
+    frames: Iterable[int] | None = None,
+    first: int = 0,
+    centre: str = "",
+    scanner: str = "",
+    field: str = "",
+    pathology: str = "",
+) -> list[Case]:
+    """The rows of `cases.csv` of a subject: all frames for training, the labelled for testing.
+
+    Args:
+        task: The subject.
+        phases: ED or ES of the labelled frames, by time index.
+        n_frames: Frames of the cine.
+        source: As in `cases.csv`, like the arguments that are not explained here.
+        base: See `base_of_stack`.
+        vendor: The vendor.
+        frames: The frames that there are, by default all.
+        first: The source's number of the first frame.
+        centre: The centre.
+        scanner: The scanner.
+        field: Field strength in T.
+        pathology: The pathology.
+    """
+    return [
+        Case(
+            case=case_name(task.subject, frame),
+            subject=task.subject,
+            source=source,
+            source_frame=frame + first,
+            split=task.split,
+            frame=frame,
+            n_frames=n_frames,
+            phase=phases.get(frame, ""),
+            base=base,
+            vendor=vendor,
+            centre=centre,
+            scanner=scanner,
+            field=field,
+            pathology=pathology,
+        )
+        for frame in sorted(range(n_frames) if frames is None else frames)
+        if task.split == "train" or frame in phases
+    ]
+
+
 # --- reading, checking and writing NIfTI ------------------------------------------------------
 
 
@@ -353,20 +514,40 @@ def read_nifti(file: Path) -> tuple[Array, Array]:
         ValueError: The file is missing, truncated, not NIfTI, or not of real numbers.
     """
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
 
-    try:
+    with _readable(file):
         image = nibabel.load(file)
         voxels = np.asanyarray(image.dataobj)
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: the file is missing.") from error
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise ValueError(f"{file}: not a complete NIfTI file ({error}).") from error
     if voxels.dtype.kind not in "iuf":
         raise ValueError(f"{file}: voxels (={voxels.dtype}) must be integers or real numbers.")
     kept = voxels.dtype.newbyteorder("=") if voxels.dtype.kind in "iu" else np.dtype(np.float32)
     return voxels.astype(kept, copy=False), np.asarray(image.affine, dtype=float)
+
+
+def read_shape(file: Path) -> tuple[int, ...]:
+    """The shape of a NIfTI file, from its header alone.
+
+    Raises:
+        ValueError: The file is missing or not NIfTI.
+    """
+    import nibabel
+
+    with _readable(file):
+        return tuple(nibabel.load(file).shape)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Say in words what is wrong with a file."""
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: the file is missing.") from error
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+        raise ValueError(f"{file}: not a complete NIfTI file ({error}).") from error
 
 
 def write_nifti(file: Path, voxels: Array, affine: Array) -> None:
@@ -481,6 +662,40 @@ def base_of_stack(affine: Array) -> str:
     return "first" if cosine > 0 else "last"
 
 
+# --- a dry run --------------------------------------------------------------------------------
+
+
+@dataclass
+class Look:
+    """What the headers tell about a subject."""
+
+    subject: str
+    split: str  # empty when unknown
+    has_masks: bool = False
+    n_frames: int = 0  # 0 also when the images are not NIfTI
+    refused: str = ""  # the reason
+
+
+def _look(task: Task) -> Look:
+    images = [file for file in task.files if "_gt." not in file.name]
+    nifti = [file for file in task.files if file.name.endswith((".nii", ".nii.gz"))]
+    try:
+        shapes = {file: read_shape(file) for file in nifti if file.is_file()}
+        for file, shape in shapes.items():
+            # Axes of masks may be permuted in own data; the sides are the same.
+            if sorted(shape[:3]) != sorted(shapes[next(iter(shapes))][:3]):
+                raise ValueError(f"{file}: shape (={shape}) must be that of the other files.")
+        if task.split == "test" and not task.has_masks:
+            raise ValueError(
+                f"{task.files[0].parent}: there is no mask; a test subject must have labels."
+            )
+    except ValueError as error:
+        return Look(task.subject, task.split, refused=str(error))
+    cines = [shape[3] for shape in shapes.values() if len(shape) == 4]
+    n_frames = max(cines, default=sum(file in shapes for file in images))
+    return Look(task.subject, task.split, task.has_masks, n_frames)
+
+
 # --- the summary ------------------------------------------------------------------------------
 
 
@@ -492,14 +707,15 @@ def _log(outcomes: Iterable[Outcome]) -> dict[str, dict[str, object]]:
     }
 
 
-def _summary(outcomes: Sequence[Outcome], n_folds: int) -> list[str]:
+def _summary(
+    outcomes: Sequence[Outcome], n_folds: int, remarks: Sequence[str], prefixes: Sequence[str]
+) -> list[str]:
     columns = ("subjects", "frames", "labelled", "unlabelled", "corrected", "refused")
-    lines = ["", " " * 8 + "".join(f"{column:>12}" for column in columns)]
-    for split in ("train", "test", "all"):
-        mine = [outcome for outcome in outcomes if split in (outcome.split, "all")]
+    lines = ["", _row("", columns)]
+    for name, mine in _groups(outcomes, prefixes):
         cases = [case for outcome in mine for case in outcome.cases]
         labelled = sum(case.labelled for case in cases)
-        row = (
+        numbers = (
             sum(not outcome.refused for outcome in mine),
             len(cases),
             labelled,
@@ -507,9 +723,9 @@ def _summary(outcomes: Sequence[Outcome], n_folds: int) -> list[str]:
             sum(bool(outcome.corrections) for outcome in mine),
             sum(bool(outcome.refused) for outcome in mine),
         )
-        lines.append(f"{split:8}" + "".join(f"{number:12}" for number in row))
+        lines.append(_row(name, numbers))
     folds = f"{n_folds} folds" if n_folds else "no folds, only `all`"
-    lines.append(f"\nCross-validation by subject: {folds}")
+    lines += [f"\nCross-validation by subject: {folds}", *_remarks(remarks)]
     for title, kind in (("Corrected", "corrections"), ("Notes", "notes")):
         texts = [(o.subject, text) for o in outcomes for text in getattr(o, kind)]
         if texts:
@@ -519,11 +735,60 @@ def _summary(outcomes: Sequence[Outcome], n_folds: int) -> list[str]:
     return lines
 
 
-def _refusals(outcomes: Iterable[Outcome]) -> list[str]:
-    return list(_grouped((o.subject, o.refused) for o in outcomes if o.refused))
+def _dry_summary(
+    looks: Sequence[Look], target: Path, remarks: Sequence[str], prefixes: Sequence[str]
+) -> list[str]:
+    columns = ("subjects", "with masks", "without", "frames", "refused")
+    lines = ["", _row("", columns)]
+    for name, mine in _groups(looks, prefixes):
+        usable = [look for look in mine if not look.refused]
+        masks = sum(look.has_masks for look in usable)
+        frames = sum(look.n_frames for look in usable)
+        numbers = (len(usable), masks, len(usable) - masks, frames, len(mine) - len(usable))
+        lines.append(_row(name, numbers))
+    lines += [
+        "\nOnly headers were read: a mask may turn out to be empty, a file to be damaged. Of test subjects only the\n"
+        "labelled frames will be converted.",
+        *_remarks(remarks),
+    ]
+    for split in SPLITS:
+        subjects = [look.subject for look in looks if look.split == split and not look.refused]
+        if subjects:
+            lines.append(f"\n{split}: {_names(subjects)}")
+    if any(look.refused for look in looks):
+        lines += ["\nWould be REFUSED:", *_refusals(looks, limit=None)]
+    return [*lines, f"\nDry run: nothing was written. The dataset would be {target}"]
 
 
-def _grouped(texts: Iterable[tuple[str, str]], limit: int = 20) -> Iterator[str]:
+_Group = TypeVar("_Group", Outcome, Look)
+
+
+def _groups(
+    outcomes: Sequence[_Group], prefixes: Sequence[str]
+) -> Iterator[tuple[str, list[_Group]]]:
+    """The rows of a summary: train, test, all, and the splits of each source."""
+    for split in (*SPLITS, "all"):
+        yield split, [o for o in outcomes if split in (o.split, "all")]
+    for prefix in prefixes:
+        for split in (*SPLITS, ""):
+            mine = [o for o in outcomes if o.subject.startswith(f"{prefix}-") and o.split == split]
+            if mine:
+                yield f"{prefix} {split}", mine
+
+
+def _row(name: str, values: Iterable[object]) -> str:
+    return f"{name:12}" + "".join(f"{value:>12}" for value in values)
+
+
+def _remarks(remarks: Sequence[str]) -> list[str]:
+    return ["", *remarks] if remarks else []
+
+
+def _refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list[str]:
+    return list(_grouped(((o.subject, o.refused) for o in outcomes if o.refused), limit))
+
+
+def _grouped(texts: Iterable[tuple[str, str]], limit: int | None = 20) -> Iterator[str]:
     """Lines of `subjects: text`, equal texts in one line, at most `limit` lines."""
     groups: dict[str, list[str]] = {}
     for subject, text in texts:
@@ -532,4 +797,10 @@ def _grouped(texts: Iterable[tuple[str, str]], limit: int = 20) -> Iterator[str]
         if number == limit:
             yield f"  ... and {len(groups) - limit} more, see convert.json"
             return
-        yield f"  {', '.join(subjects)}: {text}"
+        yield f"  {_names(subjects)}: {text}"
+
+
+def _names(subjects: Sequence[str], limit: int = 10) -> str:
+    if len(subjects) <= limit:
+        return ", ".join(subjects)
+    return f"{', '.join(subjects[: limit - 2])}, ... {subjects[-1]} ({len(subjects)} subjects)"

@@ -29,8 +29,13 @@ from nnunet_ssp.conversion import (
     check_cine,
     clean_affine,
     convert_subjects,
+    fault_in_listing,
+    find_table,
     integer_labels,
+    make_cases,
     read_nifti,
+    read_shape,
+    read_table,
     write_nifti,
 )
 
@@ -187,6 +192,32 @@ def test_no_usable_subject_is_an_error_and_leaves_nothing(raw: Path):
     with pytest.raises(ValueError, match=r"(?s)input: no subject could be converted.*B: B.raw: br"):
         run(tasks("B", broken=True))
     assert list(raw.iterdir()) == []
+
+
+def test_remarks_and_the_counts_of_each_source_are_shown(capsys: pytest.CaptureFixture[str]):
+    mine = [*tasks("x-A", "x-B", "y-A"), ToyTask("y-T", "test", ())]
+    target = run(mine, refused={"y-Z": "no image."}, remarks=["so it is"], prefixes=["x", "y"])
+    output = capsys.readouterr().out
+    assert [line.split() for line in output.splitlines()[5:9]] == [
+        ["x", "train", "2", "6", "2", "4", "0", "0"],
+        ["y", "train", "1", "3", "1", "2", "0", "0"],
+        ["y", "test", "1", "1", "1", "0", "0", "0"],
+        ["y", "0", "0", "0", "0", "0", "1"],
+    ]
+    assert "\nso it is\n" in output
+    assert json.loads((target / "convert.json").read_text())["remarks"] == ["so it is"]
+
+
+def test_long_lists_of_subjects_are_cut_short(capsys: pytest.CaptureFixture[str]):
+    run(tasks(*(f"S{number:02d}" for number in range(12))))
+    assert "  S00, S01, S02, S03, S04, S05, S06, S07, ... S11 (12 subjects): a note" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("name", ["done", "writing"])
+def test_subjects_may_be_called_as_our_folders(name: str):
+    assert len(read_cases(run(tasks(name, "B")) / "cases.csv")) == 6
 
 
 def test_many_different_reasons_are_cut_short(capsys: pytest.CaptureFixture[str]):
@@ -359,7 +390,153 @@ def test_prepared_and_trained_folders_are_spoken_of(raw: Path, capsys: pytest.Ca
         assert (prepared / table).read_bytes() == (target / table).read_bytes()
 
 
+# --- a dry run --------------------------------------------------------------------------------
+
+
+def nifti_task(folder: Path, subject: str, split: str = "train", mask: bool = True) -> ToyTask:
+    """A 4D image of four frames and its mask."""
+    voxels = np.random.default_rng(0).integers(0, 99, (3, 2, 2, 4)).astype(np.int16)
+    files = (folder / f"{subject}.nii.gz", folder / f"{subject}_gt.nii.gz")
+    for file in files[: 1 + mask]:
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), file)
+    return ToyTask(subject, split, files)
+
+
+def test_a_dry_run_counts_and_writes_nothing(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    mine = [nifti_task(tmp_path, "A"), nifti_task(tmp_path, "B", mask=False)]
+    mine += [nifti_task(tmp_path, "T", "test"), nifti_task(tmp_path, "V", "test", mask=False)]
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    target = run(mine, refused={"X": "no image."}, dry_run=True, remarks=["so it is"])
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+    assert target == raw / "Dataset901_Toy"
+    output = capsys.readouterr().out
+    assert [line.split() for line in output.splitlines()[1:5]] == [
+        ["subjects", "with", "masks", "without", "frames", "refused"],
+        ["train", "2", "1", "1", "8", "0"],
+        ["test", "1", "1", "0", "4", "1"],
+        ["all", "3", "2", "1", "12", "2"],
+    ]
+    assert "\nso it is\n" in output
+    assert "\ntrain: A, B\n" in output and "\ntest: T\n" in output
+    assert "  X: no image." in output
+    assert f"  V: {tmp_path}: there is no mask; a test subject must have labels." in output
+    assert output.endswith(f"Dry run: nothing was written. The dataset would be {target}\n")
+
+
+def test_a_dry_run_shows_every_reason(capsys: pytest.CaptureFixture[str]):
+    run(
+        tasks("A"),
+        refused={f"X{number}": f"reason {number}." for number in range(30)},
+        dry_run=True,
+    )
+    assert "  X29: reason 29." in capsys.readouterr().out
+
+
+def test_a_dry_run_sees_what_the_headers_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    broken, other = nifti_task(tmp_path, "A"), nifti_task(tmp_path, "B")
+    broken.files[1].write_bytes(b"no gzip")
+    voxels = np.zeros((3, 2, 3), np.uint8)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), other.files[1])
+    run([broken, other, nifti_task(tmp_path, "C")], dry_run=True)
+    output = capsys.readouterr().out
+    assert "  A: " in output and "A_gt.nii.gz: not a complete NIfTI file" in output
+    assert "B_gt.nii.gz: shape (=(3, 2, 3)) must be that of the other files." in output
+    assert "\ntrain: C\n" in output
+
+
+def test_a_dry_run_counts_3d_frames_and_knows_nothing_of_other_formats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    files = [tmp_path / f"{name}.nii.gz" for name in ("f0", "f1", "f0_gt")]
+    for file in files:
+        nibabel.save(nibabel.Nifti1Image(np.ones((3, 2, 2), np.uint8), np.eye(4)), file)
+    dicom = tmp_path / "1.dcm"
+    dicom.write_bytes(b"DICM")
+    run([ToyTask("A", "train", tuple(files)), ToyTask("B", "train", (dicom,))], dry_run=True)
+    assert capsys.readouterr().out.splitlines()[2].split() == ["train", "2", "1", "1", "2", "0"]
+
+
+def test_a_dry_run_finds_the_folder_taken(raw: Path):
+    target = run(tasks("A"))
+    before = files(target)
+    with pytest.raises(FileExistsError, match="a finished dataset; --overwrite"):
+        run(tasks("A"), dry_run=True)
+    run(tasks("A", "B"), dry_run=True, overwrite=True)
+    assert files(target) == before
+    with pytest.raises(FileExistsError, match="dataset id 901 is taken"):
+        run(tasks("A"), dry_run=True, name="Other")
+
+
+# --- listing subjects -------------------------------------------------------------------------
+
+
+def test_tables_are_read_in_order_and_without_empty_rows(tmp_path: Path):
+    table = tmp_path / "t.csv"
+    table.write_text("\ufeff, a ,b,c\n0,2, x,\n,,,\n\n , ,\n1,1,NaN\n", encoding="utf-8")
+    assert read_table(table, ["a", "b"], ["c", "d"]) == [
+        {"a": "2", "b": "x", "c": "", "d": "", "row": "2"},
+        {"a": "1", "b": "", "c": "", "d": "", "row": "6"},
+    ]
+    with pytest.raises(ValueError, match=r"t\.csv: column x, y is missing"):
+        read_table(table, ["x", "a", "y"])
+
+
+def test_the_table_is_the_one_with_information(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no CSV with `information`"):
+        find_table(tmp_path)
+    (tmp_path / "results.csv").touch()
+    (tmp_path / "Dataset_Information.csv").touch()
+    assert find_table(tmp_path).name == "Dataset_Information.csv"
+    (tmp_path / "information2.csv").touch()
+    with pytest.raises(ValueError, match=r"must hold one CSV .*Dataset_Information.csv, inf"):
+        find_table(tmp_path)
+
+
+def test_faults_in_listings():
+    one, two = [{"row": "2"}], [{"row": "2"}, {"row": "7"}]
+    table, root = Path("t.csv"), Path("tree")
+    assert fault_in_listing("A", one, ["x"], table, root) == ""
+    assert fault_in_listing("A", [], ["x"], table, root) == ""
+    assert fault_in_listing("A", one, [], table, root) == "t.csv, row 2: there is no folder A."
+    assert fault_in_listing("A", one, ["x", "y"], table, root).endswith("not in x and y.")
+    assert fault_in_listing("A", two, ["x"], table, root).endswith("not in rows 2 and 7.")
+
+
+def test_cases_are_all_frames_for_training_and_labelled_ones_for_testing():
+    phases = {0: "ED", 2: "ES"}
+    given = {"source": "toy", "base": "first", "vendor": "GE", "first": 1, "field": "3"}
+    train = make_cases(ToyTask("A", "train", ()), phases, 4, **given)
+    assert [(c.case, c.phase) for c in train] == [
+        ("A_frame00", "ED"),
+        ("A_frame01", ""),
+        ("A_frame02", "ES"),
+        ("A_frame03", ""),
+    ]
+    assert {(c.source_frame - c.frame, c.n_frames, c.field, c.centre) for c in train} == {
+        (1, 4, "3", "")
+    }
+    test = make_cases(ToyTask("A", "test", ()), phases, 4, **given)
+    assert [c.case for c in test] == ["A_frame00", "A_frame02"]
+    few = make_cases(ToyTask("A", "train", ()), phases, 30, frames=[9, 0], **given)
+    assert [(c.frame, c.n_frames) for c in few] == [(0, 30), (9, 30)]
+
+
 # --- reading, checking and writing ------------------------------------------------------------
+
+
+def test_shapes_are_read_from_the_header_alone(tmp_path: Path):
+    file = tmp_path / "a.nii.gz"
+    voxels = np.random.default_rng(0).integers(0, 999, (20, 20, 5, 3)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), file)
+    file.write_bytes(file.read_bytes()[:2000])
+    assert read_shape(file) == (20, 20, 5, 3)
+    with pytest.raises(ValueError, match=r"b\.nii\.gz: the file is missing"):
+        read_shape(tmp_path / "b.nii.gz")
+    file.write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: not a complete NIfTI"):
+        read_shape(file)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", ">i2", "uint16", "int64", "float32", "float64"])

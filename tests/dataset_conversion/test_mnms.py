@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -11,66 +10,18 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nnunet_ssp.cases import read_cases, read_splits
 from nnunet_ssp.dataset_conversion import mnms
-from nnunet_ssp.dataset_conversion.mnms import convert, label_phases
-
-CSV = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
-COLUMNS = ["", "External code", "VendorName", "Vendor", "Centre", "ED", "ES", "Pathology"]
-SHAPE = (6, 5, 3, 4)  # columns, rows, slices, frames
-ED, ES = 0, 2
-# Slices run from base to apex: to the left, to the front and to the feet.
-AFFINE = np.array([[1, 0.5, -4, 9], [1, -0.5, 4, 8], [0, -1, -4, 7], [0, 0, 0, 1.0]])
-
-
-def cine(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 900, SHAPE).astype(np.int16)
-
-
-def drawn(*frames: int) -> np.ndarray:
-    """A mask with all three classes, smaller in each further frame."""
-    mask = np.zeros(SHAPE, np.uint8)
-    for number, frame in enumerate(frames):
-        mask[: 3 - number, :3, :, frame] = [[[1], [2], [3]]]
-    return mask
-
-
-def save(voxels: np.ndarray, file: Path, affine: np.ndarray = AFFINE) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
-    image.set_qform(None, code=0)
-    nibabel.save(image, file)
-
-
-def add(root: Path, place: str, code: str, mask: np.ndarray | None = None, **row: object) -> Path:
-    """Add a subject's files and its row in the CSV; returns the image's file."""
-    image = root / place / code / f"{code}_sa.nii.gz"
-    save(cine(sum(code.encode())), image)
-    if mask is not None:
-        save(mask, image.with_name(f"{code}_sa_gt.nii.gz"))
-    add_row(root, code, **row)
-    return image
-
-
-def add_row(root: Path, code: str, **row: object) -> None:
-    new = not (root / CSV).exists()
-    with open(root / CSV, "a", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        if new:
-            writer.writeheader()
-        values = {"VendorName": "GE", "Vendor": "C", "Centre": 1, "ED": ED, "ES": ES}
-        writer.writerow({"External code": code} | values | row)
+from nnunet_ssp.dataset_conversion.mnms import convert
+from tests.cine_trees import AFFINE, ED, ES, cine, drawn, save
+from tests.cine_trees import MNMS_CSV as CSV
+from tests.cine_trees import add_mnms as add
+from tests.cine_trees import add_mnms_row as add_row
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+def root(tmp_path: Path, raw: Path) -> Path:
     (tmp_path / "mnms").mkdir()
     return tmp_path / "mnms"
 
@@ -415,67 +366,6 @@ def test_labels_alone_for_testing(root: Path):
     dataset = json.loads((target / "dataset.json").read_text())
     assert dataset["numTraining"] == 0
     assert len(dataset["labels"]) == 4
-
-
-# --- which frame is which phase ---------------------------------------------------------------
-
-
-def masks_of(volumes: dict[int, int], value: int = 1) -> dict[int, np.ndarray]:
-    return {t: np.array([value] * n + [0], np.uint8) for t, n in volumes.items()}
-
-
-@pytest.mark.parametrize(
-    ("volumes", "ed", "es", "phases", "corrected", "noted"),
-    [
-        ({0: 9, 8: 5}, "0", "8", {0: "ED", 8: "ES"}, False, False),
-        ({0: 9, 8: 5}, "0.0", "8.0", {0: "ED", 8: "ES"}, False, False),
-        ({0: 5, 8: 5}, "8", "0", {8: "ED", 0: "ES"}, False, False),
-        ({0: 9, 8: 5}, "8", "0", {0: "ED", 8: "ES"}, True, False),
-        ({0: 5, 8: 9}, "0", "7", {8: "ED", 0: "ES"}, True, False),
-        ({0: 9, 8: 5}, "", "nan", {0: "ED", 8: "ES"}, True, False),
-        ({0: 9, 8: 5}, "0", "0", {0: "ED", 8: "ES"}, True, False),
-        ({0: 9, 3: 6, 8: 5}, "0", "3", {0: "ED", 3: "ES"}, False, True),
-        ({0: 9, 3: 6, 8: 5}, "0", "4", {0: "ED", 8: "ES"}, True, True),
-        ({0: 9}, "0", "8", {0: "ED"}, False, True),
-        ({8: 9}, "0", "8", {8: "ES"}, False, True),
-        ({8: 9}, "0", "7", {8: "ED"}, True, True),
-    ],
-)
-def test_phases(
-    volumes: dict[int, int],
-    ed: str,
-    es: str,
-    phases: dict[int, str],
-    corrected: bool,
-    noted: bool,
-):
-    found, corrections, notes = label_phases(masks_of(volumes), ed, es)
-    assert found == phases
-    assert (bool(corrections), bool(notes)) == (corrected, noted)
-
-
-def test_myocardium_drawn_in_one_phase_only_does_not_count():
-    masks = masks_of({0: 9, 8: 5})
-    masks[8] = np.append(masks[8], [2] * 20).astype(np.uint8)
-    assert label_phases(masks, "", "")[0] == {0: "ED", 8: "ES"}
-
-
-def test_without_a_left_ventricle_all_labels_count():
-    assert label_phases(masks_of({0: 5, 8: 9}, value=3), "", "")[0] == {8: "ED", 0: "ES"}
-
-
-@given(
-    st.dictionaries(st.integers(0, 30), st.integers(1, 50), min_size=2, max_size=6),
-    st.integers(-1, 31),
-    st.integers(-1, 31),
-)
-def test_phases_are_two_labelled_frames_and_ed_is_the_larger(volumes, ed: int, es: int):
-    phases, corrections, _ = label_phases(masks_of(volumes), str(ed), str(es))
-    (found_ed,) = (t for t, phase in phases.items() if phase == "ED")
-    (found_es,) = (t for t, phase in phases.items() if phase == "ES")
-    assert {found_ed, found_es} <= volumes.keys()
-    assert volumes[found_ed] >= volumes[found_es]
-    assert bool(corrections) == ((found_ed, found_es) != (ed, es))
 
 
 # --- from the command line, and real data -----------------------------------------------------

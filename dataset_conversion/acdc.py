@@ -1,0 +1,356 @@
+"""ACDC (Bernard et al. 2018): short-axis cine of 150 subjects from one hospital.
+
+    nnunet-ssp convert acdc -i FOLDER -d 118
+
+FOLDER is the unpacked data set, or the folder that holds it as `database`:
+
+    FOLDER/training/patient001/Info.cfg                        ED, ES, Group, NbFrame, ...
+    FOLDER/training/patient001/patient001_4d.nii.gz            4D
+    FOLDER/training/patient001/patient001_frame01.nii.gz       3D, end-diastole (ED)
+    FOLDER/training/patient001/patient001_frame01_gt.nii.gz
+    FOLDER/training/patient001/patient001_frame12.nii.gz       3D, end-systole (ES)
+    FOLDER/training/patient001/patient001_frame12_gt.nii.gz
+    FOLDER/testing/patient101/...                              test
+
+ACDC counts frames from 1: its `frame01` is `patient001_frame00` here. Where there are no 4D images,
+as in some copies, only the labelled frames are converted. ACDC's labels are 1 right ventricle,
+2 myocardium, 3 left ventricle; they are mapped to the order of M&Ms (1 left ventricle,
+2 myocardium, 3 right ventricle) unless --keep-labels is given. The affines are nominal, and the
+base of the heart is the first slice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_ssp.conversion import (
+    Array,
+    Cine,
+    Task,
+    check_cine,
+    clean_affine,
+    integer_labels,
+    make_cases,
+    read_nifti,
+)
+from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.phases import LABELS, frame_number, label_phases, nearest_frame
+
+SOURCE = "acdc"
+ACDC_LABELS = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}  # names of nnU-Net's Dataset027_ACDC
+TO_COMMON = np.array([0, LABELS["RV"], LABELS["LVM"], LABELS["LVBP"]], np.uint8)  # by ACDC's value
+TREE = {"training": "train", "testing": "test"}
+FIRST = 1  # number of the first frame
+
+
+@dataclass(frozen=True)
+class AcdcTask(Task):
+    """A subject's files, and what its Info.cfg says."""
+
+    cine: Path | None  # 4D
+    images: tuple[tuple[int, Path], ...]  # 3D, with the time index from 0
+    masks: tuple[tuple[int, Path], ...]
+    ed: str  # as in Info.cfg
+    es: str
+    n_frames: str
+    group: str
+    has_info: bool
+    keep_labels: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `convert`, under the same names."""
+    combined.add_arguments(
+        parser,
+        folder="the ACDC folder: with training/ and, or, testing/",
+        name="ACDC",
+        test="those of testing/",
+    )
+    parser.add_argument(
+        "--keep-labels",
+        action="store_true",
+        help="ACDC's own order, as nnU-Net's Dataset027_ACDC: 1 RV, 2 myocardium, 3 LV",
+    )
+
+
+def convert(
+    input_folder: str | Path,
+    dataset_id: int,
+    name: str = "ACDC",
+    test: str | Path | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    *,
+    add: Sequence[str] = (),
+    dry_run: bool = False,
+    keep_labels: bool = False,
+) -> Path:
+    """Convert a folder of ACDC to `nnUNet_raw/DatasetXXX_Name`.
+
+    Args:
+        input_folder: See the head of this module.
+        dataset_id: Number of the new dataset.
+        name: Name of the new dataset.
+        test: File with the names of the test subjects, by default those of `testing`.
+        overwrite: Delete an earlier conversion of this id and start again.
+        workers: Number of processes.
+        add: Further sources, see `combined`; not with `keep_labels`.
+        dry_run: Write nothing.
+        keep_labels: Keep ACDC's order of the labels.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        FileExistsError: The id is taken.
+        FileNotFoundError: The folder or the subjects are missing.
+        RuntimeError: An nnU-Net variable is not set, or writing failed.
+        ValueError: The list of test subjects is wrong, or all subjects are.
+    """
+    source = combined.open_source("acdc", input_folder, keep_labels=keep_labels)
+    return combined.convert_sources(
+        [replace(source, labels=ACDC_LABELS) if keep_labels else source],
+        dataset_id=dataset_id,
+        name=name,
+        description="Cine of ACDC (Bernard et al. 2018, 10.1109/TMI.2018.2837502)",
+        add=add,
+        test=test,
+        options={"keep_labels": keep_labels},
+        overwrite=overwrite,
+        workers=workers,
+        dry_run=dry_run,
+    )
+
+
+# --- finding the subjects ---------------------------------------------------------------------
+
+
+def list_tasks(folder: Path, keep_labels: bool = False) -> tuple[list[AcdcTask], dict[str, str]]:
+    """Find the subjects, divided as in the tree.
+
+    Returns:
+        The subjects, and those that cannot be used with the reason.
+
+    Raises:
+        FileNotFoundError: The folder is missing or is not ACDC's.
+    """
+    root = _find_root(folder)
+    places: dict[str, list[str]] = {}
+    for place in TREE:
+        for entry in sorted((root / place).glob("[!.]*")):
+            if entry.is_dir():
+                places.setdefault(entry.name, []).append(place)
+    tasks, refused = [], {}
+    for subject, found in sorted(places.items()):
+        task = _list_subject(root / found[0] / subject, TREE[found[0]], keep_labels)
+        if len(found) > 1:
+            refused[subject] = (
+                f"{root}: a subject must be in one folder, not in {' and '.join(found)}."
+            )
+        elif task.cine is None and not task.images:
+            refused[subject] = (
+                f"{root / found[0] / subject}: has neither {subject}_4d.nii.gz nor {subject}_frame01.nii.gz or the "
+                "like."
+            )
+        else:
+            tasks.append(task)
+    return tasks, refused
+
+
+def _find_root(folder: Path) -> Path:
+    folder = folder.resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder.")
+    for root in (folder, folder / "database"):
+        if any((root / place).is_dir() for place in TREE):
+            return root
+    raise FileNotFoundError(
+        f"{folder}: must hold one of ACDC's folders ({', '.join(TREE)}), directly or inside database."
+    )
+
+
+def _list_subject(folder: Path, split: str, keep_labels: bool) -> AcdcTask:
+    cine = folder / f"{folder.name}_4d.nii.gz"
+    images: list[tuple[int, Path]] = []
+    masks: list[tuple[int, Path]] = []
+    pattern = re.compile(re.escape(folder.name) + r"_frame(\d+)(_gt)?\.nii\.gz")
+    for file in sorted(folder.iterdir()):
+        if match := pattern.fullmatch(file.name):
+            (masks if match[2] else images).append((int(match[1]) - FIRST, file))
+    info = _read_info(folder / "Info.cfg")
+    group = info.get("Group", "")
+    return AcdcTask(
+        subject=folder.name,
+        split=split,
+        files=(
+            *([cine] if cine.is_file() else []),
+            *(file for _, file in images),
+            *(file for _, file in masks),
+        ),
+        cine=cine if cine.is_file() else None,
+        images=tuple(images),
+        masks=tuple(masks),
+        ed=info.get("ED", ""),
+        es=info.get("ES", ""),
+        n_frames=info.get("NbFrame", ""),
+        group="" if group.lower() in ("unknown", "nan") else group,
+        has_info=bool(info),
+        keep_labels=keep_labels,
+    )
+
+
+def _read_info(file: Path) -> dict[str, str]:
+    """The lines `key: value` of a file; empty without it."""
+    if not file.is_file():
+        return {}
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, colon, value in pairs if colon}
+
+
+# --- reading one subject ----------------------------------------------------------------------
+
+
+def read_subject(task: AcdcTask) -> Cine:
+    """Read and check one subject.
+
+    Raises:
+        ValueError: The subject cannot be converted; names the file and the rule.
+    """
+    corrections, notes = [], []
+    frames, affine, n_frames = _read_images(task)
+    if task.cine is None:
+        notes.append("no 4D image: only the frames that are there as 3D images")
+    clean, turned = clean_affine(affine, task.files[0])
+    if turned > 0.002:  # degrees; SimpleITK 2.5 refuses from 0.005 (and reads 0.0015)
+        corrections.append(f"axes not orthogonal, turned by up to {turned:.2f} degrees")
+    if not task.has_info:
+        notes.append("no Info.cfg; phases by volume, group unknown")
+
+    masks: dict[int, Array] = {}
+    own: dict[int, Array] = {}  # with ACDC's values
+    for index, mask_file in task.masks:
+        frame = index
+        if task.cine is not None:
+            frame, corrected, noted = _check_frame(task, index, frames)
+            corrections += corrected
+            notes += noted
+        elif index not in frames:
+            raise ValueError(f"{mask_file}: has no image {mask_file.name.replace('_gt', '')}.")
+        mask, mask_affine = read_nifti(mask_file)
+        if mask.shape != frames[frame].shape:
+            raise ValueError(
+                f"{mask_file}: shape (={mask.shape}) must be that of the image (={frames[frame].shape})."
+            )
+        if not np.allclose(mask_affine, affine, atol=0.01):  # mm
+            notes.append("affines of image and mask differ; their voxels are taken to match")
+        mask = integer_labels(mask, mask_file, ACDC_LABELS.values())
+        if frame in masks:
+            raise ValueError(f"{mask_file}: must not belong to the same frame as another mask.")
+        if mask.any():
+            own[frame], masks[frame] = mask, TO_COMMON[mask]
+    phases: dict[int, str] = {}
+    if masks:
+        phases, corrected, noted = label_phases(
+            masks, task.ed, task.es, where="Info.cfg", first=FIRST
+        )
+        corrections += corrected
+        notes += noted
+    else:
+        reason = "the masks are empty" if task.masks else "there is no mask"
+        if task.split == "test":
+            raise ValueError(f"{task.files[0].parent}: {reason}; a test subject must have labels.")
+        notes.append(f"{reason}: converted as unlabelled")
+
+    cases = make_cases(
+        task,
+        phases,
+        n_frames,
+        source=SOURCE,
+        base="first",  # the affines are nominal and say nothing
+        vendor="Siemens",  # Bernard et al. 2018, section III-A: two Siemens scanners in Dijon
+        frames=frames,
+        first=FIRST,
+        centre="Dijon",
+        pathology=task.group,
+    )
+    chosen = own if task.keep_labels else masks
+    return Cine(
+        {case.frame: frames[case.frame] for case in cases},
+        {frame: chosen[frame] for frame in phases},
+        clean,
+        cases,
+        corrections,
+        list(dict.fromkeys(notes)),
+    )
+
+
+def _read_images(task: AcdcTask) -> tuple[dict[int, Array], Array, int]:
+    """The frames `(X, Y, Z)` by time index, the affine, and the number of frames of the cine."""
+    if task.cine is not None:
+        cine, affine = read_nifti(task.cine)
+        check_cine(cine, task.cine)
+        return {t: cine[..., t] for t in range(cine.shape[3])}, affine, cine.shape[3]
+    if task.images[0][0] < 0:
+        raise ValueError(f"{task.images[0][1]}: frames must be counted from {FIRST}.")
+    volumes = {index: read_nifti(file) for index, file in task.images}
+    first, affine = volumes[task.images[0][0]]
+    for index, file in task.images:
+        shape = volumes[index][0].shape
+        if len(shape) != 3 or shape != first.shape:
+            raise ValueError(
+                f"{file}: shape (={shape}) must have 3 axes and be that of the other frames (={first.shape})."
+            )
+        check_cine(volumes[index][0][..., None], file)
+    n_frames = max(frame_number(task.n_frames) or 0, *(index + 1 for index in volumes))
+    return {index: voxels for index, (voxels, _) in volumes.items()}, affine, n_frames
+
+
+def _check_frame(
+    task: AcdcTask, index: int, frames: dict[int, Array]
+) -> tuple[int, list[str], list[str]]:
+    """Which frame of the 4D image a 3D image is; if it is none, it is put there by its number.
+
+    Returns:
+        The time index, corrections, notes.
+    """
+    name = f"frame{index + FIRST:02d}"
+    file = dict(task.images).get(index)
+    if file is not None:
+        image, _ = read_nifti(file)
+        shape = next(iter(frames.values())).shape
+        if image.shape != shape:
+            raise ValueError(
+                f"{file}: shape (={image.shape}) must be that of a frame of the 4D image (={shape})."
+            )
+        if index in frames and np.array_equal(image, frames[index]):
+            return index, [], []
+        nearest, same = nearest_frame(np.stack(list(frames.values()), axis=-1), image)
+        if same:
+            found = f"{name} is frame {nearest + FIRST} of the 4D image"
+            return nearest, [found] if nearest != index else [], []
+    if index not in frames:
+        raise ValueError(
+            f"{task.cine}: {name} must be within its frames, {FIRST} to {len(frames) - 1 + FIRST}."
+        )
+    if file is None:
+        return index, [], []
+    check_cine(image[..., None], file)
+    frames[index] = image
+    return index, [], [f"{name} differs from the 4D image, in which it replaces that frame"]
+
+
+if __name__ == "__main__":
+    import sys
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    sys.exit(combined.run(parser, convert))

@@ -1,0 +1,485 @@
+"""Own short-axis cine from a folder of NIfTI or DICOM, unlabelled or partly labelled.
+
+    nnunet-ssp convert cine -i FOLDER -d 120
+
+Each entry of FOLDER is a subject, named after its file or folder; kinds may be mixed:
+
+    FOLDER/<subject>.nii.gz, <subject>_sa.nii.gz    4D NIfTI: columns, rows, slices, frames
+    FOLDER/<subject>/...nii.gz                      4D NIfTI: of that name, or sa.nii.gz, or the only one
+    FOLDER/<subject>/...nii.gz                      3D NIfTI: one for each frame; names differ in their numbers,
+                                                    which give the order (frame2 before frame10)
+    FOLDER/<subject>/...                            DICOM: any names, any order, any depth
+    FOLDER/...                                      DICOM files directly in FOLDER: subjects by PatientID
+
+Of DICOM only the short-axis cine is converted; the summary says what was left out. --by-patient-id tells DICOM
+subjects apart by PatientID wherever their files lie, also when FOLDER is one patient with a folder for each
+series. PatientID becomes the subject's name only where there are several; no other header value leaves the input
+but manufacturer, model and field strength. Characters that a file name should not have become `-`.
+
+Masks (NIfTI, named after their image, or <subject>, and `_gt`) are beside the images, or in the folder --labels,
+there also in <subject>/:
+
+    <subject>_gt.nii.gz, <subject>_sa_gt.nii.gz     4D, zero except at the labelled frames
+    <subject>_frame<TT>_gt.nii.gz                   3D, for frame TT of a 4D image or DICOM, counted from 00
+    <image>_gt.nii.gz                               3D, for the 3D frame <image>.nii.gz
+
+Of the labelled frames the one with the largest left ventricle is end-diastole (ED), the smallest end-systole
+(ES). Mask values are 1, 2, 3, ... in the order of --label-names. Columns and rows of DICOM stay as they are, its
+slices follow the cross product of row and column direction; masks with flipped or permuted axes are turned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_ssp.conversion import (
+    Array,
+    Cine,
+    Task,
+    base_of_stack,
+    check_cine,
+    clean_affine,
+    integer_labels,
+    make_cases,
+    read_nifti,
+)
+from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.parallel import number_of_workers, process
+from nnunet_ssp.phases import LABELS, label_phases
+
+SOURCE = "cine"
+LABEL_NAMES = tuple(name for name in LABELS if name != "background")
+LEFT_VENTRICLE = ("LVBP", "LV")
+# As M&Ms calls them, by the first word of DICOM's manufacturer ("GE MEDICAL SYSTEMS").
+VENDORS = {"SIEMENS": "Siemens", "PHILIPS": "Philips", "GE": "GE", "CANON": "Canon"}
+_NIFTI = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
+_MASK = re.compile(r"(?P<subject>.+?)(_sa)?(_frame(?P<frame>\d+))?_gt", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CineTask(Task):
+    """A subject's files; `files` are the images, then the masks."""
+
+    images: tuple[Path, ...]  # one 4D NIfTI, 3D NIfTI in order of time, or DICOM in any order
+    masks: tuple[Path, ...]
+    place: Path  # the folder or file it was found at, for messages
+    label_names: tuple[str, ...]
+    notes: tuple[str, ...]  # on the subject's name
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `convert`, under the same names."""
+    combined.add_arguments(
+        parser, folder="a file or folder for each subject, see above", name="Cine", test="none"
+    )
+    parser.add_argument(
+        "--labels", metavar="FOLDER", type=Path, help="the masks, if they are not beside the images"
+    )
+    parser.add_argument(
+        "--label-names",
+        metavar="NAME",
+        nargs="+",
+        default=list(LABEL_NAMES),
+        help=f"of the mask values 1, 2, ... [{' '.join(LABEL_NAMES)}]",
+    )
+    parser.add_argument(
+        "--by-patient-id",
+        action="store_true",
+        help="tell DICOM subjects apart by PatientID, wherever their files lie",
+    )
+
+
+def convert(
+    input_folder: str | Path,
+    dataset_id: int,
+    name: str = "Cine",
+    test: str | Path | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    *,
+    add: Sequence[str] = (),
+    dry_run: bool = False,
+    labels: str | Path | None = None,
+    label_names: Sequence[str] = LABEL_NAMES,
+    by_patient_id: bool = False,
+) -> Path:
+    """Convert a folder of own cine to `nnUNet_raw/DatasetXXX_Name`.
+
+    Args:
+        input_folder: See the head of this module.
+        dataset_id: Number of the new dataset.
+        name: Name of the new dataset.
+        test: File with the names of the test subjects; by default there are none.
+        overwrite: Delete an earlier conversion of this id and start again.
+        workers: Number of processes.
+        add: Further sources, see `combined`.
+        dry_run: Write nothing.
+        labels: Folder of the masks, if they are not beside the images.
+        label_names: Names of the mask values 1, 2, ...; one called LVBP or LV gives the phases.
+        by_patient_id: Tell DICOM subjects apart by PatientID, wherever their files lie.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        FileExistsError: The id is taken.
+        FileNotFoundError: A folder or the subjects are missing.
+        RuntimeError: An nnU-Net variable is not set, or writing failed.
+        ValueError: The names of the labels or of the test subjects are wrong, or all subjects are.
+    """
+    source = combined.open_source(
+        "cine",
+        input_folder,
+        labels=labels,
+        label_names=label_names,
+        by_patient_id=by_patient_id,
+        workers=workers,
+    )
+    values = {"background": 0} | {label: value for value, label in enumerate(label_names, 1)}
+    return combined.convert_sources(
+        [replace(source, labels=values)],
+        dataset_id=dataset_id,
+        name=name,
+        description="Short-axis cine from NIfTI or DICOM files",
+        add=add,
+        test=test,
+        options={
+            "labels": None if labels is None else str(Path(labels).resolve()),
+            "label_names": list(label_names),
+            "by_patient_id": by_patient_id,
+        },
+        overwrite=overwrite,
+        workers=workers,
+        dry_run=dry_run,
+    )
+
+
+# --- finding the subjects ---------------------------------------------------------------------
+
+
+def list_tasks(
+    folder: Path,
+    labels: str | Path | None = None,
+    label_names: Sequence[str] = LABEL_NAMES,
+    by_patient_id: bool = False,
+    workers: int | None = None,
+) -> tuple[list[CineTask], dict[str, str]]:
+    """Find the subjects, all of them for training.
+
+    Args:
+        folder: Like all arguments as for `convert`.
+        labels: Folder of the masks.
+        label_names: Names of the mask values.
+        by_patient_id: Whether PatientID tells DICOM subjects apart.
+        workers: Number of processes for reading DICOM headers.
+
+    Returns:
+        The subjects, and those that cannot be used with the reason.
+
+    Raises:
+        FileNotFoundError: A folder does not exist, or there is nothing in it.
+        ValueError: The names of the labels are empty or not unique.
+    """
+    if not label_names or len({*label_names, "background"}) <= len(label_names):
+        raise ValueError(f"`label_names` (={list(label_names)}) must be unique names of classes.")
+    root, masks_in = Path(folder), Path(folder if labels is None else labels)
+    for needed in (root, masks_in):
+        if not needed.is_dir():
+            raise FileNotFoundError(f"{needed}: no such folder.")
+    found = _find_images(root, masks_in, by_patient_id, number_of_workers(workers))
+    if not found:
+        raise FileNotFoundError(
+            f"{root}: must hold NIfTI files, DICOM files or a folder of each subject."
+        )
+    masks = _find_masks(masks_in)
+    names = [_file_name(entry.name) for entry in found]
+    tasks, refused = [], {}
+    for subject, entry in zip(names, found, strict=True):
+        mine = tuple(masks.pop(entry.name, []) or masks.pop(subject, []))
+        notes = [entry.note] if entry.note else []
+        if subject != entry.name and not entry.by_id:
+            notes.append("this name has - where the input's has other characters")
+        if names.count(subject) > 1:
+            refused[subject] = f"{root}: more than one subject is called {subject}."
+        elif not subject:
+            refused["?"] = f"{entry.place}: no name to call the subject by."
+        elif not entry.images:
+            refused[subject] = f"{entry.place}: {entry.note}"
+        else:
+            tasks.append(
+                CineTask(
+                    subject=subject,
+                    split="train",
+                    files=(*entry.images, *mine),
+                    images=entry.images,
+                    masks=mine,
+                    place=entry.place,
+                    label_names=tuple(label_names),
+                    notes=tuple(notes),
+                )
+            )
+    for subject, files in masks.items():
+        refused.setdefault(_file_name(subject), f"{files[0]}: a mask without an image.")
+    return sorted(tasks, key=lambda task: task.subject), refused
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The images of a subject, before they are read."""
+
+    name: str
+    place: Path
+    images: tuple[Path, ...]
+    note: str = ""  # or, without images, why there are none
+    by_id: bool = False  # the name is the PatientID
+
+
+def _find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[_Found]:
+    from nnunet_ssp.dicom import patient_id  # here, because every command would import pydicom
+
+    found = []
+    dicom: list[Path] = []  # whose subject only the header tells
+    for entry in sorted(root.iterdir()):
+        stem = _stem(entry)
+        if entry.name.startswith(".") or entry.resolve() == masks.resolve():
+            continue
+        if entry.is_dir():
+            files = _files_below(entry)
+            nifti = [file for file in files if _stem(file) and not _MASK.fullmatch(_stem(file))]
+            others = tuple(file for file in files if not _stem(file))
+            if nifti:
+                found.append(_Found(entry.name, entry, *_choose_nifti(entry, nifti)))
+            elif by_patient_id:
+                dicom += others
+            elif others or not files:  # a folder of masks alone is no subject
+                note = "" if others else "no file in it."
+                found.append(_Found(entry.name, entry, others, note))
+        elif not stem:
+            dicom.append(entry)
+        elif not _MASK.fullmatch(stem):
+            found.append(_Found(stem.removesuffix("_sa"), entry, (entry,)))
+    patients: dict[str, list[Path]] = {}
+    ids = process(patient_id, dicom, workers, "Reading headers", "file")
+    for file, patient in zip(dicom, ids, strict=True):
+        if patient is not None:
+            patients.setdefault(patient, []).append(file)
+    if len(patients) == 1:
+        (files,) = patients.values()
+        return [*found, _Found(root.resolve().name, root, tuple(files))]
+    named = "named after its PatientID"
+    return found + [
+        _Found(patient, root, tuple(files), named, by_id=True)
+        for patient, files in patients.items()
+    ]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
+
+
+def _stem(file: Path) -> str:
+    """The name of a NIfTI file without its ending; empty for any other file."""
+    match = _NIFTI.fullmatch(file.name)
+    return match["stem"] if match else ""
+
+
+def _choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...], str]:
+    """The 4D file or the 3D frames in order of time; none, with the reason, if it is not clear."""
+    names = (folder.name, f"{folder.name}_sa", "sa")
+    named = [file for file in files if _stem(file) in names]
+    if len(named) == 1:
+        others = [file.name for file in files if file != named[0]]
+        return (named[0],), f"left out {', '.join(others)}" if others else ""
+    if len(files) == 1:
+        return (files[0],), ""
+    paths = [file.relative_to(folder).as_posix() for file in files]
+    if len({re.sub(r"\d+", "#", path) for path in paths}) > 1:
+        return (), (
+            f"must hold one 4D file called {' or '.join(names)}, or 3D frames whose names differ "
+            f"only in numbers, not {paths[0]} and {paths[-1]}."
+        )
+    numbers = np.array([[int(text) for text in re.findall(r"\d+", path)] for path in paths])
+    order = np.lexsort(numbers.T[::-1])
+    varying = np.flatnonzero(np.ptp(numbers, axis=0))
+    if len(varying) == 1:
+        steps = np.diff(numbers[order, varying[0]])
+        if steps.min() == 1 and steps.max() > 1:
+            after = files[order[steps.argmax() + 1]]
+            return (), f"a frame is missing before {after.name}."
+    return tuple(files[index] for index in order), ""
+
+
+def _find_masks(folder: Path) -> dict[str, list[Path]]:
+    """The masks of each subject: those in its folder, and those named after it."""
+    masks: dict[str, list[Path]] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            for file in _files_below(entry):
+                if _MASK.fullmatch(_stem(file)):
+                    masks.setdefault(entry.name, []).append(file)
+        elif match := _MASK.fullmatch(_stem(entry)):
+            masks.setdefault(match["subject"], []).append(entry)
+    return masks
+
+
+# --- reading one subject ----------------------------------------------------------------------
+
+
+def read_subject(task: CineTask) -> Cine:
+    """Read and check one subject.
+
+    Raises:
+        ValueError: The subject cannot be converted; names the file and the rule.
+    """
+    from nnunet_ssp.short_axis import read_short_axis
+
+    corrections: list[str] = []
+    notes = list(task.notes)
+    vendor = scanner = field_strength = ""
+    if _stem(task.images[0]):
+        voxels, affine = _read_nifti(task.images)
+        affine, turned = clean_affine(affine, task.images[0])
+        if turned > 0.002:  # degrees; SimpleITK 2.5 refuses from 0.005 (and reads 0.0015)
+            corrections.append(f"axes not orthogonal, turned by up to {turned:.2f} degrees")
+    else:
+        stack = read_short_axis(task.images, task.place)
+        voxels = stack.voxels
+        affine, _ = clean_affine(stack.affine, task.place)  # header texts are rounded
+        vendor, scanner, field_strength = stack.vendor, stack.scanner, stack.field_strength
+        notes += stack.notes
+    check_cine(voxels, task.images[0] if len(task.images) == 1 else task.place)
+
+    masks, turned_masks = _read_masks(task, voxels, affine)
+    corrections += turned_masks
+    phases: dict[int, str] = {}
+    if masks:
+        phases, noted = _phases(masks, task.label_names)
+        notes += noted
+    elif task.split == "test":
+        raise ValueError(f"{task.place}: a test subject must have labels, and this has no mask.")
+    elif task.masks:
+        notes.append("the masks are empty: converted as unlabelled")
+
+    cases = make_cases(
+        task,
+        phases,
+        voxels.shape[3],
+        source=SOURCE,
+        base=base_of_stack(affine),
+        vendor=VENDORS.get(vendor.upper().split(" ")[0], vendor) or "unknown",
+        scanner=scanner,
+        field=field_strength,
+    )
+    frames = {case.frame: voxels[..., case.frame] for case in cases}
+    labels = {frame: masks[frame] for frame in phases}
+    return Cine(frames, labels, affine, cases, corrections, notes)
+
+
+def _read_nifti(files: Sequence[Path]) -> tuple[Array, Array]:
+    """A 4D file, or 3D frames, as `(X, Y, Z, T)` and the affine (4, 4)."""
+    first, affine = read_nifti(files[0])
+    if len(files) == 1:
+        return first, affine
+    frames = []
+    for file in files:
+        voxels, its_affine = read_nifti(file)
+        if voxels.ndim != 3 or voxels.shape != first.shape:
+            raise ValueError(
+                f"{file}: shape (={voxels.shape}) must have 3 axes and be that of {files[0].name} "
+                f"(={first.shape})."
+            )
+        if not np.allclose(its_affine, affine, atol=0.01):  # mm
+            raise ValueError(f"{file}: the affine must be that of {files[0].name}.")
+        frames.append(voxels)
+    return np.stack(frames, axis=-1), affine
+
+
+def _read_masks(task: CineTask, image: Array, affine: Array) -> tuple[dict[int, Array], list[str]]:
+    """The labelled frames, uint8 `(X, Y, Z)` on the image's grid, and what had to be corrected."""
+    n_frames = image.shape[3]
+    masks: dict[int, Array] = {}
+    turned = False
+    for file in task.masks:
+        mask, mask_affine = read_nifti(file)
+        frame = _frame_of(file, task.images)
+        if frame is not None and frame >= n_frames:
+            raise ValueError(f"{file}: frame (={frame}) must be within 0 to {n_frames - 1}.")
+        mask, moved = _on_grid(mask, mask_affine, affine, file)
+        expected = image.shape if frame is None else image.shape[:3]
+        if mask.shape != expected:
+            raise ValueError(
+                f"{file}: shape (={mask.shape}) must be that of the image (={expected})."
+            )
+        turned |= moved
+        mask = integer_labels(mask, file, range(len(task.label_names) + 1))
+        frames = range(n_frames) if frame is None else [frame]
+        for t, labelled in zip(
+            frames, np.moveaxis(mask.reshape(*mask.shape[:3], -1), 3, 0), strict=True
+        ):
+            if labelled.any() and t in masks:
+                raise ValueError(f"{file}: frame {t} has another mask already.")
+            if labelled.any():
+                masks[t] = labelled
+    return masks, ["axes of the masks turned to those of the image"] if turned else []
+
+
+def _frame_of(file: Path, images: Sequence[Path]) -> int | None:
+    """The time index of a 3D mask; None for a 4D one."""
+    stem = _stem(file)
+    stems = [f"{_stem(image)}_gt" for image in images]
+    if len(images) > 1 and stem in stems:
+        return stems.index(stem)
+    match = _MASK.fullmatch(stem)
+    return int(match["frame"]) if match and match["frame"] else None
+
+
+def _on_grid(mask: Array, mask_affine: Array, affine: Array, file: Path) -> tuple[Array, bool]:
+    """Flip and permute a mask's axes to those of the image; also whether that was necessary."""
+    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+    axes = io_orientation(np.linalg.inv(affine) @ mask_affine)
+    if np.isnan(axes).any() or mask.ndim < 3:
+        raise ValueError(f"{file}: must be a 3D or 4D mask with the affine of its image.")
+    turned = np.asarray(apply_orientation(mask, axes))
+    difference = mask_affine @ inv_ornt_aff(axes, mask.shape[:3]) - affine
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(turned.shape[:3]) - 1)
+    distance = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
+    if distance > np.linalg.norm(affine[:3, :2], axis=0).min() / 2:
+        raise ValueError(
+            f"{file}: the mask must lie where the image is, but its corners are {distance:.1f} mm off."
+        )
+    return turned, not np.array_equal(axes, [[0, 1], [1, 1], [2, 1]])
+
+
+def _phases(
+    masks: Mapping[int, Array], label_names: Sequence[str]
+) -> tuple[dict[int, str], list[str]]:
+    """ED and ES among the labelled frames, by the left ventricle if a label is called that."""
+    ventricle = [n for n, name in enumerate(label_names, 1) if name.upper() in LEFT_VENTRICLE]
+    others = len(label_names) + 1
+    as_in_mnms = {
+        t: np.where(np.isin(mask, ventricle), LABELS["LVBP"], (mask > 0) * others)
+        for t, mask in masks.items()
+    }
+    phases, _, notes = label_phases(as_in_mnms, "", "")
+    return phases, notes
+
+
+if __name__ == "__main__":
+    import sys
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    sys.exit(combined.run(parser, convert))

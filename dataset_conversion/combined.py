@@ -1,0 +1,279 @@
+"""What the commands of all converters share: their arguments, further sources, lists of test subjects.
+
+    nnunet-ssp convert mnms -i FOLDER -d 116 --add acdc:FOLDER --add mnms2:FOLDER
+
+In a dataset of several sources the subjects are named after theirs too: `mm1-A1D9Z7`, `acdc-patient001`. All sources
+must have the same labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nnunet_ssp.cases import case_name
+from nnunet_ssp.conversion import Cine, Task, convert_subjects
+from nnunet_ssp.dataset_conversion import CONVERTERS, load
+
+
+@dataclass(frozen=True)
+class Source:
+    """The subjects of one data set, listed and not yet read."""
+
+    converter: str  # of `CONVERTERS`
+    folder: Path
+    name: str  # as in `cases.csv`
+    labels: Mapping[str, int]
+    tasks: Sequence[Task]
+    refused: Mapping[str, str]
+    read: Callable[[Any], Cine]  # of one of the tasks
+
+
+@dataclass(frozen=True)
+class CombinedTask(Task):
+    """A subject of one of several sources, under its name in the dataset."""
+
+    converter: str
+    original: Task
+
+
+def open_source(converter: str, folder: str | Path, **options: object) -> Source:
+    """List the subjects of a data set.
+
+    Args:
+        converter: Of `CONVERTERS`.
+        folder: As for the converter's command.
+        options: Further arguments of its `list_tasks`.
+
+    Raises:
+        FileNotFoundError: The folder, its table or the subjects are missing.
+        ValueError: The table is wrong.
+    """
+    module = load(converter)
+    tasks, refused = module.list_tasks(Path(folder), **options)
+    read = module.read_subject
+    return Source(converter, Path(folder), module.SOURCE, module.LABELS, tasks, refused, read)
+
+
+def convert_sources(
+    sources: Sequence[Source],
+    *,
+    dataset_id: int,
+    name: str,
+    description: str,
+    add: Iterable[str] = (),
+    test: str | Path | None = None,
+    options: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    dry_run: bool = False,
+    remarks: Sequence[str] = (),
+) -> Path:
+    """Convert one source, or several as one dataset.
+
+    Args:
+        sources: The command's own.
+        dataset_id: Number of the new dataset.
+        name: Name of the new dataset.
+        description: For `dataset.json`.
+        add: Further sources, `acdc:FOLDER`.
+        test: File with the names of the test subjects; by default the sources' own division.
+        options: What else changes the result.
+        overwrite: Delete an earlier conversion of this id and start again.
+        workers: Number of processes.
+        dry_run: Write nothing.
+        remarks: What the user should know about the dataset as a whole.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        FileExistsError: The id is taken.
+        FileNotFoundError: A folder, a table or all subjects are missing.
+        RuntimeError: An nnU-Net variable is not set, or writing failed.
+        ValueError: A table or the list of test subjects is wrong, `add` is no source or has other
+            labels, or all subjects are refused.
+    """
+    added = [_parse(text) for text in add]
+    remarks = [*remarks, *_overlap(sources, added)]
+    sources = [*sources, *(open_source(converter, folder) for converter, folder in added)]
+    for source in sources:
+        if dict(source.labels) != dict(sources[0].labels):
+            raise ValueError(
+                f"{source.folder}: labels (={dict(source.labels)}) must be those of "
+                f"{sources[0].folder} (={dict(sources[0].labels)})."
+            )
+    tasks, refused = (
+        combine(sources) if len(sources) > 1 else (sources[0].tasks, sources[0].refused)
+    )
+    if not tasks:
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(refused.items())[:20])
+        raise FileNotFoundError(f"{sources[0].folder}: no subject could be used.\n{reasons}")
+    chosen = None
+    if test is not None:
+        chosen = _read_names(Path(test), {*refused, *(task.subject for task in tasks)})
+        tasks = [
+            replace(task, split="test" if task.subject in chosen else "train") for task in tasks
+        ]
+    given: dict[str, object] = {"test": chosen, **(options or {})}
+    if added:
+        given["add"] = [f"{converter}:{folder.resolve()}" for converter, folder in added]
+        description += f"; with {', '.join(converter for converter, _ in added)}"
+    read: Callable[[Any], Cine] = read_combined if len(sources) > 1 else sources[0].read
+    return convert_subjects(
+        tasks,
+        read,
+        converter="+".join(dict.fromkeys(source.converter for source in sources)),
+        source=sources[0].folder,
+        dataset_id=dataset_id,
+        name=name,
+        labels=sources[0].labels,
+        description=description,
+        options=given,
+        refused=refused,
+        overwrite=overwrite,
+        workers=workers,
+        dry_run=dry_run,
+        remarks=remarks,
+        prefixes=list(dict.fromkeys(s.name for s in sources)) if len(sources) > 1 else (),
+    )
+
+
+def combine(sources: Sequence[Source]) -> tuple[list[CombinedTask], dict[str, str]]:
+    """Give the subjects names that begin with their source; refuse those that are in two folders."""
+    tasks, refused = [], {}
+    named = [
+        (f"{source.name}-{task.subject}", source, task)
+        for source in sources
+        for task in source.tasks
+    ]
+    counts = Counter(subject for subject, _, _ in named)
+    for subject, source, task in named:
+        if counts[subject] > 1:
+            refused[subject] = f"{source.folder}: a subject of this name is in another source too."
+        else:
+            tasks.append(CombinedTask(subject, task.split, task.files, source.converter, task))
+    for source in sources:
+        refused |= {f"{source.name}-{subject}": why for subject, why in source.refused.items()}
+    return tasks, refused
+
+
+def read_combined(task: CombinedTask) -> Cine:
+    """Read a subject with its own converter, and name its cases after the source.
+
+    Raises:
+        ValueError: The subject cannot be converted; names the file and the rule.
+    """
+    original = replace(task.original, split=task.split)
+    cine: Cine = load(task.converter).read_subject(original)
+    cine.cases = [
+        replace(case, case=case_name(case.subject, case.frame, case.source)) for case in cine.cases
+    ]
+    return cine
+
+
+def _parse(text: str) -> tuple[str, Path]:
+    known = [name for name in CONVERTERS if "+" not in name]
+    converter, _, folder = text.partition(":")
+    if converter not in known or not folder:
+        raise ValueError(
+            f"`--add` (={text}) must be SOURCE:FOLDER, SOURCE one of {', '.join(known)}."
+        )
+    return converter, Path(folder)
+
+
+def _overlap(sources: Sequence[Source], added: Sequence[tuple[str, Path]]) -> list[str]:
+    own = {source.converter for source in sources}
+    both = {"mnms", "mnms2"}
+    if both <= own or not both <= own | {converter for converter, _ in added}:
+        return []
+    return [
+        "WARNING: some subjects of M&Ms may be in M&Ms-2 too, under another number, perhaps once for training and "
+        "once for the test. nnunet-ssp convert mnms+mnms2 leaves out the categories of M&Ms-2 in which they would be."
+    ]
+
+
+def _read_names(file: Path, known: Iterable[str]) -> list[str]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file.")
+    lines = {line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()}
+    names = sorted(lines - {""})
+    if unknown := sorted({*names} - {*known}):
+        raise ValueError(f"{file}: no subject of this code: {', '.join(unknown)}.")
+    return names
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    folder: str,
+    name: str,
+    test: str,
+    metavar: str | tuple[str, ...] = "FOLDER",
+    nargs: int | None = None,
+) -> None:
+    """Add the arguments that all commands have.
+
+    Args:
+        parser: The command's.
+        folder: What the input folder is.
+        name: Default name of the new dataset.
+        test: Which division the list of test subjects replaces.
+        metavar: Name of the input folder, or of several.
+        nargs: Number of input folders, if there are several.
+    """
+    parser.add_argument(
+        "-i",
+        dest="input_folder",
+        metavar=metavar,
+        nargs=nargs,
+        type=Path,
+        required=True,
+        help=folder,
+    )
+    parser.add_argument(
+        "-d", dest="dataset_id", metavar="ID", type=int, required=True, help="new dataset's id"
+    )
+    parser.add_argument("--name", default=name, help="new dataset's name [%(default)s]")
+    parser.add_argument(
+        "--test",
+        metavar="FILE",
+        type=Path,
+        help=f"names of the test subjects, one a line, instead of {test}",
+    )
+    sources = ", ".join(converter for converter in CONVERTERS if "+" not in converter)
+    parser.add_argument(
+        "--add",
+        metavar="SOURCE:FOLDER",
+        action="append",
+        default=[],
+        help=f"another source for the same dataset ({sources}); may be repeated; names then begin with the source",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be converted, write nothing"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete an earlier conversion of this id"
+    )
+    parser.add_argument(
+        "-np", dest="workers", metavar="N", type=int, help="processes [one a core, at most 8]"
+    )
+
+
+def run(parser: argparse.ArgumentParser, convert: Callable[..., object]) -> int | str:
+    """Run a converter's file by its path.
+
+    Returns:
+        What to hand to `sys.exit`.
+    """
+    try:
+        convert(**vars(parser.parse_args()))
+    except (ValueError, OSError, RuntimeError) as error:
+        return f"error: {error}"
+    except KeyboardInterrupt:
+        return "\nStopped. The same command continues."
+    return 0

@@ -1,0 +1,299 @@
+"""M&Ms-2 (Martin-Isla et al. 2023): short-axis cine of 360 subjects from three vendors, for the right ventricle.
+
+    nnunet-ssp convert mnms2 -i FOLDER -d 117
+
+FOLDER is the unpacked data set, or the folder that holds it as `MnM2`:
+
+    FOLDER/dataset_information.csv
+    FOLDER/dataset/<number>/<number>_SA_CINE.nii.gz                       4D
+    FOLDER/dataset/<number>/<number>_SA_ED.nii.gz, ..._SA_ED_gt.nii.gz    3D, end-diastole (ED)
+    FOLDER/dataset/<number>/<number>_SA_ES.nii.gz, ..._SA_ES_gt.nii.gz    3D, end-systole (ES)
+
+Long-axis files are left out. Subjects 201 to 360, the challenge's test part, are for the test.
+Labels: 1 left ventricle, 2 myocardium, 3 right ventricle. Nothing tells which frames of the cine
+are ED and ES, so the 3D images are looked up in it. The spacing is that of the affine, from which
+headers differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_ssp.conversion import (
+    Array,
+    Cine,
+    Task,
+    base_of_stack,
+    check_cine,
+    clean_affine,
+    fault_in_listing,
+    find_table,
+    integer_labels,
+    make_cases,
+    read_nifti,
+    read_table,
+)
+from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.phases import LABELS, frame_number, label_phases, nearest_frame
+
+SOURCE = "mm2"
+COLUMNS = ("SUBJECT_CODE", "DISEASE", "VENDOR", "SCANNER", "FIELD")
+VENDORS = {  # as M&Ms calls them
+    "SIEMENS": "Siemens",
+    "PHILIPS MEDICAL SYSTEMS": "Philips",
+    "GE MEDICAL SYSTEMS": "GE",
+}
+FIRST_TEST_SUBJECT = 201
+
+
+@dataclass(frozen=True)
+class Mnms2Task(Task):
+    """A subject's row of the CSV; `files` are the cine, then image and mask of ED and of ES."""
+
+    vendor: str
+    scanner: str
+    field: str
+    disease: str
+    in_csv: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `convert`, under the same names."""
+    combined.add_arguments(
+        parser,
+        folder="the M&Ms-2 folder: with dataset/ and dataset_information.csv",
+        name="MNMs2",
+        test=f"{FIRST_TEST_SUBJECT} to 360",
+    )
+
+
+def convert(
+    input_folder: str | Path,
+    dataset_id: int,
+    name: str = "MNMs2",
+    test: str | Path | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    *,
+    add: Sequence[str] = (),
+    dry_run: bool = False,
+) -> Path:
+    """Convert a folder of M&Ms-2 to `nnUNet_raw/DatasetXXX_Name`.
+
+    Args:
+        input_folder: See the head of this module.
+        dataset_id: Number of the new dataset.
+        name: Name of the new dataset.
+        test: File with the numbers of the test subjects (`007`), by default 201 to 360.
+        overwrite: Delete an earlier conversion of this id and start again.
+        workers: Number of processes.
+        add: Further sources, see `combined`.
+        dry_run: Write nothing.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        FileExistsError: The id is taken.
+        FileNotFoundError: The folder, the CSV or the subjects are missing.
+        RuntimeError: An nnU-Net variable is not set, or writing failed.
+        ValueError: The CSV or the list of test subjects is wrong, or all subjects are.
+    """
+    return combined.convert_sources(
+        [combined.open_source("mnms2", input_folder)],
+        dataset_id=dataset_id,
+        name=name,
+        description="Cine of M&Ms-2 (Martin-Isla et al. 2023, 10.1109/JBHI.2023.3267857)",
+        add=add,
+        test=test,
+        overwrite=overwrite,
+        workers=workers,
+        dry_run=dry_run,
+    )
+
+
+# --- finding the subjects ---------------------------------------------------------------------
+
+
+def list_tasks(folder: Path) -> tuple[list[Mnms2Task], dict[str, str]]:
+    """Match the rows of the CSV and the folders.
+
+    Returns:
+        The subjects, and those that cannot be used with the reason.
+
+    Raises:
+        FileNotFoundError: The folder or the CSV is missing.
+        ValueError: The CSV lacks a column, or there are several.
+    """
+    root = find_root(folder)
+    table = find_table(root)
+    rows: dict[str, list[dict[str, str]]] = {}
+    for row in read_rows(root):
+        rows.setdefault(row["SUBJECT_CODE"], []).append(row)
+    places: dict[str, list[str]] = {}
+    for entry in sorted((root / "dataset").glob("[!.]*")):
+        if entry.is_dir():
+            places.setdefault(subject_number(entry.name), []).append(entry.name)
+    tasks, refused = [], {}
+    for code in sorted({*rows, *places}):
+        mine, found = rows.get(code, []), places.get(code, [])
+        if not code.isdecimal():
+            place = root / "dataset" / found[0] if found else f"{table}, row {mine[0]['row']}"
+            refused[code] = f"{place}: the subject (={code}) must be a number."
+        elif fault := fault_in_listing(code, mine, found, table, root):
+            refused[code] = fault
+        elif not (cine := root / "dataset" / found[0] / f"{found[0]}_SA_CINE.nii.gz").is_file():
+            refused[code] = f"{cine}: the file is missing."
+        else:
+            row = mine[0] if mine else {}
+            vendor = row.get("VENDOR", "")
+            tasks.append(
+                Mnms2Task(
+                    subject=code,
+                    split="test" if int(code) >= FIRST_TEST_SUBJECT else "train",
+                    files=(
+                        cine,
+                        *(
+                            cine.with_name(f"{found[0]}_SA_{phase}{kind}.nii.gz")
+                            for phase in ("ED", "ES")
+                            for kind in ("", "_gt")
+                        ),
+                    ),
+                    vendor=VENDORS.get(vendor.upper(), vendor) or "unknown",
+                    scanner=row.get("SCANNER", ""),
+                    field=row.get("FIELD", ""),
+                    disease=row.get("DISEASE", ""),
+                    in_csv=bool(mine),
+                )
+            )
+    return tasks, refused
+
+
+def find_root(folder: Path) -> Path:
+    """The folder of the data set: this one, or `MnM2` in it.
+
+    Raises:
+        FileNotFoundError: It is neither.
+    """
+    folder = folder.resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder.")
+    for root in (folder, folder / "MnM2"):
+        if (root / "dataset").is_dir():
+            return root
+    raise FileNotFoundError(f"{folder}: must hold `dataset`, directly or inside MnM2.")
+
+
+def read_rows(root: Path) -> list[dict[str, str]]:
+    """The rows of the CSV that have a number, in its order; numbers have three digits.
+
+    Raises:
+        FileNotFoundError: There is no CSV.
+        ValueError: It lacks a column, or there are several.
+    """
+    rows = [row for row in read_table(find_table(root), COLUMNS) if row["SUBJECT_CODE"]]
+    return [row | {"SUBJECT_CODE": subject_number(row["SUBJECT_CODE"])} for row in rows]
+
+
+def subject_number(text: str) -> str:
+    """`7`, `007` and `7.0` (a table with empty rows, saved again) as `007`; other texts as they are."""
+    number = frame_number(text)
+    return text if number is None or number < 0 else f"{number:03d}"
+
+
+# --- reading one subject ----------------------------------------------------------------------
+
+
+def read_subject(task: Mnms2Task) -> Cine:
+    """Read and check one subject.
+
+    Raises:
+        ValueError: The subject cannot be converted; names the file and the rule.
+    """
+    cine_file = task.files[0]
+    image, affine = read_nifti(cine_file)
+    check_cine(image, cine_file)
+    clean, turned = clean_affine(affine, cine_file)
+    corrections, notes = [], []
+    if turned > 0.002:  # degrees; SimpleITK 2.5 refuses from 0.005 (and reads 0.0015)
+        corrections.append(f"axes not orthogonal, turned by up to {turned:.2f} degrees")
+    if not task.in_csv:
+        notes.append("not in the CSV; disease, vendor and scanner unknown")
+
+    masks: dict[int, Array] = {}
+    said = {"ED": "", "ES": ""}
+    for phase, frame_file, mask_file in zip(said, task.files[1::2], task.files[2::2], strict=True):
+        if not mask_file.is_file():
+            notes.append(f"there is no mask of {phase}")
+            continue
+        mask, mask_affine = read_nifti(mask_file)
+        frame = _find_frame(image, frame_file, cine_file)
+        if mask.shape != image.shape[:3]:
+            raise ValueError(
+                f"{mask_file}: shape (={mask.shape}) must be that of a frame (={image.shape[:3]})."
+            )
+        if not np.allclose(mask_affine, affine, atol=0.01):  # mm
+            notes.append("affines of cine and mask differ; their voxels are taken to match")
+        mask = integer_labels(mask, mask_file, LABELS.values())
+        if frame in masks:
+            raise ValueError(f"{frame_file}: must not be the same frame of the cine as ED.")
+        if mask.any():
+            masks[frame] = mask
+            said[phase] = str(frame)
+        else:
+            notes.append(f"the mask of {phase} is empty")
+    phases: dict[int, str] = {}
+    if masks:
+        phases, corrected, noted = label_phases(
+            masks, said["ED"], said["ES"], where="the files' naming"
+        )
+        corrections += corrected
+        notes += noted
+    elif task.split == "test":
+        raise ValueError(f"{cine_file.parent}: no labels; a test subject must have labels.")
+    else:
+        notes.append("no labels: converted as unlabelled")
+
+    cases = make_cases(
+        task,
+        phases,
+        image.shape[3],
+        source=SOURCE,
+        base=base_of_stack(clean),
+        vendor=task.vendor,
+        scanner=task.scanner,
+        field=task.field,
+        pathology=task.disease,
+    )
+    frames = {case.frame: image[..., case.frame] for case in cases}
+    labels = {frame: masks[frame] for frame in phases}
+    return Cine(frames, labels, clean, cases, corrections, list(dict.fromkeys(notes)))
+
+
+def _find_frame(cine: Array, frame_file: Path, cine_file: Path) -> int:
+    frame, _ = read_nifti(frame_file)
+    if frame.shape != cine.shape[:3]:
+        raise ValueError(
+            f"{frame_file}: shape (={frame.shape}) must be that of a frame (={cine.shape[:3]})."
+        )
+    nearest, same = nearest_frame(cine, frame)
+    if not same:
+        raise ValueError(
+            f"{frame_file}: must be a frame of {cine_file.name}, but its voxels are those of none (nearest: {nearest})."
+        )
+    return nearest
+
+
+if __name__ == "__main__":
+    import sys
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    sys.exit(combined.run(parser, convert))

@@ -1,0 +1,548 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nibabel.orientations import apply_orientation, inv_ornt_aff
+
+from nnunet_ssp.cases import Case, read_cases, read_splits
+from nnunet_ssp.dataset_conversion import acdc, cine
+from nnunet_ssp.dataset_conversion.cine import convert
+from tests.dicom_files import FOUR_CHAMBER, edit, series
+
+SHAPE = (6, 5, 3, 12)  # columns, rows, slices, frames
+ED, ES = 0, 4
+# Slices run from base to apex: to the left, to the front and to the feet.
+AFFINE = np.array([[1, 0.5, -4, 9], [1, -0.5, 4, 8], [0, -1, -4, 7], [0, 0, 0, 1.0]])
+
+
+def frames(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 900, SHAPE).astype(np.int16)
+
+
+def drawn(*labelled: int) -> np.ndarray:
+    """A mask with all three classes, smaller in each further frame."""
+    mask = np.zeros(SHAPE, np.uint8)
+    for number, frame in enumerate(labelled):
+        mask[: 3 - number, :3, :, frame] = [[[1], [2], [3]]]
+    return mask
+
+
+def save(voxels: np.ndarray, file: Path, affine: np.ndarray = AFFINE) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype), file)
+    return file
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    (tmp_path / "own").mkdir()
+    return tmp_path / "own"
+
+
+def log(target: Path) -> dict[str, dict[str, object]]:
+    return json.loads((target / "convert.json").read_text())
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def cases_of(target: Path) -> dict[str, Case]:
+    return read_cases(target / "cases.csv")
+
+
+def cine_in(target: Path, subject: str, folder: str = "imagesUn") -> np.ndarray:
+    files = sorted((target / folder).glob(f"{subject}_frame*_0000.nii.gz"))
+    arrays = [sitk.GetArrayFromImage(sitk.ReadImage(file)).T for file in files]
+    return np.stack(arrays, axis=-1)
+
+
+# --- layouts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "S1.nii.gz",
+        "S1.nii",
+        "S1_sa.nii.gz",
+        "S1/S1.nii.gz",
+        "S1/S1_sa.nii.gz",
+        "S1/sa.nii.gz",
+        "S1/what ever.nii.gz",
+        "S1/exam/cine 4D.nii",
+    ],
+)
+def test_a_4d_file(root: Path, file: str):
+    save(frames(), root / file)
+    target = convert(root, 120)
+    assert target.name == "Dataset120_Cine"
+    assert np.array_equal(cine_in(target, "S1"), frames())
+    case = cases_of(target)["S1_frame11"]
+    assert (case.source, case.frame, case.source_frame, case.n_frames) == ("cine", 11, 11, 12)
+    assert (case.base, case.vendor, case.phase, case.split) == ("first", "unknown", "", "train")
+    assert log(target)["notes"] == log(target)["corrections"] == log(target)["refused"] == {}
+    dataset = json.loads((target / "dataset.json").read_text())
+    assert dataset["labels"] == {"background": 0}
+    assert dataset["numTraining"] == 12
+
+
+@pytest.mark.parametrize("pattern", ["frame{}.nii.gz", "S1_{}_0000.nii", "{}/vol.nii.gz"])
+def test_3d_frames_are_in_natural_order(root: Path, pattern: str):
+    for t in range(12):
+        save(frames()[..., t], root / "S1" / pattern.format(t + 1))
+    assert np.array_equal(cine_in(convert(root, 120), "S1"), frames())
+
+
+def test_frames_named_after_trigger_times(root: Path):
+    for t in range(12):
+        save(frames()[..., t], root / "S1" / f"t{round(46.4 * t)}.nii.gz")
+    assert np.array_equal(cine_in(convert(root, 120), "S1"), frames())
+
+
+def test_other_views_beside_a_named_file_are_left_out(root: Path):
+    save(frames(), root / "S1" / "sa.nii.gz")
+    save(frames()[:, :, :1], root / "S1" / "la_4ch.nii.gz")
+    assert log(convert(root, 120))["notes"] == {"S1": ["left out la_4ch.nii.gz"]}
+
+
+def test_a_folder_of_dicom_files(root: Path, capsys: pytest.CaptureFixture[str]):
+    voxels = series(root / "S1" / "DICOM" / "1")
+    series(root / "S1" / "DICOM" / "2", [0], directions=FOUR_CHAMBER, uid="1.1", number=1)
+    target = convert(root, 120)
+    assert np.array_equal(cine_in(target, "S1"), voxels)
+    case = cases_of(target)["S1_frame00"]
+    assert (case.vendor, case.scanner, case.field, case.base) == ("Maker", "Model", "1.5", "first")
+    note = "left out 1 series of 1 slice x 10 frames: long axis"
+    assert log(target)["notes"] == {"S1": [note]}
+    assert f"S1: {note}" in capsys.readouterr().out
+
+
+def test_kinds_may_be_mixed(root: Path):
+    series(root / "D1")
+    save(frames(), root / "N1.nii.gz")
+    save(frames(1), root / "N2" / "sa.nii.gz")
+    (root / ".DS_Store").write_bytes(b"\0")
+    cases = cases_of(convert(root, 120))
+    assert {case.subject for case in cases.values()} == {"D1", "N1", "N2"}
+
+
+def test_nothing_of_the_patient_gets_out(root: Path):
+    series(root / "S1", SeriesDescription="Secret description", StudyID="Secret")
+    target = convert(root, 120)
+    for file in target.rglob("*"):
+        if file.suffix in (".csv", ".json"):
+            text = file.read_text()
+            assert not any(word in text for word in ("Secret", "19010203", "P1", "20200101"))
+    header = nibabel.load(target / "imagesUn" / "S1_frame00_0000.nii.gz").header
+    assert header["descrip"] == header["db_name"] == b""
+    assert not header.extensions
+
+
+# --- subjects by PatientID --------------------------------------------------------------------
+
+
+def two_patients(folder: Path) -> list[np.ndarray]:
+    first = series(folder, prefix="a", PatientID="Smith^John 7")
+    second = series(folder, range(5), prefix="b", uid="1.5", number=5, PatientID="B2")
+    return [first, second]
+
+
+def test_a_flat_folder_of_several_patients(root: Path):
+    voxels = two_patients(root)
+    (root / "DICOMDIR").write_bytes(b"")
+    target = convert(root, 120, workers=2)
+    assert np.array_equal(cine_in(target, "Smith-John-7"), voxels[0])
+    assert np.array_equal(cine_in(target, "B2"), voxels[1])
+    note = ["named after its PatientID"]
+    assert log(target)["notes"] == {"B2": note, "Smith-John-7": note}
+
+
+def test_a_flat_folder_of_one_patient_has_the_folders_name(root: Path):
+    voxels = series(root)
+    target = convert(root, 120)
+    assert np.array_equal(cine_in(target, "own"), voxels)
+    assert log(target)["notes"] == {}
+
+
+def test_patients_in_one_subfolder(root: Path):
+    voxels = two_patients(root / "export")
+    with pytest.raises(ValueError, match="export: must hold the images of one patient, not of 2"):
+        convert(root, 120)
+    target = convert(root, 120, by_patient_id=True)
+    assert np.array_equal(cine_in(target, "B2"), voxels[1])
+    assert len({case.subject for case in cases_of(target).values()}) == 2
+
+
+def test_a_patient_without_id_is_refused_among_others(root: Path):
+    two_patients(root)
+    series(root, prefix="c", uid="1.6", number=6, PatientID="")
+    assert log(convert(root, 120))["refused"] == {"?": f"{root}: no name to call the subject by."}
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+def test_names_become_file_names(root: Path):
+    save(frames(), root / "Fälle 1&2.nii.gz")
+    target = convert(root, 120)
+    assert len(names(target / "imagesUn")) == 12
+    assert names(target / "imagesUn")[0] == "F-lle-1-2_frame00_0000.nii.gz"
+    assert "other characters" in str(log(target)["notes"]["F-lle-1-2"])
+
+
+def test_names_must_be_unique(root: Path):
+    for name in ("A 1", "A-1", "B_sa", "B", "C"):
+        save(frames(), root / f"{name}.nii.gz")
+    target = convert(root, 120)
+    assert log(target)["refused"] == {
+        name: f"{root}: more than one subject is called {name}." for name in ("A-1", "B")
+    }
+    assert {case.subject for case in cases_of(target).values()} == {"C"}
+
+
+# --- labels -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image", ["S1.nii.gz", "S1/sa.nii.gz"])
+@pytest.mark.parametrize(
+    "mask", ["S1_gt.nii.gz", "S1_sa_gt.nii", "S1/S1_gt.nii.gz", "S1/any_gt.nii.gz"]
+)
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_4d_mask(root: Path, image: str, mask: str, apart: bool):
+    save(frames(), root / image)
+    labels = root.parent / "labels" if apart else root
+    save(drawn(ED, ES), labels / mask)
+    save(frames(1), root / "S2.nii.gz")
+    target = convert(root, 120, labels=labels if apart else None)
+    assert names(target / "labelsTr") == ["S1_frame00.nii.gz", "S1_frame04.nii.gz"]
+    assert len(names(target / "imagesUn")) == 10 + 12
+    for frame, phase in ((ED, "ED"), (ES, "ES")):
+        assert cases_of(target)[f"S1_frame{frame:02}"].phase == phase
+        label = sitk.ReadImage(target / "labelsTr" / f"S1_frame{frame:02}.nii.gz")
+        assert np.array_equal(sitk.GetArrayFromImage(label).T, drawn(ED, ES)[..., frame])
+    assert log(target)["notes"] == log(target)["corrections"] == log(target)["refused"] == {}
+
+
+def test_a_mask_for_each_labelled_frame(root: Path):
+    save(frames(), root / "S1.nii.gz")
+    for frame in (ED, ES):
+        save(drawn(ED, ES)[..., frame], root / f"S1_frame{frame:02}_gt.nii.gz")
+    for t in range(12):
+        save(frames()[..., t], root / "S2" / f"patient2_frame{t + 1:02}.nii.gz")
+    save(drawn(3)[..., 3], root / "S2" / "patient2_frame04_gt.nii.gz")
+    target = convert(root, 120)
+    assert names(target / "labelsTr") == [
+        "S1_frame00.nii.gz",
+        "S1_frame04.nii.gz",
+        "S2_frame03.nii.gz",
+    ]
+    assert log(target)["notes"] == {"S2": ["only frame 3 holds labels, taken as ED"]}
+    assert len(read_splits(target / "splits_final.json")) == 2
+
+
+def test_masks_are_turned_to_the_image(root: Path):
+    voxels = series(root / "S1")
+    mask = np.zeros((*voxels.shape[:3], 10), np.uint8)
+    mask[1:3, 2:5, 1, 0] = 2
+    mask[0, 1, 3, 6] = 1
+    affine = nibabel.load(
+        convert(root, 119) / "imagesUn" / "S1_frame00_0000.nii.gz"
+    ).affine  # of the stack
+    turn = np.array([[1, -1], [0, 1], [2, -1]])  # rows first, two axes backwards
+    turned = apply_orientation(mask, turn)
+    save(turned, root / "S1_gt.nii.gz", affine @ inv_ornt_aff(turn, mask.shape[:3]))
+    target = convert(root, 120)
+    assert log(target)["corrections"] == {"S1": ["axes of the masks turned to those of the image"]}
+    for frame in (0, 6):
+        label = sitk.ReadImage(target / "labelsTr" / f"S1_frame{frame:02}.nii.gz")
+        assert np.array_equal(sitk.GetArrayFromImage(label).T, mask[..., frame])
+        image = sitk.ReadImage(target / "imagesTr" / f"S1_frame{frame:02}_0000.nii.gz")
+        assert np.allclose(image.GetDirection(), label.GetDirection())
+
+
+def test_other_label_names(root: Path):
+    save(frames(), root / "S1.nii.gz")
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[:2, :, :, ED], mask[2:, :, :, ED] = 1, 2  # wall, ventricle
+    mask[:4, :, :, ES], mask[5:, :, :, ES] = 1, 2
+    save(mask, root / "S1_gt.nii.gz")
+    target = convert(root, 120, label_names=["wall", "lv"])
+    dataset = json.loads((target / "dataset.json").read_text())
+    assert dataset["labels"] == {"background": 0, "wall": 1, "lv": 2}
+    assert [c.frame for c in cases_of(target).values() if c.phase == "ED"] == [ED]
+
+
+@pytest.mark.parametrize("wrong", [[], ["LV", "LV"], ["background", "LV"]])
+def test_label_names_are_checked(root: Path, wrong: list[str]):
+    save(frames(), root / "S1.nii.gz")
+    with pytest.raises(ValueError, match=r"`label_names` \(=.*\) must be unique names"):
+        convert(root, 120, label_names=wrong)
+
+
+def test_test_subjects_need_labels(root: Path):
+    for name in ("S1", "S2", "S3"):
+        save(frames(), root / f"{name}.nii.gz")
+    save(drawn(ED, ES), root / "S1_gt.nii.gz")
+    (root.parent / "test.txt").write_text("S1\nS2\n")
+    target = convert(root, 120, test=root.parent / "test.txt")
+    assert names(target / "imagesTs") == ["S1_frame00_0000.nii.gz", "S1_frame04_0000.nii.gz"]
+    assert "S2.nii.gz: a test subject must have labels" in str(log(target)["refused"]["S2"])
+    assert log(target)["options"]["test"] == ["S1", "S2"]
+    (root.parent / "test.txt").write_text("S9")
+    with pytest.raises(ValueError, match=r"test\.txt: no subject of this code: S9"):
+        convert(root, 121, test=root.parent / "test.txt")
+    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file"):
+        convert(root, 121, test="none.txt")
+
+
+# --- what refuses one subject -----------------------------------------------------------------
+
+
+def frames_but(root: Path, left_out: int) -> None:
+    for t in set(range(12)) - {left_out}:
+        save(frames()[..., t], root / "B1" / f"frame{t:02}.nii.gz")
+
+
+def frames_with(root: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    save(frames()[..., 0], root / "B1" / "frame0.nii.gz")
+    save(voxels, root / "B1" / "frame1.nii.gz", affine)
+
+
+def masked(root: Path, mask: np.ndarray, name: str = "B1_gt", affine: np.ndarray = AFFINE) -> None:
+    save(frames(), root / "B1.nii.gz")
+    save(mask, root / f"{name}.nii.gz", affine)
+
+
+def truncated_dicom(root: Path) -> None:
+    series(root / "B1")
+    for file in (root / "B1").iterdir():
+        file.write_bytes(file.read_bytes()[:-9])
+
+
+def two_masks(root: Path) -> None:
+    masked(root, drawn(ED))
+    masked(root, drawn(ED)[..., ED], "B1_frame00_gt")
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "3D image": (
+        lambda root: save(frames()[..., 0], root / "B1.nii.gz"),
+        r"B1.nii.gz: shape \(=\(6, 5, 3\)\) must have 4 axes",
+    ),
+    "empty folder": (lambda root: (root / "B1").mkdir(), "B1: no file in it"),
+    "no DICOM": (
+        lambda root: save(frames(), root / "B1" / "a.nii.gz").rename(root / "B1" / "a.txt"),
+        r"B1: no DICOM image here\. There: 1 file not DICOM, the first a\.txt",
+    ),
+    "truncated DICOM": (truncated_dicom, r"B1/1\.2\.3\.4_\d+: the pixels cannot be read"),
+    "long axis": (
+        lambda root: series(root / "B1", [0], directions=FOUR_CHAMBER),
+        "B1: no short-axis cine",
+    ),
+    "missing frame": (
+        lambda root: frames_but(root, 7),
+        r"B1: a frame is missing before frame08\.nii\.gz",
+    ),
+    "two kinds of files": (
+        lambda root: [save(frames(), root / "B1" / f"{n}.nii.gz") for n in ("rest", "stress")],
+        "B1: must hold one 4D file called B1 or B1_sa or sa, or 3D frames .* not rest.* and stress",
+    ),
+    "frames of other size": (
+        lambda root: frames_with(root, frames()[1:, ..., 0]),
+        r"frame1.nii.gz: shape \(=\(5, 5, 3\)\) must have 3 axes and be that of frame0.nii.gz",
+    ),
+    "4D frames": (
+        lambda root: frames_with(root, frames()),
+        r"frame1.nii.gz: shape \(=\(6, 5, 3, 12\)\) must have 3 axes",
+    ),
+    "frames of other places": (
+        lambda root: frames_with(root, frames()[..., 1], AFFINE + np.eye(4)),
+        r"frame1.nii.gz: the affine must be that of frame0.nii.gz",
+    ),
+    "mask shape": (
+        lambda root: masked(root, drawn(ED)[..., :7]),
+        r"B1_gt.nii.gz: shape \(=\(6, 5, 3, 7\)\) must be that of the image \(=\(6, 5, 3, 12\)\)",
+    ),
+    "mask place": (
+        lambda root: masked(root, drawn(ED), affine=AFFINE + np.eye(4)[:, [1, 2, 3, 0]]),
+        "B1_gt.nii.gz: the mask must lie where the image is, but its corners are .* mm off",
+    ),
+    "2D mask": (
+        lambda root: masked(root, drawn(ED)[:, :, 0, 0]),
+        "B1_gt.nii.gz: must be a 3D or 4D mask with the affine of its image",
+    ),
+    "mask frame": (
+        lambda root: masked(root, drawn(ED)[..., ED], "B1_frame12_gt"),
+        r"B1_frame12_gt.nii.gz: frame \(=12\) must be within 0 to 11",
+    ),
+    "mask values": (
+        lambda root: masked(root, 2 * drawn(ED)),
+        r"B1_gt.nii.gz: mask values \(=4, 6\) must be among \[0, 1, 2, 3\]",
+    ),
+    "two masks": (two_masks, "B1_gt.nii.gz: frame 0 has another mask already"),
+    "mask alone": (
+        lambda root: save(drawn(ED), root / "B1_gt.nii.gz"),
+        "B1_gt.nii.gz: a mask without an image",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_bad_subject_is_refused_and_the_others_converted(root: Path, fault: str):
+    damage, message = REFUSED[fault]
+    damage(root)
+    save(frames(), root / "A1.nii.gz")
+    target = convert(root, 120)
+    reasons = log(target)["refused"]
+    assert list(reasons) == ["B1"]
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(reasons["B1"])
+    assert {case.subject for case in cases_of(target).values()} == {"A1"}
+    assert not list(target.rglob("B1*"))
+
+
+def test_empty_masks_are_no_labels(root: Path):
+    masked(root, drawn())
+    target = convert(root, 120)
+    assert log(target)["notes"] == {"B1": ["the masks are empty: converted as unlabelled"]}
+    assert len(names(target / "imagesUn")) == 12
+
+
+def test_sheared_axes_are_corrected(root: Path):
+    sheared = AFFINE.copy()
+    sheared[:3, 0] += 0.01 * sheared[:3, 1]
+    save(frames(), root / "S1.nii.gz", sheared)
+    target = convert(root, 120)
+    assert "axes not orthogonal" in str(log(target)["corrections"]["S1"])
+    sitk.ReadImage(target / "imagesUn" / "S1_frame00_0000.nii.gz")
+
+
+# --- what stops everything --------------------------------------------------------------------
+
+
+def test_missing_folders_are_named(root: Path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        convert(root / "nowhere", 120)
+    with pytest.raises(FileNotFoundError, match="own: must hold NIfTI files, DICOM files or"):
+        convert(root, 120)
+    save(frames(), root / "S1.nii.gz")
+    with pytest.raises(FileNotFoundError, match="labels: no such folder"):
+        convert(root, 120, labels=root / "labels")
+    (root / "labels").mkdir()
+    target = convert(root, 120, labels=root / "labels")
+    assert log(target)["refused"] == {}
+
+
+def test_a_dry_run_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]):
+    series(root / "D1")
+    save(frames(), root / "N1.nii.gz")
+    save(drawn(ED), root / "N1_gt.nii.gz")
+    target = convert(root, 120, dry_run=True)
+    assert names(root.parent / "raw") == []
+    assert target == root.parent / "raw" / "Dataset120_Cine"
+    assert "Dataset120_Cine" in capsys.readouterr().out
+
+
+def test_own_cine_beside_another_data_set(root: Path):
+    image = root.parent / "acdc" / "training" / "patient001" / "patient001_frame01.nii.gz"
+    save(frames()[..., 0], image)
+    save(drawn(0)[..., 0], image.with_name("patient001_frame01_gt.nii.gz"))
+    (image.parent / "Info.cfg").write_text("ED: 1\nES: 3\n")
+    voxels = series(root / "D1", Manufacturer="Philips Medical Systems")
+    for target in (
+        acdc.convert(image.parents[2], 118, add=[f"cine:{root}"]),
+        convert(root, 119, add=[f"acdc:{image.parents[2]}"]),
+    ):
+        cases = cases_of(target)
+        assert {case.subject_key for case in cases.values()} == {"acdc-patient001", "cine-D1"}
+        assert np.array_equal(cine_in(target, "cine-D1"), voxels)
+        assert cases["cine-D1_frame00"].vendor == "Philips"
+    with pytest.raises(ValueError, match=r"labels .* must be those of .* .*'a': 1"):
+        convert(root, 121, add=[f"acdc:{image.parents[2]}"], label_names=["a"])
+
+
+def test_an_interrupted_conversion_continues(root: Path, monkeypatch: pytest.MonkeyPatch):
+    for subject in ("S1", "S2"):
+        series(root / subject)
+    read, done = cine.read_subject, []
+
+    def stop_at_the_second(task: cine.CineTask) -> cine.Cine:
+        if done:
+            raise KeyboardInterrupt
+        done.append(task.subject)
+        return read(task)
+
+    monkeypatch.setattr(cine, "read_subject", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        convert(root, 120)
+    again = []
+    monkeypatch.setattr(cine, "read_subject", lambda task: again.append(task.subject) or read(task))
+    assert len(cases_of(convert(root, 120))) == 20
+    assert (done, again) == (["S1"], ["S2"])
+
+
+def test_a_changed_file_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch):
+    series(root / "S1")
+    target = convert(root, 120)
+    (target / "dataset.json").unlink()
+    edit(next((root / "S1").iterdir()), Manufacturer="Other maker of scanners")
+    assert convert(root, 120) == target
+
+
+# --- from the command line, and real data -----------------------------------------------------
+
+
+def test_the_file_runs_by_its_path(root: Path):
+    two_patients(root)
+    command = [sys.executable, cine.__file__, "-i", root, "-d", "120", "-np", "2"]
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Next: nnunet-ssp prepare 120" in done.stdout
+    assert "Reading headers: 100%" in done.stderr
+    assert "Warning" not in done.stderr
+
+
+def test_real_dicom(root: Path, real_data: Path):
+    if not (real_data / "sunnybrook_dicom").is_dir():
+        pytest.skip(f"no {real_data / 'sunnybrook_dicom'}")
+    target = convert(real_data / "sunnybrook_dicom", 120)
+    cases = cases_of(target)
+    assert list(cases) == [f"SCD0000301_frame{t:02}" for t in range(20)]
+    assert {(c.base, c.vendor, c.scanner, c.field) for c in cases.values()} == {
+        ("last", "GE", "SIGNA HDx", "1.5")
+    }
+    assert log(target)["notes"] == log(target)["corrections"] == log(target)["refused"] == {}
+    (file,) = (real_data / "sunnybrook_mnms").rglob("SCD0000301_sa.nii.gz")
+    source = nibabel.load(file)
+    assert np.array_equal(cine_in(target, "SCD0000301"), np.asanyarray(source.dataobj))
+    written = nibabel.load(target / "imagesUn" / "SCD0000301_frame00_0000.nii.gz")
+    assert np.allclose(written.affine, source.affine, atol=1e-3)
+
+
+def test_real_nifti_with_masks(root: Path, real_data: Path):
+    """The masks of M&Ms' layout are beside the images, so its folders are own cine."""
+    folder = real_data / "sunnybrook_mnms" / "Training" / "Labeled"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    target = convert(folder, 120, workers=2)
+    assert len(names(target / "labelsTr")) == 6
+    assert len(names(target / "imagesUn")) == 3 * 20 - 6
+    phases = {(c.subject, c.frame): c.phase for c in cases_of(target).values() if c.labelled}
+    assert phases[("SCD0000301", 19)] == "ED"
+    assert phases[("SCD0000301", 6)] == "ES"
+    assert log(target)["corrections"] == log(target)["refused"] == {}
