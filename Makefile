@@ -9,9 +9,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/nnunet-ssp demo $(if $(DATA),--data "$(DATA)")
 
-# All tests; `make test ARGS="-m 'not slow'"` leaves out those that run nnU-Net's commands.
+# All tests; `make test ARGS="-m 'not slow'"` leaves out those that run nnU-Net's commands. Each process of pytest has one
+# thread; threads of the commands that they start give their core away while they wait.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

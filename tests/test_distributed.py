@@ -15,6 +15,9 @@ from nnunet_ssp.methods import (
     MIM,
     PCL,
     Batch,
+    ContextPrediction,
+    ContextRestoration,
+    InpaintingSettings,
     Method,
     MIMSettings,
     PCLSettings,
@@ -32,6 +35,8 @@ SIZES = np.array([[8, 30], [32, 32], [40, 9], [16, 16], [50, 40]])
 POSITIONS = torch.tensor([[3, 11], [0, 12], [9, 12], [4, 14], [5, 17]])
 METHODS: dict[str, tuple[type[Method], Any]] = {
     "mim": (MIM, MIMSettings(coarse_heads=True)),
+    "prediction": (ContextPrediction, InpaintingSettings(chunk_size=1)),
+    "restoration": (ContextRestoration, InpaintingSettings(loss_region="corrupted")),
     "simclr": (SimCLR, SimCLRSettings(head_width=16, chunk_size=2)),
     "simclr, second frames": (SimCLR, SimCLRSettings(head_width=16, pairs="frame", pooling="max")),
     "pcl": (PCL, PCLSettings(head_width=16, head_norm="none")),
@@ -120,7 +125,7 @@ def test_ranks_equal_one_process(trained: tuple[int, list[dict[str, Any]]], name
             torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-5 * largest)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "mim"])
+@pytest.mark.parametrize("name", [k for k, (made, _) in METHODS.items() if not made.reconstructs])
 def test_every_rank_sees_the_loss_and_the_figures_of_the_global_batch(
     trained: tuple[int, list[dict[str, Any]]], name: str
 ) -> None:

@@ -10,6 +10,7 @@ from nnunet_ssp.schedules import (
     EarlyStopping,
     iteration_schedule,
     momentum_schedule,
+    staircase,
     warmup_cosine,
 )
 
@@ -59,6 +60,23 @@ def test_the_warmup_meets_the_cosine_without_a_jump():
 def test_an_epoch_outside_the_run_is_refused(epoch):
     with pytest.raises(ValueError, match=r"`epoch` \(=.*\) must lie in \[0, num_epochs=10\]"):
         warmup_cosine(epoch, 10)
+
+
+def test_the_staircase_is_torchs_milestones():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    milestones = range(1, 100, 2)  # after the first epoch, then after every second one
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.9)
+    for epoch in range(100):
+        assert staircase(epoch, 0.3) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+    assert staircase(0, 0.3) == 0.3
+
+
+def test_the_staircase_has_a_lowest_step():
+    rates = [staircase(epoch, 1e-3) for epoch in range(500)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[219] == rates[-1] == 1e-8 < rates[200]
 
 
 def stops_at(losses, patience, min_delta=0.0):

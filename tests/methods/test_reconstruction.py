@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_ssp.methods import MIM, MIMSettings
+from nnunet_ssp.losses import coarse_weights
+from nnunet_ssp.methods import (
+    MIM,
+    ContextPrediction,
+    ContextRestoration,
+    InpaintingSettings,
+    MIMSettings,
+)
 from nnunet_ssp.methods.reconstruction import VisibleNorm
 from nnunet_ssp.settings import override
 
@@ -24,12 +31,141 @@ def make_mim(make_network):
     return make
 
 
+@pytest.fixture
+def make_inpainting(make_network):
+    def make(method=ContextPrediction, kind="plain", channels=1, **changes):
+        network = make_network(kind, channels=channels, outputs=channels)
+        return method(network, InpaintingSettings(**changes), (32, 32), channels)
+
+    return make
+
+
+# -- where the loss is taken -----------------------------------------------------------------------
+
+
+def naive_figures(method, batch) -> dict[str, float]:
+    """Everything that ``forward`` returns, pixel by pixel in double precision."""
+    target, corrupted, hidden, inside = method._prepare(batch)
+    with torch.no_grad():
+        prediction = method.network(corrupted)
+    b, c, height, width = target.shape
+    counted, masked, norms, values = [], [], [], {}
+    for i in range(b):
+        for k in range(c):
+            squares = []
+            for y in range(height):
+                for x in range(width):
+                    square = (prediction[i, k, y, x].item() - target[i, k, y, x].item()) ** 2
+                    in_loss = method.settings.loss_region == "image" or hidden[i, 0, y, x]
+                    if inside[i, 0, y, x] and in_loss:
+                        squares.append(square)
+                    if inside[i, 0, y, x] and hidden[i, 0, y, x]:
+                        masked.append(square)
+                        values.setdefault((i, k), []).append(target[i, k, y, x].item())
+            counted += squares
+            norms.append(math.sqrt(math.fsum(squares)))
+    deviations = [v - math.fsum(vs) / len(vs) for vs in values.values() for v in vs]
+    return {
+        "loss": math.fsum(counted) / len(counted),
+        "error": math.fsum(masked) / len(masked),
+        "variance": math.fsum(d * d for d in deviations) / len(masked),
+        "l2_norm": math.fsum(norms) / len(norms),  # all images have the same number of channels
+    }
+
+
+@pytest.mark.parametrize("loss_region", ["image", "corrupted"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("method", [ContextPrediction, ContextRestoration])
+def test_loss_and_figures_against_a_naive_loop(
+    make_inpainting, make_batch, loss_region, channels, method
+):
+    made = make_inpainting(method, channels=channels, loss_region=loss_region)
+    batch = make_batch(made, SIZES)
+    output = made(batch)
+    expected = naive_figures(made, batch)
+    assert output.keys() == expected.keys()
+    for name, value in expected.items():
+        assert output[name].item() == pytest.approx(value, rel=1e-5), name
+        assert output[name].requires_grad == (name == "loss")
+    figures = made.summarise({name: value.item() for name, value in output.items()})
+    assert figures == {
+        "error_over_variance": pytest.approx(expected["error"] / expected["variance"], rel=1e-5),
+        "l2_norm": pytest.approx(expected["l2_norm"], rel=1e-5),
+    }
+    assert tuple(figures) == made.curves
+
+
+def test_the_papers_sum_is_rows_times_columns_times_this_mean(make_inpainting, make_batch):
+    method = make_inpainting(channels=2)
+    batch = make_batch(method, [(32, 32), (40, 36), (32, 48)])  # no padding
+    output = method(batch)
+    panels = method.panels(batch)
+    squares = (panels["output"] - panels["input"]).double().square()
+    summed = squares.sum((2, 3)).mean(0).mean()  # over pixels; mean over the batch, then channels
+    assert output["loss"].item() * 32 * 32 == pytest.approx(summed.item(), rel=1e-5)
+    norms = squares.sum((2, 3)).sqrt().mean()
+    assert output["l2_norm"].item() == pytest.approx(norms.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_region", ["image", "corrupted"])
+def test_the_gradient_of_each_output_pixel(make_inpainting, make_batch, monkeypatch, loss_region):
+    method = make_inpainting(channels=2, loss_region=loss_region, chunk_size=None)
+    batch = make_batch(method, SIZES)
+    target, _, hidden, inside = method._prepare(batch)
+    output = torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
+    output.requires_grad_()
+    monkeypatch.setattr(method, "_run", lambda *_: [output])
+    method(batch)["loss"].backward()
+    counted = inside if loss_region == "image" else inside & hidden
+    assert inside.any() and not inside.all() and (hidden & ~inside).any()
+    weight = counted.expand_as(target).double()
+    expected = 2 * (output.detach().double() - target) * weight / weight.sum()
+    torch.testing.assert_close(output.grad.double(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_constant_outputs_have_a_closed_form(make_inpainting, make_batch):
+    """Of each decoder stage, against area averages of the whole image."""
+    method = make_inpainting(coarse_heads=True)
+    biases = []
+    with torch.no_grad():
+        for level, head in enumerate(reversed(method.network.decoder.seg_layers)):
+            head.weight.zero_()
+            biases.append(0.3 + level)
+            head.bias.fill_(biases[-1])
+    batch = make_batch(method, [(32, 32), (40, 36)])
+    output = method(batch)
+    output["loss"].backward()
+    target = method._prepare(batch)[0].double()
+    finest_first = [area_average(target, 2**level) for level in range(len(biases))]
+    weights = coarse_weights(len(biases))
+    errors = [(b - t).square().mean() for b, t in zip(biases, finest_first, strict=True)]
+    expected = sum(w * e for w, e in zip(weights, errors, strict=True)).item()
+    assert output["loss"].item() == pytest.approx(expected, rel=1e-5)
+    for level, head in enumerate(reversed(method.network.decoder.seg_layers)):
+        slope = 2 * weights[level] * (biases[level] - finest_first[level]).mean().item()
+        assert head.bias.grad.item() == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+def test_half_precision_outputs_are_compared_in_full(make_inpainting, make_batch, monkeypatch):
+    """The sum over an image overflows float16."""
+    method = make_inpainting(chunk_size=None)
+    batch = make_batch(method, [(32, 32)])
+    target = method._prepare(batch)[0]
+    output = (target + 100).half().requires_grad_()
+    monkeypatch.setattr(method, "_run", lambda *_: [output])
+    found = method(batch)
+    assert found["loss"].dtype == found["l2_norm"].dtype == torch.float32
+    assert found["loss"].item() == pytest.approx(100**2, rel=1e-3)
+    assert found["l2_norm"].item() == pytest.approx(100 * 32, rel=1e-3)
+    assert found["error"].item() == pytest.approx(100**2, rel=1e-3)
+
+
 # -- coarse heads ----------------------------------------------------------------------------------
 
 
 def area_average(image: torch.Tensor, factor: int) -> torch.Tensor:
     b, c, rows, columns = image.shape
-    result = torch.zeros(b, c, rows // factor, columns // factor)
+    result = image.new_zeros(b, c, rows // factor, columns // factor)
     for y in range(rows // factor):
         for x in range(columns // factor):
             tile = image[..., y * factor : (y + 1) * factor, x * factor : (x + 1) * factor]

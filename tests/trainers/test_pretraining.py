@@ -14,6 +14,10 @@ from nnunet_ssp.cases import read_cases, write_cases
 from nnunet_ssp.pretraining import shared_prefixes
 
 MIM = "nnUNetTrainerMIMPretrain"
+INPAINTING = [
+    f"nnUNetTrainer{task}Pretrain"
+    for task in ("ContextPrediction", "ContextRestoration", "Inpainting")
+]
 SHORT = "num_epochs=2 iterations_per_epoch=2 batch_size=4"
 
 
@@ -22,8 +26,9 @@ def final(trainer) -> dict:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def test_files_of_a_run(runs, log):
-    trainer = runs.run(MIM, SHORT)
+@pytest.mark.parametrize("name", [MIM, *INPAINTING])
+def test_files_of_a_run(runs, log, name):
+    trainer = runs.run(name, SHORT)
     trainer.perform_actual_validation()
     folder = Path(trainer.output_folder)
     names = {p.name for p in folder.iterdir()}
@@ -39,8 +44,10 @@ def test_files_of_a_run(runs, log):
     text = log(trainer)
     for said in ("train_loss", "val_loss", "error over variance", "change since", "images/s, "):
         assert text.count(said) >= 2, said
-    command = f"-tr nnUNetTrainerFinetune -device cpu -pretrained_weights {folder / 'checkpoint_final.pth'}"
-    assert "nnUNetv2_train 901 2d 0 -p tiny " + command in text
+    # Dominic et al. hand on the weights of the lowest validation loss.
+    weights = folder / f"checkpoint_{'final' if name == MIM else 'best'}.pth"
+    command = f"-tr nnUNetTrainerFinetune -device cpu -pretrained_weights {weights}"
+    assert f"nnUNetv2_train 901 2d 0 -p tiny {command}" in text
 
 
 def test_who_is_in(runs, log, preprocessed):
@@ -101,21 +108,25 @@ def test_checkpoint_is_the_planned_network(runs, preprocessed):
     assert ssp == json.loads((Path(trainer.output_folder) / "settings.json").read_text())
 
 
-@pytest.mark.parametrize("recipe", ["paper", "deep"])
-def test_resume_is_exact(runs, recipe):
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [*((name, "paper") for name in (MIM, *INPAINTING)), (MIM, "deep"), (INPAINTING[1], "deep")],
+)
+def test_resume_is_exact(runs, name, recipe):
     settings = f"num_epochs=3 iterations_per_epoch=2 batch_size=4 recipe={recipe} skip_dropout=0.3"
-    whole = runs.run(MIM, settings)
+    whole = runs.run(name, settings)
     expected = final(whole)
     best = whole.best_loss
     shutil.rmtree(whole.output_folder)
 
-    interrupted = runs.interrupt(MIM, settings)
-    resumed = runs.make(MIM, settings, resume=True)
+    interrupted = runs.interrupt(name, settings)
+    resumed = runs.make(name, settings, resume=True)
     assert resumed.best_loss == interrupted.best_loss == resumed.logger.get_value("val_losses", 0)
     resumed.run_training()
     assert resumed.best_loss == best
     found = final(resumed)
-    for key in ("train_losses", "val_losses", "lrs", "val_error_over_variance"):
+    curves = [f"val_{curve}" for curve in whole.method.curves]
+    for key in ("train_losses", "val_losses", "lrs", *curves):
         assert found["logging"][key] == expected["logging"][key]
     assert len(found["logging"]["train_losses"]) == 3
     for key, tensor in expected["network_weights"].items():

@@ -100,6 +100,19 @@ def test_whole_path(cine: Path, tmp_path: Path, command: Callable[..., str]) -> 
     assert len(list(tmp_path.glob("SCD0000501_frame*.nii.gz"))) == 2
 
 
+@pytest.mark.parametrize("task", ["ContextPrediction", "Inpainting"])
+def test_inpainting_methods_learn(cine: Path, command: Callable[..., str], task: str) -> None:
+    said = command(
+        *("nnUNetv2_train", 114, "2d", 0, "-p", "narrow", "-device", "cpu"),
+        *("-tr", f"nnUNetTrainer{task}Pretrain"),
+        nnUNet_ssp_settings="num_epochs=4 iterations_per_epoch=12",
+    )
+    for curve in ("val_loss", "l2 norm", "error over variance"):
+        found = [float(x) for x in re.findall(rf"{curve}[: ].*?([\d.]+)$", said, re.MULTILINE)]
+        assert len(found) == 4, curve
+        assert found[-1] < 0.95 * found[0], curve
+
+
 @pytest.mark.parametrize(
     ("trainer", "settings"),
     [
