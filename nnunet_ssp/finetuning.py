@@ -16,7 +16,7 @@ import torch
 from nnunet_ssp import transfer
 from nnunet_ssp.monitor import learning_curve, write_curves
 from nnunet_ssp.network import in_encoder, is_output_layer
-from nnunet_ssp.settings import FinetuningSettings
+from nnunet_ssp.settings import EncoderSettings, FinetuningSettings
 from nnunet_ssp.training import SettingsTrainer
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
@@ -241,7 +241,7 @@ class FinetuningTrainer(SettingsTrainer):
 class FinetuneEncoderTrainer(FinetuningTrainer):
     """Fine-tune from the pretrained encoder alone (Dominic et al.'s choice): the decoder starts fresh."""
 
-    defaults = FinetuningSettings(transfer="encoder")
+    defaults = EncoderSettings()
 
 
 class ScratchTrainer(FinetuningTrainer):

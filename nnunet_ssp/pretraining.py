@@ -59,7 +59,8 @@ from nnunet_ssp.training import SECONDS_BETWEEN_SAVES, SettingsTrainer
 
 VALIDATION_SLICES = 256
 SHOWN_SLICES = 6  # rows of a reconstruction picture
-PICTURES = 20  # reconstruction pictures and probes of a run, besides the untrained network's
+PICTURES = 20  # reconstruction pictures and probes in 100 epochs, besides the untrained network's
+WARNINGS = 10  # times in 100 epochs that a warning is said
 PROBE = "probe_dice"
 
 
@@ -501,9 +502,9 @@ class PretrainingTrainer(SettingsTrainer):
             self.grad_scaler.unscale_(self.optimizer)
         else:
             output["loss"].backward()
+        self.method.after_backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(parameters, clip)
-        self.method.after_backward()
         if self.grad_scaler is not None:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
@@ -592,11 +593,11 @@ class PretrainingTrainer(SettingsTrainer):
             self.logger.log(f"change {stage}", value, epoch)
         loss = float(self.logger.get_value("val_losses", step=-1))
         self.early_stopping.update(loss)
-        last = epoch == self.num_epochs - 1
-        pictured = last or (epoch + 1) % max(1, self.num_epochs // PICTURES) == 0
+        last = epoch == self.num_epochs - 1 or self.early_stopping.should_stop
+        pictured = last or self._due(PICTURES)
         if self._probes:
             self.logger.log(PROBE, self._probe_dice() if pictured else float("nan"), epoch)
-        self._log_epoch(change)
+        self._log_epoch(change, warn=last or self._due(WARNINGS))
 
         due = time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
         if loss < self.best_loss:
@@ -613,7 +614,11 @@ class PretrainingTrainer(SettingsTrainer):
         if pictured and self.method.reconstructs:  # views do not change
             self._draw_pictures()
 
-    def _log_epoch(self, change: dict[str, float]) -> None:
+    def _due(self, times: int) -> bool:
+        """Whether to do now what is done so often in 100 epochs, or in all of a shorter run."""
+        return (self.current_epoch + 1) % max(1, min(self.num_epochs, 100) // times) == 0
+
+    def _log_epoch(self, change: dict[str, float], warn: bool) -> None:
         def value(key: str) -> float:
             return float(self.logger.get_value(key, step=-1))
 
@@ -628,8 +633,7 @@ class PretrainingTrainer(SettingsTrainer):
             untrained = f"{self._probed_untrained:.4f} before training"
             self.print_to_log_file(f"linear probe: Dice {dice:.4f} ({untrained})")
         self.print_to_log_file(f"change since initialisation: {describe_change(change)}")
-        # After a tenth of the run the pattern shows; said again each tenth, not each epoch.
-        if (self.current_epoch + 1) % max(1, self.num_epochs // 10) == 0:
+        if warn:
             warnings = self.method.warnings(curves)
             if self.method.reconstructs and (warning := depth_warning(change)):
                 warnings.append(warning)
@@ -638,7 +642,8 @@ class PretrainingTrainer(SettingsTrainer):
         seconds = value("epoch_end_timestamps") - value("epoch_start_timestamps")
         left = seconds * (self.num_epochs - self.current_epoch - 1)
         self.print_to_log_file(
-            f"Epoch time: {seconds:.2f} s, {value('images_per_second'):.1f} images/s, {duration(left)} left"
+            f"Epoch time: {seconds:.2f} s, {value('images_per_second'):.1f} images/s, "
+            f"{'at most ' if self.settings.early_stopping else ''}{duration(left)} left"
         )
 
     def _curves(self) -> dict[str, list[str]]:

@@ -153,6 +153,13 @@ class FinetuningSettings(TrainingSettings):
 
 
 @dataclass(frozen=True)
+class EncoderSettings(FinetuningSettings):
+    """The encoder's weights alone."""
+
+    transfer: Literal["encoder"] = "encoder"
+
+
+@dataclass(frozen=True)
 class FrozenSettings(FinetuningSettings):
     """Freeze, then fine-tune (Dominic et al.): what was loaded holds still at first."""
 

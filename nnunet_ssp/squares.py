@@ -208,9 +208,14 @@ def cover(corners: Corners, side: int, size: tuple[int, int]) -> NDArray[np.bool
         size: rows and columns of the image.
     """
     covered = np.zeros(size, dtype=bool)
-    for corner in corners.reshape(-1, 2):
-        _mark(covered, corner, side)
+    covered[_pixels(corners.reshape(-1, 2), side)] = True
     return covered
+
+
+def _pixels(corners: Corners, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows (squares, side, 1) and columns (squares, 1, side) of squares (squares, 2)."""
+    along = np.arange(side)
+    return corners[:, 0, None, None] + along[:, None], corners[:, 1, None, None] + along
 
 
 def exchange(pairs: Corners, side: int, size: tuple[int, int]) -> NDArray[np.int32]:
@@ -230,6 +235,11 @@ def exchange(pairs: Corners, side: int, size: tuple[int, int]) -> NDArray[np.int
     if pairs.shape[1:] != (2, 2):
         raise ValueError(f"`pairs` (of shape {pairs.shape}) must be of shape (pairs, 2, 2).")
     source = np.arange(size[0] * size[1], dtype=np.int32).reshape(size)
+    if np.count_nonzero(cover(pairs, side, size)) == pairs.size // 2 * side**2:
+        # No two squares overlap, so that the order does not matter.
+        first, second = (_pixels(pairs[:, i], side) for i in (0, 1))
+        source[first], source[second] = source[second], source[first]
+        return source
     for (row, column), (other_row, other_column) in pairs:
         one = source[row : row + side, column : column + side]
         other = source[other_row : other_row + side, other_column : other_column + side]

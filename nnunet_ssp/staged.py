@@ -159,7 +159,8 @@ class FrozenTrainer(StagedTrainer):
         super()._begin_second_stage()
         if self.best:
             self.print_to_log_file(
-                f"It starts from the weights of the best validation loss, {self.frozen_stopping.best:.4f}."
+                f"It starts from the weights of the best validation loss, {self.frozen_stopping.best:.4f}. A control "
+                f"with the same learning rates has frozen_epochs={self.current_epoch}."
             )
         state = self.network_module.state_dict()
         for key, tensor in self.best.items():
@@ -220,7 +221,11 @@ class WarmupTrainer(StagedTrainer):
 
 
 class ScratchFrozenTrainer(FrozenTrainer):
-    """The control of `FrozenTrainer`: its learning rates, from nnU-Net's random weights; nothing holds still."""
+    """The control of `FrozenTrainer`: its rules, from nnU-Net's random weights, so that nothing holds still.
+
+    With ``frozen_epochs=auto`` each run ends its first stage by its own loss; for equal learning rates give both the
+    number of epochs that the fine-tuning's log names.
+    """
 
     needs_weights = False
 

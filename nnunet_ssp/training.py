@@ -254,7 +254,7 @@ class SettingsTrainer(nnUNetTrainer):
         if decision[0]:
             self.print_to_log_file(
                 f"Early stopping after epoch {self.current_epoch - 1}: the validation loss has not improved by "
-                f"{self.settings.early_stopping_delta} for {self.settings.early_stopping} epochs."
+                f"{self.settings.early_stopping_delta:.3g} for {self.settings.early_stopping} epochs."
             )
         return decision[0]
 

@@ -30,7 +30,7 @@ class BYOLSettings(DistillationSettings):
 
     num_epochs: int = 400  # section 3.2, from random weights
     batch_size: int = 128  # their code
-    optimizer: Literal["sgd", "adamw", "lars"] = "lars"  # their code
+    optimizer: Literal["sgd", "adam", "adamw", "lars"] = "lars"  # their code
     initial_lr: float = 0.5  # for 256 slices, 0.25 for 128; their code
     weight_decay: float = 1e-5  # their code
     teacher_momentum: float = 0.99  # their code

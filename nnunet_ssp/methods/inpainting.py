@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_ssp.masking import auto_block
 from nnunet_ssp.methods.reconstruction import Reconstruction, ReconstructionSettings
 from nnunet_ssp.schedules import staircase
 from nnunet_ssp.settings import require
+from nnunet_ssp.slices import SliceStore
 from nnunet_ssp.squares import (
     ATTEMPTS,
     Corners,
@@ -60,7 +60,6 @@ class InpaintingSettings(ReconstructionSettings):
     early_stopping: int | None = 4
     early_stopping_delta: float = 50 / 512**2  # theirs is 50 of the sum over a 512 x 512 image
     area: float = 0.25  # share of the image that is corrupted
-    mask_patch: int | Literal["auto"] = "auto"  # px; auto: an eighth of the patch, 32 at 256
     # poisson: squares apart, at most the area. uniform: anywhere, they may overlap; at least the area.
     sampling: Literal["poisson", "uniform"] = "poisson"
     # bank: 100 layouts drawn once and rotated by quarters of a turn, as in their code. fresh: a new one each time.
@@ -82,8 +81,6 @@ class InpaintingSettings(ReconstructionSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.area < 1, "area", self.area, "lie in (0, 1)")
-        side = self.mask_patch
-        require(side == "auto" or side >= 1, "mask_patch", side, "be auto or at least 1")
         warm = self.warmup_epochs
         works = self.lr_schedule == "cosine" or warm == 0
         require(works, "warmup_epochs", warm, "be 0 for lr_schedule=staircase")
@@ -93,7 +90,7 @@ class Inpainting(Reconstruction):
     """The mean squared error over the whole image, by default.
 
     The paper's loss is the sum over the pixels of an image, averaged over batch and channels: rows x columns times
-    this mean. Their norm, the root of the sum, is the curve ``l2_norm``.
+    this mean. Their norm, the root of the sum, is the curve ``l2_norm``, whatever region the loss is taken on.
     """
 
     curves = (*Reconstruction.curves, "l2_norm")
@@ -111,11 +108,20 @@ class Inpainting(Reconstruction):
     ) -> None:
         super().__init__(network, settings, patch_size, channels)
         s = self.settings
-        self.side = auto_block(patch_size) if s.mask_patch == "auto" else s.mask_patch
         self.number = number_of_squares(s.area, self.side, patch_size, self.pairs)
         rng = np.random.default_rng([s.seed, BANK])
         # Drawn for fresh masks, too: an area that cannot be reached is refused before anything runs.
         self.bank = [self._layout(rng) for _ in range(BANK)]
+
+    def examine(self, store: SliceStore) -> list[str]:
+        notes = super().examine(store)
+        patience = self.settings.early_stopping
+        if self.settings.lr_schedule == "cosine" and patience is not None:
+            notes.append(
+                f"WARNING: early_stopping={patience} may end the run long before its cosine does; early_stopping=none "
+                "trains all epochs."
+            )
+        return notes
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         if self.settings.lr_schedule == "cosine":

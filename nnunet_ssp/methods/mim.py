@@ -7,14 +7,14 @@ segmentation", arXiv 2409.18100, section 2 and appendix A, and their published c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnunet_ssp.distributed import rank, world_size
-from nnunet_ssp.masking import FillName, auto_block, draw_block_masks, fill, grid_shape, to_pixels
+from nnunet_ssp.masking import FillName, draw_block_masks, fill, grid_shape, to_pixels
 from nnunet_ssp.methods.reconstruction import Reconstruction, ReconstructionSettings
 from nnunet_ssp.settings import require
 from nnunet_ssp.views import BRIGHTNESS, BrightnessName, ViewSettings
@@ -30,9 +30,6 @@ class MIMSettings(ReconstructionSettings):
     nesterov: bool = True  # appendix A
     weight_decay: float = 3e-5  # appendix A
     mask_ratio: float = 0.75  # 48 of 64 blocks
-    mask_patch: int | Literal["auto"] = (
-        "auto"  # px; auto: an eighth of the patch, 32 at 256 as in the paper
-    )
     mask_independent: bool = (
         False  # yes: each block hidden with probability mask_ratio (their ratio_as_prob)
     )
@@ -43,8 +40,6 @@ class MIMSettings(ReconstructionSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "lie in (0, 1)")
-        block = self.mask_patch
-        require(block == "auto" or int(block) >= 1, "mask_patch", block, "be auto or at least 1")
         needs_two = self.fill == "replace_patches" and self.batch_size < 2
         require(
             not needs_two, "batch_size", self.batch_size, "be at least 2 for fill=replace_patches"
@@ -65,14 +60,7 @@ class MIM(Reconstruction):
         self, network: nn.Module, settings: Any, patch_size: tuple[int, int], channels: int
     ) -> None:
         super().__init__(network, settings, patch_size, channels)
-        self.block = (
-            auto_block(patch_size) if settings.mask_patch == "auto" else settings.mask_patch
-        )
-        if self.block > min(patch_size):
-            raise ValueError(
-                f"`mask_patch` (={self.block}) must not exceed the shorter side of the planned patch {patch_size}."
-            )
-        self.grid = grid_shape(patch_size, self.block)
+        self.grid = grid_shape(patch_size, self.side)
         self.draw_corruption(np.random.default_rng(0), 1)  # refuses an unsuitable ratio early
         if settings.fill == "replace_patches" and settings.batch_size < 2 * world_size():
             raise ValueError(
@@ -93,5 +81,5 @@ class MIM(Reconstruction):
         # One number for the whole batch: without its own offset each rank would fill in the same noise.
         seed = drawn["fill_seed"] + rank()
         generator = torch.Generator(images.device).manual_seed(seed)
-        filled = fill(images, blocks, self.block, self.settings.fill, generator)
-        return filled, to_pixels(blocks, self.block, self.patch_size)
+        filled = fill(images, blocks, self.side, self.settings.fill, generator)
+        return filled, to_pixels(blocks, self.side, self.patch_size)

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from nnunet_ssp.distributed import sum_over_ranks, world_size
 from nnunet_ssp.losses import coarse_weights, masked_squared_error, masked_variance
+from nnunet_ssp.masking import auto_block
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.settings import PretrainingSettings, require
+from nnunet_ssp.slices import SliceStore
 from nnunet_ssp.views import ViewSettings, apply_views, draw_views
 
 
@@ -28,6 +30,7 @@ class ReconstructionSettings(PretrainingSettings):
     """Settings of every reconstructing method."""
 
     recipe: Literal["paper", "deep"] = "paper"
+    mask_patch: int | Literal["auto"] = "auto"  # px, see masking.auto_block
     # One reconstruction per decoder stage against area-averaged targets, weights 2^-i / sum.
     coarse_heads: bool = False
     skip_dropout: float = 0.0  # probability, per image and skip, of zeroing a skip connection
@@ -47,6 +50,8 @@ class ReconstructionSettings(PretrainingSettings):
         super().__post_init__()
         drop = self.skip_dropout
         require(0 <= drop <= 1, "skip_dropout", drop, "lie in [0, 1]")
+        side = self.mask_patch
+        require(side == "auto" or side >= 1, "mask_patch", side, "be auto or at least 1")
 
 
 class Reconstruction(Method):
@@ -68,6 +73,11 @@ class Reconstruction(Method):
         self, network: nn.Module, settings: Any, patch_size: tuple[int, int], channels: int
     ) -> None:
         super().__init__(network, settings, patch_size, channels)
+        self.side = auto_block(patch_size) if settings.mask_patch == "auto" else settings.mask_patch
+        if self.side > min(patch_size):
+            raise ValueError(
+                f"`mask_patch` (={self.side}) must not exceed the shorter side of the planned patch {patch_size}."
+            )
         decoder: Any = network.decoder
         decoder.deep_supervision = settings.coarse_heads
         self.n_skips = len(decoder.stages)
@@ -77,6 +87,9 @@ class Reconstruction(Method):
         for parameter in heads.parameters():
             parameter.requires_grad_(True)
         self.visible_norm = VisibleNorm(network.encoder) if settings.visible_statistics else None
+
+    def examine(self, store: SliceStore) -> list[str]:
+        return [*super().examine(store), f"mask_patch is {self.side} px here."]
 
     def view_settings(self) -> ViewSettings:
         """Strength of the augmentation."""
@@ -113,7 +126,9 @@ class Reconstruction(Method):
 
         def error_sums(rows: slice) -> Tensor:
             outputs = self._run(corrupted[rows], hidden[rows], keep[rows])
-            return _error_sums(outputs, target[rows], weight[rows], masked[rows])
+            return _error_sums(
+                outputs, target[rows], weight[rows], masked[rows], inside[rows].float()
+            )
 
         parts = self.chunks.run(error_sums, len(batch), target.device)
         sums = torch.stack(parts).sum(0)  # (outputs + 1, 2)
@@ -174,7 +189,9 @@ class Reconstruction(Method):
         return list(outputs) if self.settings.coarse_heads else [outputs]
 
 
-def _error_sums(outputs: list[Tensor], target: Tensor, weight: Tensor, masked: Tensor) -> Tensor:
+def _error_sums(
+    outputs: list[Tensor], target: Tensor, weight: Tensor, masked: Tensor, inside: Tensor
+) -> Tensor:
     """What the loss and its figures need of a chunk, as sums over its images.
 
     Args:
@@ -182,10 +199,11 @@ def _error_sums(outputs: list[Tensor], target: Tensor, weight: Tensor, masked: T
         target: (B, C, X, Y).
         weight: (B, 1, X, Y) of the pixels that count in the loss.
         masked: (B, 1, X, Y) of the corrupted pixels.
+        inside: (B, 1, X, Y) of all pixels of the slice.
 
     Returns:
         (outputs + 1, 2): weighted squared error and weights of each output; last the squared error of the finest
-        output over the corrupted pixels, and the root of each image's weighted squared error, a mean over channels.
+        output over the corrupted pixels, and the root of each slice's squared error, a mean over channels.
     """
     sums = []
     for output in outputs:
@@ -193,7 +211,7 @@ def _error_sums(outputs: list[Tensor], target: Tensor, weight: Tensor, masked: T
         sums.append(torch.stack(masked_squared_error(output, *pooled)))
     with torch.no_grad():
         squared = (outputs[0].float() - target).square()
-        norms = (squared * weight).sum((2, 3)).sqrt().mean(1).sum()
+        norms = (squared * inside).sum((2, 3)).sqrt().mean(1).sum()
         sums.append(torch.stack([(squared * masked).sum(), norms]))
     return torch.stack(sums)
 

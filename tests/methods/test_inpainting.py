@@ -369,3 +369,9 @@ def test_an_area_that_poisson_disc_squares_cannot_cover(make_method, task, masks
     # Squares that may overlap have no such limit.
     shares = layouts(make_method(task, area=0.9, sampling="uniform", **changes), 5).mean((1, 2))
     assert (shares >= 0.9).all()
+
+
+def test_a_run_with_fresh_layouts_does_not_end_by_bad_luck(make_method):
+    method = make_method("prediction", patch=(48, 48), mask_patch=8, masks="fresh")
+    method.number = 13  # two of three attempts fill up earlier, and one of 80 times ten of them do
+    assert (layouts(method, 1000).sum((1, 2)) == 13 * 8**2).all()

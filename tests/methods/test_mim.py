@@ -39,7 +39,7 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], rel: float) ->
 
 def test_the_papers_masks_and_views(make_network):
     method = MIM(make_network(), MIMSettings(), (256, 256), 1)
-    assert (method.block, method.grid) == (32, (8, 8))
+    assert (method.side, method.grid) == (32, (8, 8))
     assert method.view_settings() == ViewSettings()
     assert (method.transfers, method.reconstructs) == ("encoder+decoder", True)
     drawn = method.draw(np.random.default_rng(0), np.array([[256, 256]] * 3))

@@ -52,17 +52,18 @@ def naive_figures(method, batch) -> dict[str, float]:
     counted, masked, norms, values = [], [], [], {}
     for i in range(b):
         for k in range(c):
-            squares = []
+            squares = []  # of the whole slice, whatever the loss is taken on
             for y in range(height):
                 for x in range(width):
                     square = (prediction[i, k, y, x].item() - target[i, k, y, x].item()) ** 2
-                    in_loss = method.settings.loss_region == "image" or hidden[i, 0, y, x]
-                    if inside[i, 0, y, x] and in_loss:
-                        squares.append(square)
-                    if inside[i, 0, y, x] and hidden[i, 0, y, x]:
+                    if not inside[i, 0, y, x]:
+                        continue
+                    squares.append(square)
+                    if method.settings.loss_region == "image" or hidden[i, 0, y, x]:
+                        counted.append(square)
+                    if hidden[i, 0, y, x]:
                         masked.append(square)
                         values.setdefault((i, k), []).append(target[i, k, y, x].item())
-            counted += squares
             norms.append(math.sqrt(math.fsum(squares)))
     deviations = [v - math.fsum(vs) / len(vs) for vs in values.values() for v in vs]
     return {
