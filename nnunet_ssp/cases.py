@@ -97,6 +97,27 @@ def read_cases(file: str | Path) -> dict[str, Case]:
     return cases
 
 
+def subject_of(case: str, cases: Mapping[str, Case], pattern: str | None) -> str:
+    """The subject of a case: from `cases.csv`, else what `pattern` finds in its name, else the case itself.
+
+    Args:
+        case: Name of the case.
+        cases: From `read_cases`; empty for a dataset without `cases.csv`.
+        pattern: Regular expression; its first group, when it has one, is the subject.
+
+    Raises:
+        ValueError: The pattern does not match.
+    """
+    if case in cases:
+        return cases[case].subject_key
+    if pattern is None:
+        return case
+    match = re.search(pattern, case)
+    if match is None:
+        raise ValueError(f"`subject_pattern` (={pattern}) must match every case name, not {case}.")
+    return match[1] if match.groups() else match[0]
+
+
 def _parse_case(row: Mapping[str, str | None], where: str) -> Case:
     values: dict[str, str | int] = {}
     for column in COLUMNS:

@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_inspect(commands)
     _add_demo(commands)
+    _add_evaluate(commands)
     return parser
 
 
@@ -278,6 +279,19 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     demo.add_arguments(parser)
     parser.set_defaults(run=demo.run_arguments)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from nnunet_ssp.evaluation import evaluate as command
+
+    parser = commands.add_parser(
+        "evaluate",
+        help="Dice, distances, volumes and EF of predictions, compared, with a report",
+        description="Score predictions and compare models. Writes "
+        f"{', '.join(command.OUTPUTS[:-1])} and {command.OUTPUTS[-1]}.",
+    )
+    command.add_arguments(parser)
+    parser.set_defaults(run=lambda args: command.evaluate(**_without_run(args)) and None)
 
 
 def _without_run(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from nnunet_ssp.evaluation.report import Page
+    from nnunet_ssp.evaluation.page import Page
 
 CAVEAT = (
     "This run is short: it shows the workflow, not a benefit. A difference between the two models "
@@ -106,23 +106,17 @@ def score(layout: Layout, dataset: Dataset) -> pd.DataFrame:
     """3D Dice of both models.
 
     Returns:
-        Columns `model`, `subject`, `case`, `class` and `dice`.
+        Columns `model`, `subject`, `case`, `class`, `dice` and more.
     """
-    import pandas as pd
+    from nnunet_ssp.evaluation.files import References, find_pairs
+    from nnunet_ssp.evaluation.labels import Labels
+    from nnunet_ssp.evaluation.scoring import score_pairs
 
-    from nnunet_ssp.evaluation.dice import score_folder
-
-    tables = [
-        score_folder(
-            layout.predictions(trainer),
-            dataset.references,
-            dataset.labels,
-            cases=dataset.tested,
-            file_ending=dataset.ending,
-        ).assign(model=model)
-        for model, trainer in MODELS.items()
-    ]
-    scores = pd.concat(tables, ignore_index=True)
+    references = {c: dataset.references / f"{c}{dataset.ending}" for c in dataset.tested}
+    folders = {model: [layout.predictions(trainer)] for model, trainer in MODELS.items()}
+    pairs, _ = find_pairs(folders, References(references), dataset.ending)
+    labels = Labels({name: (value,) for name, value in dataset.labels.items()})
+    scores = score_pairs(pairs, labels).frames
     return scores.assign(subject=[dataset.cases[case].subject for case in scores["case"]])
 
 
@@ -159,7 +153,8 @@ def report(
         setup: The shell lines that set what the commands need.
         device: The device of the trainings.
     """
-    from nnunet_ssp.evaluation.report import Page
+    from nnunet_ssp.evaluation.figures import OVERLAY_WIDTH
+    from nnunet_ssp.evaluation.page import PIXELS_PER_INCH, Page
 
     page = Page("Pretrain, fine-tune, predict: a run of nnunet-ssp", notice=CAVEAT)
     pretraining = [
@@ -182,7 +177,9 @@ def report(
     page.image(
         overlays(layout, dataset),
         alt="The reference and both predictions in colour on one slice of each subject.",
-        caption="The slice in the middle of the heart, at the subject's first labelled frame.",
+        caption="The slice in the middle of the heart, at the subject's first labelled frame. White: "
+        "outline of the reference.",
+        width=round(PIXELS_PER_INCH * OVERLAY_WIDTH),
     )
     page.heading("The commands")
     page.paragraph(
@@ -289,25 +286,30 @@ def overlays(layout: Layout, dataset: Dataset, limit: int = 4) -> bytes:
     Returns:
         Content of a PNG file.
     """
-    from nnunet_ssp.evaluation.dice import read_label_map
-    from nnunet_ssp.evaluation.report import overlay_grid
+    from nnunet_ssp.evaluation.figures import (
+        Panel,
+        label_window,
+        labelled_slices,
+        overlay_grid,
+    )
+    from nnunet_ssp.evaluation.files import read_array
 
     first_frames: dict[str, str] = {}
     for case in dataset.tested:
         first_frames.setdefault(dataset.cases[case].subject, case)
     folders = {"Reference": dataset.references}
     folders |= {model: layout.predictions(trainer) for model, trainer in MODELS.items()}
-    rows = {
-        subject: (
-            read_label_map(dataset.images / f"{case}_0000{dataset.ending}"),
-            {
-                name: read_label_map(path / f"{case}{dataset.ending}")
-                for name, path in folders.items()
-            },
-        )
-        for subject, case in list(first_frames.items())[:limit]
-    }
-    return overlay_grid(rows, dataset.labels)
+    rows = {}
+    for subject, case in list(first_frames.items())[:limit]:
+        image = read_array(dataset.images / f"{case}_0000{dataset.ending}")
+        maps = [read_array(path / f"{case}{dataset.ending}") for path in folders.values()]
+        (z,), window = labelled_slices(maps[0], 1), label_window(maps[0])
+        reference = maps[0][z][window]
+        rows[subject] = [
+            Panel(image[z][window], labels[z][window], reference if i else None)
+            for i, labels in enumerate(maps)
+        ]
+    return overlay_grid(rows, list(folders), dataset.labels)
 
 
 def versions(device: str) -> list[tuple[str, str]]:

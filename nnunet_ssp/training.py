@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 import time
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 import nnunet_ssp
 import nnunet_ssp.methods  # makes every method's settings known
 from nnunet_ssp import transfer
-from nnunet_ssp.cases import Case, read_cases, read_splits, write_json
+from nnunet_ssp.cases import Case, read_cases, read_splits, subject_of, write_json
 from nnunet_ssp.schedules import EarlyStopping
 from nnunet_ssp.settings import TrainingSettings, differences, from_environment
 
@@ -104,25 +103,8 @@ class SettingsTrainer(nnUNetTrainer):
         return None
 
     def subject_of(self, case: str, pattern: str | None) -> str:
-        """The subject of a case: from `cases.csv`, else what ``pattern`` finds in its name, else the case itself.
-
-        Args:
-            case: name of the case.
-            pattern: regular expression; its first group, when it has one, is the subject.
-
-        Raises:
-            ValueError: the pattern does not match.
-        """
-        if case in self.cases:
-            return self.cases[case].subject_key
-        if pattern is None:
-            return case
-        match = re.search(pattern, case)
-        if match is None:
-            raise ValueError(
-                f"`subject_pattern` (={pattern}) must match every case name, not {case}."
-            )
-        return match[1] if match.groups() else match[0]
+        """The subject of a case, see `cases.subject_of`."""
+        return subject_of(case, self.cases, pattern)
 
     def folds(self) -> list[dict[str, list[str]]]:
         """The folds of `splits_final.json`; nnU-Net makes them by case where there is none."""

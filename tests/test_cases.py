@@ -26,6 +26,7 @@ from nnunet_ssp.cases import (
     read_cases,
     read_splits,
     subject_folds,
+    subject_of,
     write_cases,
     write_json,
     write_splits,
@@ -62,6 +63,18 @@ def test_case_names():
     assert case_name("A1D9Z7", 5) == "A1D9Z7_frame05"
     assert case_name("A1D9Z7", 5, source="mm1") == "mm1-A1D9Z7_frame05"
     assert case_name("A1D9Z7", 120) == "A1D9Z7_frame120"
+
+
+def test_the_subject_of_a_case():
+    known = {"A1_frame00": make_case("A1")}
+    assert subject_of("A1_frame00", known, "ignored") == "mm1-A1"
+    assert subject_of("p7_frame03", {}, None) == "p7_frame03"
+    assert subject_of("p7_frame03", {}, "(.+)_frame") == "p7"
+    assert subject_of("p7_frame03", {}, "p[0-9]") == "p7"
+    with pytest.raises(
+        ValueError, match=r"`subject_pattern` \(=x\) must match every case name, not"
+    ):
+        subject_of("p7_frame03", {}, "x")
 
 
 def test_columns_are_those_of_the_file_format():

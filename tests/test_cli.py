@@ -47,6 +47,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "prepare",
         "inspect",
         "demo",
+        "evaluate",
     ],
 )
 def test_help(words: str, capsys: pytest.CaptureFixture[str]):
@@ -65,7 +66,9 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"{nnunet_ssp.__version__}\n"
 
 
-@pytest.mark.parametrize("words", ["", "paint", "convert", "convert mnms", "prepare", "inspect"])
+@pytest.mark.parametrize(
+    "words", ["", "paint", "convert", "convert mnms", "prepare", "inspect", "evaluate 1"]
+)
 def test_wrong_usage(words: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ending:
         main(words.split())
@@ -73,7 +76,9 @@ def test_wrong_usage(words: str, capsys: pytest.CaptureFixture[str]):
     assert "usage: nnunet-ssp" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["--help", "env", "convert mnms --help", "prepare --help"])
+@pytest.mark.parametrize(
+    "words", ["--help", "env", "convert mnms --help", "prepare --help", "evaluate --help"]
+)
 def test_nothing_heavy_is_imported_to_help(words: str):
     script = (
         "import sys\n"
@@ -139,6 +144,7 @@ def test_an_interruption_is_no_error(
         ("prepare 1 -np 0", "`workers` (=0) must be at least 1."),
         ("convert mnms -i nowhere -d 1", "nowhere: no such folder."),
         ("inspect nowhere.pth", "Checkpoint nowhere.pth does not exist."),
+        ("evaluate 333 nowhere", "no dataset 333 here"),
         ("demo --data nowhere", "`--data` (=nowhere) must be an existing folder."),
     ],
 )

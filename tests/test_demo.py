@@ -17,7 +17,7 @@ import torch
 
 from nnunet_ssp import demo, demo_report
 from nnunet_ssp.cases import Case, make_splits, write_cases, write_json
-from nnunet_ssp.evaluation.report import render
+from nnunet_ssp.evaluation.figures import render
 
 SHAPE = (5, 24, 24)
 VENDORS = ("A", "B", "C", "D")

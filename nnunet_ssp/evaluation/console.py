@@ -1,0 +1,54 @@
+"""The main results as lines for the terminal."""
+
+from __future__ import annotations
+
+from nnunet_ssp.evaluation.results import Evaluation
+from nnunet_ssp.evaluation.statistics import MEAN
+from nnunet_ssp.evaluation.wording import decimal, interval, introduction, p_value
+
+
+def summary_text(evaluation: Evaluation) -> str:
+    """The main results for the terminal."""
+    distances = evaluation.has_distances
+    columns = ["model", "class", "Dice", "95 % CI", *["HD95 mm", "ASSD mm"] * distances, "missed"]
+    rows = [columns]
+    for row in evaluation.overall.to_dict("records"):
+        cells = [row["model"], row["class"], f"{row['dice_mean']:.3f}", interval(row, "dice")]
+        if distances:
+            cells += [decimal(row["hd95_mm_mean"], 1), decimal(row["assd_mm_mean"], 1)]
+        rows.append([*cells, str(row["missed"])])
+    lines = [introduction(evaluation), "", *_aligned(rows)]
+    if len(evaluation.models) > 1:
+        lines += ["", f"Mean Dice compared with {evaluation.baseline}:"]
+        table = evaluation.comparisons
+        for row in table[table["score"] == f"Dice, {MEAN}"].to_dict("records"):
+            lines.append(
+                f"  {row['model']}: {row['difference']:+.3f} ({interval(row)}), better on "
+                f"{row['n_better']} of {row['n_subjects']} subjects; p {p_value(row['p'])}, after "
+                f"Holm {p_value(row['p_holm'])}"
+            )
+    if len(evaluation.agreement):
+        rows = [["model", "figure", "n", "reference", "bias", "95 % limits", "r"]]
+        for row in evaluation.agreement.to_dict("records"):
+            limits = f"{decimal(row['lower'], 1)} to {decimal(row['upper'], 1)}"
+            cells = [row["model"], f"{row['figure']} ({row['unit']})", str(row["n_subjects"])]
+            cells += [decimal(row["reference"], 1), decimal(row["bias"], 1), limits]
+            rows.append([*cells, decimal(row["correlation"], 3)])
+        lines += ["", *_aligned(rows)]
+    remarks = [f"Note: {note}" for note in evaluation.notes]
+    for subject, reason in evaluation.refused.items():
+        whose = "" if subject == "all" else f" of {subject}"
+        remarks.append(f"No clinical figures{whose}: {reason}.")
+    return "\n".join([*lines, "", *remarks] if remarks else lines)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Columns for the terminal, the first two flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:{'<' if i < 2 else '>'}{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

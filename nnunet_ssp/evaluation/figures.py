@@ -1,0 +1,304 @@
+"""Figures as PNG images: box plots, curves, Bland-Altman plots, label maps on images."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = npt.NDArray[Any]
+
+# Okabe and Ito's colours: told apart by colour-blind readers, on white and on black.
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
+
+OVERLAY_WIDTH = 4.8  # inches; on a phone a wider one would have tiny letters
+
+
+def render(
+    draw: Callable[[Figure], None],
+    *,
+    size: tuple[float, float] = (5.6, 2.8),
+    theme: Literal["light", "dark", "both"] = "light",
+) -> bytes:
+    """Draw a figure and return it as a PNG image.
+
+    Args:
+        draw: Draws on the empty figure it is given.
+        size: Width and height in inches, at 150 pixels each.
+        theme: The page it is for: dark lines on white, light ones on the page's dark background,
+            or grey ones on nothing, which can be read on both.
+
+    Returns:
+        Content of a PNG file.
+    """
+    import matplotlib
+    from cycler import cycler
+    from matplotlib.figure import Figure
+
+    ink, paper, line = {
+        "light": ("#1c2126", "#fff", "#d6dbe0"),
+        "dark": ("#d5dae0", "#101316", "#333a42"),
+        "both": ("#7b8794", "none", "#7b8794"),
+    }[theme]
+    settings: dict[Any, Any] = {
+        "axes.edgecolor": line,
+        "axes.facecolor": paper,
+        "axes.grid": True,
+        "axes.labelcolor": ink,
+        "axes.prop_cycle": cycler(color=COLOURS),
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlesize": "medium",
+        "figure.facecolor": paper,
+        "grid.color": line,
+        "legend.frameon": False,
+        "text.color": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+    }
+    buffer = io.BytesIO()
+    # Figures made without pyplot: no global state, no display, nothing left open.
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def box_plot(
+    groups: Mapping[str, Mapping[str, Array]], ylabel: str, top: float | None = None
+) -> Callable[[Figure], None]:
+    """Boxes (quartiles; whiskers to 1.5 times their distance) with every value as a dot.
+
+    Args:
+        groups: Values by group, which has a place on the x axis, and by series, which has a
+            colour. NaN are left out. Shape of each array: (n,).
+        ylabel: Name of the values.
+        top: Upper end of the y axis; by default matplotlib's.
+
+    Returns:
+        Draws on an empty figure.
+    """
+    series = list(dict.fromkeys(name for group in groups.values() for name in group))
+    colours = dict(zip(series, itertools.cycle(COLOURS), strict=False))
+    width = 0.8 / len(series)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        jitter = np.random.default_rng(0)
+        for place, group in enumerate(groups.values()):
+            for number, name in enumerate(series):
+                values = group.get(name, np.empty(0))
+                values = values[np.isfinite(values)]
+                x = place + (number - (len(series) - 1) / 2) * width
+                axes.boxplot(
+                    [values],
+                    positions=[x],
+                    widths=0.8 * width,
+                    showfliers=False,
+                    patch_artist=True,
+                    boxprops={"facecolor": (colours[name], 0.35), "edgecolor": colours[name]},
+                    medianprops={"color": colours[name], "linewidth": 2},
+                    whiskerprops={"color": colours[name]},
+                    capprops={"color": colours[name]},
+                    manage_ticks=False,
+                )
+                spread = jitter.uniform(-0.2, 0.2, len(values)) * width
+                axes.plot(x + spread, values, ".", color=colours[name], markersize=3, alpha=0.7)
+        axes.set_xticks(range(len(groups)), list(groups))
+        axes.set_xlim(-0.5, len(groups) - 0.5)
+        axes.set_ylabel(ylabel)
+        axes.set_ylim(top=top)
+        axes.grid(False, axis="x")
+        if len(series) > 1:
+            _legend(figure, colours)
+
+    return draw
+
+
+def curves_with_bands(
+    curves: Mapping[str, tuple[Array, Array, Array]], xlabel: str, ylabel: str, title: str
+) -> Callable[[Figure], None]:
+    """Curves with a band, for numbers of at most 1 at places from 0 to 1.
+
+    Args:
+        curves: Place, shape (n,), mean, shape (n,), and lower and upper limit, shape (2, n), by
+            the curve's name.
+        xlabel: Name of the place.
+        ylabel: Name of the mean.
+        title: Title of the axes.
+
+    Returns:
+        Draws on an empty figure.
+    """
+    colours = dict(zip(curves, itertools.cycle(COLOURS), strict=False))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for name, (x, mean, limits) in curves.items():
+            axes.plot(x, mean, color=colours[name], marker="o", markersize=3)
+            axes.fill_between(x, *limits, color=colours[name], alpha=0.2, linewidth=0)
+        axes.set(xlim=(0, 1), ylim=(None, 1), xlabel=xlabel, ylabel=ylabel, title=title)
+        if len(curves) > 1:
+            _legend(figure, colours)
+
+    return draw
+
+
+def bland_altman(
+    reference: Array, predicted: Array, lines: tuple[float, float, float], name: str, unit: str
+) -> Callable[[Figure], None]:
+    """Difference of two methods against their mean (Bland and Altman 1986).
+
+    Args:
+        reference: Values of the one. Shape: (n,).
+        predicted: Values of the other. Shape: (n,).
+        lines: Lower limit of agreement, bias and upper limit.
+        name: What is measured.
+        unit: Its unit.
+
+    Returns:
+        Draws on an empty figure.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot(
+            (reference + predicted) / 2,
+            predicted - reference,
+            "o",
+            color=COLOURS[4],
+            markersize=4,
+            alpha=0.6,
+            markeredgewidth=0,
+        )
+        for value, style in zip(lines, ("--", "-", "--"), strict=True):
+            if np.isnan(value):  # a single subject has no limits
+                continue
+            axes.axhline(value, color=COLOURS[5], linestyle=style, linewidth=1.2)
+            axes.annotate(
+                f"{value:+.1f}",
+                (1, value),
+                xytext=(4, 0),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                va="center",
+                color=COLOURS[5],
+            )
+        axes.set(
+            title=name,
+            xlabel=f"mean of both ({unit})",
+            ylabel=f"predicted − reference ({unit})",
+        )
+
+    return draw
+
+
+def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    # As many columns as fit the width of a page; long names take more room.
+    columns = max(1, min(len(handles), 60 // (6 + max(map(len, colours)))))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+# --- label maps on images ---------------------------------------------------------------------
+
+
+class Panel(NamedTuple):
+    """One picture of an overlay. Shape of each array: (rows, columns)."""
+
+    image: Array
+    labels: Array  # painted
+    outline: Array | None = None  # a label map whose classes get an outline
+
+
+def overlay_grid(
+    rows: Mapping[str, Sequence[Panel]],
+    columns: Sequence[str],
+    labels: Mapping[str, int | tuple[int, ...]],
+) -> bytes:
+    """Label maps in colour on images.
+
+    Args:
+        rows: Panels by the row's name, one for each column.
+        columns: The columns' titles.
+        labels: Name and value, or values, of each class to paint.
+
+    Returns:
+        Content of a PNG file.
+    """
+    colours = dict(zip(labels, itertools.cycle(COLOURS), strict=False))
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(len(rows), len(columns), squeeze=False)
+        for line, (name, panels) in zip(grid, rows.items(), strict=True):
+            for axes, panel in zip(line, panels, strict=True):
+                _draw_panel(axes, panel, {colours[name]: labels[name] for name in labels})
+            line[0].set_ylabel(name)
+        for axes, title in zip(grid[0], columns, strict=True):
+            axes.set_title(title)
+        _legend(figure, colours)
+
+    size = OVERLAY_WIDTH, OVERLAY_WIDTH / len(columns) * len(rows) + 0.6
+    return render(draw, size=size, theme="both")
+
+
+def _draw_panel(axes: Axes, panel: Panel, paint: Mapping[str, int | tuple[int, ...]]) -> None:
+    from matplotlib.colors import to_rgba
+
+    low, high = np.percentile(panel.image, (1, 99))
+    axes.imshow(panel.image, cmap="gray", vmin=low, vmax=high)
+    painted = np.zeros((*panel.image.shape, 4))
+    for colour, values in paint.items():
+        painted[np.isin(panel.labels, values)] = to_rgba(colour, 0.5)
+    axes.imshow(painted)
+    for values in paint.values():
+        if panel.outline is not None and (inside := np.isin(panel.outline, values)).any():
+            axes.contour(inside, levels=[0.5], colors="white", linewidths=0.8)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def label_window(labels: Array) -> tuple[slice, slice]:
+    """The part of a stack's slices around all labels.
+
+    Args:
+        labels: Label map; 0 is the background. Shape: (slices, rows, columns).
+
+    Returns:
+        Rows and columns of a square window that is twice as wide as the labels, or as the slice
+        where that is less. Without labels: all of them.
+    """
+    rows, columns = (np.flatnonzero(labels.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    if len(rows) == 0:
+        return slice(None), slice(None)
+    side = 2 * int(max(np.ptp(rows), np.ptp(columns)) + 1)
+
+    def around(found: Array, length: int) -> slice:
+        start = max(0, min(int(found[0] + found[-1] + 1 - side) // 2, length - side))
+        return slice(start, start + side)
+
+    return around(rows, labels.shape[1]), around(columns, labels.shape[2])
+
+
+def labelled_slices(labels: Array, count: int) -> list[int]:
+    """The middle slices of equal parts of the labelled stack; without labels, of the whole stack.
+
+    Args:
+        labels: Label map; 0 is the background. Shape: (slices, rows, columns).
+        count: Number of parts: 1 gives the middle slice, 3 the middles of three thirds.
+    """
+    found = np.flatnonzero(labels.any(axis=(1, 2)))
+    stack = found if len(found) else np.arange(len(labels))
+    return [int(stack[(2 * part + 1) * len(stack) // (2 * count)]) for part in range(count)]

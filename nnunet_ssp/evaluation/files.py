@@ -1,0 +1,233 @@
+"""Finding what to compare: the predictions of each model, and the reference of each case."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_ssp.cases import read_splits
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction and its reference."""
+
+    model: str
+    seed: int  # number of the model's training, from 0
+    case: str
+    prediction: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class References:
+    """The reference label maps of a dataset by case."""
+
+    test: dict[str, Path]  # a folder of predictions with one of these cases must have all of them
+    training: dict[str, Path] = field(default_factory=dict)
+    folds: Sequence[Mapping[str, Sequence[str]]] = ()  # of splits_final.json
+
+
+def label_files(folder: Path, ending: str) -> dict[str, Path]:
+    """The files of a folder by case; none if there is no such folder."""
+    files = sorted(folder.glob(f"*{ending}"))
+    return {f.name.removesuffix(ending): f for f in files if not f.name.startswith(".")}
+
+
+def find_references(
+    raw: Path | None, prepared: Path | None, ending: str, folder: Path | None = None
+) -> References:
+    """Look up the reference label maps of a dataset.
+
+    Args:
+        raw: The dataset's folder in nnUNet_raw, if there is one: `labelsTs` and `labelsTr`.
+        prepared: Its folder in nnUNet_preprocessed, if there is one: `gt_segmentations`.
+        ending: Of the files.
+        folder: The folder the user names instead.
+
+    Raises:
+        FileNotFoundError: `folder` holds no such file.
+    """
+    if folder is not None:
+        return References(_require_files(folder, ending))
+    places = [f for f in (prepared, raw) if f is not None]
+    splits = [f / "splits_final.json" for f in places if (f / "splits_final.json").is_file()]
+    training: dict[str, Path] = {}
+    if raw is not None:
+        training |= label_files(raw / "labelsTr", ending)
+    if prepared is not None:
+        training |= label_files(prepared / "gt_segmentations", ending)
+    return References(
+        test=label_files(raw / "labelsTs", ending) if raw is not None else {},
+        training=training,
+        folds=read_splits(splits[0]) if splits else [],
+    )
+
+
+def find_pairs(
+    models: Mapping[str, Sequence[Path]], references: References, ending: str
+) -> tuple[list[Pair], list[str]]:
+    """Match the predictions of all models with their references.
+
+    The folders of a model hold either the same cases, then they are its seeds, or different ones,
+    then they are the folds of a cross-validation and count as one seed. All models must have
+    predicted the same cases.
+
+    Args:
+        models: The folders of predictions of each model.
+        references: From `find_references`.
+        ending: Of the files.
+
+    Returns:
+        The pairs, and notes on files that are left out.
+
+    Raises:
+        FileNotFoundError: A folder holds no label map, or a case has no prediction or reference.
+        ValueError: The cases of the folders do not fit each other.
+    """
+    pairs: list[Pair] = []
+    notes: list[str] = []
+    cases_of: dict[str, set[str]] = {}
+    for model, folders in models.items():
+        found = []
+        for folder in folders:
+            files = _require_files(folder, ending)
+            expected = _expected(folder, files, references)
+            if missing := [case for case in expected if case not in files]:
+                raise FileNotFoundError(f"{folder} has no prediction for {listed(missing)}.")
+            if extra := [case for case in files if case not in expected]:
+                notes.append(f"{folder}: left out, as no reference is asked for: {listed(extra)}.")
+            found.append({case: (files[case], expected[case]) for case in expected})
+        for seed, folder_files in zip(_seeds(model, folders, found), found, strict=True):
+            pairs += [Pair(model, seed, case, *files) for case, files in folder_files.items()]
+        cases_of[model] = set().union(*found)
+    for (one, cases), (other, others) in combinations(cases_of.items(), 2):
+        if different := sorted(cases ^ others):
+            raise ValueError(
+                f"{one} and {other} must have predicted the same cases; only one of them has "
+                f"{listed(different)}."
+            )
+    return pairs, notes
+
+
+def _expected(folder: Path, files: Collection[str], references: References) -> dict[str, Path]:
+    """The references of the cases that a folder should hold, judged by those it does hold."""
+    if any(case in references.test for case in files):
+        return references.test
+    fold = re.fullmatch(r"fold_(\d+)", folder.resolve().parent.name)
+    cases: Iterable[str] = [case for case in files if case in references.training]
+    if fold and folder.name == "validation" and int(fold[1]) < len(references.folds):
+        cases = sorted(references.folds[int(fold[1])]["val"])
+        if missing := [case for case in cases if case not in references.training]:
+            raise FileNotFoundError(f"{folder}: there is no reference for {listed(missing)}.")
+    if not cases:
+        raise FileNotFoundError(
+            f"{folder}: there is no reference for any of {listed(sorted(files))}. References are "
+            "looked up in labelsTs, gt_segmentations and labelsTr; --references names another "
+            "folder."
+        )
+    return {case: references.training[case] for case in cases}
+
+
+def _seeds(model: str, folders: Sequence[Path], found: Sequence[Mapping[str, object]]) -> list[int]:
+    """The seed of each folder: all different, or all 0 for the folds of a cross-validation."""
+    pairs = list(combinations(found, 2))
+    if all(one.keys() == other.keys() for one, other in pairs):
+        return list(range(len(found)))
+    if all(one.keys().isdisjoint(other) for one, other in pairs):
+        return [0] * len(found)
+    raise ValueError(
+        f"{model}: the folders {', '.join(map(str, folders))} must hold the same cases (seeds) or "
+        "different ones (folds), not some of both."
+    )
+
+
+def _require_files(folder: Path, ending: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder.")
+    files = label_files(folder, ending)
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no {ending} file.")
+    return files
+
+
+def find_images(raw: Path | None, ending: str) -> dict[str, Path]:
+    """The first channel of the test and training images by case."""
+    folders = [] if raw is None else [raw / "imagesTr", raw / "imagesTs"]
+    return {
+        case: path
+        for folder in folders
+        for case, path in label_files(folder, f"_0000{ending}").items()
+    }
+
+
+def listed(cases: Sequence[str], limit: int = 10) -> str:
+    """`1 case: a` or `12 cases: a, b, ... and 2 more`."""
+    more = f" and {len(cases) - limit} more" if len(cases) > limit else ""
+    noun = "case" if len(cases) == 1 else "cases"
+    return f"{len(cases)} {noun}: {', '.join(cases[:limit])}{more}"
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def read_image(path: Path) -> Any:
+    """Read a 3D image file as a `SimpleITK.Image`.
+
+    Raises:
+        ValueError: The file cannot be read or is not 3D; the message names it.
+    """
+    import SimpleITK
+
+    try:
+        image = SimpleITK.ReadImage(str(path))
+    except RuntimeError as error:
+        # The last line holds the reason, the ones before it the place in SimpleITK's source.
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{path} cannot be read as an image: {reason}") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(f"{path} (size={image.GetSize()}) must be a 3D image of one channel.")
+    return image
+
+
+def read_array(path: Path) -> npt.NDArray[Any]:
+    """Voxel values of a 3D image file. Shape: (slices, rows, columns)."""
+    import SimpleITK
+
+    return SimpleITK.GetArrayFromImage(read_image(path))
+
+
+def read_pair(pair: Pair) -> tuple[npt.NDArray[Any], npt.NDArray[Any], tuple[float, ...]]:
+    """Read both label maps of a pair and check that they lie on the same grid.
+
+    Returns:
+        Prediction and reference, shape (slices, rows, columns), and the spacing in mm in the same
+        order.
+
+    Raises:
+        ValueError: A file cannot be read, or the grids differ.
+    """
+    import SimpleITK
+
+    prediction, reference = (read_image(path) for path in (pair.prediction, pair.reference))
+    # The tolerances pass what header formats round, 1e-3 mm and 1e-4 of the rest.
+    for name, tolerance in (("Size", 0), ("Spacing", 1e-3), ("Origin", 1e-3), ("Direction", 1e-3)):
+        ours, theirs = (getattr(image, f"Get{name}")() for image in (prediction, reference))
+        if not np.allclose(ours, theirs, rtol=1e-4 if tolerance else 0, atol=tolerance):
+            raise ValueError(
+                f"{pair.prediction} ({name.lower()}={_rounded(ours)}) must have the {name.lower()} "
+                f"of {pair.reference} ({_rounded(theirs)})."
+            )
+    arrays = (SimpleITK.GetArrayFromImage(image) for image in (prediction, reference))
+    return *arrays, tuple(reference.GetSpacing()[::-1])
+
+
+def _rounded(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values)

@@ -1,0 +1,92 @@
+"""What a dataset's labels mean: the classes to score, and which of them are LV, myocardium and RV."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Names by which `structures` finds the three, in lower case and letters only. The first of each
+# line is ours, then those of nnU-Net's conversions of M&Ms and ACDC.
+SYNONYMS = {
+    "LV": "lv lvbp lvc lvcav lvcavity lvblood lvbloodpool lvendo leftventricle leftventriclecavity "
+    "leftventricularcavity leftventriclebloodpool leftventricularbloodpool",
+    "MYO": "myo lvm mlv lvmyo myolv lvwall myocardium lvmyocardium leftventriclemyocardium "
+    "leftventricularmyocardium",
+    "RV": "rv rvbp rvc rvcav rvcavity rvblood rvbloodpool rvendo rightventricle rightventriclecavity "
+    "rightventricularcavity rightventriclebloodpool rightventricularbloodpool",
+}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The label values of a dataset.
+
+    A voxel whose *reference* is the ignore label counts nowhere, as in nnU-Net's evaluator.
+    """
+
+    classes: dict[str, tuple[int, ...]]  # values of each class; several for a region
+    ignore: int | None = None
+    structures: dict[str, str] = field(default_factory=dict)  # LV, MYO, RV: those there are
+
+    @property
+    def values(self) -> set[int]:
+        """All values that a label map may hold."""
+        ignored = set() if self.ignore is None else {self.ignore}
+        return {0}.union(ignored, *self.classes.values())
+
+
+def read_labels(dataset_json: Path, named: Mapping[str, str | None] | None = None) -> Labels:
+    """Read the labels of nnU-Net's `dataset.json`.
+
+    Args:
+        dataset_json: The file; its regions become classes of several values.
+        named: Class of `LV`, `MYO` and `RV`, where the user says it; None looks at the names.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: It has no class, a class the user named is not there, or two classes have
+            names of the same structure.
+    """
+    entries: dict[str, int | list[int]] = json.loads(dataset_json.read_text("utf-8"))["labels"]
+    ignore = entries.get("ignore")
+    classes = {
+        name: tuple(value) if isinstance(value, list) else (value,)
+        for name, value in entries.items()
+        if name != "ignore" and value != 0
+    }
+    if not classes:
+        raise ValueError(f"{dataset_json}: `labels` (={entries}) must have a class to evaluate.")
+    return Labels(
+        classes,
+        ignore=ignore if isinstance(ignore, int) else None,
+        structures=_structures(classes, named or {}, dataset_json),
+    )
+
+
+def _structures(
+    classes: Mapping[str, object], named: Mapping[str, str | None], file: Path
+) -> dict[str, str]:
+    found = {}
+    for structure, synonyms in SYNONYMS.items():
+        flag = f"--{structure.lower()}"
+        if (name := named.get(structure)) is not None:
+            if name not in classes:
+                raise ValueError(
+                    f"`{flag}` (={name}) must be a class of {file}: {', '.join(classes)}."
+                )
+            found[structure] = name
+            continue
+        fitting = [
+            name for name in classes if re.sub("[^a-z]", "", name.lower()) in synonyms.split()
+        ]
+        if len(fitting) > 1:
+            raise ValueError(
+                f"{file}: {' and '.join(fitting)} could both be the {structure}; say which with "
+                f"{flag} NAME."
+            )
+        if fitting:
+            found[structure] = fitting[0]
+    return found

@@ -1,0 +1,126 @@
+"""Everything that is measured on one prediction and its reference, and on many in parallel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_ssp.evaluation.dice import EmptyRule, dice
+from nnunet_ssp.evaluation.distances import surface_distances
+from nnunet_ssp.evaluation.files import Pair, read_pair
+from nnunet_ssp.evaluation.labels import Labels
+from nnunet_ssp.parallel import process
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+
+DICE_RULES: dict[str, EmptyRule] = {"dice": "one", "dice_nan": "nan"}
+
+
+class Scores(NamedTuple):
+    """Two tidy tables.
+
+    Both have `model, seed, case, class, dice, dice_nan`: 3D or per slice, with the papers' and
+    with nnU-Net's rule for classes that are in neither label map.
+
+    `frames`, one row per pair and class, adds `hd95_mm, assd_mm, missed` (1 where the class is in
+    only one of the two, which has no distance) and the volumes `reference_ml, predicted_ml`.
+
+    `slices`, one row per pair, class and slice from the first to the last one with any reference
+    label, adds `slice`, the index in the file, and `position`: 0 at the first of these slices, 1
+    at the last (de Mooij et al., code: `summary_2d`).
+    """
+
+    frames: pd.DataFrame
+    slices: pd.DataFrame
+
+
+def score_pairs(pairs: Sequence[Pair], labels: Labels, workers: int = 1) -> Scores:
+    """Score pairs of files in worker processes, with a progress bar.
+
+    Args:
+        pairs: Prediction and reference of each case, in the order of the tables.
+        labels: The classes to score.
+        workers: At most this many processes.
+
+    Raises:
+        ValueError: A file cannot be read, the files of a pair lie on different grids, or one holds
+            a value that is no label.
+    """
+    import pandas as pd
+
+    results = list(process(partial(score_pair, labels=labels), pairs, workers, "Scoring", "frame"))
+    return Scores(
+        pd.DataFrame([row for frames, _ in results for row in frames]),
+        pd.DataFrame([row for _, slices in results for row in slices]),
+    )
+
+
+def score_pair(pair: Pair, labels: Labels) -> tuple[list[Row], list[Row]]:
+    """The rows of one pair for the tables of `Scores`."""
+    prediction, reference, spacing = read_pair(pair)
+    for path, label_map in ((pair.prediction, prediction), (pair.reference, reference)):
+        if strange := set(np.unique(label_map).tolist()) - labels.values:
+            raise ValueError(
+                f"{path} holds the value {min(strange):g}, but the labels of the dataset are "
+                f"{', '.join(map(str, sorted(labels.values)))}."
+            )
+    if labels.ignore is not None:
+        ignored = reference == labels.ignore
+        prediction[ignored] = reference[ignored] = 0
+
+    voxel_ml = float(np.prod(spacing)) / 1000
+    first, positions = relative_positions(reference)
+    part = slice(first, first + len(positions))
+    frames, slices = [], []
+    for name, values in labels.classes.items():
+        predicted, true = np.isin(prediction, values), np.isin(reference, values)
+        key = {"model": pair.model, "seed": pair.seed, "case": pair.case, "class": name}
+        distances = surface_distances(predicted, true, spacing)
+        frames.append(
+            key
+            | {column: dice(predicted, true, empty=rule) for column, rule in DICE_RULES.items()}
+            | {
+                "hd95_mm": distances.hd95,
+                "assd_mm": distances.assd,
+                "missed": int(predicted.any() != true.any()),
+                "reference_ml": np.count_nonzero(true) * voxel_ml,
+                "predicted_ml": np.count_nonzero(predicted) * voxel_ml,
+            }
+        )
+        by_slice = {
+            column: dice(predicted[part], true[part], axis=(1, 2), empty=rule)
+            for column, rule in DICE_RULES.items()
+        }
+        slices += [
+            key
+            | {"slice": first + i, "position": position}
+            | {column: scores[i] for column, scores in by_slice.items()}
+            for i, position in enumerate(positions)
+        ]
+    return frames, slices
+
+
+def relative_positions(reference: npt.NDArray[Any]) -> tuple[int, list[float]]:
+    """Where the labelled part of a stack begins, and how far along it each of its slices lies.
+
+    Args:
+        reference: Label map; 0 is the background. Shape: (slices, rows, columns).
+
+    Returns:
+        Index of the first labelled slice, and the positions from 0 there to 1 at the last labelled
+        slice; 0.5 for a single one, none without any.
+    """
+    labelled = np.flatnonzero(reference.any(axis=(1, 2)))
+    if len(labelled) == 0:
+        return 0, []
+    first, last = int(labelled[0]), int(labelled[-1])
+    if first == last:
+        return first, [0.5]
+    return first, [(z - first) / (last - first) for z in range(first, last + 1)]

@@ -1,0 +1,197 @@
+"""Summaries over subjects and seeds, and the comparison of models.
+
+The unit is the subject. Its ED and ES frames are not independent, nor are the seeds of a model on
+the same subject, so a subject's score is first averaged over both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Better = Literal["higher", "lower"]
+
+SCORES: dict[str, Better] = {
+    "dice": "higher",
+    "dice_nan": "higher",
+    "hd95_mm": "lower",
+    "assd_mm": "lower",
+}
+MEAN = "mean"  # the class that stands for all
+SUBJECTS_FOR_A_TEST = 6  # with fewer, no difference could have a two-sided p below 0.05
+
+
+def with_mean(frames: pd.DataFrame) -> pd.DataFrame:
+    """Add the class `mean` to each frame: the mean of its classes, without those that are NaN.
+
+    Args:
+        frames: The frames' scores: `model, seed, case, class`, `SCORES`, `missed` and any columns
+            that are the same for all classes of a case.
+    """
+    import pandas as pd
+
+    keys = ["model", "seed", "case"]
+    own = frames.groupby(keys, sort=False)
+    means = own[list(SCORES)].mean().join(own["missed"].sum()).reset_index()
+    shared = frames.drop(columns=[*SCORES, "missed", "class", "reference_ml", "predicted_ml"])
+    means = means.merge(shared.drop_duplicates(keys), on=keys).assign(**{"class": MEAN})
+    # The class comes last in each model.
+    order = {model: place for place, model in enumerate(frames["model"].unique())}
+    both = pd.concat([frames, means], ignore_index=True)
+    return both.sort_values(
+        "model", key=lambda own: own.map(order), kind="stable", ignore_index=True
+    )
+
+
+def subject_means(table: pd.DataFrame, score: str) -> pd.DataFrame:
+    """A score of each subject, the mean over seeds and frames.
+
+    Args:
+        table: Columns `model, subject` and the score.
+        score: Name of the column.
+
+    Returns:
+        One row per subject, one column per model.
+    """
+    means = table.groupby(["subject", "model"], sort=False)[score].mean()
+    return means.unstack("model")[table["model"].unique()]
+
+
+def summarise(frames: pd.DataFrame, by: Sequence[str] = (), seed: int = 0) -> pd.DataFrame:
+    """Mean and spread of all scores by model and class.
+
+    Args:
+        frames: From `with_mean`.
+        by: More columns to group by: `phase`, `vendor`, ...
+        seed: Of the bootstrap.
+
+    Returns:
+        One row per `model, *by, class` with `n_subjects`, `missed` (class and frames that are
+        empty in only one label map, summed over seeds) and for each score
+        `mean`, over subjects and seeds;
+        `sd_subjects`, the sample standard deviation over subjects, averaged over seeds (de Mooij
+        et al., Appendix B); `sd_seeds`, that of the seeds' means (their Tables 1 to 4), NaN for
+        one seed; and the 95 % confidence interval `low, high` of the mean over subjects. The
+        names are joined as in `dice_mean`.
+    """
+    import pandas as pd
+
+    rows = []
+    keys = ["model", *by, "class"]
+    scores = list(SCORES)
+    for key, own in frames.groupby(keys, sort=False):
+        subjects = own.groupby("subject")[scores].mean()
+        of_seed = own.groupby(["seed", "subject"])[scores].mean().groupby("seed")
+        numbers = pd.DataFrame(
+            {
+                "mean": subjects.mean(),
+                "sd_subjects": of_seed.std().mean(),
+                "sd_seeds": of_seed.mean().std(),
+            }
+        )
+        numbers[["low", "high"]] = bootstrap_interval(subjects.to_numpy(), seed).T
+        row = dict(zip(keys, key, strict=True))
+        row |= {"n_subjects": len(subjects), "missed": int(own["missed"].sum())}
+        for score, own_numbers in numbers.to_dict("index").items():
+            row |= {f"{score}_{name}": value for name, value in own_numbers.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def bootstrap_interval(
+    values: npt.NDArray[np.float64], seed: int = 0, resamples: int = 10_000
+) -> npt.NDArray[np.float64]:
+    """95 % percentile bootstrap interval of the mean, resampling rows (Efron 1979).
+
+    Args:
+        values: One row per subject; NaN are left out. Shape: (n, columns).
+        seed: The same seed gives the same interval; all columns see the same resamples.
+        resamples: Number of resamples.
+
+    Returns:
+        Lower and upper limits, NaN for a column with fewer than two values. Shape: (2, columns).
+    """
+    n = len(values)
+    draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    draws += n * np.arange(resamples)[:, None]
+    # How often each resample holds each subject: the means of all columns are then one product.
+    weights = (
+        np.bincount(draws.ravel(), minlength=resamples * n).reshape(resamples, n).astype(float)
+    )
+    there = np.isfinite(values)
+    counts = weights @ there  # (resamples, columns)
+    sums = weights @ np.where(there, values, 0)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    limits = np.full((2, values.shape[1]), np.nan)
+    enough = there.sum(axis=0) >= 2
+    limits[:, enough] = np.nanquantile(means[:, enough], (0.025, 0.975), axis=0)
+    return limits
+
+
+def compare(
+    scores: pd.DataFrame, baseline: str, better: Better = "higher", seed: int = 0
+) -> pd.DataFrame:
+    """Test for each model whether it is better than the baseline, on the same subjects.
+
+    The test is the paired one-sided Wilcoxon signed-rank test (Dominic et al.), its p values
+    corrected for the number of models after Holm (1979).
+
+    Args:
+        scores: One row per subject, one column per model, from `subject_means`. Subjects without
+            one of the two scores are left out of a comparison.
+        baseline: The model the others are compared with.
+        better: Which scores are better.
+        seed: Of the bootstrap.
+
+    Returns:
+        One row per other model: `model`, `baseline`, `n_subjects`, the mean `difference` to the
+        baseline with its 95 % bootstrap interval `low, high`, the number of subjects on which the
+        model is better, `n_better`, and `p` and `p_holm`, both NaN for fewer than 6 subjects.
+    """
+    import pandas as pd
+    from scipy import stats
+
+    rows: list[dict[str, Any]] = []
+    for model in scores.columns.drop(baseline):
+        differences = (scores[model] - scores[baseline]).dropna().to_numpy()
+        gains = differences if better == "higher" else -differences
+        p = np.nan
+        if len(gains) >= SUBJECTS_FOR_A_TEST:
+            p = stats.wilcoxon(gains, alternative="greater").pvalue if gains.any() else 1.0
+        low, high = bootstrap_interval(differences[:, None], seed)[:, 0]
+        rows.append(
+            {
+                "model": model,
+                "baseline": baseline,
+                "n_subjects": len(gains),
+                "difference": differences.mean() if len(gains) else np.nan,
+                "low": low,
+                "high": high,
+                "n_better": int((gains > 0).sum()),
+                "p": float(p),
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table["p"].to_numpy()))
+
+
+def holm(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Correct p values for their number after Holm (1979); NaN stay and do not count.
+
+    Args:
+        p: One value per test. Shape: (n,).
+
+    Returns:
+        The corrected values, at most 1. Shape: (n,).
+    """
+    corrected = np.full(len(p), np.nan)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN sort last
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(factors * p[order]))
+    return corrected

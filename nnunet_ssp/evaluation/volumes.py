@@ -1,0 +1,153 @@
+"""Clinical figures of the ventricles from voxel volumes, and how well two methods agree on them.
+
+Volumes are taken at the end-diastolic (ED) and end-systolic (ES) frames of the reference: EDV and
+ESV; stroke volume SV = EDV - ESV; ejection fraction EF = SV / EDV; the mass is that of the left
+ventricular myocardium at ED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MYOCARDIUM_G_PER_ML = 1.05
+
+UNITS = {
+    "LV EDV": "ml",
+    "LV ESV": "ml",
+    "LV SV": "ml",
+    "LV EF": "%",
+    "LV mass": "g",
+    "RV EDV": "ml",
+    "RV ESV": "ml",
+    "RV EF": "%",
+}
+FIGURE_COLUMNS = (
+    *("model", "seed", "subject", "figure", "unit"),
+    *("reference", "predicted", "error", "percent_error"),
+)
+
+
+def clinical_figures(
+    frames: pd.DataFrame, structures: Mapping[str, str]
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The figures of each subject, by prediction and by reference.
+
+    A structure that the reference does not have at a frame is not labelled there: figures that
+    need it are NaN, and left out if that is so for all subjects. One that only the prediction does
+    not have is 0 ml.
+
+    Args:
+        frames: Columns `model, seed, subject, case, phase, class, reference_ml, predicted_ml`.
+        structures: Class of LV, MYO and RV, those there are.
+
+    Returns:
+        A table with one row per `model, seed, subject, figure` and the columns `unit, reference,
+        predicted, error, percent_error`; and the subjects that are refused, with the reason.
+    """
+    import pandas as pd
+
+    frames = frames[frames["class"].isin(structures.values())]
+    refused = _refused(frames)
+    frames = frames[frames["phase"].isin(("ED", "ES")) & ~frames["subject"].isin(refused)]
+    volumes = frames.pivot(
+        index=["model", "seed", "subject"],
+        columns=["class", "phase"],
+        values=["reference_ml", "predicted_ml"],
+    )
+    # `pivot` sorts; the models and subjects keep their order.
+    volumes = volumes.reindex(pd.MultiIndex.from_frame(frames[volumes.index.names]).unique())
+
+    def figures(kind: str) -> pd.Series[float]:
+        def volume(structure: str, phase: str) -> pd.Series[float]:
+            name = structures.get(structure), phase
+            if ("reference_ml", *name) not in volumes:
+                return pd.Series(float("nan"), volumes.index)
+            return volumes[(f"{kind}_ml", *name)].where(volumes[("reference_ml", *name)] > 0)
+
+        lv_edv, lv_esv = volume("LV", "ED"), volume("LV", "ES")
+        rv_edv, rv_esv = volume("RV", "ED"), volume("RV", "ES")
+        table = pd.DataFrame(
+            {
+                "LV EDV": lv_edv,
+                "LV ESV": lv_esv,
+                "LV SV": lv_edv - lv_esv,
+                "LV EF": 100 * (lv_edv - lv_esv) / lv_edv.where(lv_edv > 0),
+                "LV mass": MYOCARDIUM_G_PER_ML * volume("MYO", "ED"),
+                "RV EDV": rv_edv,
+                "RV ESV": rv_esv,
+                "RV EF": 100 * (rv_edv - rv_esv) / rv_edv.where(rv_edv > 0),
+            }
+        )
+        long = table.melt(ignore_index=False, var_name="figure", value_name=kind)
+        return long.set_index("figure", append=True)[kind]
+
+    table = pd.concat([figures("reference"), figures("predicted")], axis=1).reset_index()
+    table.insert(4, "unit", table["figure"].map(UNITS))
+    table["error"] = table["predicted"] - table["reference"]
+    table["percent_error"] = (
+        100 * table["error"] / table["reference"].where(table["reference"] != 0)
+    )
+    labelled = table.groupby("figure")["reference"].transform("count") > 0
+    return table[labelled].reset_index(drop=True), refused
+
+
+def _refused(frames: pd.DataFrame) -> dict[str, str]:
+    """The subjects without exactly one ED and one ES frame, and why."""
+    reasons = {}
+    for subject, own in frames.groupby("subject", sort=False):
+        counts = own.drop_duplicates("case")["phase"].value_counts()
+        wrong = []
+        for phase in ("ED", "ES"):
+            if phase not in counts:
+                wrong.append(f"no {phase} frame")
+            elif counts[phase] > 1:
+                wrong.append(f"{counts[phase]} {phase} frames")
+        if wrong:
+            reasons[str(subject)] = " and ".join(wrong)
+    return reasons
+
+
+def agreement(figures: pd.DataFrame) -> pd.DataFrame:
+    """How the predicted figures agree with the reference, over subjects.
+
+    Each number is taken over the subjects of a seed and then averaged over seeds, so that the
+    limits are those of one trained model.
+
+    Args:
+        figures: From `clinical_figures`.
+
+    Returns:
+        One row per `model, figure`: `unit`; `n_subjects`; the means of `reference` and
+        `predicted`; the `bias`, which is the mean error, its sample standard deviation `sd` and
+        the 95 % limits of agreement `lower` and `upper`, bias ± 1.96 sd (Bland and Altman 1986);
+        the mean absolute error `mae`, the mean `percent_error` and Pearson's `correlation`.
+    """
+    import pandas as pd
+
+    def one_seed(own: pd.DataFrame) -> dict[str, float]:
+        own = own.dropna(subset="error")
+        bias, sd = own["error"].mean(), own["error"].std()
+        constant = min(own["reference"].nunique(), own["predicted"].nunique()) < 2
+        return {
+            "n_subjects": len(own),
+            "reference": own["reference"].mean(),
+            "predicted": own["predicted"].mean(),
+            "bias": bias,
+            "sd": sd,
+            "lower": bias - 1.96 * sd,
+            "upper": bias + 1.96 * sd,
+            "mae": own["error"].abs().mean(),
+            "percent_error": own["percent_error"].mean(),
+            "correlation": float("nan") if constant else own["reference"].corr(own["predicted"]),
+        }
+
+    rows = []
+    for (model, figure), own in figures.groupby(["model", "figure"], sort=False):
+        seeds = pd.DataFrame([one_seed(seed) for _, seed in own.groupby("seed")])
+        key = {"model": model, "figure": figure, "unit": UNITS[str(figure)]}
+        rows.append(key | seeds.mean().to_dict() | {"n_subjects": int(seeds["n_subjects"].min())})
+    return pd.DataFrame(rows)

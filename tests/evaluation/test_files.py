@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from nnunet_ssp.evaluation.files import (
+    References,
+    find_images,
+    find_pairs,
+    find_references,
+    read_array,
+    read_pair,
+)
+from tests.evaluation.conftest import heart, write_image, write_pair
+
+END = ".nii.gz"
+
+
+def touch(folder: Path, *cases: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        (folder / f"{case}{END}").touch()
+    return folder
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[Path, Path]:
+    """A raw and a prepared dataset: test cases t1, t2, training cases a to d, two folds."""
+    raw, prepared = tmp_path / "raw", tmp_path / "prepared"
+    touch(raw / "labelsTs", "t1", "t2")
+    touch(raw / "labelsTr", *"abcd")
+    touch(prepared / "gt_segmentations", *"abcd")
+    splits = [{"train": ["a", "b"], "val": ["c", "d"]}, {"train": ["c", "d"], "val": ["a", "b"]}]
+    (prepared / "splits_final.json").write_text(json.dumps(splits))
+    return raw, prepared
+
+
+def pairs_of(models: dict[str, list[Path]], references: References):
+    pairs, notes = find_pairs(models, references, END)
+    found = [(p.model, p.seed, p.case, p.reference.parent.name) for p in pairs]
+    assert [p.prediction.parent for p in pairs] == [
+        f for m, fs in models.items() for f in fs for p in pairs if p.prediction.parent == f
+    ]
+    return found, notes
+
+
+def test_test_cases_are_compared_with_labels_ts(places, tmp_path):
+    predicted = touch(tmp_path / "predicted", "t1", "t2", "a", "stray")
+    (predicted / "plans.json").touch()
+    found, (note,) = pairs_of({"m": [predicted]}, find_references(*places, END))
+    assert found == [("m", 0, "t1", "labelsTs"), ("m", 0, "t2", "labelsTs")]
+    assert note.endswith("left out, as no reference is asked for: 2 cases: a, stray.")
+
+
+def test_training_cases_are_compared_with_the_prepared_references(places, tmp_path):
+    predicted = touch(tmp_path / "predicted", "b", "d")
+    found, notes = pairs_of({"m": [predicted]}, find_references(*places, END))
+    assert found == [("m", 0, "b", "gt_segmentations"), ("m", 0, "d", "gt_segmentations")]
+    assert notes == []
+    found, _ = pairs_of({"m": [predicted]}, find_references(places[0], None, END))
+    assert {place for *_, place in found} == {"labelsTr"}
+    found, _ = pairs_of({"m": [predicted]}, find_references(None, places[1], END))
+    assert {place for *_, place in found} == {"gt_segmentations"}
+
+
+def test_a_folds_validation_folder_must_be_complete(places, tmp_path):
+    references = find_references(*places, END)
+    validation = touch(tmp_path / "Trainer__Plans__2d" / "fold_1" / "validation", "a")
+    with pytest.raises(FileNotFoundError, match=r"validation has no prediction for 1 case: b\."):
+        find_pairs({"m": [validation]}, references, END)
+    touch(validation, "b")
+    assert [case for *_, case, _ in pairs_of({"m": [validation]}, references)[0]] == ["a", "b"]
+
+
+def test_missing_test_cases_are_named(places, tmp_path):
+    predicted = touch(tmp_path / "predicted", "t1")
+    with pytest.raises(FileNotFoundError, match=r"predicted has no prediction for 1 case: t2\."):
+        find_pairs({"m": [predicted]}, find_references(*places, END), END)
+    many = {f"c{i:02d}": Path("x") for i in range(13)}
+    touch(predicted, "c00")
+    with pytest.raises(FileNotFoundError, match=r"12 cases: c01, .*, c10 and 2 more\."):
+        find_pairs({"m": [predicted]}, References(many), END)
+
+
+def test_a_folder_of_references_replaces_the_datasets(places, tmp_path):
+    mine = touch(tmp_path / "mine", "x")
+    predicted = touch(tmp_path / "predicted", "x", "t1")
+    found, notes = pairs_of({"m": [predicted]}, find_references(*places, END, mine))
+    assert found == [("m", 0, "x", "mine")]
+    assert len(notes) == 1
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder\."):
+        find_references(*places, END, tmp_path / "nowhere")
+
+
+def test_predictions_without_any_reference_are_refused(places, tmp_path):
+    predicted = touch(tmp_path / "predicted", "x", "y")
+    message = r"no reference for any of 2 cases: x, y\. .* --references names another folder"
+    with pytest.raises(FileNotFoundError, match=message):
+        find_pairs({"m": [predicted]}, find_references(*places, END), END)
+    empty = touch(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"empty holds no \.nii\.gz file\."):
+        find_pairs({"m": [empty]}, find_references(*places, END), END)
+
+
+def test_equal_cases_are_seeds_and_different_ones_are_folds(places, tmp_path):
+    references = find_references(*places, END)
+    ab, ab2 = (touch(tmp_path / name, "a", "b") for name in ("ab", "ab2"))
+    cd, bc = touch(tmp_path / "cd", "c", "d"), touch(tmp_path / "bc", "b", "c")
+    seeds, _ = pairs_of({"m": [ab, ab2]}, references)
+    assert [(seed, case) for _, seed, case, _ in seeds] == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+    folds, _ = pairs_of({"m": [ab, cd]}, references)
+    assert [(seed, case) for _, seed, case, _ in folds] == [(0, case) for case in "abcd"]
+    with pytest.raises(ValueError, match=r"m: the folders .*ab, .*bc must hold the same cases"):
+        find_pairs({"m": [ab, bc]}, references, END)
+    with pytest.raises(
+        ValueError, match=r"m and n must have predicted the same .* 2 cases: c, d\."
+    ):
+        find_pairs({"m": [ab, cd], "n": [ab]}, references, END)
+
+
+def test_hidden_files_are_no_cases(places, tmp_path):
+    predicted = touch(tmp_path / "predicted", "t1", "t2", "._t1", ".ssp-tmp-1-t1")
+    found, notes = pairs_of({"m": [predicted]}, find_references(*places, END))
+    assert (len(found), notes) == (2, [])
+
+
+def test_images_are_found_by_case(tmp_path):
+    touch(tmp_path / "imagesTr", "a_0000", "a_0001")
+    touch(tmp_path / "imagesTs", "t_0000")
+    assert {case: path.name for case, path in find_images(tmp_path, END).items()} == {
+        "a": f"a_0000{END}",
+        "t": f"t_0000{END}",
+    }
+    assert find_images(None, END) == {}
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def test_a_pair_is_read_with_its_spacing_in_the_order_of_the_axes(tmp_path):
+    maps = heart(9), heart(8)
+    prediction, reference, spacing = read_pair(write_pair(tmp_path, *maps, spacing=(8, 1.5, 2)))
+    np.testing.assert_array_equal(prediction, maps[0])
+    np.testing.assert_array_equal(reference, maps[1])
+    assert spacing == (8, 1.5, 2)
+
+
+@pytest.mark.parametrize("what", ["Size", "Spacing", "Origin", "Direction"])
+def test_other_grids_are_refused_by_name(tmp_path, what):
+    pair = write_pair(tmp_path, heart(), heart())
+    image = SimpleITK.ReadImage(str(pair.prediction))
+    if what == "Size":
+        image = image[:, :, 1:]
+        image.SetOrigin((0, 0, 0))
+    elif what == "Direction":
+        image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    else:
+        getattr(image, f"Set{what}")((1.25, 1.5, 8))
+    SimpleITK.WriteImage(image, str(pair.prediction))
+    message = rf"predicted.a\.nii\.gz \({what.lower()}=.*\) must have the {what.lower()} of .*true"
+    with pytest.raises(ValueError, match=message):
+        read_pair(pair)
+
+
+def test_what_a_header_rounds_is_no_other_grid(tmp_path):
+    pair = write_pair(tmp_path, heart(), heart())
+    image = SimpleITK.ReadImage(str(pair.prediction))
+    image.SetOrigin((0.0004, 0, 0))
+    image.SetSpacing((2.00004, 1.5, 8))
+    SimpleITK.WriteImage(image, str(pair.prediction))
+    assert read_pair(pair)[2] == (8, 1.5, 2)
+
+
+def test_files_that_are_no_3d_image_are_named(tmp_path):
+    file = write_image(tmp_path / "a.nii.gz", heart())
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ValueError, match=r"a\.nii\.gz cannot be read as an image: "):
+        read_array(file)
+    with pytest.raises(ValueError, match=r"none\.nii\.gz cannot be read as an image: "):
+        read_array(tmp_path / "none.nii.gz")
+    SimpleITK.WriteImage(SimpleITK.Image(4, 4, SimpleITK.sitkUInt8), str(tmp_path / "b.nii.gz"))
+    with pytest.raises(ValueError, match=r"b\.nii\.gz \(size=\(4, 4\)\) must be a 3D image of one"):
+        read_array(tmp_path / "b.nii.gz")

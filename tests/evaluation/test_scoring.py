@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nnunet_ssp.evaluation.labels import Labels
+from nnunet_ssp.evaluation.scoring import relative_positions, score_pair, score_pairs
+from tests.evaluation.conftest import SPACING, heart, write_pair
+
+LABELS = Labels({"LV": (1,), "MYO": (2,), "RV": (3,)})
+VOXEL_ML = 8 * 1.5 * 2 / 1000
+
+
+def score(folder, prediction, reference, labels=LABELS):
+    frames, slices = score_pair(write_pair(folder, prediction, reference), labels)
+    return {row["class"]: row for row in frames}, slices
+
+
+def test_volumes_are_those_of_the_voxels(tmp_path):
+    prediction, reference = heart(9), heart(8)
+    frames, _ = score(tmp_path, prediction, reference)
+    for name, value in (("LV", 1), ("MYO", 2), ("RV", 3)):
+        assert frames[name]["predicted_ml"] == pytest.approx((prediction == value).sum() * VOXEL_ML)
+        assert frames[name]["reference_ml"] == pytest.approx((reference == value).sum() * VOXEL_ML)
+
+
+def test_distances_are_in_the_spacing_of_the_file(tmp_path):
+    one, other = np.zeros((2, *heart().shape), np.uint8)
+    one[1, 10:20, 10:20], other[2, 10:20, 10:20] = 1, 1
+    frames, _ = score(tmp_path, one, other)
+    assert (frames["LV"]["hd95_mm"], frames["LV"]["assd_mm"]) == (SPACING[0], SPACING[0])
+
+
+def test_classes_that_one_or_both_lack(tmp_path):
+    prediction, reference = heart(), heart()
+    prediction[prediction == 1] = 0
+    reference[reference > 1] = 0
+    prediction[prediction == 2] = 0
+    frames, _ = score(tmp_path, prediction, reference)
+    found = {
+        name: [row["dice"], row["dice_nan"], row["missed"], row["hd95_mm"], row["assd_mm"]]
+        for name, row in frames.items()
+    }
+    nan = np.nan
+    np.testing.assert_array_equal(found["LV"], [0, 0, 1, nan, nan])  # only in the reference
+    np.testing.assert_array_equal(found["MYO"], [1, nan, 0, nan, nan])  # in neither
+    np.testing.assert_array_equal(found["RV"], [0, 0, 1, nan, nan])  # only in the prediction
+
+
+def test_regions_are_unions_and_ignored_voxels_count_nowhere_as_in_nnunet(tmp_path):
+    evaluator = pytest.importorskip("nnunetv2.evaluation.evaluate_predictions")
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    generator = np.random.default_rng(0)
+    prediction, reference = generator.integers(0, 4, (2, 5, 9, 9)).astype(np.uint8)
+    prediction[prediction == 3] = 0
+    for ignore in (None, 4):
+        if ignore:
+            reference[:, :4] = ignore
+        labels = Labels({"heart": (1, 2, 3), "LV": (1,), "RV": (3,)}, ignore=ignore)
+        pair = write_pair(tmp_path, prediction, reference)
+        rows, _ = score_pair(pair, labels)
+        regions = [(1, 2, 3), 1, 3]
+        expected = evaluator.compute_metrics(
+            str(pair.reference), str(pair.prediction), SimpleITKIO(), regions, ignore
+        )["metrics"]
+        for row, region in zip(rows, regions, strict=True):
+            assert row["dice_nan"] == pytest.approx(expected[region]["Dice"], nan_ok=True)
+            count = expected[region]["n_ref"] * VOXEL_ML
+            assert row["reference_ml"] == pytest.approx(count)
+    assert "ignore" not in {row["class"] for row in rows}
+
+
+def test_agrees_with_nnunet_where_classes_are_empty(tmp_path):
+    evaluator = pytest.importorskip("nnunetv2.evaluation.evaluate_predictions")
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    maps = np.random.default_rng(0).integers(0, 3, (2, 5, 9, 9)).astype(np.uint8)
+    maps[0, maps[0] == 2] = 0  # MYO is in one map, RV in neither
+    pair = write_pair(tmp_path, *maps)
+    metrics = evaluator.compute_metrics(
+        str(pair.reference), str(pair.prediction), SimpleITKIO(), [1, 2, 3]
+    )["metrics"]
+    rows, _ = score_pair(pair, LABELS)
+    expected = [metrics[label]["Dice"] for label in (1, 2, 3)]
+    np.testing.assert_allclose([row["dice_nan"] for row in rows], expected)
+
+
+def test_values_that_are_no_label_are_refused(tmp_path):
+    prediction, reference = heart(), heart()
+    reference[0, 0, 0] = 7
+    message = r"true.a\.nii\.gz holds the value 7, but the labels of the dataset are 0, 1, 2, 3\."
+    with pytest.raises(ValueError, match=message):
+        score(tmp_path, prediction, reference)
+    with pytest.raises(ValueError, match=r"predicted.a\.nii\.gz holds the value 7,"):
+        score(tmp_path, reference, prediction)
+
+
+def test_slices_are_those_from_the_first_to_the_last_with_a_reference_label(tmp_path):
+    prediction, reference = heart(), heart()
+    reference[2] = 0  # a gap between slices 1 and 4 stays
+    prediction[0] = 1  # beyond the reference
+    prediction[3] = 0
+    _, slices = score(tmp_path, prediction, reference)
+    lv = [row for row in slices if row["class"] == "LV"]
+    assert [row["slice"] for row in lv] == [1, 2, 3, 4]
+    np.testing.assert_allclose([row["position"] for row in lv], [0, 1 / 3, 2 / 3, 1])
+    assert [row["dice"] for row in lv] == [1, 0, 0, 1]
+
+
+def test_positions_of_short_stacks():
+    stack = np.zeros((4, 2, 2))
+    assert relative_positions(stack) == (0, [])
+    stack[2] = 1
+    assert relative_positions(stack) == (2, [0.5])
+
+
+def test_pairs_keep_their_order_with_several_workers(tmp_path):
+    pairs = [write_pair(tmp_path / str(i), heart(7 + i), heart(9)) for i in range(3)]
+    one, two = (score_pairs(pairs, LABELS, workers) for workers in (1, 2))
+    for table, same in zip(one, two, strict=True):
+        assert table.equals(same)
+    assert one.frames["dice"].groupby(one.frames.index // 3).mean().is_monotonic_increasing
+    assert len(one.slices) == 3 * 4 * 3

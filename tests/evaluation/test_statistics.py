@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from nnunet_ssp.evaluation.statistics import (
+    MEAN,
+    SCORES,
+    bootstrap_interval,
+    compare,
+    holm,
+    subject_means,
+    summarise,
+    with_mean,
+)
+
+
+def frames_of(dice: np.ndarray, model: str = "m") -> pd.DataFrame:
+    """Frames with the Dice of an array (seeds, subjects, 2 phases, classes)."""
+    rows = []
+    for (seed, subject, phase, number), value in np.ndenumerate(dice):
+        rows.append(
+            {
+                "model": model,
+                "seed": seed,
+                "subject": f"s{subject}",
+                "case": f"s{subject}_{phase}",
+                "phase": ("ED", "ES")[phase],
+                "class": f"c{number}",
+                **dict.fromkeys(SCORES, value),
+                "hd95_mm": 10 * value,
+                "missed": int(value == 0),
+                "reference_ml": 1.0,
+                "predicted_ml": 1.0,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+DICE = np.random.default_rng(0).random((3, 5, 2, 2))
+
+
+def test_the_mean_class_is_that_of_each_frame():
+    frames = with_mean(frames_of(DICE))
+    own = frames[frames["class"] == MEAN]
+    assert list(frames["class"][-len(own) :].unique()) == [MEAN]
+    np.testing.assert_allclose(own["dice"].to_numpy(), DICE.mean(axis=3).ravel())
+    assert list(own["phase"][:4]) == ["ED", "ES", "ED", "ES"]
+    holes = DICE.copy()
+    holes[0, 0, 0, 0] = np.nan
+    own = with_mean(frames_of(holes)).query("`class` == @MEAN")
+    assert own["dice"].iloc[0] == DICE[0, 0, 0, 1]
+
+
+def test_missed_frames_are_counted_for_each_class_and_for_all():
+    dice = DICE.copy()
+    dice[0, 0, :, 0] = 0
+    dice[1, 2, 0, 1] = 0
+    table = summarise(with_mean(frames_of(dice))).set_index("class")
+    assert table["missed"].to_dict() == {"c0": 2, "c1": 1, MEAN: 3}
+
+
+def test_the_unit_is_the_subject():
+    table = summarise(with_mean(frames_of(DICE))).set_index("class")
+    assert list(table.index) == ["c0", "c1", MEAN]
+    for number, name in enumerate(("c0", "c1")):
+        own = DICE[..., number]
+        of_seed = own.mean(axis=2)  # (seeds, subjects)
+        row = table.loc[name]
+        assert row["n_subjects"] == 5
+        assert row["dice_mean"] == pytest.approx(own.mean())
+        assert row["dice_sd_subjects"] == pytest.approx(of_seed.std(axis=1, ddof=1).mean())
+        assert row["dice_sd_seeds"] == pytest.approx(of_seed.mean(axis=1).std(ddof=1))
+        limits = bootstrap_interval(of_seed.mean(axis=0)[:, None])[:, 0]
+        assert (row["dice_low"], row["dice_high"]) == pytest.approx(tuple(limits))
+        assert row["hd95_mm_mean"] == pytest.approx(10 * own.mean())
+
+
+def test_subjects_with_more_frames_do_not_weigh_more():
+    frames = frames_of(np.array([0.0, 0.0, 1.0, 1.0]).reshape(1, 2, 2, 1))
+    row = summarise(frames.drop(index=3)).iloc[0]  # the second subject has one frame left
+    assert row["dice_mean"] == 0.5
+
+
+def test_one_seed_and_one_subject_have_no_spread():
+    row = summarise(frames_of(DICE[:1, :1])).iloc[0]
+    for name in ("sd_subjects", "sd_seeds", "low", "high"):
+        assert np.isnan(row[f"dice_{name}"])
+
+
+def test_groups():
+    table = summarise(frames_of(DICE), ["phase"]).set_index(["phase", "class"])
+    assert table.loc[("ES", "c1"), "dice_mean"] == pytest.approx(DICE[:, :, 1, 1].mean())
+
+
+# -- bootstrap -----------------------------------------------------------------------------------
+
+
+def test_the_interval_agrees_with_scipy():
+    values = np.random.default_rng(1).beta(8, 2, (40, 2))
+    ours = bootstrap_interval(values, resamples=20_000)
+    for column in range(2):
+        theirs = stats.bootstrap(
+            (values[:, column],), np.mean, n_resamples=20_000, method="percentile"
+        ).confidence_interval
+        np.testing.assert_allclose(ours[:, column], theirs, atol=0.002)
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    generator = np.random.default_rng(2)
+    values = generator.normal(0, 1, (60, 400))  # 400 studies of 60 subjects
+    low, high = bootstrap_interval(values, resamples=1000)
+    assert 0.91 < ((low < 0) & (high > 0)).mean() < 0.98
+
+
+def test_the_interval_is_seeded_and_leaves_nan_out():
+    values = np.random.default_rng(3).random((20, 1))
+    np.testing.assert_array_equal(bootstrap_interval(values), bootstrap_interval(values))
+    assert (bootstrap_interval(values) != bootstrap_interval(values, seed=1)).any()
+    holes = np.full((20, 3), np.nan)
+    holes[:10, 0] = values[:10, 0]
+    holes[0, 1] = 1
+    low, high = bootstrap_interval(holes)
+    alone = bootstrap_interval(values[:10])[:, 0]
+    np.testing.assert_allclose([low[0], high[0]], alone, atol=0.04)
+    assert np.isnan([low[1:], high[1:]]).all()
+
+
+def test_equal_values_have_an_interval_of_no_width():
+    np.testing.assert_allclose(bootstrap_interval(np.full((9, 1), 0.7)), 0.7)
+
+
+# -- comparison ----------------------------------------------------------------------------------
+
+
+def scores_of(**models: list[float]) -> pd.DataFrame:
+    return pd.DataFrame(models, index=[f"s{i}" for i in range(len(next(iter(models.values()))))])
+
+
+def test_subject_means_are_over_seeds_and_frames():
+    frames = pd.concat([frames_of(DICE, "b"), frames_of(DICE[:1] / 2, "a")])
+    table = subject_means(frames[frames["class"] == "c0"], "dice")
+    assert list(table.columns) == ["b", "a"]
+    np.testing.assert_allclose(table["b"], DICE[..., 0].mean(axis=(0, 2)))
+    np.testing.assert_allclose(table["a"], DICE[0, ..., 0].mean(axis=1) / 2)
+
+
+def test_the_test_is_the_one_sided_wilcoxon_of_scipy():
+    generator = np.random.default_rng(4)
+    base = generator.random(12)
+    scores = scores_of(base=base, model=base + generator.normal(0.1, 0.1, 12))
+    (row,) = compare(scores, "base").to_dict("records")
+    differences = scores["model"] - scores["base"]
+    assert row["p"] == stats.wilcoxon(differences, alternative="greater").pvalue
+    assert row["p_holm"] == row["p"]  # one model, nothing to correct
+    assert row["difference"] == pytest.approx(differences.mean())
+    assert row["low"] < row["difference"] < row["high"]
+    assert (row["n_subjects"], row["n_better"]) == (12, (differences > 0).sum())
+    (lower,) = compare(scores, "base", better="lower").to_dict("records")
+    assert lower["p"] == stats.wilcoxon(-differences, alternative="greater").pvalue
+    assert lower["n_better"] == 12 - row["n_better"]
+    assert lower["difference"] == row["difference"]
+
+
+def test_six_subjects_that_all_gain_have_the_smallest_p_there_is():
+    scores = scores_of(base=[0.0] * 6, model=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert compare(scores, "base")["p"].item() == 1 / 2**6
+
+
+def test_no_p_value_under_six_subjects():
+    scores = scores_of(base=[0.0] * 5, model=[0.1, 0.2, 0.3, 0.4, 0.5])
+    (row,) = compare(scores, "base").to_dict("records")
+    assert np.isnan(row["p"]) and np.isnan(row["p_holm"])
+    assert row["n_better"] == 5 and row["difference"] == pytest.approx(0.3)
+
+
+def test_subjects_without_a_score_are_left_out_of_their_comparison():
+    values = list(np.linspace(0, 1, 7))
+    scores = scores_of(base=values, a=[v + 0.1 for v in values], b=[np.nan, *values[1:]])
+    table = compare(scores, "base").set_index("model")
+    assert table["n_subjects"].to_dict() == {"a": 7, "b": 6}
+    assert table.loc["b", "p"] == 1  # no difference at all
+    assert table.loc["b", "difference"] == 0
+
+
+def test_holm_by_hand():
+    p = np.array([0.04, 0.01, np.nan, 0.03, 0.5])
+    # Sorted 0.01 x 4, 0.03 x 3, 0.04 x 2 (raised to the one before), 0.5 x 1.
+    np.testing.assert_allclose(holm(p), [0.09, 0.04, np.nan, 0.09, 0.5])
+    assert np.isnan(holm(np.array([np.nan]))).all()
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_keeps_the_order_and_lies_between_none_and_bonferroni(values):
+    p = np.array(values)
+    corrected = holm(p)
+    assert (corrected >= p).all() and (corrected <= np.minimum(1, p * len(p)) + 1e-12).all()
+    assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= 0).all()
