@@ -95,6 +95,10 @@ def test_early_stopping_ends_a_run_and_the_best_weights_go_on(runs, log):
     assert {p.name for p in folder.glob("*.pth")} == {"checkpoint_best.pth", "checkpoint_final.pth"}
     best = folder / "checkpoint_best.pth"
     assert f"-pretrained_weights {best}" in log(trainer)
+    # The last epoch is shown and judged, although 500 were allowed; so are the first ones.
+    pictures = sorted(file.stem for file in (folder / "reconstructions").iterdir())
+    assert pictures == ["epoch_000", "epoch_005"]
+    assert "at most" in log(trainer)
 
     losses = trainer.logger.get_checkpoint()["val_losses"]
     checkpoint = torch.load(best, weights_only=True)
@@ -105,6 +109,13 @@ def test_early_stopping_ends_a_run_and_the_best_weights_go_on(runs, log):
     assert trained
     for key in trained:  # encoder and decoder, all but the last layer
         assert torch.equal(state[key], checkpoint["network_weights"][key]), key
+
+
+def test_what_the_user_is_told_of_the_squares(runs, log):
+    settings = "num_epochs=1 iterations_per_epoch=1 batch_size=4 lr_schedule=cosine"
+    text = log(runs.run(trainer_of("Inpainting"), settings))
+    assert "mask_patch is 8 px here." in text
+    assert "WARNING: early_stopping=4 may end the run long before its cosine does" in text
 
 
 @pytest.mark.parametrize(
