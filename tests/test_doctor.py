@@ -21,7 +21,13 @@ from nnunet_ssp.doctor import Finding, examine, trainer_paths, trainers_folder
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-WORKERS = ("nnUNet_def_n_proc", "nnUNet_n_proc_DA", "nnUNet_npp", "nnUNet_nps")
+WORKERS = (
+    "nnUNet_def_n_proc",
+    "nnUNet_n_proc_DA",
+    "nnUNet_npp",
+    "nnUNet_nps",
+    "OMP_WAIT_POLICY",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +230,9 @@ def test_few_cores_and_nothing_set(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv(name)
     [(verdict, found, advice)] = bad(doctor._hardware)
     assert verdict == "warning" and found.startswith("4 cores")
-    assert advice == ("export nnUNet_def_n_proc=4 nnUNet_n_proc_DA=4 nnUNet_npp=1 nnUNet_nps=1")
+    assert advice == (
+        "export nnUNet_def_n_proc=4 nnUNet_n_proc_DA=4 nnUNet_npp=1 nnUNet_nps=1 OMP_WAIT_POLICY=PASSIVE"
+    )
     monkeypatch.setattr(doctor, "available_cores", lambda: 16)
     assert bad(doctor._hardware) == []
 

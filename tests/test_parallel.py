@@ -61,6 +61,7 @@ def test_small_machines_get_few_workers():
         "nnUNet_n_proc_DA": "2",
         "nnUNet_npp": "1",
         "nnUNet_nps": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
     big = {"nnUNet_def_n_proc": "8", "nnUNet_n_proc_DA": "12"}
     assert small_machine_environment({}, cores=64) == big
