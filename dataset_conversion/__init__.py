@@ -8,6 +8,7 @@ of the same names; and to be one of several sources of a data set (`combined`):
     list_tasks(folder) -> tasks, refused       finds the subjects (`conversion.Task`), and those that cannot be used
                                                with the reason
     read_subject(task) -> conversion.Cine      a function that other processes can import
+    look(task) -> conversion.Look              if there is one, for a dry run; by default NIfTI headers are read
 """
 
 from __future__ import annotations

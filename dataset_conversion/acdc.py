@@ -12,11 +12,11 @@ FOLDER is the unpacked data set, or the folder that holds it as `database`:
     FOLDER/training/patient001/patient001_frame12_gt.nii.gz
     FOLDER/testing/patient101/...                              test
 
-ACDC counts frames from 1: its `frame01` is `patient001_frame00` here. Where there are no 4D images,
-as in some copies, only the labelled frames are converted. ACDC's labels are 1 right ventricle,
-2 myocardium, 3 left ventricle; they are mapped to the order of M&Ms (1 left ventricle,
-2 myocardium, 3 right ventricle) unless --keep-labels is given. The affines are nominal, and the
-base of the heart is the first slice.
+Unpacked files (.nii) will do too. ACDC counts frames from 1: its `frame01` is `patient001_frame00`
+here. Where there are no 4D images, as in some copies, only the labelled frames are converted.
+ACDC's labels are 1 right ventricle, 2 myocardium, 3 left ventricle; they are mapped to the order
+of M&Ms (1 left ventricle, 2 myocardium, 3 right ventricle) unless --keep-labels is given. The
+affines are nominal, and the base of the heart is the first slice.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from nnunet_ssp.conversion import (
     Cine,
     Task,
     check_cine,
-    clean_affine,
+    check_is_folder,
+    compare_affines,
     integer_labels,
     make_cases,
     read_nifti,
+    straighten,
 )
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.phases import LABELS, frame_number, label_phases, nearest_frame
@@ -165,8 +167,7 @@ def list_tasks(folder: Path, keep_labels: bool = False) -> tuple[list[AcdcTask],
 
 def _find_root(folder: Path) -> Path:
     folder = folder.resolve()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder.")
+    check_is_folder(folder)
     for root in (folder, folder / "database"):
         if any((root / place).is_dir() for place in TREE):
             return root
@@ -176,12 +177,16 @@ def _find_root(folder: Path) -> Path:
 
 
 def _list_subject(folder: Path, split: str, keep_labels: bool) -> AcdcTask:
-    cine = folder / f"{folder.name}_4d.nii.gz"
+    # By the name without .gz; of a file that is there in both ways, the last is the compressed one.
+    files = {
+        file.name.removesuffix(".gz"): file for file in sorted(folder.iterdir()) if file.is_file()
+    }
+    cine = files.get(f"{folder.name}_4d.nii")
     images: list[tuple[int, Path]] = []
     masks: list[tuple[int, Path]] = []
-    pattern = re.compile(re.escape(folder.name) + r"_frame(\d+)(_gt)?\.nii\.gz")
-    for file in sorted(folder.iterdir()):
-        if match := pattern.fullmatch(file.name):
+    pattern = re.compile(re.escape(folder.name) + r"_frame(\d+)(_gt)?\.nii")
+    for name, file in files.items():
+        if match := pattern.fullmatch(name):
             (masks if match[2] else images).append((int(match[1]) - FIRST, file))
     info = _read_info(folder / "Info.cfg")
     group = info.get("Group", "")
@@ -189,11 +194,11 @@ def _list_subject(folder: Path, split: str, keep_labels: bool) -> AcdcTask:
         subject=folder.name,
         split=split,
         files=(
-            *([cine] if cine.is_file() else []),
+            *([cine] if cine else []),
             *(file for _, file in images),
             *(file for _, file in masks),
         ),
-        cine=cine if cine.is_file() else None,
+        cine=cine,
         images=tuple(images),
         masks=tuple(masks),
         ed=info.get("ED", ""),
@@ -223,13 +228,11 @@ def read_subject(task: AcdcTask) -> Cine:
     Raises:
         ValueError: The subject cannot be converted; names the file and the rule.
     """
-    corrections, notes = [], []
     frames, affine, n_frames = _read_images(task)
+    clean, corrections = straighten(affine, task.files[0])
+    notes = []
     if task.cine is None:
         notes.append("no 4D image: only the frames that are there as 3D images")
-    clean, turned = clean_affine(affine, task.files[0])
-    if turned > 0.002:  # degrees; SimpleITK 2.5 refuses from 0.005 (and reads 0.0015)
-        corrections.append(f"axes not orthogonal, turned by up to {turned:.2f} degrees")
     if not task.has_info:
         notes.append("no Info.cfg; phases by volume, group unknown")
 
@@ -248,8 +251,7 @@ def read_subject(task: AcdcTask) -> Cine:
             raise ValueError(
                 f"{mask_file}: shape (={mask.shape}) must be that of the image (={frames[frame].shape})."
             )
-        if not np.allclose(mask_affine, affine, atol=0.01):  # mm
-            notes.append("affines of image and mask differ; their voxels are taken to match")
+        notes += compare_affines(mask_affine, affine)
         mask = integer_labels(mask, mask_file, ACDC_LABELS.values())
         if frame in masks:
             raise ValueError(f"{mask_file}: must not belong to the same frame as another mask.")
@@ -287,7 +289,7 @@ def read_subject(task: AcdcTask) -> Cine:
         clean,
         cases,
         corrections,
-        list(dict.fromkeys(notes)),
+        notes=list(dict.fromkeys(notes)),
     )
 
 

@@ -41,13 +41,17 @@ import numpy as np
 from nnunet_ssp.conversion import (
     Array,
     Cine,
+    Look,
     Task,
     base_of_stack,
     check_cine,
+    check_is_folder,
     clean_affine,
     integer_labels,
+    look_at_headers,
     make_cases,
     read_nifti,
+    straighten,
 )
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.parallel import number_of_workers, process
@@ -58,6 +62,7 @@ LABEL_NAMES = tuple(name for name in LABELS if name != "background")
 LEFT_VENTRICLE = ("LVBP", "LV")
 # As M&Ms calls them, by the first word of DICOM's manufacturer ("GE MEDICAL SYSTEMS").
 VENDORS = {"SIEMENS": "Siemens", "PHILIPS": "Philips", "GE": "GE", "CANON": "Canon"}
+HINT = "Perhaps the folders are series of one patient: --by-patient-id."
 _NIFTI = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
 _MASK = re.compile(r"(?P<subject>.+?)(_sa)?(_frame(?P<frame>\d+))?_gt", re.IGNORECASE)
 
@@ -70,7 +75,8 @@ class CineTask(Task):
     masks: tuple[Path, ...]
     place: Path  # the folder or file it was found at, for messages
     label_names: tuple[str, ...]
-    notes: tuple[str, ...]  # on the subject's name
+    notes: tuple[str, ...]  # on the subject's name and further files
+    hint: str  # why it may be no stack
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,8 +196,7 @@ def list_tasks(
         raise ValueError(f"`label_names` (={list(label_names)}) must be unique names of classes.")
     root, masks_in = Path(folder), Path(folder if labels is None else labels)
     for needed in (root, masks_in):
-        if not needed.is_dir():
-            raise FileNotFoundError(f"{needed}: no such folder.")
+        check_is_folder(needed)
     found = _find_images(root, masks_in, by_patient_id, number_of_workers(workers))
     if not found:
         raise FileNotFoundError(
@@ -222,6 +227,7 @@ def list_tasks(
                     place=entry.place,
                     label_names=tuple(label_names),
                     notes=tuple(notes),
+                    hint=HINT if entry.name == entry.place.name and entry.place != root else "",
                 )
             )
     for subject, files in masks.items():
@@ -245,7 +251,10 @@ class _Found:
 
 
 def _find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[_Found]:
-    from nnunet_ssp.dicom import patient_id  # here, because every command would import pydicom
+    # Here, because every command would import pydicom.
+    from pydicom.misc import is_dicom
+
+    from nnunet_ssp.dicom import count_of, patient_id
 
     found = []
     dicom: list[Path] = []  # whose subject only the header tells
@@ -258,7 +267,12 @@ def _find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> 
             nifti = [file for file in files if _stem(file) and not _MASK.fullmatch(_stem(file))]
             others = tuple(file for file in files if not _stem(file))
             if nifti:
-                found.append(_Found(entry.name, entry, *_choose_nifti(entry, nifti)))
+                images, note = _choose_nifti(entry, nifti)
+                dropped = [file for file in others if is_dicom(file)] if images else []
+                if dropped:
+                    more = f"left out {count_of(len(dropped), 'DICOM file')}, the first {dropped[0].name}"
+                    note = f"{note}; {more}" if note else more
+                found.append(_Found(entry.name, entry, images, note))
             elif by_patient_id:
                 dicom += others
             elif others or not files:  # a folder of masks alone is no subject
@@ -335,6 +349,29 @@ def _find_masks(folder: Path) -> dict[str, list[Path]]:
 # --- reading one subject ----------------------------------------------------------------------
 
 
+def look(task: CineTask) -> Look:
+    """Look at the headers of one subject, of DICOM up to the choice of the stack."""
+    seen = look_at_headers(task)
+    seen.notes += task.notes
+    if seen.refused or _stem(task.images[0]):
+        return seen
+    from nnunet_ssp.dicom import count_of
+    from nnunet_ssp.short_axis import choose_short_axis
+
+    try:
+        choice = choose_short_axis(task.images, task.place, task.hint)
+    except ValueError as error:
+        return replace(seen, refused=str(error))
+    size = f"{count_of(len(choice.runs), 'slice')} x {count_of(choice.n_frames, 'frame')}"
+    return replace(
+        seen,
+        n_frames=choice.n_frames,
+        warnings=choice.warnings,
+        notes=[f"short axis of {size}", *seen.notes, *choice.notes],
+        patient=choice.patient,
+    )
+
+
 def read_subject(task: CineTask) -> Cine:
     """Read and check one subject.
 
@@ -344,18 +381,18 @@ def read_subject(task: CineTask) -> Cine:
     from nnunet_ssp.short_axis import read_short_axis
 
     corrections: list[str] = []
+    warnings: list[str] = []
     notes = list(task.notes)
-    vendor = scanner = field_strength = ""
+    vendor = scanner = field_strength = patient = ""
     if _stem(task.images[0]):
         voxels, affine = _read_nifti(task.images)
-        affine, turned = clean_affine(affine, task.images[0])
-        if turned > 0.002:  # degrees; SimpleITK 2.5 refuses from 0.005 (and reads 0.0015)
-            corrections.append(f"axes not orthogonal, turned by up to {turned:.2f} degrees")
+        affine, corrections = straighten(affine, task.images[0])
     else:
-        stack = read_short_axis(task.images, task.place)
+        stack = read_short_axis(task.images, task.place, task.hint)
         voxels = stack.voxels
         affine, _ = clean_affine(stack.affine, task.place)  # header texts are rounded
         vendor, scanner, field_strength = stack.vendor, stack.scanner, stack.field_strength
+        patient, warnings = stack.patient, stack.warnings
         notes += stack.notes
     check_cine(voxels, task.images[0] if len(task.images) == 1 else task.place)
 
@@ -382,7 +419,7 @@ def read_subject(task: CineTask) -> Cine:
     )
     frames = {case.frame: voxels[..., case.frame] for case in cases}
     labels = {frame: masks[frame] for frame in phases}
-    return Cine(frames, labels, affine, cases, corrections, notes)
+    return Cine(frames, labels, affine, cases, corrections, warnings, notes, patient)
 
 
 def _read_nifti(files: Sequence[Path]) -> tuple[Array, Array]:

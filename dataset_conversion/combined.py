@@ -13,10 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from nnunet_ssp.cases import case_name
-from nnunet_ssp.conversion import Cine, Task, convert_subjects
+from nnunet_ssp.console import run_command
+from nnunet_ssp.conversion import Cine, Look, Task, convert_subjects, look_at_headers
 from nnunet_ssp.dataset_conversion import CONVERTERS, load
 
 
@@ -31,6 +33,7 @@ class Source:
     tasks: Sequence[Task]
     refused: Mapping[str, str]
     read: Callable[[Any], Cine]  # of one of the tasks
+    look: Callable[[Any], Look] = look_at_headers
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,20 @@ def open_source(converter: str, folder: str | Path, **options: object) -> Source
     """
     module = load(converter)
     tasks, refused = module.list_tasks(Path(folder), **options)
-    read = module.read_subject
-    return Source(converter, Path(folder), module.SOURCE, module.LABELS, tasks, refused, read)
+    return Source(
+        converter,
+        Path(folder),
+        module.SOURCE,
+        module.LABELS,
+        tasks,
+        refused,
+        module.read_subject,
+        _look_of(module),
+    )
+
+
+def _look_of(module: ModuleType) -> Callable[[Any], Look]:
+    return getattr(module, "look", look_at_headers)
 
 
 def convert_sources(
@@ -72,6 +87,7 @@ def convert_sources(
     workers: int | None = None,
     dry_run: bool = False,
     remarks: Sequence[str] = (),
+    remark: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: [],
 ) -> Path:
     """Convert one source, or several as one dataset.
 
@@ -87,6 +103,7 @@ def convert_sources(
         workers: Number of processes.
         dry_run: Write nothing.
         remarks: What the user should know about the dataset as a whole.
+        remark: What to say about the subjects that were converted, given the split of each.
 
     Returns:
         The dataset's folder.
@@ -123,7 +140,9 @@ def convert_sources(
     if added:
         given["add"] = [f"{converter}:{folder.resolve()}" for converter, folder in added]
         description += f"; with {', '.join(converter for converter, _ in added)}"
-    read: Callable[[Any], Cine] = read_combined if len(sources) > 1 else sources[0].read
+    read, look = sources[0].read, sources[0].look
+    if len(sources) > 1:
+        read, look = read_combined, look_combined
     return convert_subjects(
         tasks,
         read,
@@ -138,7 +157,9 @@ def convert_sources(
         overwrite=overwrite,
         workers=workers,
         dry_run=dry_run,
+        look=look,
         remarks=remarks,
+        remark=remark,
         prefixes=list(dict.fromkeys(s.name for s in sources)) if len(sources) > 1 else (),
     )
 
@@ -174,6 +195,12 @@ def read_combined(task: CombinedTask) -> Cine:
         replace(case, case=case_name(case.subject, case.frame, case.source)) for case in cine.cases
     ]
     return cine
+
+
+def look_combined(task: CombinedTask) -> Look:
+    """Look at a subject as its own converter does."""
+    original = replace(task.original, split=task.split)
+    return replace(_look_of(load(task.converter))(original), subject=task.subject)
 
 
 def _parse(text: str) -> tuple[str, Path]:
@@ -264,16 +291,7 @@ def add_arguments(
     )
 
 
-def run(parser: argparse.ArgumentParser, convert: Callable[..., object]) -> int | str:
-    """Run a converter's file by its path.
-
-    Returns:
-        What to hand to `sys.exit`.
-    """
-    try:
-        convert(**vars(parser.parse_args()))
-    except (ValueError, OSError, RuntimeError) as error:
-        return f"error: {error}"
-    except KeyboardInterrupt:
-        return "\nStopped. The same command continues."
-    return 0
+def run(parser: argparse.ArgumentParser, convert: Callable[..., object]) -> int:
+    """Run a converter's file by its path; returns the exit status."""
+    arguments = vars(parser.parse_args())
+    return run_command(lambda: convert(**arguments))

@@ -24,21 +24,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from nnunet_ssp.conversion import (
     Array,
     Cine,
     Task,
     base_of_stack,
     check_cine,
-    clean_affine,
+    check_is_folder,
+    compare_affines,
     fault_in_listing,
     find_table,
     integer_labels,
     make_cases,
     read_nifti,
     read_table,
+    straighten,
 )
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.phases import LABELS, frame_number, label_phases
@@ -181,8 +181,7 @@ def find_root(folder: Path) -> Path:
         FileNotFoundError: It is neither.
     """
     folder = folder.resolve()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder.")
+    check_is_folder(folder)
     for root in (folder, folder / "OpenDataset"):
         if any((root / place).is_dir() for place in TREE):
             return root
@@ -226,10 +225,8 @@ def read_subject(task: MnmsTask) -> Cine:
     image, affine = read_nifti(image_file)
     check_cine(image, image_file)
     n_frames = image.shape[3]
-    clean, turned = clean_affine(affine, image_file)
-    corrections, notes = [], []
-    if turned > 0.002:  # degrees; SimpleITK 2.5 refuses from 0.005 (and reads 0.0015)
-        corrections.append(f"axes not orthogonal, turned by up to {turned:.2f} degrees")
+    clean, corrections = straighten(affine, image_file)
+    notes = []
     if not task.in_csv:
         notes.append("not in the CSV; vendor and centre unknown")
 
@@ -240,8 +237,7 @@ def read_subject(task: MnmsTask) -> Cine:
             raise ValueError(
                 f"{mask_file}: shape (={mask.shape}) must be that of the image (={image.shape})."
             )
-        if not np.allclose(mask_affine, affine, atol=0.01):  # mm
-            notes.append("affines of image and mask differ; their voxels are taken to match")
+        notes += compare_affines(mask_affine, affine)
         mask = integer_labels(mask, mask_file, LABELS.values())
         masks = {t: mask[..., t] for t in range(n_frames) if mask[..., t].any()}
     if masks:
@@ -273,7 +269,7 @@ def read_subject(task: MnmsTask) -> Cine:
     )
     frames = {case.frame: image[..., case.frame] for case in cases}
     labels = {frame: masks[frame] for frame in phases}
-    return Cine(frames, labels, clean, cases, corrections, notes)
+    return Cine(frames, labels, clean, cases, corrections, notes=notes)
 
 
 if __name__ == "__main__":

@@ -22,21 +22,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from nnunet_ssp.conversion import (
     Array,
     Cine,
     Task,
     base_of_stack,
     check_cine,
-    clean_affine,
+    check_is_folder,
+    compare_affines,
     fault_in_listing,
     find_table,
     integer_labels,
     make_cases,
     read_nifti,
     read_table,
+    straighten,
 )
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.phases import LABELS, frame_number, label_phases, nearest_frame
@@ -181,8 +181,7 @@ def find_root(folder: Path) -> Path:
         FileNotFoundError: It is neither.
     """
     folder = folder.resolve()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder.")
+    check_is_folder(folder)
     for root in (folder, folder / "MnM2"):
         if (root / "dataset").is_dir():
             return root
@@ -218,10 +217,8 @@ def read_subject(task: Mnms2Task) -> Cine:
     cine_file = task.files[0]
     image, affine = read_nifti(cine_file)
     check_cine(image, cine_file)
-    clean, turned = clean_affine(affine, cine_file)
-    corrections, notes = [], []
-    if turned > 0.002:  # degrees; SimpleITK 2.5 refuses from 0.005 (and reads 0.0015)
-        corrections.append(f"axes not orthogonal, turned by up to {turned:.2f} degrees")
+    clean, corrections = straighten(affine, cine_file)
+    notes = []
     if not task.in_csv:
         notes.append("not in the CSV; disease, vendor and scanner unknown")
 
@@ -237,8 +234,7 @@ def read_subject(task: Mnms2Task) -> Cine:
             raise ValueError(
                 f"{mask_file}: shape (={mask.shape}) must be that of a frame (={image.shape[:3]})."
             )
-        if not np.allclose(mask_affine, affine, atol=0.01):  # mm
-            notes.append("affines of cine and mask differ; their voxels are taken to match")
+        notes += compare_affines(mask_affine, affine)
         mask = integer_labels(mask, mask_file, LABELS.values())
         if frame in masks:
             raise ValueError(f"{frame_file}: must not be the same frame of the cine as ED.")
@@ -272,7 +268,7 @@ def read_subject(task: Mnms2Task) -> Cine:
     )
     frames = {case.frame: image[..., case.frame] for case in cases}
     labels = {frame: masks[frame] for frame in phases}
-    return Cine(frames, labels, clean, cases, corrections, list(dict.fromkeys(notes)))
+    return Cine(frames, labels, clean, cases, corrections, notes=list(dict.fromkeys(notes)))
 
 
 def _find_frame(cine: Array, frame_file: Path, cine_file: Path) -> int:

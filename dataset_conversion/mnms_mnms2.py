@@ -80,7 +80,7 @@ def convert(
         drawn, said = draw_test_subjects(rows)
         first = _divide(first, drawn)
         second = _divide(second, {f"{number:03d}" for number in TEST_NUMBERS})
-        remarks += [*said, *_compare(first, second)]
+        remarks += said
     return combined.convert_sources(
         [first, second],
         dataset_id=dataset_id,
@@ -94,6 +94,7 @@ def convert(
         workers=workers,
         dry_run=dry_run,
         remarks=remarks,
+        remark=compare if test is None else lambda splits: [],
     )
 
 
@@ -159,12 +160,15 @@ def _divide(source: Source, test: set[str]) -> Source:
     return replace(source, tasks=tasks)
 
 
-def _compare(*sources: Source) -> list[str]:
-    """Say whether these are the published subjects."""
+def compare(splits: Mapping[str, str]) -> list[str]:
+    """Say whether the subjects of the two that were converted are the published ones.
+
+    Args:
+        splits: The split of each subject; those of other sources do not count.
+    """
     remarks = []
-    keys = {
-        f"{source.name}-{task.subject}": task.split for source in sources for task in source.tasks
-    }
+    ours = (f"{mnms.SOURCE}-", f"{mnms2.SOURCE}-")
+    keys = {subject: split for subject, split in splits.items() if subject.startswith(ours)}
     for name, split in (("development", "train"), ("test", "test")):
         mine = [key for key in keys if keys[key] == split]
         n = PUBLISHED[name][0]

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nnunet_ssp
-
-ERRORS = (ValueError, RuntimeError, OSError)  # what a user can do something about
+from nnunet_ssp.console import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,16 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 for an error, 130 when interrupted.
     """
     parsed = _parser().parse_args(arguments)
-    try:
-        return int(parsed.run(parsed) or 0)
-    except ERRORS as error:
-        if os.environ.get("NNUNET_SSP_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; convert and prepare go on where they stopped", file=sys.stderr)
-        return 130
+    return run_command(lambda: parsed.run(parsed))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,6 +94,8 @@ def _convert(convert: Callable[..., Path], args: argparse.Namespace) -> None:
 
 
 def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from nnunet_ssp.splits import UNITS
+
     parser = commands.add_parser(
         "folds",
         help="list the folds of a dataset, append others, look for leaks",
@@ -137,7 +129,7 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     make.add_argument(
         "--unit",
-        choices=["subjects", "slices"],
+        choices=UNITS,
         help="what --subsets counts (default: subjects); slices come in whole frames",
     )
     make.add_argument(

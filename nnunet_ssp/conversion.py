@@ -48,6 +48,7 @@ Array = npt.NDArray[Any]
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs", "imagesUn")
 LABEL_FOLDERS = ("labelsTr", "labelsTs")
+FOLD_SOURCE = f"by subject, stratified by vendor, seed {FOLD_SEED}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class Cine:
     affine: Array  # (4, 4), voxel to world in mm, RAS+, from `clean_affine`
     cases: list[Case]  # what to write; labelled cases have a frame in `labels`
     corrections: list[str] = field(default_factory=list)  # what was wrong and is now right
+    warnings: list[str] = field(default_factory=list)  # what of the subject is lost
     notes: list[str] = field(default_factory=list)  # what the user should know
+    patient: str = ""  # a digest that is equal for subjects of one patient; empty if unknown
 
 
 @dataclass
@@ -87,11 +90,48 @@ class Outcome:
     split: str  # empty when unknown
     cases: list[Case] = field(default_factory=list)
     corrections: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    patient: str = ""  # as in `Cine`
+    refused: str = ""  # the reason
+
+
+@dataclass
+class Look:
+    """What the headers tell about a subject."""
+
+    subject: str
+    split: str  # empty when unknown
+    has_masks: bool = False
+    n_frames: int = 0  # 0 also when nothing tells
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    patient: str = ""  # as in `Cine`
     refused: str = ""  # the reason
 
 
 TaskT = TypeVar("TaskT", bound=Task)
+
+
+def look_at_headers(task: Task) -> Look:
+    """Look at the headers of a subject's NIfTI files: what a dry run does where a converter has no look of its own."""
+    images = [file for file in task.files if "_gt." not in file.name]
+    nifti = [file for file in task.files if file.name.endswith((".nii", ".nii.gz"))]
+    try:
+        shapes = {file: read_shape(file) for file in nifti if file.is_file()}
+        for file, shape in shapes.items():
+            # Axes of masks may be permuted in own data; the sides are the same.
+            if sorted(shape[:3]) != sorted(shapes[next(iter(shapes))][:3]):
+                raise ValueError(f"{file}: shape (={shape}) must be that of the other files.")
+        if task.split == "test" and not task.has_masks:
+            raise ValueError(
+                f"{task.files[0].parent}: there is no mask; a test subject must have labels."
+            )
+    except ValueError as error:
+        return Look(task.subject, task.split, refused=str(error))
+    cines = [shape[3] for shape in shapes.values() if len(shape) == 4]
+    n_frames = max(cines, default=sum(file in shapes for file in images))
+    return Look(task.subject, task.split, task.has_masks, n_frames)
 
 
 def convert_subjects(
@@ -109,7 +149,9 @@ def convert_subjects(
     overwrite: bool = False,
     workers: int | None = None,
     dry_run: bool = False,
+    look: Callable[[TaskT], Look] = look_at_headers,
     remarks: Sequence[str] = (),
+    remark: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: [],
     prefixes: Sequence[str] = (),
 ) -> Path:
     """Convert all subjects to `nnUNet_raw/DatasetXXX_Name` and print a summary.
@@ -134,7 +176,9 @@ def convert_subjects(
         workers: Number of processes. By default nnU-Net's `nnUNet_def_n_proc`, or one for each
             core, at most 8.
         dry_run: Write nothing; print what would be converted, as far as the headers tell.
+        look: What a dry run does with a subject, instead of `read`; also a function of a module.
         remarks: What the user should know about the data set as a whole.
+        remark: What to say about the subjects that were converted, given the split of each.
         prefixes: The summary counts apart the subjects `<prefix>-...`, for each of these.
 
     Returns:
@@ -152,19 +196,25 @@ def convert_subjects(
         "options": dict(options),
     }
     target = check_dataset_id(dataset_id, name)
-    _check_folder(target, settings, overwrite)
     if dry_run:
+        if not (target / "dataset.json").exists():
+            _check_folder(target, settings, overwrite)
         looks = [Look(subject, "", refused=reason) for subject, reason in refused.items()]
-        looks += process(_look, tasks, 1, "Looking", "subject")
+        looks += process(look, tasks, workers, "Looking", "subject")
+        remarks = [*remarks, *remark(_splits(looks)), *_same_patients(looks)]
         print("\n".join(_dry_summary(looks, target, remarks, prefixes)))
         return target
+    _check_folder(target, settings, overwrite)
+    deleted: list[str] = []
     if (target / "convert.json").is_file():
+        deleted = _appended_folds(target)
         if overwrite:
-            _empty(target)
+            _empty(target, deleted)
         else:
             print(f"Continuing the conversion in {target}")
     try:
-        write_json(target / "convert.json", settings | {"version": __version__})
+        begun = {"version": __version__, "deleted_folds": deleted}
+        write_json(target / "convert.json", settings | begun)
         outcomes = [Outcome(subject, "", refused=reason) for subject, reason in refused.items()]
         convert = partial(_convert_subject, read=read, target=target)
         outcomes += process(convert, tasks, workers, "Converting", "subject")
@@ -182,13 +232,19 @@ def convert_subjects(
             splits,
             cases,
             names=[f"{len(splits)}-fold-{number}" for number in range(len(splits))],
-            source=f"by subject, stratified by vendor, seed {FOLD_SEED}",
+            source=FOLD_SOURCE,
         )
+        remarks = [*remarks, *remark(_splits(outcomes)), *_same_patients(outcomes)]
         write_json(
             target / "convert.json",
-            settings | {"version": __version__, "remarks": list(remarks), **_log(outcomes)},
+            settings | {"version": __version__, "remarks": remarks, **_log(outcomes)},
         )
         warnings = _update_copies(target)
+        if deleted:
+            warnings.append(
+                f"\nWARNING: deleted with the earlier conversion: {', '.join(deleted)}. "
+                f"To append them again: nnunet-ssp folds {dataset_id} (see --help)."
+            )
         write_json(target / "dataset.json", _dataset_json(cases.values(), labels, description))
         for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
             left.unlink()
@@ -235,8 +291,23 @@ def _check_folder(target: Path, settings: Mapping[str, object], overwrite: bool)
         )
 
 
-def _empty(target: Path) -> None:
-    """Delete all but the marker: a run killed in here leaves a folder that is still ours."""
+def _appended_folds(target: Path) -> list[str]:
+    """The folds that a user appended to an earlier conversion, or that an interrupted run deleted."""
+    marker = json.loads((target / "convert.json").read_text(encoding="utf-8"))
+    table = target / "folds.csv"
+    rows = read_table(table, (), ("fold", "name", "source")) if table.is_file() else []
+    there = [
+        f"fold {row['fold']} ({row['name']}: {row['source'] or 'unknown'})"
+        for row in rows
+        if row["source"] != FOLD_SOURCE
+    ]
+    return list(dict.fromkeys([*marker.get("deleted_folds", ()), *there]))
+
+
+def _empty(target: Path, folds: Sequence[str]) -> None:
+    """Delete all but the marker: a run killed in here leaves a folder that is still ours, and the folds' names."""
+    marker = json.loads((target / "convert.json").read_text(encoding="utf-8"))
+    write_json(target / "convert.json", marker | {"deleted_folds": list(folds)})
     (target / "dataset.json").unlink(missing_ok=True)
     for entry in target.iterdir():
         if entry.is_dir() and not entry.is_symlink():
@@ -328,7 +399,9 @@ def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -
         done = {
             "cases": [asdict(case) for case in cine.cases],
             "corrections": cine.corrections,
+            "warnings": cine.warnings,
             "notes": cine.notes,
+            "patient": cine.patient,
         }
         write_json(record, {"stamp": stamp, **done})
     cases = [Case(**case) for case in done.pop("cases")]
@@ -371,6 +444,19 @@ def _write_subject(cine: Cine, target: Path, temporary: Path) -> None:
 
 
 # --- what converters need to list and describe their subjects ---------------------------------
+
+
+def check_is_folder(folder: Path) -> None:
+    """Check the input.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        NotADirectoryError: It is a file.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: no such folder.")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: must be a folder, not a file.")
 
 
 def find_table(folder: Path) -> Path:
@@ -637,6 +723,21 @@ def clean_affine(affine: Array, file: Path) -> tuple[Array, float]:
     return clean, float(np.degrees(np.arccos(cosines)).max())
 
 
+def straighten(affine: Array, file: Path) -> tuple[Array, list[str]]:
+    """`clean_affine`, with what to say where an axis was turned by more than rounding."""
+    clean, turned = clean_affine(affine, file)
+    if turned <= 0.002:  # degrees; SimpleITK 2.5 refuses from 0.005 (and reads 0.0015)
+        return clean, []
+    return clean, [f"axes not orthogonal, turned by up to {turned:.2f} degrees"]
+
+
+def compare_affines(mask: Array, image: Array) -> list[str]:
+    """What to say about the affines of a mask and its image, whose voxels are paired by index."""
+    if np.allclose(mask, image, atol=0.01):  # mm
+        return []
+    return ["affines of image and mask differ; their voxels are taken to match"]
+
+
 # "The apex is directed downward, forward, and to the left" (Gray, Anatomy of the Human Body, 1918).
 TOWARDS_APEX = np.array([-1.0, 1.0, -1.0]) / np.sqrt(3)  # RAS+
 
@@ -662,46 +763,12 @@ def base_of_stack(affine: Array) -> str:
     return "first" if cosine > 0 else "last"
 
 
-# --- a dry run --------------------------------------------------------------------------------
-
-
-@dataclass
-class Look:
-    """What the headers tell about a subject."""
-
-    subject: str
-    split: str  # empty when unknown
-    has_masks: bool = False
-    n_frames: int = 0  # 0 also when the images are not NIfTI
-    refused: str = ""  # the reason
-
-
-def _look(task: Task) -> Look:
-    images = [file for file in task.files if "_gt." not in file.name]
-    nifti = [file for file in task.files if file.name.endswith((".nii", ".nii.gz"))]
-    try:
-        shapes = {file: read_shape(file) for file in nifti if file.is_file()}
-        for file, shape in shapes.items():
-            # Axes of masks may be permuted in own data; the sides are the same.
-            if sorted(shape[:3]) != sorted(shapes[next(iter(shapes))][:3]):
-                raise ValueError(f"{file}: shape (={shape}) must be that of the other files.")
-        if task.split == "test" and not task.has_masks:
-            raise ValueError(
-                f"{task.files[0].parent}: there is no mask; a test subject must have labels."
-            )
-    except ValueError as error:
-        return Look(task.subject, task.split, refused=str(error))
-    cines = [shape[3] for shape in shapes.values() if len(shape) == 4]
-    n_frames = max(cines, default=sum(file in shapes for file in images))
-    return Look(task.subject, task.split, task.has_masks, n_frames)
-
-
 # --- the summary ------------------------------------------------------------------------------
 
 
 def _log(outcomes: Iterable[Outcome]) -> dict[str, dict[str, object]]:
     """Everything that was said about the subjects, for `convert.json`."""
-    kinds = ("refused", "corrections", "notes")
+    kinds = ("refused", "corrections", "warnings", "notes")
     return {
         kind: {o.subject: getattr(o, kind) for o in outcomes if getattr(o, kind)} for kind in kinds
     }
@@ -726,10 +793,8 @@ def _summary(
         lines.append(_row(name, numbers))
     folds = f"{n_folds} folds" if n_folds else "no folds, only `all`"
     lines += [f"\nCross-validation by subject: {folds}", *_remarks(remarks)]
-    for title, kind in (("Corrected", "corrections"), ("Notes", "notes")):
-        texts = [(o.subject, text) for o in outcomes for text in getattr(o, kind)]
-        if texts:
-            lines += [f"\n{title}:", *_grouped(texts)]
+    for title, kind in (("Corrected", "corrections"), ("WARNING", "warnings"), ("Notes", "notes")):
+        lines += _said(outcomes, title, kind)
     if any(outcome.refused for outcome in outcomes):
         lines += ["\nREFUSED, not converted:", *_refusals(outcomes)]
     return lines
@@ -755,25 +820,57 @@ def _dry_summary(
         subjects = [look.subject for look in looks if look.split == split and not look.refused]
         if subjects:
             lines.append(f"\n{split}: {_names(subjects)}")
+    for title, kind in (("WARNING", "warnings"), ("Notes", "notes")):
+        lines += _said(looks, title, kind)
     if any(look.refused for look in looks):
         lines += ["\nWould be REFUSED:", *_refusals(looks, limit=None)]
-    return [*lines, f"\nDry run: nothing was written. The dataset would be {target}"]
+    lines.append(f"\nDry run: nothing was written. The dataset would be {target}")
+    if (target / "dataset.json").exists():
+        lines.append("That folder holds a finished dataset: choose another id to keep it.")
+    return lines
 
 
 _Group = TypeVar("_Group", Outcome, Look)
 
 
+def _splits(outcomes: Iterable[Outcome | Look]) -> dict[str, str]:
+    """The split of each subject that was not refused."""
+    return {outcome.subject: outcome.split for outcome in outcomes if not outcome.refused}
+
+
+def _same_patients(outcomes: Iterable[Outcome | Look]) -> list[str]:
+    """A warning for each patient of whom there are several subjects."""
+    patients: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.patient:
+            patients.setdefault(outcome.patient, []).append(outcome.subject)
+    return [
+        f"WARNING: {_names(subjects)} have the same PatientID: one subject? use --by-patient-id"
+        for subjects in patients.values()
+        if len(subjects) > 1
+    ]
+
+
 def _groups(
     outcomes: Sequence[_Group], prefixes: Sequence[str]
 ) -> Iterator[tuple[str, list[_Group]]]:
-    """The rows of a summary: train, test, all, and the splits of each source."""
-    for split in (*SPLITS, "all"):
-        yield split, [o for o in outcomes if split in (o.split, "all")]
+    """The rows of a summary: train, test, unread (refused while listing), all, and those of each source."""
+    names = {split: split for split in SPLITS} | {"": "unread"}
+    for split, name in names.items():
+        mine = [o for o in outcomes if o.split == split]
+        if mine or split:
+            yield name, mine
+    yield "all", list(outcomes)
     for prefix in prefixes:
-        for split in (*SPLITS, ""):
+        for split, name in names.items():
             mine = [o for o in outcomes if o.subject.startswith(f"{prefix}-") and o.split == split]
             if mine:
-                yield f"{prefix} {split}", mine
+                yield f"{prefix} {name}", mine
+
+
+def _said(outcomes: Iterable[Outcome | Look], title: str, kind: str) -> list[str]:
+    texts = [(o.subject, text) for o in outcomes for text in getattr(o, kind)]
+    return [f"\n{title}:", *_grouped(texts)] if texts else []
 
 
 def _row(name: str, values: Iterable[object]) -> str:

@@ -93,12 +93,17 @@ def read_headers(files: Iterable[Path]) -> tuple[list[Image], list[str]]:
 
     Returns:
         The images, each once, and notes on the files that are none.
+
+    Raises:
+        ValueError: The system cannot read a file.
     """
     images = []
     unusable: dict[str, list[Path]] = {}
     for file in files:
         try:
             found = _read_images(file)
+        except OSError as error:
+            raise _unreadable(file, error) from error
         except pydicom.errors.InvalidDicomError:
             unusable.setdefault("not DICOM", []).append(file)
         except Exception:  # what a damaged header raises depends on the place of the damage
@@ -121,12 +126,23 @@ def read_headers(files: Iterable[Path]) -> tuple[list[Image], list[str]]:
 
 
 def patient_id(file: Path) -> str | None:
-    """The PatientID of a DICOM image, which may be empty; None for any other file."""
+    """The PatientID of a DICOM image, which may be empty; None for any other file.
+
+    Raises:
+        ValueError: The system cannot read the file.
+    """
     try:
         images = _read_images(file)
+    except OSError as error:
+        raise _unreadable(file, error) from error
     except Exception:  # see read_headers
         return None
     return images[0].patient if images else None
+
+
+def _unreadable(file: Path, error: OSError) -> ValueError:
+    """Of the permissions, the disk or the network: no fault of the file."""
+    return ValueError(f"{file}: cannot be read ({error.strerror or error}).")
 
 
 @contextmanager

@@ -27,8 +27,6 @@ from nnunet_ssp.cases import (
 from nnunet_ssp.conversion import case_files
 from nnunet_ssp.splits import Fold, subjects_of
 
-UNITS = ("subjects", "slices")
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -113,6 +111,10 @@ def folds(
     if base and not derive:
         raise ValueError("--of must come with --subsets, --vendors or --phase.")
     data = open_dataset(dataset)
+    if (paper or files or derive) and not any(map(splits.is_trainable, data.cases.values())):
+        raise ValueError(
+            f"{data.home}: no training subject has labels, so there are no folds; pretrain on `all`."
+        )
     notes: list[str] = []
     new: list[Fold] = []
     if paper:
@@ -159,7 +161,7 @@ def open_dataset(dataset: str | int) -> Dataset:
 
     Raises:
         FileNotFoundError: No such dataset, or one without our tables.
-        ValueError: A table is wrong, or nothing is labelled.
+        ValueError: A table is wrong.
     """
     raw_base, prepared_base, results_base = (
         nnunet_folder(f"nnUNet_{place}") for place in ("raw", "preprocessed", "results")
@@ -170,20 +172,16 @@ def open_dataset(dataset: str | int) -> Dataset:
         if not any(prepared_base.glob(f"Dataset{dataset_id(dataset):03d}_*")):
             raise
         home = dataset_folder(prepared_base, dataset)
+    if not (home / "dataset.json").is_file():
+        raise FileNotFoundError(
+            f"{home / 'dataset.json'} is missing: the conversion is unfinished, run nnunet-ssp convert again."
+        )
     if not (home / "cases.csv").is_file():
         raise FileNotFoundError(
             f"{home}/cases.csv is missing: without it subjects are unknown, and nnU-Net's own folds by case apply. "
             "nnunet-ssp convert writes it."
         )
-    if not (home / "dataset.json").is_file():
-        raise FileNotFoundError(
-            f"{home}/dataset.json is missing: finish the conversion first, nnunet-ssp convert."
-        )
     cases = read_cases(home / "cases.csv")
-    if not any(splits.is_trainable(case) for case in cases.values()):
-        raise ValueError(
-            f"{home}: no training subject has labels, so there are no folds; pretrain on `all`."
-        )
     return Dataset(
         raw_base / home.name,
         prepared_base / home.name,
@@ -335,7 +333,7 @@ def _verify(data: Dataset) -> bool:
     """
     cases = data.cases
     lists = splits.published_lists(splits.development_subjects(cases))
-    lists["test"] = sorted({c.subject_key for c in cases.values() if c.split == "test"})
+    lists["test"] = splits.test_subjects(cases)
     places = {
         published: (name, side)
         for name, (train, valid, phase) in reversed(splits.PAPER_FOLDS.items())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nnunet_ssp.cases import Case, read_splits
 from nnunet_ssp.conversion import case_files, read_nifti
-from nnunet_ssp.duplicates import SAME, fingerprint, look_alikes
+from nnunet_ssp.duplicates import SAME, UNSEEN, fingerprint, look_alikes
 from nnunet_ssp.parallel import number_of_workers, process
 from nnunet_ssp.splits import Fold, is_trainable, subjects_of
 
@@ -41,8 +41,15 @@ def report(raw: Path, prepared: Path, cases: Mapping[str, Case], folds: Sequence
     else:
         print(f"--      no slice store in {prepared} yet")
 
-    unequal = list(_unequal_copies(raw, prepared))
-    _print("nnUNet_raw and nnUNet_preprocessed have the same folds", unequal, "DIFFER")
+    file, copy = (folder / "splits_final.json" for folder in (raw, prepared))
+    unequal = []
+    if file.is_file() and copy.is_file():
+        if read_splits(file) != read_splits(copy):
+            unequal = [f"{copy} differs from {file}: run nnunet-ssp prepare"]
+        _print("nnUNet_raw and nnUNet_preprocessed have the same folds", unequal, "DIFFER")
+    elif file.is_file() or copy.is_file():
+        where = prepared if file.is_file() else raw
+        print(f"--      no folds in {where} to compare with")
 
     images = _representatives(raw, cases)
     workers = number_of_workers()
@@ -53,6 +60,7 @@ def report(raw: Path, prepared: Path, cases: Mapping[str, Case], folds: Sequence
     leaks = [line for line, leak in alike if leak]
     if images:
         _print(f"{len(images)} subjects: none looks like one on another side", leaks)
+        print(f"--      {UNSEEN}")
     print("".join(f"note    {line}\n" for line, leak in alike if not leak), end="")
     if missing:
         print(f"--      {missing} subject(s) have no image in {raw} to compare")
@@ -94,12 +102,6 @@ def leaks_in_store(index: Path, cases: Mapping[str, Case]) -> Iterator[str]:
             yield f"{index}: {name} is of a test subject"
 
 
-def _unequal_copies(raw: Path, prepared: Path) -> Iterator[str]:
-    file, copy = (folder / "splits_final.json" for folder in (raw, prepared))
-    if file.is_file() and copy.is_file() and read_splits(file) != read_splits(copy):
-        yield f"{copy} differs from {file}: run nnunet-ssp prepare"
-
-
 # -- the same heart under two names --------------------------------------------------------------
 
 
@@ -115,7 +117,8 @@ def _representatives(raw: Path, cases: Mapping[str, Case]) -> dict[str, Path]:
 
 
 def _fingerprint(image: Path) -> NDArray[np.float32]:
-    return fingerprint(read_nifti(image)[0])
+    voxels, affine = read_nifti(image)
+    return fingerprint(voxels, np.linalg.norm(affine[:3, :3], axis=0))
 
 
 def _judge(

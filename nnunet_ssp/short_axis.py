@@ -11,13 +11,14 @@ Nothing is interpolated. Of a slice that was acquired twice, the later run is ta
 matrix, pixel spacing, sequence or number of frames is not the stack's are left out, and a stack
 with a gap is refused.
 
-The only header values handed on are manufacturer, model and field strength.
+The only header values handed on are manufacturer, model and field strength, and a digest of PatientID.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -52,7 +53,24 @@ class ShortAxis:
     vendor: str  # empty where the header has none, like the next two
     scanner: str
     field_strength: str  # T
+    patient: str  # a digest of PatientID, empty where there is none
+    warnings: list[str]  # slices of the stack that are lost
     notes: list[str]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The short-axis cine of one subject, found by the headers alone."""
+
+    runs: Sequence[_Run]  # one for each slice, in the order of Z
+    patient: str  # like the following as in `ShortAxis`
+    warnings: list[str]
+    notes: list[str]
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of each slice."""
+        return len(self.runs[0].images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,16 +101,36 @@ class _Run:
         )
 
 
-def read_short_axis(files: Sequence[Path], where: Path) -> ShortAxis:
+def read_short_axis(files: Sequence[Path], where: Path, hint: str = "") -> ShortAxis:
     """Read the short-axis cine of one subject.
 
     Args:
         files: All files of the subject, DICOM or not.
         where: The subject's folder, for messages.
+        hint: What to add to the message where all images are of one series, and it is no stack.
 
     Raises:
         ValueError: There is no short-axis cine or an incomplete one, the images are those of
             several patients, or a file is damaged. Names the file or folder and the rule.
+    """
+    choice = choose_short_axis(files, where, hint)
+    pixels = read_pixels(image for run in choice.runs for image in run.images)
+    slices = [np.stack([pixels[image].T for image in run.images], axis=-1) for run in choice.runs]
+    scanner = choice.runs[0].images[0].scanner
+    return ShortAxis(
+        np.stack(slices, axis=2),
+        _affine(choice.runs),
+        *scanner,
+        choice.patient,
+        choice.warnings,
+        choice.notes,
+    )
+
+
+def choose_short_axis(files: Sequence[Path], where: Path, hint: str = "") -> Choice:
+    """Find the short-axis cine of one subject without reading pixels.
+
+    Arguments and errors are those of `read_short_axis`, except that damaged pixels go unseen.
     """
     images, notes = read_headers(files)
     if not images:
@@ -104,14 +142,20 @@ def read_short_axis(files: Sequence[Path], where: Path) -> ShortAxis:
         )
     runs = _find_runs([image for image in images if not image.problem])
     stack = _choose_stack(runs)
-    notes += _left_out(images, runs, stack)
+    lost = _lost_slices(runs, stack)
+    notes += _left_out(images, [run for run in runs if run not in lost.values()], stack)
+    warnings = _name_lost(lost, stack)
     if fault := _fault(stack, images, runs):
-        raise ValueError(f"{where}: {fault}{_listed(notes)}")
+        if stack or len({image.series for image in images}) > 1:
+            hint = ""
+        raise ValueError(f"{where}: {fault}{_listed(warnings + notes)}{hint and ' ' + hint}")
     notes += _doubts(stack)
-    pixels = read_pixels(image for run in stack for image in run.images)
-    slices = [np.stack([pixels[image].T for image in run.images], axis=-1) for run in stack]
-    voxels = np.stack(slices, axis=2)
-    return ShortAxis(voxels, _affine(stack), *stack[0].images[0].scanner, notes)
+    return Choice(stack, _digest(*patients), warnings, notes)
+
+
+def _digest(patient: str = "") -> str:
+    """Tells whether ids are equal without being one; who can guess an id can still confirm it."""
+    return hashlib.blake2b(patient.encode(), digest_size=5).hexdigest() if patient else ""
 
 
 # --- runs -------------------------------------------------------------------------------------
@@ -163,7 +207,8 @@ def _in_time(images: Sequence[Image]) -> tuple[str, list[list[Image]]]:
 
     Returns:
         What the order is from, empty if there is none, and the images; apart, in order of
-        acquisition, those of two breath-holds in one series, where trigger times occur twice.
+        acquisition, those of two breath-holds in one series, where trigger times occur twice. A
+        single time that occurs twice is no breath-hold, but a wrong time.
     """
     for clock in ("trigger", "acquired", "number"):
         times = [getattr(image, clock) for image in images]
@@ -180,7 +225,9 @@ def _in_time(images: Sequence[Image]) -> tuple[str, list[list[Image]]]:
                 if repeat == len(repeats):
                     repeats.append([])
                 repeats[repeat].append(image)
-            return clock, [sorted(repeat, key=lambda i: i.trigger or 0) for repeat in repeats]
+            lengths = {len(repeat) for repeat in repeats}
+            if len(lengths) == 1 or min(lengths) >= MIN_FRAMES:
+                return clock, [sorted(repeat, key=lambda i: i.trigger or 0) for repeat in repeats]
     return "", [list(images)]
 
 
@@ -285,7 +332,7 @@ def _difference(run: _Run, stacked: _Run) -> str:
     if mine.shape != others.shape:
         return "matrix {} x {}, not {} x {}".format(*mine.shape, *others.shape)
     if len(run.images) != len(stacked.images):
-        return f"{len(run.images)} frames, not {len(stacked.images)}"
+        return f"{count_of(len(run.images), 'frame')}, not {len(stacked.images)}"
     if run.kind != stacked.kind:
         return "another sequence" if mine.sequence != others.sequence else "another pixel spacing"
     return ""
@@ -306,8 +353,8 @@ def _affine(stack: Sequence[_Run]) -> Array:
 
 
 _CLOCK_NOTES = {
-    "acquired": "frames in the order of AcquisitionTime: there is no TriggerTime",
-    "number": "frames in the order of InstanceNumber: there is no TriggerTime or AcquisitionTime",
+    "acquired": "frames in the order of AcquisitionTime: there are no distinct TriggerTimes",
+    "number": "frames in the order of InstanceNumber: there are no distinct TriggerTimes or AcquisitionTimes",
 }
 
 
@@ -329,6 +376,46 @@ def _doubts(stack: Sequence[_Run]) -> list[str]:
 
 
 # --- what is left out -------------------------------------------------------------------------
+
+
+def _lost_slices(runs: Iterable[_Run], stack: Sequence[_Run]) -> dict[int, _Run]:
+    """The slices beyond the ends of the stack that only their number of frames keeps out of it.
+
+    Returns:
+        The run of each, by how many slices it is after the first of the stack.
+    """
+    if not stack:
+        return {}
+    first, n_frames = stack[0].images[0], len(stack[0].images)
+    spacing = _places(stack)[-1] / (len(stack) - 1)
+    lost = {}
+    for run in sorted(runs, key=lambda run: run.acquired):
+        like_stack = run.plane == stack[0].plane and run.kind[:-1] == stack[0].kind[:-1]
+        # With fewer than half the frames it is a series of another purpose.
+        if not like_stack or not run.clock or 2 * len(run.images) < n_frames:
+            continue
+        offset = np.subtract(run.images[0].position, first.position)
+        steps = float(offset @ first.axes[2]) / spacing
+        number = round(steps)
+        if abs(steps - number) <= UNEVEN and not 0 <= number < len(stack):
+            lost[number] = run
+    return lost
+
+
+def _name_lost(lost: Mapping[int, _Run], stack: Sequence[_Run]) -> list[str]:
+    """The warning about lost slices; they are counted from 1, with those of the stack."""
+    if not lost:
+        return []
+    n_frames = len(stack[0].images)
+    before = -min(0, *lost)
+    names = ", ".join(str(number + before + 1) for number in sorted(lost))
+    found = sorted({len(run.images) for run in lost.values()})
+    each = " in each" if len(lost) > 1 else ""
+    if found == [n_frames - 1]:
+        why = f"one frame is missing{each}"
+    else:
+        why = f"{' or '.join(map(str, found))} frames{each}, not {n_frames}"
+    return [f"{len(lost)} of {len(lost) + len(stack)} slices left out ({names}): {why}"]
 
 
 def _left_out(images: Iterable[Image], runs: Iterable[_Run], stack: Sequence[_Run]) -> list[str]:

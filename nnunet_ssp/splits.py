@@ -8,6 +8,7 @@ of whole subjects. The published lists of subjects are not in here, only the pro
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ SUBSET_SIZES = (50, 25, 15, 10)  # subjects; their Table 1
 SUBSET_SEEDS = (0, 1, 2)
 VENDOR_GROUPS = {"A_B": ("Siemens", "Philips"), "C_D": ("GE", "Canon")}  # M&Ms' letters
 SOURCES = ("mm1", "mm2")  # M&Ms and M&Ms-2 in `cases.csv`
+UNITS = ("subjects", "slices")  # that the size of a label subset may count
 
 # Number of subjects, and the first digits of the checksum, of each published list.
 PUBLISHED = {
@@ -114,6 +116,13 @@ def development_subjects(cases: Mapping[str, Case]) -> dict[str, str]:
     return {case.subject_key: case.vendor for case in development if case.labelled}
 
 
+def test_subjects(cases: Mapping[str, Case]) -> list[str]:
+    """The test subjects, sorted; where there are published ones, only those of the published sources."""
+    tests = [case for case in cases.values() if case.split == "test"]
+    published = {case.subject_key for case in tests if case.source in SOURCES}
+    return sorted(published or {case.subject_key for case in tests})
+
+
 def development_split(subjects: Iterable[str]) -> tuple[list[str], list[str]]:
     """Divide subjects into training and validation by the published procedure.
 
@@ -197,6 +206,13 @@ def paper_folds(cases: Mapping[str, Case]) -> tuple[list[Fold], list[str]]:
     if left_out:
         listed = ", ".join(dict.fromkeys(left_out))
         notes.append(f"Left out, as there are too few subjects: {listed}")
+    development = {c.subject_key: c.source for c in cases.values() if c.split == "train"}
+    others = Counter(source for key, source in development.items() if key not in subjects)
+    if is_published("development", subjects):
+        notes += [
+            f"{n} subjects of {source} are in no fold; pretraining takes them in."
+            for source, n in sorted(others.items())
+        ]
     labelled = subjects_of((name for name in cases if is_trainable(cases[name])), cases)
     bare = [subject for subject in lists["valid"] if subject not in labelled]
     if bare:
@@ -348,6 +364,8 @@ def subsets(
                 chosen = [name for name in fold.train if cases[name].subject_key in drawn]
             name = f"{fold.name}-{'slices' if n_slices else 'nr'}{n}-seed{seed}"
             source = f"{n} {unit if n > 1 else unit[:-1]} of {fold.name}, seed {seed}"
+            if n_slices and (held := sum(n_slices[name] for name in chosen)) != n:
+                source += f" ({held} held, in whole frames)"
             found[name] = replace(fold, name=name, train=tuple(chosen), source=source)
     return list(found.values())
 
@@ -402,6 +420,8 @@ def read_split_file(file: str | Path) -> dict[str, set[str]]:
     """
     import yaml
 
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: there is no such file.")
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

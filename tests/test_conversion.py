@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_ssp import conversion
-from nnunet_ssp.cases import Case, case_name, read_cases, read_splits
+from nnunet_ssp.cases import Case, case_name, read_cases, read_splits, write_splits
 from nnunet_ssp.conversion import (
     Cine,
     Task,
@@ -144,9 +144,10 @@ def test_the_folder_of_a_conversion(raw: Path, capsys: pytest.CaptureFixture[str
     assert log["notes"] == {subject: ["a note"] for subject in "ABTU"}
 
     output = capsys.readouterr().out
-    assert [line.split() for line in output.splitlines()[2:5]] == [
+    assert [line.split() for line in output.splitlines()[2:6]] == [
         ["train", "3", "9", "2", "7", "0", "0"],
         ["test", "1", "1", "1", "0", "0", "0"],
+        ["unread", "0", "0", "0", "0", "0", "1"],
         ["all", "4", "10", "3", "7", "0", "1"],
     ]
     assert "Cross-validation by subject: 2 folds" in output
@@ -198,11 +199,11 @@ def test_remarks_and_the_counts_of_each_source_are_shown(capsys: pytest.CaptureF
     mine = [*tasks("x-A", "x-B", "y-A"), ToyTask("y-T", "test", ())]
     target = run(mine, refused={"y-Z": "no image."}, remarks=["so it is"], prefixes=["x", "y"])
     output = capsys.readouterr().out
-    assert [line.split() for line in output.splitlines()[5:9]] == [
+    assert [line.split() for line in output.splitlines()[6:10]] == [
         ["x", "train", "2", "6", "2", "4", "0", "0"],
         ["y", "train", "1", "3", "1", "2", "0", "0"],
         ["y", "test", "1", "1", "1", "0", "0", "0"],
-        ["y", "0", "0", "0", "0", "0", "1"],
+        ["y", "unread", "0", "0", "0", "0", "0", "1"],
     ]
     assert "\nso it is\n" in output
     assert json.loads((target / "convert.json").read_text())["remarks"] == ["so it is"]
@@ -321,6 +322,27 @@ def test_frames_of_a_subject_that_is_now_refused_are_removed(
     assert not list(target.rglob("A_frame*"))
 
 
+def test_deleted_folds_are_named_also_after_an_interruption(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    target = run(tasks("A", "B"))
+    splits = read_splits(target / "splits_final.json")
+    cases = read_cases(target / "cases.csv")
+    sources = [conversion.FOLD_SOURCE] * 2 + ["1 subject of 2-fold-0, seed 0"]
+    write_splits(target, [*splits, splits[0]], cases, ["2-fold-0", "2-fold-1", "few"], sources)
+    with monkeypatch.context() as patch:
+        fail_at(patch, 1)
+        with pytest.raises(RuntimeError, match="writing failed"):
+            run(tasks("A", "B"), overwrite=True)
+    run(tasks("A", "B"))
+    assert (
+        "WARNING: deleted with the earlier conversion: fold 2 (few: 1 subject of 2-fold-0, seed 0). "
+        "To append them again: nnunet-ssp folds 901 (see --help)."
+    ) in capsys.readouterr().out
+    run(tasks("A", "B"), overwrite=True)
+    assert "deleted with" not in capsys.readouterr().out
+
+
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """This file under a name that other processes can import."""
@@ -412,10 +434,11 @@ def test_a_dry_run_counts_and_writes_nothing(
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
     assert target == raw / "Dataset901_Toy"
     output = capsys.readouterr().out
-    assert [line.split() for line in output.splitlines()[1:5]] == [
+    assert [line.split() for line in output.splitlines()[1:6]] == [
         ["subjects", "with", "masks", "without", "frames", "refused"],
         ["train", "2", "1", "1", "8", "0"],
         ["test", "1", "1", "0", "4", "1"],
+        ["unread", "0", "0", "0", "0", "1"],
         ["all", "3", "2", "1", "12", "2"],
     ]
     assert "\nso it is\n" in output
@@ -458,12 +481,13 @@ def test_a_dry_run_counts_3d_frames_and_knows_nothing_of_other_formats(
     assert capsys.readouterr().out.splitlines()[2].split() == ["train", "2", "1", "1", "2", "0"]
 
 
-def test_a_dry_run_finds_the_folder_taken(raw: Path):
+def test_a_dry_run_finds_the_folder_taken(raw: Path, capsys: pytest.CaptureFixture[str]):
     target = run(tasks("A"))
     before = files(target)
-    with pytest.raises(FileExistsError, match="a finished dataset; --overwrite"):
-        run(tasks("A"), dry_run=True)
-    run(tasks("A", "B"), dry_run=True, overwrite=True)
+    for overwrite in (False, True):
+        run(tasks("A", "B"), dry_run=True, overwrite=overwrite)
+        output = capsys.readouterr().out
+        assert "That folder holds a finished dataset: choose another id to keep it." in output
     assert files(target) == before
     with pytest.raises(FileExistsError, match="dataset id 901 is taken"):
         run(tasks("A"), dry_run=True, name="Other")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import HTJ2KLossless, JPEGLosslessSV1, RLELossless
 
+from nnunet_ssp.dicom import patient_id, read_headers
 from nnunet_ssp.short_axis import ShortAxis, read_short_axis
 from tests.dicom_files import (
     enhanced,
@@ -43,6 +45,18 @@ def test_files_that_are_no_images_are_named(tmp_path: Path):
     ]
     with pytest.raises(ValueError, match=r"here: no DICOM image here\. .* 1 file not DICOM"):
         read_short_axis([tmp_path / "empty"], tmp_path / "here")
+
+
+@pytest.mark.parametrize("function", [patient_id, lambda file: read_headers([file])])
+def test_what_the_system_cannot_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function
+):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pydicom, "dcmread", fail)
+    with pytest.raises(ValueError, match=r"one\.dcm: cannot be read \(Input/output error\)"):
+        function(tmp_path / "one.dcm")
 
 
 def test_copies_of_files_are_used_once(tmp_path: Path):

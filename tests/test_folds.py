@@ -276,7 +276,7 @@ def test_lists_with_unlabelled_subjects_still_match(
             r"`--of` \(=5\) must be the number or name of one of the 5 folds",
         ),
         ("114 --vendors Toshiba", r"`vendors` \(=Toshiba\) must be among those of fold 5-fold-0"),
-        ("114 --from nowhere.yaml", "nowhere.yaml"),
+        ("114 --from nowhere.yaml", r"error: nowhere\.yaml: there is no such file"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
@@ -292,14 +292,34 @@ def test_what_cannot_be_done_is_one_line(
 
 def test_datasets_without_folds_say_why(raw: Path, prepared: Path):
     (raw / "dataset.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"dataset\.json is missing: finish the conversion"):
+    with pytest.raises(FileNotFoundError, match=r"dataset\.json is missing: the conversion is unf"):
         folds(114)
     write_cases(raw / "cases.csv", make_cases({"U": "GE"}, phases=("",)).values())
     write_json(raw / "dataset.json", {})
     with pytest.raises(ValueError, match="no training subject has labels, so there are no folds"):
-        folds(114)
+        folds(114, paper=True)
     (raw / "cases.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"cases\.csv is missing: without it subjects are"):
+        folds(114)
+
+
+def test_a_dataset_without_labels_is_listed_and_checked(
+    raw: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_cases(raw / "cases.csv", make_cases({"U": "GE"}, phases=("",)).values())
+    (raw / "splits_final.json").unlink()
+    assert folds(114) == 0
+    assert "No folds: train on `all`." in capsys.readouterr().out
+    assert folds(114, check=True) == 0
+    assert "ok      0 folds" in capsys.readouterr().out
+    assert folds(114, verify=True) == 1
+    assert "differs" in capsys.readouterr().out
+
+
+def test_an_unfinished_conversion_is_said_first(raw: Path):
+    (raw / "dataset.json").unlink()
+    (raw / "cases.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="the conversion is unfinished, run nnunet-ssp"):
         folds(114)
 
 
@@ -330,3 +350,14 @@ def test_the_leak_check_of_a_clean_dataset(raw: Path, capsys: pytest.CaptureFixt
     output = capsys.readouterr().out
     assert "ok      5 folds: no subject on two sides, none of the test" in output
     assert "LEAK" not in output
+    assert "have the same folds" not in output
+    assert "preprocessed/Dataset114_Toy to compare with" in output
+
+
+def test_slice_counts_name_what_is_held(raw: Path, capsys: pytest.CaptureFixture[str]):
+    for case in read_cases(raw / "cases.csv").values():
+        image = case_files(raw, case)[0]
+        image.parent.mkdir(exist_ok=True)
+        write_nifti(image, np.ones((4, 5, 10), np.uint8), np.eye(4))
+    assert main(["folds", "114", "--subsets", "16", "--unit", "slices", "--seeds", "0"]) == 0
+    assert "16 slices of 5-fold-0, seed 0 (20 held, in whole frames)" in capsys.readouterr().out

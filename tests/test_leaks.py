@@ -8,12 +8,13 @@ import pytest
 
 from nnunet_ssp.cases import Case, write_json, write_splits
 from nnunet_ssp.conversion import case_files, write_nifti
+from nnunet_ssp.duplicates import UNSEEN
 from nnunet_ssp.leaks import leaks_in_folds, leaks_in_store, report
 from nnunet_ssp.splits import Fold
 from tests.test_duplicates import picture
 from tests.test_splits import make_cases
 
-AFFINE = np.diag([1.5, 1.5, 8.0, 1.0])
+AFFINE = np.diag([6.0, 6.0, 8.0, 1.0])
 CASES = make_cases(dict.fromkeys("ABC", "GE")) | make_cases({"T": "GE"}, split="test")
 CASES |= make_cases({"U": "GE"}, phases=("",))
 
@@ -120,6 +121,7 @@ def test_the_same_heart_under_two_names(
     raw, cases = dataset(tmp_path, images, test)
     leak = report(raw, tmp_path / "none", cases, [fold(*sides)])
     output = capsys.readouterr().out
+    assert output.count(UNSEEN) == 1
     assert line in output
     assert leak == ("LEAK" in output) == ("LEAK" in line or "two sides" in line)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from nnunet_ssp.conversion import base_of_stack
 from nnunet_ssp.dicom import patient_id
-from nnunet_ssp.short_axis import MIN_FRAMES, ShortAxis, read_short_axis
+from nnunet_ssp.short_axis import MIN_FRAMES, ShortAxis, choose_short_axis, read_short_axis
 from tests.dicom_files import (
     FOUR_CHAMBER,
     FRAMES,
@@ -224,9 +225,28 @@ def test_a_missing_frame_at_the_end_costs_the_slice(tmp_path: Path):
     last.unlink()
     stack = read(tmp_path)
     assert np.array_equal(stack.voxels, voxels[:, :, :4])
-    assert stack.notes == [
-        "left out 1 series of 1 slice x 10 frames: parallel to the short axis, 10 frames, not 11"
-    ]
+    assert stack.notes == []
+    assert stack.warnings == ["1 of 5 slices left out (5): one frame is missing"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "why"),
+    [
+        ({1: 1, 2: 1, 7: 1}, "3 of 7 slices left out (1, 2, 7): one frame is missing in each"),
+        ({1: 1, 7: 3}, "2 of 7 slices left out (1, 7): 10 or 12 frames in each, not 13"),
+    ],
+)
+def test_slices_lost_at_both_ends_are_named(tmp_path: Path, missing: dict[int, int], why: str):
+    frames = FRAMES + max(missing.values()) if max(missing.values()) == 1 else FRAMES + 3
+    voxels = series(tmp_path, range(7), frames=frames)
+    for file in list(tmp_path.iterdir()):
+        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, frames)
+        if t < missing.get(z + 1, 0):
+            file.unlink()
+    stack = read(tmp_path)
+    kept = [z for z in range(7) if z + 1 not in missing]
+    assert np.array_equal(stack.voxels, voxels[:, :, kept])
+    assert stack.warnings == [why]
 
 
 def test_a_missing_slice_is_refused(tmp_path: Path):
@@ -293,7 +313,20 @@ def test_without_trigger_times_the_acquisition_time_counts(tmp_path: Path):
         edit(file, AcquisitionTime=f"{101500 + number // 100}.{number % 100:02}", InstanceNumber=7)
     stack = read(tmp_path)
     assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == ["frames in the order of AcquisitionTime: there is no TriggerTime"]
+    assert stack.notes == [
+        "frames in the order of AcquisitionTime: there are no distinct TriggerTimes"
+    ]
+
+
+def test_one_trigger_time_of_two_frames_is_no_repetition(tmp_path: Path):
+    voxels = series(tmp_path, frames=FRAMES + 2)
+    (wrong,) = [f for f in tmp_path.iterdir() if pydicom.dcmread(f).InstanceNumber == 17]
+    edit(wrong, TriggerTime=12.5 + 40 * 3)  # of the frame before
+    stack = read(tmp_path)
+    assert np.array_equal(stack.voxels, voxels)
+    assert stack.notes == [
+        "frames in the order of InstanceNumber: there are no distinct TriggerTimes or AcquisitionTimes"
+    ]
 
 
 @pytest.mark.parametrize("tags", [{"TriggerTime": None}, {"TriggerTime": 0}])
@@ -331,7 +364,26 @@ def test_nothing_but_the_scanner_is_handed_on(tmp_path: Path):
     series(tmp_path)
     stack = read(tmp_path)
     texts = [getattr(stack, f.name) for f in fields(stack) if f.name not in ("voxels", "affine")]
-    assert texts == ["Maker", "Model", "1.5", []]
+    assert texts == ["Maker", "Model", "1.5", stack.patient, [], []]
+    assert re.fullmatch("[0-9a-f]{10}", stack.patient)
+
+
+def test_the_digest_tells_patients_apart(tmp_path: Path):
+    digests = []
+    for number, patient in enumerate(("P1", "P1", "P2", "")):
+        series(tmp_path / str(number), PatientID=patient)
+        digests.append(read(tmp_path / str(number)).patient)
+    assert digests[0] == digests[1] != digests[2]
+    assert digests[3] == ""
+
+
+def test_the_choice_needs_no_pixels(tmp_path: Path):
+    series(tmp_path)
+    files = sorted(tmp_path.iterdir())
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-21])
+    choice = choose_short_axis(files, tmp_path)
+    assert (len(choice.runs), choice.n_frames) == (4, FRAMES)
 
 
 def test_the_fewest_frames_of_a_cine_are_enough(tmp_path: Path):

@@ -200,6 +200,20 @@ def test_the_published_files_are_the_folds_of_the_paper(real_data: Path):
     assert (len(test), checksum(test)) == PUBLISHED["test"]
 
 
+def test_other_sources_are_in_no_published_fold(real_data: Path):
+    cases = published_cases(real_data) | make_cases(numbered(3), "acdc")
+    cases |= make_cases({"T": "GE"}, "acdc", split="test")
+    folds, notes = paper_folds(cases)
+    assert notes == ["3 subjects of acdc are in no fold; pretraining takes them in."]
+    assert all(cases[name].source != "acdc" for fold in folds for name in fold.train)
+    assert checksum(splits.test_subjects(cases)) == PUBLISHED["test"][1]
+
+
+def test_test_subjects_of_other_data_are_all_of_them():
+    cases = make_cases(numbered(2), "acdc", split="test") | make_cases({"A": "GE"}, "acdc")
+    assert splits.test_subjects(cases) == ["acdc-S000", "acdc-S001"]
+
+
 def test_published_subjects_without_labels_do_not_change_the_lists(real_data: Path):
     cases = published_cases(real_data)
     full, _ = paper_folds(cases)
@@ -348,7 +362,7 @@ def test_subsets_by_slices_are_named_by_slices():
         ("base-slices16-seed0", 2),
         ("base-slices25-seed0", 3),
     ]
-    assert made[0].source == "16 slices of base, seed 0"
+    assert made[0].source == "16 slices of base, seed 0 (20 held, in whole frames)"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -179,6 +180,18 @@ def test_the_4d_image_alone_can_carry_the_masks(root: Path):
     (folder / "patient001_frame03.nii.gz").unlink()
     target = convert(root, 118)
     assert len(names(target / "labelsTr")) == 2
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_unpacked_files_are_read(root: Path, both: bool):
+    folder = add_acdc(root, "training", 1)
+    for file in folder.glob("*.nii.gz"):
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+        if not both:
+            file.unlink()
+    target = convert(root, 118)
+    assert len(read_cases(target / "cases.csv")) == 4
+    assert log(target)["notes"] == log(target)["corrections"] == log(target)["refused"] == {}
 
 
 def test_subjects_without_labels(root: Path):

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
+from nnunet_ssp import conversion
 from nnunet_ssp.cases import Case, read_cases, read_splits
 from nnunet_ssp.dataset_conversion import acdc, cine
 from nnunet_ssp.dataset_conversion.cine import convert
@@ -118,6 +120,14 @@ def test_other_views_beside_a_named_file_are_left_out(root: Path):
     assert log(convert(root, 120))["notes"] == {"S1": ["left out la_4ch.nii.gz"]}
 
 
+def test_dicom_beside_nifti_is_spoken_of(root: Path):
+    save(frames(), root / "S1" / "sa.nii.gz")
+    (root / "S1" / "notes.txt").write_text("no DICOM")
+    series(root / "S1" / "DICOM", [0], prefix="x")
+    (note,) = log(convert(root, 120))["notes"]["S1"]
+    assert note == "left out 10 DICOM files, the first x0"
+
+
 def test_a_folder_of_dicom_files(root: Path, capsys: pytest.CaptureFixture[str]):
     voxels = series(root / "S1" / "DICOM" / "1")
     series(root / "S1" / "DICOM" / "2", [0], directions=FOUR_CHAMBER, uid="1.1", number=1)
@@ -190,6 +200,50 @@ def test_a_patient_without_id_is_refused_among_others(root: Path):
     two_patients(root)
     series(root, prefix="c", uid="1.6", number=6, PatientID="")
     assert log(convert(root, 120))["refused"] == {"?": f"{root}: no name to call the subject by."}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_two_visits_of_a_patient_are_spoken_of(
+    root: Path, dry_run: bool, capsys: pytest.CaptureFixture[str]
+):
+    for number, name in enumerate(("fu1", "fu2", "other")):
+        series(root / name, PatientID="Other" if name == "other" else "Secret", number=number + 1)
+    convert(root, 120, dry_run=dry_run)
+    output = capsys.readouterr().out
+    assert (
+        "\nWARNING: fu1, fu2 have the same PatientID: one subject? use --by-patient-id\n" in output
+    )
+    assert "Secret" not in output
+
+
+def test_an_interrupted_run_keeps_no_patient_id(root: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("fu1", "fu2"):
+        series(root / name, PatientID="Secret")
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "write_cases", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            convert(root, 120)
+    target = root.parent / "raw" / "Dataset120_Cine"
+    records = [file.read_text() for file in target.rglob("fu*.json")]
+    assert len(records) == 2 and "Secret" not in "".join(records)
+    assert "fu1, fu2 have the same PatientID" in str(log(convert(root, 120))["remarks"])
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_folder_for_each_series_of_one_patient(root: Path):
+    for z in range(4):
+        series(root / f"series{z}", [z], uid=f"1.2.{z}", number=z)
+    hint = "Perhaps the folders are series of one patient: --by-patient-id."
+    with pytest.raises(ValueError, match=rf"series3: no short-axis cine.* {hint}"):
+        convert(root, 120)
+    target = convert(root, 120, by_patient_id=True)
+    assert {case.subject for case in cases_of(target).values()} == {"own"}
+    series(root / "series9", [9], uid="1.2.9", PatientID="P9")
+    refused = log(convert(root, 121, by_patient_id=True))["refused"]
+    assert list(refused) == ["P9"] and hint not in str(refused)
 
 
 # --- names ------------------------------------------------------------------------------------
@@ -454,6 +508,28 @@ def test_a_dry_run_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]
     assert names(root.parent / "raw") == []
     assert target == root.parent / "raw" / "Dataset120_Cine"
     assert "Dataset120_Cine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_dry_run_chooses_the_stack(root: Path, others: bool, capsys: pytest.CaptureFixture[str]):
+    series(root / "D1" / "a")
+    series(root / "D1" / "b", [0], directions=FOUR_CHAMBER, uid="1.1", number=1, PatientID="P1")
+    series(root / "D2", [0], directions=FOUR_CHAMBER, PatientID="P2")
+    series(root / "D3", range(5), frames=11, PatientID="P3")
+    (last,) = [f for f in (root / "D3").iterdir() if pydicom.dcmread(f).InstanceNumber == 55]
+    last.unlink()
+    prefix = "cine-" if others else ""
+    if others:
+        save(frames(), root.parent / "more" / "N1.nii.gz")
+    convert(root, 120, dry_run=True, add=[f"cine:{root.parent / 'more'}"] if others else [])
+    output = capsys.readouterr().out
+    assert output.splitlines()[2].split() == (
+        ["train", "3", "0", "3", "33", "1"] if others else ["train", "2", "0", "2", "21", "1"]
+    )
+    assert f"  {prefix}D1: short axis of 4 slices x 10 frames\n" in output
+    assert f"  {prefix}D1: left out 1 series of 1 slice x 10 frames: long axis\n" in output
+    assert f"  {prefix}D2: {root / 'D2'}: no short-axis cine" in output
+    assert f"WARNING:\n  {prefix}D3: 1 of 5 slices left out (5): one frame is missing\n" in output
 
 
 def test_own_cine_beside_another_data_set(root: Path):

@@ -198,10 +198,10 @@ def test_the_command_converts(converter: str, trees: Path, capsys: pytest.Captur
     assert "Dry run: nothing was written. The dataset would be" in output
     assert main([*words, "--name", "X"]) == 0
     assert "Next: nnunet-ssp prepare 116" in capsys.readouterr().out
-    assert main([*words, "--name", "X", "--dry-run"]) == 1
-    assert "a finished dataset; --overwrite" in capsys.readouterr().err
     written = files(trees)
-    assert main([*words, "--name", "X", "--dry-run", "--overwrite"]) == 0
+    for further in ([], ["--overwrite"]):
+        assert main([*words, "--name", "X", "--dry-run", *further]) == 0
+        assert "That folder holds a finished dataset: choose" in capsys.readouterr().out
     assert files(trees) == written
 
 
@@ -215,6 +215,13 @@ def test_the_command_takes_several_sources(trees: Path, capsys: pytest.CaptureFi
         ["acdc", "train", "2", "2", "0", "6", "0"],
     ]
     assert "test: mm1-T1, mm2-201" in output
+
+
+@pytest.mark.parametrize("converter", SINGLE)
+def test_a_file_is_no_folder(converter: str, trees: Path):
+    (trees / "file.nii.gz").write_bytes(b"")
+    with pytest.raises(NotADirectoryError, match=r"file\.nii\.gz: must be a folder, not a file"):
+        load(converter).convert(trees / "file.nii.gz", 116)
 
 
 @pytest.mark.parametrize("converter", ["mnms", "mnms2", "acdc"])

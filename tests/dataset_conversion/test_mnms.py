@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -388,12 +387,8 @@ def test_the_file_runs_by_its_path(root: Path, tmp_path: Path):
     assert "Traceback" not in again.stderr
 
 
-REAL = os.environ.get("NNUNET_SSP_REAL_DATA")
-
-
-@pytest.mark.skipif(not REAL, reason="NNUNET_SSP_REAL_DATA is not set")
-def test_real_cine(root: Path, monkeypatch: pytest.MonkeyPatch):
-    source = Path(REAL or "") / "sunnybrook_mnms"
+def test_real_cine(root: Path, real_data: Path):
+    source = real_data / "sunnybrook_mnms"
     if not source.is_dir():
         pytest.skip(f"no {source}")
     target = convert(source, 114, workers=2)

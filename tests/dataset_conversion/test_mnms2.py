@@ -210,7 +210,7 @@ def test_axes_are_made_orthogonal(root: Path):
     target = convert(root, 117)
     assert "axes not orthogonal, turned by up to" in str(log(target)["corrections"]["001"])
     assert log(target)["notes"]["001"] == [
-        "affines of cine and mask differ; their voxels are taken to match"
+        "affines of image and mask differ; their voxels are taken to match"
     ]
     sitk.ReadImage(target / "imagesTr" / "001_frame00_0000.nii.gz")
 

@@ -9,11 +9,8 @@ import pytest
 
 from nnunet_ssp.cases import read_cases
 from nnunet_ssp.cli import main
-from nnunet_ssp.conversion import Task
 from nnunet_ssp.dataset_conversion import mnms_mnms2
-from nnunet_ssp.dataset_conversion.combined import Source
 from nnunet_ssp.dataset_conversion.mnms_mnms2 import convert, draw_test_subjects
-from nnunet_ssp.phases import LABELS
 from tests.cine_trees import ED, ES, add_acdc, add_mnms, add_mnms2, drawn
 
 
@@ -116,8 +113,10 @@ def test_an_unlabelled_subject_drawn_for_the_test_is_refused(trees: list[Path]):
     )
     code = sorted(codes)[0]
     next(trees[0].rglob(f"{code}_sa_gt.nii.gz")).unlink()
-    reason = log(convert(trees, 119))["refused"][f"mm1-{code}"]
+    target = convert(trees, 119)
+    reason = log(target)["refused"][f"mm1-{code}"]
     assert "there is no mask; a test subject must have labels." in reason
+    assert "WARNING: test: 2 subjects, which are not the 140" in str(log(target)["remarks"])
 
 
 def test_a_list_of_test_subjects_replaces_the_draw(trees: list[Path], tmp_path: Path):
@@ -226,14 +225,16 @@ def test_the_published_subjects_are_recognised(real_data: Path, tmp_path: Path, 
     others = {task.subject for task in second.tasks} - tests
     assert others == set(published["train"]["mm2"]) | set(published["valid"]["mm2"])
 
-    tasks = [
-        Task(code, "test" if part == "test" else "train", ())
+    splits = {f"mm2-{task.subject}": task.split for task in second.tasks}
+    splits |= {
+        f"mm1-{code}": "test" if part == "test" else "train"
         for part in ("train", "valid", "test")
         for code in published[part]["mm1"]
-    ]
-    assert len(tasks) == 345
-    first = Source("mnms", tmp_path, "mm1", LABELS, tasks, {}, lambda task: task)
-    assert mnms_mnms2._compare(first, second) == [
+    }
+    assert len(splits) == 510
+    assert mnms_mnms2.compare(splits | {"acdc-patient001": "test"}) == [
         "train: the 370 subjects of de Mooij et al. 2024.",
         "test: the 140 subjects of de Mooij et al. 2024.",
     ]
+    del splits[f"mm1-{published['test']['mm1'][0]}"]
+    assert "WARNING: test: 139 subjects, which are not the 140" in mnms_mnms2.compare(splits)[1]

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from nnunet_ssp.console import ERRORS, run_command
+
+
+@pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (3, 3), ("a path", 0)])
+def test_the_status_is_the_commands(result: object, status: int):
+    assert run_command(lambda: result) == status
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_errors_are_one_line(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv("NNUNET_SSP_TRACEBACK", raising=False)
+    assert run_command(lambda: fail(error("x: wrong."))) == 1
+    assert capsys.readouterr().err == "error: x: wrong.\n"
+    monkeypatch.setenv("NNUNET_SSP_TRACEBACK", "1")
+    with pytest.raises(error, match="x: wrong"):
+        run_command(lambda: fail(error("x: wrong.")))
+
+
+def test_an_interruption_says_what_continues(capsys: pytest.CaptureFixture[str]):
+    assert run_command(lambda: fail(KeyboardInterrupt())) == 130
+    assert "convert and prepare go on where they stopped" in capsys.readouterr().err
+
+
+def test_other_errors_are_ours_and_show_where():
+    with pytest.raises(KeyError):
+        run_command(lambda: fail(KeyError("bug")))
