@@ -39,8 +39,8 @@ def render(
     Returns:
         Content of a PNG file.
     """
-    import matplotlib
     from cycler import cycler
+    from matplotlib import style
     from matplotlib.figure import Figure
 
     ink, paper, line = {
@@ -65,8 +65,9 @@ def render(
         "ytick.color": ink,
     }
     buffer = io.BytesIO()
-    # Figures made without pyplot: no global state, no display, nothing left open.
-    with matplotlib.rc_context(settings):
+    # Figures made without pyplot: no display, nothing left open. From matplotlib's own style, because nnU-Net's
+    # progress.png leaves seaborn's behind.
+    with style.context(["default", settings]):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(buffer, format="png", dpi=150)

@@ -119,6 +119,14 @@ def test_labelled_slices_are_the_middles_of_equal_parts(labelled, count, expecte
     assert labelled_slices(labels, count) == expected
 
 
+def test_the_styles_of_others_do_not_matter():
+    import matplotlib
+
+    expected = render(line)
+    with matplotlib.rc_context({"font.size": 40, "axes.facecolor": "red", "lines.linewidth": 9}):
+        assert render(line) == expected
+
+
 def test_overlay_grid_paints_each_class_and_draws_outlines():
     image = np.random.default_rng(0).normal(size=(20, 30))
     nothing = np.zeros((20, 30), int)
