@@ -43,6 +43,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "prepare",
         "inspect",
         "demo",
+        "bench",
     ],
 )
 def test_help(words: str, capsys: pytest.CaptureFixture[str]):
