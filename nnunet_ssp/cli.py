@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_demo(commands)
     _add_evaluate(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -284,6 +285,33 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     command.add_arguments(parser)
     parser.set_defaults(run=lambda args: command.evaluate(**_without_run(args)) and None)
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "bench", help="speed and memory of every method on a phantom, as a table of ratios"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help="e.g. MIM SimCLR (default: all)"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: cuda when there is a GPU"
+    )
+    parser.add_argument(
+        "--json", dest="file", type=Path, metavar="FILE", help="write all figures there, too"
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        from nnunet_ssp.parallel import small_machine_environment
+
+        # nnU-Net reads these when it is imported.
+        os.environ.update(small_machine_environment(os.environ))
+
+        from nnunet_ssp.bench.command import run
+
+        run(**_without_run(args))
+
+    parser.set_defaults(run=run)
 
 
 def _without_run(args: argparse.Namespace) -> dict[str, Any]:

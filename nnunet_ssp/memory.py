@@ -106,13 +106,13 @@ class Chunks:
                 sizes[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor), _eager():
+        with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor), eager():
             result = function(slice(0, n))  # its name keeps the graph, and so the addresses, alive
         del result
         return sum(sizes.values())
 
 
-def _eager() -> AbstractContextManager[object]:
+def eager() -> AbstractContextManager[object]:
     """No compilation for the odd sizes of a measurement, where torch (2.6 and newer) can be told so."""
     stance = getattr(torch.compiler, "set_stance", None)
     return stance("force_eager") if stance else nullcontext()

@@ -60,6 +60,7 @@ ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")  # of a preprocessed case; it exists wh
 SECONDS_BETWEEN_INDEXES = 10.0  # a killed run prepares the cases of at most this time again
 SPACE_FOR_A_CASE = 2**24  # bytes; more than most cases take
 LISTED = 20  # problems shown
+SAMPLES_PER_CASE, SAMPLES = 10_000, 10**6  # voxels of an unlabelled fingerprint, at most
 
 Source = tuple[tuple[str, int, int], ...]
 
@@ -184,7 +185,7 @@ def _explained(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
     """Set environment variables for a while."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -199,7 +200,7 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what nnU-Net prints from the user, unless it fails."""
     chatter = io.StringIO()
     try:
@@ -344,7 +345,8 @@ def _make_fingerprint(
                 f"{len(problems)} labelled case(s) must be mended first, the plans depend on all:\n{_listed(problems)}"
             ) from None
     else:
-        describe = partial(_describe_unlabelled, reader=reader)
+        n_samples = max(1, min(SAMPLES_PER_CASE, SAMPLES // len(jobs)))
+        describe = partial(_describe_unlabelled, reader=reader, n_samples=n_samples)
         found = list(process(describe, jobs, workers, "Fingerprint", "case"))
         readable = [entry for entry in found if entry is not None]
         if not readable:
@@ -399,7 +401,9 @@ class _Described:
     intensities: np.ndarray[Any, np.dtype[Any]]
 
 
-def _describe_unlabelled(job: Job, reader: str, n_samples: int = 10_000) -> _Described | None:
+def _describe_unlabelled(
+    job: Job, reader: str, n_samples: int = SAMPLES_PER_CASE
+) -> _Described | None:
     """Describe a case as nnU-Net would if its non-zero voxels were labelled; None when it is unusable."""
     try:
         image, properties = recursive_find_reader_writer_by_name(reader)().read_images(job.images)
@@ -463,7 +467,7 @@ def _plan(
     """
     # It builds dozens of networks only to count their feature maps; on this device they have no weights to draw. And
     # it takes the number of augmentation workers for a number of threads, which 0 is not.
-    with _quiet(), torch.device("meta"), _environment(nnUNet_n_proc_DA="1"):
+    with quiet(), torch.device("meta"), environment(nnUNet_n_proc_DA="1"):
         _, name = plan_experiment_dataset(
             dataset_id(dataset), planner, gpu_memory_target, overwrite_plans_name=plans_name
         )

@@ -7,10 +7,14 @@ of the batch's largest slice, and everything after that runs on the device.
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -310,6 +314,26 @@ class SliceStore:
             )
         return array
 
+    def slice(self, index: int) -> NDArray[np.float16]:
+        """The (channels, rows, cols) of slice number ``index``.
+
+        Read, not mapped: a fifth of the time where each slice comes from another file.
+        """
+        case, number = self.case_of[index], self.slice_of[index]
+        shape = self.cases[case].shape
+        nbytes = 2 * math.prod(shape[1:])
+        with (
+            suppress(OSError),
+            open(f"{self.folder}/{self.names[case]}.npy", "rb", buffering=0) as file,
+        ):
+            header = _npy_header(shape)
+            if file.read(len(header)) == header:
+                file.seek(number * nbytes, os.SEEK_CUR)
+                content = file.read(nbytes)
+                if len(content) == nbytes:
+                    return np.frombuffer(content, np.float16).reshape(shape[1:])
+        return self.array(case)[number]  # says what is wrong
+
     def read(self, indices: NDArray[np.int64], pin: bool = False) -> Tensor:
         """Copy slices into one canvas.
 
@@ -326,8 +350,17 @@ class SliceStore:
         target = canvas.numpy()
         for row, index in enumerate(flat):
             rows, columns = self.sizes[index]
-            target[row, :, :rows, :columns] = self.array(self.case_of[index])[self.slice_of[index]]
+            target[row, :, :rows, :columns] = self.slice(int(index))
         return canvas.reshape(*indices.shape, *shape[1:])
+
+
+@lru_cache(maxsize=1024)
+def _npy_header(shape: tuple[int, int, int, int]) -> bytes:
+    """How a file of `write_case` begins."""
+    stream = io.BytesIO()
+    content = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, content)
+    return stream.getvalue()
 
 
 class DeviceStore:

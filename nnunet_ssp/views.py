@@ -278,9 +278,11 @@ def apply_views(
         Views (N, C, *patch_size), float32, and where they lie inside the slice (N, 1, *patch_size), bool.
     """
     device = slices.device
-    points = _source_points(views.matrix.to(device, non_blocking=True), patch_size)
-    inside = ((points > -0.5) & (points < (sizes[:, None, None] - 0.5))).all(-1)[:, None]
-    x = _sample(slices.float(), points)
+    row, column = _source_points(views.matrix.to(device, non_blocking=True), patch_size)
+    height, width = (sizes - 0.5)[:, :, None, None].unbind(1)
+    inside = (row > -0.5) & (row < height) & (column > -0.5) & (column < width)
+    inside = inside[:, None]
+    x = _sample(slices.float(), row, column)
 
     # Which views are noisy or blurred is known on the host: choosing them needs no synchronisation.
     noisy = views.noise_sigma.nonzero()[:, 0]
@@ -367,22 +369,20 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     return flat.reshape(x.shape)
 
 
-def _source_points(matrix: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """(N, 2, 3) -> (N, *patch_size, 2): the slice pixel (row, column) that each view pixel shows."""
+def _source_points(matrix: Tensor, patch_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(N, 2, 3) -> row and column, (N, *patch_size) each, of the slice pixel that each view pixel shows."""
     height, width = patch_size
-    row = torch.arange(height, device=matrix.device) - (height - 1) / 2
+    row = torch.arange(height, device=matrix.device)[:, None] - (height - 1) / 2
     column = torch.arange(width, device=matrix.device) - (width - 1) / 2
-    along_rows = row[None, :, None, None] * matrix[:, None, None, :, 0]
-    along_columns = column[None, None, :, None] * matrix[:, None, None, :, 1]
-    return along_rows + along_columns + matrix[:, None, None, :, 2]
+    terms = matrix[..., None, None].unbind(1)  # of (N, 3, 1, 1)
+    rows, columns = (row * t[:, 0] + column * t[:, 1] + t[:, 2] for t in terms)
+    return rows, columns
 
 
-def _sample(slices: Tensor, points: Tensor) -> Tensor:
-    """Bicubic values (torch's kernel, a = -0.75) of (N, C, X, Y) at pixels (N, H, W, 2), 0 outside."""
+def _sample(slices: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Bicubic values (torch's kernel, a = -0.75) of (N, C, X, Y) at pixels (N, H, W), 0 outside."""
     height, width = slices.shape[2:]
-    x = (2 * points[..., 1] + 1) / width - 1
-    y = (2 * points[..., 0] + 1) / height - 1
-    grid = torch.stack([x, y], -1)
+    grid = torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], -1)
     if slices.device.type == "mps":  # torch has no bicubic interpolation there
         sampled = F.grid_sample(slices.cpu(), grid.cpu(), mode="bicubic", align_corners=False)
         return sampled.to(slices.device)

@@ -48,6 +48,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "inspect",
         "demo",
         "evaluate",
+        "bench",
     ],
 )
 def test_help(words: str, capsys: pytest.CaptureFixture[str]):

@@ -23,7 +23,7 @@ RANKS = (
     "methods",
     "augmentation training pretraining finetuning staged preparation folds leaks",
     "trainers dataset_conversion evaluation",
-    "inspection doctor demo demo_report cli",
+    "inspection doctor demo demo_report bench cli",
 )
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from nnunet_ssp import memory
+from nnunet_ssp.bench.counting import LiveBytes
 from nnunet_ssp.memory import Chunks, free_memory
-from tests.live_bytes import LiveBytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -371,6 +371,26 @@ def test_the_fingerprint_without_labels_is_nnunets_with_the_foreground_labelled(
     assert without["median_relative_size_after_cropping"] == pytest.approx(32 * 31 / (40 * 36))
 
 
+def test_the_fingerprint_without_labels_takes_no_more_memory_for_more_cases(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+):
+    raw = plain_dataset(folders, "Dataset905_Unlabelled", labelled=4, unlabelled=0)
+    shutil.rmtree(raw / "labelsTr")
+    content = json.loads((raw / "dataset.json").read_text())
+    write_json(raw / "dataset.json", content | {"labels": {"background": 0}})
+    drawn: list[int] = []
+    fingerprint = preparation._fingerprint
+
+    def counted(cases: list[preparation._Described]) -> dict[str, Any]:
+        drawn.append(sum(case.intensities.shape[1] for case in cases))
+        return fingerprint(cases)
+
+    monkeypatch.setattr(preparation, "_fingerprint", counted)
+    monkeypatch.setattr(preparation, "SAMPLES", 100)
+    prepare(905, workers=1)
+    assert drawn == [100]
+
+
 def test_a_plain_nnunet_dataset_of_two_channels(
     folders: Path, extractions: list[str], capsys: pytest.CaptureFixture[str]
 ):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -305,6 +306,38 @@ def test_the_reader_yields_the_plan_in_order_and_ends_with_it(make_store, on_dev
     for indices, canvas in zip(plan, read, strict=True):
         check_canvas(store, indices, canvas)
     assert list(SliceReader(store, CPU, on_device).steps(iter([]))) == []
+
+
+def test_the_reader_yields_what_direct_reads_do_whoever_is_slower(make_store):
+    store = make_store(SHAPES)
+    plan = [np.array(i) for i in ([0, 8], [3, 4], [8, 1], [2, 7], [5, 6])]
+    expected = [store.read(indices) for indices in plan]
+    read = store.read
+    for reading, working in ((0.0, 0.0), (0.02, 0.0), (0.0, 0.02)):
+
+        def late(*arguments, seconds=reading):
+            time.sleep(seconds)
+            return read(*arguments)
+
+        store.read = late
+        steps = SliceReader(store, CPU, False).steps(iter(plan))
+        for canvas, wanted in zip(steps, expected, strict=True):
+            time.sleep(working)
+            assert torch.equal(canvas, wanted)
+    resident = SliceReader(store, CPU, True).steps(iter(plan))
+    assert all(torch.equal(a, b) for a, b in zip(resident, expected, strict=True))
+
+
+def test_a_slice_is_read_as_it_is_mapped(make_store):
+    store = make_store(SHAPES)
+    mapped = [store.array(store.case_of[i])[store.slice_of[i]] for i in range(len(store))]
+    assert all(np.array_equal(store.slice(i), x) for i, x in enumerate(mapped))
+    # A file that begins otherwise is still numpy's: it is mapped.
+    case = store.folder / f"{store.names[0]}.npy"
+    array = np.load(case)
+    with case.open("wb") as file:
+        np.lib.format.write_array(file, array, version=(2, 0))
+    assert np.array_equal(store.slice(0), mapped[0])
 
 
 def test_the_reader_reads_one_step_ahead_and_passes_errors_on(make_store):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from nnunet_ssp.memory import Chunks
 from nnunet_ssp.schedules import warmup_cosine
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices import SliceStore
+from nnunet_ssp.views import Views, apply_views
 
 C = TypeVar("C", bound=PretrainingSettings)
 
@@ -123,6 +125,13 @@ class Method(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``"loss"`` with a gradient, and detached scalars that ``summarise`` knows."""
         raise NotImplementedError
+
+    def make_views(
+        self, slices: Tensor, sizes: Tensor, views: Views, patch_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """`apply_views` in float32 and without a gradient, whatever the precision of the network."""
+        with torch.no_grad(), torch.autocast(slices.device.type, enabled=False):
+            return apply_views(slices, sizes, views, patch_size)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser trains, in its own form."""

@@ -26,10 +26,7 @@ from nnunet_ssp.heads import Standardise
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.network import in_encoder
 from nnunet_ssp.settings import PretrainingSettings, require
-from nnunet_ssp.views import (
-    Views,
-    apply_views,
-)
+from nnunet_ssp.views import Views
 
 STAGES = 3  # the deepest ones, for pooling=stages
 
@@ -134,10 +131,9 @@ class Embedding(Method):
             row: tuple[Tensor, ...] = (number % n,)
             if batch.slices.ndim == 5:
                 row = (*row, number // n % 2)
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                images, _ = apply_views(
-                    batch.slices[row], batch.sizes[row], flat[rows], patch_size or self.patch_size
-                )
+            images, _ = self.make_views(
+                batch.slices[row], batch.sizes[row], flat[rows], patch_size or self.patch_size
+            )
             return self.pool(encoder(images))
 
         pooled = torch.cat(self.chunks.run(features, len(flat), device))
@@ -178,9 +174,7 @@ class Embedding(Method):
             frame = number % 2
             slices = batch.slices[:, frame] if batch.slices.ndim == 5 else batch.slices
             sizes = batch.sizes[:, frame] if batch.sizes.ndim == 3 else batch.sizes
-            # In float32 as in `embed`: on CUDA a blur in the network's precision cannot be put back.
-            with torch.autocast(slices.device.type, enabled=False):
-                shown[name] = apply_views(slices, sizes, views, patch_size)[0]
+            shown[name] = self.make_views(slices, sizes, views, patch_size)[0]
         return shown
 
     def views(self, batch: Batch) -> list[tuple[str, Views, tuple[int, int]]]:

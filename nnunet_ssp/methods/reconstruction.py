@@ -22,7 +22,7 @@ from nnunet_ssp.masking import auto_block
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.settings import PretrainingSettings, require
 from nnunet_ssp.slices import SliceStore
-from nnunet_ssp.views import ViewSettings, apply_views, draw_views
+from nnunet_ssp.views import ViewSettings, draw_views
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,8 @@ class Reconstruction(Method):
 
     def _prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         views = batch.drawn["views"]
-        # Views are made in float32 whatever the precision of the network.
-        with torch.no_grad(), torch.autocast(batch.slices.device.type, enabled=False):
-            target, inside = apply_views(batch.slices, batch.sizes, views, self.patch_size)
+        target, inside = self.make_views(batch.slices, batch.sizes, views, self.patch_size)
+        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
             corrupted, hidden = self.corrupt(target, batch.drawn)
         return target, corrupted, hidden, inside
 

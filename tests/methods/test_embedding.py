@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_ssp.bench.counting import LiveBytes
 from nnunet_ssp.features import alignment, effective_rank, spread, uniformity
 from nnunet_ssp.memory import Chunks
 from nnunet_ssp.methods import Batch
 from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings
 from nnunet_ssp.views import ViewSettings, apply_views, draw_views
 from tests.gradients import gradients, inputs_of, relative_error
-from tests.live_bytes import LiveBytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -94,6 +94,7 @@ class Runs:
         configuration: str = "2d",
         weights: Path | None = None,
         resume: bool = False,
+        device: str = "cpu",
     ) -> Any:
         """A trainer after nnU-Net's own loading of weights or checkpoint, before training."""
         self.monkeypatch.setenv("nnUNet_ssp_settings", settings)
@@ -105,7 +106,7 @@ class Runs:
         content["continue_training"] = resume
         dataset_json = json.loads((folder / "dataset.json").read_text())
         made = recursive_find_trainer_class_by_name(trainer)(
-            content, configuration, fold, dataset_json, torch.device("cpu")
+            content, configuration, fold, dataset_json, torch.device(device)
         )
         maybe_load_checkpoint(made, resume, False, str(weights) if weights else None)
         return made

@@ -236,3 +236,71 @@ def test_optimisers_leave_biases_without_decay(runs, setting):
     assert {p.ndim for p in free["params"]} == {1}
     trained = [p for p in trainer.method.parameters() if p.requires_grad]
     assert len(decayed["params"]) + len(free["params"]) == len(trained)
+
+
+# -- fast paths and plain ones ---------------------------------------------------------------------
+
+
+@every_method
+def test_where_the_slices_are_kept_changes_nothing(runs, name):
+    trained = []
+    for place in ("host", "device"):
+        trainer = runs.make(name, small(name) + f" data_device={place} pairs=frame")
+        trainer.initialize()
+        trainer.dataloader_train, _ = trainer.get_dataloaders()
+        trainer.on_train_epoch_start()
+        for step in range(3):
+            batch = next(trainer.dataloader_train)
+            assert torch.equal(batch.slices, trainer.store.read(trainer._indices(step)))
+            loss = trainer.train_step(batch)["loss"]
+        trained.append((loss, trainer.method.state_dict()))
+    (host_loss, host), (device_loss, device) = trained
+    assert host_loss == device_loss
+    assert all(torch.equal(host[key], device[key]) for key in host)
+
+
+def encoder_vector(trainer) -> torch.Tensor:
+    parameters = trainer.method.network.encoder.parameters()
+    return torch.cat([p.detach().flatten() for p in parameters]).clone()
+
+
+# In one step: a second one multiplies the rounding of the first. Momentum begins with the second.
+@pytest.mark.parametrize(("changed", "steps"), [("memory layout", 1), ("fusion", 2)])
+@every_method
+def test_layout_and_fusion_change_rounding_only(runs, name, changed, steps):
+    moved = []
+    for fast in (False, True):
+        trainer = runs.make(name, small(name))
+        trainer.initialize()
+        if changed == "memory layout" and fast:
+            trainer.method.to(memory_format=torch.channels_last)
+        if changed == "fusion" and not fast:
+            for group in trainer.optimizer.param_groups:
+                group["fused"] = False
+        trainer.dataloader_train, _ = trainer.get_dataloaders()
+        trainer.on_train_epoch_start()
+        start = encoder_vector(trainer)
+        for _ in range(steps):
+            trainer.train_step(next(trainer.dataloader_train))
+        moved.append(encoder_vector(trainer) - start)
+    plain, other = moved
+    assert plain.norm() > 0
+    assert (other - plain).norm() < 1e-3 * plain.norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@every_method
+def test_no_step_waits_for_the_gpu(runs, name, monkeypatch):
+    if name == BYOL:
+        pytest.skip("timm's LARS is not fused: in fp16 its gradients are looked at in every step")
+    trainer = runs.make(name, small(name), device="cuda")
+    trainer.initialize()
+    trainer.dataloader_train, _ = trainer.get_dataloaders()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            trainer.train_step(next(trainer.dataloader_train))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,175 @@
+"""Measure everything and print one table.
+
+A phantom is converted and prepared for the occasion, and the trainers that users run are run on it, step by step. What
+is compared is run in turns, so that a busy machine slows both sides, and is given as the median of the ratios.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_ssp.bench import rows
+from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Sizes, method_names
+from nnunet_ssp.cases import write_json
+from nnunet_ssp.parallel import available_cores
+
+PACKAGES = ("nnunet-ssp", "nnunetv2", "torch", "batchgeneratorsv2", "lightly")
+MIB = 2**20
+
+
+def run(
+    methods: Sequence[str] | None = None,
+    device: str | None = None,
+    file: Path | None = None,
+    sizes: Sizes | None = None,
+) -> dict[str, Any]:
+    """Measure, print the table, and write the figures.
+
+    Args:
+        methods: names of `method_names`, in any case; None measures all.
+        device: "cpu" or "cuda"; None takes the GPU when there is one.
+        file: JSON file for the figures.
+        sizes: how large everything is; None chooses by the device.
+
+    Returns:
+        The figures, as in the file.
+
+    Raises:
+        ValueError: an unknown method, or a device that is not there.
+    """
+    known = {name.lower(): name for name in method_names()}
+    unknown = [name for name in methods or () if name.lower() not in known]
+    if unknown:
+        names = ", ".join(known.values())
+        raise ValueError(f"`--methods` (={unknown[0]}) must be some of {names}.")
+    chosen = [known[name.lower()] for name in methods or known]
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("`--device` (=cuda) must be a device that PyTorch finds here: cpu.")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if where.type == "cuda":  # as nnUNetv2_train
+        torch.set_num_threads(1)
+        torch.backends.cudnn.benchmark = True
+    sizes = sizes or (ON_CUDA if where.type == "cuda" else ON_CPU)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    with tempfile.TemporaryDirectory(prefix="nnunet-ssp-bench-") as folder:
+        _say("a phantom")
+        with Bench.prepared(Path(folder), where, sizes) as bench:
+            figures = {"setting": _setting(where, sizes), **_measure(bench, chosen)}
+    print("\n".join(table(figures)))
+    if file is not None:
+        write_json(file, figures)
+    return figures
+
+
+def _say(text: str) -> None:
+    print(f"bench: {text} ...", file=sys.stderr, flush=True)
+
+
+def _setting(device: torch.device, sizes: Sizes) -> dict[str, Any]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    cuda = device.type == "cuda"
+    return {
+        "date": date.today().isoformat(),
+        "device": device.type,
+        "name": torch.cuda.get_device_name(device) if cuda else platform.machine(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "versions": versions,
+        "side": sizes.side,
+        "narrow": sizes.narrow,
+    }
+
+
+def _measure(bench: Bench, methods: Sequence[str]) -> dict[str, Any]:
+    """Every row of the table; the figures of a method are under ``methods`` and its name."""
+    sizes = bench.sizes
+    figures: dict[str, Any] = {"methods": {}, "rates": {}, "simclr_peak_memory_bytes": {}}
+    for name in methods:
+        _say(name)
+        found = rows.method_row(bench, name, figures["rates"], sizes.seconds / len(methods))
+        batch, peak = rows.peak_memory(bench, name)
+        found |= {"peak_memory_bytes": peak, "peak_memory_batch_size": batch}
+        figures["methods"][name] = found
+    _say("SimCLR's memory")
+    for size in sizes.batches:
+        figures["simclr_peak_memory_bytes"][str(size)] = rows.peak_memory(bench, "SimCLR", size)[1]
+    _say("the slice store's growth")
+    figures["growth"] = rows.growth(sizes.growth, bench.device)
+    _say("lightly")
+    figures["images_over_lightly"] = rows.over_lightly(bench)
+    _say("fine-tuning")
+    figures["finetuning_over_stock"] = rows.finetuning_over_stock(bench)
+    return figures
+
+
+def table(figures: dict[str, Any]) -> Iterator[str]:
+    """The figures in Markdown, with absolute times on a GPU only: those of a CPU belong to the machine."""
+    s = figures["setting"]
+    on_gpu = s["device"] == "cuda"
+    versions = ", ".join(f"{name} {version}" for name, version in s["versions"].items())
+    yield f"{s['date']}, {s['device']} ({s['name']}), {s['cores']} cores, load {s['load']}; {versions}."
+    yield ""
+    patch = f"Patch {s['side']}x{s['side']}, nnU-Net's planned network"
+    narrow = f" (1/{s['narrow']} of its widths for memory and lightly)" if s["narrow"] > 1 else ""
+    clock = "" if on_gpu else " Seconds are core-seconds."
+    yield f"{patch}{narrow}. Memory with {rows.CHUNK} images in the network at a time.{clock}"
+    yield ""
+    columns = ["method", "slices per step"]
+    columns += ["compute, images/s", "end to end, images/s"] if on_gpu else []
+    columns += ["end to end / compute", "of the floor", "views / nnU-Net's loader"]
+    columns += ["peak memory, MiB (slices)"]
+    yield _line(columns)
+    yield _line(["---"] * len(columns))
+    for name, f in figures["methods"].items():
+        cells = [name, str(f["batch_size"])]
+        if on_gpu:
+            cells += [f"{f[k]:.0f}" for k in ("compute_images_per_s", "end_to_end_images_per_s")]
+        cells += [f"{f['end_to_end_over_compute']:.2f}", f"{f['fraction_of_floor']:.2f}"]
+        cells += [f"{f['views_over_stock_loader']:.1f}"]
+        memory = f"{f['peak_memory_bytes'] / MIB:.0f} ({f['peak_memory_batch_size']})"
+        yield _line([*cells, memory])
+    yield ""
+    for dtype, rates in figures["rates"].items() if on_gpu else ():
+        speed, copy = rates["flops_per_s"] / 1e12, rates["bytes_per_s"] / 1e9
+        yield f"- Floor: {speed:.1f} TFLOP/s and {copy:.0f} GB/s measured here in {dtype}."
+    peaks = figures["simclr_peak_memory_bytes"]
+    smallest = next(iter(peaks.values()))
+    shown = ", ".join(
+        f"{n} slices {b / MIB:.0f} MiB ({b / smallest:.2f}x)" for n, b in peaks.items()
+    )
+    yield f"- SimCLR's memory: {shown}."
+    for n, g in figures["growth"].items():
+        yield (
+            f"- Slice store of {int(n):,} slices of 256x256 ({g['stored_bytes'] / 2**30:.1f} GiB): a batch takes "
+            f"{g['batch_over_first']:.2f}x the time, {g['resident_bytes'] / MIB:.0f} MiB of memory; opened in "
+            f"{g['open_s']:.1f} s."
+        )
+    peer = figures["images_over_lightly"]
+    if peer is None:
+        yield "- Lightly: left out, it is not installed (pip install 'nnunet-ssp[bench]')."
+    else:
+        shown = ", ".join(f"{name} {value:.2f}x" for name, value in peer.items())
+        yield f"- Images per second over lightly's, end to end: {shown}."
+    yield f"- Fine-tuning over stock nnU-Net, steps per second: {figures['finetuning_over_stock']:.2f}x."
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

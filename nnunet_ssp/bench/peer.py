@@ -1,0 +1,183 @@
+"""The same encoder and the same images with lightly's transforms, heads and losses."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightly.loss import DINOLoss, NTXentLoss
+from lightly.models.modules import DINOProjectionHead, SimCLRProjectionHead
+from lightly.models.utils import update_momentum
+from lightly.transforms import DINOTransform, SimCLRTransform
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from nnunet_ssp.bench.place import now
+from nnunet_ssp.parallel import available_cores
+
+GREY = {"mean": [0.5], "std": [0.25]}
+STEPS = 3  # of each side in a turn
+MOST_WORKERS = 12  # as nnU-Net
+
+
+class Images(Dataset[list[Tensor]]):
+    """Slices as lightly takes images, 8 bits deep, and their views."""
+
+    def __init__(self, slices: Sequence[NDArray[Any]], transform: Any) -> None:
+        self.images = [_grey(x) for x in slices]
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        views: list[Tensor] = self.transform(self.images[index])
+        return views
+
+
+def _grey(x: NDArray[Any]) -> Image.Image:
+    x = x.astype(np.float32)
+    return Image.fromarray(np.uint8(255 * (x - x.min()) / max(np.ptp(x), 1e-6)))
+
+
+class Peer:
+    """A training with lightly that does what one of our trainers does.
+
+    A subclass gives `transform`, `heads` and `loss`.
+
+    Args:
+        trainer: ours, at its first step.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.settings = s = trainer.settings
+        self.device = trainer.device
+        self.encoder: Any = copy.deepcopy(trainer.method.network.encoder)
+        self.width = self.encoder.output_channels[-1]
+        trained = nn.ModuleList([self.encoder, *self.heads()]).to(self.device)
+        parameters = [p for p in trained.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            parameters, s.initial_lr, s.momentum, weight_decay=s.weight_decay
+        )
+        if trainer._do_i_compile():
+            self.encoder.compile(dynamic=False)
+        cuda = self.device.type == "cuda"
+        slices = [trainer.store.read(np.array([i]))[0, 0] for i in range(len(trainer.store))]
+        self.loader: DataLoader[list[Tensor]] = DataLoader(
+            Images([x.numpy() for x in slices], self.transform()),
+            trainer.batch_size,
+            shuffle=True,
+            drop_last=True,
+            # Core-seconds of the CPU, by which it is measured there, are those of this process.
+            num_workers=min(available_cores(), MOST_WORKERS) if cuda else 0,
+            pin_memory=cuda,
+        )
+
+    def transform(self) -> Any:
+        """From an image to its views."""
+        raise NotImplementedError
+
+    def heads(self) -> list[nn.Module]:
+        """What comes after the encoder, made once."""
+        raise NotImplementedError
+
+    def loss(self, views: list[Tensor]) -> Tensor:
+        """Of views on the device."""
+        raise NotImplementedError
+
+    def embed(self, encoder: Any, views: list[Tensor]) -> Tensor:
+        """Features of views of one size, one after the other."""
+        features: Tensor = encoder(torch.cat(views))[-1].mean((2, 3)).float()
+        return features
+
+    def step(self, views: list[Tensor]) -> None:
+        """One step of training."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.trainer._autocast():
+            loss = self.loss([view.to(self.device, non_blocking=True) for view in views])
+        loss.backward()
+        self.optimizer.step()
+
+    def seconds_over_ours(self, seconds: float) -> float:
+        """Time of a step of lightly's over one of ours, end to end, in turns; three turns at least."""
+        ratios: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(ratios) < 3 or time.perf_counter() < end:
+            # Lightly's workers end with their turn, not to work in ours.
+            theirs = self._turn(iter(self.loader), self.step)
+            ratios.append(
+                theirs / self._turn(self.trainer.dataloader_train, self.trainer.train_step)
+            )
+        return statistics.median(ratios)
+
+    def _turn(self, batches: Iterator[Any], step: Any) -> float:
+        """Seconds of some steps, after one that does not count: workers start in it."""
+        step(next(batches))
+        started = now(self.device)
+        for _ in range(STEPS):
+            step(next(batches))
+        return now(self.device) - started
+
+
+class SimCLRPeer(Peer):
+    """Chen et al.'s method as lightly has it."""
+
+    def transform(self) -> Any:
+        return SimCLRTransform(self.trainer.method.patch_size[0], normalize=GREY)
+
+    def heads(self) -> list[nn.Module]:
+        wide = self.settings.head_width
+        self.head = SimCLRProjectionHead(self.width, wide, wide, num_layers=3)
+        self.contrast = NTXentLoss(self.settings.temperature)
+        return [self.head]
+
+    def loss(self, views: list[Tensor]) -> Tensor:
+        loss: Tensor = self.contrast(*self.head(self.embed(self.encoder, views)).chunk(2))
+        return loss
+
+
+class DINOPeer(Peer):
+    """Caron et al.'s method as lightly has it."""
+
+    def transform(self) -> Any:
+        method = self.trainer.method
+        return DINOTransform(
+            method.patch_size[0],
+            local_crop_size=method.local_size[0],
+            n_local_views=self.settings.local_crops,
+            normalize=GREY,
+        )
+
+    def heads(self) -> list[nn.Module]:
+        s = self.settings
+        self.head, head = (
+            DINOProjectionHead(self.width, s.head_width, s.head_bottleneck, s.out_dim)
+            for _ in range(2)
+        )
+        self.teacher = copy.deepcopy(self.encoder).requires_grad_(False).to(self.device)
+        self.teacher_head = head.requires_grad_(False).to(self.device)
+        self.distil = DINOLoss(s.out_dim).to(self.device)
+        return [self.head]
+
+    def loss(self, views: list[Tensor]) -> Tensor:
+        update_momentum(self.encoder, self.teacher, self.settings.teacher_momentum)
+        update_momentum(self.head, self.teacher_head, self.settings.teacher_momentum)
+        with torch.no_grad():
+            wanted = self.teacher_head(self.embed(self.teacher, views[:2]))
+        crops = [self.embed(self.encoder, views[:2])]
+        if len(views) > 2:
+            crops.append(self.embed(self.encoder, views[2:]))
+        student = self.head(torch.cat(crops))
+        loss: Tensor = self.distil(wanted.chunk(2), student.chunk(len(views)))
+        return loss
+
+
+PEERS: dict[str, type[Peer]] = {"SimCLR": SimCLRPeer, "DINO": DINOPeer}

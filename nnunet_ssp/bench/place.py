@@ -1,0 +1,210 @@
+"""Where things are measured: a prepared phantom, trainers on it, and clocks."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_ssp.cases import NNUNET_FOLDERS, write_json
+from nnunet_ssp.dataset_conversion import mnms
+from nnunet_ssp.phantom import write_mnms
+from nnunet_ssp.preparation import environment, prepare, quiet
+
+DATASET = "Dataset999_Bench"
+PLANS, NARROW = "nnUNetPlans", "narrow"
+STOCK = "nnUNetTrainer"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is.
+
+    Attributes:
+        side: rows and columns of the phantom's slices, and so of the planned patch.
+        batch: slices in a step where speed is measured; None: each method's own.
+        narrow: what the planned widths are divided by where memory is measured, and beside lightly.
+        seconds: for each row of the table, about.
+        unlabelled: subjects besides the two labelled ones.
+        frames: of each subject, of eight slices.
+        batches: slices in a step where SimCLR's memory is measured.
+        growth: slices in the synthetic stores, 256 x 256 pixels each.
+    """
+
+    side: int
+    batch: int | None
+    narrow: int
+    seconds: float = 30.0
+    unlabelled: int = 6
+    frames: int = 16
+    batches: tuple[int, ...] = (64, 256, 1024)
+    growth: tuple[int, ...] = (1_000, 10_000, 100_000)
+
+
+ON_CPU = Sizes(side=64, batch=16, narrow=4)
+ON_CUDA = Sizes(side=256, batch=None, narrow=1)  # the papers' sizes
+
+
+def trainers_folder() -> Path:
+    """Where nnU-Net finds our trainers."""
+    return Path(str(files("nnunet_ssp.trainers")))
+
+
+def method_names() -> list[str]:
+    """The pretraining trainers, without the beginnings and ends of their names."""
+    found = (
+        re.fullmatch(rf"{STOCK}(\w+)Pretrain\.py", file.name)
+        for file in trainers_folder().iterdir()
+    )
+    return sorted(match[1] for match in found if match)
+
+
+@dataclass
+class Bench:
+    """A prepared phantom, and trainers on it as `nnUNetv2_train` makes them.
+
+    Attributes:
+        folder: of the preprocessed dataset.
+        device: where training runs.
+        sizes: how large everything is.
+    """
+
+    folder: Path
+    device: torch.device
+    sizes: Sizes
+
+    @classmethod
+    @contextmanager
+    def prepared(cls, base: Path, device: torch.device, sizes: Sizes) -> Iterator[Bench]:
+        """Make the phantom dataset in ``base``, with plans as planned and narrow ones, and nnU-Net's environment."""
+        variables = {name: str(base / name) for name in NNUNET_FOLDERS}
+        variables |= {"nnUNet_extTrainer": str(trainers_folder()), "nnUNet_n_proc_DA": "0"}
+        variables |= {"nnUNet_wandb_enabled": "0", "nnUNet_ssp_settings": ""}
+        with environment(**variables):
+            for name in NNUNET_FOLDERS:
+                (base / name).mkdir()
+            with quiet(), contextlib.redirect_stderr(io.StringIO()):
+                source = write_mnms(
+                    base / "source",
+                    labelled=2,
+                    unlabelled=sizes.unlabelled,
+                    testing=0,
+                    matrix=sizes.side,
+                    frames=sizes.frames,
+                    slices=8,
+                )
+                mnms.convert(source, int(DATASET[7:10]), DATASET[11:])
+                folder = prepare(DATASET)
+            plans = json.loads((folder / f"{PLANS}.json").read_text())
+            widths = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+            widths["features_per_stage"] = [
+                max(1, n // sizes.narrow) for n in widths["features_per_stage"]
+            ]
+            plans["plans_name"] = NARROW
+            write_json(folder / f"{NARROW}.json", plans)
+            yield cls(folder, device, sizes)
+
+    def trainer(self, name: str, plans: str = PLANS, settings: str = "") -> Any:
+        """A trainer, initialised."""
+        content = json.loads((self.folder / f"{plans}.json").read_text())
+        content["continue_training"] = False
+        dataset = json.loads((self.folder / "dataset.json").read_text())
+        with environment(nnUNet_ssp_settings=settings), quiet():
+            found = recursive_find_trainer_class_by_name(name)
+            trainer = found(content, "2d", "all", dataset, self.device)
+            trainer.initialize()
+        return trainer
+
+    @contextmanager
+    def pretraining(
+        self, method: str, plans: str = PLANS, batch: int | None = None, **settings: object
+    ) -> Iterator[Any]:
+        """A pretraining trainer at its first step; with the method's own batch size, unless one is given."""
+        gc.collect()  # nnU-Net's trainers refer to themselves: the one before may still be there
+        settings["iterations_per_epoch"] = 1000  # schedules are those of a long run
+        if batch is not None:
+            settings["batch_size"] = batch
+        text = " ".join(f"{key}={value}" for key, value in settings.items())
+        trainer = self.trainer(f"{STOCK}{method}Pretrain", plans, text)
+        with quiet():
+            trainer.dataloader_train, _ = trainer.get_dataloaders()
+            trainer.on_train_epoch_start()
+        with contextlib.closing(trainer.dataloader_train):
+            yield trainer
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, when the device is done with what it was given.
+
+    On the CPU they are core-seconds of this process, which another program on the machine does not lengthen.
+    """
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def in_turns(
+    works: dict[str, Callable[[], object]],
+    device: torch.device,
+    seconds: float,
+    most: int = 1000,
+    clock: Callable[[torch.device], float] = now,
+) -> dict[str, list[float]]:
+    """Run some works in turns, after one round that does not count.
+
+    Args:
+        works: by name.
+        device: where they run.
+        seconds: after which no new round begins; three are counted at least.
+        most: rounds that are counted.
+        clock: returns the device's seconds.
+
+    Returns:
+        For each name the seconds of each round.
+    """
+    took: dict[str, list[float]] = {name: [] for name in works}
+    end = time.perf_counter() + seconds
+    for number in range(most + 1):
+        if number > 3 and time.perf_counter() > end:
+            break
+        for name, work in works.items():
+            start = clock(device)
+            work()
+            took[name].append(clock(device) - start)
+    return {name: rounds[1:] for name, rounds in took.items()}
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Median over rounds of ``slow / fast``."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def core_seconds(device: torch.device) -> float:
+    """Seconds that this process has kept cores busy, waiting for the device included."""
+    now(device)
+    return time.process_time()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep PyTorch to one core for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

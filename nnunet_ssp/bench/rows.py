@@ -1,0 +1,295 @@
+"""The rows of the table: each function measures one thing."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunet_ssp.bench.counting import Floor, LiveBytes
+from nnunet_ssp.bench.place import NARROW, STOCK, Bench, core_seconds, in_turns, one_thread, ratio
+from nnunet_ssp.memory import eager
+from nnunet_ssp.methods.base import Method
+from nnunet_ssp.preparation import quiet
+from nnunet_ssp.slices import SliceStore, StoredCase, batch_indices, write_index
+
+CHUNK = 64  # images in the network at a time where memory is measured
+GROWTH_BATCH = 64
+SLICES_PER_CASE = 10
+Make = Callable[..., tuple[Tensor, Tensor]]  # Method.make_views
+
+
+@contextmanager
+def make_views_with(method: Method, make: Make) -> Iterator[None]:
+    """Let a method take its views from elsewhere for a while."""
+    method.make_views = make  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del method.make_views
+
+
+def fixed_views(method: Method) -> Make:
+    """Views that are made once for each row of parameters, and kept on the device."""
+    make, made = method.make_views, dict[bytes, tuple[Tensor, Tensor]]()
+
+    def views(slices: Tensor, sizes: Tensor, views: Any, patch: tuple[int, int]) -> Any:
+        key = views.matrix.numpy().tobytes()
+        if key not in made:
+            made[key] = make(slices, sizes, views, patch)
+        return made[key]
+
+    return views
+
+
+def method_row(
+    bench: Bench, method: str, rates: dict[str, dict[str, float]], seconds: float
+) -> dict[str, float]:
+    """Speed of a method: compute alone, end to end, beside the floor and beside nnU-Net's data loader.
+
+    Args:
+        bench: where.
+        method: its name.
+        rates: of `device_rates` by precision; missing ones are measured.
+        seconds: for each of the four, about.
+    """
+    with bench.pretraining(method, batch=bench.sizes.batch) as trainer:
+        found = speed(trainer, 2 * seconds)
+        dtype = trainer.autocast_dtype or torch.float32
+        if str(dtype) not in rates:
+            rates[str(dtype)] = device_rates(bench.device, dtype)
+        step = trainer.batch_size / found["compute_images_per_s"]
+        found["fraction_of_floor"] = floor_seconds(trainer, **rates[str(dtype)]) / step
+        found["views_over_stock_loader"] = views_over_stock(bench, trainer, seconds)
+    return found
+
+
+def speed(trainer: Any, seconds: float) -> dict[str, float]:
+    """The training step with views fixed on the device, and with slice store and views."""
+    cuda = trainer.device.type == "cuda"
+    steps = 5 if cuda else 1
+    batch, fixed = next(trainer.dataloader_train), fixed_views(trainer.method)
+
+    def compute() -> None:
+        with make_views_with(trainer.method, fixed):
+            for _ in range(steps):
+                trainer.train_step(batch)
+
+    def end_to_end() -> None:
+        for _ in range(steps):
+            trainer.train_step(next(trainer.dataloader_train))
+
+    took = in_turns({"compute": compute, "end_to_end": end_to_end}, trainer.device, seconds)
+    # Core-seconds of the CPU are shared by all its threads.
+    images = steps * trainer.batch_size * (1 if cuda else torch.get_num_threads())
+    return {
+        "batch_size": trainer.batch_size,
+        "compute_images_per_s": images / statistics.median(took["compute"]),
+        "end_to_end_images_per_s": images / statistics.median(took["end_to_end"]),
+        "end_to_end_over_compute": ratio(took["compute"], took["end_to_end"]),
+    }
+
+
+def floor_seconds(trainer: Any, flops_per_s: float, bytes_per_s: float) -> float:
+    """The least time of a training step with fixed views: see `counting.Floor`."""
+    batch, fixed = next(trainer.dataloader_train), fixed_views(trainer.method)
+    with make_views_with(trainer.method, fixed), eager():
+        trainer.train_step(batch)
+        with Floor(flops_per_s, bytes_per_s) as floor:
+            trainer.train_step(batch)
+    return floor.seconds
+
+
+def device_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """What the device can do, the best of some trials.
+
+    Returns:
+        ``flops_per_s`` of a large matrix product or convolution, whichever is faster, and ``bytes_per_s`` of a copy.
+    """
+    large = device.type == "cuda"
+    n, channels, size = (8192, 512, 64) if large else (2048, 256, 32)
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    x = torch.randn(16, channels, size, size, device=device, dtype=dtype)
+    convolution = nn.Conv2d(channels, channels, 3, padding=1, device=device, dtype=dtype)
+    source = torch.zeros(2**30 if large else 2**27, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    works: dict[str, Callable[[], object]] = {
+        "product": lambda: a @ a,
+        "convolution": lambda: convolution(x),
+        "copy": lambda: target.copy_(source),
+    }
+    with torch.no_grad():
+        took = {name: min(rounds) for name, rounds in in_turns(works, device, 2.0).items()}
+    cores = 1 if large else torch.get_num_threads()
+    flops = {"product": 2 * n**3, "convolution": 2 * 9 * channels * x.numel()}
+    return {
+        "flops_per_s": cores * max(flops[name] / took[name] for name in flops),
+        "bytes_per_s": cores * 2 * len(source) / took["copy"],
+    }
+
+
+def views_over_stock(bench: Bench, trainer: Any, seconds: float) -> float:
+    """Views that the method's data path makes in a core-second, over those of nnU-Net's data loader.
+
+    nnU-Net's has the same strength and the same patch: the augmentation of de Mooij et al., or none for methods without
+    one. A smaller view counts by its pixels.
+    """
+    made: list[tuple[Any, ...]] = []
+    make = trainer.method.make_views
+
+    def record(*arguments: Any) -> tuple[Tensor, Tensor]:
+        made.append(arguments)
+        return make(*arguments)
+
+    with make_views_with(trainer.method, record), torch.no_grad():
+        trainer.validation_step(next(trainer.dataloader_train))
+    views = sum(len(views) * np.prod(patch) for _, _, views, patch in made)
+    views /= np.prod(trainer.method.patch_size)
+
+    def ours() -> None:
+        next(trainer.dataloader_train)
+        for arguments in made:
+            make(*arguments)
+
+    augments = getattr(trainer.settings, "augment", True)
+    stock = bench.trainer(f"{STOCK}Scratch{'Cine' if augments else 'NoDA'}")
+    with quiet():
+        loader, _ = stock.get_dataloaders()
+    batches = max(1, round(8 / stock.batch_size))
+
+    def theirs() -> None:
+        for _ in range(batches):
+            next(loader)
+
+    with one_thread():
+        took = in_turns({"ours": ours, "theirs": theirs}, bench.device, seconds, clock=core_seconds)
+    return ratio(took["theirs"], took["ours"]) * float(views) / (batches * stock.batch_size)
+
+
+# -- memory --------------------------------------------------------------------------------------------
+
+
+def peak_memory(bench: Bench, method: str, batch: int | None = None) -> tuple[int, int]:
+    """Bytes on the device at the peak of a training step: weights, optimiser, slices, activations.
+
+    Returns:
+        Slices in the step, and bytes.
+    """
+    with bench.pretraining(method, NARROW, batch, chunk_size=CHUNK) as trainer:
+        trainer.train_step(next(trainer.dataloader_train))  # makes the optimiser's state
+        slices = next(trainer.dataloader_train)
+        if bench.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(bench.device)
+            trainer.train_step(slices)
+            return trainer.batch_size, torch.cuda.max_memory_allocated(bench.device)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        states = [x for state in trainer.optimizer.state.values() for x in state.values()]
+        held = [*trainer.method.parameters(), *trainer.method.buffers(), *states, slices.slices]
+        with LiveBytes() as live:
+            trainer.train_step(slices)
+        there = sum(x.untyped_storage().nbytes() for x in held if isinstance(x, Tensor))
+        return trainer.batch_size, live.peak + there
+
+
+def growth(numbers: Sequence[int], device: torch.device) -> dict[str, dict[str, float]]:
+    """Opening and reading stores of different lengths, from sparse files on the host.
+
+    Returns:
+        By number of slices: ``open_s``, ``resident_bytes`` (what the process grew by when it opened the store and read
+        a batch), ``stored_bytes``, and ``batch_over_first``, the time to read a batch over that of the first store.
+    """
+    found: dict[str, dict[str, float]] = {}
+    reading: dict[str, Callable[[], object]] = {}
+    size = min(GROWTH_BATCH, *numbers)
+    with tempfile.TemporaryDirectory(prefix="nnunet-ssp-growth-") as base:
+        for n in numbers:
+            folder = Path(base) / str(n)
+            write_sparse_store(folder, n)
+            before, start = resident_bytes(), time.perf_counter()
+            store = SliceStore(folder)
+            opened = time.perf_counter() - start
+            reading[str(n)] = _reading(store, size, device)
+            found[str(n)] = {
+                "open_s": opened,
+                "resident_bytes": resident_bytes() - before,
+                "stored_bytes": store.nbytes,
+            }
+        took = in_turns(reading, device, 5.0)
+    for name, seconds in took.items():
+        found[name]["batch_over_first"] = ratio(seconds, took[str(numbers[0])])
+    return found
+
+
+def _reading(store: SliceStore, size: int, device: torch.device) -> Callable[[], object]:
+    """Reads the next of some batches at each call; all were read before, so no disk is measured."""
+    n = len(store)
+    batches = [batch_indices(0, step, n, size) for step in range(min(n // size, 8))]
+    for batch in batches:
+        store.read(batch)
+    following = cycle(batches)
+    return lambda: store.read(next(following)).to(device)
+
+
+def write_sparse_store(folder: Path, n_slices: int, side: int = 256) -> None:
+    """A slice store of zeros that takes next to no space on the disk."""
+    folder.mkdir(parents=True)
+    cases = {}
+    for start in range(0, n_slices, SLICES_PER_CASE):
+        shape = (min(SLICES_PER_CASE, n_slices - start), 1, side, side)
+        case = f"case{start:07d}"
+        np.lib.format.open_memmap(folder / f"{case}.npy", "w+", np.float16, shape)
+        cases[case] = StoredCase(shape, 0, shape[0])
+    write_index(folder, {}, cases)
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+# -- others --------------------------------------------------------------------------------------------
+
+
+def over_lightly(bench: Bench) -> dict[str, float] | None:
+    """Images per second of our SimCLR and DINO over lightly's, end to end; None where lightly is not installed."""
+    try:
+        from nnunet_ssp.bench.peer import PEERS
+    except ImportError:
+        return None
+    found = {}
+    for name, peer in PEERS.items():
+        with bench.pretraining(name, NARROW, batch=bench.sizes.batch) as trainer:
+            found[name] = peer(trainer).seconds_over_ours(bench.sizes.seconds / 2)
+    return found
+
+
+def finetuning_over_stock(bench: Bench) -> float:
+    """Training steps per second of our fine-tuning, data loading included, over stock nnU-Net's."""
+    works: dict[str, Callable[[], object]] = {}
+    for name in (STOCK, f"{STOCK}Scratch"):
+        trainer = bench.trainer(name)
+        with quiet():
+            trainer.on_train_start()
+        works[name] = partial(_step, trainer)
+    with one_thread():  # small batches: threads would wait for each other
+        took = in_turns(works, bench.device, bench.sizes.seconds)
+    return ratio(took[STOCK], took[f"{STOCK}Scratch"])
+
+
+def _step(trainer: Any) -> None:
+    trainer.train_step(next(trainer.dataloader_train))

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_ssp.bench import command, rows
+from nnunet_ssp.bench.counting import Floor
+from nnunet_ssp.bench.place import (
+    DATASET,
+    NARROW,
+    ON_CUDA,
+    PLANS,
+    Bench,
+    Sizes,
+    in_turns,
+    method_names,
+    ratio,
+)
+from nnunet_ssp.parallel import small_machine_environment
+from nnunet_ssp.slices import SliceStore
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+TINY = Sizes(
+    side=48, batch=4, narrow=8, seconds=0, unlabelled=1, frames=4, batches=(4, 8), growth=(20, 40)
+)
+# What every method must say, by name.
+KEYS = (
+    "compute_images_per_s",
+    "end_to_end_images_per_s",
+    "end_to_end_over_compute",
+    "views_over_stock_loader",
+    "peak_memory_bytes",
+    "fraction_of_floor",
+)
+
+
+@pytest.fixture
+def bench(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """The prepared phantom of the trainers' tests, whose network is narrow everywhere."""
+    tiny = json.loads((own_copy / "tiny.json").read_text())
+    for name in (PLANS, NARROW):
+        (own_copy / f"{name}.json").write_text(json.dumps({**tiny, "plans_name": name}))
+    return Bench(own_copy, CPU, TINY)
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def test_the_table_and_the_figures(bench, tmp_path, monkeypatch, capsys):
+    class Prepared:
+        def __enter__(self):
+            return bench
+
+        def __exit__(self, *_):
+            pass
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared())
+    monkeypatch.setattr(rows, "over_lightly", lambda _: {"SimCLR": 1.25, "DINO": 1.5})
+    file = tmp_path / "figures" / "bench.json"
+    figures = command.run(["contextprediction", "PCL"], "cpu", file, TINY)
+
+    assert json.loads(file.read_text()) == figures
+    assert list(figures["methods"]) == ["ContextPrediction", "PCL"]
+    for found in figures["methods"].values():
+        assert set(KEYS) <= found.keys()
+        assert all(math.isfinite(found[key]) and found[key] > 0 for key in KEYS)
+    assert figures["methods"]["ContextPrediction"]["peak_memory_batch_size"] == 9
+    assert list(figures["simclr_peak_memory_bytes"]) == ["4", "8"]
+    assert list(figures["growth"]) == ["20", "40"]
+    assert figures["finetuning_over_stock"] > 0
+    assert torch.__version__.startswith(figures["setting"]["versions"]["torch"])
+    assert not list(scratch.iterdir()), "everything temporary is removed"
+
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    header = next(line for line in lines if line.startswith("| method"))
+    body = [line for line in lines if line.startswith(("| ContextPrediction |", "| PCL |"))]
+    assert [line.count("|") for line in body] == [header.count("|")] * 2
+    assert "images/s" not in said.out, "absolute times are a GPU's"
+    for word in ("SimCLR's memory: 4 slices", "Slice store of 40", "SimCLR 1.25x", "Fine-tuning"):
+        assert word in said.out
+    assert "bench: PCL ..." in said.err
+
+
+def test_absolute_times_come_from_a_gpu():
+    method = {key: 0.5 for key in KEYS} | {"batch_size": 9, "peak_memory_batch_size": 9}
+    figures = {
+        "setting": {
+            **command._setting(CPU, ON_CUDA),
+            "device": "cuda",
+        },
+        "methods": {"MIM": {**method, "compute_images_per_s": 1234.4}},
+        "rates": {"torch.float16": {"flops_per_s": 3e14, "bytes_per_s": 2e12}},
+        "simclr_peak_memory_bytes": {"64": 2**30, "256": 2**30},
+        "growth": {},
+        "images_over_lightly": None,
+        "finetuning_over_stock": 1.0,
+    }
+    text = "\n".join(command.table(figures))
+    assert "| 1234 |" in text
+    assert "300.0 TFLOP/s and 2000 GB/s" in text
+    assert "256 slices 1024 MiB (1.00x)" in text
+    assert "Lightly: left out" in text
+    assert "of its widths" not in text
+
+
+def test_the_methods_are_all_pretraining_trainers():
+    assert {"MIM", "SimCLR", "PCL", "DINO", "BYOL", "Inpainting"} <= set(method_names())
+    with pytest.raises(ValueError, match=r"`--methods` \(=moco\) must be some of BYOL, "):
+        command.run(["MIM", "moco"], "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there():
+    with pytest.raises(ValueError, match=r"`--device` \(=cuda\)"):
+        command.run(["MIM"], "cuda")
+
+
+@pytest.mark.slow
+def test_a_phantom_is_prepared_for_the_occasion(tmp_path, monkeypatch):
+    for name, value in small_machine_environment({}, cores=1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    with Bench.prepared(tmp_path, CPU, TINY) as bench:
+        assert bench.folder == tmp_path / "nnUNet_preprocessed" / DATASET
+        widths = {}
+        for plans in (PLANS, NARROW):
+            with bench.pretraining("MIM", plans, batch=4) as trainer:
+                assert len(trainer.store) == 3 * 4 * 8
+                assert trainer.configuration_manager.patch_size == [48, 48]
+                widths[plans] = trainer.method.network.encoder.output_channels
+        assert widths[NARROW] == [n // 8 for n in widths[PLANS]]
+    assert "nnUNet_raw" not in os.environ
+
+
+# -- its rows --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["SimCLR", "ContextPrediction"])
+def test_fixed_views_are_the_batchs_own_and_made_once(bench, method):
+    with bench.pretraining(method, batch=6, chunk_size=4) as trainer:
+        batch = next(trainer.dataloader_train)
+        calls = []
+        make = trainer.method.make_views
+
+        def counted(*arguments):
+            calls.append(arguments)
+            return make(*arguments)
+
+        with rows.make_views_with(trainer.method, counted):
+            expected = trainer.validation_step(batch)["loss"]
+            fixed = rows.fixed_views(trainer.method)
+        made = len(calls)
+        with rows.make_views_with(trainer.method, fixed):
+            losses = [trainer.validation_step(batch)["loss"] for _ in range(3)]
+        assert len(calls) == 2 * made
+        assert "make_views" not in vars(trainer.method)
+        assert losses == [expected] * 3
+
+
+def test_without_lightly_its_row_is_left_out(bench, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightly.loss", None)
+    monkeypatch.delitem(sys.modules, "nnunet_ssp.bench.peer", raising=False)
+    assert rows.over_lightly(bench) is None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_lightlys_row(bench):
+    pytest.importorskip("lightly.transforms", exc_type=ImportError)
+    found = rows.over_lightly(bench)
+    assert found is not None
+    assert list(found) == ["SimCLR", "DINO"]
+    assert all(math.isfinite(value) and value > 0 for value in found.values())
+
+
+def test_peak_memory_follows_the_batch_in_one_piece_and_not_in_chunks(bench, monkeypatch):
+    (four, small), (twelve, large) = (rows.peak_memory(bench, "SimCLR", n) for n in (4, 12))
+    assert (four, twelve) == (4, 12)
+    assert large > 1.5 * small
+    monkeypatch.setattr(rows, "CHUNK", 4)
+    assert rows.peak_memory(bench, "SimCLR", 12)[1] < 0.8 * large
+
+
+def test_a_sparse_store_takes_no_space_and_can_be_read(tmp_path):
+    rows.write_sparse_store(tmp_path / "store", 25)
+    store = SliceStore(tmp_path / "store")
+    assert len(store) == 25
+    assert store.nbytes == 25 * 256 * 256 * 2
+    assert not store.read(np.array([0, 24])).any()
+    used = sum(file.stat().st_blocks * 512 for file in store.folder.iterdir())
+    assert used < store.nbytes / 10
+
+
+def test_growth_compares_with_the_first_store():
+    found = rows.growth((10, 30), CPU)
+    assert found["10"]["batch_over_first"] == 1.0
+    assert found["30"]["stored_bytes"] == 3 * found["10"]["stored_bytes"]
+    assert all(f["open_s"] > 0 for f in found.values())
+
+
+# -- counting and clocks ---------------------------------------------------------------------------
+
+
+def test_the_floor_of_a_matrix_product_by_hand():
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    with Floor(flops_per_s=10.0, bytes_per_s=1000.0) as floor:
+        a @ b
+    assert floor.flops == 2 * 3 * 5 * 7
+    assert floor.bytes == 4 * (3 * 5 + 5 * 7 + 3 * 7)
+    assert floor.seconds == floor.flops / 10
+    with Floor(flops_per_s=1e9, bytes_per_s=10.0) as floor:
+        a.T[1:].unsqueeze(0).expand(2, 4, 3)
+    assert floor.seconds == floor.bytes == 0
+    with Floor(flops_per_s=1e9, bytes_per_s=10.0) as floor:
+        a + a
+    assert floor.seconds == 4 * 3 * 15 / 10  # read twice, written once
+
+
+def test_the_floor_counts_the_backward_pass():
+    convolution = torch.nn.Conv2d(2, 3, 3, bias=False)
+    x = torch.ones(1, 2, 6, 6, requires_grad=True)
+    with Floor(1.0, 1e30) as floor:
+        y = convolution(x)
+        forward = floor.flops
+        y.sum().backward()
+    assert forward == 2 * 9 * 2 * 3 * 4 * 4
+    assert floor.flops == 3 * forward  # gradients of input and weights
+
+
+def test_turns_are_taken_in_order_and_the_first_round_does_not_count():
+    done, ticks = [], iter(range(1000))
+    works = {name: lambda name=name: done.append(name) for name in "ab"}
+    took = in_turns(works, CPU, seconds=0, clock=lambda _: float(next(ticks)))
+    assert done == ["a", "b"] * 4
+    assert took == {"a": [1.0] * 3, "b": [1.0] * 3}
+    assert len(in_turns(works, CPU, seconds=60, most=2)["a"]) == 2
+
+
+def test_a_ratio_is_the_median_of_its_rounds():
+    assert ratio([2.0, 30.0, 4.0], [1.0, 1.0, 1.0]) == 4.0
