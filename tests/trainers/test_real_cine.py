@@ -141,7 +141,7 @@ def test_encoder_methods_learn(
         trainer == "nnUNetTrainerDINOPretrain"
     ):  # takes longer to draw views together: the student follows its teacher
         distance = [float(x) for x in re.findall(r"kl: train ([\d.]+)", said)]
-        assert distance[-1] < 0.7 * distance[0]
+        assert distance[-1] < 0.85 * distance[0]
     else:  # Views of one slice come nearer to each other than views of any two
         assert nearness[-1] < nearness[0] < 1
     # ... and the features do not collapse.
