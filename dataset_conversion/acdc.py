@@ -23,15 +23,16 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nnunet_ssp.conversion import (
     Array,
     Cine,
+    Common,
     Task,
     check_cine,
     check_is_folder,
@@ -43,6 +44,9 @@ from nnunet_ssp.conversion import (
 )
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.phases import LABELS, frame_number, label_phases, nearest_frame
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SOURCE = "acdc"
 ACDC_LABELS = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}  # names of nnU-Net's Dataset027_ACDC
@@ -85,35 +89,18 @@ def convert(
     input_folder: str | Path,
     dataset_id: int,
     name: str = "ACDC",
-    test: str | Path | None = None,
-    overwrite: bool = False,
-    workers: int | None = None,
     *,
-    add: Sequence[str] = (),
-    dry_run: bool = False,
     keep_labels: bool = False,
+    **common: Unpack[Common],
 ) -> Path:
-    """Convert a folder of ACDC to `nnUNet_raw/DatasetXXX_Name`.
+    """Convert ACDC. The rest is as in `combined.convert_sources`: arguments, result and errors.
 
     Args:
         input_folder: See the head of this module.
         dataset_id: Number of the new dataset.
         name: Name of the new dataset.
-        test: File with the names of the test subjects, by default those of `testing`.
-        overwrite: Delete an earlier conversion of this id and start again.
-        workers: Number of processes.
-        add: Further sources, see `combined`; not with `keep_labels`.
-        dry_run: Write nothing.
-        keep_labels: Keep ACDC's order of the labels.
-
-    Returns:
-        The dataset's folder.
-
-    Raises:
-        FileExistsError: The id is taken.
-        FileNotFoundError: The folder or the subjects are missing.
-        RuntimeError: An nnU-Net variable is not set, or writing failed.
-        ValueError: The list of test subjects is wrong, or all subjects are.
+        keep_labels: Keep ACDC's order of the labels; nothing can be added then.
+        common: `test` lists names, by default those of `testing`.
     """
     source = combined.open_source("acdc", input_folder, keep_labels=keep_labels)
     return combined.convert_sources(
@@ -121,12 +108,8 @@ def convert(
         dataset_id=dataset_id,
         name=name,
         description="Cine of ACDC (Bernard et al. 2018, 10.1109/TMI.2018.2837502)",
-        add=add,
-        test=test,
         options={"keep_labels": keep_labels},
-        overwrite=overwrite,
-        workers=workers,
-        dry_run=dry_run,
+        **common,
     )
 
 
@@ -351,8 +334,4 @@ def _check_frame(
 if __name__ == "__main__":
     import sys
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    sys.exit(combined.run(parser, convert))
+    sys.exit(combined.main(__doc__, add_arguments, convert))

@@ -35,12 +35,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nnunet_ssp.conversion import (
     Array,
     Cine,
+    Common,
     Look,
     Task,
     base_of_stack,
@@ -56,6 +58,9 @@ from nnunet_ssp.conversion import (
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.parallel import number_of_workers, process
 from nnunet_ssp.phases import LABELS, label_phases
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SOURCE = "cine"
 LABEL_NAMES = tuple(name for name in LABELS if name != "background")
@@ -105,39 +110,22 @@ def convert(
     input_folder: str | Path,
     dataset_id: int,
     name: str = "Cine",
-    test: str | Path | None = None,
-    overwrite: bool = False,
-    workers: int | None = None,
     *,
-    add: Sequence[str] = (),
-    dry_run: bool = False,
     labels: str | Path | None = None,
     label_names: Sequence[str] = LABEL_NAMES,
     by_patient_id: bool = False,
+    **common: Unpack[Common],
 ) -> Path:
-    """Convert a folder of own cine to `nnUNet_raw/DatasetXXX_Name`.
+    """Convert own cine. The rest is as in `combined.convert_sources`: arguments, result and errors.
 
     Args:
         input_folder: See the head of this module.
         dataset_id: Number of the new dataset.
         name: Name of the new dataset.
-        test: File with the names of the test subjects; by default there are none.
-        overwrite: Delete an earlier conversion of this id and start again.
-        workers: Number of processes.
-        add: Further sources, see `combined`.
-        dry_run: Write nothing.
         labels: Folder of the masks, if they are not beside the images.
         label_names: Names of the mask values 1, 2, ...; one called LVBP or LV gives the phases.
         by_patient_id: Tell DICOM subjects apart by PatientID, wherever their files lie.
-
-    Returns:
-        The dataset's folder.
-
-    Raises:
-        FileExistsError: The id is taken.
-        FileNotFoundError: A folder or the subjects are missing.
-        RuntimeError: An nnU-Net variable is not set, or writing failed.
-        ValueError: The names of the labels or of the test subjects are wrong, or all subjects are.
+        common: `test` lists names; by default there are none.
     """
     source = combined.open_source(
         "cine",
@@ -145,7 +133,7 @@ def convert(
         labels=labels,
         label_names=label_names,
         by_patient_id=by_patient_id,
-        workers=workers,
+        workers=common.get("workers"),
     )
     values = {"background": 0} | {label: value for value, label in enumerate(label_names, 1)}
     return combined.convert_sources(
@@ -153,16 +141,12 @@ def convert(
         dataset_id=dataset_id,
         name=name,
         description="Short-axis cine from NIfTI or DICOM files",
-        add=add,
-        test=test,
         options={
             "labels": None if labels is None else str(Path(labels).resolve()),
             "label_names": list(label_names),
             "by_patient_id": by_patient_id,
         },
-        overwrite=overwrite,
-        workers=workers,
-        dry_run=dry_run,
+        **common,
     )
 
 
@@ -515,8 +499,4 @@ def _phases(
 if __name__ == "__main__":
     import sys
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    sys.exit(combined.run(parser, convert))
+    sys.exit(combined.main(__doc__, add_arguments, convert))

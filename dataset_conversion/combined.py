@@ -291,7 +291,15 @@ def add_arguments(
     )
 
 
-def run(parser: argparse.ArgumentParser, convert: Callable[..., object]) -> int:
+def main(
+    description: str | None,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    convert: Callable[..., object],
+) -> int:
     """Run a converter's file by its path; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
     arguments = vars(parser.parse_args())
     return run_command(lambda: convert(**arguments))

@@ -20,13 +20,14 @@ subject is labelled.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_ssp.conversion import (
     Array,
     Cine,
+    Common,
     Task,
     base_of_stack,
     check_cine,
@@ -42,6 +43,9 @@ from nnunet_ssp.conversion import (
 )
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.phases import LABELS, frame_number, label_phases
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SOURCE = "mm1"
 # Each folder of subjects: the split its subjects join, and whether they should be labelled.
@@ -85,45 +89,22 @@ def convert(
     input_folder: str | Path,
     dataset_id: int,
     name: str = "MNMs",
-    test: str | Path | None = None,
-    overwrite: bool = False,
-    workers: int | None = None,
-    *,
-    add: Sequence[str] = (),
-    dry_run: bool = False,
+    **common: Unpack[Common],
 ) -> Path:
-    """Convert a folder of M&Ms to `nnUNet_raw/DatasetXXX_Name`.
+    """Convert M&Ms. The rest is as in `combined.convert_sources`: arguments, result and errors.
 
     Args:
         input_folder: See the head of this module.
         dataset_id: Number of the new dataset.
         name: Name of the new dataset.
-        test: File with the codes of the test subjects. By default those of `Testing`, and none
-            in the flattened tree.
-        overwrite: Delete an earlier conversion of this id and start again.
-        workers: Number of processes.
-        add: Further sources, see `combined`.
-        dry_run: Write nothing.
-
-    Returns:
-        The dataset's folder.
-
-    Raises:
-        FileExistsError: The id is taken.
-        FileNotFoundError: The folder, the CSV or the subjects are missing.
-        RuntimeError: An nnU-Net variable is not set, or writing failed.
-        ValueError: The CSV or the list of test subjects is wrong, or all subjects are.
+        common: `test` lists codes; by default those of `Testing`, and none in the flattened tree.
     """
     return combined.convert_sources(
         [combined.open_source("mnms", input_folder)],
         dataset_id=dataset_id,
         name=name,
         description="Cine in the layout of M&Ms (Campello et al. 2021, 10.1109/TMI.2021.3090082)",
-        add=add,
-        test=test,
-        overwrite=overwrite,
-        workers=workers,
-        dry_run=dry_run,
+        **common,
     )
 
 
@@ -275,8 +256,4 @@ def read_subject(task: MnmsTask) -> Cine:
 if __name__ == "__main__":
     import sys
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    sys.exit(combined.run(parser, convert))
+    sys.exit(combined.main(__doc__, add_arguments, convert))

@@ -18,13 +18,14 @@ headers differ.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_ssp.conversion import (
     Array,
     Cine,
+    Common,
     Task,
     base_of_stack,
     check_cine,
@@ -40,6 +41,9 @@ from nnunet_ssp.conversion import (
 )
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.phases import LABELS, frame_number, label_phases, nearest_frame
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SOURCE = "mm2"
 COLUMNS = ("SUBJECT_CODE", "DISEASE", "VENDOR", "SCANNER", "FIELD")
@@ -76,44 +80,22 @@ def convert(
     input_folder: str | Path,
     dataset_id: int,
     name: str = "MNMs2",
-    test: str | Path | None = None,
-    overwrite: bool = False,
-    workers: int | None = None,
-    *,
-    add: Sequence[str] = (),
-    dry_run: bool = False,
+    **common: Unpack[Common],
 ) -> Path:
-    """Convert a folder of M&Ms-2 to `nnUNet_raw/DatasetXXX_Name`.
+    """Convert M&Ms-2. The rest is as in `combined.convert_sources`: arguments, result and errors.
 
     Args:
         input_folder: See the head of this module.
         dataset_id: Number of the new dataset.
         name: Name of the new dataset.
-        test: File with the numbers of the test subjects (`007`), by default 201 to 360.
-        overwrite: Delete an earlier conversion of this id and start again.
-        workers: Number of processes.
-        add: Further sources, see `combined`.
-        dry_run: Write nothing.
-
-    Returns:
-        The dataset's folder.
-
-    Raises:
-        FileExistsError: The id is taken.
-        FileNotFoundError: The folder, the CSV or the subjects are missing.
-        RuntimeError: An nnU-Net variable is not set, or writing failed.
-        ValueError: The CSV or the list of test subjects is wrong, or all subjects are.
+        common: `test` lists numbers (`007`), by default 201 to 360.
     """
     return combined.convert_sources(
         [combined.open_source("mnms2", input_folder)],
         dataset_id=dataset_id,
         name=name,
         description="Cine of M&Ms-2 (Martin-Isla et al. 2023, 10.1109/JBHI.2023.3267857)",
-        add=add,
-        test=test,
-        overwrite=overwrite,
-        workers=workers,
-        dry_run=dry_run,
+        **common,
     )
 
 
@@ -288,8 +270,4 @@ def _find_frame(cine: Array, frame_file: Path, cine_file: Path) -> int:
 if __name__ == "__main__":
     import sys
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    sys.exit(combined.run(parser, convert))
+    sys.exit(combined.main(__doc__, add_arguments, convert))

@@ -14,12 +14,17 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunet_ssp.conversion import Common
 from nnunet_ssp.dataset_conversion import combined, mnms, mnms2
 from nnunet_ssp.dataset_conversion.combined import Source
 from nnunet_ssp.splits import PAPER, PUBLISHED, is_published
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # The overlap rule and the test subjects of the authors' code, qcardia-data (setup/test_splits.py).
 OVERLAPPING = ("NOR", "HCM", "LV")
@@ -44,38 +49,21 @@ def convert(
     input_folder: Sequence[str | Path],
     dataset_id: int,
     name: str = "MNMsAndMNMs2",
-    test: str | Path | None = None,
-    overwrite: bool = False,
-    workers: int | None = None,
-    *,
-    add: Sequence[str] = (),
-    dry_run: bool = False,
+    **common: Unpack[Common],
 ) -> Path:
-    """Convert M&Ms and M&Ms-2 to one `nnUNet_raw/DatasetXXX_Name`.
+    """Convert M&Ms and M&Ms-2. The rest is as in `combined.convert_sources`: arguments, result and errors.
 
     Args:
         input_folder: The folders of M&Ms and of M&Ms-2.
         dataset_id: Number of the new dataset.
         name: Name of the new dataset.
-        test: File with the names of the test subjects (`mm1-A1D9Z7`), by default the paper's.
-        overwrite: Delete an earlier conversion of this id and start again.
-        workers: Number of processes.
-        add: Further sources, see `combined`; they keep their own division.
-        dry_run: Write nothing.
-
-    Returns:
-        The dataset's folder.
-
-    Raises:
-        FileExistsError: The id is taken.
-        FileNotFoundError: A folder, a CSV or the subjects are missing.
-        RuntimeError: An nnU-Net variable is not set, or writing failed.
-        ValueError: A CSV or the list of test subjects is wrong, or all subjects are.
+        common: `test` lists names (`mm1-A1D9Z7`), by default the paper's; sources of `add` keep their own division.
     """
     folders = [Path(folder) for folder in input_folder]
     first = combined.open_source("mnms", folders[0])
     second, remarks = leave_out_overlap(combined.open_source("mnms2", folders[1]))
-    if test is None:
+    published = common.get("test") is None
+    if published:
         rows = mnms.read_rows(mnms.find_root(folders[0]))
         drawn, said = draw_test_subjects(rows)
         first = _divide(first, drawn)
@@ -87,14 +75,10 @@ def convert(
         name=name,
         description="Cine of M&Ms (Campello et al. 2021, 10.1109/TMI.2021.3090082) and M&Ms-2 (Martin-Isla et al. "
         "2023, 10.1109/JBHI.2023.3267857)",
-        add=add,
-        test=test,
         options={"mnms2": str(folders[1].resolve())},
-        overwrite=overwrite,
-        workers=workers,
-        dry_run=dry_run,
+        **common,
         remarks=remarks,
-        remark=compare if test is None else lambda splits: [],
+        remark=compare if published else lambda splits: [],
     )
 
 
@@ -188,8 +172,4 @@ def compare(splits: Mapping[str, str]) -> list[str]:
 if __name__ == "__main__":
     import sys
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    sys.exit(combined.run(parser, convert))
+    sys.exit(combined.main(__doc__, add_arguments, convert))

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,19 @@ Array = npt.NDArray[Any]
 IMAGE_FOLDERS = ("imagesTr", "imagesTs", "imagesUn")
 LABEL_FOLDERS = ("labelsTr", "labelsTs")
 FOLD_SOURCE = f"by subject, stratified by vendor, seed {FOLD_SEED}"
+
+
+class Common(TypedDict, total=False):
+    """Arguments that the `convert` of every converter takes besides its own.
+
+    `dataset_conversion.combined.convert_sources` describes them.
+    """
+
+    test: str | Path | None
+    add: Iterable[str]
+    overwrite: bool
+    workers: int | None
+    dry_run: bool
 
 
 @dataclass(frozen=True)

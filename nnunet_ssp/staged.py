@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ class EpochRates:
             group["lr"] = self.trainer.learning_rate(epoch)
 
 
-class StagedTrainer(FinetuningTrainer):
+class StagedTrainer(FinetuningTrainer, ABC):
     """A subclass says what holds still, until when, and the learning rate of each epoch.
 
     Parameters that hold still have no gradient, and their normalisation layers are in inference mode, so they stay as
@@ -38,29 +40,20 @@ class StagedTrainer(FinetuningTrainer):
         second_stage: the epoch with which the second stage began, None before.
     """
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.held: frozenset[str] = frozenset()
-        self.second_stage: int | None = None
+    held: frozenset[str] = frozenset()
+    second_stage: int | None = None
 
+    @abstractmethod
     def holds(self, key: str) -> bool:
         """Whether a tensor that was loaded holds still in the first stage."""
-        raise NotImplementedError
 
+    @abstractmethod
     def first_stage_ends(self) -> bool:
         """Whether the current epoch shall be the second stage's first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def learning_rate(self, epoch: int) -> float:
         """The rate of an epoch, counted from 0."""
-        raise NotImplementedError
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         optimizer, _ = super().configure_optimizers()
@@ -131,22 +124,14 @@ class FrozenTrainer(StagedTrainer):
 
     defaults = FrozenSettings()
     settings: FrozenSettings
+    best: dict[str, Tensor] | None = None  # trained tensors at the best loss of the first stage
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    @cached_property
+    def frozen_stopping(self) -> EarlyStopping:
+        """Ends the first stage with ``frozen_epochs=auto``."""
         s = self.settings
-        auto = s.frozen_epochs == "auto"
-        self.frozen_stopping = EarlyStopping(
-            s.frozen_patience if auto else None, s.early_stopping_delta
-        )
-        self.best: dict[str, Tensor] = {}  # trained tensors at the best loss of the first stage
+        patience = s.frozen_patience if s.frozen_epochs == "auto" else None
+        return EarlyStopping(patience, s.early_stopping_delta)
 
     def holds(self, key: str) -> bool:
         return True
@@ -163,9 +148,9 @@ class FrozenTrainer(StagedTrainer):
                 f"with the same learning rates has frozen_epochs={self.current_epoch}."
             )
         state = self.network_module.state_dict()
-        for key, tensor in self.best.items():
+        for key, tensor in (self.best or {}).items():
             state[key].copy_(tensor)
-        self.best = {}
+        self.best = None
 
     def learning_rate(self, epoch: int) -> float:
         if self.second_stage is None:

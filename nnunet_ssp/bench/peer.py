@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ def _grey(x: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.uint8(255 * (x - x.min()) / max(np.ptp(x), 1e-6)))
 
 
-class Peer:
+class Peer(ABC):
     """A training with lightly that does what one of our trainers does.
 
     A subclass gives `transform`, `heads` and `loss`.
@@ -81,17 +82,17 @@ class Peer:
             pin_memory=cuda,
         )
 
+    @abstractmethod
     def transform(self) -> Any:
         """From an image to its views."""
-        raise NotImplementedError
 
+    @abstractmethod
     def heads(self) -> list[nn.Module]:
         """What comes after the encoder, made once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, views: list[Tensor]) -> Tensor:
         """Of views on the device."""
-        raise NotImplementedError
 
     def embed(self, encoder: Any, views: list[Tensor]) -> Tensor:
         """Features of views of one size, one after the other."""

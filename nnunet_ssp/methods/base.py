@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,8 +16,6 @@ from nnunet_ssp.schedules import warmup_cosine
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices import SliceStore
 from nnunet_ssp.views import Views, apply_views
-
-C = TypeVar("C", bound=PretrainingSettings)
 
 
 @dataclass
@@ -53,7 +52,7 @@ class Batch:
         )
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A pretraining method around nnU-Net's planned network.
 
     A subclass reads top to bottom: heads, ``examine``, ``draw``, ``forward``, ``after_step``. It knows torch, the
@@ -110,6 +109,7 @@ class Method(nn.Module):
         """
         return []
 
+    @abstractmethod
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Draw everything random about a batch, on the host.
 
@@ -120,11 +120,10 @@ class Method(nn.Module):
         Returns:
             Entries with B rows (sliced when the batch is split over ranks) or single numbers.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``"loss"`` with a gradient, and detached scalars that ``summarise`` knows."""
-        raise NotImplementedError
 
     def make_views(
         self, slices: Tensor, sizes: Tensor, views: Views, patch_size: tuple[int, int]

@@ -7,6 +7,7 @@ not say which encoder is better. `checkpoint_final` is the file to use.
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -73,9 +74,9 @@ class Distillation(Embedding):
             )
         return notes
 
+    @abstractmethod
     def make_head(self) -> nn.Module:
         """The head that student and teacher both have, with weights of its own."""
-        raise NotImplementedError
 
     def compiled(self) -> list[nn.Module]:
         return [*super().compiled(), self.teacher_encoder.copy]

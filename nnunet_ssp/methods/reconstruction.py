@@ -7,6 +7,7 @@ published procedure.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -91,17 +92,17 @@ class Reconstruction(Method):
     def examine(self, store: SliceStore) -> list[str]:
         return [*super().examine(store), f"mask_patch is {self.side} px here."]
 
+    @abstractmethod
     def view_settings(self) -> ViewSettings:
         """Strength of the augmentation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw_corruption(self, rng: np.random.Generator, n: int) -> dict[str, Any]:
         """Draw the corruption of n images, on the host."""
-        raise NotImplementedError
 
+    @abstractmethod
     def corrupt(self, images: Tensor, drawn: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Corrupted copy (B, C, X, Y), and where it was corrupted (B, 1, X, Y), True = hidden."""
-        raise NotImplementedError
 
     def counted(self, hidden: Tensor) -> Tensor:
         """The pixels that count in the loss (B, 1, X, Y), as long as they lie inside the slice."""
