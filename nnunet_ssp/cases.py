@@ -106,13 +106,18 @@ def subject_of(case: str, cases: Mapping[str, Case], pattern: str | None) -> str
         pattern: Regular expression; its first group, when it has one, is the subject.
 
     Raises:
-        ValueError: The pattern does not match.
+        ValueError: The pattern is no regular expression or does not match.
     """
     if case in cases:
         return cases[case].subject_key
     if pattern is None:
         return case
-    match = re.search(pattern, case)
+    try:
+        match = re.search(pattern, case)
+    except re.error as error:
+        raise ValueError(
+            f"`subject_pattern` (={pattern}) must be a regular expression: {error}."
+        ) from None
     if match is None:
         raise ValueError(f"`subject_pattern` (={pattern}) must match every case name, not {case}.")
     return match[1] if match.groups() else match[0]

@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_evaluate(commands)
     _add_bench(commands)
+    _add_study(commands)
     return parser
 
 
@@ -53,11 +54,9 @@ def _add_env(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _env(_: argparse.Namespace) -> None:
-    from nnunet_ssp.doctor import trainer_paths, trainers_folder
+    from nnunet_ssp.commands import TRAINERS_VARIABLE, with_trainers
 
-    ours = trainers_folder()
-    others = [path for path in trainer_paths() if Path(path) != ours]
-    print(f"export nnUNet_extTrainer={shlex.quote(os.pathsep.join([str(ours), *others]))}")
+    print(f"export {TRAINERS_VARIABLE}={shlex.quote(with_trainers())}")
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -312,6 +311,16 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         run(**_without_run(args))
 
     parser.set_defaults(run=run)
+
+
+def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from nnunet_ssp.study import command
+
+    parser = commands.add_parser(
+        "study", help="many trainings as one workflow, with the papers' tables and figures"
+    )
+    command.add_arguments(parser)
+    parser.set_defaults(run=lambda args: command.run(**_without_run(args)))
 
 
 def _without_run(args: argparse.Namespace) -> dict[str, Any]:

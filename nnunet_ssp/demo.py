@@ -11,21 +11,24 @@ import json
 import math
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssp.cases import NNUNET_FOLDERS, read_cases, read_splits
+from nnunet_ssp.cases import read_cases, read_splits
+from nnunet_ssp.commands import (
+    choose_device,
+    command_environment,
+    environment_lines,
+    find_command,
+)
 from nnunet_ssp.demo_report import (
     CAVEAT,
     DATASET_ID,
@@ -40,7 +43,6 @@ from nnunet_ssp.demo_report import (
     report,
     score,
 )
-from nnunet_ssp.parallel import small_machine_environment
 
 MARKER = ".nnunet-ssp-demo"  # a folder that holds this file is ours to start over in
 INTERMEDIATE = ("phantom", "nnUNet_raw", "nnUNet_preprocessed", "imagesVal")
@@ -189,27 +191,6 @@ def run(
     return 0
 
 
-def choose_device(device: str | None) -> str:
-    """The device asked for, or the GPU when there is one.
-
-    Raises:
-        ValueError: The device asked for is not there.
-    """
-    import torch
-
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if device is None:
-        return "cuda" if there["cuda"] else "cpu"
-    if not there.get(device):
-        found = ", ".join(name for name, available in there.items() if available)
-        raise ValueError(f"`--device` (={device}) must be one PyTorch finds here: {found}.")
-    return device
-
-
 def open_folder(output: Path, data: Path | None = None) -> None:
     """Make the demo's folder, or clear the one of an earlier demo of what that one created.
 
@@ -242,29 +223,10 @@ def remove(path: Path) -> None:
 
 def demo_environment(output: Path) -> dict[str, str]:
     """The environment of every step: the user's, with nnU-Net's folders inside the demo's."""
-    environment = {**os.environ, **small_machine_environment(os.environ)}
-    for name in NNUNET_FOLDERS:
-        environment[name] = str((output / name).resolve())
-    trainers = str(resources.files("nnunet_ssp.trainers"))
-    others = environment.get("nnUNet_extTrainer", "").split(os.pathsep)
-    folders = [trainers, *(folder for folder in others if folder not in ("", trainers))]
-    environment["nnUNet_extTrainer"] = os.pathsep.join(folders)
+    environment = command_environment(output)
     environment.setdefault("nnUNet_compile", "f")  # compiling takes longer than these trainings
     environment["nnUNet_wandb_enabled"] = "0"  # nothing of a demo leaves the machine
-    environment["PYTHONUNBUFFERED"] = "1"  # the progress bar follows the logs
-    environment.pop("nnUNet_ssp_settings", None)
     return environment
-
-
-def environment_lines(output: Path) -> list[str]:
-    """The shell lines that lead nnU-Net to the demo's folders and to our trainers."""
-    root = (
-        shlex.quote(str(output)) if output.is_absolute() else f'"$PWD"/{shlex.quote(str(output))}'
-    )
-    return [
-        *(f"export {name}={root}/{name}" for name in NNUNET_FOLDERS),
-        'eval "$(nnunet-ssp env)"',
-    ]
 
 
 def phantom_step(output: Path) -> Step:
@@ -486,19 +448,3 @@ def trained_part(log: Path) -> float:
     # "Epoch 3" opens an epoch; "Epoch time: 12.3 s" closes it.
     begun = re.findall(r"\bEpoch (\d+)\s*$", log.read_text("utf-8", "replace"), re.MULTILINE)
     return min(1.0, int(begun[-1]) / EPOCHS) if begun else 0.0
-
-
-def find_command(name: str) -> str:
-    """Path of a command of this Python environment, whether or not it is activated.
-
-    Raises:
-        FileNotFoundError: The environment has no such command.
-    """
-    if name == "python":
-        return sys.executable
-    # Beside the interpreter as it was called: its link's target is outside a virtual environment.
-    folders = (str(Path(sys.executable).parent), sysconfig.get_path("scripts"))
-    found = shutil.which(name, path=os.pathsep.join(folders))
-    if found is None:
-        raise FileNotFoundError(f"The command {name} is not in {' or '.join(folders)}.")
-    return found

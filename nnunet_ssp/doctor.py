@@ -11,11 +11,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 from nnunet_ssp.cases import NNUNET_FOLDERS
+from nnunet_ssp.commands import trainer_paths, trainers_folder
 from nnunet_ssp.parallel import available_cores, small_machine_environment
 
 Verdict = Literal["ok", "warning", "FAILED"]
@@ -47,17 +47,6 @@ def findings() -> Iterator[Finding]:
     yield from _folders()
     yield from _trainers()
     yield from _hardware()
-
-
-def trainers_folder() -> Path:
-    """The folder of our trainers, in an editable and in a regular install."""
-    return Path(str(files("nnunet_ssp.trainers")))
-
-
-def trainer_paths() -> list[str]:
-    """The folders that `nnUNet_extTrainer` names."""
-    value = os.environ.get("nnUNet_extTrainer", "")  # nnU-Net's spelling
-    return [path for path in value.split(os.pathsep) if path.strip()]
 
 
 def _versions() -> Iterator[Finding]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 SMALLEST = 1e-12  # sum of weights that is divided by: nothing masked gives 0, not 0 / 0
+ROWS = 256  # of the contrastive loss at a time
 
 
 def masked_squared_error(
@@ -94,14 +96,28 @@ def contrastive_loss(
     if features.dtype != torch.float64:
         features = features.float()
     z = F.normalize(features, dim=1)
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    similarity = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
-    log_share = similarity - similarity.logsumexp(1, keepdim=True)
-    positives = positives & ~itself
-    count = positives.sum(1)
-    per_row = -log_share.where(positives, 0).sum(1) / count.clamp_min(1)
-    lonely = (count == 0).sum()
-    return per_row.sum() / (len(z) - lonely).clamp_min(1), lonely
+    number = torch.arange(len(z), device=z.device)
+
+    def block(start: int) -> tuple[Tensor, Tensor]:
+        """The sum over some rows, and how many of them have no positive."""
+        rows = slice(start, start + ROWS)
+        itself = number[rows, None] == number
+        similarity = (z[rows] @ z.T / temperature).masked_fill(itself, -torch.inf)
+        log_share = similarity - similarity.logsumexp(1, keepdim=True)
+        alike = positives[rows] & ~itself
+        count = alike.sum(1)
+        per_row = -log_share.where(alike, 0).sum(1) / count.clamp_min(1)
+        return per_row.sum(), (count == 0).sum()
+
+    if len(z) <= ROWS:
+        total, lonely = block(0)
+    else:  # computed again in the backward pass: the similarities of all pairs never exist at once
+        parts = [
+            checkpoint(block, start, use_reentrant=False, preserve_rng_state=False)
+            for start in range(0, len(z), ROWS)
+        ]
+        total, lonely = (torch.stack(part).sum() for part in zip(*parts, strict=True))
+    return total / (len(z) - lonely).clamp_min(1), lonely
 
 
 def distillation_loss(

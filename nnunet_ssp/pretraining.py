@@ -55,6 +55,7 @@ from nnunet_ssp.slices import (
     read_index,
     store_folder,
 )
+from nnunet_ssp.splits import shuffled
 from nnunet_ssp.training import SECONDS_BETWEEN_SAVES, SettingsTrainer
 
 VALIDATION_SLICES = 256
@@ -191,7 +192,7 @@ class PretrainingTrainer(SettingsTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         """The method's optimiser; the method says the learning rate of each step.
 
-        Fused where torch has that: half the time on the CPU, and in fp16 no waiting for the device in every step.
+        Fused where torch has that: in fp16 no step waits for the device then, to see whether it overflowed.
         """
         s = self.settings
         groups, lr, decay = self.method.parameter_groups(), s.initial_lr, s.weight_decay
@@ -207,9 +208,11 @@ class PretrainingTrainer(SettingsTrainer):
             return Lars(
                 groups, lr, s.momentum, weight_decay=decay, nesterov=s.nesterov, **trust
             ), None
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             groups, lr, s.momentum, weight_decay=decay, nesterov=s.nesterov, fused=True
-        ), None
+        )
+        _begin_momentum(sgd)
+        return sgd, None
 
     # -- data ----------------------------------------------------------------------------------
 
@@ -242,11 +245,22 @@ class PretrainingTrainer(SettingsTrainer):
         held_out: set[str] = set()
         if isinstance(self.fold, int):
             held_out = {self.subject_of(case, pattern) for case in super().do_split()[1]}
-        train = [case for case in index if subject[case] not in held_out]
+        drawn = self._drawn_subjects({subject[case] for case in index} - held_out)
+        train = [case for case in index if subject[case] in drawn]
         val = [case for case in index if subject[case] in held_out]
         self._log_split(train, val, subject, tests)
         self.train_subjects = sorted({subject[case] for case in train})
         return train, val
+
+    def _drawn_subjects(self, subjects: set[str]) -> set[str]:
+        """The share of the training subjects that ``data_fraction`` asks for."""
+        s = self.settings
+        n = max(1, round(s.data_fraction * len(subjects)))
+        if n < len(subjects):
+            self.print_to_log_file(
+                f"data_fraction={s.data_fraction}: {n} of {len(subjects)} training subjects, drawn with seed={s.seed}"
+            )
+        return set(shuffled(subjects, s.seed)[:n])
 
     def _log_split(
         self, train: list[str], val: list[str], subject: dict[str, str], tests: set[str]
@@ -377,6 +391,8 @@ class PretrainingTrainer(SettingsTrainer):
             rng = random_stream(self.settings.seed, DRAW, step)
             batch = self._drawn(self.store, self._indices(step), rng)
             part = batch.share(own)
+            if self.device.type == "cuda":
+                part = part.pinned()
             part.slices, part.sizes = slices, part.sizes.to(self.device, non_blocking=True)
             yield part
 
@@ -765,6 +781,8 @@ class PretrainingTrainer(SettingsTrainer):
         if self.device.type == "cuda" and state["cuda_random_state"] is not None:
             torch.cuda.set_rng_state(state["cuda_random_state"], self.device)
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if isinstance(self.optimizer, torch.optim.SGD):
+            _begin_momentum(self.optimizer)
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.current_epoch = checkpoint["current_epoch"]
@@ -812,6 +830,18 @@ class PretrainingTrainer(SettingsTrainer):
                 f"Pretraining done. {self.plans_manager.dataset_name} has no labels; with another dataset "
                 f"of the same spacing and architecture in place of {self.dataset}, fine-tune with:\n{line}"
             )
+
+
+def _begin_momentum(optimizer: torch.optim.SGD) -> None:
+    """Give every parameter without a momentum one of 0, which is what plain SGD begins with.
+
+    Torch's fused step would take memory as it finds it, and leave it so when the first gradients of fp16 overflow; and
+    it wants all momenta of a group or none, which parameters that are frozen at first do not have.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            state = optimizer.state[parameter]
+            state.setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def _round_and_round(batches: list[Batch]) -> Iterator[Batch]:

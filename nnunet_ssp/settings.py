@@ -92,6 +92,8 @@ class PretrainingSettings(TrainingSettings):
     subject_pattern: str | None = (
         None  # regular expression: case name -> subject, for data sets without cases.csv
     )
+    # Share of the training subjects, drawn with the seed; a smaller share is part of a larger one (Dominic et al.).
+    data_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +118,8 @@ class PretrainingSettings(TrainingSettings):
         )
         clip = self.gradient_clip
         require(clip is None or clip > 0, "gradient_clip", clip, "be none or positive")
+        fraction = self.data_fraction
+        require(0 < fraction <= 1, "data_fraction", fraction, "lie in (0, 1]")
         chunk = self.chunk_size
         chunk_works = not isinstance(chunk, int) or chunk >= 1
         require(chunk_works, "chunk_size", chunk, "be auto, none or at least 1")

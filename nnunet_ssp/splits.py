@@ -355,14 +355,14 @@ def subsets(
     unit = "slices" if n_slices else "subjects"
     found: dict[str, Fold] = {}
     for amount in amounts:
-        n = amount if isinstance(amount, int) else _part(amount, total)
+        n = amount if isinstance(amount, int) else part_of(amount, total)
         for seed in seeds:
             if n_slices:
                 chosen = draw_slices({name: n_slices[name] for name in fold.train}, n, seed)
             else:
                 drawn = set(draw_subjects(subjects, n, seed))
                 chosen = [name for name in fold.train if cases[name].subject_key in drawn]
-            name = f"{fold.name}-{'slices' if n_slices else 'nr'}{n}-seed{seed}"
+            name = subset_name(fold.name, n, seed, unit)
             source = f"{n} {unit if n > 1 else unit[:-1]} of {fold.name}, seed {seed}"
             if n_slices and (held := sum(n_slices[name] for name in chosen)) != n:
                 source += f" ({held} held, in whole frames)"
@@ -370,7 +370,17 @@ def subsets(
     return list(found.values())
 
 
-def _part(fraction: float, total: int) -> int:
+def subset_name(base: str, n: int | str, seed: int | str, unit: str) -> str:
+    """What a label subset of a fold is called; `unit` is one of `UNITS`."""
+    return f"{base}-{'slices' if unit == 'slices' else 'nr'}{n}-seed{seed}"
+
+
+def part_of(fraction: float, total: int) -> int:
+    """The number that a fraction comes to, at least 1.
+
+    Raises:
+        ValueError: It is no fraction.
+    """
     if not 0 < fraction <= 1:
         raise ValueError(f"a fraction (={fraction}) must be above 0 and at most 1.")
     return max(1, round(fraction * total))

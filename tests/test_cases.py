@@ -75,6 +75,10 @@ def test_the_subject_of_a_case():
         ValueError, match=r"`subject_pattern` \(=x\) must match every case name, not"
     ):
         subject_of("p7_frame03", {}, "x")
+    with pytest.raises(
+        ValueError, match=r"`subject_pattern` \(=\(\) must be a regular expression: "
+    ):
+        subject_of("p7_frame03", {}, "(")
 
 
 def test_columns_are_those_of_the_file_format():

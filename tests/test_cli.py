@@ -12,7 +12,7 @@ import pytest
 import nnunet_ssp
 from nnunet_ssp import cli, demo, doctor, inspection, preparation
 from nnunet_ssp.cli import main
-from nnunet_ssp.doctor import trainers_folder
+from nnunet_ssp.commands import trainers_folder
 from nnunet_ssp.phantom import write_mnms
 
 COMMAND = str(Path(sys.executable).with_name("nnunet-ssp"))

@@ -18,11 +18,11 @@ FOLDERS = {
 # From the pure parts up; a module imports from its own row or from those before it.
 RANKS = (
     "losses masking schedules views settings cases phantom network distributed parallel features heads memory momentum "
-    "squares freezing phases splits duplicates console",
+    "squares freezing phases splits duplicates console commands",
     "methods.base slices transfer monitor probe conversion dicom short_axis",
     "methods",
     "augmentation training pretraining finetuning staged preparation folds leaks",
-    "trainers dataset_conversion evaluation",
+    "trainers dataset_conversion evaluation study",
     "inspection doctor demo demo_report bench cli",
 )
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnunet_ssp import losses
+from nnunet_ssp.bench.counting import LiveBytes
 from nnunet_ssp.losses import (
     coarse_weights,
     contrastive_loss,
@@ -353,6 +355,36 @@ def test_only_the_direction_of_features_counts(scale):
     expected, _ = contrastive_loss(features, twins(3), 0.1)
     factor = torch.linspace(1, scale, 6)[:, None]
     torch.testing.assert_close(contrastive_loss(factor * features, twins(3), 0.1)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [1, 7, 20, 59])
+def test_in_blocks_of_rows_it_is_the_same(monkeypatch, rows, dtype):
+    features = random_features(60, 8, dtype=dtype)
+    group = torch.arange(60) % 13
+    positives = group[:, None] == group
+    positives[5] = positives[:, 5] = False  # one row without a positive
+
+    def loss(f):
+        value, lonely = contrastive_loss(f, positives, 0.1)
+        assert lonely == 1
+        return value
+
+    expected, expected_gradient = with_gradient(loss, features)
+    monkeypatch.setattr(losses, "ROWS", rows)
+    found, gradient = with_gradient(loss, features)
+    precision = torch.finfo(dtype).eps
+    assert found == pytest.approx(expected, rel=10 * precision)
+    torch.testing.assert_close(gradient, expected_gradient, atol=10 * precision, rtol=0)
+
+
+def test_the_similarities_of_all_pairs_never_exist_at_once():
+    n = 1024
+    features = random_features(n, 4)
+    positives = twins(n // 2)
+    with LiveBytes() as live:
+        contrastive_loss(features, positives, 0.1)[0].backward()
+    assert live.peak < 4 * n * n * 1.75  # five blocks of 256 rows; in one piece 5 times as much
 
 
 # -- distillation ----------------------------------------------------------------------------------

@@ -49,6 +49,10 @@ def test_every_module_is_in_the_wheel(wheel: Path) -> None:
     }.items():
         for file in (ROOT / folder).rglob("*.py"):
             expected.add(f"{inside}/{file.relative_to(ROOT / folder).as_posix()}")
+    study = ROOT / "nnunet_ssp" / "study"
+    data = [study / "Snakefile", *study.rglob("*.yaml"), *study.rglob("*.csv")]
+    expected |= {file.relative_to(ROOT).as_posix() for file in data}
+    assert len(data) > 5
     assert packed == expected
 
 

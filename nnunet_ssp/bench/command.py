@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +27,7 @@ from nnunet_ssp.parallel import available_cores
 
 PACKAGES = ("nnunet-ssp", "nnunetv2", "torch", "batchgeneratorsv2", "lightly")
 MIB = 2**20
+OPENED = 5  # seconds in which a store shall be open
 
 
 def run(
@@ -63,7 +66,7 @@ def run(
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
 
-    with tempfile.TemporaryDirectory(prefix="nnunet-ssp-bench-") as folder:
+    with _terminable(), tempfile.TemporaryDirectory(prefix="nnunet-ssp-bench-") as folder:
         _say("a phantom")
         with Bench.prepared(Path(folder), where, sizes) as bench:
             figures = {"setting": _setting(where, sizes), **_measure(bench, chosen)}
@@ -71,6 +74,16 @@ def run(
     if file is not None:
         write_json(file, figures)
     return figures
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end this process as an error does, so that temporary folders go."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say(text: str) -> None:
@@ -104,7 +117,10 @@ def _measure(bench: Bench, methods: Sequence[str]) -> dict[str, Any]:
     figures: dict[str, Any] = {"methods": {}, "rates": {}, "simclr_peak_memory_bytes": {}}
     for name in methods:
         _say(name)
-        found = rows.method_row(bench, name, figures["rates"], sizes.seconds / len(methods))
+        seconds = sizes.seconds / len(methods)
+        found = rows.method_row(bench, name, figures["rates"], seconds)
+        if bench.device.type == "cuda":
+            found |= rows.from_host(bench, name, 2 * seconds)
         batch, peak = rows.peak_memory(bench, name)
         found |= {"peak_memory_bytes": peak, "peak_memory_batch_size": batch}
         figures["methods"][name] = found
@@ -116,7 +132,7 @@ def _measure(bench: Bench, methods: Sequence[str]) -> dict[str, Any]:
     _say("lightly")
     figures["images_over_lightly"] = rows.over_lightly(bench)
     _say("fine-tuning")
-    figures["finetuning_over_stock"] = rows.finetuning_over_stock(bench)
+    figures |= rows.finetuning_over_stock(bench)
     return figures
 
 
@@ -125,16 +141,20 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
     s = figures["setting"]
     on_gpu = s["device"] == "cuda"
     versions = ", ".join(f"{name} {version}" for name, version in s["versions"].items())
-    yield f"{s['date']}, {s['device']} ({s['name']}), {s['cores']} cores, load {s['load']}; {versions}."
+    yield (
+        f"{s['date']}, {s['device']} ({s['name']}), {s['cores']} cores, PyTorch with {s['threads']} thread(s), "
+        f"load {s['load']}; {versions}."
+    )
     yield ""
     patch = f"Patch {s['side']}x{s['side']}, nnU-Net's planned network"
     narrow = f" (1/{s['narrow']} of its widths for memory and lightly)" if s["narrow"] > 1 else ""
-    clock = "" if on_gpu else " Seconds are core-seconds."
-    yield f"{patch}{narrow}. Memory with {rows.CHUNK} images in the network at a time.{clock}"
+    yield f"{patch}{narrow}. Memory with {rows.CHUNK} images in the network at a time."
     yield ""
     columns = ["method", "slices per step"]
     columns += ["compute, images/s", "end to end, images/s"] if on_gpu else []
-    columns += ["end to end / compute", "of the floor", "views / nnU-Net's loader"]
+    columns += ["end to end / compute"]
+    columns += ["from the host / compute"] if on_gpu else []
+    columns += ["of the floor", "views / nnU-Net's loader"]
     columns += ["peak memory, MiB (slices)"]
     yield _line(columns)
     yield _line(["---"] * len(columns))
@@ -142,8 +162,9 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
         cells = [name, str(f["batch_size"])]
         if on_gpu:
             cells += [f"{f[k]:.0f}" for k in ("compute_images_per_s", "end_to_end_images_per_s")]
-        cells += [f"{f['end_to_end_over_compute']:.2f}", f"{f['fraction_of_floor']:.2f}"]
-        cells += [f"{f['views_over_stock_loader']:.1f}"]
+        cells += [f"{f['end_to_end_over_compute']:.2f}"]
+        cells += [f"{f['host_end_to_end_over_compute']:.2f}"] if on_gpu else []
+        cells += [f"{f['fraction_of_floor']:.2f}", f"{f['views_over_stock_loader']:.1f}"]
         memory = f"{f['peak_memory_bytes'] / MIB:.0f} ({f['peak_memory_batch_size']})"
         yield _line([*cells, memory])
     yield ""
@@ -157,16 +178,18 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
     )
     yield f"- SimCLR's memory: {shown}."
     for n, g in figures["growth"].items():
+        opened = g["open_s"]
+        took = f"under {OPENED} s" if opened < OPENED else f"{opened:.0f} s, not under {OPENED}"
         yield (
             f"- Slice store of {int(n):,} slices of 256x256 ({g['stored_bytes'] / 2**30:.1f} GiB): a batch takes "
-            f"{g['batch_over_first']:.2f}x the time, {g['resident_bytes'] / MIB:.0f} MiB of memory; opened in "
-            f"{g['open_s']:.1f} s."
+            f"{g['batch_over_first']:.2f}x the time; a process that opens it and reads grows by "
+            f"{g['grown_bytes'] / MIB:.0f} MiB; opened in {took}."
         )
     peer = figures["images_over_lightly"]
     if peer is None:
         yield "- Lightly: left out, it is not installed (pip install 'nnunet-ssp[bench]')."
     else:
-        shown = ", ".join(f"{name} {value:.2f}x" for name, value in peer.items())
+        shown = ", ".join(f"{name} {f['images_over_lightly']:.2f}x" for name, f in peer.items())
         yield f"- Images per second over lightly's, end to end: {shown}."
     yield f"- Fine-tuning over stock nnU-Net, steps per second: {figures['finetuning_over_stock']:.2f}x."
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +16,12 @@ from lightly.transforms import DINOTransform, SimCLRTransform
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from nnunet_ssp.bench.place import now
 from nnunet_ssp.parallel import available_cores
 
 GREY = {"mean": [0.5], "std": [0.25]}
-STEPS = 3  # of each side in a turn
+STEPS = 3  # of a pass over the data
 MOST_WORKERS = 12  # as nnU-Net
 
 
@@ -55,6 +52,9 @@ class Peer(ABC):
 
     Args:
         trainer: ours, at its first step.
+
+    Attributes:
+        steps: of a pass.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -72,13 +72,16 @@ class Peer(ABC):
             self.encoder.compile(dynamic=False)
         cuda = self.device.type == "cuda"
         slices = [trainer.store.read(np.array([i]))[0, 0] for i in range(len(trainer.store))]
+        images = Images([x.numpy() for x in slices], self.transform())
+        # Core-seconds of the CPU, by which it is measured there, are those of this process.
+        workers = min(available_cores(), MOST_WORKERS) if cuda else 0
+        # Long beside the start of the workers, and beside the batches that they make at once.
+        self.steps = STEPS * max(1, 2 * workers)
         self.loader: DataLoader[list[Tensor]] = DataLoader(
-            Images([x.numpy() for x in slices], self.transform()),
+            images,
             trainer.batch_size,
-            shuffle=True,
-            drop_last=True,
-            # Core-seconds of the CPU, by which it is measured there, are those of this process.
-            num_workers=min(available_cores(), MOST_WORKERS) if cuda else 0,
+            sampler=RandomSampler(images, num_samples=self.steps * trainer.batch_size),
+            num_workers=workers,
             pin_memory=cuda,
         )
 
@@ -107,25 +110,10 @@ class Peer(ABC):
         loss.backward()
         self.optimizer.step()
 
-    def seconds_over_ours(self, seconds: float) -> float:
-        """Time of a step of lightly's over one of ours, end to end, in turns; three turns at least."""
-        ratios: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(ratios) < 3 or time.perf_counter() < end:
-            # Lightly's workers end with their turn, not to work in ours.
-            theirs = self._turn(iter(self.loader), self.step)
-            ratios.append(
-                theirs / self._turn(self.trainer.dataloader_train, self.trainer.train_step)
-            )
-        return statistics.median(ratios)
-
-    def _turn(self, batches: Iterator[Any], step: Any) -> float:
-        """Seconds of some steps, after one that does not count: workers start in it."""
-        step(next(batches))
-        started = now(self.device)
-        for _ in range(STEPS):
-            step(next(batches))
-        return now(self.device) - started
+    def one_pass(self) -> None:
+        """Train on as many batches as ``steps``, from starting the loader's workers to their end."""
+        for views in self.loader:
+            self.step(views)
 
 
 class SimCLRPeer(Peer):

@@ -7,19 +7,20 @@ import gc
 import io
 import json
 import re
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from numpy.typing import NDArray
 
 from nnunet_ssp.cases import NNUNET_FOLDERS, write_json
+from nnunet_ssp.commands import TRAINERS_VARIABLE, trainers_folder
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation import environment, prepare, quiet
@@ -58,11 +59,6 @@ ON_CPU = Sizes(side=64, batch=16, narrow=4)
 ON_CUDA = Sizes(side=256, batch=None, narrow=1)  # the papers' sizes
 
 
-def trainers_folder() -> Path:
-    """Where nnU-Net finds our trainers."""
-    return Path(str(files("nnunet_ssp.trainers")))
-
-
 def method_names() -> list[str]:
     """The pretraining trainers, without the beginnings and ends of their names."""
     found = (
@@ -91,7 +87,7 @@ class Bench:
     def prepared(cls, base: Path, device: torch.device, sizes: Sizes) -> Iterator[Bench]:
         """Make the phantom dataset in ``base``, with plans as planned and narrow ones, and nnU-Net's environment."""
         variables = {name: str(base / name) for name in NNUNET_FOLDERS}
-        variables |= {"nnUNet_extTrainer": str(trainers_folder()), "nnUNet_n_proc_DA": "0"}
+        variables |= {TRAINERS_VARIABLE: str(trainers_folder()), "nnUNet_n_proc_DA": "0"}
         variables |= {"nnUNet_wandb_enabled": "0", "nnUNet_ssp_settings": ""}
         with environment(**variables):
             for name in NNUNET_FOLDERS:
@@ -157,28 +153,35 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def both_clocks(device: torch.device) -> NDArray[np.float64]:
+    """Seconds of `now`, and of the clock on the wall, which also sees the process wait."""
+    return np.array([now(device), time.perf_counter()])
+
+
 def in_turns(
-    works: dict[str, Callable[[], object]],
+    works: Mapping[str, Callable[[], object]],
     device: torch.device,
     seconds: float,
     most: int = 1000,
-    clock: Callable[[torch.device], float] = now,
-) -> dict[str, list[float]]:
+    clock: Callable[[torch.device], Any] = now,
+) -> dict[str, list[Any]]:
     """Run some works in turns, after one round that does not count.
 
     Args:
         works: by name.
         device: where they run.
-        seconds: after which no new round begins; three are counted at least.
+        seconds: of counted rounds, after which no new one begins; three are counted at least.
         most: rounds that are counted.
-        clock: returns the device's seconds.
+        clock: returns the device's seconds, of one clock or several.
 
     Returns:
         For each name the seconds of each round.
     """
-    took: dict[str, list[float]] = {name: [] for name in works}
-    end = time.perf_counter() + seconds
+    took: dict[str, list[Any]] = {name: [] for name in works}
+    end = 0.0
     for number in range(most + 1):
+        if number == 1:
+            end = time.perf_counter() + seconds
         if number > 3 and time.perf_counter() > end:
             break
         for name, work in works.items():
@@ -188,9 +191,17 @@ def in_turns(
     return {name: rounds[1:] for name, rounds in took.items()}
 
 
-def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Median over rounds of ``slow / fast``."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+def ratio(
+    name: str, slow: Sequence[float], fast: Sequence[float], factor: float = 1.0
+) -> dict[str, Any]:
+    """``factor * slow / fast`` over rounds.
+
+    Returns:
+        The median under ``name``, the first and third quartile under ``name_quartiles``, and ``name_rounds``.
+    """
+    ratios = factor * np.divide(slow, fast)
+    low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+    return {name: median, f"{name}_quartiles": [low, high], f"{name}_rounds": len(ratios)}
 
 
 def core_seconds(device: torch.device) -> float:

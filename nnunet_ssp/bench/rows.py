@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -18,9 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssp.bench.counting import Floor, LiveBytes
-from nnunet_ssp.bench.place import NARROW, STOCK, Bench, core_seconds, in_turns, one_thread, ratio
+from nnunet_ssp.bench.place import (
+    NARROW,
+    STOCK,
+    Bench,
+    both_clocks,
+    core_seconds,
+    in_turns,
+    one_thread,
+    ratio,
+)
 from nnunet_ssp.memory import eager
 from nnunet_ssp.methods.base import Method
+from nnunet_ssp.parallel import start_worker
 from nnunet_ssp.preparation import quiet
 from nnunet_ssp.slices import SliceStore, StoredCase, batch_indices, write_index
 
@@ -55,7 +66,7 @@ def fixed_views(method: Method) -> Make:
 
 def method_row(
     bench: Bench, method: str, rates: dict[str, dict[str, float]], seconds: float
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Speed of a method: compute alone, end to end, beside the floor and beside nnU-Net's data loader.
 
     Args:
@@ -71,12 +82,27 @@ def method_row(
             rates[str(dtype)] = device_rates(bench.device, dtype)
         step = trainer.batch_size / found["compute_images_per_s"]
         found["fraction_of_floor"] = floor_seconds(trainer, **rates[str(dtype)]) / step
-        found["views_over_stock_loader"] = views_over_stock(bench, trainer, seconds)
+        found |= views_over_stock(bench, trainer, seconds)
     return found
 
 
-def speed(trainer: Any, seconds: float) -> dict[str, float]:
-    """The training step with views fixed on the device, and with slice store and views."""
+def from_host(bench: Bench, method: str, seconds: float) -> dict[str, Any]:
+    """End to end as in `speed`, with the slices on the host and read ahead, as on a GPU that they do not fit.
+
+    Returns:
+        The figures of `speed` by names that begin with ``host_``.
+    """
+    with bench.pretraining(method, batch=bench.sizes.batch, data_device="host") as trainer:
+        found = speed(trainer, seconds)
+    return {f"host_{name}": found[name] for name in found if name.startswith("end_to_end")}
+
+
+def speed(trainer: Any, seconds: float) -> dict[str, Any]:
+    """The training step with views fixed on the device, and with slice store and views.
+
+    On the CPU their ratio is the smaller one of two: core-seconds do not see the process wait for its slices, and the
+    wall clock does not see work that another core takes over.
+    """
     cuda = trainer.device.type == "cuda"
     steps = 5 if cuda else 1
     batch, fixed = next(trainer.dataloader_train), fixed_views(trainer.method)
@@ -90,14 +116,20 @@ def speed(trainer: Any, seconds: float) -> dict[str, float]:
         for _ in range(steps):
             trainer.train_step(next(trainer.dataloader_train))
 
-    took = in_turns({"compute": compute, "end_to_end": end_to_end}, trainer.device, seconds)
+    works = {"compute": compute, "end_to_end": end_to_end}
+    took = in_turns(works, trainer.device, seconds, clock=both_clocks)
+    alone, loaded = (np.array(took[name]).T for name in works)
+    name = "end_to_end_over_compute"
+    by_clock = [ratio(name, a, b) for a, b in zip(alone, loaded, strict=True)]
+    smaller = min(by_clock, key=lambda found: found[name])
     # Core-seconds of the CPU are shared by all its threads.
     images = steps * trainer.batch_size * (1 if cuda else torch.get_num_threads())
+    per_second = images / float(np.median(alone[0]))
     return {
         "batch_size": trainer.batch_size,
-        "compute_images_per_s": images / statistics.median(took["compute"]),
-        "end_to_end_images_per_s": images / statistics.median(took["end_to_end"]),
-        "end_to_end_over_compute": ratio(took["compute"], took["end_to_end"]),
+        "compute_images_per_s": per_second,
+        "end_to_end_images_per_s": per_second * smaller[name],
+        **smaller,
     }
 
 
@@ -139,12 +171,8 @@ def device_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
-def views_over_stock(bench: Bench, trainer: Any, seconds: float) -> float:
-    """Views that the method's data path makes in a core-second, over those of nnU-Net's data loader.
-
-    nnU-Net's has the same strength and the same patch: the augmentation of de Mooij et al., or none for methods without
-    one. A smaller view counts by its pixels.
-    """
+def calls_of_make_views(trainer: Any) -> list[tuple[Any, ...]]:
+    """The arguments of every call in a step."""
     made: list[tuple[Any, ...]] = []
     make = trainer.method.make_views
 
@@ -154,12 +182,29 @@ def views_over_stock(bench: Bench, trainer: Any, seconds: float) -> float:
 
     with make_views_with(trainer.method, record), torch.no_grad():
         trainer.validation_step(next(trainer.dataloader_train))
-    views = sum(len(views) * np.prod(patch) for _, _, views, patch in made)
-    views /= np.prod(trainer.method.patch_size)
+    return made
+
+
+def number_of_views(calls: Sequence[tuple[Any, ...]], patch_size: tuple[int, int]) -> float:
+    """Different views among those of `calls_of_make_views`, counted by their pixels in whole patches.
+
+    Student and teacher make the same views, each for itself: these count once.
+    """
+    pixels = {v.matrix.numpy().tobytes(): len(v) * np.prod(patch) for _, _, v, patch in calls}
+    return float(sum(pixels.values()) / np.prod(patch_size))
+
+
+def views_over_stock(bench: Bench, trainer: Any, seconds: float) -> dict[str, Any]:
+    """Views that the method's data path makes in a core-second, over those of nnU-Net's data loader.
+
+    nnU-Net's has the same patch, and the augmentation of de Mooij et al., or none for methods without one.
+    """
+    calls, make = calls_of_make_views(trainer), trainer.method.make_views
+    views = number_of_views(calls, trainer.method.patch_size)
 
     def ours() -> None:
         next(trainer.dataloader_train)
-        for arguments in made:
+        for arguments in calls:
             make(*arguments)
 
     augments = getattr(trainer.settings, "augment", True)
@@ -174,7 +219,8 @@ def views_over_stock(bench: Bench, trainer: Any, seconds: float) -> float:
 
     with one_thread():
         took = in_turns({"ours": ours, "theirs": theirs}, bench.device, seconds, clock=core_seconds)
-    return ratio(took["theirs"], took["ours"]) * float(views) / (batches * stock.batch_size)
+    factor = views / (batches * stock.batch_size)
+    return ratio("views_over_stock_loader", took["theirs"], took["ours"], factor)
 
 
 # -- memory --------------------------------------------------------------------------------------------
@@ -202,32 +248,37 @@ def peak_memory(bench: Bench, method: str, batch: int | None = None) -> tuple[in
         return trainer.batch_size, live.peak + there
 
 
-def growth(numbers: Sequence[int], device: torch.device) -> dict[str, dict[str, float]]:
+def growth(numbers: Sequence[int], device: torch.device) -> dict[str, dict[str, Any]]:
     """Opening and reading stores of different lengths, from sparse files on the host.
 
     Returns:
-        By number of slices: ``open_s``, ``resident_bytes`` (what the process grew by when it opened the store and read
-        a batch), ``stored_bytes``, and ``batch_over_first``, the time to read a batch over that of the first store.
+        By number of slices: ``open_s``, ``grown_bytes`` (see there), ``stored_bytes``, and ``batch_over_first``, the
+        time to read a batch over that of the first store.
     """
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     reading: dict[str, Callable[[], object]] = {}
     size = min(GROWTH_BATCH, *numbers)
     with tempfile.TemporaryDirectory(prefix="nnunet-ssp-growth-") as base:
         for n in numbers:
             folder = Path(base) / str(n)
             write_sparse_store(folder, n)
-            before, start = resident_bytes(), time.perf_counter()
+            start = time.perf_counter()
             store = SliceStore(folder)
             opened = time.perf_counter() - start
             reading[str(n)] = _reading(store, size, device)
+            # A process that has worked before has room for a store without growing.
+            with ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), initializer=start_worker
+            ) as fresh:
+                grown = fresh.submit(grown_bytes, folder, size).result()
             found[str(n)] = {
                 "open_s": opened,
-                "resident_bytes": resident_bytes() - before,
+                "grown_bytes": grown,
                 "stored_bytes": store.nbytes,
             }
         took = in_turns(reading, device, 5.0)
     for name, seconds in took.items():
-        found[name]["batch_over_first"] = ratio(seconds, took[str(numbers[0])])
+        found[name] |= ratio("batch_over_first", seconds, took[str(numbers[0])])
     return found
 
 
@@ -253,19 +304,27 @@ def write_sparse_store(folder: Path, n_slices: int, side: int = 256) -> None:
     write_index(folder, {}, cases)
 
 
-def resident_bytes() -> int:
-    """Memory that this process holds; 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def grown_bytes(folder: Path, size: int) -> int:
+    """What this process's memory grows by, at its peak, while it opens a store and reads batches of it."""
+    before = _resident("VmRSS")
+    read = _reading(SliceStore(folder), size, torch.device("cpu"))
+    read()
+    return _resident("VmHWM") - before
+
+
+def _resident(which: str) -> int:
+    """Bytes that this process holds (VmRSS), or held at most (VmHWM); 0 where the system does not tell."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(which):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 # -- others --------------------------------------------------------------------------------------------
 
 
-def over_lightly(bench: Bench) -> dict[str, float] | None:
+def over_lightly(bench: Bench) -> dict[str, dict[str, Any]] | None:
     """Images per second of our SimCLR and DINO over lightly's, end to end; None where lightly is not installed."""
     try:
         from nnunet_ssp.bench.peer import PEERS
@@ -274,22 +333,31 @@ def over_lightly(bench: Bench) -> dict[str, float] | None:
     found = {}
     for name, peer in PEERS.items():
         with bench.pretraining(name, NARROW, batch=bench.sizes.batch) as trainer:
-            found[name] = peer(trainer).seconds_over_ours(bench.sizes.seconds / 2)
+            theirs = peer(trainer)
+            ours = partial(_steps, trainer, theirs.steps)
+            works: dict[str, Callable[[], object]] = {"lightly": theirs.one_pass, "ours": ours}
+            took = in_turns(works, bench.device, bench.sizes.seconds / 2)
+        found[name] = ratio("images_over_lightly", took["lightly"], took["ours"])
     return found
 
 
-def finetuning_over_stock(bench: Bench) -> float:
-    """Training steps per second of our fine-tuning, data loading included, over stock nnU-Net's."""
+def finetuning_over_stock(bench: Bench) -> dict[str, Any]:
+    """Training steps per second of our fine-tuning, data loading included, over stock nnU-Net's; and its images."""
+    ours = f"{STOCK}Scratch"
     works: dict[str, Callable[[], object]] = {}
-    for name in (STOCK, f"{STOCK}Scratch"):
+    for name in (STOCK, ours):
         trainer = bench.trainer(name)
         with quiet():
             trainer.on_train_start()
-        works[name] = partial(_step, trainer)
+        works[name] = partial(_steps, trainer, 1)
     with one_thread():  # small batches: threads would wait for each other
         took = in_turns(works, bench.device, bench.sizes.seconds)
-    return ratio(took[STOCK], took[f"{STOCK}Scratch"])
+    return {
+        **ratio("finetuning_over_stock", took[STOCK], took[ours]),
+        "finetuning_images_per_s": float(trainer.batch_size / statistics.median(took[ours])),
+    }
 
 
-def _step(trainer: Any) -> None:
-    trainer.train_step(next(trainer.dataloader_train))
+def _steps(trainer: Any, number: int) -> None:
+    for _ in range(number):
+        trainer.train_step(next(trainer.dataloader_train))

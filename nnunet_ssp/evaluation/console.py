@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnunet_ssp.evaluation.page import GAP
 from nnunet_ssp.evaluation.results import Evaluation
 from nnunet_ssp.evaluation.statistics import MEAN
 from nnunet_ssp.evaluation.wording import decimal, interval, introduction, p_value
@@ -19,16 +20,11 @@ def summary_text(evaluation: Evaluation) -> str:
         rows.append([*cells, str(row["missed"])])
     lines = [introduction(evaluation), "", *_aligned(rows)]
     if len(evaluation.models) > 1:
-        lines += ["", f"Mean Dice compared with {evaluation.baseline}:"]
-        table = evaluation.comparisons
-        for row in table[table["score"] == f"Dice, {MEAN}"].to_dict("records"):
-            lines.append(
-                f"  {row['model']}: {row['difference']:+.3f} ({interval(row)}), better on "
-                f"{row['n_better']} of {row['n_subjects']} subjects; p {p_value(row['p'])}, after "
-                f"Holm {p_value(row['p_holm'])}"
-            )
+        lines += _compared(evaluation, "Dice")
+        if distances:
+            lines += _compared(evaluation, "HD95 (mm)", " where neither missed a class")
     if len(evaluation.agreement):
-        rows = [["model", "figure", "n", "reference", "bias", "95 % limits", "r"]]
+        rows = [["model", "figure", "subjects", "reference", "bias", "95 % limits", "r"]]
         for row in evaluation.agreement.to_dict("records"):
             limits = f"{decimal(row['lower'], 1)} to {decimal(row['upper'], 1)}"
             cells = [row["model"], f"{row['figure']} ({row['unit']})", str(row["n_subjects"])]
@@ -40,6 +36,21 @@ def summary_text(evaluation: Evaluation) -> str:
         whose = "" if subject == "all" else f" of {subject}"
         remarks.append(f"No clinical figures{whose}: {reason}.")
     return "\n".join([*lines, "", *remarks] if remarks else lines)
+
+
+def _compared(evaluation: Evaluation, score: str, where: str = "") -> list[str]:
+    """The models' mean of a score against the baseline's; with `where`, also what was missed."""
+    lines = ["", f"Mean {score} compared with {evaluation.baseline}{where}:"]
+    table = evaluation.comparisons
+    for row in table[table["score"] == f"{score}, {MEAN}"].to_dict("records"):
+        difference = f"{row['difference']:+.3f} ({interval(row)})" if row["n_subjects"] else GAP
+        missed = f"; missed {row['missed']}, {evaluation.baseline} {row['missed_baseline']}"
+        lines.append(
+            f"  {row['model']}: {difference}, better on {row['n_better']} of {row['n_subjects']} "
+            f"subjects; p {p_value(row['p'])}, after Holm {p_value(row['p_holm'])}"
+            f"{missed if where else ''}"
+        )
+    return lines
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -111,7 +111,7 @@ def evaluate(
     Args:
         dataset: Id or name of a dataset in `nnUNet_raw` or `nnUNet_preprocessed`.
         predictions: `FOLDER` or `NAME=FOLDER`. Folders of one name with the same cases are a
-            model's seeds, folders with different cases its folds.
+            model's seeds, folders with different cases the folds of a seed.
         baseline: The model the others are compared with; by default the first.
         references: Folder of reference label maps instead of the dataset's.
         output: Folder to write to; by default `FOLDER_evaluation` for a single folder.
@@ -132,7 +132,12 @@ def evaluate(
             on different grids.
     """
     from nnunet_ssp.evaluation.console import summary_text
-    from nnunet_ssp.evaluation.files import find_images, find_pairs, find_references
+    from nnunet_ssp.evaluation.files import (
+        WITHOUT_SPACING,
+        find_images,
+        find_pairs,
+        find_references,
+    )
     from nnunet_ssp.evaluation.labels import read_labels
     from nnunet_ssp.evaluation.results import Evaluation
     from nnunet_ssp.evaluation.scoring import score_pairs
@@ -155,8 +160,12 @@ def evaluate(
 
     scores = score_pairs(pairs, labels, workers)
     frames, slices, unlabelled = _with_cases(scores, about)
-    figures, refused = _clinical(frames, labels, spacing_unknown)
-    if spacing_unknown:
+    nominal = "the spacing is nominal (--spacing-unknown)" if spacing_unknown else ""
+    if ending in WITHOUT_SPACING:
+        nominal = f"{ending} files hold no spacing"
+        notes.append(f"{nominal}: there are no distances and no volumes.")
+    figures, refused = _clinical(frames, labels, nominal)
+    if nominal:
         frames[IN_ML_OR_MM] = float("nan")
     evaluation = Evaluation(
         dataset=home.name,
@@ -181,12 +190,12 @@ def evaluate(
 
 
 def _name_models(predictions: Sequence[str]) -> dict[str, list[Path]]:
-    """The folders of each model, from `FOLDER` and `NAME=FOLDER`."""
+    """The folders of each model, resolved, from `FOLDER` and `NAME=FOLDER`."""
     models: dict[str, list[Path]] = {}
     for word in predictions:
         name, equals, path = word.partition("=")
         if not equals or Path(word).is_dir():  # a folder may have an = in its name
-            name, path = _folder_name(Path(word)), word
+            name, path = _folder_name(Path(word).resolve()), word
             if name in models:
                 raise ValueError(
                     f"`predictions` (={word}) must have a name of its own, {name} is taken: give "
@@ -194,16 +203,18 @@ def _name_models(predictions: Sequence[str]) -> dict[str, list[Path]]:
                 )
         elif not name or not path:
             raise ValueError(f"`predictions` (={word}) must be FOLDER or NAME=FOLDER.")
-        models.setdefault(name, []).append(Path(path))
+        folder = Path(path).resolve()
+        if any(folder in folders for folders in models.values()):
+            raise ValueError(f"`predictions` (={word}) must be a folder that is not given twice.")
+        models.setdefault(name, []).append(folder)
     return models
 
 
 def _folder_name(folder: Path) -> str:
     """A folder's name; for nnU-Net's `TRAINER__PLANS__2d/fold_0/validation` trainer and fold."""
-    path = folder.resolve()
-    if path.name == "validation" and path.parent.name.startswith("fold_"):
-        return f"{path.parents[1].name.split('__')[0]} {path.parent.name}"
-    return path.name
+    if folder.name == "validation" and folder.parent.name.startswith("fold_"):
+        return f"{folder.parents[1].name.split('__')[0]} {folder.parent.name}"
+    return folder.name
 
 
 def _output_folder(
@@ -213,8 +224,7 @@ def _output_folder(
     if output is None:
         if len(inputs) > 1:
             raise ValueError("`-o` must name the folder to write to when there are several models.")
-        path = inputs[0].resolve()
-        return path.with_name(f"{path.name}_evaluation")
+        return inputs[0].with_name(f"{inputs[0].name}_evaluation")
     # nnU-Net writes a summary.json of its own beside the predictions.
     for folder in [*inputs, *([references] if references else [])]:
         if output.resolve() == folder.resolve():
@@ -288,6 +298,9 @@ def _with_cases(
         phases = [phase for own, phase in unlabelled if own == name]
         where = "" if name not in groups[groups > 0] else f" at {' and '.join(phases)}"
         notes.append(f"{name} is in no reference{where}, so it is left out{where and ' there'}.")
+        own = frames[(frames["class"] == name) & frames["phase"].isin(phases)]
+        if predicted := int((own["predicted_ml"] > 0).sum()):
+            notes[-1] += f" It is in {predicted} of {len(own)} predictions."
 
     def labelled(table: pd.DataFrame) -> pd.DataFrame:
         group = zip(table["class"], table["phase"], strict=True)
@@ -299,16 +312,24 @@ def _with_cases(
 
 
 def _clinical(
-    frames: pd.DataFrame, labels: Labels, spacing_unknown: bool
+    frames: pd.DataFrame, labels: Labels, nominal: str
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The clinical figures, or why there are none: for some subjects, or under `all`."""
+    """The clinical figures, or why there are none: for some subjects, or under `all`.
+
+    Args:
+        frames: From `_with_cases`.
+        labels: The structures.
+        nominal: Why the spacing is not known; empty if it is.
+    """
     from nnunet_ssp.evaluation.volumes import FIGURE_COLUMNS, clinical_figures
 
     reason = ""
-    if spacing_unknown:
-        reason = "the spacing is nominal (--spacing-unknown), so there are no volumes in ml"
+    if nominal:
+        reason = f"{nominal}, so there are no volumes in ml"
     elif not labels.structures:
         reason = "no class is named like LV, MYO or RV; --lv, --myo and --rv say which they are"
+    elif labels.overlap:
+        reason = labels.overlap
     elif labels.ignore is not None:
         reason = "the dataset has an ignore label, and what is ignored may be part of a volume"
     elif (frames["phase"] == "").all():
@@ -326,6 +347,8 @@ def _clinical(
 def _write(evaluation: Evaluation, output: Path) -> None:
     from nnunet_ssp.evaluation.report import report
 
+    # Nothing is written before all is known: the files of a folder belong together.
+    summary, page = evaluation.summary(), report(evaluation)
     output.mkdir(parents=True, exist_ok=True)
     tables = {
         "metrics.csv": evaluation.frames.drop(columns="base"),
@@ -335,5 +358,5 @@ def _write(evaluation: Evaluation, output: Path) -> None:
     for name, table in tables.items():
         with atomic_write(output / name) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-    write_json(output / "summary.json", evaluation.summary())
-    report(evaluation).write(output / "report.html")
+    write_json(output / "summary.json", summary)
+    page.write(output / "report.html")

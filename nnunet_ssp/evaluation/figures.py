@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -18,7 +21,10 @@ Array = npt.NDArray[Any]
 
 # Okabe and Ito's colours: told apart by colour-blind readers, on white and on black.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
+# For more than six: each as far as can be from all before it, in CIELAB.
+MORE_COLOURS = ("#8811FF", "#00EE00", "#FF11CC", "#FF0066", "#DDCCAA", "#77AA11", "#776622")
 
+LETTERS_PER_INCH = 12  # of text of matplotlib's size
 OVERLAY_WIDTH = 4.8  # inches; on a phone a wider one would have tiny letters
 
 
@@ -27,17 +33,16 @@ def render(
     *,
     size: tuple[float, float] = (5.6, 2.8),
     theme: Literal["light", "dark", "both"] = "light",
+    format: Literal["png", "pdf"] = "png",
 ) -> bytes:
-    """Draw a figure and return it as a PNG image.
+    """Draw a figure and return it as the content of a file.
 
     Args:
         draw: Draws on the empty figure it is given.
         size: Width and height in inches, at 150 pixels each.
         theme: The page it is for: dark lines on white, light ones on the page's dark background,
             or grey ones on nothing, which can be read on both.
-
-    Returns:
-        Content of a PNG file.
+        format: Of the file.
     """
     from cycler import cycler
     from matplotlib import style
@@ -60,7 +65,9 @@ def render(
         "figure.facecolor": paper,
         "grid.color": line,
         "legend.frameon": False,
+        "pdf.fonttype": 42,  # text that drawing programs can edit
         "text.color": ink,
+        "text.parse_math": False,  # a $ in a name is a $
         "xtick.color": ink,
         "ytick.color": ink,
     }
@@ -70,7 +77,9 @@ def render(
     with style.context(["default", settings]):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        figure.savefig(buffer, format="png", dpi=150)
+        # No date: the same figure is the same file.
+        undated = {"CreationDate": None} if format == "pdf" else None
+        figure.savefig(buffer, format=format, dpi=150, metadata=undated)
     return buffer.getvalue()
 
 
@@ -89,7 +98,7 @@ def box_plot(
         Draws on an empty figure.
     """
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
-    colours = dict(zip(series, itertools.cycle(COLOURS), strict=False))
+    colours = _colours(series)
     width = 0.8 / len(series)
 
     def draw(figure: Figure) -> None:
@@ -114,7 +123,8 @@ def box_plot(
                 )
                 spread = jitter.uniform(-0.2, 0.2, len(values)) * width
                 axes.plot(x + spread, values, ".", color=colours[name], markersize=3, alpha=0.7)
-        axes.set_xticks(range(len(groups)), list(groups))
+        room = int(LETTERS_PER_INCH * figure.get_figwidth() / len(groups)) - 2
+        axes.set_xticks(range(len(groups)), [textwrap.fill(name, max(room, 4)) for name in groups])
         axes.set_xlim(-0.5, len(groups) - 0.5)
         axes.set_ylabel(ylabel)
         axes.set_ylim(top=top)
@@ -140,7 +150,7 @@ def curves_with_bands(
     Returns:
         Draws on an empty figure.
     """
-    colours = dict(zip(curves, itertools.cycle(COLOURS), strict=False))
+    colours = _colours(curves)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -203,13 +213,33 @@ def bland_altman(
     return draw
 
 
+def _colours(names: Iterable[str]) -> dict[str, str]:
+    return dict(zip(names, itertools.cycle(COLOURS + MORE_COLOURS), strict=False))
+
+
 def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    # As many columns as fit the width of a page; long names take more room.
-    columns = max(1, min(len(handles), 60 // (6 + max(map(len, colours)))))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    legend(figure, [Patch(color=colour, label=name) for name, colour in colours.items()])
+
+
+def legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Put a legend under a figure, which grows by what does not fit into one line.
+
+    Args:
+        figure: The figure.
+        handles: What it explains, with labels.
+    """
+    room = int(LETTERS_PER_INCH * figure.get_figwidth())
+    for handle in handles:
+        handle.set_label(textwrap.fill(str(handle.get_label()), room - 8))
+    # As many columns as fit the width; long names take more room.
+    names = [str(handle.get_label()).splitlines() for handle in handles]
+    longest = max(len(line) for name in names for line in name)
+    columns = max(1, min(len(names), room // (8 + longest)))
+    lines = math.ceil(sum(map(len, names)) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * (lines - 1))
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 
 
 # --- label maps on images ---------------------------------------------------------------------
@@ -238,14 +268,14 @@ def overlay_grid(
     Returns:
         Content of a PNG file.
     """
-    colours = dict(zip(labels, itertools.cycle(COLOURS), strict=False))
+    colours = _colours(labels)
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
         for line, (name, panels) in zip(grid, rows.items(), strict=True):
             for axes, panel in zip(line, panels, strict=True):
                 _draw_panel(axes, panel, {colours[name]: labels[name] for name in labels})
-            line[0].set_ylabel(name)
+            line[0].set_ylabel(textwrap.fill(name, 18))
         for axes, title in zip(grid[0], columns, strict=True):
             axes.set_title(title)
         _legend(figure, colours)

@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from nnunet_ssp.cases import read_splits
 
+# nnU-Net's formats for natural images and TIFF stacks; what resolution they hold is not read by it.
+WITHOUT_SPACING = (".png", ".bmp", ".tif", ".tiff")
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -76,9 +79,9 @@ def find_pairs(
 ) -> tuple[list[Pair], list[str]]:
     """Match the predictions of all models with their references.
 
-    The folders of a model hold either the same cases, then they are its seeds, or different ones,
-    then they are the folds of a cross-validation and count as one seed. All models must have
-    predicted the same cases.
+    Folders of a model with the same cases are its seeds; folders with different ones are the folds
+    of a cross-validation and make up one seed. All seeds, and all models, must have predicted the
+    same cases.
 
     Args:
         models: The folders of predictions of each model.
@@ -105,7 +108,7 @@ def find_pairs(
             if extra := [case for case in files if case not in expected]:
                 notes.append(f"{folder}: left out, as no reference is asked for: {listed(extra)}.")
             found.append({case: (files[case], expected[case]) for case in expected})
-        for seed, folder_files in zip(_seeds(model, folders, found), found, strict=True):
+        for seed, folder_files in zip(_seeds(model, found), found, strict=True):
             pairs += [Pair(model, seed, case, *files) for case, files in folder_files.items()]
         cases_of[model] = set().union(*found)
     for (one, cases), (other, others) in combinations(cases_of.items(), 2):
@@ -119,9 +122,10 @@ def find_pairs(
 
 def _expected(folder: Path, files: Collection[str], references: References) -> dict[str, Path]:
     """The references of the cases that a folder should hold, judged by those it does hold."""
+    folder = folder.resolve()  # a fold is known by its place, also from within or through a link
     if any(case in references.test for case in files):
         return references.test
-    fold = re.fullmatch(r"fold_(\d+)", folder.resolve().parent.name)
+    fold = re.fullmatch(r"fold_(\d+)", folder.parent.name)
     cases: Iterable[str] = [case for case in files if case in references.training]
     if fold and folder.name == "validation" and int(fold[1]) < len(references.folds):
         cases = sorted(references.folds[int(fold[1])]["val"])
@@ -136,17 +140,24 @@ def _expected(folder: Path, files: Collection[str], references: References) -> d
     return {case: references.training[case] for case in cases}
 
 
-def _seeds(model: str, folders: Sequence[Path], found: Sequence[Mapping[str, object]]) -> list[int]:
-    """The seed of each folder: all different, or all 0 for the folds of a cross-validation."""
-    pairs = list(combinations(found, 2))
-    if all(one.keys() == other.keys() for one, other in pairs):
-        return list(range(len(found)))
-    if all(one.keys().isdisjoint(other) for one, other in pairs):
-        return [0] * len(found)
-    raise ValueError(
-        f"{model}: the folders {', '.join(map(str, folders))} must hold the same cases (seeds) or "
-        "different ones (folds), not some of both."
-    )
+def _seeds(model: str, found: Sequence[Mapping[str, object]]) -> list[int]:
+    """The seed of each folder: the first one of whose cases it holds none."""
+    seeds: list[set[str]] = []
+    numbers = []
+    for cases in found:
+        free = (number for number, held in enumerate(seeds) if held.isdisjoint(cases))
+        numbers.append(next(free, len(seeds)))
+        if numbers[-1] == len(seeds):
+            seeds.append(set())
+        seeds[numbers[-1]] |= cases.keys()
+    for number, held in enumerate(seeds):
+        if different := sorted(held ^ seeds[0]):
+            raise ValueError(
+                f"{model}: its folders must hold the same cases (seeds) or different ones (folds, "
+                f"all of them for each seed); only one of seeds 0 and {number} has "
+                f"{listed(different)}."
+            )
+    return numbers
 
 
 def _require_files(folder: Path, ending: str) -> dict[str, Path]:
@@ -179,7 +190,7 @@ def listed(cases: Sequence[str], limit: int = 10) -> str:
 
 
 def read_image(path: Path) -> Any:
-    """Read a 3D image file as a `SimpleITK.Image`.
+    """Read a 3D image file as a `SimpleITK.Image`; a natural image (PNG, ...) is its one slice.
 
     Raises:
         ValueError: The file cannot be read or is not 3D; the message names it.
@@ -192,6 +203,8 @@ def read_image(path: Path) -> Any:
         # The last line holds the reason, the ones before it the place in SimpleITK's source.
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{path} cannot be read as an image: {reason}") from error
+    if image.GetDimension() == 2 and path.suffix in WITHOUT_SPACING:
+        image = SimpleITK.JoinSeries(image)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"{path} (size={image.GetSize()}) must be a 3D image of one channel.")
     return image
@@ -218,7 +231,8 @@ def read_pair(pair: Pair) -> tuple[npt.NDArray[Any], npt.NDArray[Any], tuple[flo
 
     prediction, reference = (read_image(path) for path in (pair.prediction, pair.reference))
     # The tolerances pass what header formats round, 1e-3 mm and 1e-4 of the rest.
-    for name, tolerance in (("Size", 0), ("Spacing", 1e-3), ("Origin", 1e-3), ("Direction", 1e-3)):
+    grid = [("Size", 0), ("Spacing", 1e-3), ("Origin", 1e-3), ("Direction", 1e-3)]
+    for name, tolerance in grid[: 1 if pair.reference.suffix in WITHOUT_SPACING else None]:
         ours, theirs = (getattr(image, f"Get{name}")() for image in (prediction, reference))
         if not np.allclose(ours, theirs, rtol=1e-4 if tolerance else 0, atol=tolerance):
             raise ValueError(

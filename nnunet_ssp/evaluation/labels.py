@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 # Names by which `structures` finds the three, in lower case and letters only. The first of each
@@ -36,6 +37,19 @@ class Labels:
         """All values that a label map may hold."""
         ignored = set() if self.ignore is None else {self.ignore}
         return {0}.union(ignored, *self.classes.values())
+
+    @property
+    def overlap(self) -> str:
+        """Two structures that share a label value, so that one's volume holds the other's; or empty."""
+        for one, other in combinations(self.structures, 2):
+            names = self.structures[one], self.structures[other]
+            if shared := set(self.classes[names[0]]) & set(self.classes[names[1]]):
+                return (
+                    f"{names[0]}, which is taken for {one}, and {names[1]}, for {other}, share the "
+                    f"label value {min(shared)}; name the class of either alone with "
+                    f"--{one.lower()} or --{other.lower()}"
+                )
+        return ""
 
 
 def read_labels(dataset_json: Path, named: Mapping[str, str | None] | None = None) -> Labels:

@@ -12,7 +12,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
 from nnunet_ssp.cases import atomic_write
 from nnunet_ssp.evaluation.figures import render
@@ -24,13 +25,28 @@ PIXELS_PER_INCH = 110  # of the page; images have more, for screens that show mo
 
 GAP = "–"  # in a table, for what is not there
 
-Cell = str | int | float | None
+
+class Link(NamedTuple):
+    """A text that leads to a file beside the page or to a row on it."""
+
+    text: str
+    target: str  # path relative to the page, with `/`; or `#` and the row's name
+
+
+class Noted(NamedTuple):
+    """A text with smaller lines under it, each of one or more parts."""
+
+    text: str | Link
+    lines: Sequence[Sequence[str | Link]]
+
+
+Cell = str | int | float | Link | Noted | None
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2126; --soft: #5a646e; --paper: #fff; --line: #d6dbe0;
-  --panel: #f3f5f7; --notice: #fff3d1; }
+  --panel: #f3f5f7; --notice: #fff3d1; --link: #0b5cad; }
 @media (prefers-color-scheme: dark) { :root { --ink: #d5dae0; --soft: #97a1ac; --paper: #101316;
-  --line: #333a42; --panel: #1a1f24; --notice: #3a2f10; } }
+  --line: #333a42; --panel: #1a1f24; --notice: #3a2f10; --link: #7db7f2; } }
 * { box-sizing: border-box; }
 body { max-width: 58rem; margin: 0 auto; padding: 1rem 1rem 4rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
@@ -46,6 +62,11 @@ th, td { padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); t
 th { border-bottom: 2px solid var(--soft); }
 th, td:not(:last-child) { white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
+td .note { display: block; white-space: nowrap; }
+.number .note { text-align: right; }
+tr:target { background: var(--notice); }
+a { color: var(--link); text-decoration-thickness: 1px; text-underline-offset: .15em; }
+td a { color: inherit; text-decoration-color: var(--soft); }
 .number { text-align: right; white-space: nowrap; }
 details, figure, .scroll { margin: 1rem 0; }
 summary { cursor: pointer; }
@@ -82,13 +103,19 @@ class Page:
         """Start a section."""
         self._parts.append(f"<h2>{html.escape(text)}</h2>")
 
-    def paragraph(self, text: str) -> None:
-        """Add a paragraph of running text."""
-        self._parts.append(f"<p>{html.escape(text)}</p>")
+    def paragraph(self, *text: str | Link) -> None:
+        """Add a paragraph of running text, with links where they stand."""
+        self._parts.append(f"<p>{''.join(map(_inline, text))}</p>")
 
-    def code(self, text: str) -> None:
-        """Add preformatted text, such as commands; line breaks are kept."""
-        self._parts.append(f"<pre><code>{html.escape(text)}</code></pre>")
+    def code(self, text: str, *, summary: str = "") -> None:
+        """Add preformatted text, such as commands; line breaks are kept.
+
+        Args:
+            text: The text.
+            summary: Under this title the text is shown closed.
+        """
+        code = f"<pre><code>{html.escape(text)}</code></pre>"
+        self._parts.append(_collapsed(summary, code) if summary else code)
 
     def table(
         self,
@@ -98,6 +125,7 @@ class Page:
         caption: str = "",
         digits: int = 3,
         collapse_above: int = 20,
+        names: Sequence[str] = (),
     ) -> None:
         """Add a table; a column of numbers, or of texts that begin with one, is set flush right.
 
@@ -109,9 +137,10 @@ class Page:
             caption: Text above the table.
             digits: Decimals of the floats.
             collapse_above: A table with more rows is shown closed, under its caption.
+            names: What a `Link` calls the rows, one for each; empty for rows that none leads to.
 
         Raises:
-            ValueError: A row has not as many cells as there are columns.
+            ValueError: A row has not as many cells as there are columns, or a link leads elsewhere.
         """
         for row in rows:
             if len(row) != len(columns):
@@ -121,30 +150,37 @@ class Page:
                 )
         numeric = [_is_numeric([row[i] for row in rows], text=i > 0) for i in range(len(columns))]
 
-        def line(cells: Sequence[Cell], tag: str) -> str:
+        def line(cells: Sequence[Cell], tag: str, name: str = "") -> str:
             marks = (' class="number"' if number else "" for number in numeric)
             inner = (
-                f"<{tag}{mark}>{html.escape(_text(cell, digits))}</{tag}>"
+                f"<{tag}{mark}>{_content(cell, digits)}</{tag}>"
                 for cell, mark in zip(cells, marks, strict=True)
             )
-            return f"<tr>{''.join(inner)}</tr>"
+            target = f' id="{html.escape(name)}"' if name else ""
+            return f"<tr{target}>{''.join(inner)}</tr>"
 
         collapsed = len(rows) > collapse_above
-        body = "\n".join(line(row, "td") for row in rows)
+        named = zip(rows, names or [""] * len(rows), strict=True)
+        body = "\n".join(line(row, "td", name) for row, name in named)
         table = (
             f'<div class="scroll"><table><thead>{line(columns, "th")}</thead>\n'
             f"<tbody>{body}</tbody></table></div>"
         )
         if collapsed:
-            summary = html.escape(f"{caption} ({len(rows)} rows)".lstrip())
-            table = f"<details><summary>{summary}</summary>{table}</details>"
+            table = _collapsed(f"{caption} ({len(rows)} rows)".lstrip(), table)
         elif caption:
             # Not a <caption>, which would be as wide as the table and scroll with it.
             table = f"<figure><figcaption>{html.escape(caption)}</figcaption>{table}</figure>"
         self._parts.append(table)
 
     def image(
-        self, png: bytes | Path, *, alt: str, caption: str = "", width: int | None = None
+        self,
+        png: bytes | Path,
+        *,
+        alt: str,
+        caption: str = "",
+        width: int | None = None,
+        summary: str = "",
     ) -> None:
         """Add a PNG image.
 
@@ -153,6 +189,7 @@ class Page:
             alt: What the image shows, for readers who do not see it.
             caption: Text under the image.
             width: Pixels of the page, where it has as many; by default those of the image.
+            summary: Under this title the image is shown closed.
 
         Raises:
             ValueError: `png` is no PNG image.
@@ -162,7 +199,8 @@ class Page:
             raise ValueError(f"`png` (={str(png)[:80]}) must be a PNG image.")
         size = "" if width is None else f' width="{width}"'
         image = f'<img{size} src="{_data_uri(content)}" alt="{html.escape(alt)}">'
-        self._parts.append(_figure(image, caption))
+        figure = _figure(image, caption)
+        self._parts.append(_collapsed(summary, figure) if summary else figure)
 
     def plot(
         self,
@@ -233,16 +271,39 @@ def _figure(content: str, caption: str) -> str:
     return f"<figure>{content}{note}</figure>"
 
 
+def _collapsed(summary: str, content: str) -> str:
+    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+
+
+def _content(cell: Cell, digits: int) -> str:
+    """A cell as HTML."""
+    if isinstance(cell, Noted):
+        lines = (" · ".join(map(_inline, parts)) for parts in cell.lines)
+        return _inline(cell.text) + "".join(f'<span class="note">{line}</span>' for line in lines)
+    return _inline(cell if isinstance(cell, Link) else _text(cell, digits))
+
+
+def _inline(text: str | Link) -> str:
+    if isinstance(text, str):
+        return html.escape(text)
+    # Only what lies beside the page: it stays whole when it is moved together with its files.
+    if re.match(r"[a-zA-Z][\w+.-]*:|/", text.target):
+        raise ValueError(f"`target` (={text.target}) must be a relative path or # and a name.")
+    return f'<a href="{html.escape(quote(text.target, safe="/#+,="))}">{html.escape(text.text)}</a>'
+
+
 def _is_numeric(cells: Sequence[Cell], text: bool) -> bool:
-    """Whether a column has numbers and nothing else, but for gaps."""
-    filled = [cell for cell in cells if cell not in (None, GAP)]
-    return bool(filled) and all(
+    """Whether a column has numbers and nothing else, but for gaps; with texts, also nothing but gaps."""
+    words = [cell.text if isinstance(cell, Noted) else cell for cell in cells]
+    plain = [word.text if isinstance(word, Link) else word for word in words]
+    filled = [cell for cell in plain if cell not in (None, GAP)]
+    return (text or bool(filled)) and all(
         text and re.match(r"[+-]?\d", cell) is not None if isinstance(cell, str) else True
         for cell in filled
     )
 
 
-def _text(cell: Cell, digits: int) -> str:
+def _text(cell: str | int | float | None, digits: int) -> str:
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return GAP
     return f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell)

@@ -21,8 +21,8 @@ from nnunet_ssp.evaluation.figures import (
     labelled_slices,
     overlay_grid,
 )
-from nnunet_ssp.evaluation.files import read_array
-from nnunet_ssp.evaluation.page import PIXELS_PER_INCH, Cell, Page
+from nnunet_ssp.evaluation.files import listed, read_array, read_image
+from nnunet_ssp.evaluation.page import GAP, PIXELS_PER_INCH, Cell, Page
 from nnunet_ssp.evaluation.results import POSITION_BINS, Evaluation
 from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST, subject_means
 from nnunet_ssp.evaluation.wording import decimal, interval, introduction, listing, p_value
@@ -54,24 +54,28 @@ def report(evaluation: Evaluation) -> Page:
 
 def _add_scores(page: Page, evaluation: Evaluation) -> None:
     page.heading("Overlap and distance")
-    seeds = bool(evaluation.frames["seed"].nunique() > 1)
-    distances = evaluation.has_distances
-    columns = ["Model", "Class", "3D Dice", "95 % CI", "SD", *["SD seeds"] * seeds]
-    columns += [*["HD95 (mm)", "ASSD (mm)"] * distances, "Missed", "nnU-Net’s rule"]
+    seeds, distances = evaluation.has_seeds, evaluation.has_distances
+    columns = ["Model", "Class", "3D Dice", "nnU-Net’s", "95 % CI", "SD"]
+    columns += [*["SD seeds"] * seeds, "Missed", *["HD95 (mm)", "ASSD (mm)"] * distances]
     rows: list[list[Cell]] = []
     for row in evaluation.overall.to_dict("records"):
-        cells = [row["model"], row["class"], row["dice_mean"], interval(row, "dice")]
-        cells += [row["dice_sd_subjects"], *[row["dice_sd_seeds"]] * seeds]
-        cells += [decimal(row[f"{s}_mean"], 1) for s in ("hd95_mm", "assd_mm") if distances]
-        rows.append([*cells, row["missed"], row["dice_nan_mean"]])
+        cells = [row["model"], row["class"], row["dice_mean"], row["dice_nan_mean"]]
+        cells += [interval(row, "dice"), row["dice_sd_subjects"], *[row["dice_sd_seeds"]] * seeds]
+        means = [decimal(row[f"{s}_mean"], 1) for s in ("hd95_mm", "assd_mm") if distances]
+        rows.append([*cells, row["missed"], *means])
+    missed = "their Dice is 0"
+    if distances:
+        missed += " and they have no distance, so who misses what is difficult has smaller ones"
+    if distances and len(evaluation.models) > 1:
+        missed += " (not so in the next section, which compares like with like)"
     _add_table(
         page,
         evaluation,
         columns,
         rows,
         caption="Means over subjects, each the mean of its frames and seeds, and the standard deviation over subjects. "
-        "Missed: frames with the class in only one of the two label maps, whose Dice is 0 and which have no distance. "
-        "A class in neither has a Dice of 1 (the papers’ rule), or does not count (nnU-Net’s, in the last column).",
+        "A class in neither label map has a Dice of 1 (the papers’ rule), or does not count (nnU-Net’s rule). "
+        f"Missed: frames with the class in only one of the two, summed over seeds; {missed}.",
         collapse_above=40,
     )
     page.plot(
@@ -99,32 +103,35 @@ def _box_groups(evaluation: Evaluation) -> dict[str, dict[str, np.ndarray]]:
 def _add_comparisons(page: Page, evaluation: Evaluation) -> None:
     table = evaluation.comparisons
     page.heading(f"Compared with {evaluation.baseline}")
-    dice = table["score"].str.startswith("Dice")
-    for part, caption, collapse_above in (
+    columns = ["Score", "Model", "Difference", "95 % CI", "Better on", "p", "p, Holm"]
+    for better, caption, collapse_above in (
         (
-            table[dice],
+            "higher",
             f"Model minus {evaluation.baseline}, paired by subject. p: one-sided Wilcoxon signed-rank test that the "
             "model is better; Holm: corrected for the number of models, not for the number of scores, so decide on "
             f"one score beforehand. No p value under {SUBJECTS_FOR_A_TEST} subjects.",
             60,
         ),
-        (table[~dice], "Distances and absolute errors of the clinical figures, likewise", 0),
+        (
+            "lower",
+            "Distances and absolute errors of the clinical figures, likewise; here a negative difference is better. "
+            f"Missed: how many of them the model / {evaluation.baseline} does not have, over all seeds. What one of "
+            "the two does not have in one of its seeds is left out for both.",
+            0,
+        ),
     ):
-        rows = [
-            [
-                row["score"],
-                row["model"],
-                f"{row['difference']:+.3f}",
-                interval(row),
-                f"{row['n_better']} of {row['n_subjects']}",
-                p_value(row["p"]),
-                p_value(row["p_holm"]),
-            ]
-            for row in part.to_dict("records")
-        ]
-        columns = ["Score", "Model", "Difference", "95 % CI", "Better on", "p", "p, Holm"]
+        rows: list[list[Cell]] = []
+        for row in table[table["better"] == better].to_dict("records"):
+            difference = f"{row['difference']:+.3f}" if row["n_subjects"] else GAP
+            cells = [row["score"], row["model"], difference, interval(row)]
+            cells += [f"{row['n_better']} of {row['n_subjects']}"]
+            cells += [p_value(row["p"]), p_value(row["p_holm"])]
+            if better == "lower":
+                cells.append(f"{row['missed']} / {row['missed_baseline']}")
+            rows.append(cells)
         if rows:
-            page.table(columns, rows, caption=caption, collapse_above=collapse_above)
+            heads = [*columns, *["Missed"] * (better == "lower")]
+            page.table(heads, rows, caption=caption, collapse_above=collapse_above)
 
 
 def _add_groups(page: Page, evaluation: Evaluation) -> None:
@@ -141,16 +148,18 @@ def _add_groups(page: Page, evaluation: Evaluation) -> None:
             count = int(by_class["n_subjects"].max())
             rows.append([str(value), str(model), count, *scores])
             if distances:
-                rows[-1].append(decimal(by_class["hd95_mm_mean"][MEAN], 1))
+                mean = by_class.loc[MEAN]
+                rows[-1] += [decimal(mean["hd95_mm_mean"], 1), int(mean["missed"])]
         _add_table(
             page,
             evaluation,
             [
                 *(group.capitalize(), "Model", "Subjects", *evaluation.classes),
-                *["HD95 (mm)"] * distances,
+                *["HD95 (mm)", "Missed"] * distances,
             ],
             sorted(rows, key=lambda row: str(row[0])),
-            caption=f"3D Dice by {group}{'; HD95 is the mean over classes' * distances}.",
+            caption=f"3D Dice by {group}"
+            f"{'; HD95 is the mean over the classes that were not missed' * distances}.",
         )
 
 
@@ -181,19 +190,31 @@ def _add_positions(page: Page, evaluation: Evaluation) -> None:
 
 def _add_overlays(page: Page, evaluation: Evaluation) -> None:
     own = evaluation.scores[evaluation.scores["class"] == MEAN]
-    ranked = own.groupby("case")["dice"].mean().sort_values()
-    ranked = ranked[[case for case in ranked.index if case in evaluation.images]]
-    if ranked.empty:
+    means = own.groupby("case")["dice"].mean().sort_values(kind="stable")
+    ranked = [str(case) for case in means.index if case in evaluation.images]
+    left_out: list[str] = []
+    while bad := [c for c in _best_median_worst(ranked).values() if not _has_image(evaluation, c)]:
+        left_out += bad
+        ranked = [case for case in ranked if case not in bad]
+    if not ranked and not left_out:
         return
     page.heading("Best, median and worst")
-    chosen = {"Best": -1, "Median": len(ranked) // 2, "Worst": 0}
-    for title, place in chosen.items():
-        case = str(ranked.index[place])
+    page.paragraph(
+        "Of the frames with an image, by the mean Dice of all classes, models and seeds"
+        f"{'; shown is the first seed of each model' * evaluation.has_seeds}. "
+        "White: outline of the reference."
+    )
+    if left_out:
+        page.paragraph(
+            "Note: left out, as the image cannot be read or has another size than the reference: "
+            f"{listed(left_out)}."
+        )
+    for title, case in _best_median_worst(ranked).items():
         for models in _chunks(list(evaluation.models), MODELS_PER_OVERLAY):
             page.image(
                 _overlay(evaluation, case, models),
                 alt=f"Reference and predictions in colour on three slices of {case}.",
-                caption=f"{title}: {_described(evaluation, case)}. White: outline of the reference.",
+                caption=f"{title}: {_described(evaluation, case, models)}",
                 width=round(PIXELS_PER_INCH * OVERLAY_WIDTH),
             )
 
@@ -203,18 +224,39 @@ def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
         yield items[start : start + size]
 
 
-def _described(evaluation: Evaluation, case: str) -> str:
-    """The case's name, phase and Dice in words."""
-    own = evaluation.scores[evaluation.scores["case"] == case]
-    dice = own.groupby("class", sort=False)["dice"].mean()
-    scores = ", ".join(f"{name} {value:.2f}" for name, value in dice.items())
-    return ", ".join(word for word in (case, own["phase"].iloc[0], f"Dice {scores}") if word)
+def _best_median_worst(ranked: list[str]) -> dict[str, str]:
+    """Of cases from the worst to the best; two have no median, a single one is the best."""
+    places = {0: "Worst", len(ranked) // 2: "Median", len(ranked) - 1: "Best"}
+    return {title: ranked[place] for place, title in reversed(places.items())} if ranked else {}
+
+
+def _has_image(evaluation: Evaluation, case: str) -> bool:
+    """Whether the image of a case can be read and has the size of the reference."""
+    reference = next(pair.reference for pair in evaluation.pairs if pair.case == case)
+    try:
+        image, label_map = (read_image(path) for path in (evaluation.images[case], reference))
+    except ValueError:
+        return False
+    return bool(image.GetSize() == label_map.GetSize())
+
+
+def _described(evaluation: Evaluation, case: str, models: list[str]) -> str:
+    """The case's name, phase and the Dice of what is shown, in words."""
+    scores = evaluation.scores
+    own = scores[(scores["case"] == case) & (scores["seed"] == 0) & scores["model"].isin(models)]
+    lines = []
+    for model in models:
+        dice = own[own["model"] == model].set_index("class")["dice"]
+        named = f"{model}: " if len(evaluation.models) > 1 else ""
+        lines.append(f"{named}{', '.join(f'{name} {value:.2f}' for name, value in dice.items())}")
+    where = ", ".join(word for word in (case, own["phase"].iloc[0]) if word)
+    return f"{where}. Dice of {'; '.join(lines)}."
 
 
 def _overlay(evaluation: Evaluation, case: str, models: list[str]) -> bytes:
     """Basal, middle and apical slice of a case: the reference and each model's first seed."""
     image = read_array(evaluation.images[case])
-    pairs = {p.model: p for p in reversed(evaluation.pairs) if p.case == case}
+    pairs = {pair.model: pair for pair in evaluation.pairs if (pair.case, pair.seed) == (case, 0)}
     reference = read_array(pairs[models[0]].reference)
     maps = {"Reference": reference} | {name: read_array(pairs[name].prediction) for name in models}
     z, window = labelled_slices(reference, 3), label_window(reference)
@@ -263,14 +305,16 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
         page,
         evaluation,
         [
-            *("Model", "Figure", "n", "Reference", "Predicted", "Bias", "SD"),
+            *("Model", "Figure", "Subjects", "Reference", "Predicted", "Bias", "SD"),
             *("95 % limits", "MAE", "Error (%)", "r"),
         ],
         rows,
         caption="Volumes are those of the voxels at the reference’s ED and ES frames; mass is that of the myocardium "
-        "at ED, 1.05 g/ml. Means over n subjects. Bias: predicted minus reference, and its standard deviation; limits: "
-        "bias ± 1.96 SD (Bland and Altman); MAE: mean absolute error; error (%): mean of the errors in percent of the "
-        "reference; r: Pearson’s correlation.",
+        "at ED, 1.05 g/ml. Means over the subjects that have the figure in reference and prediction, of which a model "
+        "may have fewer than another (no EF without an EDV); their number is that of the seed with fewest. "
+        "Bias: predicted minus reference, and its standard deviation; limits: bias ± 1.96 SD (Bland and Altman); "
+        "MAE: mean absolute error; error (%): mean of the errors in percent of the reference; r: Pearson’s "
+        "correlation.",
         collapse_above=40,
     )
     for model in evaluation.models:

@@ -16,10 +16,10 @@ from nnunet_ssp.evaluation.files import Pair
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.evaluation.statistics import (
     MEAN,
+    SCORES,
     Better,
     bootstrap_interval,
     compare,
-    subject_means,
     summarise,
     with_mean,
 )
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 GROUPS = ("phase", "vendor", "centre", "pathology")
 POSITION_BINS = 10
+COMPARED = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Evaluation:
     def phases(self) -> list[str]:
         """Which of ED and ES there are."""
         return [phase for phase in ("ED", "ES") if (self.frames["phase"] == phase).any()]
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether any model was trained more than once."""
+        return bool(self.frames["seed"].nunique() > 1)
 
     @property
     def has_distances(self) -> bool:
@@ -91,30 +97,31 @@ class Evaluation:
     def comparisons(self) -> pd.DataFrame:
         """Every model against the baseline: `score`, and the columns of `compare`.
 
-        The mean Dice comes first, then the Dice of the classes, the mean distances, and the
-        absolute errors of the clinical figures.
+        Dice and the distances, each for the mean and for the classes, then the absolute errors of
+        the clinical figures, where `missed` counts the figures that a model does not have.
         """
         import pandas as pd
 
-        compared: list[tuple[str, pd.DataFrame, Better]] = []
-        for name in (MEAN, *self.classes[:-1]):
-            own = self.scores[self.scores["class"] == name]
-            compared.append((f"Dice, {name}", subject_means(own, "dice"), "higher"))
-        own = self.scores[self.scores["class"] == MEAN]
-        for score, title in (("hd95_mm", "HD95 (mm)"), ("assd_mm", "ASSD (mm)")):
-            if own[score].notna().any():
-                compared.append((f"{title}, {MEAN}", subject_means(own, score), "lower"))
-        errors = self.figures.assign(error=self.figures["error"].abs())
-        for figure, own in errors.groupby("figure", sort=False):
+        compared: list[pd.DataFrame] = []
+
+        def add(title: str, table: pd.DataFrame, score: str, better: Better) -> None:
+            rows = compare(table, score, self.baseline, better)
+            compared.append(rows.assign(score=title, better=better))
+
+        for score, title in COMPARED.items():
+            if self.frames[score].notna().any():
+                add(f"{title}, {MEAN}", self.frames, score, SCORES[score])
+                for name, own in self.frames.groupby("class", sort=False):
+                    add(f"{title}, {name}", own, score, SCORES[score])
+        errors = self.figures.assign(
+            error=self.figures["error"].abs(),
+            missed=self.figures["reference"].notna() & self.figures["predicted"].isna(),
+            case=self.figures["subject"],
+        ).rename(columns={"figure": "class"})
+        for figure, own in errors.groupby("class", sort=False):
             title = f"{figure} ({own['unit'].iloc[0]}), absolute error"
-            compared.append((title, subject_means(own, "error"), "lower"))
-        return pd.concat(
-            [
-                compare(table, self.baseline, better).assign(score=title, better=better)
-                for title, table, better in compared
-            ],
-            ignore_index=True,
-        )
+            add(title, own, "error", "lower")
+        return pd.concat(compared, ignore_index=True)
 
     @cached_property
     def positions(self) -> pd.DataFrame:

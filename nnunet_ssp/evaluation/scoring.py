@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 DICE_RULES: dict[str, EmptyRule] = {"dice": "one", "dice_nan": "nan"}
+SLICE_COLUMNS = ("model", "seed", "case", "class", "slice", "position", *DICE_RULES)
 
 
 class Scores(NamedTuple):
@@ -58,7 +59,8 @@ def score_pairs(pairs: Sequence[Pair], labels: Labels, workers: int = 1) -> Scor
     results = list(process(partial(score_pair, labels=labels), pairs, workers, "Scoring", "frame"))
     return Scores(
         pd.DataFrame([row for frames, _ in results for row in frames]),
-        pd.DataFrame([row for _, slices in results for row in slices]),
+        # Without any label there are no slices, but still their columns.
+        pd.DataFrame([row for _, slices in results for row in slices], columns=SLICE_COLUMNS),
     )
 
 

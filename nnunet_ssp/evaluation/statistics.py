@@ -24,6 +24,7 @@ SCORES: dict[str, Better] = {
     "assd_mm": "lower",
 }
 MEAN = "mean"  # the class that stands for all
+DIFFERENCE_DIGITS = 9
 SUBJECTS_FOR_A_TEST = 6  # with fewer, no difference could have a two-sided p below 0.05
 
 
@@ -50,16 +51,17 @@ def with_mean(frames: pd.DataFrame) -> pd.DataFrame:
 
 
 def subject_means(table: pd.DataFrame, score: str) -> pd.DataFrame:
-    """A score of each subject, the mean over seeds and frames.
+    """A score of each subject: the mean over seeds and frames, each the mean of its classes.
 
     Args:
-        table: Columns `model, subject` and the score.
+        table: Columns `model, seed, subject, case` and the score, one row per class.
         score: Name of the column.
 
     Returns:
         One row per subject, one column per model.
     """
-    means = table.groupby(["subject", "model"], sort=False)[score].mean()
+    frames = table.groupby(["subject", "model", "seed", "case"], sort=False)[score].mean()
+    means = frames.groupby(["subject", "model"], sort=False).mean()
     return means.unstack("model")[table["model"].unique()]
 
 
@@ -135,16 +137,20 @@ def bootstrap_interval(
 
 
 def compare(
-    scores: pd.DataFrame, baseline: str, better: Better = "higher", seed: int = 0
+    table: pd.DataFrame, score: str, baseline: str, better: Better = "higher", seed: int = 0
 ) -> pd.DataFrame:
-    """Test for each model whether it is better than the baseline, on the same subjects.
+    """Test for each model whether it is better than the baseline, on what both have scores of.
+
+    A model that misses a class has no distance there, and its mean would be one of easier classes
+    and frames. So a case's class without a score, in one seed of either model, is left out for
+    both, before any mean is taken.
 
     The test is the paired one-sided Wilcoxon signed-rank test (Dominic et al.), its p values
     corrected for the number of models after Holm (1979).
 
     Args:
-        scores: One row per subject, one column per model, from `subject_means`. Subjects without
-            one of the two scores are left out of a comparison.
+        table: One row per `model, seed, case, class`, with `subject`, `missed` and the score.
+        score: Name of the column.
         baseline: The model the others are compared with.
         better: Which scores are better.
         seed: Of the bootstrap.
@@ -152,14 +158,21 @@ def compare(
     Returns:
         One row per other model: `model`, `baseline`, `n_subjects`, the mean `difference` to the
         baseline with its 95 % bootstrap interval `low, high`, the number of subjects on which the
-        model is better, `n_better`, and `p` and `p_holm`, both NaN for fewer than 6 subjects.
+        model is better, `n_better`, how much each has `missed` and `missed_baseline`, summed over
+        the table, and `p` and `p_holm`, both NaN for fewer than 6 subjects.
     """
     import pandas as pd
     from scipy import stats
 
     rows: list[dict[str, Any]] = []
-    for model in scores.columns.drop(baseline):
-        differences = (scores[model] - scores[baseline]).dropna().to_numpy()
+    missed = table.groupby("model", sort=False)["missed"].sum()
+    for model in missed.index.drop(baseline):
+        both = table[table["model"].isin((model, baseline))]
+        known = both[score].notna().groupby([both["case"], both["class"]]).transform("all")
+        scores = subject_means(both[known], score).reindex(columns=[model, baseline])
+        differences = (scores[model] - scores[baseline]).to_numpy()
+        # The noise of floating point is no gain; adding zero makes a rounded -0.0 a 0.0.
+        differences = differences.round(DIFFERENCE_DIGITS) + 0.0
         gains = differences if better == "higher" else -differences
         p = np.nan
         if len(gains) >= SUBJECTS_FOR_A_TEST:
@@ -174,11 +187,13 @@ def compare(
                 "low": low,
                 "high": high,
                 "n_better": int((gains > 0).sum()),
+                "missed": int(missed[model]),
+                "missed_baseline": int(missed[baseline]),
                 "p": float(p),
             }
         )
-    table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm(table["p"].to_numpy()))
+    compared = pd.DataFrame(rows)
+    return compared.assign(p_holm=holm(compared["p"].to_numpy()))
 
 
 def holm(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -50,6 +50,19 @@ class Batch:
         return Batch(
             self.slices[rows], self.sizes[rows], drawn, self.positions[rows], total=self.total
         )
+
+    def pinned(self) -> Batch:
+        """What is on the host in page-locked memory, from where copies to CUDA wait for nothing."""
+        drawn = {name: _pinned(entry) for name, entry in self.drawn.items()}
+        return replace(
+            self, sizes=_pinned(self.sizes), drawn=drawn, positions=_pinned(self.positions)
+        )
+
+
+def _pinned(entry: Any) -> Any:
+    if isinstance(entry, Views):
+        return Views(**{name: column.pin_memory() for name, column in vars(entry).items()})
+    return entry.pin_memory() if isinstance(entry, Tensor) else entry
 
 
 class Method(nn.Module, ABC):

@@ -225,13 +225,6 @@ class DINO(Distillation):
         self.epoch = epoch
         self.used.fill_(False)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The prototypes apart: in torch's fused SGD the momentum of a group begins with one step for all."""
-        head: Any = self.head
-        matrices, vectors = super().parameter_groups()
-        others = [p for p in matrices["params"] if p is not head.prototypes]
-        return [{"params": others}, {"params": [head.prototypes]}, vectors]
-
     def after_backward(self) -> None:
         """Hold the prototypes still at first: without a gradient the optimiser leaves them alone."""
         if self.epoch < self.settings.freeze_prototypes:

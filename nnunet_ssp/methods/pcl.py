@@ -89,14 +89,14 @@ class PCL(SimCLR):
             self._near(torch.stack([number, torch.full_like(number, n_slices)], 1)).triu(1).any()
         )
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        others = self.positives(batch).sum(1, dtype=torch.float32).mean() - 1  # without itself
-        return {**super().forward(batch), "positives_per_view": others}
-
     def positives(self, batch: Batch) -> Tensor:
         positions = batch.positions.to(batch.slices.device, non_blocking=True)
         positions = gather_rows(positions, batch.total)
         return self._near(positions).repeat(2, 2)
+
+    def counts(self, positives: Tensor) -> dict[str, Tensor]:
+        others = positives.sum(1, dtype=torch.float32).mean() - 1  # without itself
+        return {"positives_per_view": others}
 
     def _near(self, positions: Tensor) -> Tensor:
         s = self.settings

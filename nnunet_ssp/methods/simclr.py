@@ -79,9 +79,13 @@ class SimCLR(Embedding):
             features = self.head(self.head_norm(pooled))
             positives = self.positives(batch)
             loss, _ = contrastive_loss(features, positives, self.settings.temperature)
-        return {"loss": loss, **self.figures(features, pooled)}
+        return {"loss": loss, **self.figures(features, pooled), **self.counts(positives)}
 
     def positives(self, batch: Batch) -> Tensor:
         """(2B, 2B) bool: which views of the global batch, all first ones and then all second ones, are alike."""
         number = torch.arange(batch.total, device=batch.slices.device).repeat(2)
         return number[:, None] == number
+
+    def counts(self, positives: Tensor) -> dict[str, Tensor]:
+        """What the monitors show of the positives."""
+        return {}

@@ -85,9 +85,11 @@ class Document(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def write_dataset_json(raw: Path, labels: dict[str, int | list[int]]) -> None:
+def write_dataset_json(
+    raw: Path, labels: dict[str, int | list[int]], ending: str = ".nii.gz"
+) -> None:
     raw.mkdir(parents=True, exist_ok=True)
-    (raw / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+    (raw / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ending}))
 
 
 def write_dataset(raw: Path) -> None:

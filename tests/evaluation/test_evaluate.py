@@ -20,6 +20,7 @@ from nnunet_ssp.evaluation import report
 from nnunet_ssp.evaluation.evaluate import OUTPUTS
 from nnunet_ssp.evaluation.page import Page
 from tests.evaluation.conftest import (
+    SPACING,
     Document,
     heart,
     make_case,
@@ -203,6 +204,7 @@ def test_models_are_compared_by_subject(dataset, predict, tmp_path, capsys):
     assert row["p_holm"] == pytest.approx(2 * row["p"])
     assert rows["mim", "HD95 (mm), mean"]["difference"] < 0
     assert rows["mim", "HD95 (mm), mean"]["n_better"] == 8
+    assert rows["mim", "HD95 (mm), LVBP"]["n_better"] == 8
     assert ("mim", "LV EF (%), absolute error") in rows
 
     scratch = metrics[metrics["model"] == "scratch"]
@@ -215,6 +217,32 @@ def test_models_are_compared_by_subject(dataset, predict, tmp_path, capsys):
     assert "predicted by one, scratch (2 seeds) and mim (2 seeds)." in printed
     assert "Mean Dice compared with scratch:\n  one: +" in printed
     assert "better on 8 of 8 subjects; p 0.004, after Holm 0.008" in printed
+
+
+def test_a_model_that_misses_a_class_is_compared_on_what_it_has(
+    dataset, predict, tmp_path, capsys, with_page
+):
+    full, blind = predict("full", 1.0), tmp_path / "blind"
+    for path in full.iterdir():
+        stack = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+        if path.name.startswith("T0"):
+            stack[stack == 1] = 0  # no LV EDV, so no LV EF
+        write_image(blind / path.name, np.where(stack == 3, 0, stack).astype(np.uint8))
+    assert run(f"114 {full} {blind} -np 1 -o {tmp_path / 'out'}") == 0
+    *_, summary = tables(tmp_path / "out")
+    rows = {row["score"]: row for row in summary["comparisons"]}
+    mean = rows["HD95 (mm), mean"]
+    assert (mean["difference"], mean["n_better"], mean["n_subjects"]) == (0, 0, 8)
+    assert (mean["missed"], mean["missed_baseline"]) == (16 + 2, 0)
+    assert (rows["ASSD (mm), RV"]["n_subjects"], rows["ASSD (mm), RV"]["difference"]) == (0, None)
+    assert rows["Dice, RV"]["difference"] < -0.5
+    fraction = rows["LV EF (%), absolute error"]
+    assert (fraction["n_subjects"], fraction["missed"]) == (7, 1)
+    printed = capsys.readouterr().out
+    assert "Mean HD95 (mm) compared with full where neither missed a class:\n  blind: +0" in printed
+    assert "after Holm 1.000; missed 18, full 0\n" in printed
+    text = " ".join(Document((tmp_path / "out/report.html").read_text("utf-8")).text)
+    assert "HD95 (mm), mean blind +0.000" in text and "18 / 0" in text and "nan" not in text
 
 
 def test_a_cross_validation_is_one_model(nnunet, predict, dataset, capsys):
@@ -278,6 +306,44 @@ def test_a_plain_dataset_has_no_clinical_figures_and_takes_a_pattern(nnunet, cap
     assert summary["n_subjects"] == 4
     assert run("27 -np 1 --subject-pattern X", predicted) == 1
     assert "`subject_pattern` (=X) must match every case name" in capsys.readouterr().err
+    assert run("27 -np 1 --subject-pattern (", predicted) == 1
+    assert "error: `subject_pattern` (=() must be a regular exp" in capsys.readouterr().err
+
+
+def test_structures_that_share_a_value_have_no_volumes(nnunet, capsys):
+    predicted = plain_dataset(nnunet, {"background": 0, "LV": [1, 2], "MYO": 2, "RV": 3})
+    assert run("27 -np 1", predicted) == 0
+    *_, clinical, _ = tables(nnunet / "predicted_evaluation")
+    assert clinical.empty
+    printed = capsys.readouterr().out
+    assert "No clinical figures: LV, which is taken for LV, and MYO, for MYO, share the" in printed
+
+
+@pytest.mark.parametrize(("ending", "part"), [(".tif", slice(None)), (".png", 2)])
+def test_files_without_spacing_have_neither_distances_nor_volumes(
+    nnunet, capsys, ending, part, with_page
+):
+    raw = nnunet / "nnUNet_raw" / "Dataset027_Plain"
+    write_dataset_json(raw, {"background": 0, "LV": 1, "MYO": 2, "RV": 3}, ending)
+    for i in range(2):
+        for folder, spacing in ((raw / "labelsTs", (1, 1, 1)), (nnunet / "predicted", SPACING)):
+            folder.mkdir(exist_ok=True)
+            image = SimpleITK.GetImageFromArray(heart(8 + i)[part])
+            image.SetSpacing([float(value) for value in spacing[: image.GetDimension()]])
+            SimpleITK.WriteImage(image, str(folder / f"a{i}{ending}"))
+    shutil.copytree(raw / "labelsTs", raw / "imagesTs")
+    for path in (raw / "imagesTs").iterdir():
+        path.rename(path.with_name(f"{path.stem}_0000{ending}"))
+    assert run("27 -np 1", nnunet / "predicted") == 0
+    metrics, _, clinical, _ = tables(nnunet / "predicted_evaluation")
+    assert (metrics["dice"] == 1).all() and clinical.empty
+    assert metrics[["hd95_mm", "assd_mm", "reference_ml", "predicted_ml"]].isna().all(axis=None)
+    printed = capsys.readouterr().out
+    assert f"Note: {ending} files hold no spacing: there are no distances and no vol" in printed
+    assert f"No clinical figures: {ending} files hold no spacing, so there are no vol" in printed
+    html = (nnunet / "predicted_evaluation/report.html").read_text()
+    # Of two cases none is both the best and the median.
+    assert "Best: a" in html and "Worst: a" in html and "Median: " not in html
 
 
 def test_regions_overlap_and_an_ignore_label_forbids_volumes(nnunet, capsys):
@@ -331,7 +397,18 @@ def test_classes_that_were_not_labelled_are_left_out_and_said_so(
     assert set(clinical["figure"]) == {"LV EDV", "LV ESV", "LV SV", "LV EF", "LV mass"}
     printed = capsys.readouterr().out
     assert "Note: LVM is in no reference at ES, so it is left out there." in printed
-    assert "Note: RV is in no reference, so it is left out." in printed
+    assert "there. It is in 8 of 8 predictions." in printed
+    assert (
+        "Note: RV is in no reference, so it is left out. It is in 16 of 16 predictions" in printed
+    )
+
+
+def test_references_without_any_label_are_refused(dataset, predict, capsys):
+    predictions = predict("mim", 1.0)
+    for path in (dataset / "labelsTs").iterdir():
+        write_image(path, np.zeros_like(heart()))
+    assert run("114 -np 1", predictions) == 1
+    assert "error: No reference holds any class of the dataset" in capsys.readouterr().err
 
 
 # -- what users get wrong ------------------------------------------------------------------------
@@ -344,6 +421,7 @@ def test_classes_that_were_not_labelled_are_left_out_and_said_so(
         ("114 nowhere", "nowhere is not a folder."),
         ("114 a= -o x", "`predictions` (=a=) must be FOLDER or NAME=FOLDER."),
         ("114 mim ./mim -o x", "`predictions` (=./mim) must have a name of its own, mim is taken"),
+        ("114 mim x=./mim -o x", "`predictions` (=x=./mim) must be a folder that is not given twi"),
         ("114 mim mim2", "`-o` must name the folder to write to"),
         ("114 mim -o mim", "`-o` (=mim) must be another folder than the label maps'."),
         ("114 mim --baseline x", "`--baseline` (=x) must be one of mim."),
@@ -371,6 +449,53 @@ def test_missing_and_foreign_predictions_are_named(dataset, predict, capsys):
     path.unlink()
     assert run("114 -np 1", predictions) == 1
     assert "mim has no prediction for 1 case: T5_frame00." in capsys.readouterr().err
+
+
+def test_nothing_is_written_if_the_page_fails(dataset, predict, tmp_path, monkeypatch):
+    def fail(evaluation: object) -> Page:
+        raise ValueError("no page")
+
+    monkeypatch.setattr(report, "report", fail)
+    assert run("114 -np 1", predict("mim", 1.0)) == 1
+    assert not (tmp_path / "mim_evaluation").exists()
+
+
+def test_images_that_do_not_fit_are_left_out_of_the_overlays(dataset, predict, tmp_path, with_page):
+    predictions = predict("m$im", 1.0)
+    images = sorted((dataset / "imagesTs").iterdir())
+    images[0].write_bytes(b"no image")
+    for path in images[1:13]:
+        write_image(path, heart()[1:])
+    assert run("114 -np 1", predictions) == 0
+    page = Document((tmp_path / "m$im_evaluation/report.html").read_text("utf-8"))
+    (note,) = (text for text in page.text if text.startswith("Note: left out, as the image cannot"))
+    assert "T0_frame00" in note or "T0_frame07" in note
+    (best,) = (text for text in page.text if text.startswith("Best: "))
+    metrics, *_ = tables(tmp_path / "m$im_evaluation")
+    own = metrics[metrics["case"].isin([path.name[:10] for path in images[13:]])]
+    means = own.groupby("case")["dice"].mean()
+    assert best.startswith(f"Best: {means.idxmax()}, E")
+    assert f"mean {means.max():.2f}." in best
+
+
+def test_captions_say_which_seed_is_shown(dataset, predict, tmp_path, with_page):
+    first, second = predict("first", 0), predict("second", 2.0)
+    assert run(f"114 mim={first} mim={second} -np 1 -o {tmp_path / 'out'}") == 0
+    page = Document((tmp_path / "out/report.html").read_text("utf-8"))
+    text = " ".join(page.text)
+    assert "of all classes, models and seeds; shown is the first seed of each model." in text
+    assert "Missed: frames with the class in only one of the two, summed over seeds;" in text
+    for title in ("Best", "Median", "Worst"):
+        (caption,) = (line for line in page.text if line.startswith(f"{title}: "))
+        assert caption.endswith("Dice of LVBP 1.00, LVM 1.00, RV 1.00, mean 1.00.")
+    assert "Means over the subjects that have the figure in reference and prediction" in text
+
+
+def test_folders_are_known_by_where_they_are(dataset, predict, tmp_path, monkeypatch):
+    monkeypatch.chdir(predict("mim", 1.0))
+    assert run("114 . -np 1") == 0
+    *_, summary = tables(tmp_path / "mim_evaluation")
+    assert summary["models"] == {"mim": [str(tmp_path / "mim")]}
 
 
 def test_a_dataset_without_dataset_json_is_named(dataset, predict, capsys):
@@ -441,6 +566,9 @@ def test_the_page_has_every_part_and_asks_for_nothing(reports):
             assert (image.get("src") or image["srcset"]).startswith("data:image/png;base64,")
             assert image.get("alt") or "srcset" in image
         assert "http://" not in html and "https://" not in html
+        after = document.text[document.text.index("3D Dice") + 1 :]
+        assert after[0] == "nnU-Net’s"
+        assert after.index("Missed") < after.index("HD95 (mm)")
         models, overlays = (2, 6) if name == "two" else (1, 3)
         assert len(document.all("img")) == 1 + overlays + 8 * models + 3
 

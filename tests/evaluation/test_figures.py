@@ -42,6 +42,13 @@ def test_render_gives_150_pixels_per_inch_and_leaves_matplotlib_as_it_was():
     assert dict(matplotlib.rcParams) == before
 
 
+def test_render_gives_the_same_pdf_each_time():
+    first = render(line, format="pdf")
+    assert first.startswith(b"%PDF")
+    assert b"CreationDate" not in first
+    assert render(line, format="pdf") == first
+
+
 def test_themes_have_the_ground_of_their_page():
     corner = {t: pixels(render(line, theme=t))[0, 0] for t in ("light", "dark", "both")}
     assert corner["light"][:3].min() == 1
@@ -68,6 +75,29 @@ def test_one_series_needs_no_legend():
     assert drawn(box_plot({"LV": {"a": np.ones(3)}}, "Dice")).legends == []
     two = drawn(box_plot({"LV": {"a": np.ones(3), "b": np.ones(3)}}, "Dice"))
     assert [text.get_text() for text in two.legends[0].get_texts()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("names", [[f"m{i}" for i in range(13)], ["long name " * 9, "b", "c" * 90]])
+def test_a_legend_takes_its_room_from_nothing_else(names):
+    heights = []
+    for series in (["a", "b"], names):
+        figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+        box_plot({"LV": dict.fromkeys(series, np.ones(3))}, "Dice")(figure)
+        figure.savefig(io.BytesIO())
+        (axes,), (legend,) = figure.axes, figure.legends
+        heights.append(axes.get_window_extent().height)
+        assert legend.get_window_extent().x0 >= 0
+        assert legend.get_window_extent().x1 <= figure.bbox.width
+    assert heights[1] == pytest.approx(heights[0], rel=0.1)
+
+
+def test_thirteen_series_have_colours_of_their_own():
+    (axes,) = drawn(box_plot({"LV": {f"m{i}": np.ones(3) for i in range(13)}}, "Dice")).axes
+    assert len({own.get_color() for own in axes.lines if own.get_marker() == "."}) == 13
+
+
+def test_names_are_no_formulas():
+    drawn(box_plot({"$x_%": {"cost $5": np.ones(3), r"$\nothing$": np.ones(3)}}, "Dice"))
 
 
 def test_bland_altman_shows_differences_over_means_and_the_three_lines():

@@ -8,6 +8,7 @@ import pytest
 import SimpleITK
 
 from nnunet_ssp.evaluation.files import (
+    Pair,
     References,
     find_images,
     find_pairs,
@@ -15,7 +16,7 @@ from nnunet_ssp.evaluation.files import (
     read_array,
     read_pair,
 )
-from tests.evaluation.conftest import heart, write_image, write_pair
+from tests.evaluation.conftest import SPACING, heart, write_image, write_pair
 
 END = ".nii.gz"
 
@@ -76,6 +77,16 @@ def test_a_folds_validation_folder_must_be_complete(places, tmp_path):
     assert [case for *_, case, _ in pairs_of({"m": [validation]}, references)[0]] == ["a", "b"]
 
 
+def test_a_fold_is_known_from_within_and_through_a_link(places, tmp_path, monkeypatch):
+    references = find_references(*places, END)
+    validation = touch(tmp_path / "Trainer__Plans__2d" / "fold_1" / "validation", "a")
+    (tmp_path / "link").symlink_to(validation)
+    monkeypatch.chdir(validation)
+    for folder in (Path(), tmp_path / "link"):
+        with pytest.raises(FileNotFoundError, match=r"has no prediction for 1 case: b\."):
+            find_pairs({"m": [folder]}, references, END)
+
+
 def test_missing_test_cases_are_named(places, tmp_path):
     predicted = touch(tmp_path / "predicted", "t1")
     with pytest.raises(FileNotFoundError, match=r"predicted has no prediction for 1 case: t2\."):
@@ -114,12 +125,22 @@ def test_equal_cases_are_seeds_and_different_ones_are_folds(places, tmp_path):
     assert [(seed, case) for _, seed, case, _ in seeds] == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
     folds, _ = pairs_of({"m": [ab, cd]}, references)
     assert [(seed, case) for _, seed, case, _ in folds] == [(0, case) for case in "abcd"]
-    with pytest.raises(ValueError, match=r"m: the folders .*ab, .*bc must hold the same cases"):
+    with pytest.raises(ValueError, match=r"m: its folders .* seeds 0 and 1 has 2 cases: a, c\."):
         find_pairs({"m": [ab, bc]}, references, END)
     with pytest.raises(
         ValueError, match=r"m and n must have predicted the same .* 2 cases: c, d\."
     ):
         find_pairs({"m": [ab, cd], "n": [ab]}, references, END)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (3, 1, 0, 2)])
+def test_folds_of_several_seeds_are_each_seeds_own(places, tmp_path, order):
+    folders = [touch(tmp_path / f"{s}{fold}", *fold) for s in (0, 1) for fold in ("ab", "cd")]
+    found, _ = pairs_of({"m": [folders[i] for i in order]}, find_references(*places, END))
+    seeds = {seed: sorted(case for _, own, case, _ in found if own == seed) for seed in (0, 1)}
+    assert seeds == {0: list("abcd"), 1: list("abcd")}
+    with pytest.raises(ValueError, match=r"only one of seeds 0 and 1 has 2 cases: c, d\."):
+        find_pairs({"m": folders[:3]}, find_references(*places, END), END)
 
 
 def test_hidden_files_are_no_cases(places, tmp_path):
@@ -185,3 +206,17 @@ def test_files_that_are_no_3d_image_are_named(tmp_path):
     SimpleITK.WriteImage(SimpleITK.Image(4, 4, SimpleITK.sitkUInt8), str(tmp_path / "b.nii.gz"))
     with pytest.raises(ValueError, match=r"b\.nii\.gz \(size=\(4, 4\)\) must be a 3D image of one"):
         read_array(tmp_path / "b.nii.gz")
+
+
+def test_a_natural_image_is_one_slice(tmp_path):
+    SimpleITK.WriteImage(SimpleITK.Image(5, 4, SimpleITK.sitkUInt8), str(tmp_path / "b.png"))
+    assert read_array(tmp_path / "b.png").shape == (1, 4, 5)
+
+
+def test_tiff_stacks_may_differ_in_the_resolution_they_hold(tmp_path):
+    paths = [
+        write_image(tmp_path / f"{name}.tif", heart(), spacing)
+        for name, spacing in (("predicted", (1, 1, 1)), ("true", SPACING))
+    ]
+    prediction, reference, _ = read_pair(Pair("m", 0, "a", *paths))
+    np.testing.assert_array_equal(prediction, reference)

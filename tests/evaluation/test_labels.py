@@ -45,6 +45,17 @@ def test_two_names_of_one_structure_are_refused(tmp_path):
     assert read(tmp_path, labels, LV="LVC").structures == {"LV": "LVC"}
 
 
+def test_structures_that_share_a_label_value_are_said_so(tmp_path):
+    region = read(tmp_path, {"background": 0, "LV": [1, 2], "MYO": 2, "RV": 3})
+    assert region.overlap == (
+        "LV, which is taken for LV, and MYO, for MYO, share the label value 2; name the class of "
+        "either alone with --lv or --myo"
+    )
+    labels = {"background": 0, "LVBP": 1, "LVM": 2, "RV": 3}
+    assert "share the label value 2" in read(tmp_path, labels, LV="LVM").overlap
+    assert read(tmp_path, labels).overlap == ""
+
+
 def test_no_name_stands_for_two_structures():
     names = [name for words in SYNONYMS.values() for name in words.split()]
     assert len(names) == len(set(names))

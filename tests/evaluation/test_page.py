@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from nnunet_ssp.evaluation.figures import render
-from nnunet_ssp.evaluation.page import Page
+from nnunet_ssp.evaluation.page import Link, Noted, Page
 from tests.evaluation.conftest import Document
 
 HOSTILE = "<script src='http://example.org/a.js'>alert(1)</script> & \"quotes\""
@@ -56,6 +56,41 @@ def test_document_declares_type_language_encoding_and_viewport():
     assert {"charset": "utf-8"} in document.all("meta")
     names = {meta.get("name"): meta["content"] for meta in document.all("meta") if "name" in meta}
     assert names["viewport"] == "width=device-width, initial-scale=1"
+
+
+def test_links_lead_to_files_beside_the_page_and_to_rows():
+    page = Page("links")
+    page.paragraph("See ", Link(HOSTILE, "a b/c&d#e.html"), ".")
+    page.table(["n"], [[Link("0.5", "#row 1")], [0.25]], names=["row 1", ""])
+    document = Document(page.html())
+    assert [link["href"] for link in document.all("a")] == ["a%20b/c%26d#e.html", "#row%201"]
+    assert document.text[1:4] == ["See ", HOSTILE, "."]
+    assert [row.get("id") for row in document.all("tr")] == [None, "row 1", None]
+
+
+@pytest.mark.parametrize("target", ["https://example.org", "//example.org", "/etc", "mailto:a@b.c"])
+def test_links_to_elsewhere_are_refused(target):
+    with pytest.raises(ValueError, match=r"must be a relative path or # and a name\."):
+        Page("links").paragraph(Link("text", target))
+
+
+def test_notes_stand_below_what_they_are_of():
+    page = Page("notes")
+    cell = Noted(Link("0.50", "a"), [["first", Link("second", "b")], [HOSTILE]])
+    page.table(["name", "n"], [["a", cell], ["b", Noted("–", [])]])
+    document = Document(page.html())
+    assert document.text[-6:] == ["0.50", "first · ", "second", HOSTILE, "b", "–"]
+    assert [part["class"] for part in document.all("span")] == ["note", "note"]
+    assert [cell.get("class") for cell in document.all("td")] == [None, "number"] * 2
+
+
+def test_code_and_images_can_be_shown_closed():
+    page = Page("closed")
+    page.code("a\nb", summary=HOSTILE)
+    page.image(render(line), alt="image", summary="more")
+    document = Document(page.html())
+    assert len(document.all("details")) == 2
+    assert document.text == ["closed", HOSTILE, "a\nb", "more"]
 
 
 def test_notice_comes_first():
@@ -107,8 +142,9 @@ def test_texts_that_begin_with_a_number_are_set_as_numbers_but_for_the_first_col
     page = Page("table")
     page.table(["code", "a", "b"], [["001", "0.90–0.95", "1 of 2"], ["002", "–", "none"]])
     page.table(["n", "sign"], [[1, "-0.1"], [2, "+0.2 to 0.3"]])
+    page.table(["gaps", "gaps"], [[None, "–"]])
     numbers = [cell.get("class") for cell in Document(page.html()).all("td")]
-    assert numbers == [None, "number", None] * 2 + ["number"] * 4
+    assert numbers == [None, "number", None] * 2 + ["number"] * 4 + [None, "number"]
 
 
 def test_a_gallery_holds_its_plots_and_one_caption():

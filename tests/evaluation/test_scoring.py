@@ -115,6 +115,14 @@ def test_positions_of_short_stacks():
     assert relative_positions(stack) == (2, [0.5])
 
 
+def test_without_any_label_the_tables_have_their_columns(tmp_path):
+    labelled, empty = heart(), np.zeros_like(heart())
+    some = score_pairs([write_pair(tmp_path / "some", labelled, labelled)], LABELS)
+    none = score_pairs([write_pair(tmp_path / "none", labelled, empty)], LABELS)
+    assert none.slices.empty
+    assert list(none.slices.columns) == list(some.slices.columns)
+
+
 def test_pairs_keep_their_order_with_several_workers(tmp_path):
     pairs = [write_pair(tmp_path / str(i), heart(7 + i), heart(9)) for i in range(3)]
     one, two = (score_pairs(pairs, LABELS, workers) for workers in (1, 2))

@@ -137,8 +137,15 @@ def test_equal_values_have_an_interval_of_no_width():
 # -- comparison ----------------------------------------------------------------------------------
 
 
-def scores_of(**models: list[float]) -> pd.DataFrame:
-    return pd.DataFrame(models, index=[f"s{i}" for i in range(len(next(iter(models.values()))))])
+def table_of(**models: list[float]) -> pd.DataFrame:
+    """Scores of one frame and class for each subject."""
+    return pd.DataFrame(
+        [
+            {"model": model, "seed": 0, "subject": i, "case": i, "class": "c", "x": x, "missed": 0}
+            for model, values in models.items()
+            for i, x in enumerate(values)
+        ]
+    )
 
 
 def test_subject_means_are_over_seeds_and_frames():
@@ -152,39 +159,72 @@ def test_subject_means_are_over_seeds_and_frames():
 def test_the_test_is_the_one_sided_wilcoxon_of_scipy():
     generator = np.random.default_rng(4)
     base = generator.random(12)
-    scores = scores_of(base=base, model=base + generator.normal(0.1, 0.1, 12))
-    (row,) = compare(scores, "base").to_dict("records")
-    differences = scores["model"] - scores["base"]
+    table = table_of(base=base, model=base + generator.normal(0.1, 0.1, 12))
+    (row,) = compare(table, "x", "base").to_dict("records")
+    scores = subject_means(table, "x")
+    differences = (scores["model"] - scores["base"]).round(9)
     assert row["p"] == stats.wilcoxon(differences, alternative="greater").pvalue
     assert row["p_holm"] == row["p"]  # one model, nothing to correct
     assert row["difference"] == pytest.approx(differences.mean())
     assert row["low"] < row["difference"] < row["high"]
     assert (row["n_subjects"], row["n_better"]) == (12, (differences > 0).sum())
-    (lower,) = compare(scores, "base", better="lower").to_dict("records")
+    (lower,) = compare(table, "x", "base", better="lower").to_dict("records")
     assert lower["p"] == stats.wilcoxon(-differences, alternative="greater").pvalue
     assert lower["n_better"] == 12 - row["n_better"]
     assert lower["difference"] == row["difference"]
 
 
 def test_six_subjects_that_all_gain_have_the_smallest_p_there_is():
-    scores = scores_of(base=[0.0] * 6, model=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    assert compare(scores, "base")["p"].item() == 1 / 2**6
+    table = table_of(base=[0.0] * 6, model=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert compare(table, "x", "base")["p"].item() == 1 / 2**6
 
 
 def test_no_p_value_under_six_subjects():
-    scores = scores_of(base=[0.0] * 5, model=[0.1, 0.2, 0.3, 0.4, 0.5])
-    (row,) = compare(scores, "base").to_dict("records")
+    table = table_of(base=[0.0] * 5, model=[0.1, 0.2, 0.3, 0.4, 0.5])
+    (row,) = compare(table, "x", "base").to_dict("records")
     assert np.isnan(row["p"]) and np.isnan(row["p_holm"])
     assert row["n_better"] == 5 and row["difference"] == pytest.approx(0.3)
 
 
 def test_subjects_without_a_score_are_left_out_of_their_comparison():
     values = list(np.linspace(0, 1, 7))
-    scores = scores_of(base=values, a=[v + 0.1 for v in values], b=[np.nan, *values[1:]])
-    table = compare(scores, "base").set_index("model")
-    assert table["n_subjects"].to_dict() == {"a": 7, "b": 6}
-    assert table.loc["b", "p"] == 1  # no difference at all
-    assert table.loc["b", "difference"] == 0
+    table = table_of(base=values, a=[v + 0.1 for v in values], b=[np.nan, *values[1:]])
+    compared = compare(table, "x", "base").set_index("model")
+    assert compared["n_subjects"].to_dict() == {"a": 7, "b": 6}
+    assert compared.loc["b", "p"] == 1  # no difference at all
+    assert compared.loc["b", "difference"] == 0
+
+
+def test_a_model_gains_nothing_by_missing_what_is_difficult():
+    easy, difficult = DICE.copy(), 1 + DICE.copy()
+    base = np.concatenate([easy, difficult], axis=3)
+    frames = frames_of(base, "base")
+    missing = base.copy()
+    missing[:, :, 0, 2:] = np.nan  # both difficult classes at ED, in all seeds
+    missing[1, 3, 1, 0] = np.nan  # and one frame in one seed
+    table = pd.concat([frames, frames_of(missing, "model")])
+    table["missed"] = table["hd95_mm"].isna().astype(int)
+    means = subject_means(table, "hd95_mm").mean()
+    assert means["model"] < means["base"] - 1  # what each has, without pairing
+    (row,) = compare(table, "hd95_mm", "base", "lower").to_dict("records")
+    assert (row["difference"], row["n_better"], row["n_subjects"]) == (0, 0, 5)
+    assert (row["missed"], row["missed_baseline"]) == (3 * 5 * 2 + 1, 0)
+    nothing = pd.concat([frames, frames_of(base * np.nan, "model")])
+    (row,) = compare(nothing, "hd95_mm", "base", "lower").to_dict("records")
+    assert row["n_subjects"] == 0 and np.isnan([row["difference"], row["low"], row["p"]]).all()
+
+
+def test_the_mean_of_classes_is_that_of_each_frame():
+    table = frames_of(DICE)
+    table.loc[0, "dice"] = np.nan  # so two frames of the subject differ in their classes
+    expected = [DICE[0, 0, 0, 1], *DICE[:, 0].mean(axis=2).ravel()[1:]]
+    assert subject_means(table, "dice").loc["s0", "m"] == pytest.approx(np.mean(expected))
+
+
+def test_the_noise_of_floating_point_is_no_gain():
+    table = table_of(base=[0.3] * 8, model=[0.1 + 0.2] * 8)
+    (row,) = compare(table, "x", "base").to_dict("records")
+    assert (row["n_better"], row["p"], row["difference"]) == (0, 1, 0)
 
 
 def test_holm_by_hand():

@@ -190,6 +190,19 @@ def test_the_loss_by_hand(make_pcl, make_pcl_batch, changes):
     assert "positives_per_view" in method.summarise({k: v.item() for k, v in output.items()})
 
 
+def test_positives_are_found_once_in_a_step(make_pcl, make_pcl_batch, monkeypatch):
+    calls = []
+
+    def spy(*arguments):
+        calls.append(arguments)
+        return near(*arguments)
+
+    monkeypatch.setattr("nnunet_ssp.methods.pcl.near", spy)
+    method = make_pcl()
+    method(make_pcl_batch(method))
+    assert len(calls) == 1
+
+
 def test_positives_per_view_by_hand(make_pcl, make_pcl_batch):
     method = make_pcl()
     # Shares .27, .36, 0, .35 and .40: the first and the last are not near, and 0 is alone.

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from nnunet_ssp.bench.place import (
     PLANS,
     Bench,
     Sizes,
+    both_clocks,
     in_turns,
     method_names,
     ratio,
@@ -43,6 +46,19 @@ KEYS = (
 )
 
 
+class Prepared:
+    """Instead of `Bench.prepared`."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def __enter__(self) -> Bench:
+        return self.bench
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture
 def bench(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """The prepared phantom of the trainers' tests, whose network is narrow everywhere."""
@@ -55,19 +71,19 @@ def bench(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 # -- the command -----------------------------------------------------------------------------------
 
 
-def test_the_table_and_the_figures(bench, tmp_path, monkeypatch, capsys):
-    class Prepared:
-        def __enter__(self):
-            return bench
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command makes its temporary folders."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
 
-        def __exit__(self, *_):
-            pass
 
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared())
-    monkeypatch.setattr(rows, "over_lightly", lambda _: {"SimCLR": 1.25, "DINO": 1.5})
+def test_the_table_and_the_figures(bench, scratch, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
+    peer = {name: {"images_over_lightly": x} for name, x in (("SimCLR", 1.25), ("DINO", 1.5))}
+    monkeypatch.setattr(rows, "over_lightly", lambda _: peer)
     file = tmp_path / "figures" / "bench.json"
     figures = command.run(["contextprediction", "PCL"], "cpu", file, TINY)
 
@@ -76,10 +92,18 @@ def test_the_table_and_the_figures(bench, tmp_path, monkeypatch, capsys):
     for found in figures["methods"].values():
         assert set(KEYS) <= found.keys()
         assert all(math.isfinite(found[key]) and found[key] > 0 for key in KEYS)
+        for key in ("end_to_end_over_compute", "views_over_stock_loader"):
+            low, high = found[f"{key}_quartiles"]
+            assert low <= found[key] <= high
+            assert found[f"{key}_rounds"] == 3
+        share = found["end_to_end_images_per_s"] / found["compute_images_per_s"]
+        assert share == pytest.approx(found["end_to_end_over_compute"])
     assert figures["methods"]["ContextPrediction"]["peak_memory_batch_size"] == 9
     assert list(figures["simclr_peak_memory_bytes"]) == ["4", "8"]
     assert list(figures["growth"]) == ["20", "40"]
     assert figures["finetuning_over_stock"] > 0
+    assert isinstance(figures["finetuning_images_per_s"], float)
+    assert figures["finetuning_images_per_s"] > 0
     assert torch.__version__.startswith(figures["setting"]["versions"]["torch"])
     assert not list(scratch.iterdir()), "everything temporary is removed"
 
@@ -89,6 +113,7 @@ def test_the_table_and_the_figures(bench, tmp_path, monkeypatch, capsys):
     body = [line for line in lines if line.startswith(("| ContextPrediction |", "| PCL |"))]
     assert [line.count("|") for line in body] == [header.count("|")] * 2
     assert "images/s" not in said.out, "absolute times are a GPU's"
+    assert f"{os.cpu_count()} cores, PyTorch with 1 thread(s)" in lines[0]
     for word in ("SimCLR's memory: 4 slices", "Slice store of 40", "SimCLR 1.25x", "Fine-tuning"):
         assert word in said.out
     assert "bench: PCL ..." in said.err
@@ -101,7 +126,13 @@ def test_absolute_times_come_from_a_gpu():
             **command._setting(CPU, ON_CUDA),
             "device": "cuda",
         },
-        "methods": {"MIM": {**method, "compute_images_per_s": 1234.4}},
+        "methods": {
+            "MIM": {
+                **method,
+                "compute_images_per_s": 1234.4,
+                "host_end_to_end_over_compute": 0.9321,
+            }
+        },
         "rates": {"torch.float16": {"flops_per_s": 3e14, "bytes_per_s": 2e12}},
         "simclr_peak_memory_bytes": {"64": 2**30, "256": 2**30},
         "growth": {},
@@ -110,6 +141,8 @@ def test_absolute_times_come_from_a_gpu():
     }
     text = "\n".join(command.table(figures))
     assert "| 1234 |" in text
+    header, _, row = (line.split(" | ") for line in text.splitlines()[4:7])
+    assert row[header.index("from the host / compute")] == "0.93"
     assert "300.0 TFLOP/s and 2000 GB/s" in text
     assert "256 slices 1024 MiB (1.00x)" in text
     assert "Lightly: left out" in text
@@ -126,6 +159,21 @@ def test_the_methods_are_all_pretraining_trainers():
 def test_a_device_that_is_not_there():
     with pytest.raises(ValueError, match=r"`--device` \(=cuda\)"):
         command.run(["MIM"], "cuda")
+
+
+def test_sigterm_ends_it_as_an_error_does(bench, scratch, monkeypatch):
+    def terminated(*_: object) -> None:
+        assert list(scratch.iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
+    monkeypatch.setattr(command, "_measure", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        command.run(["MIM"], "cpu", sizes=TINY)
+    assert not list(scratch.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow
@@ -170,6 +218,43 @@ def test_fixed_views_are_the_batchs_own_and_made_once(bench, method):
         assert losses == [expected] * 3
 
 
+def test_waiting_for_slices_is_seen(bench):
+    """Core-seconds alone do not see it: a process that waits keeps no core busy."""
+    with bench.pretraining("SimCLR", batch=4) as trainer:
+        read = trainer.store.read
+
+        def slow(*arguments):
+            time.sleep(0.3)
+            return read(*arguments)
+
+        trainer.store.read = slow
+        found = rows.speed(trainer, 0)
+    assert found["end_to_end_over_compute"] < 0.5
+    assert found["end_to_end_images_per_s"] < 0.5 * found["compute_images_per_s"]
+
+
+def test_slices_on_the_host_have_their_own_names(bench):
+    found = rows.from_host(bench, "MIM", 0)
+    assert found["host_end_to_end_over_compute"] > 0
+    assert found["host_end_to_end_images_per_s"] > 0
+    assert all(name.startswith("host_end_to_end_") for name in found)
+
+
+@pytest.mark.parametrize("method", ["MIM", "SimCLR", "BYOL", "DINO"])
+def test_views_that_student_and_teacher_both_make_count_once(bench, method):
+    with bench.pretraining(method, batch=6, chunk_size=4) as trainer:
+        calls = rows.calls_of_make_views(trainer)
+        found = rows.number_of_views(calls, trainer.method.patch_size)
+        made = sum(len(views) for _, _, views, _ in calls)
+        if method == "DINO":
+            local = trainer.settings.local_crops * math.prod(trainer.method.local_size) / 48**2
+            assert made == 6 * (2 + 2 + trainer.settings.local_crops)
+            assert found == pytest.approx(6 * (2 + local))
+        else:
+            expected = {"MIM": (6, 6), "SimCLR": (12, 12), "BYOL": (24, 12)}[method]
+            assert (made, found) == expected
+
+
 def test_without_lightly_its_row_is_left_out(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightly.loss", None)
     monkeypatch.delitem(sys.modules, "nnunet_ssp.bench.peer", raising=False)
@@ -182,7 +267,22 @@ def test_lightlys_row(bench):
     found = rows.over_lightly(bench)
     assert found is not None
     assert list(found) == ["SimCLR", "DINO"]
-    assert all(math.isfinite(value) and value > 0 for value in found.values())
+    for figures in found.values():
+        value = figures["images_over_lightly"]
+        assert math.isfinite(value) and value > 0
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_a_pass_of_lightlys_has_its_steps_whatever_the_number_of_slices(bench):
+    pytest.importorskip("lightly.transforms", exc_type=ImportError)
+    from nnunet_ssp.bench.peer import SimCLRPeer
+
+    with bench.pretraining("SimCLR", NARROW, batch=60) as trainer:
+        assert len(trainer.store) < 3 * 60
+        peer, sizes = SimCLRPeer(trainer), []
+        peer.step = lambda views: sizes.append(len(views[0]))
+        peer.one_pass()
+    assert sizes == [60] * peer.steps
 
 
 def test_peak_memory_follows_the_batch_in_one_piece_and_not_in_chunks(bench, monkeypatch):
@@ -204,10 +304,13 @@ def test_a_sparse_store_takes_no_space_and_can_be_read(tmp_path):
 
 
 def test_growth_compares_with_the_first_store():
+    used = [torch.zeros(2**20) for _ in range(8)] + [bytes(1000) for _ in range(100_000)]
+    del used  # room in this process, where a store would show as nothing
     found = rows.growth((10, 30), CPU)
     assert found["10"]["batch_over_first"] == 1.0
     assert found["30"]["stored_bytes"] == 3 * found["10"]["stored_bytes"]
-    assert all(f["open_s"] > 0 for f in found.values())
+    batch = 10 * 256 * 256 * 2
+    assert all(f["open_s"] > 0 and f["grown_bytes"] > batch for f in found.values())
 
 
 # -- counting and clocks ---------------------------------------------------------------------------
@@ -248,5 +351,21 @@ def test_turns_are_taken_in_order_and_the_first_round_does_not_count():
     assert len(in_turns(works, CPU, seconds=60, most=2)["a"]) == 2
 
 
+def test_the_round_that_does_not_count_takes_none_of_the_time():
+    waits = iter([0.3] + [0.0] * 1000)
+    took = in_turns({"a": lambda: time.sleep(next(waits))}, CPU, seconds=0.2, most=500)
+    assert len(took["a"]) == 500
+
+
+def test_several_clocks():
+    took = in_turns({"a": lambda: time.sleep(0.05)}, CPU, seconds=0, clock=both_clocks)
+    busy, wall = np.transpose(took["a"])
+    assert (busy < 0.02).all() and (wall >= 0.05).all()
+
+
 def test_a_ratio_is_the_median_of_its_rounds():
-    assert ratio([2.0, 30.0, 4.0], [1.0, 1.0, 1.0]) == 4.0
+    assert ratio("x", [2.0, 30.0, 8.0], [1.0, 1.0, 2.0], factor=0.5) == {
+        "x": 2.0,
+        "x_quartiles": [1.5, 8.5],
+        "x_rounds": 3,
+    }

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer
+from nnunet_ssp.views import Views
 
 TRAINERS = {
     "nnUNetTrainerSimCLRPretrain": "head_width=16",
@@ -21,6 +22,9 @@ TRAINERS = {
     "nnUNetTrainerBYOLPretrain": "head_width=16 head_out=8 predictor_width=16",
 }
 SIMCLR, PCL, DINO, BYOL = TRAINERS
+RECONSTRUCTING = [
+    f"nnUNetTrainer{task}Pretrain" for task in ("MIM", "ContextPrediction", "ContextRestoration")
+]
 SHORT = "num_epochs=2 iterations_per_epoch=2 batch_size=4"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,7 +32,7 @@ every_method = pytest.mark.parametrize("name", TRAINERS)
 
 
 def small(name: str, settings: str = SHORT) -> str:
-    return f"{settings} {TRAINERS[name]}"
+    return f"{settings} {TRAINERS.get(name, '')}"
 
 
 def final(trainer) -> dict:
@@ -238,6 +242,68 @@ def test_optimisers_leave_biases_without_decay(runs, setting):
     assert len(decayed["params"]) + len(free["params"]) == len(trained)
 
 
+class OverflowAtFirst(torch.amp.GradScaler):
+    """As in fp16 on a GPU, where the first scale is nearly always too large."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.steps = 0
+
+    def scale(self, outputs):
+        self.steps += 1
+        return super().scale(outputs * (float("inf") if self.steps == 1 else 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [(SIMCLR, ""), (DINO, "optimizer=sgd"), (SIMCLR, "optimizer=adamw initial_lr=1e-5")],
+)
+def test_a_first_step_that_overflows_leaves_no_trace(runs, name, setting):
+    moved = []
+    for fused in (False, True):
+        trainer = runs.make(name, small(name) + f" chunk_size=none {setting}")
+        trainer.initialize()
+        trainer.grad_scaler = OverflowAtFirst()
+        if not fused:  # torch's plain optimiser, from its own beginning
+            trainer.optimizer.state.clear()
+            del trainer.optimizer._step_supports_amp_scaling
+            for group in trainer.optimizer.param_groups:
+                group["fused"] = False
+        trainer.dataloader_train, _ = trainer.get_dataloaders()
+        trainer.on_train_epoch_start()
+        start = encoder_vector(trainer)
+        # What the allocator hands out next is not 0.
+        used = [torch.full_like(p, 1e6) for p in trainer.method.parameters() for _ in range(9)]
+        del used
+        batches = [next(trainer.dataloader_train) for _ in range(3)]
+        for batch in batches:
+            trainer.train_step(batch)
+        moved.append(encoder_vector(trainer) - start)
+    plain, other = moved
+    assert plain.norm() > 0
+    assert (other - plain).norm() < 1e-3 * plain.norm()
+
+
+def test_parameters_that_were_frozen_go_on_with_the_others(runs):
+    """Checkpoints of DINO's first epoch had no momentum for the prototypes, which were not yet trained."""
+    settings = small(DINO, "num_epochs=3 iterations_per_epoch=2 batch_size=4 optimizer=sgd")
+    whole = final(runs.run(DINO, settings))
+    shutil.rmtree(Path(runs.make(DINO, settings).output_folder))
+    trainer = runs.interrupt(DINO, settings)
+    file = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    checkpoint = torch.load(file, weights_only=True)
+    trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    number = next(i for i, p in enumerate(trained) if p is trainer.method.head.prototypes)
+    kept = checkpoint["optimizer_state"]["state"].pop(number)
+    assert not kept["momentum_buffer"].any()
+    torch.save(checkpoint, file)
+    resumed = runs.make(DINO, settings, resume=True)
+    resumed.run_training()
+    for key, tensor in final(resumed)["network_weights"].items():
+        if in_encoder(key):
+            assert torch.equal(tensor, whole["network_weights"][key]), key
+
+
 # -- fast paths and plain ones ---------------------------------------------------------------------
 
 
@@ -288,12 +354,37 @@ def test_layout_and_fusion_change_rounding_only(runs, name, changed, steps):
     assert (other - plain).norm() < 1e-3 * plain.norm()
 
 
+@pytest.mark.parametrize("name", [*TRAINERS, *RECONSTRUCTING])
+def test_all_that_is_drawn_is_pinned(runs, name, monkeypatch):
+    trainer = runs.make(name, small(name))
+    trainer.initialize()
+    trainer.dataloader_train, _ = trainer.get_dataloaders()
+    trainer.method.eval()
+    batch, seen = next(trainer.dataloader_train), []
+
+    def pin(tensor):
+        seen.append(tensor.data_ptr())
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    pinned = batch.pinned()
+    on_host = [batch.sizes, batch.positions]
+    for entry in batch.drawn.values():
+        on_host += vars(entry).values() if isinstance(entry, Views) else [entry]
+    tensors = [x for x in on_host if isinstance(x, torch.Tensor)]
+    assert {x.data_ptr() for x in tensors} == set(seen)
+    assert pinned.slices is batch.slices and pinned.total == batch.total
+    losses = [trainer.validation_step(b)["loss"] for b in (batch, pinned)]
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@every_method
-def test_no_step_waits_for_the_gpu(runs, name, monkeypatch):
+@pytest.mark.parametrize("place", ["device", "host"])
+@pytest.mark.parametrize("name", [*TRAINERS, *RECONSTRUCTING])
+def test_no_step_waits_for_the_gpu(runs, name, place):
     if name == BYOL:
         pytest.skip("timm's LARS is not fused: in fp16 its gradients are looked at in every step")
-    trainer = runs.make(name, small(name), device="cuda")
+    trainer = runs.make(name, small(name) + f" data_device={place}", device="cuda")
     trainer.initialize()
     trainer.dataloader_train, _ = trainer.get_dataloaders()
     trainer.on_train_epoch_start()

@@ -75,6 +75,22 @@ def test_who_is_in(runs, log, preprocessed):
     assert not [name for name in trainer.store.names if cases[name].subject_key == test]
 
 
+def test_shares_of_the_training_subjects_are_nested(runs, log):
+    def subjects(fraction: float) -> set[str]:
+        trainer = runs.make(MIM, f"{SHORT} data_fraction={fraction}")
+        train, val = trainer.do_split()
+        assert not set(train) & set(val)
+        return set(trainer.train_subjects)
+
+    everybody, some, few = subjects(1.0), subjects(0.6), subjects(0.01)
+    assert (len(everybody), len(some), len(few)) == (5, 3, 1)
+    assert few < some < everybody
+    trainer = runs.make(MIM, f"{SHORT} data_fraction=0.6")
+    trainer.on_train_start()
+    assert "3 of 5 training subjects, drawn with seed=0" in log(trainer)
+    assert "Fold 0 trains on 3 subjects, 12 frames, 48 slices" in log(trainer)
+
+
 def test_fold_all_takes_everybody_but_test_subjects(runs, log):
     trainer = runs.make(MIM, SHORT, fold="all")
     trainer.on_train_start()

@@ -1,0 +1,97 @@
+"""How nnU-Net's commands and ours are run: the folder of our trainers, the environment, where the commands are."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import sysconfig
+from importlib.resources import files
+from pathlib import Path
+
+from nnunet_ssp.cases import NNUNET_FOLDERS
+from nnunet_ssp.parallel import small_machine_environment
+
+TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
+
+
+def trainers_folder() -> Path:
+    """The folder of our trainers, in an editable and in a regular install."""
+    return Path(str(files("nnunet_ssp.trainers")))
+
+
+def trainer_paths() -> list[str]:
+    """The folders that `nnUNet_extTrainer` names."""
+    value = os.environ.get(TRAINERS_VARIABLE, "")
+    return [path for path in value.split(os.pathsep) if path.strip()]
+
+
+def with_trainers() -> str:
+    """The value of `nnUNet_extTrainer` with our trainers, besides those that it names."""
+    ours = trainers_folder()
+    others = [path for path in trainer_paths() if Path(path) != ours]
+    return os.pathsep.join([str(ours), *others])
+
+
+def command_environment(output: Path | None = None) -> dict[str, str]:
+    """The environment for many commands: the user's, with our trainers and what suits the machine.
+
+    Args:
+        output: Folder for nnU-Net's three folders; None keeps the user's.
+    """
+    environment = {**os.environ, **small_machine_environment(os.environ)}
+    if output is not None:
+        environment |= {name: str((output / name).resolve()) for name in NNUNET_FOLDERS}
+    environment[TRAINERS_VARIABLE] = with_trainers()
+    environment["PYTHONUNBUFFERED"] = "1"  # logs can be followed
+    environment.pop("nnUNet_ssp_settings", None)
+    return environment
+
+
+def environment_lines(output: Path) -> list[str]:
+    """The shell lines that lead nnU-Net to the folders in `output` and to our trainers."""
+    root = (
+        shlex.quote(str(output)) if output.is_absolute() else f'"$PWD"/{shlex.quote(str(output))}'
+    )
+    return [
+        *(f"export {name}={root}/{name}" for name in NNUNET_FOLDERS),
+        'eval "$(nnunet-ssp env)"',
+    ]
+
+
+def choose_device(device: str | None) -> str:
+    """The device asked for, or the GPU when there is one.
+
+    Raises:
+        ValueError: The device asked for is not there.
+    """
+    import torch
+
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if device is None:
+        return "cuda" if there["cuda"] else "cpu"
+    if not there.get(device):
+        found = ", ".join(name for name, available in there.items() if available)
+        raise ValueError(f"`--device` (={device}) must be one PyTorch finds here: {found}.")
+    return device
+
+
+def find_command(name: str) -> str:
+    """Path of a command of this Python environment, whether or not it is activated.
+
+    Raises:
+        FileNotFoundError: The environment has no such command.
+    """
+    if name == "python":
+        return sys.executable
+    # Beside the interpreter as it was called: its link's target is outside a virtual environment.
+    folders = (str(Path(sys.executable).parent), sysconfig.get_path("scripts"))
+    found = shutil.which(name, path=os.pathsep.join(folders))
+    if found is None:
+        raise FileNotFoundError(f"The command {name} is not in {' or '.join(folders)}.")
+    return found

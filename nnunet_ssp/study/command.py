@@ -1,0 +1,304 @@
+"""`nnunet-ssp study`: from a YAML file to a workflow that trains, predicts and evaluates, and to tables and figures.
+
+Everything is below one folder. What is done is found again, so the same command goes on after a failure, a kill or a
+change of the file; the tables and figures are made anew each time, with holes where runs are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_ssp.commands import choose_device, command_environment, environment_lines
+from nnunet_ssp.study.lock import locked
+
+if TYPE_CHECKING:
+    from nnunet_ssp.study.data import Data
+    from nnunet_ssp.study.runs import Run
+    from nnunet_ssp.study.spec import Study
+
+HERE = Path(__file__).parent
+STUDIES, PROFILES = HERE / "studies", HERE / "profiles"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `nnunet-ssp study`, the keywords of `run`."""
+    shipped = ", ".join(sorted(file.name for file in STUDIES.glob("*.yaml")))
+    parser.add_argument(
+        "file", help=f"the study's file, or one that comes with the package: {shipped}"
+    )
+    parser.add_argument(
+        "-d", dest="dataset", metavar="DATASET", help="dataset id or name, in place of the file's"
+    )
+    parser.add_argument(
+        "-p", dest="plans", metavar="PLANS", help="name of its plans, in place of the file's"
+    )
+    parser.add_argument(
+        "-o",
+        dest="output",
+        type=Path,
+        metavar="FOLDER",
+        help="where everything is written (default: study_NAME); the folder of an earlier call goes on",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the runs and estimate the hours, start nothing"
+    )
+    parser.add_argument(
+        "--bench",
+        type=Path,
+        metavar="FILE",
+        help="estimate with the speeds that nnunet-ssp bench --json FILE measured",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda", "mps"),
+        help="default: cuda when there is a GPU or with --profile",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs at a time on this machine (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--profile",
+        help="run on a cluster: slurm, or the folder of a Snakemake profile of your own",
+    )
+    parser.add_argument(
+        "--results",
+        action="store_true",
+        help="make the tables and figures of what is there, start nothing",
+    )
+    parser.add_argument(
+        "--snakemake",
+        default="",
+        metavar="ARGUMENTS",
+        help='more of Snakemake\'s arguments, as --snakemake="--retries 2"',
+    )
+
+
+def run(
+    file: str,
+    dataset: str | None = None,
+    plans: str | None = None,
+    output: Path | None = None,
+    dry_run: bool = False,
+    bench: Path | None = None,
+    device: str | None = None,
+    jobs: int = 1,
+    profile: str | None = None,
+    results: bool = False,
+    snakemake: str = "",
+) -> int:
+    """Run a study, or what is left of it, and make its tables and figures.
+
+    Args:
+        file: The study's file, or the name of one that is shipped.
+        dataset: In place of the file's.
+        plans: In place of the file's.
+        output: Folder for everything; by default `study_NAME` in the current folder.
+        dry_run: List the runs, start nothing.
+        bench: What `nnunet-ssp bench --json` wrote, for an estimate of the hours.
+        device: Of trainings and predictions.
+        jobs: Number of runs at a time.
+        profile: Name of a shipped Snakemake profile, or the folder of another.
+        results: Only make the tables and figures.
+        snakemake: More arguments for Snakemake.
+
+    Returns:
+        The exit status: 1 when a run is missing.
+
+    Raises:
+        FileNotFoundError: The study's file, its dataset or the profile is missing.
+        RuntimeError: A package is missing, or another process works in the folder.
+        ValueError: The file does not follow the schema, or does not fit the dataset.
+    """
+    _check_installed()
+    from nnunet_ssp.study.spec import read_study
+
+    if jobs < 1:
+        raise ValueError(f"`--jobs` (={jobs}) must be at least 1.")
+    source = find_study(file)
+    study = read_study(source)
+    if dataset is not None:
+        study = study.model_copy(update={"dataset": dataset, "phantom": None})
+    if plans is not None:
+        study = study.model_copy(update={"plans": plans})
+    output = (output or Path(f"study_{source.stem}")).resolve()
+    # nnU-Net reads these when it is imported.
+    os.environ.update(command_environment(output if study.phantom else None))
+    os.environ.setdefault("nnUNet_results", str(output / "nnUNet_results"))
+    if dry_run:
+        return _dry_run(study, output, bench)
+    profile_folder = None if profile is None else find_profile(profile)
+    device = choose_device(device) if profile is None else device or "cuda"
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        return _run(study, source, output, device, jobs, profile_folder, results, snakemake)
+
+
+def find_study(name: str) -> Path:
+    """A study's file: a path, or the name of a shipped one, with or without its ending.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    for file in (Path(name), STUDIES / name, STUDIES / f"{name}.yaml"):
+        if file.is_file():
+            return file
+    shipped = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
+    raise FileNotFoundError(
+        f"{name} must be a file, or a study that comes with the package: {shipped}."
+    )
+
+
+def find_profile(name: str) -> Path:
+    """The folder of a Snakemake profile: a path, or the name of a shipped one.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    for folder in (Path(name), PROFILES / name):
+        if folder.is_dir():
+            return folder.resolve()
+    shipped = ", ".join(sorted(folder.name for folder in PROFILES.iterdir()))
+    raise FileNotFoundError(f"`--profile` (={name}) must be a folder, or one of {shipped}.")
+
+
+def _check_installed() -> None:
+    try:
+        import pydantic  # noqa: F401
+        import snakemake  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(
+            f"{error.name} is not installed: pip install 'nnunet-ssp[study]' (from a checkout: pip install '.[study]')"
+        ) from None
+
+
+# -- running -------------------------------------------------------------------------------------
+
+
+def _run(
+    study: Study,
+    source: Path,
+    output: Path,
+    device: str,
+    jobs: int,
+    profile: Path | None,
+    only_results: bool,
+    more: str,
+) -> int:
+    from nnunet_ssp.study.data import open_data
+    from nnunet_ssp.study.preparing import make_folds, make_phantom
+    from nnunet_ssp.study.results import Results
+    from nnunet_ssp.study.runs import study_jobs, study_runs
+    from nnunet_ssp.study.workflow import WORKFLOW, forget_outdated, run_workflow, write_workflow
+
+    if only_results and not (output / WORKFLOW).is_file():
+        raise FileNotFoundError(f"{output} holds no study: run it first, without --results.")
+    if study.phantom is not None:
+        study = study.model_copy(update={"dataset": make_phantom(study, output)})
+    if study.dataset is None:
+        raise ValueError(f"{source} names no dataset: give it with -d.")
+    data = open_data(study.dataset, study.plans)
+    if not only_results:
+        data = make_folds(study, data)
+    runs = study_runs(study, data)
+    Results(study, *runs, data, output).check()
+    planned = study_jobs(study, runs, data, device)
+    todo = [] if only_results else forget_outdated(planned, output)
+    setup = environment_lines(output) if study.phantom else ['eval "$(nnunet-ssp env)"']
+    if todo:
+        (output / "study.yaml").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        print(f"{len(todo)} of {len(planned)} commands to run in {output}", flush=True)
+        write_workflow(planned, output)
+        run_workflow(output, jobs, profile, shlex.split(more))
+    from nnunet_ssp.study.report import write_results
+
+    page = write_results(study, runs, data, output, setup)
+    missing = [job for job in planned if not (output / job.record).is_file()]
+    if missing:
+        titles = list(dict.fromkeys(job.title for job in missing))
+        listed = "; ".join(titles[:5] + ["..."] * (len(titles) > 5))
+        print(
+            f"\n{len(titles)} of {sum(map(len, runs))} runs are missing: {listed}. Run the same command to go on."
+        )
+    print(f"\nReport: {page}")
+    return int(bool(missing))
+
+
+# -- dry run -------------------------------------------------------------------------------------
+
+
+def _dry_run(study: Study, output: Path, bench: Path | None) -> int:
+    """Print every run and how long they take."""
+    from nnunet_ssp.study.data import open_data
+    from nnunet_ssp.study.preparing import missing_folds, phantom_name
+    from nnunet_ssp.study.runs import study_runs
+
+    data, notes = None, []
+    dataset = phantom_name(study) if study.phantom else study.dataset
+    try:
+        if dataset is None:
+            raise FileNotFoundError("no dataset is named: give it with -d.")
+        data = open_data(dataset, study.plans)
+    except (FileNotFoundError, RuntimeError) as error:
+        notes.append(f"Without the data set: {error}")
+    if data is not None and (missing := missing_folds(study, data)):
+        notes.append(
+            f"Folds still to be made, with {' and '.join(study.make_folds)}: {', '.join(missing)}"
+        )
+        data = None
+    pretrainings, trainings = study_runs(study, data)
+    print("\n".join(_listing(study, pretrainings, trainings)))
+    done = sum((output / run.folder / "train.json").is_file() for run in pretrainings)
+    done += sum((output / run.folder / "evaluate.json").is_file() for run in trainings)
+    print(
+        f"\n{len(pretrainings) + len(trainings)} runs: {len(pretrainings)} pretrainings and {len(trainings)} "
+        f"fine-tunings or trainings from scratch, each of these with its evaluation; {done} are done."
+    )
+    print("\n".join([*notes, *_estimate(study, (pretrainings, trainings), data, bench)]))
+    return 0
+
+
+def _listing(study: Study, pretrainings: Sequence[Run], trainings: Sequence[Run]) -> list[str]:
+    """A line for each pretraining, and for each model and fold."""
+    lines = [study.title, ""]
+    for run in pretrainings:
+        lines.append(f"pretrain  {run.name}: {run.trainer}, fold {run.fold}; {run.settings}")
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in trainings:
+        groups.setdefault((run.name, run.label), []).append(run)
+    for (name, label), runs in groups.items():
+        seeds = " ".join(str(run.seed) for run in runs)
+        weights = f" from {runs[0].weights.name}" if runs[0].weights else ""
+        lines.append(
+            f"train     {name} on {label}: {runs[0].trainer}{weights}, fold {study.folds[label]}, seeds {seeds}"
+        )
+    return lines
+
+
+def _estimate(
+    study: Study, runs: tuple[list[Run], list[Run]], data: Data | None, bench: Path | None
+) -> list[str]:
+    from nnunet_ssp.study.estimate import hours, read_speeds
+
+    if bench is None:
+        return [
+            "Hours: nnunet-ssp bench --json bench.json measures the speeds here; then add --bench bench.json."
+        ]
+    speeds = read_speeds(bench)
+    found = hours(study, runs, data, speeds)
+    if found is None:
+        return ["Hours: unknown without the data set."]
+    pretraining, finetuning = found
+    sizes = "" if data else ", with the published sizes of the data"
+    return [
+        f"About {pretraining + finetuning:.2g} hours of one {speeds.device}{sizes}: {pretraining:.2g} of pretraining, "
+        f"{finetuning:.2g} of fine-tuning; predictions and evaluations come on top."
+    ]

@@ -1,0 +1,144 @@
+"""What a study needs to know of its dataset: the numbers of folds, their sizes, the plans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nnunet_ssp.cases import dataset_id
+from nnunet_ssp.folds import Dataset, open_dataset
+from nnunet_ssp.slices import StoredCase, read_index, store_folder
+from nnunet_ssp.splits import Fold, part_of, subjects_of, subset_name
+
+CONFIGURATION = "2d"
+
+
+@dataclass(frozen=True)
+class Data:
+    """A prepared dataset, with the folds that the study names."""
+
+    dataset: Dataset
+    plans_name: str
+    configuration: dict[str, Any]  # of the plans
+
+    @property
+    def number(self) -> str:
+        """The dataset's number, as nnU-Net's commands take it."""
+        return str(dataset_id(self.dataset.home.name))
+
+    @property
+    def name(self) -> str:
+        """The dataset's full name."""
+        return self.dataset.home.name
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Rows and columns of the planned patch."""
+        rows, columns = self.configuration["patch_size"]
+        return rows, columns
+
+    @property
+    def batch_size(self) -> int:
+        """Of fine-tuning."""
+        return int(self.configuration["batch_size"])
+
+    @property
+    def results_folder(self) -> str:
+        """The end of a trainer's folder name in nnUNet_results."""
+        return f"__{self.plans_name}__{CONFIGURATION}"
+
+    def fold(self, name: str) -> tuple[int, Fold]:
+        """Number and content of a fold.
+
+        Args:
+            name: As in `folds.csv`; of a label subset also with a fraction in place of the number, as
+                `paper-nr0.1-seed0`.
+
+        Raises:
+            ValueError: There is none of that name.
+        """
+        name = self._with_number(name)
+        for number, fold in enumerate(self.dataset.folds):
+            if fold.name == name:
+                return number, fold
+        raise ValueError(
+            f"{self.dataset.home} must have a fold called {name}; nnunet-ssp folds {self.number} lists them."
+        )
+
+    def has_fold(self, name: str) -> bool:
+        """Whether there is a fold of that name."""
+        try:
+            self.fold(name)
+        except ValueError:
+            return False
+        return True
+
+    def _with_number(self, name: str) -> str:
+        """The name of a label subset whose size is a fraction, with the number that it comes to."""
+        found = re.fullmatch(r"(.+)-(nr|slices)(0\.\d+)-seed(\d+)", name)
+        if found is None:
+            return name
+        base, kind, fraction, seed = found.groups()
+        train = self.fold(base)[1].train
+        unit = "slices" if kind == "slices" else "subjects"
+        total = len(subjects_of(train, self.dataset.cases))
+        if unit == "slices":
+            total = sum(self.dataset.n_slices[case] for case in train)
+        return subset_name(base, part_of(float(fraction), total), seed, unit)
+
+    @cached_property
+    def stored(self) -> dict[str, StoredCase]:
+        """The cases of the slice store."""
+        folder = store_folder(self.dataset.prepared, self.configuration["data_identifier"])
+        return read_index(folder)[1]
+
+    def labelled_slices(self, fold: str) -> int:
+        """Slices of a fold's training side."""
+        return sum(self.stored[name].n_slices for name in self.fold(fold)[1].train)
+
+    def pretraining_slices(self, fold: str) -> int:
+        """Slices that a pretraining on a fold draws from."""
+        cases = self.dataset.cases
+        held_out = {cases[name].subject_key for name in self.fold(fold)[1].val}
+        return sum(
+            entry.n_slices
+            for name, entry in self.stored.items()
+            if cases[name].subject_key not in held_out
+        )
+
+    def fingerprint(self, fold: str) -> str:
+        """Changes when the plans or the fold's cases change, so that a run is not taken for one on other data."""
+        found = self.fold(fold)[1]
+        content = [self.configuration, found.train, found.val]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_data(dataset: str | int, plans_name: str) -> Data:
+    """Open a prepared dataset.
+
+    Raises:
+        FileNotFoundError: There is no such dataset, or it is not prepared with these plans.
+        RuntimeError: One of nnU-Net's variables is not set.
+        ValueError: A table of it is wrong.
+    """
+    found = open_dataset(dataset)
+    file = found.prepared / f"{plans_name}.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing: run nnunet-ssp prepare {dataset_id(found.home.name)} first, or name its plans with -p."
+        )
+    configuration = _configuration(file)
+    return Data(found, plans_name, configuration)
+
+
+def _configuration(file: Path) -> dict[str, Any]:
+    """The 2d configuration; one that inherits from another is not planned by nnU-Net for 2d."""
+    configurations = json.loads(file.read_text(encoding="utf-8"))["configurations"]
+    if CONFIGURATION not in configurations:
+        raise ValueError(f"{file} must have a configuration {CONFIGURATION}.")
+    return dict(configurations[CONFIGURATION])

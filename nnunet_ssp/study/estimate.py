@@ -1,0 +1,102 @@
+"""How long a study takes, from the speeds that `nnunet-ssp bench --json` measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_ssp.settings import override
+from nnunet_ssp.study.data import Data
+from nnunet_ssp.study.runs import Run, find_trainer
+from nnunet_ssp.study.spec import Study
+
+STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch, where a setting says none
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Images per second of training, end to end.
+
+    Attributes:
+        device: what they were measured on, in words.
+        side: rows and columns of the images they were measured with.
+        methods: by method.
+        finetuning: of fine-tuning.
+    """
+
+    device: str
+    side: int
+    methods: dict[str, float]
+    finetuning: float
+
+
+def read_speeds(file: Path) -> Speeds:
+    """Read the figures of `nnunet-ssp bench --json`.
+
+    Raises:
+        ValueError: The file is not such a one, or of an older version.
+    """
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        setting = content["setting"]
+        methods = content["methods"].items()
+        return Speeds(
+            device=f"{setting['name']}, {setting['date']}",
+            side=setting["side"],
+            methods={name: float(f["end_to_end_images_per_s"]) for name, f in methods},
+            finetuning=float(content["finetuning_images_per_s"]),
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} must be what nnunet-ssp bench --json writes: {error!r} is missing or wrong."
+        ) from None
+
+
+def hours(
+    study: Study, runs: tuple[Sequence[Run], Sequence[Run]], data: Data | None, speeds: Speeds
+) -> tuple[float, float] | None:
+    """Hours of all pretrainings and of all fine-tunings; without predictions and evaluations.
+
+    Time goes with the number of pixels: the bench's images may be smaller or larger than the planned patch.
+
+    Returns:
+        The hours, or None where the sizes of the data are not known.
+    """
+    patch = data.patch_size if data else study.sizes.patch_size if study.sizes else None
+    if patch is None:
+        return None
+    pixels = math.prod(patch) / speeds.side**2
+    pretraining, finetuning = runs
+    seconds = [0.0, 0.0]
+    for run in pretraining:
+        seconds[0] += _pretraining_images(study, run, data) / speeds.methods[_method(run)]
+    for run in finetuning:
+        seconds[1] += _finetuning_images(study, run, data) / speeds.finetuning
+    return seconds[0] * pixels / 3600, seconds[1] * pixels / 3600
+
+
+def _pretraining_images(study: Study, run: Run, data: Data | None) -> float:
+    """Slices that a pretraining shows, all epochs together."""
+    settings = override(find_trainer(run.trainer).defaults, run.settings)[0]
+    sizes = study.sizes
+    n = data.pretraining_slices(run.fold) if data else sizes.pretraining_slices if sizes else 0
+    n = round(n * settings.data_fraction)
+    steps = settings.iterations_per_epoch or n // settings.batch_size
+    return float(settings.num_epochs * steps * settings.batch_size)
+
+
+def _finetuning_images(study: Study, run: Run, data: Data | None) -> float:
+    settings = override(find_trainer(run.trainer).defaults, run.settings)[0]
+    batch = data.batch_size if data else study.sizes.batch_size if study.sizes else 0
+    steps = settings.iterations_per_epoch or STOCK_ITERATIONS
+    return float(settings.num_epochs * steps * batch)
+
+
+def _method(run: Run) -> str:
+    found = re.fullmatch(r"nnUNetTrainer(\w+)Pretrain", run.trainer)
+    return found[1] if found else run.trainer

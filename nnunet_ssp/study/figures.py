@@ -1,0 +1,434 @@
+"""The figures of a study: Dice against labelled subjects and unlabelled slices, box plots, learning curves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from nnunet_ssp.evaluation.figures import (
+    COLOURS,
+    MORE_COLOURS,
+    OVERLAY_WIDTH,
+    box_plot,
+    legend,
+)
+from nnunet_ssp.evaluation.page import Cell
+from nnunet_ssp.evaluation.statistics import MEAN
+from nnunet_ssp.evaluation.volumes import UNITS
+from nnunet_ssp.evaluation.wording import decimal
+from nnunet_ssp.study.results import TITLES, Place, Results, Value
+from nnunet_ssp.study.spec import AREA, Axis, Figure
+from nnunet_ssp.study.tables import capitalised, describe, matching
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.lines import Line2D
+
+Array = npt.NDArray[Any]
+Draw = Callable[["Canvas"], None]
+Styles = Mapping[str, Mapping[str, Any]]  # arguments of matplotlib's `plot` by curve
+
+SIZE = (OVERLAY_WIDTH, 3.2)  # inches; on a phone a wider one would have tiny letters
+MARKERS = "osD^vP"  # a new one for every six curves
+AMOUNTS_FOR_A_FIT = 5  # three parameters need more points than that many
+
+
+@dataclass(frozen=True, eq=False)
+class Plot:
+    """One picture.
+
+    Attributes:
+        name: of its files, within the figure; may be empty.
+        draw: draws it on an empty figure.
+        alt: what it shows, for readers who do not see it.
+    """
+
+    name: str
+    draw: Draw
+    alt: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of a study.
+
+    Attributes:
+        title: of it.
+        plots: its pictures; none where no run is done.
+        caption: all that one must know to read them.
+        columns: headings of a table below; may be empty.
+        rows: its rows.
+    """
+
+    title: str
+    plots: list[Plot]
+    caption: str
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[Cell]] = ()
+
+
+def drawn(figure: Figure, results: Results) -> Drawn:
+    """Make the pictures of a figure from the finished runs."""
+    make = {"labels": _labels, "unlabelled": _unlabelled, "boxes": _boxes, "learning": _learning}
+    return make[figure.kind](figure, results)
+
+
+def _caption(figure: Figure, results: Results, *sentences: str) -> str:
+    words = (figure.caption, *sentences, *matching(figure, results))
+    return " ".join(" ".join(sentence.split()) for sentence in words if sentence)
+
+
+def _panels(figure: Figure, results: Results) -> Iterator[tuple[str, str, str, str, str]]:
+    """Test, class and score of each picture, with its name and its title; both are empty for one picture."""
+    shown = results.study.entries(figure)
+    for score in shown["scores"]:
+        classes = [MEAN] if score in UNITS or score == AREA else shown["classes"]
+        for test, name in itertools.product(shown["tests"], classes):
+            parts: dict[Axis, str] = {"tests": test, "classes": name, "scores": score}
+            several = [axis for axis in parts if len(shown[axis]) > 1]
+            title = ", ".join(parts[axis] for axis in several)
+            yield test, name, score, "-".join(parts[axis] for axis in several), title
+
+
+def _fixed(figure: Figure, results: Results) -> str:
+    """What all pictures show."""
+    shown = results.study.entries(figure)
+    axes: tuple[Axis, ...] = ("tests", "classes")
+    words = [describe(axis, shown[axis][0], results) for axis in axes if len(shown[axis]) == 1]
+    return f"{capitalised(', '.join(words))}." if words else ""
+
+
+# -- against the number of labelled subjects -------------------------------------------------------
+
+
+def _labels(figure: Figure, results: Results) -> Drawn:
+    shown = results.study.entries(figure)
+    sizes = {fold: results.labelled(fold) for fold in shown["folds"]}
+    # Small folds may have as many subjects as each other, and differ by their slices.
+    slices = len({subjects for subjects, _ in sizes.values()}) < len(sizes)
+    unit = "slices" if slices else "subjects"
+    plots = []
+    for test, name, score, file, title in _panels(figure, results):
+        curves = {}
+        for model in shown["models"]:
+            points = [
+                (
+                    sizes[fold][slices],
+                    results.value(Place(model, fold, test, name, score), figure.seeds),
+                )
+                for fold in shown["folds"]
+            ]
+            if found := sorted((p for p in points if p[1].seeds), key=lambda point: point[0]):
+                curves[model] = found
+        if curves:
+            words = f"labelled {unit}", TITLES[score], title
+            draw = _draw_labels(curves, _styles(shown["models"]), *words)
+            plots.append(Plot(file, draw, f"{TITLES[score]} against labelled {unit}, {title}"))
+    return Drawn(
+        figure.title,
+        plots,
+        _caption(
+            figure,
+            results,
+            _fixed(figure, results),
+            "Lines: mean over seeds; bands: ± sample standard deviation over seeds; dots: seeds.",
+        ),
+    )
+
+
+def _draw_labels(
+    curves: Mapping[str, Sequence[tuple[float, Value]]],
+    styles: Styles,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+) -> Draw:
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        lines = []
+        for name, points in curves.items():
+            style = styles[name]
+            x = np.array([x for x, _ in points])
+            lines += axes.plot(x, [v.mean for _, v in points], label=name, **style)
+            _add_seeds(axes, points, style["color"])
+            _add_band(axes, x, points, style["color"])
+        _count_axis(axes, [x for points in curves.values() for x, _ in points])
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        _add_legend(canvas, lines)
+
+    return draw
+
+
+def _count_axis(axes: Axes, numbers: Sequence[float]) -> None:
+    """A logarithmic axis with the numbers themselves below it."""
+    ticks = sorted(set(numbers))
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{round(tick, 1):g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    # A single number would have no width.
+    axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
+
+
+def _add_seeds(axes: Axes, points: Sequence[tuple[float, Value]], colour: str) -> None:
+    dots = [(x, y) for x, value in points for y in value.seeds.values()]
+    axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=3, alpha=0.6)
+
+
+def _add_band(axes: Axes, x: Array, points: Sequence[tuple[float, Value]], colour: str) -> None:
+    mean, sd = (np.array([getattr(v, k) for _, v in points]) for k in ("mean", "sd_seeds"))
+    known = np.isfinite(sd)
+    band = (x[known], (mean - sd)[known], (mean + sd)[known])
+    if known.sum() == 1:
+        axes.errorbar(x[known], mean[known], sd[known], color=colour, capsize=3)
+    elif known.any():
+        axes.fill_between(*band, color=colour, alpha=0.2, linewidth=0)
+
+
+# -- against the amount of unlabelled data -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """The curve a * n^k + c.
+
+    Attributes:
+        a: its factor.
+        k: its exponent.
+        c: its offset.
+        residual_error: residual standard error, the root of the sum of squares over (points - 3).
+    """
+
+    a: float
+    k: float
+    c: float
+    residual_error: float
+
+    def __call__(self, n: Array) -> Array:
+        """The value at each amount."""
+        return self.a * n.astype(float) ** self.k + self.c
+
+
+def fit_power_law(amounts: Array, scores: Array) -> PowerLaw | None:
+    """Fit a * n^k + c by least squares.
+
+    The exponent is between 0.01 and 3, and where no amount is 0 also between -3 and -0.01.
+
+    Args:
+        amounts: shape (n,), at least 0.
+        scores: shape (n,).
+
+    Returns:
+        The curve, None for fewer than `AMOUNTS_FOR_A_FIT` different amounts.
+    """
+    from scipy.optimize import least_squares
+
+    if len(np.unique(amounts)) < AMOUNTS_FOR_A_FIT:
+        return None
+    unit = float(np.max(amounts))
+    x, y = amounts / unit, scores.astype(float)
+
+    def residuals(parameters: Array) -> Array:
+        a, k, c = parameters
+        return np.asarray(a * x**k + c - y)
+
+    fits = []
+    for sign in (1, -1) if x.min() > 0 else (1,):
+        low, high = sorted((0.01 * sign, 3.0 * sign))
+        bounds = (-np.inf, low, -np.inf), (np.inf, high, np.inf)
+        for start in (0.1 * sign, 0.5 * sign, 1.5 * sign):
+            # With the exponent given, factor and offset are those of a straight line.
+            a, c = np.polyfit(x**start, y, 1)
+            fits.append(least_squares(residuals, (a, start, c), bounds=bounds, max_nfev=20_000))
+    best = min(fits, key=lambda fit: float(fit.cost))  # half the sum of squares
+    a, k, c = map(float, best.x)
+    return PowerLaw(a / unit**k, k, c, math.sqrt(2 * best.cost / (len(x) - 3)))
+
+
+def _unlabelled(figure: Figure, results: Results) -> Drawn:
+    shown = results.study.entries(figure)
+    amounts = {model: results.unlabelled_slices(model) for model in shown["models"]}
+    plots, few = [], False
+    rows: list[list[Cell]] = []
+    for test, name, score, file, title in _panels(figure, results):
+        curves = {}
+        for fold in shown["folds"]:
+            points = []
+            for model, amount in amounts.items():
+                value = results.value(Place(model, fold, test, name, score), figure.seeds)
+                if amount is not None and value.seeds:
+                    points.append((float(amount), value))
+            if not points:
+                continue
+            points.sort(key=lambda point: point[0])
+            x, means = (np.array(numbers) for numbers in zip(*_means(points), strict=True))
+            law = fit_power_law(x, means)
+            curves[fold] = points, law
+            few = few or law is None
+            if law is not None:
+                numbers = (law.a, law.k, law.c, law.residual_error)
+                texts = (f"{number:.3g}" for number in numbers)
+                rows.append([", ".join(filter(None, (fold, title))), len(points), *texts])
+        if curves:
+            draw = _draw_unlabelled(curves, _styles(shown["folds"]), TITLES[score], title)
+            plots.append(Plot(file, draw, f"{TITLES[score]} against unlabelled slices, {title}"))
+    return Drawn(
+        figure.title,
+        plots,
+        _caption(
+            figure,
+            results,
+            _fixed(figure, results),
+            "A colour for each set of training subjects. Large: mean over seeds, dots: seeds; 0 slices: from scratch.",
+            "Lines: a·nᵏ + c, fitted to the means by least squares." if rows else "",
+            f"No line where there are fewer than {AMOUNTS_FOR_A_FIT} amounts." if few else "",
+        ),
+        ("Trained on", "Points", "a", "k", "c", "Residual standard error") if rows else (),
+        rows,
+    )
+
+
+def _means(points: Sequence[tuple[float, Value]]) -> list[tuple[float, float]]:
+    return [(x, value.mean) for x, value in points]
+
+
+def _draw_unlabelled(
+    curves: Mapping[str, tuple[Sequence[tuple[float, Value]], PowerLaw | None]],
+    styles: Styles,
+    ylabel: str,
+    title: str,
+) -> Draw:
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        lines = []
+        for name, (points, law) in curves.items():
+            x = np.array([x for x, _ in points])
+            style = {**styles[name], "linestyle": "none"}
+            lines += axes.plot(x, [v.mean for _, v in points], label=name, **style)
+            _add_seeds(axes, points, style["color"])
+            if law is not None:
+                fine = np.linspace(x.min(), x.max(), 400)
+                axes.plot(fine, law(fine), color=style["color"], linewidth=1.2)
+        axes.set(xlabel="unlabelled slices in pretraining", ylabel=ylabel, title=title)
+        _add_legend(canvas, lines)
+
+    return draw
+
+
+# -- the subjects' scores ----------------------------------------------------------------------------
+
+
+def _boxes(figure: Figure, results: Results) -> Drawn:
+    shown = results.study.entries(figure)
+    plots = []
+    for test, name, score, file, title in _panels(figure, results):
+        if score == AREA:
+            raise ValueError(f"{figure.title}: scores (={AREA}) is no score of subjects.")
+        groups: dict[str, dict[str, Array]] = {fold: {} for fold in shown["folds"]}
+        for fold, model in itertools.product(shown["folds"], shown["models"]):
+            table = results.subject_values(Place(model, fold, test, name, score))
+            own = table[table["seed"].isin(figure.seeds or results.study.seeds)]
+            groups[fold][model] = own.groupby("subject")["value"].mean().to_numpy()
+        if any(len(values) for group in groups.values() for values in group.values()):
+            draw = box_plot(groups, f"{TITLES[score]}{f' ({title})' if title else ''}")
+            plots.append(Plot(file, draw, f"Box plots of {TITLES[score]}, {title}"))
+    text = "Boxes: quartiles, whiskers to 1.5 times their distance; dots: subjects, mean over frames and seeds."
+    return Drawn(figure.title, plots, _caption(figure, results, _fixed(figure, results), text))
+
+
+# -- learning curves -----------------------------------------------------------------------------------
+
+
+def _learning(figure: Figure, results: Results) -> Drawn:
+    shown = results.study.entries(figure)
+    seeds = figure.seeds or results.study.seeds
+    plots = []
+    rows: list[list[Cell]] = []
+    for fold in shown["folds"]:
+        curves = {}
+        areas: list[Cell] = [fold]
+        for model in shown["models"]:
+            runs = results.done.get((model, fold), {})
+            found = (results.learning_curve(runs[seed]) for seed in seeds if seed in runs)
+            if own := [curve for curve in found if curve is not None]:
+                curves[model] = _mean_curve(own)
+            value = results.value(Place(model, fold, score=AREA), seeds)
+            areas.append(_area_text(value))
+        if curves:
+            file, title = (fold, fold) if len(shown["folds"]) > 1 else ("", "")
+            alt = f"Learning curves on {fold}"
+            draw = _draw_learning(curves, _styles(shown["models"]), title)
+            plots.append(Plot(file, draw, alt))
+            rows.append(areas)
+    return Drawn(
+        figure.title,
+        plots,
+        _caption(
+            figure,
+            results,
+            "nnU-Net’s pseudo Dice on random patches of the validation subjects, by optimiser step. Lines: mean over "
+            "seeds, as far as all of them ran; bands: ± sample standard deviation over seeds. The table has the area "
+            "under the curves divided by the steps, which is their mean (the measure of convergence of Kalapos and "
+            "Gyires-Tóth, arXiv 2209.00314).",
+        ),
+        ("Trained on", *shown["models"]),
+        rows,
+    )
+
+
+def _area_text(value: Value) -> str | None:
+    if not value.seeds:
+        return None
+    spread = "" if math.isnan(value.sd_seeds) else f" ± {decimal(value.sd_seeds, 3)}"
+    n = len(value.seeds)
+    missing = f" ({n} of {value.wanted} seeds)" if n < value.wanted else ""
+    return f"{decimal(value.mean, 3)}{spread}{missing}"
+
+
+def _mean_curve(curves: Sequence[pd.DataFrame]) -> tuple[Array, Array, Array]:
+    """Steps, mean and sample standard deviation over seeds at the steps that all of them have."""
+    table = pd.concat([c.set_index("step")["pseudo_dice"] for c in curves], axis=1, join="inner")
+    return table.index.to_numpy(), table.mean(axis=1).to_numpy(), table.std(axis=1).to_numpy()
+
+
+def _draw_learning(
+    curves: Mapping[str, tuple[Array, Array, Array]], styles: Styles, title: str
+) -> Draw:
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        lines = []
+        for name, (steps, mean, sd) in curves.items():
+            style = {**styles[name], "markevery": max(1, len(steps) // 8)}
+            lines += axes.plot(steps, mean, label=name, **style)
+            axes.fill_between(
+                steps, mean - sd, mean + sd, color=style["color"], alpha=0.2, linewidth=0
+            )
+        axes.set(xlabel="optimiser steps", ylabel="pseudo Dice", title=title)
+        _add_legend(canvas, lines)
+
+    return draw
+
+
+# -- style ---------------------------------------------------------------------------------------------
+
+
+def _styles(names: Sequence[str]) -> Styles:
+    """A colour and a marker for each curve, the same whether or not others are there."""
+    colours = itertools.cycle(COLOURS + MORE_COLOURS)
+    markers = (MARKERS[number // len(COLOURS) % len(MARKERS)] for number in itertools.count())
+    return {
+        name: {"color": colour, "marker": marker, "markersize": 5}
+        for name, colour, marker in zip(names, colours, markers, strict=False)
+    }
+
+
+def _add_legend(canvas: Canvas, lines: Sequence[Line2D]) -> None:
+    if len(lines) > 1:
+        legend(canvas, lines)

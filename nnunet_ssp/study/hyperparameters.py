@@ -1,0 +1,87 @@
+"""The settings of a study's trainings as a table, beside the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from nnunet_ssp.settings import override
+from nnunet_ssp.study.data import Data
+from nnunet_ssp.study.published import published_settings
+from nnunet_ssp.study.runs import Run, find_trainer
+from nnunet_ssp.study.spec import Study
+
+SHOWN = {
+    "num_epochs": "epochs",
+    "iterations_per_epoch": "steps per epoch",
+    "batch_size": "slices per step",
+    "initial_lr": "learning rate",
+    "optimizer": "optimiser",
+    "momentum": "momentum",
+    "nesterov": "Nesterov",
+    "weight_decay": "weight decay",
+    "precision": "precision",
+    "gradient_clip": "gradient clipping",
+}
+# What nnU-Net's own trainer fixes: its constructor and configure_optimizers.
+NNUNET = {
+    **{"optimizer": "sgd", "momentum": 0.99, "nesterov": True, "weight_decay": 3e-5},
+    **{"precision": "auto", "gradient_clip": 12.0},
+}
+NOTHING: dict[str, Any] = {}
+
+
+def hyperparameters(
+    study: Study, runs: tuple[Sequence[Run], Sequence[Run]], data: Data
+) -> tuple[list[str], list[list[str]], str]:
+    """The settings that matter most, one column for each pretraining and for each kind of training.
+
+    Models that are trained alike share a column. Steps are those on the first fold of each.
+
+    Returns:
+        Headings, rows and a caption.
+    """
+    printed = published_settings(study.published_settings) if study.published_settings else NOTHING
+    columns: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+    for run in runs[0]:
+        theirs = printed.get("pretraining", NOTHING).get(run.name, NOTHING)
+        columns.append((f"{run.name}, pretraining", _settings(run, data), theirs))
+    alike: dict[str, list[Run]] = {}
+    for run in {run.name: run for run in reversed(runs[1])}.values():
+        text = run.settings.replace(f"seed={run.seed}", "")
+        alike.setdefault(f"{run.trainer} {text}", []).insert(0, run)
+    for own in reversed(alike.values()):
+        theirs = next(
+            (t for run in own if (t := printed.get("models", NOTHING).get(run.name))), NOTHING
+        )
+        columns.append((", ".join(run.name for run in own), _settings(own[0], data), theirs))
+    rows = []
+    for name, title in SHOWN.items():
+        cells = [_cell(name, ours, theirs) for _, ours, theirs in columns]
+        rows.append([title, *cells])
+    caption = "As they were given to the trainers; auto is chosen by the device."
+    if printed:
+        caption += f" In brackets: {printed['source']}, where it differs."
+    return ["", *(title for title, _, _ in columns)], rows, caption
+
+
+def _settings(run: Run, data: Data) -> dict[str, Any]:
+    settings = asdict(override(find_trainer(run.trainer).defaults, run.settings)[0])
+    if run.hands_on is None:
+        return {**NNUNET, "batch_size": data.batch_size, **settings}
+    return settings
+
+
+def _cell(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    text = _text(name, ours.get(name))
+    same = name not in theirs or theirs[name] == ours.get(name)
+    return text if same else f"{text} ({_text(name, theirs[name])})"
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "one pass" if name == "iterations_per_epoch" else "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

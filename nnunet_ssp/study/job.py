@@ -1,0 +1,104 @@
+"""Runs one command of a study's workflow: `python -m nnunet_ssp.study.job workflow.json RECORD -- COMMAND`.
+
+Around the command itself: only one process works in a run's folder at a time, what an interrupted training has learned
+is not lost, what the command says goes to a log, and a record tells that it is done. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from nnunet_ssp.cases import write_json
+from nnunet_ssp.commands import find_command
+from nnunet_ssp.study.lock import locked
+
+TAIL = 15  # lines of a log that are shown when its command failed
+DONE = {
+    "pretrain": "pretrained",
+    "finetune": "trained",
+    "predict": "predicted",
+    "evaluate": "evaluated",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command of a record, in the study's folder, unless another process just did.
+
+    Returns:
+        The exit status: that of the command, or 1 where it made nothing.
+    """
+    workflow, record, *_ = arguments
+    jobs = json.loads(Path(workflow).read_text(encoding="utf-8"))["jobs"]
+    job = jobs[record]
+    Path(record).parent.mkdir(parents=True, exist_ok=True)
+    # One that outlived a killed study goes on to its end.
+    waiting = f"{job['title']}: waits for another process that works on it"
+    with locked(Path(record).parent, waiting):
+        if _is_done(record, job):
+            return 0
+        return _run(record, job, jobs)
+
+
+def _is_done(record: str, job: dict[str, Any]) -> bool:
+    """Whether the record is there and is this job's; Snakemake takes it away before a job begins."""
+    try:
+        return bool(json.loads(Path(record).read_text(encoding="utf-8"))["key"] == job["key"])
+    except FileNotFoundError:
+        return False
+
+
+def _run(record: str, job: dict[str, Any], jobs: dict[str, Any]) -> int:
+    command = job["command"]
+    if job["latest"] and Path(job["latest"]).is_file():
+        command = job["resumed"]
+    variables = (f"{name}={shlex.quote(value)}" for name, value in job["variables"].items())
+    line = " ".join([*variables, shlex.join(command)])
+    start = time.time()
+    with open(job["log"], "a", encoding="utf-8") as log:
+        print(f"\n$ {line}", file=log, flush=True)
+        status = subprocess.run(
+            [find_command(command[0]), *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **job["variables"]},
+            check=False,
+        ).returncode
+    if status == 0 and not Path(job["makes"]).exists():
+        print(f"{job['makes']} is missing: the command made nothing.", file=sys.stderr)
+        status = 1
+    if status != 0:
+        with open(job["log"], encoding="utf-8", errors="replace") as lines:
+            tail = "".join(deque(lines, maxlen=TAIL)).rstrip()
+        print(f"FAILED: {job['title']}: {job['kind']}\n{tail}\nLog: {job['log']}", flush=True)
+        return status if status > 0 else 1
+    seconds = time.time() - start
+    content = {
+        "key": job["key"],
+        "command": line,
+        "seconds": round(seconds, 1),
+        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": platform.node(),
+    }
+    write_json(record, content)
+    n = sum(Path(other).is_file() for other in jobs)
+    print(f"[{n}/{len(jobs)}] {job['title']}: {DONE[job['kind']]} in {seconds:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # the command had it, too
+        sys.exit(130)

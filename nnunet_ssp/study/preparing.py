@@ -1,0 +1,119 @@
+"""What a study needs before its first training: a phantom where it asks for one, and its folds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_ssp.cases import write_json
+from nnunet_ssp.commands import find_command
+from nnunet_ssp.study.data import Data, open_data
+from nnunet_ssp.study.spec import SEED, Study
+
+PHANTOM_NUMBER, PHANTOM_NAME = 998, "StudyPhantom"
+RECORD = "phantom.json"  # what the phantom was made with
+
+
+def phantom_name(study: Study) -> str:
+    """The dataset of a study's phantom."""
+    return f"Dataset{PHANTOM_NUMBER}_{PHANTOM_NAME}"
+
+
+def make_phantom(study: Study, output: Path) -> str:
+    """Write a study's phantom, convert and prepare it, unless that was done.
+
+    Returns:
+        The dataset's name.
+
+    Raises:
+        RuntimeError: A command failed; the message shows the end of its log.
+        ValueError: `output` holds another phantom.
+    """
+    assert study.phantom is not None
+    wanted = {"phantom": study.phantom.model_dump(), "prepare": study.prepare, "plans": study.plans}
+    record = output / RECORD
+    if record.is_file():
+        if json.loads(record.read_text(encoding="utf-8")) != wanted:
+            raise ValueError(
+                f"{output} holds another phantom ({record}): give another folder with -o."
+            )
+        return phantom_name(study)
+    arguments = json.dumps(study.phantom.model_dump()).replace("null", "None")
+    code = f"from nnunet_ssp.phantom import write_mnms; write_mnms('phantom', **{arguments})"
+    number = str(PHANTOM_NUMBER)
+    convert = (
+        "convert",
+        "mnms",
+        "-i",
+        "phantom",
+        "-d",
+        number,
+        "--name",
+        PHANTOM_NAME,
+        "--overwrite",
+    )
+    print("Making the phantom ...", flush=True)
+    for command in (
+        ("python", "-c", code),
+        ("nnunet-ssp", *convert),
+        ("nnunet-ssp", "prepare", number, *shlex.split(study.prepare)),
+    ):
+        _command(command, output)
+    write_json(record, wanted)
+    return phantom_name(study)
+
+
+def missing_folds(study: Study, data: Data) -> list[str]:
+    """Names of the folds that the study needs and the dataset does not have."""
+    wanted = [study.folds[label].replace(SEED, str(seed)) for _, label, seed in study.needed()]
+    wanted += [study.folds.get(part.fold, part.fold) for part in study.pretraining.values()]
+    return [name for name in dict.fromkeys(wanted) if not data.has_fold(name)]
+
+
+def make_folds(study: Study, data: Data) -> Data:
+    """Append the folds that are missing, as the study says; folds that are there stay as they are.
+
+    Returns:
+        The dataset with them.
+
+    Raises:
+        RuntimeError: A command failed.
+        ValueError: Some are still missing.
+    """
+    if not missing_folds(study, data):
+        return data
+    for arguments in study.make_folds:
+        _command(("nnunet-ssp", "folds", data.number, *shlex.split(arguments)), Path.cwd())
+    data = open_data(data.name, data.plans_name)
+    if missing := missing_folds(study, data):
+        raise ValueError(
+            f"{data.dataset.home} has no fold called {', '.join(missing)}: make it with nnunet-ssp folds "
+            f"{data.number}, or name another in the study's `folds`."
+        )
+    return data
+
+
+def _command(command: Sequence[str], folder: Path) -> None:
+    """Run a command in a folder.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    done = subprocess.run(
+        [find_command(command[0]), *command[1:]],
+        cwd=folder,
+        env=dict(os.environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        tail = "\n".join(deque(done.stdout.splitlines(), maxlen=15))
+        raise RuntimeError(f"{shlex.join(command)} failed:\n{tail}")

@@ -1,0 +1,367 @@
+"""What a study's results become: tables, figures, `cells.csv`, and one page that shows them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from nnunet_ssp.cases import atomic_write
+from nnunet_ssp.evaluation.figures import render
+from nnunet_ssp.evaluation.page import GAP, Cell, Link, Noted, Page
+from nnunet_ssp.evaluation.statistics import SUBJECTS_FOR_A_TEST
+from nnunet_ssp.evaluation.wording import count, decimal, interval, listing, p_value
+from nnunet_ssp.monitor import duration
+from nnunet_ssp.study.data import Data
+from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
+from nnunet_ssp.study.hyperparameters import hyperparameters
+from nnunet_ssp.study.results import STAGES, Place, Results
+from nnunet_ssp.study.runs import Run, slug
+from nnunet_ssp.study.spec import Study
+from nnunet_ssp.study.tables import Filled, fill, latex, markdown, size_of, tidy
+
+PAGE = "report.html"
+FORMATS: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
+GALLERY = (3.6, 2.8)  # inches, of one of several pictures
+
+
+def write_results(
+    study: Study,
+    runs: tuple[list[Run], list[Run]],
+    data: Data,
+    output: Path,
+    setup: Sequence[str],
+) -> Path:
+    """Write what the finished runs of a study give: `tables/`, `figures/`, `cells.csv` and `report.html`.
+
+    Args:
+        study: the study.
+        runs: its pretrainings and trainings, see `study_runs`; some may not be done.
+        data: its dataset.
+        output: its folder.
+        setup: the shell lines that set what the commands need.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: a table or figure names a class, score, column or published table that there is not.
+    """
+    results = Results(study, *runs, data, output)
+    links = {key: f"run-{number}" for number, key in enumerate(results.done, 1)}
+    names = _names([table.title for table in study.tables])
+    tables = {name: fill(table, results) for name, table in zip(names, study.tables, strict=True)}
+    figures = [drawn(figure, results) for figure in study.figures]
+    pictures = [(figure.title, plot) for figure in figures for plot in figure.plots]
+    names = _names([f"{title} {plot.name}".strip() for title, plot in pictures])
+    files = {plot: name for (_, plot), name in zip(pictures, names, strict=True)}
+    for name, filled in tables.items():
+        _write_table(filled, name, output / "tables", links)
+    for plot, name in files.items():
+        _write_plot(plot, name, output / "figures")
+    _write_csv(_cells(results, list(tables.values())), output / "cells.csv")
+    page = _page(results, links, tables, figures, files, setup)
+    page.write(output / PAGE)
+    return output / PAGE
+
+
+def _names(titles: Sequence[str]) -> list[str]:
+    """A file name for each title, all different."""
+    names: list[str] = []
+    for title in titles:
+        name = own = slug(title)
+        number = 2
+        while own.casefold() in map(str.casefold, names):
+            own, number = f"{name}-{number}", number + 1
+        names.append(own)
+    return names
+
+
+Links = dict[tuple[str, str], str]  # name of a row of runs on the page, by model and fold
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def _write_table(filled: Filled, name: str, folder: Path, links: Links) -> None:
+    def target(place: Place) -> str:
+        return f"../{PAGE}#{links[place.model, place.fold]}"
+
+    _write_csv(tidy(filled), folder / f"{name}.csv")
+    _write_text(markdown(filled, target), folder / f"{name}.md")
+    _write_text(latex(filled, name), folder / f"{name}.tex")
+
+
+def _write_plot(plot: Plot, name: str, folder: Path) -> None:
+    for ending in FORMATS:
+        with atomic_write(folder / f"{name}.{ending}") as temporary:
+            temporary.write_bytes(render(plot.draw, size=SIZE, format=ending))
+
+
+def _cells(results: Results, tables: Sequence[Filled]) -> pd.DataFrame:
+    """The values of all places in the tables, one row per finished seed."""
+    places = dict.fromkeys(
+        entry.place for filled in tables for line in filled.entries for entry in line
+    )
+    names = ("model", "fold", "test", "class", "score")
+    parts = [
+        results.seed_values(place).assign(**dict(zip(names, place, strict=True)))
+        for place in places
+    ]
+    columns = [*names, "seed", "value", "sd_subjects", "n_subjects", "run"]
+    filled = [part[columns] for part in parts if len(part)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)
+
+
+def _write_csv(table: pd.DataFrame, file: Path) -> None:
+    with atomic_write(file) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _write_text(text: str, file: Path) -> None:
+    with atomic_write(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+
+def _page(
+    results: Results,
+    links: Links,
+    tables: dict[str, Filled],
+    figures: Sequence[Drawn],
+    files: dict[Plot, str],
+    setup: Sequence[str],
+) -> Page:
+    study = results.study
+    missing = [
+        run for run in (*results.pretrainings, *results.trainings) if not results.is_done(run)
+    ]
+    notice = ""
+    if missing:
+        total = len(results.pretrainings) + len(results.trainings)
+        notice = f"Not complete: {len(missing)} of {count(total, 'run')} are missing; what needs them stays empty."
+    page = Page(study.title, notice=notice)
+    for paragraph in filter(None, (part.strip() for part in study.about.split("\n\n"))):
+        page.paragraph(paragraph)
+    _add_what_ran(page, results, missing)
+    for name, filled in tables.items():
+        _add_table(page, filled, name, links)
+    for figure in figures:
+        _add_figure(page, figure, files)
+    _add_comparisons(page, results)
+    _add_settings(page, results)
+    _add_pretrainings(page, results)
+    _add_runs(page, results, links)
+    _add_commands(page, results, setup)
+    return page
+
+
+def _add_what_ran(page: Page, results: Results, missing: Sequence[Run]) -> None:
+    page.heading("What ran")
+    for kind, runs in (("Pretrainings", results.pretrainings), ("Trainings", results.trainings)):
+        if not runs:
+            continue
+        seconds = sum(results.record(run, s).get("seconds", 0) for run in runs for s in STAGES)
+        done = sum(run not in missing for run in runs)
+        machines = dict.fromkeys(
+            str(machine)
+            for run in runs
+            if (machine := results.record(run, "train").get("machine")) is not None
+        )
+        where = f" on {listing(list(machines))}" if machines else ""
+        page.paragraph(f"{kind}: {done} of {len(runs)} done, {duration(seconds)} of work{where}.")
+    for test in results.tests_without_subjects():
+        page.paragraph(
+            f"No case belongs to the test {test}: its columns stay empty. Look at its values in the study’s file and "
+            "in cases.csv."
+        )
+    if missing:
+        rows: list[list[Cell]] = []
+        for run in missing:
+            state, log = results.state(run)
+            rows.append([Noted(run.title, [[Link(state, log) if log else state]])])
+        page.table(["Run"], rows, caption="Missing")
+
+
+def _add_table(page: Page, filled: Filled, name: str, links: Links) -> None:
+    table = filled.table
+    page.heading(table.title)
+    rows: list[list[Cell]] = []
+    for row, entries in zip(filled.row_names, filled.entries, strict=True):
+        cells: list[Cell] = list(row)
+        for entry in entries:
+            link = Link(entry.text(table.digits), f"#{links[entry.place.model, entry.place.fold]}")
+            notes = [entry.missing, f"paper {entry.published}" if entry.published else ""]
+            cells.append(Noted(link, [[note] for note in notes if note]))
+        rows.append(cells)
+    page.table(
+        [*filled.headings, *map(", ".join, filled.column_names)],
+        rows,
+        caption=filled.full_caption("Paper"),
+        collapse_above=len(rows),
+    )
+    _add_files(page, [f"tables/{name}.{ending}" for ending in ("md", "tex", "csv")])
+
+
+def _add_files(page: Page, files: Sequence[str]) -> None:
+    links: list[str | Link] = ["Files"]
+    for file in files:
+        links += [", " if len(links) > 1 else ": ", Link(file.rpartition("/")[2], file)]
+    page.paragraph(*links)
+
+
+def _add_figure(page: Page, figure: Drawn, files: dict[Plot, str]) -> None:
+    page.heading(figure.title)
+    if not figure.plots:
+        page.paragraph("No run of this figure is done.")
+        return
+    if len(figure.plots) == 1:
+        (plot,) = figure.plots
+        page.plot(plot.draw, alt=plot.alt, caption=figure.caption, size=SIZE)
+    else:
+        plots = [(plot.draw, plot.alt) for plot in figure.plots]
+        page.gallery(plots, caption=figure.caption, size=GALLERY)
+    if figure.rows:
+        page.table(figure.columns, figure.rows)
+    _add_files(page, [f"figures/{files[plot]}.{end}" for plot in figure.plots for end in FORMATS])
+
+
+def _add_comparisons(page: Page, results: Results) -> None:
+    study = results.study
+    folds = list(dict.fromkeys(fold for _, fold in results.done))
+    parts = [(fold, table) for fold in folds if len(table := results.comparisons(fold))]
+    if not parts:
+        return
+    page.heading(f"Compared with {study.baseline}")
+    rows: list[list[Cell]] = [
+        [
+            fold,
+            row["model"],
+            row["n_seeds"],
+            f"{row['difference']:+.3f}",
+            interval(row),
+            f"{row['n_better']} of {row['n_subjects']}",
+            p_value(row["p"]),
+            p_value(row["p_holm"]),
+        ]
+        for fold, table in parts
+        for row in table.to_dict("records")
+    ]
+    page.table(
+        ["Trained on", "Model", "Seeds", "Difference", "95 % CI", "Better on", "p", "p, Holm"],
+        rows,
+        caption=f"Mean 3D Dice of the model minus that of {study.baseline}, paired by subject: the mean over frames "
+        "and over the seeds that both have. Interval: bootstrap over subjects. p: one-sided Wilcoxon signed-rank test "
+        "that the model is better; Holm: corrected for the number of models on the same training subjects, no further. "
+        f"No p value under {SUBJECTS_FOR_A_TEST} subjects.",
+        collapse_above=60,
+    )
+
+
+def _add_settings(page: Page, results: Results) -> None:
+    page.heading("Settings")
+    runs = results.pretrainings, results.trainings
+    columns, rows, caption = hyperparameters(results.study, runs, results.data)
+    page.table(columns, rows, caption=caption)
+
+
+def _add_pretrainings(page: Page, results: Results) -> None:
+    if not results.pretrainings:
+        return
+    page.heading("Pretrainings")
+    rows: list[list[Cell]] = []
+    for run in results.pretrainings:
+        counts = results.settings(run).get("counts", {})
+        rows.append(
+            [
+                run.name,
+                run.trainer,
+                run.label,
+                counts.get("subjects"),
+                counts.get("slices"),
+                _train_cell(results, run),
+            ]
+        )
+    page.table(
+        ["Name", "Trainer", "Fold", "Subjects", "Slices", "Time"], rows, collapse_above=len(rows)
+    )
+    for run in results.pretrainings:
+        if curves := _curves(results, run):
+            alt = f"Curves of the pretraining {run.name} by epoch"
+            page.image(results.output / curves, alt=alt, summary=f"Curves of {run.title}")
+
+
+def _curves(results: Results, run: Run) -> str | None:
+    """The picture of a training's curves, below the study's folder."""
+    file = f"{run.fold_folder(results.data)}/progress.png"
+    return file if (results.output / file).is_file() else None
+
+
+def _train_cell(results: Results, run: Run) -> Cell:
+    """The time of a pretraining with its files; how far it has come where it is not done."""
+    record = results.record(run, "train")
+    if not record:
+        return _state_cell(results, run)
+    curves = _curves(results, run)  # to be enlarged: on a phone the picture in the page is small
+    files = [*_files(run), *([Link("curves", curves)] if curves else [])]
+    return Noted(duration(record["seconds"]), [files])
+
+
+def _state_cell(results: Results, run: Run) -> Cell:
+    state, log = results.state(run)
+    return Noted(GAP, [[Link(state, log) if log else state]])
+
+
+def _add_runs(page: Page, results: Results, links: Links) -> None:
+    page.heading("Runs")
+    seeds = sorted({run.seed for run in results.trainings})
+    every = {(run.name, run.label, run.seed): run for run in results.trainings}
+    rows: list[list[Cell]] = []
+    for model, fold in results.done:
+        cells: list[Cell] = [Noted(model, [[f"on {fold}: {size_of(fold, results)}"]])]
+        for seed in seeds:
+            run = every.get((model, fold, seed))
+            cells.append(None if run is None else _run_cell(results, run))
+        rows.append(cells)
+    page.table(
+        ["Model", *(f"Seed {seed}" for seed in seeds)],
+        rows,
+        caption="Model, and on how many labelled subjects (slices). Mean 3D Dice of all tested frames, which leads to "
+        "the run’s own report; its training’s log, command and time.",
+        collapse_above=len(rows),
+        names=list(links.values()),
+    )
+
+
+def _run_cell(results: Results, run: Run) -> Cell:
+    if not results.is_done(run):
+        return _state_cell(results, run)
+    report = Link(decimal(results.dice(run), 3), f"{run.folder}/evaluation/{PAGE}")
+    record = results.record(run, "train")
+    return Noted(report, [[*_files(run), *[duration(record["seconds"])] * bool(record)]])
+
+
+def _files(run: Run) -> list[str | Link]:
+    """What a training said, and how it was started."""
+    return [Link("log", f"{run.folder}/train.log"), Link("command", f"{run.folder}/train.json")]
+
+
+def _add_commands(page: Page, results: Results, setup: Sequence[str]) -> None:
+    page.heading("Commands")
+    page.paragraph("What ran, in the study’s folder.")
+    page.code("\n".join(setup))
+    for title, runs in (
+        ("Pretraining", results.pretrainings),
+        ("Training, prediction and evaluation", results.trainings),
+    ):
+        blocks = []
+        for run in runs:
+            lines = [results.record(run, stage).get("command") for stage in STAGES]
+            if done := [line for line in lines if line is not None]:
+                blocks.append("\n".join([f"# {run.title}", *done]))
+        if blocks:
+            page.code("\n\n".join(blocks), summary=f"{title}: {count(len(blocks), 'run')}")

@@ -1,0 +1,352 @@
+"""The trainings of a study, and the commands that train, predict and evaluate.
+
+A run's folder has a fingerprint in its name, of everything that decides its result: trainer, settings, seed, the fold's
+cases, the plans, and for fine-tuning the pretraining's fingerprint. What changed is a new run in a folder of its own;
+what did not change is found again; nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_ssp.preparation import quiet
+from nnunet_ssp.settings import override
+from nnunet_ssp.study.data import CONFIGURATION, Data
+from nnunet_ssp.study.spec import SEED, Settings, Study, Value
+
+Kind = Literal["pretrain", "finetune", "predict", "evaluate"]
+FINAL = "checkpoint_final.pth"
+ONE_PASS = "iterations_per_epoch"  # the setting that `match=epochs` decides
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: of the pretraining or the model.
+        label: what the study calls the fold; of a pretraining the fold's own name.
+        seed: of the training.
+        trainer: full name.
+        fold: name in `folds.csv`.
+        settings: value of nnUNet_ssp_settings.
+        folder: below the study's folder, with `/`.
+        weights: the pretraining that the weights come from.
+        hands_on: file that fine-tuning takes; None for fine-tuning.
+    """
+
+    name: str
+    label: str
+    seed: int
+    trainer: str
+    fold: str
+    settings: str
+    folder: str
+    weights: Run | None = None
+    hands_on: str | None = None
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        where = self.label if self.hands_on is None else f"pretraining on {self.label}"
+        return f"{self.name}, {where}, seed {self.seed}"
+
+    def fold_folder(self, data: Data) -> str:
+        """nnU-Net's folder of the training, below the study's folder."""
+        number = data.fold(self.fold)[0]
+        trainer = f"{self.trainer}{data.results_folder}"
+        return f"{self.folder}/results/{data.name}/{trainer}/fold_{number}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of the workflow.
+
+    Attributes:
+        kind: the rule.
+        record: file that tells that it is done; with what took part, and below the study's folder as all paths here.
+        needs: records of the jobs before.
+        title: of the run.
+        variables: environment variables besides those of all jobs.
+        command: as typed.
+        resumed: the command where `latest` exists.
+        latest: the checkpoint of an interrupted training.
+        makes: what must be there afterwards.
+        log: what the command says.
+    """
+
+    kind: Kind
+    record: str
+    needs: tuple[str, ...]
+    title: str
+    variables: Mapping[str, str]
+    command: tuple[str, ...]
+    makes: str
+    log: str
+    resumed: tuple[str, ...] | None = None
+    latest: str | None = None
+
+    @property
+    def line(self) -> str:
+        """As typed in a shell, in the study's folder."""
+        variables = (f"{name}={shlex.quote(value)}" for name, value in self.variables.items())
+        return " ".join([*variables, shlex.join(self.command)])
+
+    @property
+    def key(self) -> str:
+        """Changes when the command does; where it runs does not matter."""
+        words = list(self.command)
+        if "-device" in words:
+            del words[words.index("-device") : words.index("-device") + 2]
+        return _digest([words, dict(self.variables)])
+
+
+def study_runs(study: Study, data: Data | None) -> tuple[list[Run], list[Run]]:
+    """Every training that the study's tables and figures need, each once.
+
+    Args:
+        study: the study.
+        data: its dataset; None where it is not here, as in a dry run: then the steps of `match=epochs` and the
+            fingerprints are not the real ones.
+
+    Returns:
+        The pretrainings and the fine-tunings.
+
+    Raises:
+        ValueError: A trainer or setting that does not exist, or a model whose trainer does not fit its pretraining.
+    """
+    pretrainings: dict[str, Run] = {}
+    trainings = []
+    for name, label, seed in study.needed():
+        model = study.models[name]
+        wanted = model.pretraining
+        if wanted is not None and wanted not in pretrainings:
+            pretrainings[wanted] = _pretraining(study, wanted, data)
+        weights = None if wanted is None else pretrainings[wanted]
+        trainings.append(_training(study, name, label, seed, weights, data))
+    folders = [run.folder for run in (*pretrainings.values(), *trainings)]
+    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+        raise ValueError(f"{twice[0]} must be the folder of one run: give models other names.")
+    return list(pretrainings.values()), trainings
+
+
+def _pretraining(study: Study, name: str, data: Data | None) -> Run:
+    part = study.pretraining[name]
+    place = f"pretraining.{name}"
+    trainer = _trainer_class(f"nnUNetTrainer{part.trainer}Pretrain", f"{place}.trainer")
+    if not hasattr(trainer, "method_class"):
+        raise ValueError(
+            f"{place}.trainer (={part.trainer}) must be one of our pretraining methods"
+        )
+    fold = study.folds.get(part.fold, part.fold)
+    if SEED in fold:
+        raise ValueError(f"{place}.fold (={part.fold}) must be one fold, not one for each seed")
+    settings = study.settings.get("pretraining", {}) | part.settings | {"seed": part.seed}
+    text = _settings_text(settings, trainer, place)
+    key = _digest([trainer.__name__, part.fold, text, data and data.fingerprint(fold)])
+    return Run(
+        name=name,
+        label=fold,
+        seed=part.seed,
+        trainer=trainer.__name__,
+        fold=fold,
+        settings=text,
+        folder=f"pretraining/{slug(name)}/seed{part.seed}-{key}",
+        hands_on=trainer.method_class.checkpoint,
+    )
+
+
+def _training(
+    study: Study, name: str, label: str, seed: int, weights: Run | None, data: Data | None
+) -> Run:
+    model = study.models[name]
+    place = f"models.{name}"
+    trainer = _trainer_class(f"nnUNetTrainer{model.trainer}", f"{place}.trainer")
+    needs = getattr(trainer, "needs_weights", None)
+    if needs is None or needs != (weights is not None):
+        rule = (
+            "a fine-tuning trainer"
+            if weights
+            else "a trainer from scratch, as there is no pretraining"
+        )
+        raise ValueError(f"{place}.trainer (={model.trainer}) must be {rule}")
+    fold = study.folds[label].replace(SEED, str(seed))
+    settings = study.settings.get("finetuning", {}) | model.settings
+    settings.setdefault("final_validation", study.evaluate == "validation")
+    if study.match == "epochs":
+        settings[ONE_PASS] = steps_per_epoch(study, label, settings.get(ONE_PASS), data, seed)
+    text = _settings_text(settings | {"seed": seed}, trainer, place)
+    content = [trainer.__name__, fold, text, weights and weights.folder]
+    key = _digest([*content, data and data.fingerprint(fold)])
+    return Run(
+        name=name,
+        label=label,
+        seed=seed,
+        trainer=trainer.__name__,
+        fold=fold,
+        settings=text,
+        folder=f"runs/{slug(name)}/{slug(label)}/seed{seed}-{key}",
+        weights=weights,
+    )
+
+
+def steps_per_epoch(
+    study: Study, label: str, largest: Value, data: Data | None, seed: int | None = None
+) -> int:
+    """Steps of an epoch with `match=epochs`.
+
+    Args:
+        study: the study.
+        label: what it calls the fold.
+        largest: the steps on its largest fold, None for one pass over the slices; the others have steps in proportion.
+        data: the dataset; without it the study's `sizes` count, and without those an epoch has one step.
+        seed: of the training, for a fold of each seed.
+    """
+    n = labelled_slices(study, label, data, seed)
+    if not n:
+        return 1
+    if isinstance(largest, int):
+        most = max(labelled_slices(study, other, data, seed) for other in study.folds)
+        return max(1, round(largest * n / most))
+    batch = data.batch_size if data else study.sizes.batch_size if study.sizes else 1
+    return max(1, n // batch)
+
+
+def labelled_slices(study: Study, label: str, data: Data | None, seed: int | None = None) -> int:
+    """Labelled slices of a fold; 0 where that is not known."""
+    if data is not None:
+        fold = study.folds[label].replace(SEED, str(study.seeds[0] if seed is None else seed))
+        return data.labelled_slices(fold)
+    return study.sizes.labelled_slices.get(label, 0) if study.sizes else 0
+
+
+def study_jobs(
+    study: Study, runs: tuple[list[Run], list[Run]], data: Data, device: str
+) -> list[Job]:
+    """The commands of all runs, in an order in which each comes after what it needs."""
+    pretrainings, trainings = runs
+    jobs = [_train_job("pretrain", run, data, device) for run in pretrainings]
+    for run in trainings:
+        jobs += _model_jobs(study, run, data, device)
+    shared = {name: str(value) for name, value in study.environment.items()}
+    return [replace(job, variables={**shared, **job.variables}) for job in jobs]
+
+
+def _train_job(kind: Kind, run: Run, data: Data, device: str) -> Job:
+    folder = run.fold_folder(data)
+    number = str(data.fold(run.fold)[0])
+    what = ("nnUNetv2_train", data.number, CONFIGURATION, number, "-p", data.plans_name)
+    command = (*what, "-tr", run.trainer, "-device", device)
+    weights: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    if run.weights is not None:
+        file = f"{run.weights.fold_folder(data)}/{run.weights.hands_on}"
+        weights, needs = ("-pretrained_weights", file), (f"{run.weights.folder}/train.json",)
+    return Job(
+        kind=kind,
+        record=f"{run.folder}/train.json",
+        needs=needs,
+        title=run.title,
+        variables={"nnUNet_results": f"{run.folder}/results", "nnUNet_ssp_settings": run.settings},
+        command=(*command, *weights),
+        makes=f"{folder}/{FINAL}",
+        log=f"{run.folder}/train.log",
+        # nnU-Net takes no weights when it continues.
+        resumed=(*command, "--c"),
+        latest=f"{folder}/checkpoint_latest.pth",
+    )
+
+
+def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job]:
+    """Training, prediction and evaluation of a model."""
+    train = _train_job("finetune", run, data, device)
+    yield train
+    before, predictions = train, f"{run.fold_folder(data)}/validation"
+    if study.evaluate == "test":
+        predictions = f"{run.folder}/predictions"
+        images = str(data.dataset.raw / "imagesTs")
+        number = str(data.fold(run.fold)[0])
+        model = ("-d", data.number, "-c", CONFIGURATION, "-f", number, "-p", data.plans_name)
+        where = ("-tr", run.trainer, "-i", images, "-o", predictions)
+        before = Job(
+            kind="predict",
+            record=f"{run.folder}/predict.json",
+            needs=(train.record,),
+            title=run.title,
+            variables={"nnUNet_results": f"{run.folder}/results"},
+            command=(
+                "nnUNetv2_predict",
+                *model,
+                *where,
+                *study.predict_flags,
+                "-device",
+                device,
+            ),
+            makes=predictions,
+            log=f"{run.folder}/predict.log",
+        )
+        yield before
+    folder = f"{run.folder}/evaluation"
+    yield Job(
+        kind="evaluate",
+        record=f"{run.folder}/evaluate.json",
+        needs=(before.record,),
+        title=run.title,
+        variables={},
+        command=("nnunet-ssp", "evaluate", data.number, f"{run.name}={predictions}", "-o", folder),
+        makes=f"{folder}/metrics.csv",
+        log=f"{run.folder}/evaluate.log",
+    )
+
+
+def slug(name: str) -> str:
+    """A name as part of a path that needs no quotes."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "-"
+
+
+@lru_cache
+def find_trainer(name: str) -> Any:
+    """A trainer's class as nnU-Net finds it, or None; nnU-Net's search is slow and says much."""
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, at its import
+        try:
+            return recursive_find_trainer_class_by_name(name)
+        except RuntimeError:
+            return None
+
+
+def _trainer_class(name: str, place: str) -> Any:
+    found = find_trainer(name)
+    if found is None:
+        raise ValueError(f"{place}: nnU-Net finds no trainer {name}")
+    return found
+
+
+def _settings_text(settings: Settings, trainer: Any, place: str) -> str:
+    """The value of nnUNet_ssp_settings, checked by the trainer's own rules."""
+    text = " ".join(f"{name}={_setting(value)}" for name, value in sorted(settings.items()))
+    try:
+        override(trainer.defaults, text)
+    except ValueError as error:
+        raise ValueError(f"{place}.settings: {error}") from None
+    return text
+
+
+def _setting(value: Value) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,359 @@
+"""A study as its YAML file describes it: which trainings, on which folds, and the tables and figures made of them.
+
+The file is checked as a whole before anything runs. Names refer to each other: models to pretrainings, tables and
+figures to models, folds and tests. What a study runs is what its tables and figures need, nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.functional_validators import BeforeValidator
+
+from nnunet_ssp.evaluation.evaluate import CASE_COLUMNS
+from nnunet_ssp.evaluation.statistics import SCORES
+from nnunet_ssp.evaluation.volumes import UNITS
+
+Value = bool | int | float | str | None
+Settings = dict[str, Value]
+Axis = Literal["models", "folds", "tests", "classes", "scores"]
+AXES: tuple[Axis, ...] = ("models", "folds", "tests", "classes", "scores")
+SEED = "{seed}"  # in the name of a fold: the seed of the training
+AREA = "area"  # the score of a learning curve
+DICE = "dice"
+TEST_COLUMNS = tuple(name for name in CASE_COLUMNS if name != "base")  # as in metrics.csv
+KNOWN_SCORES = (*SCORES, AREA, *UNITS)
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+def _as_names(value: object) -> object:
+    """YAML reads `50` as a number."""
+    listed = value if isinstance(value, list) else [value]
+    return [str(v) if isinstance(v, int | float) else v for v in listed]
+
+
+def _with_names(value: object) -> object:
+    """YAML reads the key `50` as a number."""
+    return {str(key): v for key, v in value.items()} if isinstance(value, dict) else value
+
+
+V = TypeVar("V")
+Named = Annotated[dict[str, V], BeforeValidator(_with_names)]
+Names = Annotated[list[str], BeforeValidator(_as_names), Field(min_length=1)]
+OneOrMoreAxes = Annotated[list[Axis], BeforeValidator(_as_list)]
+
+
+class _Part(BaseModel):
+    """Names that are not in the schema are errors, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Phantom(_Part):
+    """Synthetic cine to make, see `nnunet_ssp.phantom.write_mnms`."""
+
+    labelled: int = Field(ge=2)
+    unlabelled: int = Field(ge=0)
+    testing: int = Field(ge=1)
+    matrix: int = Field(96, ge=32)
+    frames: int = Field(10, ge=2)
+    slices: int | None = Field(None, ge=3)
+    seed: int = 0
+
+
+class Pretraining(_Part):
+    """One pretraining: `trainer=MIM` is nnUNetTrainerMIMPretrain."""
+
+    trainer: str
+    fold: str
+    seed: int = Field(0, ge=0)
+    settings: Settings = {}
+
+
+class Model(_Part):
+    """How the networks that are compared are trained: `trainer=Finetune` is nnUNetTrainerFinetune."""
+
+    trainer: str
+    pretraining: str | None = None  # None: from scratch
+    settings: Settings = {}
+
+
+class _Selection(_Part):
+    """What a table or figure shows; None and empty stand for the study's own lists."""
+
+    title: str
+    caption: str = ""
+    models: Names | None = None  # names, or patterns as of files
+    folds: Names | None = None
+    tests: Names = ["all"]
+    classes: Names = ["mean"]
+    scores: Names = [DICE]
+    seeds: list[int] | None = None
+
+
+class Table(_Selection):
+    """A table: each row and column is an entry of an axis, or of several, the last one changing fastest."""
+
+    rows: OneOrMoreAxes
+    columns: OneOrMoreAxes
+    spread: Literal["seeds", "subjects"] = "seeds"  # what follows the ±, as in `summarise`
+    published: str | None = None  # table of the published numbers, as FILE/TABLE
+    digits: int = Field(3, ge=0, le=6)
+
+    @model_validator(mode="after")
+    def _axes_differ(self) -> Table:
+        axes = [*self.rows, *self.columns]
+        if len(set(axes)) < len(axes):
+            raise ValueError(f"rows and columns must be different axes (={', '.join(axes)})")
+        return self
+
+
+class Figure(_Selection):
+    """A figure.
+
+    Attributes:
+        kind: `labels`: score against labelled subjects, a curve per model; `unlabelled`: score against the slices seen
+            in pretraining, a curve per fold; `boxes`: the subjects' scores; `learning`: learning curves.
+    """
+
+    kind: Literal["labels", "unlabelled", "boxes", "learning"]
+
+
+class Sizes(_Part):
+    """What a dry run without the data set estimates with: the published sizes."""
+
+    pretraining_slices: int = Field(ge=1)
+    labelled_slices: Named[int]  # by fold, as named in `folds`
+    batch_size: int = Field(ge=1)  # of fine-tuning
+    patch_size: tuple[int, int]
+
+
+class Study(_Part):
+    """A study.
+
+    Attributes:
+        title: of the report.
+        about: what it is and where it differs from what was published.
+        dataset: id or name of a prepared dataset; `nnunet-ssp study -d` replaces it.
+        phantom: makes a dataset instead.
+        prepare: more arguments of `nnunet-ssp prepare` for the phantom.
+        predict: more arguments of `nnUNetv2_predict`.
+        environment: environment variables of all commands, as nnUNet_n_proc_DA.
+        make_folds: arguments of `nnunet-ssp folds` that make the folds that are missing.
+        plans: name of the plans.
+        folds: name of a fold in `folds.csv` by what the study calls it; ``{seed}`` stands for the training's.
+        tests: cases that count, by what the study calls them: the values that columns of `cases.csv` must have.
+        evaluate: on the test subjects, or on each fold's validation subjects.
+        seeds: of every model on every fold.
+        match: how trainings on folds of different size compare: `steps`, as many for all, or `epochs`, whose steps are
+            one pass over the fold's slices, as in de Mooij et al. (of another length where settings name one).
+        settings: of all pretrainings and of all fine-tunings; a model's own come on top.
+        baseline: the model that others are tested against.
+        published_settings: those to compare the trainings' settings with, see `hyperparameters`.
+        sizes: see `Sizes`.
+    """
+
+    title: str
+    about: str = ""
+    dataset: int | str | None = None
+    phantom: Phantom | None = None
+    prepare: str = ""
+    predict: str = ""
+    environment: dict[str, Value] = {}
+    make_folds: list[str] = []
+    plans: str = "nnUNetPlans"
+    folds: Named[str] = Field(min_length=1)
+    tests: Named[dict[str, Names]] = {"all": {}}
+    evaluate: Literal["test", "validation"] = "test"
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    match: Literal["epochs", "steps"] = "steps"
+    settings: dict[Literal["pretraining", "finetuning"], Settings] = {}
+    pretraining: Named[Pretraining] = {}
+    models: Named[Model] = Field(min_length=1)
+    baseline: str | None = None
+    tables: list[Table] = Field(min_length=1)
+    figures: list[Figure] = []
+    published_settings: str | None = None
+    sizes: Sizes | None = None
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Study:
+        if self.dataset is not None and self.phantom is not None:
+            raise ValueError("dataset and phantom must not both be given")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds (={self.seeds}) must differ")
+        for name, model in self.models.items():
+            if "=" in name or "/" in name:
+                raise ValueError(f"models.{name}: the name must have no = and no /")
+            wanted = model.pretraining
+            _must_know(f"models.{name}.pretraining", wanted, self.pretraining, "pretraining")
+        _must_know("baseline", self.baseline, self.models, "models")
+        for test, columns in self.tests.items():
+            for name in columns:
+                _must_know(f"tests.{test}", name, TEST_COLUMNS, "columns of cases.csv")
+        for number, table in enumerate(self.tables):
+            self._check(table, f"tables.{number} ({table.title})")
+        for number, figure in enumerate(self.figures):
+            self._check(figure, f"figures.{number} ({figure.title})")
+        return self
+
+    def _check(self, part: Table | Figure, place: str) -> None:
+        """Whether a table or figure names what there is."""
+        _must_match(f"{place}.models", part.models, self.models, "models")
+        _must_match(f"{place}.folds", part.folds, self.folds, "folds")
+        for name in part.tests:
+            _must_know(f"{place}.tests", name, self.tests, "tests")
+        for name in part.scores:
+            _must_know(f"{place}.scores", name, KNOWN_SCORES, "scores")
+        if isinstance(part, Table):
+            for axis, names in self.entries(part).items():
+                if axis not in (*part.rows, *part.columns) and len(names) != 1:
+                    raise ValueError(
+                        f"{place}: {axis} (={', '.join(names)}) must be in rows or columns, or be one"
+                    )
+
+    @property
+    def predict_flags(self) -> list[str]:
+        """The words of `predict`."""
+        return shlex.split(self.predict)
+
+    def entries(self, part: Table | Figure) -> dict[Axis, list[str]]:
+        """What a table or figure shows on each axis; patterns stand for the names they match, in the study's order."""
+
+        def match(wanted: list[str] | None, known: Mapping[str, object]) -> list[str]:
+            found = [
+                k for name in wanted or ["*"] for k in known if k == name or fnmatchcase(k, name)
+            ]
+            return list(dict.fromkeys(found))
+
+        return {
+            "models": match(part.models, self.models),
+            "folds": match(part.folds, self.folds),
+            "tests": list(part.tests),
+            "classes": list(part.classes),
+            "scores": list(part.scores),
+        }
+
+    def needed(self) -> Iterator[tuple[str, str, int]]:
+        """Model, fold and seed of every training that a table or figure needs, each once."""
+        seen: dict[tuple[str, str, int], None] = {}
+        parts: list[Table | Figure] = [*self.tables, *self.figures]
+        for part in parts:
+            shown = self.entries(part)
+            for key in product(shown["models"], shown["folds"], part.seeds or self.seeds):
+                seen[key] = None
+        yield from seen
+
+
+def read_study(file: Path) -> Study:
+    """Read and check a study's file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It is no YAML, or does not follow the schema; names the file, the place and the rule.
+    """
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} must be YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold names and values, as `title: ...`.")
+    try:
+        for name in ("folds", "pretraining", "models"):
+            if isinstance(content.get(name), dict):
+                content[name] = dict(_expanded(content[name], f"{name}"))
+        return Study.model_validate(content)
+    except ValidationError as error:
+        lines = (f"  {_place(found['loc'])}{_rule(found)}" for found in error.errors())
+        raise ValueError(f"{file} does not follow the schema:\n" + "\n".join(lines)) from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML where a name that is given twice is an error; PyYAML takes the last one."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _expanded(parts: Mapping[Hashable, Any], where: str) -> Iterator[tuple[str, Any]]:
+    """Parts as they are; one with `for` once for every combination of its values, filled in for ``{name}``."""
+    seen = set()
+    for key, part in parts.items():
+        values: Mapping[str, list[Any]] = {}
+        if isinstance(part, dict) and "for" in part:
+            part = dict(part)
+            values = part.pop("for")
+            if not isinstance(values, dict) or not all(
+                isinstance(v, list) for v in values.values()
+            ):
+                raise ValueError(f"{where}.{key}.for must be names with lists, as `patch: [8, 16]`")
+        for combination in product(*values.values()):
+            filling = dict(zip(values, combination, strict=True))
+            name = str(_filled(str(key), filling))
+            if name in seen:
+                raise ValueError(
+                    f"{where}.{name} is there twice: its name must hold every name of `for`"
+                )
+            seen.add(name)
+            yield name, _filled(part, filling)
+
+
+def _filled(content: Any, values: Mapping[str, Any]) -> Any:
+    """Put values in place of ``{name}``, wherever it stands; alone it keeps its type."""
+    if isinstance(content, dict):
+        return {key: _filled(value, values) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_filled(value, values) for value in content]
+    if not isinstance(content, str):
+        return content
+    for name, value in values.items():
+        if content == f"{{{name}}}":
+            return value
+        content = content.replace(f"{{{name}}}", str(value))
+    return content
+
+
+def _must_match(
+    place: str, patterns: list[str] | None, known: Mapping[str, object], what: str
+) -> None:
+    for pattern in patterns or ():
+        if not any(fnmatchcase(name, pattern) for name in known):
+            _must_know(place, pattern, known, what)
+
+
+def _must_know(place: str, name: str | None, known: Collection[str], what: str) -> None:
+    if name is not None and name not in known:
+        listed = ", ".join(known) or "none"
+        raise ValueError(f"{place} (={name}) must be one of {what}: {listed}")
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    return f"{'.'.join(map(str, location))}: " if location else ""
+
+
+def _rule(found: Any) -> str:
+    if found["type"] == "extra_forbidden":
+        return "is no name of the schema"
+    message = re.sub(r"^(Value error, |Input should be )", "", found["msg"])
+    given = "" if isinstance(found["input"], dict | list) else f" (={found['input']})"
+    if found["type"] == "missing":
+        return "must be given"
+    return message if found["type"] == "value_error" else f"must be {message}{given}"

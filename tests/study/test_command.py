@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nnunet_ssp.cases import write_json
+from nnunet_ssp.cli import main
+from nnunet_ssp.commands import find_command
+from nnunet_ssp.study.command import PROFILES, STUDIES, find_profile, find_study
+from tests.study.test_spec import write
+
+SMALL = """
+title: Two trainings
+phantom: {labelled: 5, unlabelled: 1, testing: 2, matrix: 48, frames: 4, slices: 4}
+prepare: -gpu_memory_target 0.1 -overwrite_plans_name small
+predict: --disable_tta
+plans: small
+make_folds: [--subsets 2 --seeds 0]
+folds: {few: "5-fold-0-nr2-seed{seed}"}
+seeds: [0]
+settings:
+  pretraining: {num_epochs: 1, iterations_per_epoch: 2, batch_size: 4}
+  finetuning: {num_epochs: 2, iterations_per_epoch: 2, val_iterations_per_epoch: 1}
+pretraining:
+  MIM: {trainer: MIM, fold: 5-fold-0}
+models:
+  baseline: {trainer: Scratch}
+  MIM: {trainer: Finetune, pretraining: MIM}
+baseline: baseline
+tables:
+  - {title: Table 1, rows: folds, columns: models}
+figures:
+  - {kind: learning, title: Learning curves}
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("nnUNet_"):
+            monkeypatch.delenv(name)
+
+
+def study(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `nnunet-ssp study` in a process, as a user does."""
+    return subprocess.run(
+        [find_command("nnunet-ssp"), "study", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_from_nothing_to_the_page(tmp_path):
+    """Phantom, folds, pretraining, fine-tuning, prediction, evaluation, tables; then again, and with a run missing."""
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    done = study(tmp_path, "small.yaml")
+    assert done.returncode == 0, done.stdout
+    output = tmp_path / "study_small"
+    assert "7 of 7 commands to run" in done.stdout
+    assert "[7/7]" in done.stdout
+    page = (output / "report.html").read_text()
+    assert "Table 1" in page
+    (run,) = output.glob("runs/MIM/few/seed0-*")
+    record = json.loads((run / "train.json").read_text())
+    assert "nnUNetv2_train 998 2d" in record["command"]
+    assert "-pretrained_weights pretraining/MIM/seed0-" in record["command"]
+    assert record["command"] in (run / "train.log").read_text()
+    (settings,) = run.rglob("settings.json")
+    assert "MIM" in json.loads(settings.read_text())["weights_from"]
+
+    # The same command has nothing to do; whoever moves the folder takes everything along.
+    (tmp_path / "elsewhere").mkdir()
+    moved = Path(shutil.move(output, tmp_path / "elsewhere" / "study_small"))
+    again = study(tmp_path / "elsewhere", str(file))
+    assert again.returncode == 0, again.stdout
+    assert "to run" not in again.stdout
+    assert "Report:" in again.stdout
+
+    # A run that is not there leaves a hole, and is said.
+    (moved / run.relative_to(output) / "evaluate.json").unlink()
+    hole = study(tmp_path / "elsewhere", str(file), "--results")
+    assert hole.returncode == 1
+    assert "1 of 3 runs are missing: MIM, few, seed 0" in hole.stdout
+
+    # Longer fine-tunings are other runs, of the same pretraining.
+    file.write_text(SMALL.replace("num_epochs: 2", "num_epochs: 3"))
+    longer = study(tmp_path / "elsewhere", str(file), "--dry-run")
+    assert longer.returncode == 0, longer.stdout
+    assert "3 runs: 1 pretrainings and 2 fine-tunings" in longer.stdout
+    assert longer.stdout.rstrip().count("; 1 are done.") == 1
+    other = study(tmp_path / "elsewhere", str(file), "--results")
+    assert "2 of 3 runs are missing" in other.stdout
+    # Another phantom is not put over this one.
+    file.write_text(SMALL.replace("matrix: 48", "matrix: 64"))
+    refused = study(tmp_path / "elsewhere", str(file))
+    assert refused.returncode == 1
+    assert "holds another phantom" in refused.stdout
+
+
+def test_dry_run_without_the_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "demooij", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "109 runs: 4 pretrainings and 105 fine-tunings or trainings from scratch" in said
+    assert (
+        "train     baseline on 10: nnUNetTrainerScratchCine, fold paper-nr10-seed{seed}, seeds 0 1 2"
+        in said
+    )
+    assert "Without the data set: no dataset is named: give it with -d" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):
+    """With the published sizes: 100 epochs of 90,560 slices for each method, 1000 passes over what is labelled."""
+    monkeypatch.chdir(tmp_path)
+    speeds = {
+        "setting": {"name": "a card", "date": "2026-01-01", "side": 256},
+        "methods": {
+            name: {"end_to_end_images_per_s": 1000.0} for name in ("MIM", "SimCLR", "PCL", "DINO")
+        },
+        "finetuning_images_per_s": 500.0,
+    }
+    write_json(tmp_path / "bench.json", speeds)
+    assert main(["study", "demooij", "--dry-run", "--bench", "bench.json"]) == 0
+    said = capsys.readouterr().out
+    pretraining = sum(100 * (90560 // b * b) for b in (128, 224, 64, 64)) / 1000 / 3600
+    steps = {n: 1000 * (n // 32) for n in (6738, 1151, 582, 349, 231, 3369, 4640, 2090)}
+    table1 = 5 * sum(steps[n] for n in (6738, 1151, 582, 349, 231))
+    others = 2 * (2 * steps[3369] + steps[4640] + steps[2090]) + 2 * steps[6738]
+    finetuning = 3 * (table1 + others) * 32 / 500 / 3600
+    assert f"{pretraining:.2g} of pretraining, {finetuning:.2g} of fine-tuning" in said
+    assert "hours of one a card, 2026-01-01, with the published sizes of the data" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["nothing"],
+            "nothing must be a file, or a study that comes with the package: demooij, dominic",
+        ),
+        (["phantom", "--profile", "lsf"], r"`--profile` (=lsf) must be a folder, or one of slurm"),
+        (["phantom", "--jobs", "0"], "`--jobs` (=0) must be at least 1"),
+        (["demooij"], "names no dataset: give it with -d"),
+        (["phantom", "--results"], "study_phantom holds no study: run it first, without --results"),
+        (["demooij", "-d", "114"], "nnUNet_raw"),
+        (["demooij", "--dry-run", "--bench", "no.json"], "no.json"),
+    ],
+)
+def test_mistakes(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "snakemake", None)
+    assert main(["study", "phantom", "--dry-run"]) == 1
+    assert "snakemake is not installed: pip install 'nnunet-ssp[study]'" in capsys.readouterr().err
+
+
+def test_names_of_studies_and_profiles(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_study("phantom") == find_study("phantom.yaml") == STUDIES / "phantom.yaml"
+    assert find_profile("slurm") == PROFILES / "slurm"
+    own = write(tmp_path)
+    assert find_study("study.yaml").resolve() == own
+    (tmp_path / "slurm").mkdir()
+    assert find_profile("slurm") == tmp_path / "slurm"
+
+
+def test_one_study_in_a_folder_at_a_time(tmp_path):
+    from nnunet_ssp.study.lock import locked
+
+    fcntl = pytest.importorskip("fcntl")
+    with (
+        locked(tmp_path),
+        pytest.raises(RuntimeError, match="is in use by another process"),
+        locked(tmp_path),
+    ):
+        raise AssertionError
+    with locked(tmp_path):
+        assert fcntl
+    assert yaml.safe_load(SMALL)["seeds"] == [0]

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure as Canvas
+
+from nnunet_ssp.cases import write_json
+from nnunet_ssp.evaluation.figures import render
+from nnunet_ssp.study.figures import drawn, fit_power_law
+from nnunet_ssp.study.spec import Figure
+
+AMOUNTS = np.array([0, 1000, 2500, 5000, 10000])
+
+
+@settings(max_examples=30, deadline=None)
+@given(a=st.floats(0.02, 0.3), k=st.floats(0.15, 2.0), c=st.floats(-0.5, 0.9))
+def test_a_power_law_is_recovered(a, k, c):
+    law = fit_power_law(AMOUNTS, a * (AMOUNTS / 10000) ** k + c)
+    assert law is not None
+    assert law.k == pytest.approx(k, rel=0.02)
+    assert law.c == pytest.approx(c, abs=0.003)
+    assert law.a * 10000**law.k == pytest.approx(a, rel=0.02)
+    assert law.residual_error < 1e-4
+
+
+def test_without_an_amount_of_zero_the_exponent_may_be_negative():
+    amounts = np.array([*AMOUNTS[1:], 20000])
+    law = fit_power_law(amounts, 0.9 - 3.0 * amounts**-0.5)
+    assert law is not None
+    assert (law.a, law.k, law.c) == pytest.approx((-3.0, -0.5, 0.9), rel=1e-2)
+
+
+def test_the_residual_error_counts_three_parameters():
+    scores = 0.5 + 0.1 * (AMOUNTS / 10000) ** 0.5 + np.array([0.01, -0.01, 0.01, -0.01, 0.01])
+    law = fit_power_law(AMOUNTS, scores)
+    squares = np.sum((law(AMOUNTS) - scores) ** 2)
+    assert law.residual_error == pytest.approx(np.sqrt(squares / 2))
+    assert 0 < squares < 5e-4
+
+
+@pytest.mark.parametrize("amounts", [[0, 1, 2, 3], [0, 1, 2, 3, 3, 3]])
+def test_fewer_than_five_amounts_are_not_fitted(amounts):
+    assert fit_power_law(np.array(amounts), np.linspace(0, 1, len(amounts))) is None
+
+
+def test_flat_scores_are_fitted():
+    law = fit_power_law(AMOUNTS, np.full(5, 0.7))
+    assert law(AMOUNTS) == pytest.approx(0.7)
+    assert law.residual_error == pytest.approx(0, abs=1e-9)
+
+
+def figure(**parts: object) -> Figure:
+    return Figure.model_validate({"title": "A figure"} | parts)
+
+
+def axes_of(plot):
+    """The axes of a picture that was also rendered, which finds what drawing alone does not."""
+    render(plot.draw)
+    canvas = Canvas()
+    plot.draw(canvas)
+    (axes,) = canvas.axes
+    return canvas, axes
+
+
+def test_curves_over_labelled_subjects(miniature):
+    (plot,) = drawn(figure(kind="labels"), miniature().finish().results).plots
+    canvas, axes = axes_of(plot)
+    lines = {line.get_label(): line for line in axes.lines if line.get_label()[0] != "_"}
+    assert list(lines) == ["baseline", "MIM"]
+    assert lines["MIM"].get_xdata().tolist() == [2, 6]
+    assert lines["MIM"].get_ydata() == pytest.approx([0.604, 0.804])
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["2", "6"]
+    # The band is one sample standard deviation wide on either side.
+    corners = axes.collections[1].get_paths()[0].vertices[:, 1]
+    assert (corners.min(), corners.max()) == pytest.approx((0.594, 0.814))
+    dots = [line for line in axes.lines if line.get_marker() == "."]
+    assert [len(line.get_xdata()) for line in dots] == [6, 6]
+    assert [text.get_text() for text in canvas.legends[0].get_texts()] == ["baseline", "MIM"]
+
+
+def test_folds_of_as_many_subjects_are_placed_by_their_slices(miniature):
+    mini = miniature(folds={"all": "paper", "10": "nr10-seed{seed}", "half": "nr10-seed1"})
+    # One of the two subjects has two frames, and of them one.
+    cases = mini.data.dataset.folds
+    index = next(i for i, fold in enumerate(cases) if fold.name == "nr10-seed1")
+    cases[index] = replace(cases[index], train=cases[index].train[1:])
+    (plot,) = drawn(figure(kind="labels"), mini.finish().results).plots
+    _, axes = axes_of(plot)
+    assert axes.get_xlabel() == "labelled slices"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["30", "36.7", "120"]
+
+
+def test_curves_keep_their_colours_when_others_are_missing(miniature):
+    mini = miniature()
+    mini.finish(run for run in mini.runs[1] if run.name == "MIM")
+    colours = []
+    for kind in ("labels", "learning"):
+        plots = drawn(figure(kind=kind), mini.results).plots
+        colours += [axes_of(plot)[1].lines[0].get_color() for plot in plots]
+    assert colours == ["#56B4E9"] * 3
+
+
+def test_one_seed_has_no_band(miniature):
+    mini = miniature(seeds=[0]).finish()
+    (plot,) = drawn(figure(kind="labels"), mini.results).plots
+    assert not axes_of(plot)[1].collections
+    for plot in drawn(figure(kind="learning"), mini.results).plots:
+        axes_of(plot)
+
+
+def amounts(miniature, number: int):
+    """A study of one method on growing parts of the unlabelled data: Dice is 0.5 + 0.1 sqrt(share)."""
+    names = [f"MIM {share}" for share in range(1, number)]
+    mini = miniature(
+        pretraining={name: {"trainer": "MIM", "fold": "all"} for name in names},
+        models={"scratch": {"trainer": "Scratch"}}
+        | {name: {"trainer": "Finetune", "pretraining": name} for name in names},
+        baseline="scratch",
+    )
+
+    def share(name: str) -> int:
+        return int(name.removeprefix("MIM ")) if name != "scratch" else 0
+
+    mini.finish(dice=lambda run, *_: 0.5 + 0.1 * share(run.name) ** 0.5 + 0.01 * run.seed)
+    for run in mini.runs[0]:
+        file = mini.output / run.fold_folder(mini.data) / "settings.json"
+        write_json(file, {"counts": {"slices": 100 * share(run.name)}})
+    return mini
+
+
+def test_scores_over_unlabelled_slices_with_the_fit(miniature):
+    result = drawn(figure(kind="unlabelled", folds="10"), amounts(miniature, 6).results)
+    (plot,) = result.plots
+    _, axes = axes_of(plot)
+    points, _, law = axes.lines
+    assert points.get_xdata().tolist() == [0, 100, 200, 300, 400, 500]
+    assert points.get_ydata()[[0, 4]] == pytest.approx([0.51, 0.71])
+    assert law.get_ydata()[[0, -1]] == pytest.approx([0.51, 0.51 + 0.1 * 5**0.5], abs=1e-3)
+    ((fold, n, a, k, c, error),) = result.rows
+    assert (fold, n) == ("10", 6)
+    assert [float(text) for text in (a, k, c)] == pytest.approx([0.01, 0.5, 0.51], rel=0.01)
+    assert float(error) < 1e-4
+    assert "No line" not in result.caption
+
+
+def test_fewer_amounts_are_points_only_and_the_caption_says_so(miniature):
+    result = drawn(figure(kind="unlabelled", folds="10"), amounts(miniature, 4).results)
+    assert len(axes_of(result.plots[0])[1].lines) == 2
+    assert result.rows == []
+    assert "No line where there are fewer than 5 amounts." in result.caption
+    assert "fitted" not in result.caption
+
+
+def test_boxes_are_of_subjects(miniature):
+    result = drawn(figure(kind="boxes", classes=["LV", "mean"]), miniature().finish().results)
+    assert [plot.name for plot in result.plots] == ["LV", "mean"]
+    _, axes = axes_of(result.plots[1])
+    assert axes.get_ylabel() == "3D Dice (mean)"
+    dots = [line.get_ydata() for line in axes.lines if line.get_marker() == "."]
+    assert [len(values) for values in dots] == [8] * 4
+    assert sorted(dots[0]) == pytest.approx([0.69 + 0.004 * i for i in range(8)])
+    with pytest.raises(ValueError, match=r"A figure: scores \(=area\) is no score of subjects"):
+        drawn(figure(kind="boxes", scores="area"), miniature().finish().results)
+
+
+def test_learning_curves_go_as_far_as_all_seeds(miniature):
+    mini = miniature().finish()
+    run = mini.run("MIM", "10", 2)
+    file = mini.output / run.fold_folder(mini.data) / "learning_curve.csv"
+    file.write_text("\n".join(file.read_text().splitlines()[:3]) + "\n")
+    result = drawn(figure(kind="learning"), mini.results)
+    assert [plot.name for plot in result.plots] == ["all", "10"]
+    baseline, mim = axes_of(result.plots[1])[1].lines
+    assert baseline.get_xdata().tolist() == [20, 40, 60]
+    assert baseline.get_ydata() == pytest.approx([0.1, 0.2, 0.4])
+    assert mim.get_xdata().tolist() == [20, 40]
+    assert result.columns == ("Trained on", "baseline", "MIM")
+    assert result.rows[0] == ["all", "0.400 ± 0.100", "0.400 ± 0.100"]
+    # Its seeds stand at 0.3, 0.4 and, cut short, 0.2.
+    assert result.rows[1] == ["10", "0.400 ± 0.100", "0.300 ± 0.100"]
+
+
+@pytest.mark.parametrize("kind", ["labels", "unlabelled", "boxes", "learning"])
+def test_nothing_is_drawn_where_nothing_is_done(miniature, kind):
+    result = drawn(figure(kind=kind), miniature().results)
+    assert result.plots == []
+    assert list(result.rows) == []
+
+
+def test_twenty_models_can_be_told_apart(miniature):
+    models = {f"model {i}": {"trainer": "Scratch"} for i in range(20)}
+    mini = miniature(models=models, baseline=None, seeds=[0]).finish()
+    (plot,) = drawn(figure(kind="labels"), mini.results).plots
+    lines = [line for line in axes_of(plot)[1].lines if line.get_label()[0] != "_"]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 20

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_ssp.cases import write_json
+from nnunet_ssp.study.data import Data
+from nnunet_ssp.study.estimate import hours, read_speeds
+from nnunet_ssp.study.preparing import make_folds, missing_folds
+from nnunet_ssp.study.runs import Job, Run, slug, study_jobs, study_runs
+from nnunet_ssp.study.spec import Study, read_study
+from tests.study.conftest import BATCH, SLICES_OF_A_CASE, SUBJECTS
+from tests.study.test_spec import write
+
+pytestmark = pytest.mark.usefixtures("nnunet_folders")
+
+
+def planned(folder: Path, data: Data | None, **changes: Any) -> tuple[Study, list[Run], list[Run]]:
+    study = read_study(write(folder, **{"folds": {"all": "5-fold-0"}, **changes}))
+    return study, *study_runs(study, data)
+
+
+def commands(
+    study: Study, pretrainings: list[Run], trainings: list[Run], data: Data
+) -> dict[str, Job]:
+    jobs = study_jobs(study, (pretrainings, trainings), data, "cpu")
+    return {f"{job.kind} {job.title}": job for job in jobs}
+
+
+def test_commands_are_those_of_a_user(tmp_path, data):
+    study, pretrainings, trainings = planned(tmp_path, data, predict="--disable_tta", dataset=114)
+    jobs = commands(study, pretrainings, trainings, data)
+    assert len(jobs) == 1 + 4 * 3
+    (pretraining,) = pretrainings
+    fold = f"{pretraining.folder}/results/Dataset114_Small/nnUNetTrainerMIMPretrain__nnUNetPlans__2d/fold_0"
+    job = jobs["pretrain MIM, pretraining on 5-fold-0, seed 0"]
+    assert shlex.join(job.command) == (
+        "nnUNetv2_train 114 2d 0 -p nnUNetPlans -tr nnUNetTrainerMIMPretrain -device cpu"
+    )
+    assert job.makes == f"{fold}/checkpoint_final.pth"
+    run = next(run for run in trainings if (run.name, run.seed) == ("MIM", 1))
+    train = jobs["finetune MIM, all, seed 1"]
+    assert shlex.join(train.command) == (
+        "nnUNetv2_train 114 2d 0 -p nnUNetPlans -tr nnUNetTrainerFinetune -device cpu "
+        f"-pretrained_weights {fold}/checkpoint_final.pth"
+    )
+    # nnU-Net takes no weights when it continues.
+    assert train.resumed is not None
+    assert shlex.join(train.resumed).endswith("-device cpu --c")
+    assert train.needs == (f"{pretraining.folder}/train.json",)
+    assert dict(train.variables) == {
+        "nnUNet_results": f"{run.folder}/results",
+        "nnUNet_ssp_settings": "final_validation=no seed=1",
+    }
+    predict = jobs["predict MIM, all, seed 1"]
+    images = data.dataset.raw / "imagesTs"
+    assert shlex.join(predict.command) == (
+        "nnUNetv2_predict -d 114 -c 2d -f 0 -p nnUNetPlans -tr nnUNetTrainerFinetune "
+        f"-i {images} -o {run.folder}/predictions --disable_tta -device cpu"
+    )
+    evaluate = jobs["evaluate MIM, all, seed 1"]
+    assert evaluate.needs == (predict.record,)
+    assert shlex.join(evaluate.command) == (
+        f"nnunet-ssp evaluate 114 MIM={run.folder}/predictions -o {run.folder}/evaluation"
+    )
+
+
+def test_environment_of_all_commands(tmp_path, data):
+    study, pretrainings, trainings = planned(tmp_path, data, environment={"nnUNet_n_proc_DA": 0})
+    jobs = study_jobs(study, (pretrainings, trainings), data, "cpu")
+    assert {job.variables["nnUNet_n_proc_DA"] for job in jobs} == {"0"}
+    assert jobs[0].line.startswith("nnUNet_n_proc_DA=0 nnUNet_results=pretraining/MIM/seed0-")
+
+
+def test_inpainting_hands_on_its_best_weights(tmp_path, data):
+    part = {"CR": {"trainer": "ContextRestoration", "fold": "all"}}
+    models = {"CR": {"trainer": "Finetune", "pretraining": "CR"}}
+    found = planned(tmp_path, data, pretraining=part, models=models)
+    job = commands(*found, data)["finetune CR, all, seed 0"]
+    assert job.command[-1].endswith("fold_0/checkpoint_best.pth")
+
+
+def test_evaluation_on_the_validation_subjects(tmp_path, data):
+    found = planned(tmp_path, data, evaluate="validation")
+    jobs = commands(*found, data)
+    assert not [name for name in jobs if name.startswith("predict")]
+    evaluate = jobs["evaluate baseline, all, seed 0"]
+    train = jobs["finetune baseline, all, seed 0"]
+    assert evaluate.needs == (train.record,)
+    assert evaluate.command[3].endswith("__2d/fold_0/validation")
+    assert "final_validation=yes" in train.variables["nnUNet_ssp_settings"]
+
+
+def folders(folder: Path, data: Data | None, **changes: Any) -> set[str]:
+    _, pretrainings, trainings = planned(folder, data, **changes)
+    return {run.folder for run in (*pretrainings, *trainings)}
+
+
+def test_what_changed_is_another_run(tmp_path, data):
+    before = folders(tmp_path, data)
+    assert len(before) == 5
+    assert folders(tmp_path, data, title="Another", about="words") == before
+    longer = {"finetuning": {"num_epochs": 7}}
+    of_pretraining = {folder for folder in before if folder.startswith("pretraining/")}
+    assert folders(tmp_path, data, settings=longer) & before == of_pretraining
+    # Another pretraining is another fine-tuning, too, but the same baseline.
+    longer = {"pretraining": {"num_epochs": 7}}
+    assert {f.split("/")[1] for f in folders(tmp_path, data, settings=longer) & before} == {
+        "baseline"
+    }
+    assert len(folders(tmp_path, data, seeds=[0, 2]) & before) == 3
+    configuration = {**data.configuration, "patch_size": [32, 32]}
+    assert not folders(tmp_path, replace(data, configuration=configuration)) & before
+    (fold,) = data.dataset.folds
+    other = replace(data.dataset, folds=[replace(fold, train=fold.train[1:])])
+    assert not folders(tmp_path, replace(data, dataset=other)) & before
+
+
+def test_the_key_of_a_command_is_not_where_it_runs(tmp_path, data):
+    study, pretrainings, trainings = planned(tmp_path, data)
+    keys = {
+        device: [job.key for job in study_jobs(study, (pretrainings, trainings), data, device)]
+        for device in ("cpu", "cuda")
+    }
+    assert keys["cpu"] == keys["cuda"]
+    assert len(set(keys["cpu"])) == len(keys["cpu"])
+    mirrored = study.model_copy(update={"predict": "--disable_tta"})
+    other = [job.key for job in study_jobs(mirrored, (pretrainings, trainings), data, "cpu")]
+    assert sum(a != b for a, b in zip(keys["cpu"], other, strict=True)) == len(trainings)
+
+
+def steps(run: Run) -> int:
+    return int(dict(word.split("=") for word in run.settings.split())["iterations_per_epoch"])
+
+
+def test_epochs_are_passes_over_the_labelled_slices(tmp_path, data, monkeypatch):
+    found = planned(tmp_path, data, match="epochs")
+    n = len(data.fold("5-fold-0")[1].train) * SLICES_OF_A_CASE
+    assert {steps(run) for run in found[2]} == {n // BATCH}
+    # Where a number is given it is that of the largest fold, and the others have steps in proportion.
+    (fold,) = data.dataset.folds
+    few = replace(fold, name="few", train=fold.train[: len(fold.train) // 4])
+    data = replace(data, dataset=replace(data.dataset, folds=[fold, few]))
+    settings = {"finetuning": {"iterations_per_epoch": 40}}
+    folds = {"all": "5-fold-0", "few": "few"}
+    found = planned(tmp_path, data, match="epochs", settings=settings, folds=folds)
+    assert {(run.label, steps(run)) for run in found[2]} == {("all", 40), ("few", 10)}
+    found = planned(tmp_path, data, match="steps", settings=settings, folds=folds)
+    assert {steps(run) for run in found[2]} == {40}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"models": {"m": {"trainer": "Fine"}}},
+            r"models\.m\.trainer: nnU-Net finds no trainer nnUNetTrainerFine",
+        ),
+        (
+            {"models": {"m": {"trainer": "Finetune"}}},
+            r"trainer \(=Finetune\) must be a trainer from scratch",
+        ),
+        (
+            {"models": {"m": {"trainer": "Scratch", "pretraining": "MIM"}}},
+            r"models\.m\.trainer \(=Scratch\) must be a fine-tuning trainer",
+        ),
+        (
+            {"models": {"m": {"trainer": "Scratch", "settings": {"num_epoch": 3}}}},
+            r"models\.m\.settings: nnUNet_ssp_settings: no setting is called num_epoch",
+        ),
+        (
+            {
+                "pretraining": {
+                    "MIM": {"trainer": "MIM", "fold": "all", "settings": {"mask_ratio": 2}}
+                }
+            },
+            r"pretraining\.MIM\.settings: .*`mask_ratio` \(=2",
+        ),
+        (
+            {"models": {"a b": {"trainer": "Scratch"}, "a-b": {"trainer": "Scratch"}}},
+            "give models other names",
+        ),
+        ({"folds": {"all": "5-fold-9"}}, "must have a fold called 5-fold-9"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(tmp_path, data, changes, message):
+    with pytest.raises(ValueError, match=message):
+        planned(tmp_path, data, **changes)
+
+
+def test_a_fold_of_each_seed_is_not_one_to_pretrain_on(tmp_path):
+    part = {"MIM": {"trainer": "MIM", "fold": "5"}}
+    with pytest.raises(ValueError, match="must be one fold, not one for each seed"):
+        planned(tmp_path, None, pretraining=part, folds={"5": "5-fold-0-nr5-seed{seed}"})
+
+
+def test_without_data_the_runs_are_the_same(tmp_path, data):
+    def names(found: tuple[Study, list[Run], list[Run]]) -> list[str]:
+        return [run.title for run in (*found[1], *found[2])]
+
+    assert names(planned(tmp_path, None)) == names(planned(tmp_path, data))
+
+
+def test_folds_are_made_where_they_are_missing(tmp_path, data, monkeypatch):
+    folds = {"all": "5-fold-0", "5": "5-fold-0-nr5-seed{seed}", "half": "5-fold-0-nr0.5-seed{seed}"}
+    study = read_study(
+        write(tmp_path, folds=folds, make_folds=["--subsets 5 0.5 --of 5-fold-0 --seeds 0 1"])
+    )
+    assert missing_folds(study, data) == [
+        "5-fold-0-nr5-seed0",
+        "5-fold-0-nr5-seed1",
+        "5-fold-0-nr0.5-seed0",
+        "5-fold-0-nr0.5-seed1",
+    ]
+    made = make_folds(study, data)
+    assert missing_folds(study, made) == []
+    number, fold = made.fold("5-fold-0-nr0.5-seed1")  # half of eight subjects
+    assert (number, fold.name) == (4, "5-fold-0-nr4-seed1")
+    assert make_folds(study, made) is made
+    study = read_study(write(tmp_path, folds={"all": "six"}, make_folds=[]))
+    with pytest.raises(ValueError, match="has no fold called six"):
+        make_folds(study, data)
+
+
+def test_hours(tmp_path, data):
+    file = tmp_path / "bench.json"
+    speeds = {
+        "setting": {"name": "a card", "date": "2026-01-01", "side": 64},
+        "methods": {"MIM": {"end_to_end_images_per_s": 10.0}},
+        "finetuning_images_per_s": 5.0,
+    }
+    write_json(file, speeds)
+    settings = {
+        "pretraining": {"num_epochs": 3, "batch_size": 16},
+        "finetuning": {"num_epochs": 2, "iterations_per_epoch": 50},
+    }
+    study, pretrainings, trainings = planned(tmp_path, data, settings=settings)
+    # All frames but those of the two validation subjects; half as many pixels as the bench's.
+    n = data.pretraining_slices("5-fold-0")
+    assert n == (SUBJECTS + 2 - 2) * 2 * SLICES_OF_A_CASE
+    pretraining, finetuning = hours(study, (pretrainings, trainings), data, read_speeds(file)) or (
+        0,
+        0,
+    )
+    assert pretraining == pytest.approx(3 * (n // 16 * 16) / 10 / 2 / 3600)
+    assert finetuning == pytest.approx(4 * 2 * 50 * BATCH / 5 / 2 / 3600)
+    assert hours(study, (pretrainings, trainings), None, read_speeds(file)) is None
+    del speeds["finetuning_images_per_s"]
+    write_json(file, speeds)
+    with pytest.raises(ValueError, match="must be what nnunet-ssp bench --json writes"):
+        read_speeds(file)
+
+
+def test_slug():
+    assert slug("MIM, no augmentation") == "MIM-no-augmentation"
+    assert slug("A+B") == "A+B"
+    assert slug("100 %") == "100"
+    assert slug("%") == "-"

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nnunet_ssp.study.command import STUDIES
+from nnunet_ssp.study.spec import read_study
+
+SMALLEST: dict[str, Any] = {
+    "title": "Two models",
+    "folds": {"all": "5-fold-0", 5: "5-fold-0-nr5-seed{seed}"},
+    "seeds": [0, 1],
+    "pretraining": {"MIM": {"trainer": "MIM", "fold": "all"}},
+    "models": {
+        "baseline": {"trainer": "Scratch"},
+        "MIM": {"trainer": "Finetune", "pretraining": "MIM"},
+    },
+    "tables": [{"title": "Table 1", "rows": "folds", "columns": "models"}],
+}
+
+
+def write(where: Path, **changes: Any) -> Path:
+    file = where / "study.yaml"
+    file.write_text(yaml.safe_dump({**SMALLEST, **changes}, sort_keys=False))
+    return file
+
+
+def test_the_runs_are_what_the_tables_need(tmp_path):
+    study = read_study(write(tmp_path))
+    assert list(study.needed()) == [
+        (model, fold, seed)
+        for model in ("baseline", "MIM")
+        for fold in ("all", "5")
+        for seed in (0, 1)
+    ]
+    one = {
+        "title": "One",
+        "rows": "folds",
+        "columns": "tests",
+        "models": "MIM",
+        "folds": 5,
+        "seeds": [1],
+    }
+    study = read_study(write(tmp_path, tables=[one]))
+    assert list(study.needed()) == [("MIM", "5", 1)]
+    figure = {"kind": "boxes", "title": "Boxes", "models": "baseline", "folds": "all"}
+    study = read_study(write(tmp_path, tables=[one], figures=[figure]))
+    assert list(study.needed()) == [("MIM", "5", 1), ("baseline", "all", 0), ("baseline", "all", 1)]
+
+
+def test_parts_for_every_combination(tmp_path):
+    grid = {
+        "{task} {patch}": {
+            "for": {"task": ["ContextPrediction", "ContextRestoration"], "patch": [8, 16]},
+            "trainer": "{task}",
+            "fold": "all",
+            "settings": {"mask_patch": "{patch}", "sampling": "poisson"},
+        }
+    }
+    models = {
+        "{task} {patch}": {
+            "for": grid["{task} {patch}"]["for"],
+            "trainer": "FinetuneEncoder",
+            "pretraining": "{task} {patch}",
+        }
+    }
+    table = {
+        "title": "T",
+        "rows": "models",
+        "columns": "folds",
+        "models": ["*16", "ContextRestoration 8"],
+    }
+    study = read_study(write(tmp_path, pretraining=grid, models=models, tables=[table]))
+    assert list(study.pretraining) == [
+        "ContextPrediction 8",
+        "ContextPrediction 16",
+        "ContextRestoration 8",
+        "ContextRestoration 16",
+    ]
+    part = study.pretraining["ContextRestoration 16"]
+    assert (part.trainer, part.settings) == (
+        "ContextRestoration",
+        {"mask_patch": 16, "sampling": "poisson"},
+    )
+    assert study.entries(study.tables[0])["models"] == [
+        "ContextPrediction 16",
+        "ContextRestoration 16",
+        "ContextRestoration 8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folder": 1}, "folder: is no name of the schema"),
+        ({"seeds": []}, "seeds: must be"),
+        ({"seeds": [0, 0]}, r"seeds \(=\[0, 0\]\) must differ"),
+        ({"seeds": ["one"]}, r"seeds\.0: must be a valid integer, .*\(=one\)"),
+        ({"match": "time"}, r"match: must be 'epochs' or 'steps' \(=time\)"),
+        (
+            {"models": {"MIM": {"trainer": "Finetune", "pretraining": "MAE"}}},
+            r"models\.MIM\.pretraining \(=MAE\)",
+        ),
+        ({"models": {"MIM": {}}}, r"models\.MIM\.trainer: must be given"),
+        ({"models": {"a=b": {"trainer": "Scratch"}}}, "a=b: the name must have no ="),
+        ({"baseline": "nnU-Net"}, r"baseline \(=nnU-Net\) must be one of models: baseline, MIM"),
+        (
+            {"dataset": 114, "phantom": {"labelled": 4, "unlabelled": 0, "testing": 1}},
+            "must not both be given",
+        ),
+        (
+            {"phantom": {"labelled": 1, "unlabelled": 0, "testing": 1}},
+            r"phantom\.labelled: must be greater than",
+        ),
+        (
+            {"tables": [{"title": "T", "rows": "folds", "columns": "folds"}]},
+            "must be different axes",
+        ),
+        (
+            {"tables": [{"title": "T", "rows": "folds", "columns": "tests"}]},
+            r"models \(=baseline, MIM\) must be in",
+        ),
+        (
+            {"tables": [{"title": "T", "rows": "folds", "columns": "models", "folds": "half"}]},
+            r"tables\.0 \(T\)\.folds \(=half\) must be one of folds: all, 5",
+        ),
+        (
+            {"tables": [{"title": "T", "rows": "folds", "columns": "models", "tests": "ED"}]},
+            r"tests \(=ED\) must be one of tests: all",
+        ),
+        (
+            {"figures": [{"kind": "boxes", "title": "B", "models": "SimCLR*"}]},
+            r"figures\.0 \(B\)\.models \(=SimCLR\*\) must be one of",
+        ),
+        (
+            {"tables": [{"title": "T", "rows": "folds", "columns": "models", "scores": "Dice"}]},
+            r"scores \(=Dice\) must be one of scores: dice, dice_nan",
+        ),
+        (
+            {"tests": {"all": {}, "ED": {"Phase": "ED"}}},
+            r"tests\.ED \(=Phase\) must be one of columns",
+        ),
+        ({"models": {"{x}": {"for": {"x": 3}, "trainer": "Scratch"}}}, "must be names with lists"),
+        (
+            {"models": {"m": {"for": {"x": [1, 2]}, "trainer": "Scratch"}}},
+            r"models\.m is there twice",
+        ),
+    ],
+)
+def test_what_does_not_follow_the_schema(tmp_path, changes, message):
+    file = write(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        read_study(file)
+    assert str(error.value).startswith(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: [", "must be YAML"),
+        ("- title", "must hold names and values"),
+        ("title: a\ntitle: b\n", "'title' is given twice"),
+    ],
+)
+def test_what_is_no_study(tmp_path, text, message):
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_study(file)
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_studies_follow_the_schema(file):
+    study = read_study(file)
+    runs = list(study.needed())
+    assert len(set(runs)) == len(runs) > 0
+    assert {model for model, _, _ in runs} == set(study.models), "a model that nothing shows"
+    assert {fold for _, fold, _ in runs} == set(study.folds), "a fold that nothing shows"
+    used = {model.pretraining for model in study.models.values()} - {None}
+    assert used == set(study.pretraining), "a pretraining that no model takes"
+
+
+def test_de_mooij_lists_exactly_the_runs_of_the_tables():
+    """Table 1: 5 sizes, 5 columns; 2: ED, ES; 3: two groups of vendors; 4: no augmentation; 3 seeds each."""
+    study = read_study(STUDIES / "demooij.yaml")
+    columns = ("baseline", "SimCLR", "PCL", "DINO", "MIM")
+    wanted = {(m, f, s) for m in columns for f in ("all", "50", "25", "15", "10") for s in range(3)}
+    wanted |= {
+        (m, f, s) for m in ("baseline", "MIM") for f in ("ED", "ES", "A+B", "C+D") for s in range(3)
+    }
+    bare = ("baseline, no augmentation", "MIM, no augmentation")
+    wanted |= {(m, "all", s) for m in bare for s in range(3)}
+    assert set(study.needed()) == wanted
+    assert len(wanted) == 75 + 12 + 12 + 6
+    assert set(study.pretraining) == {"SimCLR", "PCL", "DINO", "MIM"}
+
+
+def test_the_miniature_has_the_size_that_was_asked_for():
+    """Four pretrainings; scratch and 4 methods x 2 sizes x 2 seeds; ED, two vendors, each with and without MIM."""
+    study = read_study(STUDIES / "phantom.yaml")
+    assert len(list(study.needed())) == 5 * 2 * 2 + 4
+    assert set(study.pretraining) == {"SimCLR", "PCL", "DINO", "MIM"}
+    assert study.settings["finetuning"].get("final_validation", False) is False
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("abcdef"),
+        st.lists(st.integers(), min_size=1, max_size=3, unique=True),
+        max_size=3,
+    )
+)
+def test_a_grid_has_the_product_of_its_values(tmp_path_factory, values):
+    name = " ".join(["m", *(f"{{{key}}}" for key in values)])
+    models = {name: {"for": values, "trainer": "Scratch"}}
+    folder = tmp_path_factory.mktemp("grid")
+    study = read_study(write(folder, models=models, pretraining={}))
+    expected = 1
+    for numbers in values.values():
+        expected *= len(numbers)
+    assert len(study.models) == expected

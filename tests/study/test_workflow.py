@@ -1,0 +1,236 @@
+"""The workflow with commands of a second in place of trainings; `test_command.py` has the real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssp.study.command import PROFILES
+from nnunet_ssp.study.runs import Job, Kind
+from nnunet_ssp.study.workflow import WORKFLOW, forget_outdated, write_workflow
+
+COUNT = "open('count', 'a').write(NAME + ' '); "
+
+
+def job(kind: Kind, name: str, needs: Sequence[Job] = (), code: str = "", resumed: str = "") -> Job:
+    """A command that counts itself, and makes its file after `code`."""
+    folder = f"pretraining/{name}" if kind == "pretrain" else f"runs/{name}"
+    makes = f"{folder}/{kind}.txt"
+
+    def command(code: str) -> tuple[str, ...]:
+        count = COUNT.replace("NAME", repr(f"{kind}:{name}"))
+        return ("python", "-c", f"import time; {count}{code}open({makes!r}, 'w').close()")
+
+    return Job(
+        kind=kind,
+        record=f"{folder}/{'train' if kind in ('pretrain', 'finetune') else kind}.json",
+        needs=tuple(before.record for before in needs),
+        title=name,
+        variables={"WHO": name},
+        command=command(code),
+        makes=makes,
+        log=f"{folder}/{kind}.log",
+        resumed=command(resumed) if resumed else None,
+        latest=f"{folder}/latest.txt" if resumed else None,
+    )
+
+
+def small(pretraining: str = "", training: str = "") -> list[Job]:
+    """A model from scratch, and one from a pretraining, each predicted and evaluated."""
+    before = job("pretrain", "MIM/seed0", code=pretraining)
+    jobs = [before]
+    for name, needs in (("baseline/all/seed0", []), ("MIM/all/seed0", [before])):
+        train = job("finetune", name, needs, training)
+        predict = job("predict", name, [train])
+        jobs += [train, predict, job("evaluate", name, [predict])]
+    return jobs
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    code = (
+        "import sys; from pathlib import Path; from nnunet_ssp.study.workflow import run_workflow; "
+        "profile = [Path(sys.argv[i + 1]) for i, word in enumerate(sys.argv) if word == '--profile'] or [None]; "
+        "sys.exit(not run_workflow(Path(sys.argv[1]), 1, profile[0], sys.argv[2:]))"
+    )
+    command = [sys.executable, "-c", code, str(folder), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run(folder: Path, jobs: Sequence[Job], *more: str) -> tuple[int, str]:
+    write_workflow(jobs, folder)
+    process = start(folder, *more)
+    said, _ = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+def counted(folder: Path) -> list[str]:
+    return (folder / "count").read_text().split()
+
+
+def records(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*.json")} - {WORKFLOW}
+
+
+def test_every_command_once_and_in_order(tmp_path):
+    jobs = small()
+    status, said = run(tmp_path, jobs)
+    assert status == 0, said
+    assert records(tmp_path) == {job.record for job in jobs}
+    ran = counted(tmp_path)
+    assert sorted(ran) == sorted(f"{j.kind}:{j.title}" for j in jobs)
+    for after in jobs:
+        for before in jobs:
+            if before.record in after.needs:
+                assert ran.index(f"{before.kind}:{before.title}") < ran.index(
+                    f"{after.kind}:{after.title}"
+                )
+    assert "[7/7]" in said
+    assert "trained in" in said
+    record = json.loads((tmp_path / jobs[1].record).read_text())
+    assert record["command"].startswith("WHO=baseline/all/seed0 python -c")
+    assert record["key"] == jobs[1].key
+    # Again: there is nothing to do.
+    assert forget_outdated(jobs, tmp_path) == []
+    status, _ = run(tmp_path, jobs)
+    assert (status, counted(tmp_path)) == (0, ran)
+
+
+def test_only_what_changed_runs_again(tmp_path):
+    jobs = small()
+    run(tmp_path, jobs)
+    before = counted(tmp_path)
+    jobs[3] = job("evaluate", "baseline/all/seed0", [jobs[2]], code="time.sleep(0); ")
+    assert forget_outdated(jobs, tmp_path) == [jobs[3]]
+    run(tmp_path, jobs)
+    assert counted(tmp_path) == [*before, "evaluate:baseline/all/seed0"]
+    # A prediction that changed takes its evaluation with it.
+    jobs[2] = job("predict", "baseline/all/seed0", [jobs[1]], code="time.sleep(0); ")
+    run(tmp_path, forget_outdated(jobs, tmp_path) and jobs)
+    assert counted(tmp_path)[-2:] == ["predict:baseline/all/seed0", "evaluate:baseline/all/seed0"]
+    assert len(counted(tmp_path)) == 7 + 1 + 2
+
+
+def test_a_failure_does_not_stop_the_others(tmp_path):
+    jobs = small(pretraining="raise SystemExit('no weights today'); ")
+    status, said = run(tmp_path, jobs)
+    assert status == 1
+    assert "FAILED: MIM/seed0: pretrain" in said
+    assert "no weights today" in said
+    assert "Log: pretraining/MIM/seed0/pretrain.log" in said
+    assert {job.title for job in jobs if (tmp_path / job.record).is_file()} == {
+        "baseline/all/seed0"
+    }
+    assert len(forget_outdated(jobs, tmp_path)) == 4
+    # Mended, the same call makes the rest.
+    jobs = small()
+    status, _ = run(tmp_path, forget_outdated(jobs, tmp_path) and jobs)
+    assert status == 0
+    assert counted(tmp_path).count("finetune:baseline/all/seed0") == 1
+
+
+def test_a_command_that_makes_nothing_has_failed(tmp_path):
+    made = job("pretrain", "MIM/seed0", code="raise SystemExit; ")
+    status, said = run(tmp_path, [made])
+    assert status == 1
+    assert "pretraining/MIM/seed0/pretrain.txt is missing" in said
+
+
+def wait_for(file: Path) -> None:
+    end = time.monotonic() + 120
+    while not file.is_file():
+        assert time.monotonic() < end, f"{file} did not come"
+        time.sleep(0.05)
+
+
+def test_a_kill_loses_at_most_the_running_command(tmp_path):
+    """`kill -9` of everything in the middle: what is done stays, what ran goes on from its last checkpoint."""
+    code = "open('runs/baseline/all/seed0/latest.txt', 'w').close(); time.sleep(600); "
+    jobs = small()
+    jobs[1] = job(
+        "finetune", "baseline/all/seed0", code=code, resumed="open('resumed', 'w').close(); "
+    )
+    write_workflow(jobs, tmp_path)
+    command = start(tmp_path)
+    wait_for(tmp_path / "runs/baseline/all/seed0/latest.txt")
+    before = records(tmp_path)
+    _kill_all(command)
+    assert records(tmp_path) == before
+    status, said = run(tmp_path, forget_outdated(jobs, tmp_path) and jobs)
+    assert status == 0, said
+    assert (tmp_path / "resumed").is_file()
+    ran = counted(tmp_path)
+    assert ran.count("finetune:baseline/all/seed0") == 2
+    assert all(ran.count(f"{j.kind}:{j.title}") == 1 for j in jobs if j is not jobs[1])
+
+
+def _kill_all(process: subprocess.Popen[str]) -> None:
+    import psutil
+
+    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in reversed(everyone):
+        one.kill()
+    psutil.wait_procs(everyone, 10)
+    process.communicate()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="locks are those of POSIX")
+def test_a_command_that_outlives_its_study_is_waited_for(tmp_path):
+    """`kill -9` of the study alone: its command goes on, and the next study takes what it makes."""
+    code = "import os; open('begun', 'w').close(); exists = lambda: os.path.exists('go'); "
+    code += "[time.sleep(0.1) for _ in iter(exists, True)]; "
+    jobs = [job("pretrain", "MIM/seed0", code=code)]
+    write_workflow(jobs, tmp_path)
+    first = start(tmp_path)
+    wait_for(tmp_path / "begun")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert first.stdout is not None
+    first.stdout.close()
+    second = start(tmp_path)
+    said = ""
+    assert second.stdout is not None
+    while "waits for another process" not in said:
+        line = second.stdout.readline()
+        assert line, said
+        said += line
+    (tmp_path / "go").touch()
+    rest, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, said + rest
+    assert counted(tmp_path) == ["pretrain:MIM/seed0"]
+
+
+def test_the_cluster_profile_plans_the_same_jobs(tmp_path):
+    """Snakemake's dry run with the shipped profile: threads, memory and minutes of each rule."""
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    jobs = small()
+    # A dry run believes that the jobs are for this machine, and gives them no more threads than it has cores.
+    status, said = run(
+        tmp_path, jobs, "--dry-run", "--profile", str(PROFILES / "slurm"), "--cores", "64"
+    )
+    assert status == 0, said
+    assert said.count("runtime=2880") == 3  # one pretraining, two fine-tunings
+    assert said.count("threads: 12") == 2
+    assert said.count("gpu=1") == 5
+    assert not records(tmp_path)
+
+
+def test_with_an_executor_of_a_cluster(tmp_path):
+    """Jobs that are submitted, here to a shell, read the workflow again and run as on this machine."""
+    pytest.importorskip("snakemake_executor_plugin_cluster_generic")
+    jobs = small()[1:4]
+    status, said = run(
+        tmp_path,
+        jobs,
+        *("--executor", "cluster-generic", "--cluster-generic-submit-cmd", "bash"),
+        *("--jobs", "1", "--latency-wait", "5", "--seconds-between-status-checks", "1"),
+    )
+    assert status == 0, said
+    assert records(tmp_path) == {job.record for job in jobs}
