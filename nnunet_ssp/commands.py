@@ -34,15 +34,19 @@ def with_trainers() -> str:
     return os.pathsep.join([str(ours), *others])
 
 
-def command_environment(output: Path | None = None) -> dict[str, str]:
+def command_environment(output: Path | None = None, here: bool = True) -> dict[str, str]:
     """The environment for many commands: the user's, with our trainers and what suits the machine.
 
     Args:
         output: Folder for nnU-Net's three folders; None keeps the user's.
+        here: The commands run on this machine.
     """
-    environment = {**os.environ, **small_machine_environment(os.environ)}
-    if output is not None:
-        environment |= {name: str((output / name).resolve()) for name in NNUNET_FOLDERS}
+    environment = {**os.environ, **(small_machine_environment(os.environ) if here else {})}
+    for name in NNUNET_FOLDERS:  # absolute, as the commands may run in another folder
+        if output is not None:
+            environment[name] = str((output / name).resolve())
+        elif environment.get(name):
+            environment[name] = str(Path(environment[name]).resolve())
     environment[TRAINERS_VARIABLE] = with_trainers()
     environment["PYTHONUNBUFFERED"] = "1"  # logs can be followed
     environment.pop("nnUNet_ssp_settings", None)

@@ -130,6 +130,11 @@ class PretrainingSettings(TrainingSettings):
         return ("momentum", "nesterov") if self.optimizer in ("adam", "adamw") else betas
 
     @property
+    def peak_lr(self) -> float:
+        """The highest learning rate of a run."""
+        return self.initial_lr
+
+    @property
     def warmup(self) -> float:
         """Epochs of the warm-up, as a number."""
         return min(10, self.num_epochs / 10) if self.warmup_epochs == "auto" else self.warmup_epochs
@@ -273,10 +278,15 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
 
 
 def differences(old: dict[str, Any], new: Settings) -> list[str]:
-    """Lines ``name: old -> new`` for each setting that differs (missing ones count as different)."""
+    """Lines ``name: old -> new`` for each setting that differs.
+
+    One that is missing in ``old``, of a version that did not have it, counts as its default; one that there is no more
+    as different.
+    """
     now = asdict(new)
-    names = [name for name in {**old, **now} if old.get(name) != now.get(name)]
-    return [f"{name}: {old.get(name)} -> {now.get(name)}" for name in names]
+    before = {**asdict(type(new)()), **old}
+    names = [name for name in before if before[name] != now.get(name)]
+    return [f"{name}: {before[name]} -> {now.get(name)}" for name in names]
 
 
 def _types(cls: type[Settings]) -> dict[str, Any]:

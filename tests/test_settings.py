@@ -281,10 +281,12 @@ def test_differences_name_old_and_new():
     assert differences(old, PretrainingSettings(num_epochs=3)) == []
     del old["nesterov"]
     old["retired"] = 1
-    lines = differences(old, PretrainingSettings(num_epochs=3, gradient_clip=None))
+    # A version without a setting did what is the default now.
+    assert differences(old, PretrainingSettings(num_epochs=3)) == ["retired: 1 -> None"]
+    lines = differences(old, PretrainingSettings(num_epochs=3, gradient_clip=None, nesterov=True))
     assert sorted(lines) == [
         "gradient_clip: 12.0 -> None",
-        "nesterov: None -> False",
+        "nesterov: False -> True",
         "retired: 1 -> None",
     ]
 

@@ -41,6 +41,10 @@ class DistillationSettings(EmbeddingSettings):
         start = self.teacher_momentum
         require(0 <= start <= 1, "teacher_momentum", start, "lie in [0, 1]")
 
+    @property
+    def peak_lr(self) -> float:
+        return self.initial_lr * self.batch_size / 256
+
 
 class Distillation(Embedding):
     """A student that learns to predict its teacher's output for other views of the same slice.
@@ -94,8 +98,7 @@ class Distillation(Embedding):
         s = self.settings
         total = s.num_epochs * steps_per_epoch
         warmup = round(s.warmup * steps_per_epoch)
-        peak = s.initial_lr * s.batch_size / 256
-        return iteration_schedule(step, total, warmup, peak, self.warmup_start, self.final_lr)
+        return iteration_schedule(step, total, warmup, s.peak_lr, self.warmup_start, self.final_lr)
 
     def after_step(self, step: int, total: int) -> None:
         """Move the teacher."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_ssp.cases import atomic_write
 from nnunet_ssp.commands import choose_device, command_environment, environment_lines
 from nnunet_ssp.study.lock import locked
 
@@ -131,12 +132,14 @@ def run(
         study = study.model_copy(update={"plans": plans})
     output = (output or Path(f"study_{source.stem}")).resolve()
     # nnU-Net reads these when it is imported.
-    os.environ.update(command_environment(output if study.phantom else None))
+    os.environ.update(command_environment(output if study.phantom else None, profile is None))
     os.environ.setdefault("nnUNet_results", str(output / "nnUNet_results"))
     if dry_run:
         return _dry_run(study, output, bench)
     profile_folder = None if profile is None else find_profile(profile)
     device = choose_device(device) if profile is None else device or "cuda"
+    if results:  # also beside a study that runs
+        return _run(study, source, output, device, jobs, profile_folder, results, snakemake)
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
         return _run(study, source, output, device, jobs, profile_folder, results, snakemake)
@@ -163,10 +166,10 @@ def find_profile(name: str) -> Path:
     Raises:
         FileNotFoundError: There is none.
     """
-    for folder in (Path(name), PROFILES / name):
+    shipped = ", ".join(sorted(folder.name for folder in PROFILES.iterdir()))
+    for folder in (PROFILES / name, Path(name)):
         if folder.is_dir():
             return folder.resolve()
-    shipped = ", ".join(sorted(folder.name for folder in PROFILES.iterdir()))
     raise FileNotFoundError(f"`--profile` (={name}) must be a folder, or one of {shipped}.")
 
 
@@ -176,7 +179,8 @@ def _check_installed() -> None:
         import snakemake  # noqa: F401
     except ImportError as error:
         raise RuntimeError(
-            f"{error.name} is not installed: pip install 'nnunet-ssp[study]' (from a checkout: pip install '.[study]')"
+            f"{error.name} is not installed: pip install 'nnunet-ssp[study]' (from a checkout: pip install '.[study]') "
+            "with Python 3.11 or newer"
         ) from None
 
 
@@ -197,7 +201,7 @@ def _run(
     from nnunet_ssp.study.preparing import make_folds, make_phantom
     from nnunet_ssp.study.results import Results
     from nnunet_ssp.study.runs import study_jobs, study_runs
-    from nnunet_ssp.study.workflow import WORKFLOW, forget_outdated, run_workflow, write_workflow
+    from nnunet_ssp.study.workflow import WORKFLOW, run_workflow, unfinished, write_workflow
 
     if only_results and not (output / WORKFLOW).is_file():
         raise FileNotFoundError(f"{output} holds no study: run it first, without --results.")
@@ -211,17 +215,24 @@ def _run(
     runs = study_runs(study, data)
     Results(study, *runs, data, output).check()
     planned = study_jobs(study, runs, data, device)
-    todo = [] if only_results else forget_outdated(planned, output)
-    setup = environment_lines(output) if study.phantom else ['eval "$(nnunet-ssp env)"']
-    if todo:
-        (output / "study.yaml").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    arguments = shlex.split(more)
+    only_planned = bool({"-n", "--dry-run", "--dryrun"} & set(arguments))
+    todo = unfinished(planned, output, forget=not (only_results or only_planned))
+    if only_planned:
+        print(f"{len(todo)} of {len(planned)} commands would run in {output}", flush=True)
+        write_workflow(planned, output)
+        return int(not run_workflow(output, jobs, profile, arguments))
+    if todo and not only_results:
+        _keep(study, source, output)
         print(f"{len(todo)} of {len(planned)} commands to run in {output}", flush=True)
         write_workflow(planned, output)
-        run_workflow(output, jobs, profile, shlex.split(more))
+        if not run_workflow(output, jobs, profile, arguments):
+            print(f"Snakemake ended with errors; its own log is in {output / '.snakemake' / 'log'}")
     from nnunet_ssp.study.report import write_results
 
+    setup = environment_lines(output) if study.phantom else ['eval "$(nnunet-ssp env)"']
     page = write_results(study, runs, data, output, setup)
-    missing = [job for job in planned if not (output / job.record).is_file()]
+    missing = unfinished(planned, output)
     if missing:
         titles = list(dict.fromkeys(job.title for job in missing))
         listed = "; ".join(titles[:5] + ["..."] * (len(titles) > 5))
@@ -232,6 +243,18 @@ def _run(
     return int(bool(missing))
 
 
+def _keep(study: Study, source: Path, output: Path) -> None:
+    """Keep the study's file as it ran."""
+    file = output / "study.yaml"
+    if source.resolve() == file:
+        return
+    text = source.read_text(encoding="utf-8")
+    with atomic_write(file) as temporary:
+        temporary.write_text(
+            f"# {source.name}, run on {study.dataset} with the plans {study.plans}\n{text}", "utf-8"
+        )
+
+
 # -- dry run -------------------------------------------------------------------------------------
 
 
@@ -239,6 +262,7 @@ def _dry_run(study: Study, output: Path, bench: Path | None) -> int:
     """Print every run and how long they take."""
     from nnunet_ssp.study.data import open_data
     from nnunet_ssp.study.preparing import missing_folds, phantom_name
+    from nnunet_ssp.study.results import Results
     from nnunet_ssp.study.runs import study_runs
 
     data, notes = None, []
@@ -254,6 +278,8 @@ def _dry_run(study: Study, output: Path, bench: Path | None) -> int:
             f"Folds still to be made, with {' and '.join(study.make_folds)}: {', '.join(missing)}"
         )
         data = None
+    if data is not None:
+        Results(study, [], [], data, output).check()
     pretrainings, trainings = study_runs(study, data)
     print("\n".join(_listing(study, pretrainings, trainings)))
     done = sum((output / run.folder / "train.json").is_file() for run in pretrainings)
@@ -262,7 +288,7 @@ def _dry_run(study: Study, output: Path, bench: Path | None) -> int:
         f"\n{len(pretrainings) + len(trainings)} runs: {len(pretrainings)} pretrainings and {len(trainings)} "
         f"fine-tunings or trainings from scratch, each of these with its evaluation; {done} are done."
     )
-    print("\n".join([*notes, *_estimate(study, (pretrainings, trainings), data, bench)]))
+    print("\n".join([*notes, *_estimate(study, (pretrainings, trainings), data, output, bench)]))
     return 0
 
 
@@ -276,15 +302,21 @@ def _listing(study: Study, pretrainings: Sequence[Run], trainings: Sequence[Run]
         groups.setdefault((run.name, run.label), []).append(run)
     for (name, label), runs in groups.items():
         seeds = " ".join(str(run.seed) for run in runs)
+        settings = runs[0].settings.replace(f" seed={runs[0].seed}", "")
         weights = f" from {runs[0].weights.name}" if runs[0].weights else ""
         lines.append(
-            f"train     {name} on {label}: {runs[0].trainer}{weights}, fold {study.folds[label]}, seeds {seeds}"
+            f"train     {name} on {label}: {runs[0].trainer}{weights}, fold {study.folds[label]}, seeds {seeds}; "
+            f"{settings}"
         )
     return lines
 
 
 def _estimate(
-    study: Study, runs: tuple[list[Run], list[Run]], data: Data | None, bench: Path | None
+    study: Study,
+    runs: tuple[list[Run], list[Run]],
+    data: Data | None,
+    output: Path,
+    bench: Path | None,
 ) -> list[str]:
     from nnunet_ssp.study.estimate import hours, read_speeds
 
@@ -293,12 +325,17 @@ def _estimate(
             "Hours: nnunet-ssp bench --json bench.json measures the speeds here; then add --bench bench.json."
         ]
     speeds = read_speeds(bench)
-    found = hours(study, runs, data, speeds)
+    todo = [
+        [run for run in part if not (output / run.folder / name).is_file()]
+        for part, name in zip(runs, ("train.json", "evaluate.json"), strict=True)
+    ]
+    found = hours(study, (todo[0], todo[1]), data, speeds)
     if found is None:
         return ["Hours: unknown without the data set."]
     pretraining, finetuning = found
-    sizes = "" if data else ", with the published sizes of the data"
+    sizes = "" if data else ", with the sizes that the file gives"
     return [
         f"About {pretraining + finetuning:.2g} hours of one {speeds.device}{sizes}: {pretraining:.2g} of pretraining, "
-        f"{finetuning:.2g} of fine-tuning; predictions and evaluations come on top."
+        f"{finetuning:.2g} of training for what is not done. Without validations, predictions and evaluations; early "
+        "stopping takes less, and so do nnU-Net's worker processes, which the bench has not."
     ]

@@ -48,6 +48,12 @@ class Data:
         return int(self.configuration["batch_size"])
 
     @property
+    def test_cases(self) -> list[str]:
+        """The labelled cases of the test subjects."""
+        cases = self.dataset.cases.items()
+        return sorted(name for name, case in cases if case.split == "test" and case.labelled)
+
+    @property
     def results_folder(self) -> str:
         """The end of a trainer's folder name in nnUNet_results."""
         return f"__{self.plans_name}__{CONFIGURATION}"
@@ -103,19 +109,27 @@ class Data:
 
     def pretraining_slices(self, fold: str) -> int:
         """Slices that a pretraining on a fold draws from."""
-        cases = self.dataset.cases
-        held_out = {cases[name].subject_key for name in self.fold(fold)[1].val}
-        return sum(
-            entry.n_slices
-            for name, entry in self.stored.items()
-            if cases[name].subject_key not in held_out
-        )
+        return sum(self.stored[name].n_slices for name in self._drawn_from(fold))
 
     def fingerprint(self, fold: str) -> str:
-        """Changes when the plans or the fold's cases change, so that a run is not taken for one on other data."""
+        """Changes with the plans and the fold's cases, so that a training is not taken for one on other data."""
         found = self.fold(fold)[1]
-        content = [self.configuration, found.train, found.val]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest([self.configuration, found.train, found.val])
+
+    def unlabelled_fingerprint(self, fold: str) -> str:
+        """Changes with the plans and with the cases and slices that a pretraining on the fold draws from."""
+        stored = {name: self.stored[name].shape for name in self._drawn_from(fold)}
+        return _digest([self.configuration, stored, self.fold(fold)[1].val])
+
+    def _drawn_from(self, fold: str) -> list[str]:
+        """The cases of the slice store that a pretraining on a fold draws from."""
+        cases = self.dataset.cases
+        held_out = {cases[name].subject_key for name in self.fold(fold)[1].val}
+        return [name for name in self.stored if cases[name].subject_key not in held_out]
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def open_data(dataset: str | int, plans_name: str) -> Data:

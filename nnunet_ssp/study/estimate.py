@@ -64,6 +64,9 @@ def hours(
 
     Time goes with the number of pixels: the bench's images may be smaller or larger than the planned patch.
 
+    Raises:
+        ValueError: A method was not measured.
+
     Returns:
         The hours, or None where the sizes of the data are not known.
     """
@@ -74,7 +77,9 @@ def hours(
     pretraining, finetuning = runs
     seconds = [0.0, 0.0]
     for run in pretraining:
-        seconds[0] += _pretraining_images(study, run, data) / speeds.methods[_method(run)]
+        if (method := _method(run)) not in speeds.methods:
+            raise ValueError(f"`--bench` must hold the speed of {method}: leave out --methods.")
+        seconds[0] += _pretraining_images(study, run, data) / speeds.methods[method]
     for run in finetuning:
         seconds[1] += _finetuning_images(study, run, data) / speeds.finetuning
     return seconds[0] * pixels / 3600, seconds[1] * pixels / 3600

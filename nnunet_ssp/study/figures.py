@@ -19,10 +19,10 @@ from nnunet_ssp.evaluation.figures import (
     box_plot,
     legend,
 )
-from nnunet_ssp.evaluation.page import Cell
+from nnunet_ssp.evaluation.page import Cell, Link
 from nnunet_ssp.evaluation.statistics import MEAN
 from nnunet_ssp.evaluation.volumes import UNITS
-from nnunet_ssp.evaluation.wording import decimal
+from nnunet_ssp.evaluation.wording import count, decimal
 from nnunet_ssp.study.results import TITLES, Place, Results, Value
 from nnunet_ssp.study.spec import AREA, Axis, Figure
 from nnunet_ssp.study.tables import capitalised, describe, matching
@@ -38,6 +38,8 @@ Styles = Mapping[str, Mapping[str, Any]]  # arguments of matplotlib's `plot` by 
 
 SIZE = (OVERLAY_WIDTH, 3.2)  # inches; on a phone a wider one would have tiny letters
 MARKERS = "osD^vP"  # a new one for every six curves
+MOST_NAMED = 8  # incomplete runs in a caption
+EXPONENTS = (0.01, 3.0)  # smallest and largest that is fitted, with either sign
 AMOUNTS_FOR_A_FIT = 5  # three parameters need more points than that many
 
 
@@ -82,8 +84,21 @@ def drawn(figure: Figure, results: Results) -> Drawn:
 
 
 def _caption(figure: Figure, results: Results, *sentences: str) -> str:
-    words = (figure.caption, *sentences, *matching(figure, results))
+    words = (figure.caption, *sentences, *matching(figure, results), _incomplete(figure, results))
     return " ".join(" ".join(sentence.split()) for sentence in words if sentence)
+
+
+def _incomplete(figure: Figure, results: Results) -> str:
+    """What is shown from fewer seeds than there should be."""
+    shown = results.study.entries(figure)
+    seeds = figure.seeds or results.study.seeds
+    found = []
+    for model, fold in itertools.product(shown["models"], shown["folds"]):
+        n = sum(seed in results.done.get((model, fold), {}) for seed in seeds)
+        if n < len(seeds):
+            found.append(f"{model} on {fold} ({n} of {count(len(seeds), 'seed')})")
+    more = f" and {len(found) - MOST_NAMED} more" * (len(found) > MOST_NAMED)
+    return f"Incomplete: {'; '.join(found[:MOST_NAMED])}{more}." if found else ""
 
 
 def _panels(figure: Figure, results: Results) -> Iterator[tuple[str, str, str, str, str]]:
@@ -126,8 +141,8 @@ def _labels(figure: Figure, results: Results) -> Drawn:
                 )
                 for fold in shown["folds"]
             ]
-            if found := sorted((p for p in points if p[1].seeds), key=lambda point: point[0]):
-                curves[model] = found
+            if any(value.seeds for _, value in points):  # a fold without runs breaks the line
+                curves[model] = sorted(points, key=lambda point: point[0])
         if curves:
             words = f"labelled {unit}", TITLES[score], title
             draw = _draw_labels(curves, _styles(shown["models"]), *words)
@@ -241,7 +256,7 @@ def fit_power_law(amounts: Array, scores: Array) -> PowerLaw | None:
 
     fits = []
     for sign in (1, -1) if x.min() > 0 else (1,):
-        low, high = sorted((0.01 * sign, 3.0 * sign))
+        low, high = sorted(sign * exponent for exponent in EXPONENTS)
         bounds = (-np.inf, low, -np.inf), (np.inf, high, np.inf)
         for start in (0.1 * sign, 0.5 * sign, 1.5 * sign):
             # With the exponent given, factor and offset are those of a straight line.
@@ -274,7 +289,9 @@ def _unlabelled(figure: Figure, results: Results) -> Drawn:
             few = few or law is None
             if law is not None:
                 numbers = (law.a, law.k, law.c, law.residual_error)
-                texts = (f"{number:.3g}" for number in numbers)
+                texts = [f"{number:.3g}" for number in numbers]
+                if np.isclose(abs(law.k), EXPONENTS).any():
+                    texts[1] += " (as far as was searched)"
                 rows.append([", ".join(filter(None, (fold, title))), len(points), *texts])
         if curves:
             draw = _draw_unlabelled(curves, _styles(shown["folds"]), TITLES[score], title)
@@ -360,7 +377,9 @@ def _learning(figure: Figure, results: Results) -> Drawn:
             if own := [curve for curve in found if curve is not None]:
                 curves[model] = _mean_curve(own)
             value = results.value(Place(model, fold, score=AREA), seeds)
-            areas.append(_area_text(value))
+            target = f"#{results.anchors[model, fold]}" if (model, fold) in results.anchors else ""
+            text = _area_text(value)
+            areas.append(Link(text, target) if text and target else text)
         if curves:
             file, title = (fold, fold) if len(shown["folds"]) > 1 else ("", "")
             alt = f"Learning curves on {fold}"

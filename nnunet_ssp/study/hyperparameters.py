@@ -16,7 +16,8 @@ SHOWN = {
     "num_epochs": "epochs",
     "iterations_per_epoch": "steps per epoch",
     "batch_size": "slices per step",
-    "initial_lr": "learning rate",
+    "peak_lr": "learning rate",
+    "lr_schedule": "scheduler",
     "optimizer": "optimiser",
     "momentum": "momentum",
     "nesterov": "Nesterov",
@@ -24,10 +25,10 @@ SHOWN = {
     "precision": "precision",
     "gradient_clip": "gradient clipping",
 }
-# What nnU-Net's own trainer fixes: its constructor and configure_optimizers.
+# What nnU-Net's own trainer fixes: its constructor, configure_optimizers and train_step.
 NNUNET = {
-    **{"optimizer": "sgd", "momentum": 0.99, "nesterov": True, "weight_decay": 3e-5},
-    **{"precision": "auto", "gradient_clip": 12.0},
+    **{"lr_schedule": "poly", "optimizer": "sgd", "momentum": 0.99, "nesterov": True},
+    **{"weight_decay": 3e-5, "precision": "fp16", "gradient_clip": 12.0},
 }
 NOTHING: dict[str, Any] = {}
 
@@ -60,17 +61,23 @@ def hyperparameters(
     for name, title in SHOWN.items():
         cells = [_cell(name, ours, theirs) for _, ours, theirs in columns]
         rows.append([title, *cells])
-    caption = "As they were given to the trainers; auto is chosen by the device."
+    caption = "As given to the trainers; the precision is that on a GPU."
     if printed:
         caption += f" In brackets: {printed['source']}, where it differs."
     return ["", *(title for title, _, _ in columns)], rows, caption
 
 
 def _settings(run: Run, data: Data) -> dict[str, Any]:
-    settings = asdict(override(find_trainer(run.trainer).defaults, run.settings)[0])
+    """The settings of a run on CUDA, with what they come to."""
+    trainer = find_trainer(run.trainer)
+    settings = override(trainer.defaults, run.settings)[0]
     if run.hands_on is None:
-        return {**NNUNET, "batch_size": data.batch_size, **settings}
-    return settings
+        own = {"peak_lr": settings.initial_lr, "batch_size": data.batch_size}
+        return {**NNUNET, **own, **asdict(settings)}
+    found = {"lr_schedule": "cosine", **asdict(settings), "peak_lr": settings.peak_lr}
+    if found["precision"] == "auto":
+        found["precision"] = trainer.method_class.half_precision
+    return found
 
 
 def _cell(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:

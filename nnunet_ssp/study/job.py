@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,9 @@ from typing import Any
 
 from nnunet_ssp.cases import write_json
 from nnunet_ssp.commands import find_command
+from nnunet_ssp.parallel import small_machine_environment
 from nnunet_ssp.study.lock import locked
+from nnunet_ssp.study.record import read_record
 
 TAIL = 15  # lines of a log that are shown when its command failed
 DONE = {
@@ -45,22 +48,17 @@ def main(arguments: Sequence[str]) -> int:
     # One that outlived a killed study goes on to its end.
     waiting = f"{job['title']}: waits for another process that works on it"
     with locked(Path(record).parent, waiting):
-        if _is_done(record, job):
+        # Snakemake takes the record away before a job begins: another process has brought it since.
+        if read_record(Path(record)).get("key") == job["key"]:
             return 0
         return _run(record, job, jobs)
 
 
-def _is_done(record: str, job: dict[str, Any]) -> bool:
-    """Whether the record is there and is this job's; Snakemake takes it away before a job begins."""
-    try:
-        return bool(json.loads(Path(record).read_text(encoding="utf-8"))["key"] == job["key"])
-    except FileNotFoundError:
-        return False
-
-
 def _run(record: str, job: dict[str, Any], jobs: dict[str, Any]) -> int:
     command = job["command"]
-    if job["latest"] and Path(job["latest"]).is_file():
+    # Interrupted, or ended but for the last validation and the record; what is outdated was put away before.
+    begun = (Path(file).is_file() for file in (job["latest"], job["makes"]) if job["latest"])
+    if any(begun):
         command = job["resumed"]
     variables = (f"{name}={shlex.quote(value)}" for name, value in job["variables"].items())
     line = " ".join([*variables, shlex.join(command)])
@@ -72,7 +70,7 @@ def _run(record: str, job: dict[str, Any], jobs: dict[str, Any]) -> int:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **job["variables"]},
+            env={**os.environ, **small_machine_environment(os.environ), **job["variables"]},
             check=False,
         ).returncode
     if status == 0 and not Path(job["makes"]).exists():
@@ -98,6 +96,7 @@ def _run(record: str, job: dict[str, Any], jobs: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so end the command, too
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:  # the command had it, too

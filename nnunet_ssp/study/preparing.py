@@ -71,7 +71,9 @@ def make_phantom(study: Study, output: Path) -> str:
 def missing_folds(study: Study, data: Data) -> list[str]:
     """Names of the folds that the study needs and the dataset does not have."""
     wanted = [study.folds[label].replace(SEED, str(seed)) for _, label, seed in study.needed()]
-    wanted += [study.folds.get(part.fold, part.fold) for part in study.pretraining.values()]
+    used = {study.models[name].pretraining for name, _, _ in study.needed()}
+    parts = (part for name, part in study.pretraining.items() if name in used)
+    wanted += [study.folds.get(part.fold, part.fold) for part in parts]
     return [name for name in dict.fromkeys(wanted) if not data.has_fold(name)]
 
 

@@ -50,7 +50,7 @@ def write_results(
         ValueError: a table or figure names a class, score, column or published table that there is not.
     """
     results = Results(study, *runs, data, output)
-    links = {key: f"run-{number}" for number, key in enumerate(results.done, 1)}
+    links = results.anchors
     names = _names([table.title for table in study.tables])
     tables = {name: fill(table, results) for name, table in zip(names, study.tables, strict=True)}
     figures = [drawn(figure, results) for figure in study.figures]
@@ -240,7 +240,7 @@ def _add_comparisons(page: Page, results: Results) -> None:
     rows: list[list[Cell]] = [
         [
             fold,
-            row["model"],
+            Link(row["model"], f"#{results.anchors[row['model'], fold]}"),
             row["n_seeds"],
             f"{row['difference']:+.3f}",
             interval(row),

@@ -29,6 +29,7 @@ from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.splits import is_from, subjects_of
 from nnunet_ssp.study.data import Data
 from nnunet_ssp.study.published import published_settings, read_published
+from nnunet_ssp.study.record import read_record
 from nnunet_ssp.study.runs import Run
 from nnunet_ssp.study.spec import AREA, DICE, Figure, Study, Table
 
@@ -103,11 +104,17 @@ class Results:
     _curves: dict[str, pd.DataFrame | None] = field(default_factory=dict, repr=False)
 
     def check(self) -> None:
-        """Refuse names in the study that would only be missed when everything has run.
+        """Refuse what would only be missed when everything has run.
 
         Raises:
-            ValueError: a class that the dataset does not have, or numbers that were not published.
+            ValueError: there are no test subjects, a class that the dataset does not have, or numbers that were not
+                published.
         """
+        if self.study.evaluate == "test" and not self.data.test_cases:
+            raise ValueError(
+                f"{self.data.dataset.home} must have labelled test subjects; without any, evaluate: validation scores "
+                "each fold's validation subjects."
+            )
         parts: list[Table | Figure] = [*self.study.tables, *self.study.figures]
         for part in parts:
             for name in part.classes:
@@ -122,9 +129,9 @@ class Results:
     def is_done(self, run: Run) -> bool:
         """Whether a run has left all that it shall."""
         if run.hands_on is not None:
-            return self._file(run, "train.json").is_file()
-        files = ("evaluate.json", "evaluation/metrics.csv")
-        return all(self._file(run, name).is_file() for name in files)
+            return bool(self.record(run, "train"))
+        tables = self._file(run, "evaluation/metrics.csv")
+        return bool(self.record(run, "evaluate")) and tables.is_file()
 
     @cached_property
     def done(self) -> dict[tuple[str, str], dict[int, Run]]:
@@ -141,7 +148,7 @@ class Results:
         for stage in ["train"] if run.hands_on else STAGES:
             if stage == "predict" and self.study.evaluate == "validation":
                 continue  # nnU-Net's training predicts the validation cases
-            if self._file(run, f"{stage}.json").is_file():
+            if self.record(run, stage):
                 continue
             log = f"{stage}.log"
             if self._file(run, log).is_file():
@@ -153,7 +160,7 @@ class Results:
 
     def record(self, run: Run, stage: str) -> dict[str, Any]:
         """Command, seconds, end and machine of a stage; empty where it is not done."""
-        return _read_json(self._file(run, f"{stage}.json"))
+        return read_record(self._file(run, f"{stage}.json"))
 
     def settings(self, run: Run) -> dict[str, Any]:
         """The `settings.json` of a training; empty where there is none."""
@@ -161,6 +168,11 @@ class Results:
 
     def _file(self, run: Run, name: str) -> Path:
         return self.output / run.folder / name
+
+    @cached_property
+    def anchors(self) -> dict[tuple[str, str], str]:
+        """What the page calls the row of a model's runs on a fold."""
+        return {key: f"run-{number}" for number, key in enumerate(self.done, 1)}
 
     # -- what they scored -----------------------------------------------------------------------
 
@@ -315,7 +327,8 @@ class Results:
         """`learning_curve.csv` of a training, None where there is none."""
         if run.folder not in self._curves:
             file = self.output / run.fold_folder(self.data) / "learning_curve.csv"
-            self._curves[run.folder] = pd.read_csv(file) if file.is_file() else None
+            curve = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+            self._curves[run.folder] = curve if len(curve) else None
         return self._curves[run.folder]
 
     def steps(self, run: Run) -> int | None:

@@ -13,7 +13,7 @@ import re
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -83,6 +83,8 @@ class Job:
         latest: the checkpoint of an interrupted training.
         makes: what must be there afterwards.
         log: what the command says.
+        results: folder of what it makes.
+        key: changes when another result is to be expected; of a training, with the run's folder.
     """
 
     kind: Kind
@@ -93,6 +95,8 @@ class Job:
     command: tuple[str, ...]
     makes: str
     log: str
+    results: str
+    key: str
     resumed: tuple[str, ...] | None = None
     latest: str | None = None
 
@@ -101,14 +105,6 @@ class Job:
         """As typed in a shell, in the study's folder."""
         variables = (f"{name}={shlex.quote(value)}" for name, value in self.variables.items())
         return " ".join([*variables, shlex.join(self.command)])
-
-    @property
-    def key(self) -> str:
-        """Changes when the command does; where it runs does not matter."""
-        words = list(self.command)
-        if "-device" in words:
-            del words[words.index("-device") : words.index("-device") + 2]
-        return _digest([words, dict(self.variables)])
 
 
 def study_runs(study: Study, data: Data | None) -> tuple[list[Run], list[Run]]:
@@ -125,6 +121,7 @@ def study_runs(study: Study, data: Data | None) -> tuple[list[Run], list[Run]]:
     Raises:
         ValueError: A trainer or setting that does not exist, or a model whose trainer does not fit its pretraining.
     """
+    _check_shared(study)
     pretrainings: dict[str, Run] = {}
     trainings = []
     for name, label, seed in study.needed():
@@ -151,9 +148,10 @@ def _pretraining(study: Study, name: str, data: Data | None) -> Run:
     fold = study.folds.get(part.fold, part.fold)
     if SEED in fold:
         raise ValueError(f"{place}.fold (={part.fold}) must be one fold, not one for each seed")
+    _check_own(part.settings, trainer, place)
     settings = study.settings.get("pretraining", {}) | part.settings | {"seed": part.seed}
     text = _settings_text(settings, trainer, place)
-    key = _digest([trainer.__name__, part.fold, text, data and data.fingerprint(fold)])
+    key = _digest([trainer.__name__, fold, text, data and data.unlabelled_fingerprint(fold)])
     return Run(
         name=name,
         label=fold,
@@ -181,8 +179,11 @@ def _training(
         )
         raise ValueError(f"{place}.trainer (={model.trainer}) must be {rule}")
     fold = study.folds[label].replace(SEED, str(seed))
+    _check_own(model.settings, trainer, place)
     settings = study.settings.get("finetuning", {}) | model.settings
-    settings.setdefault("final_validation", study.evaluate == "validation")
+    if study.evaluate == "validation":
+        settings["final_validation"] = True
+    settings.setdefault("final_validation", False)
     if study.match == "epochs":
         settings[ONE_PASS] = steps_per_epoch(study, label, settings.get(ONE_PASS), data, seed)
     text = _settings_text(settings | {"seed": seed}, trainer, place)
@@ -216,7 +217,8 @@ def steps_per_epoch(
     if not n:
         return 1
     if isinstance(largest, int):
-        most = max(labelled_slices(study, other, data, seed) for other in study.folds)
+        folds = {(other, own) for _, other, own in study.needed()}
+        most = max(labelled_slices(study, other, data, own) for other, own in folds)
         return max(1, round(largest * n / most))
     batch = data.batch_size if data else study.sizes.batch_size if study.sizes else 1
     return max(1, n // batch)
@@ -261,6 +263,8 @@ def _train_job(kind: Kind, run: Run, data: Data, device: str) -> Job:
         command=(*command, *weights),
         makes=f"{folder}/{FINAL}",
         log=f"{run.folder}/train.log",
+        results=f"{run.folder}/results",
+        key=_digest([run.folder]),
         # nnU-Net takes no weights when it continues.
         resumed=(*command, "--c"),
         latest=f"{folder}/checkpoint_latest.pth",
@@ -288,24 +292,29 @@ def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job
                 "nnUNetv2_predict",
                 *model,
                 *where,
-                *study.predict_flags,
+                *shlex.split(study.predict),
                 "-device",
                 device,
             ),
             makes=predictions,
             log=f"{run.folder}/predict.log",
+            results=predictions,
+            key=_digest([run.folder, study.predict, data.test_cases]),
         )
         yield before
     folder = f"{run.folder}/evaluation"
+    what = (data.number, f"{run.name}={predictions}", "-o", folder)
     yield Job(
         kind="evaluate",
         record=f"{run.folder}/evaluate.json",
         needs=(before.record,),
         title=run.title,
         variables={},
-        command=("nnunet-ssp", "evaluate", data.number, f"{run.name}={predictions}", "-o", folder),
+        command=("nnunet-ssp", "evaluate", *what, *shlex.split(study.evaluation)),
         makes=f"{folder}/metrics.csv",
         log=f"{run.folder}/evaluate.log",
+        results=folder,
+        key=_digest([before.key, study.evaluation]),
     )
 
 
@@ -332,9 +341,42 @@ def _trainer_class(name: str, place: str) -> Any:
     return found
 
 
+def _check_own(settings: Settings, trainer: Any, place: str) -> None:
+    """Refuse a setting that the trainer does not have: runs that differ by nothing would be compared.
+
+    The study's shared settings may have such, for the trainers that know them.
+    """
+    if "seed" in settings:
+        raise ValueError(f"{place}.settings: seed must not be given there, but as seed or in seeds")
+    known = {field.name for field in fields(trainer.defaults)}
+    if foreign := [name for name in settings if name not in known]:
+        raise ValueError(
+            f"{place}.settings: {trainer.__name__} has no setting {', '.join(foreign)}"
+        )
+
+
+def _check_shared(study: Study) -> None:
+    """Refuse a shared setting that no trainer of the study has."""
+    names = {
+        "pretraining": [f"{part.trainer}Pretrain" for part in study.pretraining.values()],
+        "finetuning": [model.trainer for model in study.models.values()],
+    }
+    for kind, settings in study.settings.items():
+        found = (find_trainer(f"nnUNetTrainer{name}") for name in names[kind])
+        known = {field.name for trainer in found if trainer for field in fields(trainer.defaults)}
+        if foreign := [name for name in settings if name not in known]:
+            raise ValueError(f"settings.{kind}: no trainer of the study has {', '.join(foreign)}")
+        if "seed" in settings:
+            raise ValueError(f"settings.{kind}: seed must not be given there, but in seeds")
+
+
+def _words(settings: Settings) -> str:
+    return " ".join(f"{name}={_setting(value)}" for name, value in sorted(settings.items()))
+
+
 def _settings_text(settings: Settings, trainer: Any, place: str) -> str:
     """The value of nnUNet_ssp_settings, checked by the trainer's own rules."""
-    text = " ".join(f"{name}={_setting(value)}" for name, value in sorted(settings.items()))
+    text = _words(settings)
     try:
         override(trainer.defaults, text)
     except ValueError as error:

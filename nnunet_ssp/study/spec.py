@@ -16,14 +16,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.functional_validators import BeforeValidator
+from pydantic.functional_validators import AfterValidator, BeforeValidator
 
 from nnunet_ssp.evaluation.evaluate import CASE_COLUMNS
 from nnunet_ssp.evaluation.statistics import SCORES
 from nnunet_ssp.evaluation.volumes import UNITS
 
 Value = bool | int | float | str | None
-Settings = dict[str, Value]
 Axis = Literal["models", "folds", "tests", "classes", "scores"]
 AXES: tuple[Axis, ...] = ("models", "folds", "tests", "classes", "scores")
 SEED = "{seed}"  # in the name of a fold: the seed of the training
@@ -37,20 +36,42 @@ def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
+def _as_name(value: object) -> object:
+    """YAML reads `50` as a number. It also reads `yes` as a truth value, which is no name any more."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 def _as_names(value: object) -> object:
-    """YAML reads `50` as a number."""
-    listed = value if isinstance(value, list) else [value]
-    return [str(v) if isinstance(v, int | float) else v for v in listed]
+    return [_as_name(v) for v in (value if isinstance(value, list) else [value])]
+
+
+def _all_differ(values: list[int]) -> list[int]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"must differ (={values})")
+    return values
 
 
 def _with_names(value: object) -> object:
     """YAML reads the key `50` as a number."""
-    return {str(key): v for key, v in value.items()} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    return {_as_name(key): v for key, v in value.items()}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        if not isinstance(value, bool | int | float | str | None):
+            raise ValueError(f"{name} (={value}) must be a number, a name, yes, no or none")
+    return values
 
 
 V = TypeVar("V")
+Settings = Annotated[dict[str, Any], AfterValidator(_plain)]
 Named = Annotated[dict[str, V], BeforeValidator(_with_names)]
 Names = Annotated[list[str], BeforeValidator(_as_names), Field(min_length=1)]
+Seeds = Annotated[
+    list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_all_differ)
+]
 OneOrMoreAxes = Annotated[list[Axis], BeforeValidator(_as_list)]
 
 
@@ -99,7 +120,7 @@ class _Selection(_Part):
     tests: Names = ["all"]
     classes: Names = ["mean"]
     scores: Names = [DICE]
-    seeds: list[int] | None = None
+    seeds: Seeds | None = None
 
 
 class Table(_Selection):
@@ -149,6 +170,7 @@ class Study(_Part):
         phantom: makes a dataset instead.
         prepare: more arguments of `nnunet-ssp prepare` for the phantom.
         predict: more arguments of `nnUNetv2_predict`.
+        evaluation: more arguments of `nnunet-ssp evaluate`.
         environment: environment variables of all commands, as nnUNet_n_proc_DA.
         make_folds: arguments of `nnunet-ssp folds` that make the folds that are missing.
         plans: name of the plans.
@@ -170,13 +192,14 @@ class Study(_Part):
     phantom: Phantom | None = None
     prepare: str = ""
     predict: str = ""
+    evaluation: str = ""
     environment: dict[str, Value] = {}
     make_folds: list[str] = []
     plans: str = "nnUNetPlans"
     folds: Named[str] = Field(min_length=1)
     tests: Named[dict[str, Names]] = {"all": {}}
     evaluate: Literal["test", "validation"] = "test"
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: Seeds
     match: Literal["epochs", "steps"] = "steps"
     settings: dict[Literal["pretraining", "finetuning"], Settings] = {}
     pretraining: Named[Pretraining] = {}
@@ -191,11 +214,15 @@ class Study(_Part):
     def _names_are_known(self) -> Study:
         if self.dataset is not None and self.phantom is not None:
             raise ValueError("dataset and phantom must not both be given")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds (={self.seeds}) must differ")
+        for name in ("prepare", "predict", "evaluation"):
+            _must_be_words(name, getattr(self, name))
+        for arguments in self.make_folds:
+            _must_be_words("make_folds", arguments)
         for name, model in self.models.items():
-            if "=" in name or "/" in name:
-                raise ValueError(f"models.{name}: the name must have no = and no /")
+            if not name or name.startswith("-") or "=" in name or "/" in name:
+                raise ValueError(
+                    f"models.{name}: the name must have no = or /, and begin with no -"
+                )
             wanted = model.pretraining
             _must_know(f"models.{name}.pretraining", wanted, self.pretraining, "pretraining")
         _must_know("baseline", self.baseline, self.models, "models")
@@ -216,6 +243,8 @@ class Study(_Part):
             _must_know(f"{place}.tests", name, self.tests, "tests")
         for name in part.scores:
             _must_know(f"{place}.scores", name, KNOWN_SCORES, "scores")
+        if isinstance(part, Figure) and part.kind == "boxes" and AREA in part.scores:
+            raise ValueError(f"{place}.scores (={AREA}) must be scores of subjects")
         if isinstance(part, Table):
             for axis, names in self.entries(part).items():
                 if axis not in (*part.rows, *part.columns) and len(names) != 1:
@@ -223,17 +252,15 @@ class Study(_Part):
                         f"{place}: {axis} (={', '.join(names)}) must be in rows or columns, or be one"
                     )
 
-    @property
-    def predict_flags(self) -> list[str]:
-        """The words of `predict`."""
-        return shlex.split(self.predict)
-
     def entries(self, part: Table | Figure) -> dict[Axis, list[str]]:
         """What a table or figure shows on each axis; patterns stand for the names they match, in the study's order."""
 
         def match(wanted: list[str] | None, known: Mapping[str, object]) -> list[str]:
             found = [
-                k for name in wanted or ["*"] for k in known if k == name or fnmatchcase(k, name)
+                key
+                for name in wanted or ["*"]
+                for key in ([name] if name in known else known)
+                if key == name or fnmatchcase(key, name)
             ]
             return list(dict.fromkeys(found))
 
@@ -285,7 +312,8 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML where a name that is given twice is an error; PyYAML takes the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # `<<`, whose names those beside it may replace
+        names = [self.construct_object(k, deep=True) for k, _ in node.value if k.tag != merge]
         if twice := [name for name in names if names.count(name) > 1]:
             raise yaml.constructor.ConstructorError(
                 None, None, f"{twice[0]!r} is given twice", node.start_mark
@@ -307,6 +335,8 @@ def _expanded(parts: Mapping[Hashable, Any], where: str) -> Iterator[tuple[str, 
                 raise ValueError(f"{where}.{key}.for must be names with lists, as `patch: [8, 16]`")
         for combination in product(*values.values()):
             filling = dict(zip(values, combination, strict=True))
+            if isinstance(key, bool):  # `yes` and `no`
+                raise ValueError(f"{where}.{key}: the name must be put in quotes")
             name = str(_filled(str(key), filling))
             if name in seen:
                 raise ValueError(
@@ -331,11 +361,18 @@ def _filled(content: Any, values: Mapping[str, Any]) -> Any:
     return content
 
 
+def _must_be_words(place: str, text: str) -> None:
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{place} (={text}) must be arguments as in a shell: {error}") from None
+
+
 def _must_match(
     place: str, patterns: list[str] | None, known: Mapping[str, object], what: str
 ) -> None:
     for pattern in patterns or ():
-        if not any(fnmatchcase(name, pattern) for name in known):
+        if pattern not in known and not any(fnmatchcase(name, pattern) for name in known):
             _must_know(place, pattern, known, what)
 
 
@@ -352,8 +389,12 @@ def _place(location: tuple[int | str, ...]) -> str:
 def _rule(found: Any) -> str:
     if found["type"] == "extra_forbidden":
         return "is no name of the schema"
-    message = re.sub(r"^(Value error, |Input should be )", "", found["msg"])
+    message = re.sub(
+        r"^(Value error, |Input should be |(List|Dictionary) should )", "", found["msg"]
+    )
     given = "" if isinstance(found["input"], dict | list) else f" (={found['input']})"
     if found["type"] == "missing":
         return "must be given"
-    return message if found["type"] == "value_error" else f"must be {message}{given}"
+    if found["type"] == "value_error":
+        return message
+    return f"must {'' if message.startswith('have') else 'be '}{message}{given}"

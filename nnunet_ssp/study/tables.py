@@ -367,8 +367,8 @@ def latex(filled: Filled, label: str) -> str:
 
 
 def _latex_line(cells: Sequence[str]) -> str:
-    # A cell that begins with a bracket would be taken for an argument of the line break before it.
-    first = f"{{}}{cells[0]}" if cells[0].startswith("[") else cells[0]
+    # A bracket or star at the beginning would belong to the line break before it.
+    first = f"{{}}{cells[0]}" if cells[0].startswith(("[", "*")) else cells[0]
     return f"{' & '.join([first, *cells[1:]])} \\\\"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_ssp.cases import write_json
+from nnunet_ssp.study.record import read_record
 
 if TYPE_CHECKING:
     from nnunet_ssp.study.runs import Job
@@ -17,22 +18,34 @@ SNAKEFILE = Path(__file__).parent / "Snakefile"
 WORKFLOW = "workflow.json"
 
 
-def forget_outdated(planned: Sequence[Job], output: Path) -> list[Job]:
-    """Delete records of commands that were others, and of what came after them.
+def unfinished(planned: Sequence[Job], output: Path, forget: bool = False) -> list[Job]:
+    """The commands that are to run: without a record, with that of another command, or after such a one.
 
-    Returns:
-        The jobs without a record.
+    Args:
+        planned: all commands, each after those that it needs.
+        output: the study's folder.
+        forget: delete outdated records, and put away the results of outdated trainings, so that none is taken for new.
     """
     todo: dict[str, Job] = {}
     for job in planned:
         record = output / job.record
-        if record.is_file():
-            same = json.loads(record.read_text(encoding="utf-8"))["key"] == job.key
-            if same and not any(before in todo for before in job.needs):
-                continue
-            record.unlink()
+        done = read_record(record).get("key") == job.key
+        if job.kind == "evaluate":
+            done = done and (output / job.makes).is_file()
+        if done and not any(before in todo for before in job.needs):
+            continue
         todo[job.record] = job
+        if forget and record.is_file():
+            record.unlink()
+            _put_away(output / job.results)
     return list(todo.values())
+
+
+def _put_away(results: Path) -> None:
+    old = results.with_name(f"{results.name}-outdated")
+    if results.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+        results.rename(old)
 
 
 def write_workflow(planned: Sequence[Job], output: Path) -> None:
@@ -61,36 +74,33 @@ def write_workflow(planned: Sequence[Job], output: Path) -> None:
 def run_workflow(output: Path, jobs: int, profile: Path | None, more: Sequence[str]) -> bool:
     """Run the workflow in this process, so that a kill ends both.
 
+    Args:
+        output: the study's folder, with the workflow.
+        jobs: at a time, on this machine.
+        profile: of Snakemake, for other machines.
+        more: arguments of Snakemake.
+
     Returns:
         Whether every job succeeded.
     """
     from snakemake.cli import main
 
-    where = ["--profile", str(profile)]
-    if profile is None:
+    arguments = ["--snakefile", str(SNAKEFILE), "--directory", str(output)]
+    arguments += ["--config", f"workflow={WORKFLOW}", "--keep-going"]
+    # The user's own defaults are for other workflows. Our lock is released when this process dies.
+    arguments += ["--workflow-profile", "none", "--nolock"]
+    # Commands that outlived a killed study have finished what Snakemake takes for incomplete.
+    shutil.rmtree(output / ".snakemake" / "incomplete", ignore_errors=True)
+    if profile is not None:
+        arguments += ["--profile", str(profile)]
+    else:
         # Our own lines tell what happens; Snakemake's are in .snakemake/log.
-        where = [
-            "--cores",
-            str(jobs),
-            "--jobs",
-            str(jobs),
-            "--resources",
-            f"gpu={jobs}",
-            "--quiet",
-            "all",
-        ]
+        arguments += ["--cores", str(jobs), "--jobs", str(jobs), "--resources", f"gpu={jobs}"]
+        arguments += ["--quiet", "all"]
+        os.environ.pop("SNAKEMAKE_PROFILE", None)
     before = Path.cwd()
     try:
-        main(
-            [
-                *("--snakefile", str(SNAKEFILE), "--directory", str(output)),
-                *("--config", f"workflow={WORKFLOW}"),
-                # Folders tell what changed; our own lock is released when this process dies.
-                *("--rerun-triggers", "mtime", "--rerun-incomplete", "--keep-going", "--nolock"),
-                *where,
-                *more,
-            ]
-        )
+        main([*arguments, "--rerun-triggers", "mtime", *more])
     except SystemExit as end:
         return end.code in (0, None)
     finally:

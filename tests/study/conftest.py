@@ -149,10 +149,12 @@ def make_data(folder: Path) -> Data:
             case = Case(f"S{subject}_frame{frame:02d}", *about, "", "", "", "")
             cases[case.case] = case
     stored = {name: StoredCase((SLICES, 1, 8, 8), 0, SLICES) for name in cases}
+    about = ("T0", "mm1", 0, "test", 0, 20, "ED", "first", "Siemens")
+    cases["T0_frame00"] = Case("T0_frame00", *about, "", "", "", "")
     write_index(store_folder(prepared, "data"), {}, stored)
 
     def fold(name: str, subjects: int) -> Fold:
-        names = [c.case for c in cases.values() if int(c.subject[1:]) < subjects]
+        names = [n for n in stored if int(cases[n].subject[1:]) < subjects]
         return Fold(name, tuple(names), ("S7_frame00",), "")
 
     folds = [fold("paper", 6), *(fold(f"nr10-seed{seed}", 2) for seed in range(6))]
@@ -212,23 +214,20 @@ def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def data(tmp_path: Path, nnunet_folders: None) -> Data:
     """A prepared dataset without images: 10 labelled subjects, 2 without labels, 1 for the test; one fold."""
-    names = [f"S{number}" for number in range(SUBJECTS + 3)]
+    names = [f"S{number}" for number in range(SUBJECTS + 3)]  # the last one for the test
     phases = ("ED", "ES")
     cases = [
         Case(
-            **{
-                "case": f"{subject}_frame0{f}",
-                "subject": subject,
-                "source": "mm1",
-                "split": "train",
-            },
+            **{"case": f"{subject}_frame0{f}", "subject": subject, "source": "mm1"},
             **{"source_frame": f, "frame": f, "n_frames": 2, "base": "first", "vendor": "Siemens"},
             **dict.fromkeys(("centre", "scanner", "field", "pathology"), ""),
-            phase=phases[f] if number < SUBJECTS else "",
+            phase=phases[f] if number < SUBJECTS or subject == names[-1] else "",
+            split="test" if subject == names[-1] else "train",
         )
-        for number, subject in enumerate(names[:-1])
+        for number, subject in enumerate(names)
         for f in (0, 1)
     ]
+    ours = [case for case in cases if case.split == "train"]
     folder = tmp_path / "preprocessed" / "Dataset114_Small"
     folder.mkdir(parents=True)
     write_cases(folder / "cases.csv", cases)
@@ -238,18 +237,12 @@ def data(tmp_path: Path, nnunet_folders: None) -> Data:
     plan = {"patch_size": [64, 32], "batch_size": BATCH, "data_identifier": "nnUNetPlans_2d"}
     write_json(folder / "nnUNetPlans.json", {"configurations": {"2d": plan}})
     fold = {
-        "train": [case.case for case in cases if case.phase and case.subject not in names[:2]],
+        "train": [case.case for case in ours if case.labelled and case.subject not in names[:2]],
         "val": [case.case for case in cases if case.subject in names[:2]],
     }
     write_splits(folder, [fold], {case.case: case for case in cases}, ["5-fold-0"], ["by hand"])
     store = store_folder(folder, "nnUNetPlans_2d")
     store.mkdir()
-    write_index(
-        store,
-        {},
-        {
-            case.case: StoredCase((SLICES_OF_A_CASE, 1, 64, 32), 0, SLICES_OF_A_CASE)
-            for case in cases
-        },
-    )
+    entry = StoredCase((SLICES_OF_A_CASE, 1, 64, 32), 0, SLICES_OF_A_CASE)
+    write_index(store, {}, {case.case: entry for case in ours})
     return open_data(114, "nnUNetPlans")

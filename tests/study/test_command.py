@@ -116,7 +116,7 @@ def test_dry_run_without_the_data(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "109 runs: 4 pretrainings and 105 fine-tunings or trainings from scratch" in said
     assert (
-        "train     baseline on 10: nnUNetTrainerScratchCine, fold paper-nr10-seed{seed}, seeds 0 1 2"
+        "train     baseline on 10: nnUNetTrainerScratchCine, fold paper-nr10-seed{seed}, seeds 0 1 2; "
         in said
     )
     assert "Without the data set: no dataset is named: give it with -d" in said
@@ -124,7 +124,7 @@ def test_dry_run_without_the_data(tmp_path, capsys, monkeypatch):
 
 
 def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):
-    """With the published sizes: 100 epochs of 90,560 slices for each method, 1000 passes over what is labelled."""
+    """With the published sizes: 100 epochs of 90,618 slices for each method, 1000 passes over what is labelled."""
     monkeypatch.chdir(tmp_path)
     speeds = {
         "setting": {"name": "a card", "date": "2026-01-01", "side": 256},
@@ -136,13 +136,13 @@ def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):
     write_json(tmp_path / "bench.json", speeds)
     assert main(["study", "demooij", "--dry-run", "--bench", "bench.json"]) == 0
     said = capsys.readouterr().out
-    pretraining = sum(100 * (90560 // b * b) for b in (128, 224, 64, 64)) / 1000 / 3600
+    pretraining = sum(100 * (90618 // b * b) for b in (128, 224, 64, 64)) / 1000 / 3600
     steps = {n: 1000 * (n // 32) for n in (6738, 1151, 582, 349, 231, 3369, 4640, 2090)}
     table1 = 5 * sum(steps[n] for n in (6738, 1151, 582, 349, 231))
     others = 2 * (2 * steps[3369] + steps[4640] + steps[2090]) + 2 * steps[6738]
     finetuning = 3 * (table1 + others) * 32 / 500 / 3600
-    assert f"{pretraining:.2g} of pretraining, {finetuning:.2g} of fine-tuning" in said
-    assert "hours of one a card, 2026-01-01, with the published sizes of the data" in said
+    assert f"{pretraining:.2g} of pretraining, {finetuning:.2g} of training" in said
+    assert "hours of one a card, 2026-01-01, with the sizes that the file gives" in said
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,9 @@ def test_names_of_studies_and_profiles(tmp_path, monkeypatch):
     own = write(tmp_path)
     assert find_study("study.yaml").resolve() == own
     (tmp_path / "slurm").mkdir()
-    assert find_profile("slurm") == tmp_path / "slurm"
+    assert find_profile("slurm") == PROFILES / "slurm"
+    (tmp_path / "own").mkdir()
+    assert find_profile("own") == tmp_path / "own"
 
 
 def test_one_study_in_a_folder_at_a_time(tmp_path):

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure as Canvas
 
 from nnunet_ssp.cases import write_json
 from nnunet_ssp.evaluation.figures import render
+from nnunet_ssp.evaluation.page import Link
 from nnunet_ssp.study.figures import drawn, fit_power_law
 from nnunet_ssp.study.spec import Figure
 
@@ -180,9 +181,12 @@ def test_learning_curves_go_as_far_as_all_seeds(miniature):
     assert baseline.get_ydata() == pytest.approx([0.1, 0.2, 0.4])
     assert mim.get_xdata().tolist() == [20, 40]
     assert result.columns == ("Trained on", "baseline", "MIM")
-    assert result.rows[0] == ["all", "0.400 ± 0.100", "0.400 ± 0.100"]
+    anchors = mini.results.anchors
+    assert result.rows[0][1:] == [
+        Link("0.400 ± 0.100", f"#{anchors[model, 'all']}") for model in ("baseline", "MIM")
+    ]
     # Its seeds stand at 0.3, 0.4 and, cut short, 0.2.
-    assert result.rows[1] == ["10", "0.400 ± 0.100", "0.300 ± 0.100"]
+    assert [cell.text for cell in result.rows[1][1:]] == ["0.400 ± 0.100", "0.300 ± 0.100"]
 
 
 @pytest.mark.parametrize("kind", ["labels", "unlabelled", "boxes", "learning"])
@@ -198,3 +202,24 @@ def test_twenty_models_can_be_told_apart(miniature):
     (plot,) = drawn(figure(kind="labels"), mini.results).plots
     lines = [line for line in axes_of(plot)[1].lines if line.get_label()[0] != "_"]
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 20
+
+
+def test_what_is_missing_breaks_the_line_and_is_said(miniature):
+    folds = {"all": "paper", "10": "nr10-seed{seed}", "5": "nr10-seed3"}
+    mini = miniature(folds=folds, seeds=[0, 1]).finish()
+    record = mini.output / mini.run("MIM", "10", 1).folder / "evaluate.json"
+    record.unlink()
+    result = drawn(figure(kind="labels"), mini.results)
+    assert "Incomplete: MIM on 10 (1 of 2 seeds)." in result.caption
+    (mini.output / mini.run("MIM", "10", 0).folder / "evaluate.json").unlink()
+    result = drawn(figure(kind="labels"), mini.results)
+    assert "Incomplete: MIM on 10 (0 of 2 seeds)." in result.caption
+    lines = axes_of(result.plots[0])[1].lines
+    curves = [line for line in lines if line.get_label() in ("baseline", "MIM")]
+    assert [np.isfinite(line.get_ydata()).sum() for line in curves] == [3, 2]
+
+
+def test_an_exponent_at_its_bound_is_said(miniature):
+    law = fit_power_law(AMOUNTS, np.array([0.70, 0.72, 0.72, 0.72, 0.72]))
+    assert law is not None
+    assert law.k == pytest.approx(0.01, abs=1e-4)

@@ -32,7 +32,9 @@ def commands(
 
 
 def test_commands_are_those_of_a_user(tmp_path, data):
-    study, pretrainings, trainings = planned(tmp_path, data, predict="--disable_tta", dataset=114)
+    study, pretrainings, trainings = planned(
+        tmp_path, data, predict="--disable_tta", evaluation="--lv LV", dataset=114
+    )
     jobs = commands(study, pretrainings, trainings, data)
     assert len(jobs) == 1 + 4 * 3
     (pretraining,) = pretrainings
@@ -65,7 +67,7 @@ def test_commands_are_those_of_a_user(tmp_path, data):
     evaluate = jobs["evaluate MIM, all, seed 1"]
     assert evaluate.needs == (predict.record,)
     assert shlex.join(evaluate.command) == (
-        f"nnunet-ssp evaluate 114 MIM={run.folder}/predictions -o {run.folder}/evaluation"
+        f"nnunet-ssp evaluate 114 MIM={run.folder}/predictions -o {run.folder}/evaluation --lv LV"
     )
 
 
@@ -93,6 +95,10 @@ def test_evaluation_on_the_validation_subjects(tmp_path, data):
     assert evaluate.needs == (train.record,)
     assert evaluate.command[3].endswith("__2d/fold_0/validation")
     assert "final_validation=yes" in train.variables["nnUNet_ssp_settings"]
+    shared = {"finetuning": {"final_validation": False}}
+    found = planned(tmp_path, data, evaluate="validation", settings=shared)
+    train = commands(*found, data)["finetune baseline, all, seed 0"]
+    assert "final_validation=yes" in train.variables["nnUNet_ssp_settings"]
 
 
 def folders(folder: Path, data: Data | None, **changes: Any) -> set[str]:
@@ -116,21 +122,57 @@ def test_what_changed_is_another_run(tmp_path, data):
     configuration = {**data.configuration, "patch_size": [32, 32]}
     assert not folders(tmp_path, replace(data, configuration=configuration)) & before
     (fold,) = data.dataset.folds
+    # A pretraining takes every frame of everyone, so only the validation side matters to it.
     other = replace(data.dataset, folds=[replace(fold, train=fold.train[1:])])
+    assert folders(tmp_path, replace(data, dataset=other)) & before == of_pretraining
+    other = replace(data.dataset, folds=[replace(fold, val=fold.val[1:])])
     assert not folders(tmp_path, replace(data, dataset=other)) & before
 
 
-def test_the_key_of_a_command_is_not_where_it_runs(tmp_path, data):
-    study, pretrainings, trainings = planned(tmp_path, data)
-    keys = {
-        device: [job.key for job in study_jobs(study, (pretrainings, trainings), data, device)]
-        for device in ("cpu", "cuda")
-    }
-    assert keys["cpu"] == keys["cuda"]
-    assert len(set(keys["cpu"])) == len(keys["cpu"])
-    mirrored = study.model_copy(update={"predict": "--disable_tta"})
-    other = [job.key for job in study_jobs(mirrored, (pretrainings, trainings), data, "cpu")]
-    assert sum(a != b for a, b in zip(keys["cpu"], other, strict=True)) == len(trainings)
+def keys(folder: Path, data: Data, device: str = "cpu", **changes: Any) -> list[str]:
+    study, pretrainings, trainings = planned(folder, data, **changes)
+    return [job.key for job in study_jobs(study, (pretrainings, trainings), data, device)]
+
+
+def test_a_key_is_not_where_and_how_fast_a_command_runs(tmp_path, data):
+    before = keys(tmp_path, data)
+    assert len(set(before)) == len(before)
+    assert keys(tmp_path, data, device="cuda") == before
+    assert keys(tmp_path, data, environment={"nnUNet_n_proc_DA": 0}) == before
+    elsewhere = replace(data, dataset=replace(data.dataset, raw=tmp_path / "moved"))
+    assert keys(tmp_path, elsewhere) == before
+    # Other test cases are other predictions, and so are other arguments.
+    cases = dict(data.dataset.cases)
+    del cases[data.test_cases[0]]
+    fewer = replace(data, dataset=replace(data.dataset, cases=cases))
+    other = keys(tmp_path, fewer)
+    assert sum(a != b for a, b in zip(before, other, strict=True)) == 8
+    other = keys(tmp_path, data, evaluation="--spacing-unknown")
+    assert sum(a != b for a, b in zip(before, other, strict=True)) == 4
+    other = keys(tmp_path, data, predict="--disable_tta")
+    assert sum(a != b for a, b in zip(before, other, strict=True)) == 8
+
+
+def test_a_pretraining_on_other_images_is_another(tmp_path, data):
+    """More unlabelled subjects change no fold, but what a pretraining sees."""
+    _, (before,), trainings = planned(tmp_path, data)
+    stored = {**data.stored, "S90_frame00": data.stored["S11_frame00"]}
+    case = replace(data.dataset.cases["S11_frame00"], case="S90_frame00", subject="S90")
+    more = replace(
+        data, dataset=replace(data.dataset, cases={**data.dataset.cases, case.case: case})
+    )
+    more.__dict__["stored"] = stored
+    _, (after,), others = planned(tmp_path, more)
+    assert before.folder != after.folder
+    same = {run.folder for run in trainings} & {run.folder for run in others}
+    assert same == {run.folder for run in trainings if run.name == "baseline"}
+
+
+def test_what_two_labels_call_one_fold_is_pretrained_once(tmp_path, data):
+    part = {"MIM": {"trainer": "MIM", "fold": "5-fold-0"}}
+    _, (by_name,), _ = planned(tmp_path, data, pretraining=part)
+    _, (by_label,), _ = planned(tmp_path, data)
+    assert by_name.folder == by_label.folder
 
 
 def steps(run: Run) -> int:
@@ -170,7 +212,7 @@ def test_epochs_are_passes_over_the_labelled_slices(tmp_path, data, monkeypatch)
         ),
         (
             {"models": {"m": {"trainer": "Scratch", "settings": {"num_epoch": 3}}}},
-            r"models\.m\.settings: nnUNet_ssp_settings: no setting is called num_epoch",
+            r"models\.m\.settings: nnUNetTrainerScratch has no setting num_epoch",
         ),
         (
             {
@@ -221,6 +263,16 @@ def test_folds_are_made_where_they_are_missing(tmp_path, data, monkeypatch):
     number, fold = made.fold("5-fold-0-nr0.5-seed1")  # half of eight subjects
     assert (number, fold.name) == (4, "5-fold-0-nr4-seed1")
     assert make_folds(study, made) is made
+    # Folds that nothing needs may be missing.
+    spare = {"MIM": {"trainer": "MIM", "fold": "all"}, "spare": {"trainer": "MIM", "fold": "seven"}}
+    table = {"title": "T", "rows": "folds", "columns": "models", "folds": "all"}
+    names = {"all": "5-fold-0", "six": "six"}
+    assert (
+        missing_folds(
+            read_study(write(tmp_path, folds=names, pretraining=spare, tables=[table])), data
+        )
+        == []
+    )
     study = read_study(write(tmp_path, folds={"all": "six"}, make_folds=[]))
     with pytest.raises(ValueError, match="has no fold called six"):
         make_folds(study, data)
@@ -249,6 +301,10 @@ def test_hours(tmp_path, data):
     assert pretraining == pytest.approx(3 * (n // 16 * 16) / 10 / 2 / 3600)
     assert finetuning == pytest.approx(4 * 2 * 50 * BATCH / 5 / 2 / 3600)
     assert hours(study, (pretrainings, trainings), None, read_speeds(file)) is None
+    speeds["methods"] = {"PCL": {"end_to_end_images_per_s": 10.0}}
+    write_json(file, speeds)
+    with pytest.raises(ValueError, match="must hold the speed of MIM"):
+        hours(study, (pretrainings, trainings), data, read_speeds(file))
     del speeds["finetuning_images_per_s"]
     write_json(file, speeds)
     with pytest.raises(ValueError, match="must be what nnunet-ssp bench --json writes"):

@@ -98,8 +98,27 @@ def test_parts_for_every_combination(tmp_path):
     ("changes", "message"),
     [
         ({"folder": 1}, "folder: is no name of the schema"),
-        ({"seeds": []}, "seeds: must be"),
-        ({"seeds": [0, 0]}, r"seeds \(=\[0, 0\]\) must differ"),
+        ({"seeds": []}, "seeds: must have at least 1 item"),
+        (
+            {"models": {"m": {"trainer": "Scratch", "settings": {"a": [1]}}}},
+            r"settings: a \(=\[1\]\) must be a number",
+        ),
+        ({"seeds": [0, 0]}, r"seeds: must differ \(=\[0, 0\]\)"),
+        ({"seeds": [-1]}, r"seeds\.0: must be greater than or equal to 0 \(=-1\)"),
+        ({"predict": '--x "'}, r"predict \(=--x \"\) must be arguments as in a shell"),
+        (
+            {"models": {"-m": {"trainer": "Scratch"}}},
+            "-m: the name must have no = or /, and begin with no -",
+        ),
+        ({"folds": {True: "5-fold-0"}}, r"folds\.True: the name must be put in quotes"),
+        (
+            {"figures": [{"kind": "boxes", "title": "B", "scores": "area"}]},
+            r"figures\.0 \(B\)\.scores \(=area\) must be scores of subjects",
+        ),
+        (
+            {"tables": [{"title": "T", "rows": "folds", "columns": "models", "seeds": []}]},
+            r"tables\.0\.seeds: must have at least 1 item",
+        ),
         ({"seeds": ["one"]}, r"seeds\.0: must be a valid integer, .*\(=one\)"),
         ({"match": "time"}, r"match: must be 'epochs' or 'steps' \(=time\)"),
         (
@@ -107,7 +126,7 @@ def test_parts_for_every_combination(tmp_path):
             r"models\.MIM\.pretraining \(=MAE\)",
         ),
         ({"models": {"MIM": {}}}, r"models\.MIM\.trainer: must be given"),
-        ({"models": {"a=b": {"trainer": "Scratch"}}}, "a=b: the name must have no ="),
+        ({"models": {"a=b": {"trainer": "Scratch"}}}, "a=b: the name must have no = or /"),
         ({"baseline": "nnU-Net"}, r"baseline \(=nnU-Net\) must be one of models: baseline, MIM"),
         (
             {"dataset": 114, "phantom": {"labelled": 4, "unlabelled": 0, "testing": 1}},
@@ -172,6 +191,23 @@ def test_what_is_no_study(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_study(file)
+
+
+def test_a_name_stands_for_itself_before_it_is_a_pattern(tmp_path):
+    models = {name: {"trainer": "Scratch"} for name in ("a[b]", "ab", "abc")}
+    table = {"title": "T", "rows": "models", "columns": "folds", "models": ["a[b]"]}
+    study = read_study(write(tmp_path, models=models, tables=[table]))
+    assert study.entries(study.tables[0])["models"] == ["a[b]"]
+
+
+def test_merged_names_of_yaml(tmp_path):
+    text = write(tmp_path).read_text()
+    text += (
+        "settings:\n  pretraining: &short {num_epochs: 3}\n  finetuning: {<<: *short, seed: 0}\n"
+    )
+    (tmp_path / "study.yaml").write_text(text.replace("seed: 0", "initial_lr: 0.1"))
+    study = read_study(tmp_path / "study.yaml")
+    assert study.settings["finetuning"] == {"num_epochs": 3, "initial_lr": 0.1}
 
 
 @pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)

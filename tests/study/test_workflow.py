@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from nnunet_ssp.study.command import PROFILES
 from nnunet_ssp.study.runs import Job, Kind
-from nnunet_ssp.study.workflow import WORKFLOW, forget_outdated, write_workflow
+from nnunet_ssp.study.workflow import WORKFLOW, unfinished, write_workflow
 
 COUNT = "open('count', 'a').write(NAME + ' '); "
 
@@ -38,6 +39,8 @@ def job(kind: Kind, name: str, needs: Sequence[Job] = (), code: str = "", resume
         command=command(code),
         makes=makes,
         log=f"{folder}/{kind}.log",
+        results=f"{folder}/results",
+        key=f"{kind} {name} {code}",
         resumed=command(resumed) if resumed else None,
         latest=f"{folder}/latest.txt" if resumed else None,
     )
@@ -98,7 +101,7 @@ def test_every_command_once_and_in_order(tmp_path):
     assert record["command"].startswith("WHO=baseline/all/seed0 python -c")
     assert record["key"] == jobs[1].key
     # Again: there is nothing to do.
-    assert forget_outdated(jobs, tmp_path) == []
+    assert unfinished(jobs, tmp_path, forget=True) == []
     status, _ = run(tmp_path, jobs)
     assert (status, counted(tmp_path)) == (0, ran)
 
@@ -108,12 +111,12 @@ def test_only_what_changed_runs_again(tmp_path):
     run(tmp_path, jobs)
     before = counted(tmp_path)
     jobs[3] = job("evaluate", "baseline/all/seed0", [jobs[2]], code="time.sleep(0); ")
-    assert forget_outdated(jobs, tmp_path) == [jobs[3]]
+    assert unfinished(jobs, tmp_path, forget=True) == [jobs[3]]
     run(tmp_path, jobs)
     assert counted(tmp_path) == [*before, "evaluate:baseline/all/seed0"]
     # A prediction that changed takes its evaluation with it.
     jobs[2] = job("predict", "baseline/all/seed0", [jobs[1]], code="time.sleep(0); ")
-    run(tmp_path, forget_outdated(jobs, tmp_path) and jobs)
+    run(tmp_path, unfinished(jobs, tmp_path, forget=True) and jobs)
     assert counted(tmp_path)[-2:] == ["predict:baseline/all/seed0", "evaluate:baseline/all/seed0"]
     assert len(counted(tmp_path)) == 7 + 1 + 2
 
@@ -128,10 +131,10 @@ def test_a_failure_does_not_stop_the_others(tmp_path):
     assert {job.title for job in jobs if (tmp_path / job.record).is_file()} == {
         "baseline/all/seed0"
     }
-    assert len(forget_outdated(jobs, tmp_path)) == 4
+    assert len(unfinished(jobs, tmp_path, forget=True)) == 4
     # Mended, the same call makes the rest.
     jobs = small()
-    status, _ = run(tmp_path, forget_outdated(jobs, tmp_path) and jobs)
+    status, _ = run(tmp_path, unfinished(jobs, tmp_path, forget=True) and jobs)
     assert status == 0
     assert counted(tmp_path).count("finetune:baseline/all/seed0") == 1
 
@@ -141,6 +144,74 @@ def test_a_command_that_makes_nothing_has_failed(tmp_path):
     status, said = run(tmp_path, [made])
     assert status == 1
     assert "pretraining/MIM/seed0/pretrain.txt is missing" in said
+
+
+def test_what_an_orphan_has_finished_is_not_done_again(tmp_path):
+    """Snakemake takes for incomplete what ran when it was killed; the record says that it is done."""
+    jobs = [job("pretrain", "MIM/seed0", code="open('begun', 'w').close(); time.sleep(3); ")]
+    jobs.append(job("pretrain", "other/seed0"))
+    write_workflow(jobs[:1], tmp_path)
+    first = start(tmp_path)
+    wait_for(tmp_path / "begun")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert first.stdout is not None
+    first.stdout.close()
+    wait_for(tmp_path / jobs[0].record)
+    status, said = run(tmp_path, unfinished(jobs, tmp_path, forget=True) and jobs)
+    assert status == 0, said
+    assert counted(tmp_path) == ["pretrain:MIM/seed0", "pretrain:other/seed0"]
+
+
+def test_how_old_files_are_says_nothing(tmp_path):
+    """A copied study has records in any order of time, and nothing of Snakemake's."""
+    jobs = small()
+    run(tmp_path, jobs)
+    before = counted(tmp_path)
+    for age, one in enumerate(jobs):
+        os.utime(tmp_path / one.record, (1e9 - age, 1e9 - age))
+    shutil.rmtree(tmp_path / ".snakemake")
+    (tmp_path / jobs[-1].record).unlink()
+    status, said = run(tmp_path, unfinished(jobs, tmp_path, forget=True) and jobs)
+    assert status == 0, said
+    assert counted(tmp_path) == [*before, "evaluate:MIM/all/seed0"]
+
+
+def test_old_weights_are_never_taken_for_new(tmp_path):
+    """When a pretraining is done again, what was trained from it is put away, not continued."""
+    jobs = small()
+    run(tmp_path, jobs)
+    weights = tmp_path / jobs[4].results / "checkpoint_final.pth"
+    weights.parent.mkdir()
+    weights.touch()
+    (tmp_path / jobs[0].record).unlink()
+    assert jobs[4].title == "MIM/all/seed0"
+    assert unfinished(jobs, tmp_path) == [jobs[0], *jobs[4:]]
+    assert weights.is_file()
+    unfinished(jobs, tmp_path, forget=True)
+    assert not weights.is_file()
+    assert weights.parent.with_name("results-outdated").is_dir()
+    assert not (tmp_path / jobs[4].record).is_file()
+    assert (tmp_path / jobs[1].record).is_file()
+
+
+def test_a_training_that_only_lacks_its_record_is_not_done_again(tmp_path):
+    made = job("finetune", "MIM/all/seed0", resumed="open('resumed', 'w').close(); ")
+    (tmp_path / made.makes).parent.mkdir(parents=True)
+    (tmp_path / made.makes).touch()
+    status, said = run(tmp_path, [made])
+    assert status == 0, said
+    assert (tmp_path / "resumed").is_file()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": "of another command"}'])
+def test_a_damaged_record_is_none(tmp_path, content):
+    (made,) = jobs = [job("pretrain", "MIM/seed0")]
+    (tmp_path / made.record).parent.mkdir(parents=True)
+    (tmp_path / made.record).write_text(content)
+    assert unfinished(jobs, tmp_path, forget=True) == jobs
+    assert run(tmp_path, jobs)[0] == 0
+    assert unfinished(jobs, tmp_path) == []
 
 
 def wait_for(file: Path) -> None:
@@ -163,7 +234,7 @@ def test_a_kill_loses_at_most_the_running_command(tmp_path):
     before = records(tmp_path)
     _kill_all(command)
     assert records(tmp_path) == before
-    status, said = run(tmp_path, forget_outdated(jobs, tmp_path) and jobs)
+    status, said = run(tmp_path, unfinished(jobs, tmp_path, forget=True) and jobs)
     assert status == 0, said
     assert (tmp_path / "resumed").is_file()
     ran = counted(tmp_path)
