@@ -260,6 +260,7 @@ def _keep(study: Study, source: Path, output: Path) -> None:
 
 def _dry_run(study: Study, output: Path, bench: Path | None) -> int:
     """Print every run and how long they take."""
+    from nnunet_ssp.evaluation.wording import count
     from nnunet_ssp.study.data import open_data
     from nnunet_ssp.study.preparing import missing_folds, phantom_name
     from nnunet_ssp.study.results import Results
@@ -285,8 +286,8 @@ def _dry_run(study: Study, output: Path, bench: Path | None) -> int:
     done = sum((output / run.folder / "train.json").is_file() for run in pretrainings)
     done += sum((output / run.folder / "evaluate.json").is_file() for run in trainings)
     print(
-        f"\n{len(pretrainings) + len(trainings)} runs: {len(pretrainings)} pretrainings and {len(trainings)} "
-        f"fine-tunings or trainings from scratch, each of these with its evaluation; {done} are done."
+        f"\n{count(len(pretrainings) + len(trainings), 'run')}: {count(len(pretrainings), 'pretraining')} and "
+        f"{len(trainings)} fine-tunings or trainings from scratch, each of these with its evaluation; {done} done."
     )
     print("\n".join([*notes, *_estimate(study, (pretrainings, trainings), data, output, bench)]))
     return 0

@@ -111,7 +111,7 @@ class Model(_Part):
 
 
 class _Selection(_Part):
-    """What a table or figure shows; None and empty stand for the study's own lists."""
+    """What a table or figure shows; None stands for all models, all folds, and the study's seeds."""
 
     title: str
     caption: str = ""

@@ -99,8 +99,8 @@ def test_from_nothing_to_the_page(tmp_path):
     file.write_text(SMALL.replace("num_epochs: 2", "num_epochs: 3"))
     longer = study(tmp_path / "elsewhere", str(file), "--dry-run")
     assert longer.returncode == 0, longer.stdout
-    assert "3 runs: 1 pretrainings and 2 fine-tunings" in longer.stdout
-    assert longer.stdout.rstrip().count("; 1 are done.") == 1
+    assert "3 runs: 1 pretraining and 2 fine-tunings" in longer.stdout
+    assert longer.stdout.rstrip().count("; 1 done.") == 1
     other = study(tmp_path / "elsewhere", str(file), "--results")
     assert "2 of 3 runs are missing" in other.stdout
     # Another phantom is not put over this one.
