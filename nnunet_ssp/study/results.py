@@ -231,10 +231,13 @@ class Results:
             figures = self.figures[place.model, place.fold]
             figures = figures[figures["figure"] == place.score]
             shown = figures[figures["subject"].isin(frames["subject"])]
-            return shown.assign(value=shown["error"].abs())[["seed", "subject", "value"]]
+            return shown.assign(value=shown["error"].astype(float).abs())[
+                ["seed", "subject", "value"]
+            ]
         own = frames[frames["class"] == self.class_of(place.class_name)]
         means = own.groupby(["seed", "subject"], sort=False)[place.score].mean()
-        return means.rename("value").reset_index()
+        # Without any run there are no numbers either.
+        return means.astype(float).rename("value").reset_index()
 
     def dice(self, run: Run) -> float:
         """The mean Dice of a finished training over all tested subjects."""

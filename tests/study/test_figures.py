@@ -223,3 +223,12 @@ def test_an_exponent_at_its_bound_is_said(miniature):
     law = fit_power_law(AMOUNTS, np.array([0.70, 0.72, 0.72, 0.72, 0.72]))
     assert law is not None
     assert law.k == pytest.approx(0.01, abs=1e-4)
+
+
+def test_boxes_of_models_that_are_not_done_stay_empty(miniature):
+    mini = miniature()
+    mini.finish([run for run in mini.runs[1] if run.name == "baseline"])
+    (plot,) = drawn(figure(kind="boxes"), mini.results).plots
+    assert axes_of(plot)
+    (plot,) = drawn(figure(kind="boxes", scores="LV EF"), mini.results).plots
+    assert axes_of(plot)
