@@ -331,9 +331,9 @@ def test_subsets_keep_the_validation_and_whole_subjects(
 def test_fractions_round_like_those_of_kalapos():
     """Their 1,498 slices: .001 .002 .005 .01 .02 .05 .1 .2 .5 1 are 1, 3, 7, ... slices."""
     fractions = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-    parts = [splits._part(fraction, 1498) for fraction in fractions]
+    parts = [splits.part_of(fraction, 1498) for fraction in fractions]
     assert parts == [1, 3, 7, 15, 30, 75, 150, 300, 749, 1498]
-    assert splits._part(0.01, 8) == 1
+    assert splits.part_of(0.01, 8) == 1
 
 
 @given(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -18,6 +18,13 @@ from nnunet_ssp.evaluation.figures import (
     overlay_grid,
     render,
 )
+
+
+@pytest.fixture(autouse=True)
+def matplotlibs_own_style():
+    """Others may have left a style behind, as nnU-Net's progress.png does; `render` has its own."""
+    with matplotlib.style.context("default"):
+        yield
 
 
 def pixels(png: bytes) -> np.ndarray:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +16,10 @@ from nnunet_ssp.cli import main
 from nnunet_ssp.commands import find_command
 from nnunet_ssp.study.command import PROFILES, STUDIES, find_profile, find_study
 from tests.study.test_spec import write
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("snakemake") is None, reason="Snakemake needs Python 3.11"
+)
 
 SMALL = """
 title: Two trainings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -17,6 +18,10 @@ import pytest
 from nnunet_ssp.study.command import PROFILES
 from nnunet_ssp.study.runs import Job, Kind
 from nnunet_ssp.study.workflow import WORKFLOW, unfinished, write_workflow
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("snakemake") is None, reason="Snakemake needs Python 3.11"
+)
 
 COUNT = "open('count', 'a').write(NAME + ' '); "
 
