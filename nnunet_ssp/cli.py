@@ -218,11 +218,7 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
     def run(args: argparse.Namespace) -> None:
-        from nnunet_ssp.parallel import small_machine_environment
-
-        # nnU-Net reads these when it is imported.
-        os.environ.update(small_machine_environment(os.environ))
-
+        _suit_this_machine()
         from nnunet_ssp.preparation import prepare
 
         prepare(**_without_run(args))
@@ -301,11 +297,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
 
     def run(args: argparse.Namespace) -> None:
-        from nnunet_ssp.parallel import small_machine_environment
-
-        # nnU-Net reads these when it is imported.
-        os.environ.update(small_machine_environment(os.environ))
-
+        _suit_this_machine()
         from nnunet_ssp.bench.command import run
 
         run(**_without_run(args))
@@ -321,6 +313,13 @@ def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     command.add_arguments(parser)
     parser.set_defaults(run=lambda args: command.run(**_without_run(args)))
+
+
+def _suit_this_machine() -> None:
+    """Set what nnU-Net reads when it is imported."""
+    from nnunet_ssp.parallel import small_machine_environment
+
+    os.environ.update(small_machine_environment(os.environ))
 
 
 def _without_run(args: argparse.Namespace) -> dict[str, Any]:

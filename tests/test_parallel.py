@@ -94,9 +94,9 @@ def test_a_dead_worker_is_an_error():
 
 def test_no_items_show_no_progress(capsys: pytest.CaptureFixture[str]):
     assert list(process(math.sqrt, [], 2, "root", "number")) == []
+    assert capsys.readouterr().err == ""
     assert list(process(math.sqrt, [4.0], 2, "root", "number")) == [2]
-    shown = capsys.readouterr().err
-    assert "1/1" in shown and "0number" not in shown
+    assert "1/1" in capsys.readouterr().err
 
 
 SLEEPERS = """

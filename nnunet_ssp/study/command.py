@@ -303,11 +303,10 @@ def _listing(study: Study, pretrainings: Sequence[Run], trainings: Sequence[Run]
         groups.setdefault((run.name, run.label), []).append(run)
     for (name, label), runs in groups.items():
         seeds = " ".join(str(run.seed) for run in runs)
-        settings = runs[0].settings.replace(f" seed={runs[0].seed}", "")
         weights = f" from {runs[0].weights.name}" if runs[0].weights else ""
         lines.append(
             f"train     {name} on {label}: {runs[0].trainer}{weights}, fold {study.folds[label]}, seeds {seeds}; "
-            f"{settings}"
+            f"{runs[0].settings_of_all_seeds}"
         )
     return lines
 

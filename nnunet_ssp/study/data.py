@@ -114,12 +114,12 @@ class Data:
     def fingerprint(self, fold: str) -> str:
         """Changes with the plans and the fold's cases, so that a training is not taken for one on other data."""
         found = self.fold(fold)[1]
-        return _digest([self.configuration, found.train, found.val])
+        return digest([self.configuration, found.train, found.val])
 
     def unlabelled_fingerprint(self, fold: str) -> str:
         """Changes with the plans and with the cases and slices that a pretraining on the fold draws from."""
         stored = {name: self.stored[name].shape for name in self._drawn_from(fold)}
-        return _digest([self.configuration, stored, self.fold(fold)[1].val])
+        return digest([self.configuration, stored, self.fold(fold)[1].val])
 
     def _drawn_from(self, fold: str) -> list[str]:
         """The cases of the slice store that a pretraining on a fold draws from."""
@@ -128,7 +128,8 @@ class Data:
         return [name for name in self.stored if cases[name].subject_key not in held_out]
 
 
-def _digest(content: object) -> str:
+def digest(content: object) -> str:
+    """Changes with the content, which JSON must know."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

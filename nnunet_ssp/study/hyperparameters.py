@@ -50,8 +50,7 @@ def hyperparameters(
         columns.append((f"{run.name}, pretraining", _settings(run, data), theirs))
     alike: dict[str, list[Run]] = {}
     for run in {run.name: run for run in reversed(runs[1])}.values():
-        text = run.settings.replace(f"seed={run.seed}", "")
-        alike.setdefault(f"{run.trainer} {text}", []).insert(0, run)
+        alike.setdefault(f"{run.trainer} {run.settings_of_all_seeds}", []).insert(0, run)
     for own in reversed(alike.values()):
         theirs = next(
             (t for run in own if (t := printed.get("models", NOTHING).get(run.name))), NOTHING

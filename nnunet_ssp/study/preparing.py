@@ -13,7 +13,7 @@ from pathlib import Path
 from nnunet_ssp.cases import write_json
 from nnunet_ssp.commands import find_command
 from nnunet_ssp.study.data import Data, open_data
-from nnunet_ssp.study.spec import SEED, Study
+from nnunet_ssp.study.spec import Study
 
 PHANTOM_NUMBER, PHANTOM_NAME = 998, "StudyPhantom"
 RECORD = "phantom.json"  # what the phantom was made with
@@ -70,7 +70,7 @@ def make_phantom(study: Study, output: Path) -> str:
 
 def missing_folds(study: Study, data: Data) -> list[str]:
     """Names of the folds that the study needs and the dataset does not have."""
-    wanted = [study.folds[label].replace(SEED, str(seed)) for _, label, seed in study.needed()]
+    wanted = [study.fold_of(label, seed) for _, label, seed in study.needed()]
     used = {study.models[name].pretraining for name, _, _ in study.needed()}
     parts = (part for name, part in study.pretraining.items() if name in used)
     wanted += [study.folds.get(part.fold, part.fold) for part in parts]

@@ -50,7 +50,6 @@ def write_results(
         ValueError: a table or figure names a class, score, column or published table that there is not.
     """
     results = Results(study, *runs, data, output)
-    links = results.anchors
     names = _names([table.title for table in study.tables])
     tables = {name: fill(table, results) for name, table in zip(names, study.tables, strict=True)}
     figures = [drawn(figure, results) for figure in study.figures]
@@ -58,11 +57,11 @@ def write_results(
     names = _names([f"{title} {plot.name}".strip() for title, plot in pictures])
     files = {plot: name for (_, plot), name in zip(pictures, names, strict=True)}
     for name, filled in tables.items():
-        _write_table(filled, name, output / "tables", links)
+        _write_table(filled, name, output / "tables", results.anchors)
     for plot, name in files.items():
         _write_plot(plot, name, output / "figures")
     _write_csv(_cells(results, list(tables.values())), output / "cells.csv")
-    page = _page(results, links, tables, figures, files, setup)
+    page = _page(results, tables, figures, files, setup)
     page.write(output / PAGE)
     return output / PAGE
 
@@ -130,7 +129,6 @@ def _write_text(text: str, file: Path) -> None:
 
 def _page(
     results: Results,
-    links: Links,
     tables: dict[str, Filled],
     figures: Sequence[Drawn],
     files: dict[Plot, str],
@@ -149,13 +147,13 @@ def _page(
         page.paragraph(paragraph)
     _add_what_ran(page, results, missing)
     for name, filled in tables.items():
-        _add_table(page, filled, name, links)
+        _add_table(page, filled, name, results.anchors)
     for figure in figures:
         _add_figure(page, figure, files)
     _add_comparisons(page, results)
     _add_settings(page, results)
     _add_pretrainings(page, results)
-    _add_runs(page, results, links)
+    _add_runs(page, results)
     _add_commands(page, results, setup)
     return page
 
@@ -316,7 +314,7 @@ def _state_cell(results: Results, run: Run) -> Cell:
     return Noted(GAP, [[Link(state, log) if log else state]])
 
 
-def _add_runs(page: Page, results: Results, links: Links) -> None:
+def _add_runs(page: Page, results: Results) -> None:
     page.heading("Runs")
     seeds = sorted({run.seed for run in results.trainings})
     every = {(run.name, run.label, run.seed): run for run in results.trainings}
@@ -333,7 +331,7 @@ def _add_runs(page: Page, results: Results, links: Links) -> None:
         caption="Model, and on how many labelled subjects (slices). Mean 3D Dice of all tested frames, which leads to "
         "the run’s own report; its training’s log, command and time.",
         collapse_above=len(rows),
-        names=list(links.values()),
+        names=list(results.anchors.values()),
     )
 
 

@@ -7,8 +7,6 @@ what did not change is found again; nothing is overwritten.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shlex
 import warnings
@@ -21,7 +19,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_ssp.preparation import quiet
 from nnunet_ssp.settings import override
-from nnunet_ssp.study.data import CONFIGURATION, Data
+from nnunet_ssp.study.data import CONFIGURATION, Data, digest
 from nnunet_ssp.study.spec import SEED, Settings, Study, Value
 
 Kind = Literal["pretrain", "finetune", "predict", "evaluate"]
@@ -60,6 +58,11 @@ class Run:
         """For people."""
         where = self.label if self.hands_on is None else f"pretraining on {self.label}"
         return f"{self.name}, {where}, seed {self.seed}"
+
+    @property
+    def settings_of_all_seeds(self) -> str:
+        """The settings without the seed."""
+        return " ".join(word for word in self.settings.split() if not word.startswith("seed="))
 
     def fold_folder(self, data: Data) -> str:
         """nnU-Net's folder of the training, below the study's folder."""
@@ -151,7 +154,7 @@ def _pretraining(study: Study, name: str, data: Data | None) -> Run:
     _check_own(part.settings, trainer, place)
     settings = study.settings.get("pretraining", {}) | part.settings | {"seed": part.seed}
     text = _settings_text(settings, trainer, place)
-    key = _digest([trainer.__name__, fold, text, data and data.unlabelled_fingerprint(fold)])
+    key = _key([trainer.__name__, fold, text, data and data.unlabelled_fingerprint(fold)])
     return Run(
         name=name,
         label=fold,
@@ -178,7 +181,7 @@ def _training(
             else "a trainer from scratch, as there is no pretraining"
         )
         raise ValueError(f"{place}.trainer (={model.trainer}) must be {rule}")
-    fold = study.folds[label].replace(SEED, str(seed))
+    fold = study.fold_of(label, seed)
     _check_own(model.settings, trainer, place)
     settings = study.settings.get("finetuning", {}) | model.settings
     if study.evaluate == "validation":
@@ -188,7 +191,7 @@ def _training(
         settings[ONE_PASS] = steps_per_epoch(study, label, settings.get(ONE_PASS), data, seed)
     text = _settings_text(settings | {"seed": seed}, trainer, place)
     content = [trainer.__name__, fold, text, weights and weights.folder]
-    key = _digest([*content, data and data.fingerprint(fold)])
+    key = _key([*content, data and data.fingerprint(fold)])
     return Run(
         name=name,
         label=label,
@@ -201,9 +204,7 @@ def _training(
     )
 
 
-def steps_per_epoch(
-    study: Study, label: str, largest: Value, data: Data | None, seed: int | None = None
-) -> int:
+def steps_per_epoch(study: Study, label: str, largest: Value, data: Data | None, seed: int) -> int:
     """Steps of an epoch with `match=epochs`.
 
     Args:
@@ -224,11 +225,10 @@ def steps_per_epoch(
     return max(1, n // batch)
 
 
-def labelled_slices(study: Study, label: str, data: Data | None, seed: int | None = None) -> int:
+def labelled_slices(study: Study, label: str, data: Data | None, seed: int) -> int:
     """Labelled slices of a fold; 0 where that is not known."""
     if data is not None:
-        fold = study.folds[label].replace(SEED, str(study.seeds[0] if seed is None else seed))
-        return data.labelled_slices(fold)
+        return data.labelled_slices(study.fold_of(label, seed))
     return study.sizes.labelled_slices.get(label, 0) if study.sizes else 0
 
 
@@ -264,7 +264,7 @@ def _train_job(kind: Kind, run: Run, data: Data, device: str) -> Job:
         makes=f"{folder}/{FINAL}",
         log=f"{run.folder}/train.log",
         results=f"{run.folder}/results",
-        key=_digest([run.folder]),
+        key=_key([run.folder]),
         # nnU-Net takes no weights when it continues.
         resumed=(*command, "--c"),
         latest=f"{folder}/checkpoint_latest.pth",
@@ -299,7 +299,7 @@ def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job
             makes=predictions,
             log=f"{run.folder}/predict.log",
             results=predictions,
-            key=_digest([run.folder, study.predict, data.test_cases]),
+            key=_key([run.folder, study.predict, data.test_cases]),
         )
         yield before
     folder = f"{run.folder}/evaluation"
@@ -314,7 +314,7 @@ def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job
         makes=f"{folder}/metrics.csv",
         log=f"{run.folder}/evaluate.log",
         results=folder,
-        key=_digest([before.key, study.evaluation]),
+        key=_key([before.key, study.evaluation]),
     )
 
 
@@ -390,5 +390,5 @@ def _setting(value: Value) -> str:
     return "none" if value is None else str(value)
 
 
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+def _key(content: object) -> str:
+    return digest(content)[:8]

@@ -252,6 +252,10 @@ class Study(_Part):
                         f"{place}: {axis} (={', '.join(names)}) must be in rows or columns, or be one"
                     )
 
+    def fold_of(self, label: str, seed: int) -> str:
+        """Name in `folds.csv` of what the study calls `label`, for a training with this seed."""
+        return self.folds[label].replace(SEED, str(seed))
+
     def entries(self, part: Table | Figure) -> dict[Axis, list[str]]:
         """What a table or figure shows on each axis; patterns stand for the names they match, in the study's order."""
 

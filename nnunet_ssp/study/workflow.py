@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,20 +53,7 @@ def write_workflow(planned: Sequence[Job], output: Path) -> None:
     """Write what the Snakefile and its jobs read."""
     needed = {record for job in planned for record in job.needs}
     content = {
-        job.record: {
-            "kind": job.kind,
-            "title": job.title,
-            "needs": list(job.needs),
-            "variables": dict(job.variables),
-            "command": list(job.command),
-            "resumed": None if job.resumed is None else list(job.resumed),
-            "latest": job.latest,
-            "makes": job.makes,
-            "log": job.log,
-            "line": job.line,
-            "key": job.key,
-            "last": job.record not in needed,
-        }
+        job.record: {**asdict(job), "line": job.line, "last": job.record not in needed}
         for job in planned
     }
     write_json(output / WORKFLOW, {"jobs": content})

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -158,10 +157,7 @@ def test_what_an_orphan_has_finished_is_not_done_again(tmp_path):
     write_workflow(jobs[:1], tmp_path)
     first = start(tmp_path)
     wait_for(tmp_path / "begun")
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    assert first.stdout is not None
-    first.stdout.close()
+    kill_alone(first)
     wait_for(tmp_path / jobs[0].record)
     status, said = run(tmp_path, unfinished(jobs, tmp_path, forget=True) and jobs)
     assert status == 0, said
@@ -219,6 +215,14 @@ def test_a_damaged_record_is_none(tmp_path, content):
     assert unfinished(jobs, tmp_path) == []
 
 
+def kill_alone(process: subprocess.Popen[str]) -> None:
+    """`kill -9` of a study; its commands go on."""
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
 def wait_for(file: Path) -> None:
     end = time.monotonic() + 120
     while not file.is_file():
@@ -266,10 +270,7 @@ def test_a_command_that_outlives_its_study_is_waited_for(tmp_path):
     write_workflow(jobs, tmp_path)
     first = start(tmp_path)
     wait_for(tmp_path / "begun")
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    assert first.stdout is not None
-    first.stdout.close()
+    kill_alone(first)
     second = start(tmp_path)
     said = ""
     assert second.stdout is not None
