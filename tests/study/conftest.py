@@ -190,7 +190,7 @@ def miniature(tmp_path: Path) -> Callable[..., Miniature]:
                 label=fold,
                 seed=seed,
                 trainer=f"nnUNetTrainer{study.models[model].trainer}",
-                fold=study.folds[fold].replace("{seed}", str(seed)),
+                fold=study.fold_of(fold, seed),
                 settings="",
                 folder=f"runs/{model.replace(' ', '-')}/{fold}/seed{seed}-bb",
                 weights=pretrainings.get(study.models[model].pretraining or ""),

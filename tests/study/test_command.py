@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from nnunet_ssp.cases import write_json
 from nnunet_ssp.cli import main
@@ -24,9 +23,10 @@ pytestmark = pytest.mark.skipif(
 SMALL = """
 title: Two trainings
 phantom: {labelled: 5, unlabelled: 1, testing: 2, matrix: 48, frames: 4, slices: 4}
-prepare: -gpu_memory_target 0.1 -overwrite_plans_name small
+prepare: -gpu_memory_target 0.02 -overwrite_plans_name small
 predict: --disable_tta
 plans: small
+environment: {nnUNet_n_proc_DA: 0, nnUNet_npp: 0, nnUNet_nps: 0}
 make_folds: [--subsets 2 --seeds 0]
 folds: {few: "5-fold-0-nr2-seed{seed}"}
 seeds: [0]
@@ -188,18 +188,3 @@ def test_names_of_studies_and_profiles(tmp_path, monkeypatch):
     assert find_profile("slurm") == PROFILES / "slurm"
     (tmp_path / "own").mkdir()
     assert find_profile("own") == tmp_path / "own"
-
-
-def test_one_study_in_a_folder_at_a_time(tmp_path):
-    from nnunet_ssp.study.lock import locked
-
-    fcntl = pytest.importorskip("fcntl")
-    with (
-        locked(tmp_path),
-        pytest.raises(RuntimeError, match="is in use by another process"),
-        locked(tmp_path),
-    ):
-        raise AssertionError
-    with locked(tmp_path):
-        assert fcntl
-    assert yaml.safe_load(SMALL)["seeds"] == [0]

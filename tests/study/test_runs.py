@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 
-from nnunet_ssp.cases import write_json
 from nnunet_ssp.study.data import Data
-from nnunet_ssp.study.estimate import hours, read_speeds
-from nnunet_ssp.study.preparing import make_folds, missing_folds
 from nnunet_ssp.study.runs import Job, Run, slug, study_jobs, study_runs
 from nnunet_ssp.study.spec import Study, read_study
-from tests.study.conftest import BATCH, SLICES_OF_A_CASE, SUBJECTS
+from tests.study.conftest import BATCH, SLICES_OF_A_CASE
 from tests.study.test_spec import write
 
 pytestmark = pytest.mark.usefixtures("nnunet_folders")
@@ -245,70 +242,6 @@ def test_without_data_the_runs_are_the_same(tmp_path, data):
         return [run.title for run in (*found[1], *found[2])]
 
     assert names(planned(tmp_path, None)) == names(planned(tmp_path, data))
-
-
-def test_folds_are_made_where_they_are_missing(tmp_path, data, monkeypatch):
-    folds = {"all": "5-fold-0", "5": "5-fold-0-nr5-seed{seed}", "half": "5-fold-0-nr0.5-seed{seed}"}
-    study = read_study(
-        write(tmp_path, folds=folds, make_folds=["--subsets 5 0.5 --of 5-fold-0 --seeds 0 1"])
-    )
-    assert missing_folds(study, data) == [
-        "5-fold-0-nr5-seed0",
-        "5-fold-0-nr5-seed1",
-        "5-fold-0-nr0.5-seed0",
-        "5-fold-0-nr0.5-seed1",
-    ]
-    made = make_folds(study, data)
-    assert missing_folds(study, made) == []
-    number, fold = made.fold("5-fold-0-nr0.5-seed1")  # half of eight subjects
-    assert (number, fold.name) == (4, "5-fold-0-nr4-seed1")
-    assert make_folds(study, made) is made
-    # Folds that nothing needs may be missing.
-    spare = {"MIM": {"trainer": "MIM", "fold": "all"}, "spare": {"trainer": "MIM", "fold": "seven"}}
-    table = {"title": "T", "rows": "folds", "columns": "models", "folds": "all"}
-    names = {"all": "5-fold-0", "six": "six"}
-    assert (
-        missing_folds(
-            read_study(write(tmp_path, folds=names, pretraining=spare, tables=[table])), data
-        )
-        == []
-    )
-    study = read_study(write(tmp_path, folds={"all": "six"}, make_folds=[]))
-    with pytest.raises(ValueError, match="has no fold called six"):
-        make_folds(study, data)
-
-
-def test_hours(tmp_path, data):
-    file = tmp_path / "bench.json"
-    speeds = {
-        "setting": {"name": "a card", "date": "2026-01-01", "side": 64},
-        "methods": {"MIM": {"end_to_end_images_per_s": 10.0}},
-        "finetuning_images_per_s": 5.0,
-    }
-    write_json(file, speeds)
-    settings = {
-        "pretraining": {"num_epochs": 3, "batch_size": 16},
-        "finetuning": {"num_epochs": 2, "iterations_per_epoch": 50},
-    }
-    study, pretrainings, trainings = planned(tmp_path, data, settings=settings)
-    # All frames but those of the two validation subjects; half as many pixels as the bench's.
-    n = data.pretraining_slices("5-fold-0")
-    assert n == (SUBJECTS + 2 - 2) * 2 * SLICES_OF_A_CASE
-    pretraining, finetuning = hours(study, (pretrainings, trainings), data, read_speeds(file)) or (
-        0,
-        0,
-    )
-    assert pretraining == pytest.approx(3 * (n // 16 * 16) / 10 / 2 / 3600)
-    assert finetuning == pytest.approx(4 * 2 * 50 * BATCH / 5 / 2 / 3600)
-    assert hours(study, (pretrainings, trainings), None, read_speeds(file)) is None
-    speeds["methods"] = {"PCL": {"end_to_end_images_per_s": 10.0}}
-    write_json(file, speeds)
-    with pytest.raises(ValueError, match="must hold the speed of MIM"):
-        hours(study, (pretrainings, trainings), data, read_speeds(file))
-    del speeds["finetuning_images_per_s"]
-    write_json(file, speeds)
-    with pytest.raises(ValueError, match="must be what nnunet-ssp bench --json writes"):
-        read_speeds(file)
 
 
 def test_slug():

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nnunet_ssp.cases import write_json
+from nnunet_ssp.study.data import open_data
+from tests.study.conftest import BATCH, SLICES_OF_A_CASE, SUBJECTS
+
+LABELLED = SUBJECTS - 2  # the fold validates on two
+
+
+def test_what_the_plans_and_tables_say(data):
+    assert (data.number, data.name) == ("114", "Dataset114_Small")
+    assert data.patch_size == (64, 32)
+    assert data.batch_size == BATCH
+    assert data.results_folder == "__nnUNetPlans__2d"
+    assert data.test_cases == [f"S{SUBJECTS + 2}_frame00", f"S{SUBJECTS + 2}_frame01"]
+
+
+def test_slices_of_a_fold(data):
+    assert data.labelled_slices("5-fold-0") == LABELLED * 2 * SLICES_OF_A_CASE
+    # A pretraining draws from the two without labels, too, and never from the validation's or the test's.
+    assert data.pretraining_slices("5-fold-0") == (LABELLED + 2) * 2 * SLICES_OF_A_CASE
+
+
+def test_a_fold_by_its_name(data):
+    number, fold = data.fold("5-fold-0")
+    assert (number, fold.name) == (0, "5-fold-0")
+    assert not data.has_fold("5-fold-1")
+    with pytest.raises(
+        ValueError,
+        match="Dataset114_Small must have a fold called 5-fold-1; nnunet-ssp folds 114 lists",
+    ):
+        data.fold("5-fold-1")
+
+
+def test_a_subset_by_its_share(data):
+    """A quarter of eight subjects is two; a quarter of their slices, 32."""
+    (fold,) = data.dataset.folds
+    subsets = [replace(fold, name=f"5-fold-0-{part}-seed0") for part in ("nr2", "slices32")]
+    more = replace(data, dataset=replace(data.dataset, folds=[fold, *subsets]))
+    assert more.fold("5-fold-0-nr0.25-seed0") == (1, subsets[0])
+    assert more.fold("5-fold-0-slices0.25-seed0") == (2, subsets[1])
+    assert not more.has_fold("5-fold-0-nr0.25-seed1")
+    assert not more.has_fold("5-fold-0-nr0.5-seed0")
+
+
+def test_without_plans(data):
+    with pytest.raises(FileNotFoundError, match=r"other\.json is missing: run nnunet-ssp prepare"):
+        open_data(114, "other")
+    write_json(data.dataset.prepared / "3d.json", {"configurations": {"3d_fullres": {}}})
+    with pytest.raises(ValueError, match=r"3d\.json must have a configuration 2d"):
+        open_data(114, "3d")

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from nnunet_ssp.cases import write_json
+from nnunet_ssp.study.estimate import hours, read_speeds
+from tests.study.conftest import BATCH, SLICES_OF_A_CASE, SUBJECTS
+from tests.study.test_runs import planned
+
+
+def test_hours(tmp_path, data):
+    file = tmp_path / "bench.json"
+    speeds = {
+        "setting": {"name": "a card", "date": "2026-01-01", "side": 64},
+        "methods": {"MIM": {"end_to_end_images_per_s": 10.0}},
+        "finetuning_images_per_s": 5.0,
+    }
+    write_json(file, speeds)
+    settings = {
+        "pretraining": {"num_epochs": 3, "batch_size": 16},
+        "finetuning": {"num_epochs": 2, "iterations_per_epoch": 50},
+    }
+    study, pretrainings, trainings = planned(tmp_path, data, settings=settings)
+    # All frames but those of the two validation subjects; half as many pixels as the bench's.
+    n = data.pretraining_slices("5-fold-0")
+    assert n == (SUBJECTS + 2 - 2) * 2 * SLICES_OF_A_CASE
+    pretraining, finetuning = hours(study, (pretrainings, trainings), data, read_speeds(file)) or (
+        0,
+        0,
+    )
+    assert pretraining == pytest.approx(3 * (n // 16 * 16) / 10 / 2 / 3600)
+    assert finetuning == pytest.approx(4 * 2 * 50 * BATCH / 5 / 2 / 3600)
+    assert hours(study, (pretrainings, trainings), None, read_speeds(file)) is None
+    speeds["methods"] = {"PCL": {"end_to_end_images_per_s": 10.0}}
+    write_json(file, speeds)
+    with pytest.raises(ValueError, match="must hold the speed of MIM"):
+        hours(study, (pretrainings, trainings), data, read_speeds(file))
+    del speeds["finetuning_images_per_s"]
+    write_json(file, speeds)
+    with pytest.raises(ValueError, match="must be what nnunet-ssp bench --json writes"):
+        read_speeds(file)

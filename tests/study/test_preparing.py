@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+
+from nnunet_ssp.phantom import write_mnms
+from nnunet_ssp.study import preparing
+from nnunet_ssp.study.preparing import make_folds, make_phantom, missing_folds
+from nnunet_ssp.study.spec import Phantom, read_study
+from tests.study.test_spec import write
+
+PHANTOM = {"labelled": 2, "unlabelled": 0, "testing": 1, "matrix": 32, "frames": 2, "slices": 3}
+
+
+def test_the_phantom_is_written_converted_and_prepared_once(tmp_path, monkeypatch):
+    """Here without the last two, which `test_command` runs."""
+    commands = []
+
+    def command(words, folder):
+        commands.append(words[:3])
+        if words[0] == "python":
+            exec(words[2].replace("'phantom'", repr(str(folder / "phantom"))))
+
+    monkeypatch.setattr(preparing, "_command", command)
+    study = read_study(write(tmp_path, dataset=None, phantom=PHANTOM, prepare="-np 2"))
+    for _ in range(2):
+        assert make_phantom(study, tmp_path) == "Dataset998_StudyPhantom"
+    assert [words[1] for words in commands] == ["-c", "convert", "prepare"]
+    ours = {file.relative_to(tmp_path / "phantom") for file in tmp_path.glob("phantom/**/*.nii.gz")}
+    write_mnms(tmp_path / "other", **PHANTOM)
+    other = {file.relative_to(tmp_path / "other") for file in tmp_path.glob("other/**/*.nii.gz")}
+    assert ours == other != set()
+    # Another one is not put over it.
+    larger = study.model_copy(update={"phantom": Phantom(**{**PHANTOM, "matrix": 48})})
+    with pytest.raises(ValueError, match=r"holds another phantom \(.*phantom\.json\)"):
+        make_phantom(larger, tmp_path)
+
+
+def test_a_command_that_fails_shows_the_end_of_what_it_said(tmp_path):
+    with pytest.raises(RuntimeError) as error:
+        preparing._command(
+            ("python", "-c", "print(*range(100), sep='\\n'); raise SystemExit(3)"), tmp_path
+        )
+    command, *tail = str(error.value).splitlines()
+    assert command.startswith("python -c") and command.endswith("failed:")
+    assert tail == [str(number) for number in range(85, 100)]
+
+
+def test_folds_are_made_where_they_are_missing(tmp_path, data):
+    folds = {"all": "5-fold-0", "5": "5-fold-0-nr5-seed{seed}", "half": "5-fold-0-nr0.5-seed{seed}"}
+    study = read_study(
+        write(tmp_path, folds=folds, make_folds=["--subsets 5 0.5 --of 5-fold-0 --seeds 0 1"])
+    )
+    assert missing_folds(study, data) == [
+        "5-fold-0-nr5-seed0",
+        "5-fold-0-nr5-seed1",
+        "5-fold-0-nr0.5-seed0",
+        "5-fold-0-nr0.5-seed1",
+    ]
+    made = make_folds(study, data)
+    assert missing_folds(study, made) == []
+    number, fold = made.fold("5-fold-0-nr0.5-seed1")  # half of eight subjects
+    assert (number, fold.name) == (4, "5-fold-0-nr4-seed1")
+    assert make_folds(study, made) is made
+    # Folds that nothing needs may be missing.
+    spare = {"MIM": {"trainer": "MIM", "fold": "all"}, "spare": {"trainer": "MIM", "fold": "seven"}}
+    table = {"title": "T", "rows": "folds", "columns": "models", "folds": "all"}
+    names = {"all": "5-fold-0", "six": "six"}
+    assert (
+        missing_folds(
+            read_study(write(tmp_path, folds=names, pretraining=spare, tables=[table])), data
+        )
+        == []
+    )
+    study = read_study(write(tmp_path, folds={"all": "six"}, make_folds=[]))
+    with pytest.raises(ValueError, match="has no fold called six"):
+        make_folds(study, data)
