@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 # All tests; `make test ARGS="-m 'not slow'"` leaves out those that run nnU-Net's commands. Each process of pytest has one
 # thread; threads of the commands that they start give their core away while they wait.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Speed and memory as a table, in less than ten minutes on two cores; `make bench ARGS="--json bench.json"`.
 bench: $(VENV)/.installed-bench

@@ -336,6 +336,12 @@ def atomic_write(file: str | Path, folder: str | Path | None = None) -> Iterator
         temporary.unlink(missing_ok=True)
 
 
+def remove_half_written(folder: str | Path) -> None:
+    """Remove what writers that were killed have left in a folder, where no other writes now."""
+    for file in Path(folder).glob(f"{TEMPORARY}-*"):
+        file.unlink(missing_ok=True)
+
+
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import sysconfig
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import IO
 
 from nnunet_ssp.cases import NNUNET_FOLDERS
 from nnunet_ssp.parallel import small_machine_environment
 
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
 
 
@@ -94,8 +101,82 @@ def find_command(name: str) -> str:
     if name == "python":
         return sys.executable
     # Beside the interpreter as it was called: its link's target is outside a virtual environment.
-    folders = (str(Path(sys.executable).parent), sysconfig.get_path("scripts"))
+    user = sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user"))
+    folders = (str(Path(sys.executable).parent), sysconfig.get_path("scripts"), user)
     found = shutil.which(name, path=os.pathsep.join(folders))
     if found is None:
         raise FileNotFoundError(f"The command {name} is not in {' or '.join(folders)}.")
     return found
+
+
+def run_logged(
+    command: Sequence[str],
+    log: IO[bytes],
+    environment: Mapping[str, str],
+    watch: Callable[[], object] = lambda: None,
+) -> int:
+    """Run a command to its end; whatever ends this process before ends the command and its workers, too.
+
+    Args:
+        command: Its words; the first is a command of this Python environment.
+        log: Takes what it says.
+        environment: Its environment variables.
+        watch: Called twice a second while it runs.
+
+    Returns:
+        Its exit status.
+
+    Raises:
+        FileNotFoundError: The environment has no such command.
+    """
+    process = subprocess.Popen(
+        [find_command(command[0]), *command[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=dict(environment),
+        start_new_session=True,  # so that its workers can be ended with it
+        preexec_fn=_end_with_parent(),
+    )
+    try:
+        while not _ended(process, seconds=0.5):
+            watch()
+    except BaseException:
+        _end(process)
+        raise
+    return process.returncode
+
+
+def last_lines(log: Path, number: int) -> str:
+    """The end of a log, to be shown when its command failed."""
+    with open(log, encoding="utf-8", errors="replace") as lines:
+        return "".join(deque(lines, maxlen=number)).rstrip()
+
+
+def _end_with_parent() -> Callable[[], object] | None:
+    """What a command calls before it begins, so that Linux ends it when this process is killed."""
+    if sys.platform != "linux":
+        return None
+    system = ctypes.CDLL(None)
+    return lambda: system.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and the workers that it started; nnU-Net's would go on alone."""
+    if not hasattr(os, "killpg"):  # Windows
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -27,5 +27,5 @@ def run_command(command: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; convert and prepare go on where they stopped", file=sys.stderr)
+        print("interrupted; convert, prepare and study go on where they stopped", file=sys.stderr)
         return 130

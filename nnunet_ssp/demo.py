@@ -9,14 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +23,8 @@ from nnunet_ssp.commands import (
     choose_device,
     command_environment,
     environment_lines,
-    find_command,
+    last_lines,
+    run_logged,
 )
 from nnunet_ssp.demo_report import (
     CAVEAT,
@@ -57,6 +54,8 @@ FINETUNING_IMAGES = 1400
 REFERENCE_PIXELS = 96 * 96
 PRETRAINING_BATCH = 12
 EPOCHS = 10
+
+TAIL = 25  # lines of a log that are shown when its step failed
 
 # Share of each step in the progress bar: about its seconds on two cores.
 WEIGHTS = {
@@ -399,48 +398,17 @@ class CommandRunner:
         log = self.logs / f"{list(WEIGHTS).index(step.name) + 1}_{step.name}.log"
         settings = {"nnUNet_ssp_settings": step.settings} if step.settings else {}
         with open(log, "wb") as sink:
-            process = subprocess.Popen(
-                [find_command(step.command[0]), *step.command[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                env={**self.environment, **settings},
-                start_new_session=True,  # so that its workers can be ended with it
+            status = run_logged(
+                step.command,
+                sink,
+                {**self.environment, **settings},
+                lambda: self.progress.show(step.name, trained_part(log)),
             )
-            try:
-                while not _ended(process, seconds=0.5):
-                    self.progress.show(step.name, trained_part(log))
-            except BaseException:
-                _end(process)
-                raise
-        if process.returncode != 0:
-            with open(log, encoding="utf-8", errors="replace") as lines:
-                tail = "".join(deque(lines, maxlen=25)).rstrip()
+        if status != 0:
             raise RuntimeError(
-                f"The step `{step.name}` failed with exit status {process.returncode}.\n"
-                f"Command: {step.line}\nLog: {log}, which ends with:\n\n{tail or '(nothing)'}"
+                f"The step `{step.name}` failed with exit status {status}.\nCommand: {step.line}\n"
+                f"Log: {log}, which ends with:\n\n{last_lines(log, TAIL) or '(nothing)'}"
             )
-
-
-def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and the workers that it started; nnU-Net's would go on alone."""
-    if not hasattr(os, "killpg"):  # Windows
-        process.kill()
-    else:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def trained_part(log: Path) -> float:

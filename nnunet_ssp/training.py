@@ -20,7 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 import nnunet_ssp
 import nnunet_ssp.methods  # makes every method's settings known
 from nnunet_ssp import transfer
-from nnunet_ssp.cases import Case, read_cases, read_splits, subject_of, write_json
+from nnunet_ssp.cases import (
+    Case,
+    read_cases,
+    read_splits,
+    remove_half_written,
+    subject_of,
+    write_json,
+)
 from nnunet_ssp.schedules import EarlyStopping
 from nnunet_ssp.settings import TrainingSettings, differences, from_environment
 
@@ -195,8 +202,9 @@ class SettingsTrainer(nnUNetTrainer):
         self.log_settings()
 
     def log_settings(self) -> None:
-        """Write `settings.json` and the same to the log."""
+        """Write `settings.json` and the same to the log; first of all that a run writes."""
         if self.local_rank == 0:
+            remove_half_written(self.output_folder)
             write_json(
                 Path(self.output_folder) / "settings.json", transfer.to_builtin(self.record())
             )

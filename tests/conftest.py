@@ -15,6 +15,12 @@ from nnunet_ssp.methods import Batch, Method
 from nnunet_ssp.slices import SliceStore, StoredCase, write_case, write_index
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, or a process would end with them while the others wait."""
+    slow = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Real cine in the layout described where the variable is set (never part of the project)."""

@@ -25,6 +25,7 @@ from nnunet_ssp.cases import (
     nnunet_folder,
     read_cases,
     read_splits,
+    remove_half_written,
     subject_folds,
     subject_of,
     write_cases,
@@ -288,6 +289,18 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     assert file.read_text() == "old"
     assert list(temporary.iterdir()) == []
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path):
+    code = "import os, sys; from nnunet_ssp.cases import atomic_write\n"
+    code += "with atomic_write(sys.argv[1]) as path: path.touch(); os._exit(9)"
+    file = tmp_path / "checkpoint_latest.pth"
+    subprocess.run([sys.executable, "-c", code, str(file)], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".ssp-tmp-")
+    file.touch()
+    remove_half_written(tmp_path)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.fixture

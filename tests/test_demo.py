@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -272,17 +269,6 @@ def test_length_is_checked(tmp_path, length):
         demo.run(output=tmp_path, length=length)
 
 
-def test_device(monkeypatch):
-    for cuda in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        assert demo.choose_device(None) == ("cuda" if cuda else "cpu")
-        assert demo.choose_device("cpu") == "cpu"
-    with pytest.raises(
-        ValueError, match=r"`--device` \(=cuda\) must be one PyTorch finds here: cpu"
-    ):
-        demo.choose_device("cuda")
-
-
 def test_arguments_are_the_keywords_of_run(monkeypatch):
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
@@ -394,58 +380,12 @@ def test_failed_step_ends_the_demo(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-def _processes_with(word: str) -> list[str]:
-    """Command lines of running processes that contain a word."""
-    lines = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:
-            continue  # has ended meanwhile
-    return [line for line in lines if word in line]
-
-
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks processes up in /proc")
-def test_interrupted_demo_stops_the_command_and_its_workers(runner, monkeypatch, tmp_path):
-    started: list[subprocess.Popen[bytes]] = []
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-
-    def interrupt(process: subprocess.Popen[bytes], seconds: float) -> bool:
-        started.append(process)
-        with open(pipe) as end:
-            assert end.readline() == "started\n"
-            assert len(_processes_with(str(pipe))) == 2
-            raise KeyboardInterrupt
-
-    worker = (
-        f"import time; f = open({str(pipe)!r}, 'w', 1); print('started', file=f); time.sleep(600)"
-    )
-    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
-    monkeypatch.setattr(demo, "_ended", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        runner(demo.Step("prepare", ("python", "-c", program)))
-    assert started[0].returncode is not None
-    deadline = time.monotonic() + 20  # a killed process may still be going on a busy machine
-    while _processes_with(str(pipe)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _processes_with(str(pipe))
-
-
 def test_progress_of_a_training_is_read_from_its_log(tmp_path):
     log = tmp_path / "log"
     log.write_text("Using splits\n")
     assert demo.trained_part(log) == 0
     log.write_text("t: \nt: Epoch 0\nt: Epoch time: 2.1 s\n\nt: Epoch 4 \nt: train_loss 0.1\n")
     assert demo.trained_part(log) == pytest.approx(4 / demo.EPOCHS)
-
-
-def test_commands_are_those_of_this_environment(monkeypatch, tmp_path):
-    assert demo.find_command("python") == sys.executable
-    assert Path(demo.find_command("nnUNetv2_train")).parent == Path(sys.executable).parent
-    monkeypatch.setattr(shutil, "which", lambda name, path: None)
-    with pytest.raises(FileNotFoundError, match=r"The command nnUNetv2_train is not in "):
-        demo.find_command("nnUNetv2_train")
 
 
 def test_import_is_light():

@@ -180,10 +180,12 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
     for n, g in figures["growth"].items():
         opened = g["open_s"]
         took = f"under {OPENED} s" if opened < OPENED else f"{opened:.0f} s, not under {OPENED}"
+        grown = g["grown_bytes"]
+        grows = "not measured here" if grown is None else f"{grown / MIB:.0f} MiB"
         yield (
             f"- Slice store of {int(n):,} slices of 256x256 ({g['stored_bytes'] / 2**30:.1f} GiB): a batch takes "
             f"{g['batch_over_first']:.2f}x the time; a process that opens it and reads grows by "
-            f"{g['grown_bytes'] / MIB:.0f} MiB; opened in {took}."
+            f"{grows}; opened in {took}."
         )
     peer = figures["images_over_lightly"]
     if peer is None:

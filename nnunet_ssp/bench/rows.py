@@ -304,21 +304,25 @@ def write_sparse_store(folder: Path, n_slices: int, side: int = 256) -> None:
     write_index(folder, {}, cases)
 
 
-def grown_bytes(folder: Path, size: int) -> int:
-    """What this process's memory grows by, at its peak, while it opens a store and reads batches of it."""
+def grown_bytes(folder: Path, size: int) -> int | None:
+    """What this process's memory grows by, at its peak, while it opens a store and reads batches of it.
+
+    None where the system does not tell.
+    """
     before = _resident("VmRSS")
     read = _reading(SliceStore(folder), size, torch.device("cpu"))
     read()
-    return _resident("VmHWM") - before
+    after = _resident("VmHWM")
+    return None if before is None or after is None else after - before
 
 
-def _resident(which: str) -> int:
-    """Bytes that this process holds (VmRSS), or held at most (VmHWM); 0 where the system does not tell."""
+def _resident(which: str) -> int | None:
+    """Bytes that this process holds (VmRSS), or held at most (VmHWM); None where the system does not tell."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(which):
                 return int(line.split()[1]) * 1024
-    return 0
+    return None
 
 
 # -- others --------------------------------------------------------------------------------------------

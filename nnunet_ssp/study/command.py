@@ -10,12 +10,14 @@ import argparse
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_ssp.cases import atomic_write
 from nnunet_ssp.commands import choose_device, command_environment, environment_lines
 from nnunet_ssp.study.lock import locked
+from nnunet_ssp.study.workflow import WORKFLOW, run_workflow, unfinished, write_workflow
 
 if TYPE_CHECKING:
     from nnunet_ssp.study.data import Data
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 STUDIES, PROFILES = HERE / "studies", HERE / "profiles"
+KEPT = "study.yaml"  # the study's file as it ran
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,9 +133,10 @@ def run(
         study = study.model_copy(update={"dataset": dataset, "phantom": None})
     if plans is not None:
         study = study.model_copy(update={"plans": plans})
-    output = (output or Path(f"study_{source.stem}")).resolve()
+    output = (output or _default_output(source)).resolve()
     # nnU-Net reads these when it is imported.
     os.environ.update(command_environment(output if study.phantom else None, profile is None))
+    os.environ.pop("nnUNet_ssp_settings", None)  # each run has its own
     os.environ.setdefault("nnUNet_results", str(output / "nnUNet_results"))
     if dry_run:
         return _dry_run(study, output, bench)
@@ -158,6 +162,13 @@ def find_study(name: str) -> Path:
     raise FileNotFoundError(
         f"{name} must be a file, or a study that comes with the package: {shipped}."
     )
+
+
+def _default_output(source: Path) -> Path:
+    """The folder of a study; of the file that a study keeps, the folder where it lies."""
+    if source.name == KEPT and (source.parent / WORKFLOW).is_file():
+        return source.parent
+    return Path(f"study_{source.stem}")
 
 
 def find_profile(name: str) -> Path:
@@ -201,7 +212,6 @@ def _run(
     from nnunet_ssp.study.preparing import make_folds, make_phantom
     from nnunet_ssp.study.results import Results
     from nnunet_ssp.study.runs import study_jobs, study_runs
-    from nnunet_ssp.study.workflow import WORKFLOW, run_workflow, unfinished, write_workflow
 
     if only_results and not (output / WORKFLOW).is_file():
         raise FileNotFoundError(f"{output} holds no study: run it first, without --results.")
@@ -213,7 +223,10 @@ def _run(
     if not only_results:
         data = make_folds(study, data)
     runs = study_runs(study, data)
-    Results(study, *runs, data, output).check()
+    results = Results(study, *runs, data, output)
+    results.check()
+    for note in results.notes():
+        print(f"Note: {note}", flush=True)
     planned = study_jobs(study, runs, data, device)
     arguments = shlex.split(more)
     only_planned = bool({"-n", "--dry-run", "--dryrun"} & set(arguments))
@@ -222,8 +235,8 @@ def _run(
         print(f"{len(todo)} of {len(planned)} commands would run in {output}", flush=True)
         write_workflow(planned, output)
         return int(not run_workflow(output, jobs, profile, arguments))
+    _keep(study, source, output)
     if todo and not only_results:
-        _keep(study, source, output)
         print(f"{len(todo)} of {len(planned)} commands to run in {output}", flush=True)
         write_workflow(planned, output)
         if not run_workflow(output, jobs, profile, arguments):
@@ -231,8 +244,9 @@ def _run(
     from nnunet_ssp.study.report import write_results
 
     setup = environment_lines(output) if study.phantom else ['eval "$(nnunet-ssp env)"']
-    page = write_results(study, runs, data, output, setup)
     missing = unfinished(planned, output)
+    results = Results(study, *runs, data, output, frozenset(job.record for job in missing))
+    page = write_results(results, setup)
     if missing:
         titles = list(dict.fromkeys(job.title for job in missing))
         listed = "; ".join(titles[:5] + ["..."] * (len(titles) > 5))
@@ -245,13 +259,15 @@ def _run(
 
 def _keep(study: Study, source: Path, output: Path) -> None:
     """Keep the study's file as it ran."""
-    file = output / "study.yaml"
+    file = output / KEPT
     if source.resolve() == file:
         return
     text = source.read_text(encoding="utf-8")
+    where = "" if study.phantom else f" -d {study.dataset} -p {study.plans}"
     with atomic_write(file) as temporary:
         temporary.write_text(
-            f"# {source.name}, run on {study.dataset} with the plans {study.plans}\n{text}", "utf-8"
+            f"# {source.name}, to go on: nnunet-ssp study {shlex.quote(str(file))}{where}\n{text}",
+            "utf-8",
         )
 
 
@@ -264,7 +280,7 @@ def _dry_run(study: Study, output: Path, bench: Path | None) -> int:
     from nnunet_ssp.study.data import open_data
     from nnunet_ssp.study.preparing import missing_folds, phantom_name
     from nnunet_ssp.study.results import Results
-    from nnunet_ssp.study.runs import study_runs
+    from nnunet_ssp.study.runs import study_jobs, study_runs
 
     data, notes = None, []
     dataset = phantom_name(study) if study.phantom else study.dataset
@@ -279,17 +295,26 @@ def _dry_run(study: Study, output: Path, bench: Path | None) -> int:
             f"Folds still to be made, with {' and '.join(study.make_folds)}: {', '.join(missing)}"
         )
         data = None
+    pretrainings, trainings = runs = study_runs(study, data)
+    left, untrained = [*pretrainings, *trainings], runs
     if data is not None:
-        Results(study, [], [], data, output).check()
-    pretrainings, trainings = study_runs(study, data)
+        results = Results(study, *runs, data, output)
+        results.check()
+        notes += results.notes()
+        todo = unfinished(study_jobs(study, runs, data, "cpu"), output)
+        records = frozenset(job.record for job in todo)
+        left = [run for run in left if not replace(results, unfinished=records).is_done(run)]
+        first, second = (
+            [run for run in part if f"{run.folder}/train.json" in records] for part in runs
+        )
+        untrained = first, second
     print("\n".join(_listing(study, pretrainings, trainings)))
-    done = sum((output / run.folder / "train.json").is_file() for run in pretrainings)
-    done += sum((output / run.folder / "evaluate.json").is_file() for run in trainings)
+    done = len(pretrainings) + len(trainings) - len(left)
     print(
         f"\n{count(len(pretrainings) + len(trainings), 'run')}: {count(len(pretrainings), 'pretraining')} and "
         f"{len(trainings)} fine-tunings or trainings from scratch, each of these with its evaluation; {done} done."
     )
-    print("\n".join([*notes, *_estimate(study, (pretrainings, trainings), data, output, bench)]))
+    print("\n".join([*notes, *_estimate(study, untrained, data, bench)]))
     return 0
 
 
@@ -312,11 +337,7 @@ def _listing(study: Study, pretrainings: Sequence[Run], trainings: Sequence[Run]
 
 
 def _estimate(
-    study: Study,
-    runs: tuple[list[Run], list[Run]],
-    data: Data | None,
-    output: Path,
-    bench: Path | None,
+    study: Study, untrained: tuple[list[Run], list[Run]], data: Data | None, bench: Path | None
 ) -> list[str]:
     from nnunet_ssp.study.estimate import hours, read_speeds
 
@@ -325,17 +346,18 @@ def _estimate(
             "Hours: nnunet-ssp bench --json bench.json measures the speeds here; then add --bench bench.json."
         ]
     speeds = read_speeds(bench)
-    todo = [
-        [run for run in part if not (output / run.folder / name).is_file()]
-        for part, name in zip(runs, ("train.json", "evaluate.json"), strict=True)
-    ]
-    found = hours(study, (todo[0], todo[1]), data, speeds)
+    found = hours(study, untrained, data, speeds)
     if found is None:
         return ["Hours: unknown without the data set."]
     pretraining, finetuning = found
     sizes = "" if data else ", with the sizes that the file gives"
+    total, first, second = map(_hours, (pretraining + finetuning, pretraining, finetuning))
     return [
-        f"About {pretraining + finetuning:.2g} hours of one {speeds.device}{sizes}: {pretraining:.2g} of pretraining, "
-        f"{finetuning:.2g} of training for what is not done. Without validations, predictions and evaluations; early "
-        "stopping takes less, and so do nnU-Net's worker processes, which the bench has not."
+        f"About {total} hours of one {speeds.device}{sizes}: {first} of pretraining, {second} of training for what is "
+        "not done. Without validations, predictions and evaluations; early stopping takes less, and so do nnU-Net's "
+        "worker processes, which the bench has not."
     ]
+
+
+def _hours(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,20 @@ class Data:
         """The labelled cases of the test subjects."""
         cases = self.dataset.cases.items()
         return sorted(name for name, case in cases if case.split == "test" and case.labelled)
+
+    def tested(self, evaluate: str, fold: str) -> list[str]:
+        """The cases that a training on a fold is scored on: `test` or `validation`."""
+        return self.test_cases if evaluate == "test" else sorted(self.fold(fold)[1].val)
+
+    def about(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """What `cases.csv` says of cases."""
+        return [asdict(self.dataset.cases[name]) for name in names]
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """The dataset's `dataset.json`."""
+        file = self.dataset.home / "dataset.json"
+        return dict(json.loads(file.read_text(encoding="utf-8")))
 
     @property
     def results_folder(self) -> str:
@@ -104,28 +119,48 @@ class Data:
         return read_index(folder)[1]
 
     def labelled_slices(self, fold: str) -> int:
-        """Slices of a fold's training side."""
-        return sum(self.stored[name].n_slices for name in self.fold(fold)[1].train)
+        """Slices of a fold's training side.
+
+        Raises:
+            ValueError: The slice store is not of this dataset any more.
+        """
+        names = self.fold(fold)[1].train
+        self._check_prepared(names, self.stored)
+        return sum(self.stored[name].n_slices for name in names)
 
     def pretraining_slices(self, fold: str) -> int:
-        """Slices that a pretraining on a fold draws from."""
+        """Slices that a pretraining on a fold draws from.
+
+        Raises:
+            ValueError: The slice store is not of this dataset any more.
+        """
         return sum(self.stored[name].n_slices for name in self._drawn_from(fold))
 
     def fingerprint(self, fold: str) -> str:
-        """Changes with the plans and the fold's cases, so that a training is not taken for one on other data."""
-        found = self.fold(fold)[1]
-        return digest([self.configuration, found.train, found.val])
+        """Changes with what a training on a fold learns from, so that it is not taken for one on other data."""
+        number, found = self.fold(fold)
+        labels = self.description["labels"]
+        return digest([self.name, number, labels, self.configuration, found.train, found.val])
 
     def unlabelled_fingerprint(self, fold: str) -> str:
-        """Changes with the plans and with the cases and slices that a pretraining on the fold draws from."""
+        """Changes with what a pretraining on a fold draws from."""
         stored = {name: self.stored[name].shape for name in self._drawn_from(fold)}
-        return digest([self.configuration, stored, self.fold(fold)[1].val])
+        number, found = self.fold(fold)
+        return digest([self.name, number, self.configuration, stored, found.val])
 
     def _drawn_from(self, fold: str) -> list[str]:
         """The cases of the slice store that a pretraining on a fold draws from."""
         cases = self.dataset.cases
+        self._check_prepared(self.stored, cases)
         held_out = {cases[name].subject_key for name in self.fold(fold)[1].val}
         return [name for name in self.stored if cases[name].subject_key not in held_out]
+
+    def _check_prepared(self, names: Iterable[str], known: Container[str]) -> None:
+        if missing := next((name for name in names if name not in known), None):
+            raise ValueError(
+                f"{self.dataset.prepared} was prepared before the dataset changed ({missing} is in only one of "
+                f"cases.csv and slice store): run nnunet-ssp prepare {self.number} again."
+            )
 
 
 def digest(content: object) -> str:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssp.finetuning import STOCK_ITERATIONS
 from nnunet_ssp.settings import override
 from nnunet_ssp.study.data import Data
 from nnunet_ssp.study.runs import Run, find_trainer
 from nnunet_ssp.study.spec import Study
-
-STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch, where a setting says none
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.evaluation.wording import count, decimal
 from nnunet_ssp.study.results import TITLES, Place, Results, Value
 from nnunet_ssp.study.spec import AREA, Axis, Figure
-from nnunet_ssp.study.tables import capitalised, describe, matching
+from nnunet_ssp.study.tables import capitalised, describe, fold_sizes, matching
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +84,12 @@ def drawn(figure: Figure, results: Results) -> Drawn:
 
 
 def _caption(figure: Figure, results: Results, *sentences: str) -> str:
-    words = (figure.caption, *sentences, *matching(figure, results), _incomplete(figure, results))
+    numbers = (
+        *matching(figure, results),
+        fold_sizes(figure, results),
+        _incomplete(figure, results),
+    )
+    words = (figure.caption, *sentences, *numbers)
     return " ".join(" ".join(sentence.split()) for sentence in words if sentence)
 
 
@@ -412,9 +417,15 @@ def _area_text(value: Value) -> str | None:
 
 
 def _mean_curve(curves: Sequence[pd.DataFrame]) -> tuple[Array, Array, Array]:
-    """Steps, mean and sample standard deviation over seeds at the steps that all of them have."""
-    table = pd.concat([c.set_index("step")["pseudo_dice"] for c in curves], axis=1, join="inner")
-    return table.index.to_numpy(), table.mean(axis=1).to_numpy(), table.std(axis=1).to_numpy()
+    """Steps, mean and sample standard deviation over seeds, as far as all of them ran.
+
+    With `match=epochs` the seeds' epochs may have different numbers of steps: between its epochs a curve is a line.
+    """
+    first, last = max(c["step"].min() for c in curves), min(c["step"].max() for c in curves)
+    steps = np.unique(np.concatenate([c["step"] for c in curves]))
+    steps = steps[(steps >= first) & (steps <= last)]
+    table = pd.DataFrame(np.interp(steps, c["step"], c["pseudo_dice"]) for c in curves)
+    return steps, table.mean().to_numpy(), table.std().to_numpy()
 
 
 def _draw_learning(

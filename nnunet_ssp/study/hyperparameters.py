@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from nnunet_ssp.evaluation.page import GAP
 from nnunet_ssp.settings import override
 from nnunet_ssp.study.data import Data
 from nnunet_ssp.study.published import published_settings
@@ -25,6 +26,8 @@ SHOWN = {
     "precision": "precision",
     "gradient_clip": "gradient clipping",
 }
+# Shown as `peak_lr`, said elsewhere, without effect on the weights.
+HIDDEN = ("initial_lr", "seed", "final_validation")
 # What nnU-Net's own trainer fixes: its constructor, configure_optimizers and train_step.
 NNUNET = {
     **{"lr_schedule": "poly", "optimizer": "sgd", "momentum": 0.99, "nesterov": True},
@@ -36,7 +39,7 @@ NOTHING: dict[str, Any] = {}
 def hyperparameters(
     study: Study, runs: tuple[Sequence[Run], Sequence[Run]], data: Data
 ) -> tuple[list[str], list[list[str]], str]:
-    """The settings that matter most, one column for each pretraining and for each kind of training.
+    """The settings that matter most and those that the study gives, a column for each pretraining and kind of training.
 
     Models that are trained alike share a column. Steps are those on the first fold of each.
 
@@ -56,11 +59,15 @@ def hyperparameters(
             (t for run in own if (t := printed.get("models", NOTHING).get(run.name))), NOTHING
         )
         columns.append((", ".join(run.name for run in own), _settings(own[0], data), theirs))
+    given = (
+        word.partition("=")[0] for run in (*runs[0], *runs[1]) for word in run.settings.split()
+    )
+    others = {name: name for name in given if name not in (*SHOWN, *HIDDEN)}
     rows = []
-    for name, title in SHOWN.items():
+    for name, title in (SHOWN | others).items():
         cells = [_cell(name, ours, theirs) for _, ours, theirs in columns]
         rows.append([title, *cells])
-    caption = "As given to the trainers; the precision is that on a GPU."
+    caption = "As given to the trainers; the precision is that on a GPU. A dash: the trainer has no such setting."
     if printed:
         caption += f" In brackets: {printed['source']}, where it differs."
     return ["", *(title for title, _, _ in columns)], rows, caption
@@ -74,14 +81,15 @@ def _settings(run: Run, data: Data) -> dict[str, Any]:
         own = {"peak_lr": settings.initial_lr, "batch_size": data.batch_size}
         return {**NNUNET, **own, **asdict(settings)}
     found = {"lr_schedule": "cosine", **asdict(settings), "peak_lr": settings.peak_lr}
+    found = {name: value for name, value in found.items() if name not in settings.unused}
     if found["precision"] == "auto":
         found["precision"] = trainer.method_class.half_precision
     return found
 
 
 def _cell(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    text = _text(name, ours.get(name))
-    same = name not in theirs or theirs[name] == ours.get(name)
+    text = _text(name, ours[name]) if name in ours else GAP
+    same = name not in theirs or (name in ours and theirs[name] == ours[name])
     return text if same else f"{text} ({_text(name, theirs[name])})"
 
 

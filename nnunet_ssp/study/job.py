@@ -11,17 +11,15 @@ import os
 import platform
 import shlex
 import signal
-import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from nnunet_ssp.cases import write_json
-from nnunet_ssp.commands import find_command
+from nnunet_ssp.commands import last_lines, run_logged
 from nnunet_ssp.parallel import small_machine_environment
 from nnunet_ssp.study.lock import locked
 from nnunet_ssp.study.record import read_record
@@ -42,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
         The exit status: that of the command, or 1 where it made nothing.
     """
     workflow, record, *_ = arguments
-    jobs = json.loads(Path(workflow).read_text(encoding="utf-8"))["jobs"]
+    content = json.loads(Path(workflow).read_text(encoding="utf-8"))
+    jobs = content["jobs"]
     job = jobs[record]
     Path(record).parent.mkdir(parents=True, exist_ok=True)
     # One that outlived a killed study goes on to its end.
@@ -51,10 +50,10 @@ def main(arguments: Sequence[str]) -> int:
         # Snakemake takes the record away before a job begins: another process has brought it since.
         if read_record(Path(record)).get("key") == job["key"]:
             return 0
-        return _run(record, job, jobs)
+        return _run(record, job, jobs, content["environment"])
 
 
-def _run(record: str, job: dict[str, Any], jobs: dict[str, Any]) -> int:
+def _run(record: str, job: dict[str, Any], jobs: dict[str, Any], shared: dict[str, str]) -> int:
     command = job["command"]
     # Interrupted, or ended but for the last validation and the record; what is outdated was put away before.
     begun = (Path(file).is_file() for file in (job["latest"], job["makes"]) if job["latest"])
@@ -63,22 +62,15 @@ def _run(record: str, job: dict[str, Any], jobs: dict[str, Any]) -> int:
     variables = (f"{name}={shlex.quote(value)}" for name, value in job["variables"].items())
     line = " ".join([*variables, shlex.join(command)])
     start = time.time()
-    with open(job["log"], "a", encoding="utf-8") as log:
-        print(f"\n$ {line}", file=log, flush=True)
-        status = subprocess.run(
-            [find_command(command[0]), *command[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **small_machine_environment(os.environ), **job["variables"]},
-            check=False,
-        ).returncode
+    with open(job["log"], "ab", buffering=0) as log:
+        log.write(f"\n$ {line}\n".encode())
+        inherited = {**os.environ, **small_machine_environment(os.environ), **shared}
+        status = run_logged(command, log, {**inherited, **job["variables"]})
     if status == 0 and not Path(job["makes"]).exists():
         print(f"{job['makes']} is missing: the command made nothing.", file=sys.stderr)
         status = 1
     if status != 0:
-        with open(job["log"], encoding="utf-8", errors="replace") as lines:
-            tail = "".join(deque(lines, maxlen=TAIL)).rstrip()
+        tail = last_lines(Path(job["log"]), TAIL)
         print(f"FAILED: {job['title']}: {job['kind']}\n{tail}\nLog: {job['log']}", flush=True)
         return status if status > 0 else 1
     seconds = time.time() - start

@@ -33,6 +33,7 @@ def locked(folder: Path, waiting: str | None = None) -> Iterator[None]:
                 raise RuntimeError(f"{folder} is in use by another process.") from None
             print(waiting, flush=True)
             fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError:  # no locks on this file system
-            pass
+        except OSError:
+            if waiting is None:
+                print(f"{folder} is on a file system without locks: run one study in it at a time.")
         yield

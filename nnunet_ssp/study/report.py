@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from nnunet_ssp.cases import atomic_write
+from nnunet_ssp.cases import TEMPORARY, atomic_write
 from nnunet_ssp.evaluation.figures import render
 from nnunet_ssp.evaluation.page import GAP, Cell, Link, Noted, Page
 from nnunet_ssp.evaluation.statistics import SUBJECTS_FOR_A_TEST
 from nnunet_ssp.evaluation.wording import count, decimal, interval, listing, p_value
 from nnunet_ssp.monitor import duration
-from nnunet_ssp.study.data import Data
 from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
 from nnunet_ssp.study.results import STAGES, Place, Results
 from nnunet_ssp.study.runs import Run, slug
-from nnunet_ssp.study.spec import Study
-from nnunet_ssp.study.tables import Filled, fill, latex, markdown, size_of, tidy
+from nnunet_ssp.study.tables import Filled, capitalised, fill, latex, markdown, size_of, tidy
 
 PAGE = "report.html"
 FORMATS: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
+TABLE_FORMATS = ("md", "tex", "csv")
+LONGEST_NAME = 100  # of a file, before its ending
 GALLERY = (3.6, 2.8)  # inches, of one of several pictures
 
 
-def write_results(
-    study: Study,
-    runs: tuple[list[Run], list[Run]],
-    data: Data,
-    output: Path,
-    setup: Sequence[str],
-) -> Path:
+def write_results(results: Results, setup: Sequence[str]) -> Path:
     """Write what the finished runs of a study give: `tables/`, `figures/`, `cells.csv` and `report.html`.
 
     Args:
-        study: the study.
-        runs: its pretrainings and trainings, see `study_runs`; some may not be done.
-        data: its dataset.
-        output: its folder.
+        results: of the study; some runs may not be done.
         setup: the shell lines that set what the commands need.
 
     Returns:
@@ -49,7 +40,7 @@ def write_results(
     Raises:
         ValueError: a table or figure names a class, score, column or published table that there is not.
     """
-    results = Results(study, *runs, data, output)
+    study, output = results.study, results.output
     names = _names([table.title for table in study.tables])
     tables = {name: fill(table, results) for name, table in zip(names, study.tables, strict=True)}
     figures = [drawn(figure, results) for figure in study.figures]
@@ -60,6 +51,9 @@ def write_results(
         _write_table(filled, name, output / "tables", results.anchors)
     for plot, name in files.items():
         _write_plot(plot, name, output / "figures")
+    # Those of an earlier file of the study would be taken for these.
+    _remove_others(output / "tables", TABLE_FORMATS, tables)
+    _remove_others(output / "figures", FORMATS, names)
     _write_csv(_cells(results, list(tables.values())), output / "cells.csv")
     page = _page(results, tables, figures, files, setup)
     page.write(output / PAGE)
@@ -70,7 +64,7 @@ def _names(titles: Sequence[str]) -> list[str]:
     """A file name for each title, all different."""
     names: list[str] = []
     for title in titles:
-        name = own = slug(title)
+        name = own = slug(title)[:LONGEST_NAME]
         number = 2
         while own.casefold() in map(str.casefold, names):
             own, number = f"{name}-{number}", number + 1
@@ -82,6 +76,14 @@ Links = dict[tuple[str, str], str]  # name of a row of runs on the page, by mode
 
 
 # -- files ---------------------------------------------------------------------------------------
+
+
+def _remove_others(folder: Path, formats: Sequence[str], names: Collection[str]) -> None:
+    """Remove the tables or figures of a folder that have another name."""
+    for ending in formats:
+        for file in folder.glob(f"*.{ending}"):
+            if file.stem not in names and not file.name.startswith(TEMPORARY):
+                file.unlink()
 
 
 def _write_table(filled: Filled, name: str, folder: Path, links: Links) -> None:
@@ -109,7 +111,7 @@ def _cells(results: Results, tables: Sequence[Filled]) -> pd.DataFrame:
         results.seed_values(place).assign(**dict(zip(names, place, strict=True)))
         for place in places
     ]
-    columns = [*names, "seed", "value", "sd_subjects", "n_subjects", "run"]
+    columns = [*names, "seed", "value", "sd_subjects", "n_subjects", "missed", "run"]
     filled = [part[columns] for part in parts if len(part)]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)
 
@@ -143,7 +145,7 @@ def _page(
         total = len(results.pretrainings) + len(results.trainings)
         notice = f"Not complete: {len(missing)} of {count(total, 'run')} are missing; what needs them stays empty."
     page = Page(study.title, notice=notice)
-    for paragraph in filter(None, (part.strip() for part in study.about.split("\n\n"))):
+    for paragraph in filter(None, map(str.strip, study.about.splitlines())):
         page.paragraph(paragraph)
     _add_what_ran(page, results, missing)
     for name, filled in tables.items():
@@ -172,11 +174,8 @@ def _add_what_ran(page: Page, results: Results, missing: Sequence[Run]) -> None:
         )
         where = f" on {listing(list(machines))}" if machines else ""
         page.paragraph(f"{kind}: {done} of {len(runs)} done, {duration(seconds)} of work{where}.")
-    for test in results.tests_without_subjects():
-        page.paragraph(
-            f"No case belongs to the test {test}: its columns stay empty. Look at its values in the study’s file and "
-            "in cases.csv."
-        )
+    for note in results.notes():
+        page.paragraph(f"{capitalised(note)}")
     if missing:
         rows: list[list[Cell]] = []
         for run in missing:
@@ -193,7 +192,7 @@ def _add_table(page: Page, filled: Filled, name: str, links: Links) -> None:
         cells: list[Cell] = list(row)
         for entry in entries:
             link = Link(entry.text(table.digits), f"#{links[entry.place.model, entry.place.fold]}")
-            notes = [entry.missing, f"paper {entry.published}" if entry.published else ""]
+            notes = [entry.note, f"paper {entry.published}" if entry.published else ""]
             cells.append(Noted(link, [[note] for note in notes if note]))
         rows.append(cells)
     page.table(
@@ -202,7 +201,7 @@ def _add_table(page: Page, filled: Filled, name: str, links: Links) -> None:
         caption=filled.full_caption("Paper"),
         collapse_above=len(rows),
     )
-    _add_files(page, [f"tables/{name}.{ending}" for ending in ("md", "tex", "csv")])
+    _add_files(page, [f"tables/{name}.{ending}" for ending in TABLE_FORMATS])
 
 
 def _add_files(page: Page, files: Sequence[str]) -> None:
@@ -229,16 +228,16 @@ def _add_figure(page: Page, figure: Drawn, files: dict[Plot, str]) -> None:
 
 
 def _add_comparisons(page: Page, results: Results) -> None:
-    study = results.study
     folds = list(dict.fromkeys(fold for _, fold in results.done))
     parts = [(fold, table) for fold in folds if len(table := results.comparisons(fold))]
     if not parts:
         return
-    page.heading(f"Compared with {study.baseline}")
+    page.heading("Comparisons")
     rows: list[list[Cell]] = [
         [
             fold,
             Link(row["model"], f"#{results.anchors[row['model'], fold]}"),
+            Link(row["baseline"], f"#{results.anchors[row['baseline'], fold]}"),
             row["n_seeds"],
             f"{row['difference']:+.3f}",
             interval(row),
@@ -250,11 +249,22 @@ def _add_comparisons(page: Page, results: Results) -> None:
         for row in table.to_dict("records")
     ]
     page.table(
-        ["Trained on", "Model", "Seeds", "Difference", "95 % CI", "Better on", "p", "p, Holm"],
+        [
+            "Trained on",
+            "Model",
+            "Against",
+            "Seeds",
+            "Difference",
+            "95 % CI",
+            "Better on",
+            "p",
+            "p, Holm",
+        ],
         rows,
-        caption=f"Mean 3D Dice of the model minus that of {study.baseline}, paired by subject: the mean over frames "
-        "and over the seeds that both have. Interval: bootstrap over subjects. p: one-sided Wilcoxon signed-rank test "
-        "that the model is better; Holm: corrected for the number of models on the same training subjects, no further. "
+        caption="Mean 3D Dice of the model minus that of the one it is tested against, paired by subject: the mean "
+        "over frames and over the seeds that both have. Interval: bootstrap over subjects. p: one-sided Wilcoxon "
+        "signed-rank test that the model is better; Holm: corrected for the number of models that are tested against "
+        "the same one on the same training subjects, no further. "
         f"No p value under {SUBJECTS_FOR_A_TEST} subjects.",
         collapse_above=60,
     )

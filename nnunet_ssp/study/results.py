@@ -6,17 +6,21 @@ the subject). A model on a fold has one value for each seed. A run that is not f
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
 
+from nnunet_ssp.evaluation.evaluate import add_arguments
+from nnunet_ssp.evaluation.files import WITHOUT_SPACING
 from nnunet_ssp.evaluation.labels import SYNONYMS, Labels, read_labels
 from nnunet_ssp.evaluation.statistics import (
     MEAN,
@@ -31,7 +35,7 @@ from nnunet_ssp.study.data import Data
 from nnunet_ssp.study.published import published_settings, read_published
 from nnunet_ssp.study.record import read_record
 from nnunet_ssp.study.runs import Run
-from nnunet_ssp.study.spec import AREA, DICE, Figure, Study, Table
+from nnunet_ssp.study.spec import AREA, DICE, TEST_COLUMNS, Figure, Study, Table
 
 TITLES = {
     DICE: "3D Dice",
@@ -45,6 +49,7 @@ NUMBERS = {  # columns of metrics.csv and clinical.csv; all others are text
     *(*SCORES, "missed", "reference_ml", "predicted_ml"),
     *("reference", "predicted", "error", "percent_error"),
 }
+DISTANCES = tuple(name for name in SCORES if name.endswith("_mm"))
 STAGES = {"train": "training", "predict": "prediction", "evaluate": "evaluation"}
 
 
@@ -66,11 +71,15 @@ class Value:
         seeds: value by seed, of the finished ones.
         sd_subjects: sample standard deviation over subjects, averaged over seeds (de Mooij et al., appendix B).
         wanted: number of seeds that there should be.
+        done: number of seeds whose training is finished; one that misses a class everywhere has no distance.
+        missed: of a distance, the frames that miss the class, or one class each for the mean, over all seeds.
     """
 
     seeds: dict[int, float]
     sd_subjects: float
     wanted: int
+    done: int
+    missed: int = 0
 
     @property
     def mean(self) -> float:
@@ -93,6 +102,7 @@ class Results:
         trainings: of it.
         data: its dataset.
         output: its folder.
+        unfinished: records of commands that are to run, or to run again; those do not count.
     """
 
     study: Study
@@ -100,6 +110,7 @@ class Results:
     trainings: Sequence[Run]
     data: Data
     output: Path
+    unfinished: Collection[str] = frozenset()
     _values: dict[Place, pd.DataFrame] = field(default_factory=dict, repr=False)
     _curves: dict[str, pd.DataFrame | None] = field(default_factory=dict, repr=False)
 
@@ -107,7 +118,8 @@ class Results:
         """Refuse what would only be missed when everything has run.
 
         Raises:
-            ValueError: there are no test subjects, a class that the dataset does not have, or numbers that were not
+            ValueError: there are no test subjects, a class that the dataset does not have, scores that its labels or
+                files do not allow, arguments that nnunet-ssp evaluate does not have, or numbers that were not
                 published.
         """
         if self.study.evaluate == "test" and not self.data.test_cases:
@@ -119,10 +131,64 @@ class Results:
         for part in parts:
             for name in part.classes:
                 self.class_of(name)
+            for score in part.scores:
+                self._check_score(score, part.title)
             if isinstance(part, Table) and part.published:
                 read_published(part.published)
         if self.study.published_settings:
             published_settings(self.study.published_settings)
+
+    def _check_score(self, score: str, title: str) -> None:
+        in_space = score in (*DISTANCES, *UNITS)
+        if in_space and (self.evaluation.spacing_unknown or self._ending in WITHOUT_SPACING):
+            raise ValueError(
+                f"{title}: scores (={score}) must not be in mm or ml without a spacing."
+            )
+        if score not in UNITS:
+            return
+        structure = "MYO" if score == "LV mass" else score.split()[0]
+        if structure not in self.labels.structures:
+            raise ValueError(
+                f"{title}: scores (={score}) must have a class {structure} in {self._json}; name it in the study's "
+                f"evaluation: --{structure.lower()} NAME."
+            )
+        ignored = "" if self.labels.ignore is None else "there is an ignore label"
+        if why := self.labels.overlap or ignored:
+            raise ValueError(f"{title}: scores (={score}) must be volumes of whole classes: {why}.")
+
+    def notes(self) -> list[str]:
+        """What may be a mistake, and may be meant."""
+        tested = [
+            self.data.tested(self.study.evaluate, run.fold)
+            for run in {run.fold: run for run in self.trainings}.values()
+        ]
+        names = sorted(set().union(*tested))
+        cases = pd.DataFrame(self.data.about(names), columns=["case", *TEST_COLUMNS])
+        return [
+            f"no tested case belongs to the test {test}: what is tested on it stays empty. Look at its values in the "
+            "study's file and in cases.csv."
+            for test in self.study.tests
+            if names and self._of_test(cases, test).empty
+        ]
+
+    @cached_property
+    def evaluation(self) -> argparse.Namespace:
+        """The study's arguments of `nnunet-ssp evaluate`.
+
+        Raises:
+            ValueError: it has no such.
+        """
+        parser = _Parser(prog="evaluation", add_help=False)
+        add_arguments(parser)
+        return parser.parse_args(["0", "predictions", *shlex.split(self.study.evaluation)])
+
+    @property
+    def _json(self) -> Path:
+        return self.data.dataset.home / "dataset.json"
+
+    @property
+    def _ending(self) -> str:
+        return str(self.data.description["file_ending"])
 
     # -- which runs are done --------------------------------------------------------------------
 
@@ -160,7 +226,8 @@ class Results:
 
     def record(self, run: Run, stage: str) -> dict[str, Any]:
         """Command, seconds, end and machine of a stage; empty where it is not done."""
-        return read_record(self._file(run, f"{stage}.json"))
+        name = f"{run.folder}/{stage}.json"
+        return {} if name in self.unfinished else read_record(self.output / name)
 
     def settings(self, run: Run) -> dict[str, Any]:
         """The `settings.json` of a training; empty where there is none."""
@@ -188,15 +255,17 @@ class Results:
         """
         wanted = self.study.seeds if seeds is None else seeds
         table = self.seed_values(place)
-        table = table[table["seed"].isin(wanted)].dropna(subset="value")
-        values = dict(zip(table["seed"].tolist(), table["value"].tolist(), strict=True))
-        return Value(values, float(table["sd_subjects"].mean()), len(wanted))
+        table = table[table["seed"].isin(wanted)]
+        known = table.dropna(subset="value")
+        values = dict(zip(known["seed"].tolist(), known["value"].tolist(), strict=True))
+        spread = float(table["sd_subjects"].mean())
+        return Value(values, spread, len(wanted), len(table), int(table["missed"].sum()))
 
     def seed_values(self, place: Place) -> pd.DataFrame:
         """The values of the finished trainings.
 
         Returns:
-            One row per seed: `seed, value, sd_subjects, n_subjects, run`; the run is its folder.
+            One row per seed: `seed, value, sd_subjects, n_subjects, missed, run`; the run is its folder.
         """
         if place not in self._values:
             self._values[place] = self._seed_values(place)
@@ -207,15 +276,25 @@ class Results:
         rows = []
         subjects = None if place.score == AREA else self.subject_values(place)
         for seed, run in runs.items():
-            row: dict[str, Any] = {"seed": seed, "sd_subjects": math.nan, "n_subjects": 0}
+            row: dict[str, Any] = {"seed": seed, "run": run.folder, "missed": 0}
             if subjects is None:
-                curve = self.learning_curve(run)
-                row["value"] = math.nan if curve is None else curve["pseudo_dice_area"].iloc[-1]
+                if (curve := self.learning_curve(run)) is None:
+                    continue
+                row |= {"value": curve["pseudo_dice_area"].iloc[-1], "n_subjects": 0}
             else:
                 own = subjects[subjects["seed"] == seed]["value"].dropna()
                 row |= {"value": own.mean(), "sd_subjects": own.std(), "n_subjects": len(own)}
-            rows.append(row | {"run": run.folder})
-        return pd.DataFrame(rows, columns=["seed", "value", "sd_subjects", "n_subjects", "run"])
+            if place.score in DISTANCES:
+                frames = self._frames(place)
+                row["missed"] = int(frames.loc[frames["seed"] == seed, "missed"].sum())
+            rows.append(row)
+        names = ["seed", "value", "sd_subjects", "n_subjects", "missed", "run"]
+        return pd.DataFrame(rows, columns=names)
+
+    def _frames(self, place: Place) -> pd.DataFrame:
+        """The rows of `metrics.csv` at a place."""
+        frames = self._of_test(self.frames[place.model, place.fold], place.test)
+        return frames[frames["class"] == self.class_of(place.class_name)]
 
     def subject_values(self, place: Place) -> pd.DataFrame:
         """The values of the subjects, each the mean of its frames.
@@ -226,7 +305,7 @@ class Results:
         Raises:
             ValueError: the study names a class that there is not.
         """
-        frames = self._of_test(self.frames[place.model, place.fold], place.test)
+        frames = self._frames(place)
         if place.score in UNITS:
             figures = self.figures[place.model, place.fold]
             figures = figures[figures["figure"] == place.score]
@@ -234,8 +313,7 @@ class Results:
             return shown.assign(value=shown["error"].astype(float).abs())[
                 ["seed", "subject", "value"]
             ]
-        own = frames[frames["class"] == self.class_of(place.class_name)]
-        means = own.groupby(["seed", "subject"], sort=False)[place.score].mean()
+        means = frames.groupby(["seed", "subject"], sort=False)[place.score].mean()
         # Without any run there are no numbers either.
         return means.astype(float).rename("value").reset_index()
 
@@ -275,7 +353,7 @@ class Results:
                 table = with_mean(table)
             tables.append(table.assign(model=run.name, seed=run.seed))
         if not tables:
-            names = ["seed", "subject", "class", "figure", "error", *SCORES]
+            names = ["seed", "subject", "class", "figure", "error", "missed", *SCORES]
             return pd.DataFrame(columns=[*names, "phase", "vendor"])
         return pd.concat(tables, ignore_index=True)
 
@@ -294,7 +372,8 @@ class Results:
     @cached_property
     def labels(self) -> Labels:
         """The classes of the dataset."""
-        return read_labels(self.data.dataset.home / "dataset.json")
+        given = self.evaluation
+        return read_labels(self._json, {"LV": given.lv, "MYO": given.myo, "RV": given.rv})
 
     def class_of(self, name: str) -> str:
         """The dataset's name of a class that the study calls by it, or by LV, MYO or RV.
@@ -302,11 +381,12 @@ class Results:
         Raises:
             ValueError: there is no such class.
         """
-        if name == MEAN or name in self.labels.classes:
+        labels = self.labels
+        if name == MEAN or name in labels.classes:
             return name
-        if name in self.labels.structures:
-            return self.labels.structures[name]
-        known = ", ".join(self.labels.classes)
+        if name in labels.structures:
+            return labels.structures[name]
+        known = ", ".join(labels.classes)
         raise ValueError(f"classes (={name}) must be {MEAN}, {', '.join(SYNONYMS)} or of {known}.")
 
     def structure_of(self, name: str) -> str:
@@ -314,15 +394,6 @@ class Results:
         if name in SYNONYMS:
             return name
         return next((s for s, own in self.labels.structures.items() if own == name), name)
-
-    def tests_without_subjects(self) -> list[str]:
-        """The tests of the study that none of the tested cases belongs to."""
-        tables = [table for table in self.frames.values() if len(table)]
-        return [
-            test
-            for test in self.study.tests
-            if tables and all(self._of_test(table, test).empty for table in tables)
-        ]
 
     # -- how they learned -----------------------------------------------------------------------
 
@@ -361,17 +432,18 @@ class Results:
     # -- who is better --------------------------------------------------------------------------
 
     def comparisons(self, fold: str) -> pd.DataFrame:
-        """The mean Dice of every model against the study's baseline, on the seeds that both have.
+        """The mean Dice of every model against its baseline, on the seeds that both have.
 
-        Subjects are compared by their mean over frames and seeds. p values are corrected for the number of models.
+        Subjects are compared by their mean over frames and seeds. p values are corrected for the number of models that
+        have the same baseline.
 
         Returns:
             The columns of `evaluation.statistics.compare`, and `n_seeds`. No row where the baseline is not done.
         """
-        baseline = self.study.baseline
         tables = []
         for (model, label), runs in self.done.items():
-            if label != fold or model == baseline or baseline is None:
+            baseline = self.study.baseline_of(model)
+            if label != fold or baseline is None:
                 continue
             seeds = [seed for seed in runs if seed in self.done.get((baseline, fold), {})]
             if not seeds:
@@ -383,7 +455,15 @@ class Results:
         if not tables:
             return pd.DataFrame()
         table = pd.concat(tables, ignore_index=True)
-        return table.assign(p_holm=holm(table["p"].to_numpy()))
+        groups = table.groupby("baseline", sort=False)["p"]
+        return table.assign(p_holm=groups.transform(lambda p: holm(p.to_numpy())))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises where argparse ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"evaluation must be arguments of nnunet-ssp evaluate: {message}")
 
 
 def _read_json(file: Path) -> dict[str, Any]:

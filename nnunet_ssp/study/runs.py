@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunet_ssp.commands import trainer_paths
 from nnunet_ssp.preparation import quiet
 from nnunet_ssp.settings import override
 from nnunet_ssp.study.data import CONFIGURATION, Data, digest
@@ -188,7 +189,10 @@ def _training(
         settings["final_validation"] = True
     settings.setdefault("final_validation", False)
     if study.match == "epochs":
-        settings[ONE_PASS] = steps_per_epoch(study, label, settings.get(ONE_PASS), data, seed)
+        _settings_text(settings, trainer, place)  # refuses what is no number of steps
+        largest = settings.get(ONE_PASS, "none")
+        steps = None if largest in (None, "none") else int(largest)
+        settings[ONE_PASS] = steps_per_epoch(study, label, steps, data, seed)
     text = _settings_text(settings | {"seed": seed}, trainer, place)
     content = [trainer.__name__, fold, text, weights and weights.folder]
     key = _key([*content, data and data.fingerprint(fold)])
@@ -204,7 +208,9 @@ def _training(
     )
 
 
-def steps_per_epoch(study: Study, label: str, largest: Value, data: Data | None, seed: int) -> int:
+def steps_per_epoch(
+    study: Study, label: str, largest: int | None, data: Data | None, seed: int
+) -> int:
     """Steps of an epoch with `match=epochs`.
 
     Args:
@@ -217,7 +223,7 @@ def steps_per_epoch(study: Study, label: str, largest: Value, data: Data | None,
     n = labelled_slices(study, label, data, seed)
     if not n:
         return 1
-    if isinstance(largest, int):
+    if largest is not None:
         folds = {(other, own) for _, other, own in study.needed()}
         most = max(labelled_slices(study, other, data, own) for other, own in folds)
         return max(1, round(largest * n / most))
@@ -276,6 +282,7 @@ def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job
     train = _train_job("finetune", run, data, device)
     yield train
     before, predictions = train, f"{run.fold_folder(data)}/validation"
+    tested = data.tested(study.evaluate, run.fold)
     if study.evaluate == "test":
         predictions = f"{run.folder}/predictions"
         images = str(data.dataset.raw / "imagesTs")
@@ -299,7 +306,7 @@ def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job
             makes=predictions,
             log=f"{run.folder}/predict.log",
             results=predictions,
-            key=_key([run.folder, study.predict, data.test_cases]),
+            key=_key([run.folder, study.predict, tested]),
         )
         yield before
     folder = f"{run.folder}/evaluation"
@@ -314,7 +321,7 @@ def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job
         makes=f"{folder}/metrics.csv",
         log=f"{run.folder}/evaluate.log",
         results=folder,
-        key=_key([before.key, study.evaluation]),
+        key=_key([before.key, study.evaluation, data.about(tested)]),
     )
 
 
@@ -323,9 +330,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "-"
 
 
-@lru_cache
 def find_trainer(name: str) -> Any:
-    """A trainer's class as nnU-Net finds it, or None; nnU-Net's search is slow and says much."""
+    """A trainer's class as nnU-Net finds it, or None."""
+    return _find_trainer(name, tuple(trainer_paths()))
+
+
+@lru_cache
+def _find_trainer(name: str, folders: tuple[str, ...]) -> Any:
+    """nnU-Net's search in the folders of its variable, which is slow and says much."""
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, at its import
         try:

@@ -107,6 +107,7 @@ class Model(_Part):
 
     trainer: str
     pretraining: str | None = None  # None: from scratch
+    baseline: str | None = None  # the model that it is tested against; None: the study's
     settings: Settings = {}
 
 
@@ -150,6 +151,13 @@ class Figure(_Selection):
 
     kind: Literal["labels", "unlabelled", "boxes", "learning"]
 
+    @model_validator(mode="after")
+    def _learning_curves_have_no_tests(self) -> Figure:
+        unused = {"tests", "classes", "scores"} & self.model_fields_set
+        if self.kind == "learning" and unused:
+            raise ValueError(f"kind (=learning) must not have {', '.join(sorted(unused))}")
+        return self
+
 
 class Sizes(_Part):
     """What a dry run without the data set estimates with: the published sizes."""
@@ -181,7 +189,7 @@ class Study(_Part):
         match: how trainings on folds of different size compare: `steps`, as many for all, or `epochs`, whose steps are
             one pass over the fold's slices, as in de Mooij et al. (of another length where settings name one).
         settings: of all pretrainings and of all fine-tunings; a model's own come on top.
-        baseline: the model that others are tested against.
+        baseline: the model that others are tested against; a model that is its own baseline is not tested.
         published_settings: those to compare the trainings' settings with, see `hyperparameters`.
         sizes: see `Sizes`.
     """
@@ -225,6 +233,7 @@ class Study(_Part):
                 )
             wanted = model.pretraining
             _must_know(f"models.{name}.pretraining", wanted, self.pretraining, "pretraining")
+            _must_know(f"models.{name}.baseline", model.baseline, self.models, "models")
         _must_know("baseline", self.baseline, self.models, "models")
         for test, columns in self.tests.items():
             for name in columns:
@@ -255,6 +264,11 @@ class Study(_Part):
     def fold_of(self, label: str, seed: int) -> str:
         """Name in `folds.csv` of what the study calls `label`, for a training with this seed."""
         return self.folds[label].replace(SEED, str(seed))
+
+    def baseline_of(self, model: str) -> str | None:
+        """The model that a model is tested against; None where it is not tested."""
+        found = self.models[model].baseline or self.baseline
+        return None if found == model else found
 
     def entries(self, part: Table | Figure) -> dict[Axis, list[str]]:
         """What a table or figure shows on each axis; patterns stand for the names they match, in the study's order."""
@@ -382,12 +396,13 @@ def _must_match(
 
 def _must_know(place: str, name: str | None, known: Collection[str], what: str) -> None:
     if name is not None and name not in known:
-        listed = ", ".join(known) or "none"
+        listed = ", ".join(known) or "there are none"
         raise ValueError(f"{place} (={name}) must be one of {what}: {listed}")
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    return f"{'.'.join(map(str, location))}: " if location else ""
+    # Pydantic ends the place of a wrong name with "[key]".
+    return f"{'.'.join(str(part) for part in location if part != '[key]')}: " if location else ""
 
 
 def _rule(found: Any) -> str:
@@ -401,4 +416,6 @@ def _rule(found: Any) -> str:
         return "must be given"
     if found["type"] == "value_error":
         return message
+    if found["type"] == "model_type":
+        return f"must hold names and values (={found['input']})"
     return f"must {'' if message.startswith('have') else 'be '}{message}{given}"

@@ -15,7 +15,7 @@ from nnunet_ssp.evaluation.statistics import MEAN
 from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.evaluation.wording import decimal, listing
 from nnunet_ssp.study.published import Published, read_published
-from nnunet_ssp.study.results import TITLES, Place, Results, Value
+from nnunet_ssp.study.results import DISTANCES, TITLES, Place, Results, Value
 from nnunet_ssp.study.spec import AREA, AXES, DICE, Axis, Figure, Table
 
 HEADINGS: dict[Axis, str] = {
@@ -48,17 +48,18 @@ class Entry:
     runs: tuple[str, ...]
 
     def text(self, digits: int) -> str:
-        """Mean and spread; a dash where no run is done."""
+        """Mean and spread; a dash where no run is done, or none has a value."""
         if not self.value.seeds:
             return GAP
         mean = decimal(self.value.mean, digits)
         return mean if math.isnan(self.spread) else f"{mean} ± {decimal(self.spread, digits)}"
 
     @property
-    def missing(self) -> str:
-        """How many of the seeds there are, where some but not all are."""
-        n = len(self.value.seeds)
-        return f"{n} of {self.value.wanted} seeds" if 0 < n < self.value.wanted else ""
+    def note(self) -> str:
+        """How many of the seeds there are, where some but not all are, and how many frames miss the class."""
+        done, missed = self.value.done, self.value.missed
+        seeds = [f"{done} of {self.value.wanted} seeds"] * (0 < done < self.value.wanted)
+        return ", ".join([*seeds, *[f"{missed} missed"] * bool(missed)])
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,9 @@ class Filled:
         return f"{self.caption} {where}: {self.sources}." if self.sources else self.caption
 
     def texts(self, row: int) -> list[str]:
-        """The row's values, with the number of seeds where some are missing."""
+        """The row's values with their notes."""
         return [
-            f"{entry.text(self.table.digits)}{f' ({entry.missing})' if entry.missing else ''}"
+            f"{entry.text(self.table.digits)}{f' ({entry.note})' if entry.note else ''}"
             for entry in self.entries[row]
         ]
 
@@ -137,7 +138,7 @@ def fill(table: Table, results: Results) -> Filled:
             value,
             value.sd_seeds if table.spread == "seeds" else value.sd_subjects,
             published.get(printed) if place.score == DICE else None,
-            tuple(runs[seed].folder for seed in value.seeds),
+            tuple(runs[seed].folder for seed in table.seeds or results.study.seeds if seed in runs),
         )
 
     entries = [[entry(row, column) for column in columns] for row in rows]
@@ -153,7 +154,7 @@ def _caption(table: Table, results: Results) -> str:
         table.caption,
         _what(table, results),
         *matching(table, results),
-        _sizes(table, results),
+        fold_sizes(table, results),
     ]
     return " ".join(" ".join(sentence.split()) for sentence in sentences if sentence)
 
@@ -175,8 +176,11 @@ def _what(table: Table, results: Results) -> str:
     means = ["mean over subjects, each the mean of its frames"] if of_subjects else []
     several = len(seeds) > 1
     named = ", ".join(map(str, seeds))
-    if any(score.endswith("_mm") for score in shown["scores"]):
-        means.append("frames that miss a class have no distance and are left out")
+    if any(score in DISTANCES for score in shown["scores"]):
+        means.append(
+            "frames that miss a class, or find one that is not there, have no distance: they are left out, and "
+            "counted as missed, over all seeds"
+        )
     means.append(f"mean over {len(seeds)} seeds ({named})" if several else f"seed {named} alone")
     if table.spread == "seeds" and several:
         means.append("± sample standard deviation over seeds")
@@ -220,7 +224,9 @@ def matching(part: Table | Figure, results: Results) -> Iterator[str]:
     elif every:
         each = (f"{fold}: {_range(own)}" for fold, own in steps.items() if own)
         ran = f" Steps as run: {'; '.join(each)}."
-    if results.study.match == "steps":
+    if len(shown["folds"]) == 1:
+        yield f"Matched by {results.study.match}.{ran}"
+    elif results.study.match == "steps":
         yield f"Matched by steps: trainings on folds of different size take equally many.{ran}"
     else:
         yield (
@@ -234,11 +240,11 @@ def _range(numbers: set[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _sizes(table: Table, results: Results) -> str:
+def fold_sizes(part: Table | Figure, results: Results) -> str:
     """The labelled subjects and slices of the folds."""
-    folds = results.study.entries(table)["folds"]
-    sizes = (f"{fold}: {size_of(fold, results)}" for fold in folds)
-    return f"Trained on, in labelled subjects (slices): {'; '.join(sizes)}."
+    folds = results.study.entries(part)["folds"]
+    each = (f"{fold}: {size_of(fold, results)}" for fold in folds)
+    return f"Trained on, in labelled subjects (slices): {'; '.join(each)}."
 
 
 def size_of(fold: str, results: Results) -> str:
@@ -270,6 +276,7 @@ def tidy(filled: Filled) -> pd.DataFrame:
                 "spread_over": filled.table.spread,
                 "n_seeds": len(entry.value.seeds),
                 "wanted_seeds": entry.value.wanted,
+                "missed": entry.value.missed,
                 "published_mean": published.mean if published else "",
                 "published_spread": published.spread if published else "",
                 "published_source": published.source if published else "",

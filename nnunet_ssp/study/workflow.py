@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ssp.cases import write_json
+from nnunet_ssp.cases import NNUNET_FOLDERS, write_json
+from nnunet_ssp.commands import TRAINERS_VARIABLE
 from nnunet_ssp.study.record import read_record
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 SNAKEFILE = Path(__file__).parent / "Snakefile"
 WORKFLOW = "workflow.json"
+INHERITED = (*NNUNET_FOLDERS, TRAINERS_VARIABLE)
 
 
 def unfinished(planned: Sequence[Job], output: Path, forget: bool = False) -> list[Job]:
@@ -33,12 +35,15 @@ def unfinished(planned: Sequence[Job], output: Path, forget: bool = False) -> li
         done = read_record(record).get("key") == job.key
         if job.kind == "evaluate":
             done = done and (output / job.makes).is_file()
-        if done and not any(before in todo for before in job.needs):
+        outdated = any(before in todo for before in job.needs)
+        if done and not outdated:
             continue
         todo[job.record] = job
-        if forget and record.is_file():
-            record.unlink()
+        # Also what an interrupted command left, where those before it are made anew.
+        if forget and (outdated or record.is_file()):
             _put_away(output / job.results)
+            # Last: should this be interrupted, the next call does it.
+            record.unlink(missing_ok=True)
     return list(todo.values())
 
 
@@ -56,7 +61,9 @@ def write_workflow(planned: Sequence[Job], output: Path) -> None:
         job.record: {**asdict(job), "line": job.line, "last": job.record not in needed}
         for job in planned
     }
-    write_json(output / WORKFLOW, {"jobs": content})
+    # Not every cluster's jobs have the environment of who submits them.
+    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    write_json(output / WORKFLOW, {"jobs": content, "environment": environment})
 
 
 def run_workflow(output: Path, jobs: int, profile: Path | None, more: Sequence[str]) -> bool:
@@ -88,7 +95,7 @@ def run_workflow(output: Path, jobs: int, profile: Path | None, more: Sequence[s
         os.environ.pop("SNAKEMAKE_PROFILE", None)
     before = Path.cwd()
     try:
-        main([*arguments, "--rerun-triggers", "mtime", *more])
+        main([*arguments, "--rerun-triggers=mtime", *more])
     except SystemExit as end:
         return end.code in (0, None)
     finally:

@@ -164,8 +164,9 @@ def make_data(folder: Path) -> Data:
 
 
 @pytest.fixture
-def miniature(tmp_path: Path) -> Callable[..., Miniature]:
+def miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Miniature]:
     """A study of `SPECIFICATION` with some parts replaced, and none of its runs done."""
+    monkeypatch.setenv(TRAINERS_VARIABLE, str(trainers_folder()))
 
     def make(**parts: Any) -> Miniature:
         # As read from a file, where nothing is shared.

@@ -100,6 +100,10 @@ def test_from_nothing_to_the_page(tmp_path):
     assert hole.returncode == 1
     assert "1 of 3 runs are missing: MIM, few, seed 0" in hole.stdout
 
+    # The file that the study keeps goes on in its folder.
+    kept = study(tmp_path / "elsewhere", "study_small/study.yaml", "--results")
+    assert "1 of 3 runs are missing: MIM, few, seed 0" in kept.stdout
+
     # Longer fine-tunings are other runs, of the same pretraining.
     file.write_text(SMALL.replace("num_epochs: 2", "num_epochs: 3"))
     longer = study(tmp_path / "elsewhere", str(file), "--dry-run")
@@ -146,7 +150,7 @@ def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):
     table1 = 5 * sum(steps[n] for n in (6738, 1151, 582, 349, 231))
     others = 2 * (2 * steps[3369] + steps[4640] + steps[2090]) + 2 * steps[6738]
     finetuning = 3 * (table1 + others) * 32 / 500 / 3600
-    assert f"{pretraining:.2g} of pretraining, {finetuning:.2g} of training" in said
+    assert f"{pretraining:.0f} of pretraining, {finetuning:,.0f} of training" in said
     assert "hours of one a card, 2026-01-01, with the sizes that the file gives" in said
 
 

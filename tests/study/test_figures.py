@@ -189,6 +189,20 @@ def test_learning_curves_go_as_far_as_all_seeds(miniature):
     assert [cell.text for cell in result.rows[1][1:]] == ["0.400 ± 0.100", "0.300 ± 0.100"]
 
 
+def test_learning_curves_of_seeds_with_epochs_of_different_length(miniature):
+    """As with match=epochs, where the seeds' subsets have other numbers of slices."""
+    mini = miniature(seeds=[0, 1]).finish()
+    for seed, steps in enumerate(([30, 60, 90], [20, 40, 60, 80])):
+        run = mini.run("MIM", "10", seed)
+        file = mini.output / run.fold_folder(mini.data) / "learning_curve.csv"
+        rows = (f"{step},{step / 100},0.5\n" for step in steps)
+        file.write_text("step,pseudo_dice,pseudo_dice_area\n" + "".join(rows))
+    result = drawn(figure(kind="learning"), mini.results)
+    mim = axes_of(result.plots[1])[1].lines[1]
+    assert mim.get_xdata().tolist() == [30, 40, 60, 80]
+    assert mim.get_ydata() == pytest.approx([0.3, 0.4, 0.6, 0.8])  # both are the same line
+
+
 @pytest.mark.parametrize("kind", ["labels", "unlabelled", "boxes", "learning"])
 def test_nothing_is_drawn_where_nothing_is_done(miniature, kind):
     result = drawn(figure(kind=kind), miniature().results)

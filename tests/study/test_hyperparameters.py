@@ -53,11 +53,26 @@ def test_settings_of_the_runs(tmp_path, data):
     table = hyperparameters(study, (runs[0], runs[1]), data)
     assert table[0] == ["", "MIM, pretraining", "baseline", "MIM"]
     assert [row[0] for row in table[1]] == list(SHOWN.values())
+    assert "brackets" not in table[2]
     own = column(table, "MIM, pretraining")
     assert (own["epochs"], own["optimiser"], own["steps per epoch"]) == ("3", "adamw", "one pass")
     own = column(table, "MIM")
     assert (own["epochs"], own["optimiser"], own["slices per step"]) == ("2", "sgd", "4")
-    assert "brackets" not in table[2]
+
+
+def test_settings_without_effect_are_not_shown_and_those_that_are_given_are(tmp_path, data):
+    pretraining = {"MIM": {"trainer": "MIM", "fold": "all"}}
+    pretraining["MIM"]["settings"] = {"optimizer": "adamw", "mask_ratio": 0.6}
+    models = {"baseline": {"trainer": "Scratch"}, "MIM": {"trainer": "FinetuneFrozen"}}
+    models["MIM"] |= {"pretraining": "MIM", "settings": {"frozen_lr": 0.003}}
+    study, *runs = planned(tmp_path, data, pretraining=pretraining, models=models)
+    table = hyperparameters(study, (runs[0], runs[1]), data)
+    own = column(table, "MIM, pretraining")
+    assert (own["optimiser"], own["momentum"], own["Nesterov"]) == ("adamw", "–", "–")
+    assert (own["mask_ratio"], own["frozen_lr"]) == ("0.6", "–")
+    own = column(table, "MIM")
+    assert (own["mask_ratio"], own["frozen_lr"], own["momentum"]) == ("–", "0.003", "0.99")
+    assert not {"seed", "final_validation"} & set(own)
 
 
 def test_published_settings_that_there_are_not():

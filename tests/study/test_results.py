@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from nnunet_ssp.evaluation.statistics import summarise
-from nnunet_ssp.study.results import Place, Value
+from nnunet_ssp.study.results import Place, Results, Value
 
 # With `dice` of conftest: the mean over eight subjects, two phases and three classes.
 SEED_0 = {"all": 0.694, "10": 0.494}
@@ -62,7 +62,6 @@ def test_codes_are_compared_as_text(miniature):
     results = mini.results
     assert results.value(Place("MIM", "all", "one")).mean == pytest.approx(0.804)
     assert results.value(Place("MIM", "all", "other")).seeds == {}
-    assert results.tests_without_subjects() == ["other"]
 
 
 def test_structures_stand_for_the_datasets_classes(miniature):
@@ -169,6 +168,28 @@ def test_nothing_is_compared_with_a_baseline_that_is_missing(miniature):
     assert mini.results.comparisons("10").empty
 
 
+def test_models_are_compared_with_their_own_baseline(miniature):
+    """And p values corrected for those that have the same one."""
+    models = {
+        "baseline": {"trainer": "Scratch"},
+        "plain": {"trainer": "Scratch", "baseline": "plain"},
+    }
+    own = {"MIM": "baseline", "PCL": "baseline", "plain MIM": "plain"}
+    models |= {
+        name: {"trainer": "Finetune", "pretraining": "MIM", "baseline": baseline}
+        for name, baseline in own.items()
+    }
+
+    def dice(run, subject, phase, class_name):
+        return 0.5 - 0.2 * run.name.startswith("plain") + 0.001 * subject * (run.name in own)
+
+    table = miniature(models=models).finish(dice=dice).results.comparisons("10")
+    assert dict(zip(table["model"], table["baseline"], strict=True)) == own
+    assert table["difference"].tolist() == pytest.approx([0.0035] * 3)
+    p = table["p"].iloc[0]
+    assert table["p_holm"].tolist() == pytest.approx([2 * p, 2 * p, p])
+
+
 def test_names_that_do_not_exist_are_refused(miniature):
     with pytest.raises(
         ValueError, match=r"classes \(=atrium\) must be mean, LV, MYO, RV or of LVBP"
@@ -186,6 +207,65 @@ def test_names_that_do_not_exist_are_refused(miniature):
     miniature(tables=[table | {"classes": "MYO", "published": "demooij/table1"}]).results.check()
 
 
+def test_scores_that_the_data_do_not_allow_are_refused(miniature):
+    table = {
+        "title": "T",
+        "rows": "models",
+        "columns": "scores",
+        "folds": "all",
+        "scores": ["LV mass"],
+    }
+    mini = miniature(tables=[table])
+    mini.results.check()
+    for evaluation, message in (
+        ("--spacing-unknown", r"T: scores \(=LV mass\) must not be in mm or ml without a spacing"),
+        ("--myo LVBP", "LVBP, which is taken for LV, and LVBP, for MYO, share the label value 1"),
+        ("--myo atrium", r"`--myo` \(=atrium\) must be a class of"),
+        (
+            "--mio LVM",
+            "evaluation must be arguments of nnunet-ssp evaluate: unrecognized arguments: --mio",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            miniature(tables=[table], evaluation=evaluation).results.check()
+    file = mini.data.dataset.home / "dataset.json"
+    text = file.read_text()
+    file.write_text(text.replace("LVM", "muscle"))
+    with pytest.raises(
+        ValueError, match=r"must have a class MYO in .*dataset\.json; name it .* --myo NAME"
+    ):
+        mini.results.check()
+    mini = miniature(tables=[table], evaluation="--myo muscle")
+    file.write_text(text.replace("LVM", "muscle"))
+    mini.results.check()
+    assert mini.results.structure_of("muscle") == "MYO"
+    file.write_text(text.replace("LVM", "left ventricle"))
+    with pytest.raises(ValueError, match="could both be the LV; say which with --lv NAME"):
+        mini.results.check()
+
+
+def test_a_test_that_no_case_belongs_to_is_noted_before_anything_runs(miniature):
+    tests = {"all": {}, "ED": {"phase": "ED"}, "es": {"phase": "es"}}
+    (note,) = miniature(tests=tests).results.notes()
+    assert note.startswith(
+        "no tested case belongs to the test es: what is tested on it stays empty"
+    )
+    (note,) = miniature(
+        tests={"all": {}, "of": {"centre": "4"}}, evaluate="validation"
+    ).results.notes()
+    assert "the test of" in note
+
+
+def test_what_is_to_run_again_does_not_count(miniature):
+    mini = miniature().finish()
+    run = mini.run("MIM", "10", 0)
+    results = Results(
+        mini.study, *mini.runs, mini.data, mini.output, {f"{run.folder}/evaluate.json"}
+    )
+    assert set(results.value(Place("MIM", "10")).seeds) == {1, 2}
+    assert results.state(run)[0] == "evaluation did not end"
+
+
 def test_seed_values_name_their_runs(miniature):
     mini = miniature().finish()
     table = mini.results.seed_values(Place("MIM", "10"))
@@ -195,8 +275,8 @@ def test_seed_values_name_their_runs(miniature):
 
 
 def test_a_value_of_one_seed_has_no_spread():
-    assert Value({3: 0.5}, 0.1, 1).mean == 0.5
-    assert math.isnan(Value({3: 0.5}, 0.1, 1).sd_seeds)
+    assert Value({3: 0.5}, 0.1, 1, 1).mean == 0.5
+    assert math.isnan(Value({3: 0.5}, 0.1, 1, 1).sd_seeds)
 
 
 def test_a_frame_without_a_distance_is_left_out(miniature):
@@ -213,3 +293,16 @@ def test_a_frame_without_a_distance_is_left_out(miniature):
     values = mini.results.seed_values(Place("MIM", "all", class_name="RV", score="hd95_mm"))
     assert values["value"].tolist() == pytest.approx([(14 + 6 * 7) / 7])
     assert values["n_subjects"].tolist() == [7]
+
+
+def test_a_seed_that_misses_a_class_everywhere_is_done_and_has_no_distance(miniature):
+    mini = miniature(seeds=[0, 1]).finish()
+    file = Path(mini.output, mini.run("MIM", "all", 0).folder, "evaluation", "metrics.csv")
+    table = pd.read_csv(file)
+    table.loc[table["class"] == "RV", ["hd95_mm", "missed"]] = np.nan, 1
+    table.to_csv(file, index=False)
+    value = mini.results.value(Place("MIM", "all", class_name="RV", score="hd95_mm"))
+    assert (list(value.seeds), value.done, value.wanted, value.missed) == ([1], 2, 2, 16)
+    mean = mini.results.value(Place("MIM", "all", score="hd95_mm"))
+    assert (list(mean.seeds), mean.missed) == ([0, 1], 16)
+    assert mini.results.value(Place("MIM", "all", class_name="RV")).missed == 0

@@ -144,6 +144,12 @@ def test_a_key_is_not_where_and_how_fast_a_command_runs(tmp_path, data):
     fewer = replace(data, dataset=replace(data.dataset, cases=cases))
     other = keys(tmp_path, fewer)
     assert sum(a != b for a, b in zip(before, other, strict=True)) == 8
+    # What cases.csv says of them is in the evaluation alone.
+    cases = dict(data.dataset.cases)
+    cases[data.test_cases[0]] = replace(cases[data.test_cases[0]], vendor="GE")
+    corrected = replace(data, dataset=replace(data.dataset, cases=cases))
+    other = keys(tmp_path, corrected)
+    assert sum(a != b for a, b in zip(before, other, strict=True)) == 4
     other = keys(tmp_path, data, evaluation="--spacing-unknown")
     assert sum(a != b for a, b in zip(before, other, strict=True)) == 4
     other = keys(tmp_path, data, predict="--disable_tta")
@@ -188,6 +194,13 @@ def test_epochs_are_passes_over_the_labelled_slices(tmp_path, data, monkeypatch)
     folds = {"all": "5-fold-0", "few": "few"}
     found = planned(tmp_path, data, match="epochs", settings=settings, folds=folds)
     assert {(run.label, steps(run)) for run in found[2]} == {("all", 40), ("few", 10)}
+    # Filled in for a name it is text.
+    text = {"finetuning": {"iterations_per_epoch": "40"}}
+    found = planned(tmp_path, data, match="epochs", settings=text, folds=folds)
+    assert {(run.label, steps(run)) for run in found[2]} == {("all", 40), ("few", 10)}
+    with pytest.raises(ValueError, match=r"iterations_per_epoch"):
+        wrong = {"finetuning": {"iterations_per_epoch": "many"}}
+        planned(tmp_path, data, match="epochs", settings=wrong, folds=folds)
     found = planned(tmp_path, data, match="steps", settings=settings, folds=folds)
     assert {steps(run) for run in found[2]} == {40}
 

@@ -120,6 +120,23 @@ def test_parts_for_every_combination(tmp_path):
             r"tables\.0\.seeds: must have at least 1 item",
         ),
         ({"seeds": ["one"]}, r"seeds\.0: must be a valid integer, .*\(=one\)"),
+        (
+            {"figures": [{"kind": "learning", "title": "L", "scores": "area"}]},
+            r"figures\.0: kind \(=learning\) must not have scores",
+        ),
+        ({"models": {"m": "Scratch"}}, r"models\.m: must hold names and values \(=Scratch\)"),
+        (
+            {"settings": {"finetune": {}}},
+            r"settings\.finetune: must be 'pretraining' or 'finetuning'",
+        ),
+        (
+            {"pretraining": {}, "models": {"MIM": {"trainer": "Finetune", "pretraining": "none"}}},
+            r"models\.MIM\.pretraining \(=none\) must be one of pretraining: there are none",
+        ),
+        (
+            {"models": {"m": {"trainer": "Scratch", "baseline": "b"}}},
+            r"models\.m\.baseline \(=b\) must be one of models: m",
+        ),
         ({"match": "time"}, r"match: must be 'epochs' or 'steps' \(=time\)"),
         (
             {"models": {"MIM": {"trainer": "Finetune", "pretraining": "MAE"}}},
@@ -198,6 +215,18 @@ def test_a_name_stands_for_itself_before_it_is_a_pattern(tmp_path):
     table = {"title": "T", "rows": "models", "columns": "folds", "models": ["a[b]"]}
     study = read_study(write(tmp_path, models=models, tables=[table]))
     assert study.entries(study.tables[0])["models"] == ["a[b]"]
+
+
+def test_a_model_is_tested_against_its_own_baseline_or_the_studys(tmp_path):
+    models = {name: {"trainer": "Scratch"} for name in ("baseline", "other", "third", "alone")}
+    models["third"] |= {"baseline": "other"}
+    models["alone"] |= {"baseline": "alone"}
+    study = read_study(write(tmp_path, models=models, baseline="baseline"))
+    found = {name: study.baseline_of(name) for name in models}
+    assert found == {"baseline": None, "other": "baseline", "third": "other", "alone": None}
+    study = read_study(write(tmp_path, models=models, baseline=None))
+    found = {name: study.baseline_of(name) for name in models}
+    assert found == {"baseline": None, "other": None, "third": "other", "alone": None}
 
 
 def test_merged_names_of_yaml(tmp_path):

@@ -3,7 +3,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from nnunet_ssp.study.results import Place
@@ -65,6 +68,28 @@ def test_holes_stay_and_missing_seeds_are_counted(miniature):
     assert numbers.loc[("baseline", "10"), "runs"] == ""
 
 
+def test_frames_without_a_distance_are_counted(miniature):
+    mini = miniature(seeds=[0, 1]).finish()
+    for seed in (0, 1):
+        file = Path(mini.output, mini.run("MIM", "10", seed).folder, "evaluation", "metrics.csv")
+        metrics = pd.read_csv(file)
+        lost = (metrics["class"] == "RV") & (metrics["subject"].isin(["T0", "T1"]) | (seed == 1))
+        metrics.loc[lost, ["hd95_mm", "missed"]] = np.nan, 1
+        metrics.to_csv(file, index=False)
+    table = filled(mini, scores="hd95_mm", classes="RV", folds="10", rows="scores", digits=1)
+    assert table.texts(0) == ["9.5 ± 0.0", "9.4 (20 missed)"]
+    assert (
+        "have no distance: they are left out, and counted as missed, over all seeds"
+        in table.caption
+    )
+    (mini.output / mini.run("MIM", "10", 0).folder / "evaluate.json").unlink()
+    table = filled(mini, scores="hd95_mm", classes="RV", folds="10", rows="scores", digits=1)
+    assert table.texts(0) == ["9.5 ± 0.0", "– (1 of 2 seeds, 16 missed)"]
+    numbers = tidy(table).set_index("model")
+    assert numbers["missed"].to_dict() == {"baseline": 0, "MIM": 16}
+    assert numbers.loc["MIM", "runs"] == "runs/MIM/10/seed1-bb"
+
+
 def test_one_seed_has_no_spread(miniature):
     table = filled(miniature(seeds=[5]).finish())
     assert table.texts(0) == ["0.744", "0.844"]
@@ -119,7 +144,9 @@ def test_published_numbers_are_of_dice_alone(miniature):
     table = filled(mini, scores="hd95_mm", published="demooij/table1")
     assert all(entry.published is None for line in table.entries for entry in line)
     assert table.sources == ""
-    assert "frames that miss a class have no distance" in table.caption
+    assert (
+        "frames that miss a class, or find one that is not there, have no distance" in table.caption
+    )
 
 
 def test_captions_state_the_matching_with_the_steps_as_they_ran(miniature):

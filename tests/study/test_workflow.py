@@ -43,7 +43,7 @@ def job(kind: Kind, name: str, needs: Sequence[Job] = (), code: str = "", resume
         command=command(code),
         makes=makes,
         log=f"{folder}/{kind}.log",
-        results=f"{folder}/results",
+        results=f"{folder}/{'results' if kind in ('pretrain', 'finetune') else kind}",
         key=f"{kind} {name} {code}",
         resumed=command(resumed) if resumed else None,
         latest=f"{folder}/latest.txt" if resumed else None,
@@ -196,6 +196,59 @@ def test_old_weights_are_never_taken_for_new(tmp_path):
     assert (tmp_path / jobs[1].record).is_file()
 
 
+def test_an_interrupted_training_does_not_go_on_from_old_weights(tmp_path):
+    """It has no record, but its pretraining is done again."""
+    jobs = small()
+    run(tmp_path, jobs[:4])
+    weights = tmp_path / jobs[4].results / "checkpoint_latest.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    unfinished(jobs, tmp_path, forget=True)
+    assert weights.is_file()
+    (tmp_path / jobs[0].record).unlink()
+    unfinished(jobs, tmp_path, forget=True)
+    assert not weights.is_file()
+
+
+def test_what_cannot_be_put_away_keeps_its_record(tmp_path, monkeypatch):
+    """Else the next call would take the old results for an interrupted command's."""
+    (made,) = jobs = [job("finetune", "MIM/all/seed0")]
+    run(tmp_path, jobs)
+    (tmp_path / made.results).mkdir()
+    changed = [job("finetune", "MIM/all/seed0", code="time.sleep(0); ")]
+
+    def rename(self, target):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(Path, "rename", rename)
+        unfinished(changed, tmp_path, forget=True)
+    assert (tmp_path / made.record).is_file()
+    assert unfinished(changed, tmp_path, forget=True) == changed
+    assert not (tmp_path / made.record).is_file()
+    assert not (tmp_path / made.results).is_dir()
+
+
+def test_jobs_have_the_folders_of_who_submits_them(tmp_path, monkeypatch):
+    """Not every cluster hands the environment on."""
+    monkeypatch.setenv("nnUNet_raw", "/data/raw")
+    (made,) = jobs = [
+        job("pretrain", "MIM/seed0", code="import os; print(os.environ['nnUNet_raw']); ")
+    ]
+    write_workflow(jobs, tmp_path)
+    monkeypatch.delenv("nnUNet_raw")
+    process = start(tmp_path)
+    assert process.communicate(timeout=300) and process.returncode == 0
+    assert "\n/data/raw\n" in (tmp_path / made.log).read_text()
+
+
+def test_one_record_may_be_asked_for(tmp_path):
+    jobs = small()
+    status, said = run(tmp_path, jobs, jobs[2].record)
+    assert status == 0, said
+    assert records(tmp_path) == {jobs[1].record, jobs[2].record}
+
+
 def test_a_training_that_only_lacks_its_record_is_not_done_again(tmp_path):
     made = job("finetune", "MIM/all/seed0", resumed="open('resumed', 'w').close(); ")
     (tmp_path / made.makes).parent.mkdir(parents=True)
@@ -282,6 +335,30 @@ def test_a_command_that_outlives_its_study_is_waited_for(tmp_path):
     rest, _ = second.communicate(timeout=120)
     assert second.returncode == 0, said + rest
     assert counted(tmp_path) == ["pretrain:MIM/seed0"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a command with its parent")
+def test_a_command_whose_job_is_killed_ends_with_it(tmp_path):
+    """Else two would work in one folder."""
+    import psutil
+
+    (made,) = jobs = [
+        job("pretrain", "MIM/seed0", code="open('begun', 'w').close(); time.sleep(600); ")
+    ]
+    write_workflow(jobs, tmp_path)
+    study = start(tmp_path)
+    wait_for(tmp_path / "begun")
+    everyone = psutil.Process(study.pid).children(recursive=True)
+    command = next(one for one in everyone if "import time; open" in " ".join(one.cmdline()[:3]))
+    runner = command.parent()
+    assert runner is not None
+    assert "nnunet_ssp.study.job" in " ".join(runner.cmdline())
+    runner.kill()
+    psutil.wait_procs([command], 20)
+    assert not command.is_running()
+    said, _ = study.communicate(timeout=120)
+    assert study.returncode == 1, said
+    assert not (tmp_path / made.record).is_file()
 
 
 def test_the_cluster_profile_plans_the_same_jobs(tmp_path):
