@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import shutil
-import signal
+import site
 import subprocess
 import sys
 import sysconfig
@@ -19,8 +18,21 @@ from typing import IO
 from nnunet_ssp.cases import NNUNET_FOLDERS
 from nnunet_ssp.parallel import small_machine_environment
 
-PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
+
+# Runs the command that its arguments name, and ends it with all that it started when its standard input closes, as it
+# does when the process at the other end has gone. nnU-Net's workers would go on alone.
+GUARD = """
+import os, signal, subprocess, sys, threading
+
+def watch():
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+
+threading.Thread(target=watch, daemon=True).start()
+status = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL).returncode
+os._exit(status if status >= 0 else 128 - status)
+"""
 
 
 def trainers_folder() -> Path:
@@ -101,8 +113,9 @@ def find_command(name: str) -> str:
     if name == "python":
         return sys.executable
     # Beside the interpreter as it was called: its link's target is outside a virtual environment.
-    user = sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user"))
-    folders = (str(Path(sys.executable).parent), sysconfig.get_path("scripts"), user)
+    folders = [str(Path(sys.executable).parent), sysconfig.get_path("scripts")]
+    if site.ENABLE_USER_SITE:
+        folders.append(sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user")))
     found = shutil.which(name, path=os.pathsep.join(folders))
     if found is None:
         raise FileNotFoundError(f"The command {name} is not in {' or '.join(folders)}.")
@@ -115,7 +128,7 @@ def run_logged(
     environment: Mapping[str, str],
     watch: Callable[[], object] = lambda: None,
 ) -> int:
-    """Run a command to its end; whatever ends this process before ends the command and its workers, too.
+    """Run a command to its end; when this process ends before, however it does, so do the command and its workers.
 
     Args:
         command: Its words; the first is a command of this Python environment.
@@ -129,21 +142,25 @@ def run_logged(
     Raises:
         FileNotFoundError: The environment has no such command.
     """
+    words = [find_command(command[0]), *command[1:]]
+    guard = [sys.executable, "-I", "-c", GUARD] if hasattr(os, "killpg") else []  # not on Windows
     process = subprocess.Popen(
-        [find_command(command[0]), *command[1:]],
-        stdin=subprocess.DEVNULL,
+        [*guard, *words],
+        stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
         env=dict(environment),
-        start_new_session=True,  # so that its workers can be ended with it
-        preexec_fn=_end_with_parent(),
+        start_new_session=True,
     )
+    assert process.stdin is not None
     try:
         while not _ended(process, seconds=0.5):
             watch()
-    except BaseException:
-        _end(process)
-        raise
+    finally:
+        process.stdin.close()
+        if not guard:
+            process.kill()
+        process.wait()
     return process.returncode
 
 
@@ -153,30 +170,9 @@ def last_lines(log: Path, number: int) -> str:
         return "".join(deque(lines, maxlen=number)).rstrip()
 
 
-def _end_with_parent() -> Callable[[], object] | None:
-    """What a command calls before it begins, so that Linux ends it when this process is killed."""
-    if sys.platform != "linux":
-        return None
-    system = ctypes.CDLL(None)
-    return lambda: system.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         return False
     return True
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and the workers that it started; nnU-Net's would go on alone."""
-    if not hasattr(os, "killpg"):  # Windows
-        process.kill()
-    else:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import site
 import subprocess
 import sys
 import sysconfig
@@ -40,7 +42,9 @@ def test_commands_are_those_of_this_environment(monkeypatch, tmp_path):
 def test_commands_of_an_installation_for_one_user_are_found(monkeypatch):
     folder = sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user"))
     monkeypatch.setattr(shutil, "which", lambda name, path: path)
-    assert find_command("nnUNetv2_train").split(os.pathsep)[-1] == folder
+    for enabled in (True, False):
+        monkeypatch.setattr(site, "ENABLE_USER_SITE", enabled)
+        assert (folder in find_command("nnUNetv2_train").split(os.pathsep)) == enabled
 
 
 def test_what_a_command_says_goes_to_its_log(tmp_path):
@@ -91,7 +95,7 @@ def test_an_interruption_ends_the_command_and_its_workers(tmp_path):
     def interrupt() -> None:
         with open(pipe) as end:
             assert end.readline() == "started\n"
-        assert len(_processes_with(str(pipe))) == 2
+        assert len(_processes_with(str(pipe))) == 3  # with the guard
         raise KeyboardInterrupt
 
     with open(tmp_path / "log", "wb") as log, pytest.raises(KeyboardInterrupt):
@@ -100,14 +104,21 @@ def test_an_interruption_ends_the_command_and_its_workers(tmp_path):
 
 
 @needs_proc
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a command with its parent")
-def test_a_command_ends_when_its_parent_is_killed(tmp_path):
-    """Its own workers see that by themselves."""
-    word = str(tmp_path / "begun")
-    command = ("python", "-c", f"import time; open({word!r}, 'w').close(); time.sleep(600)")
-    code = f"import os; from nnunet_ssp.commands import run_logged; run_logged({command!r}, 1, os.environ)"
-    with subprocess.Popen([sys.executable, "-c", code]) as parent:
-        while not Path(word).is_file():
-            time.sleep(0.05)
-        parent.kill()
-    wait_until_gone(word)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_the_command_and_its_workers_end_when_their_parent_is_killed(tmp_path, number):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    code = "import os, sys; from nnunet_ssp.commands import run_logged; "
+    code += "run_logged(sys.argv[1:], open(os.devnull, 'wb'), os.environ)"
+    command = [sys.executable, "-c", code, "python", "-c", PROGRAM, str(pipe)]
+    with subprocess.Popen(command) as parent:
+        with open(pipe) as end:
+            assert end.readline() == "started\n"
+        parent.send_signal(number)
+    wait_until_gone(str(pipe))
+
+
+def test_a_command_that_a_signal_ends_has_failed():
+    code = "import os; os.kill(os.getpid(), 9)"
+    with open(os.devnull, "wb") as log:
+        assert run_logged(("python", "-c", code), log, os.environ) == 128 + 9

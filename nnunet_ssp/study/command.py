@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 STUDIES, PROFILES = HERE / "studies", HERE / "profiles"
 KEPT = "study.yaml"  # the study's file as it ran
+TO_GO_ON = ", to go on: "  # in its first line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +147,9 @@ def run(
     if results:  # also beside a study that runs
         return _run(study, source, output, device, jobs, profile_folder, results, snakemake)
     output.mkdir(parents=True, exist_ok=True)
-    with locked(output):
+    with locked(output) as held:
+        if not held:
+            print(f"{output} has no locks: nothing keeps two studies from working in it.")
         return _run(study, source, output, device, jobs, profile_folder, results, snakemake)
 
 
@@ -235,7 +239,8 @@ def _run(
         print(f"{len(todo)} of {len(planned)} commands would run in {output}", flush=True)
         write_workflow(planned, output)
         return int(not run_workflow(output, jobs, profile, arguments))
-    _keep(study, source, output)
+    if not only_results:
+        _keep(study, source, output)
     if todo and not only_results:
         print(f"{len(todo)} of {len(planned)} commands to run in {output}", flush=True)
         write_workflow(planned, output)
@@ -260,13 +265,11 @@ def _run(
 def _keep(study: Study, source: Path, output: Path) -> None:
     """Keep the study's file as it ran."""
     file = output / KEPT
-    if source.resolve() == file:
-        return
-    text = source.read_text(encoding="utf-8")
+    text = re.sub(rf"\A# .*{TO_GO_ON}.*\n", "", source.read_text(encoding="utf-8"))
     where = "" if study.phantom else f" -d {study.dataset} -p {study.plans}"
     with atomic_write(file) as temporary:
         temporary.write_text(
-            f"# {source.name}, to go on: nnunet-ssp study {shlex.quote(str(file))}{where}\n{text}",
+            f"# {source.name}{TO_GO_ON}nnunet-ssp study {shlex.quote(str(file))}{where}\n{text}",
             "utf-8",
         )
 

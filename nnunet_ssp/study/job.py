@@ -91,5 +91,5 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so end the command, too
     try:
         sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:  # the command had it, too
+    except KeyboardInterrupt:
         sys.exit(130)

@@ -8,14 +8,15 @@ from pathlib import Path
 
 
 @contextmanager
-def locked(folder: Path, waiting: str | None = None) -> Iterator[None]:
+def locked(folder: Path, waiting: str | None = None) -> Iterator[bool]:
     """Hold a folder's lock, which the system takes back however the process ends.
-
-    Without effect on Windows, and on file systems that have no locks.
 
     Args:
         folder: Gets a file `.lock`.
         waiting: Printed when another process holds the lock, before waiting for it; None does not wait.
+
+    Yields:
+        Whether it is held: Windows and some file systems have no such locks.
 
     Raises:
         RuntimeError: Another process holds the lock, and `waiting` is None.
@@ -24,7 +25,7 @@ def locked(folder: Path, waiting: str | None = None) -> Iterator[None]:
         try:
             import fcntl
         except ImportError:
-            yield
+            yield False
             return
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,6 +35,6 @@ def locked(folder: Path, waiting: str | None = None) -> Iterator[None]:
             print(waiting, flush=True)
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError:
-            if waiting is None:
-                print(f"{folder} is on a file system without locks: run one study in it at a time.")
-        yield
+            yield False
+            return
+        yield True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from nnunet_ssp.cases import TEMPORARY, atomic_write
+from nnunet_ssp.cases import atomic_write, write_json
 from nnunet_ssp.evaluation.figures import render
 from nnunet_ssp.evaluation.page import GAP, Cell, Link, Noted, Page
 from nnunet_ssp.evaluation.statistics import SUBJECTS_FOR_A_TEST
@@ -22,6 +23,7 @@ from nnunet_ssp.study.tables import Filled, capitalised, fill, latex, markdown, 
 
 PAGE = "report.html"
 FORMATS: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
+WRITTEN = ".written.json"  # the tables and figures that are ours
 TABLE_FORMATS = ("md", "tex", "csv")
 LONGEST_NAME = 100  # of a file, before its ending
 GALLERY = (3.6, 2.8)  # inches, of one of several pictures
@@ -51,9 +53,9 @@ def write_results(results: Results, setup: Sequence[str]) -> Path:
         _write_table(filled, name, output / "tables", results.anchors)
     for plot, name in files.items():
         _write_plot(plot, name, output / "figures")
-    # Those of an earlier file of the study would be taken for these.
-    _remove_others(output / "tables", TABLE_FORMATS, tables)
-    _remove_others(output / "figures", FORMATS, names)
+    written = [f"tables/{name}.{ending}" for name in tables for ending in TABLE_FORMATS]
+    written += [f"figures/{name}.{ending}" for name in names for ending in FORMATS]
+    _remove_earlier(output, written)
     _write_csv(_cells(results, list(tables.values())), output / "cells.csv")
     page = _page(results, tables, figures, files, setup)
     page.write(output / PAGE)
@@ -78,12 +80,13 @@ Links = dict[tuple[str, str], str]  # name of a row of runs on the page, by mode
 # -- files ---------------------------------------------------------------------------------------
 
 
-def _remove_others(folder: Path, formats: Sequence[str], names: Collection[str]) -> None:
-    """Remove the tables or figures of a folder that have another name."""
-    for ending in formats:
-        for file in folder.glob(f"*.{ending}"):
-            if file.stem not in names and not file.name.startswith(TEMPORARY):
-                file.unlink()
+def _remove_earlier(output: Path, written: list[str]) -> None:
+    """Remove the tables and figures of an earlier file of the study, which would be taken for those of this one."""
+    file = output / WRITTEN
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    for name in set(earlier) - set(written):
+        (output / name).unlink(missing_ok=True)
+    write_json(file, written)
 
 
 def _write_table(filled: Filled, name: str, folder: Path, links: Links) -> None:

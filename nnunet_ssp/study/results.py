@@ -72,7 +72,7 @@ class Value:
         sd_subjects: sample standard deviation over subjects, averaged over seeds (de Mooij et al., appendix B).
         wanted: number of seeds that there should be.
         done: number of seeds whose training is finished; one that misses a class everywhere has no distance.
-        missed: of a distance, the frames that miss the class, or one class each for the mean, over all seeds.
+        missed: of a distance, how often a frame misses a class or finds one that is not there, over all seeds.
     """
 
     seeds: dict[int, float]
@@ -163,7 +163,7 @@ class Results:
             for run in {run.fold: run for run in self.trainings}.values()
         ]
         names = sorted(set().union(*tested))
-        cases = pd.DataFrame(self.data.about(names), columns=["case", *TEST_COLUMNS])
+        cases = pd.DataFrame(self.data.about(names), columns=["case", *TEST_COLUMNS]).astype(str)
         return [
             f"no tested case belongs to the test {test}: what is tested on it stays empty. Look at its values in the "
             "study's file and in cases.csv."
@@ -216,6 +216,8 @@ class Results:
                 continue  # nnU-Net's training predicts the validation cases
             if self.record(run, stage):
                 continue
+            if self._file(run, f"{stage}.json").is_file():
+                return f"{STAGES[stage]} is outdated", None
             log = f"{stage}.log"
             if self._file(run, log).is_file():
                 return f"{STAGES[stage]} did not end", f"{run.folder}/{log}"

@@ -189,10 +189,9 @@ def _training(
         settings["final_validation"] = True
     settings.setdefault("final_validation", False)
     if study.match == "epochs":
-        _settings_text(settings, trainer, place)  # refuses what is no number of steps
-        largest = settings.get(ONE_PASS, "none")
-        steps = None if largest in (None, "none") else int(largest)
-        settings[ONE_PASS] = steps_per_epoch(study, label, steps, data, seed)
+        given = override(trainer.defaults, _settings_text(settings, trainer, place))[0]
+        largest = given.iterations_per_epoch if ONE_PASS in settings else None
+        settings[ONE_PASS] = steps_per_epoch(study, label, largest, data, seed)
     text = _settings_text(settings | {"seed": seed}, trainer, place)
     content = [trainer.__name__, fold, text, weights and weights.folder]
     key = _key([*content, data and data.fingerprint(fold)])

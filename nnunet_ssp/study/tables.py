@@ -56,10 +56,11 @@ class Entry:
 
     @property
     def note(self) -> str:
-        """How many of the seeds there are, where some but not all are, and how many frames miss the class."""
-        done, missed = self.value.done, self.value.missed
-        seeds = [f"{done} of {self.value.wanted} seeds"] * (0 < done < self.value.wanted)
-        return ", ".join([*seeds, *[f"{missed} missed"] * bool(missed)])
+        """How many of the seeds there are, and have a value, where not all; how often a class is missed."""
+        known, done, wanted = len(self.value.seeds), self.value.done, self.value.wanted
+        notes = [f"{done} of {wanted} seeds"] * (0 < done < wanted)
+        notes += [f"a value in {known} of {done}"] * (0 < known < done)
+        return ", ".join([*notes, *[f"{self.value.missed} missed"] * bool(self.value.missed)])
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,8 @@ def _what(table: Table, results: Results) -> str:
     named = ", ".join(map(str, seeds))
     if any(score in DISTANCES for score in shown["scores"]):
         means.append(
-            "frames that miss a class, or find one that is not there, have no distance: they are left out, and "
-            "counted as missed, over all seeds"
+            "a class that a frame misses, or finds where it is not, has no distance: it is left out, and counted as "
+            "missed, over all seeds"
         )
     means.append(f"mean over {len(seeds)} seeds ({named})" if several else f"seed {named} alone")
     if table.spread == "seeds" and several:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_ssp.cases import NNUNET_FOLDERS, write_json
 from nnunet_ssp.commands import TRAINERS_VARIABLE
+from nnunet_ssp.study.lock import locked
 from nnunet_ssp.study.record import read_record
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ def unfinished(planned: Sequence[Job], output: Path, forget: bool = False) -> li
         planned: all commands, each after those that it needs.
         output: the study's folder.
         forget: delete outdated records, and put away the results of outdated trainings, so that none is taken for new.
+
+    Raises:
+        RuntimeError: A command is still running whose results are outdated.
     """
     todo: dict[str, Job] = {}
     for job in planned:
@@ -40,10 +44,11 @@ def unfinished(planned: Sequence[Job], output: Path, forget: bool = False) -> li
             continue
         todo[job.record] = job
         # Also what an interrupted command left, where those before it are made anew.
-        if forget and (outdated or record.is_file()):
-            _put_away(output / job.results)
-            # Last: should this be interrupted, the next call does it.
-            record.unlink(missing_ok=True)
+        if forget and (record.is_file() or (outdated and record.parent.is_dir())):
+            with locked(record.parent):  # not below a command that outlived its study
+                _put_away(output / job.results)
+                # Last: should this be interrupted, the next call does it.
+                record.unlink(missing_ok=True)
     return list(todo.values())
 
 

@@ -26,8 +26,8 @@ def test_a_second_one_is_refused_until_the_first_has_ended(tmp_path):
         locked(tmp_path),
     ):
         raise AssertionError
-    with locked(tmp_path):
-        pass
+    with locked(tmp_path) as held:
+        assert held
 
 
 def test_a_killed_process_gives_its_lock_back(tmp_path, capsys):
@@ -66,5 +66,5 @@ def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(tmp_path):
-        pass
+    with locked(tmp_path) as held:
+        assert not held

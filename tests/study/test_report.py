@@ -52,11 +52,11 @@ def test_everything_is_written(miniature):
 def test_what_an_earlier_file_of_the_study_made_is_not_kept(miniature):
     mini = miniature(**PARTS).finish()
     write(mini)
-    (mini.output / "tables" / "notes.txt").touch()
+    (mini.output / "tables" / "own.csv").touch()
     renamed = miniature(tables=[PARTS["tables"][0] | {"title": "First"}])
     write(renamed)
     names = {file.name for file in (mini.output / "tables").iterdir()}
-    assert names == {"First.md", "First.csv", "First.tex", "notes.txt"}
+    assert names == {"First.md", "First.csv", "First.tex", "own.csv"}
     assert not list((mini.output / "figures").iterdir())
 
 

@@ -245,7 +245,7 @@ def test_scores_that_the_data_do_not_allow_are_refused(miniature):
 
 
 def test_a_test_that_no_case_belongs_to_is_noted_before_anything_runs(miniature):
-    tests = {"all": {}, "ED": {"phase": "ED"}, "es": {"phase": "es"}}
+    tests = {"all": {}, "ED": {"phase": "ED"}, "first": {"frame": 0}, "es": {"phase": "es"}}
     (note,) = miniature(tests=tests).results.notes()
     assert note.startswith(
         "no tested case belongs to the test es: what is tested on it stays empty"
@@ -263,7 +263,7 @@ def test_what_is_to_run_again_does_not_count(miniature):
         mini.study, *mini.runs, mini.data, mini.output, {f"{run.folder}/evaluate.json"}
     )
     assert set(results.value(Place("MIM", "10")).seeds) == {1, 2}
-    assert results.state(run)[0] == "evaluation did not end"
+    assert results.state(run) == ("evaluation is outdated", None)
 
 
 def test_seed_values_name_their_runs(miniature):

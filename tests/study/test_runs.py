@@ -195,9 +195,11 @@ def test_epochs_are_passes_over_the_labelled_slices(tmp_path, data, monkeypatch)
     found = planned(tmp_path, data, match="epochs", settings=settings, folds=folds)
     assert {(run.label, steps(run)) for run in found[2]} == {("all", 40), ("few", 10)}
     # Filled in for a name it is text.
-    text = {"finetuning": {"iterations_per_epoch": "40"}}
-    found = planned(tmp_path, data, match="epochs", settings=text, folds=folds)
-    assert {(run.label, steps(run)) for run in found[2]} == {("all", 40), ("few", 10)}
+    for text, (most, least) in {"40": (40, 10), "None": (n // BATCH, n // BATCH // 4)}.items():
+        settings = {"finetuning": {"iterations_per_epoch": text}}
+        found = planned(tmp_path, data, match="epochs", settings=settings, folds=folds)
+        assert {(run.label, steps(run)) for run in found[2]} == {("all", most), ("few", least)}
+    settings = {"finetuning": {"iterations_per_epoch": 40}}
     with pytest.raises(ValueError, match=r"iterations_per_epoch"):
         wrong = {"finetuning": {"iterations_per_epoch": "many"}}
         planned(tmp_path, data, match="epochs", settings=wrong, folds=folds)

@@ -77,11 +77,8 @@ def test_frames_without_a_distance_are_counted(miniature):
         metrics.loc[lost, ["hd95_mm", "missed"]] = np.nan, 1
         metrics.to_csv(file, index=False)
     table = filled(mini, scores="hd95_mm", classes="RV", folds="10", rows="scores", digits=1)
-    assert table.texts(0) == ["9.5 ± 0.0", "9.4 (20 missed)"]
-    assert (
-        "have no distance: they are left out, and counted as missed, over all seeds"
-        in table.caption
-    )
+    assert table.texts(0) == ["9.5 ± 0.0", "9.4 (a value in 1 of 2, 20 missed)"]
+    assert "has no distance: it is left out, and counted as missed, over all seeds" in table.caption
     (mini.output / mini.run("MIM", "10", 0).folder / "evaluate.json").unlink()
     table = filled(mini, scores="hd95_mm", classes="RV", folds="10", rows="scores", digits=1)
     assert table.texts(0) == ["9.5 ± 0.0", "– (1 of 2 seeds, 16 missed)"]
@@ -144,9 +141,7 @@ def test_published_numbers_are_of_dice_alone(miniature):
     table = filled(mini, scores="hd95_mm", published="demooij/table1")
     assert all(entry.published is None for line in table.entries for entry in line)
     assert table.sources == ""
-    assert (
-        "frames that miss a class, or find one that is not there, have no distance" in table.caption
-    )
+    assert "a class that a frame misses, or finds where it is not, has no distance" in table.caption
 
 
 def test_captions_state_the_matching_with_the_steps_as_they_ran(miniature):

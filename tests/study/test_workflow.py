@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.study.command import PROFILES
+from nnunet_ssp.study.lock import locked
 from nnunet_ssp.study.runs import Job, Kind
 from nnunet_ssp.study.workflow import WORKFLOW, unfinished, write_workflow
 
@@ -229,6 +230,18 @@ def test_what_cannot_be_put_away_keeps_its_record(tmp_path, monkeypatch):
     assert not (tmp_path / made.results).is_dir()
 
 
+def test_results_are_not_put_away_below_a_running_command(tmp_path):
+    jobs = small()
+    run(tmp_path, jobs)
+    (tmp_path / jobs[0].record).unlink()
+    with (
+        locked((tmp_path / jobs[4].record).parent),
+        pytest.raises(RuntimeError, match="MIM/all/seed0 is in use by another process"),
+    ):
+        unfinished(jobs, tmp_path, forget=True)
+    assert (tmp_path / jobs[4].record).is_file()
+
+
 def test_jobs_have_the_folders_of_who_submits_them(tmp_path, monkeypatch):
     """Not every cluster hands the environment on."""
     monkeypatch.setenv("nnUNet_raw", "/data/raw")
@@ -337,7 +350,7 @@ def test_a_command_that_outlives_its_study_is_waited_for(tmp_path):
     assert counted(tmp_path) == ["pretrain:MIM/seed0"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a command with its parent")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="groups of processes are those of POSIX")
 def test_a_command_whose_job_is_killed_ends_with_it(tmp_path):
     """Else two would work in one folder."""
     import psutil
@@ -349,10 +362,9 @@ def test_a_command_whose_job_is_killed_ends_with_it(tmp_path):
     study = start(tmp_path)
     wait_for(tmp_path / "begun")
     everyone = psutil.Process(study.pid).children(recursive=True)
-    command = next(one for one in everyone if "import time; open" in " ".join(one.cmdline()[:3]))
-    runner = command.parent()
-    assert runner is not None
-    assert "nnunet_ssp.study.job" in " ".join(runner.cmdline())
+    lines = [(one, one.cmdline()) for one in everyone]
+    (command,) = (one for one, line in lines if line[2:] and line[2].startswith("import time; "))
+    (runner,) = (one for one, line in lines if line[1:3] == ["-m", "nnunet_ssp.study.job"])
     runner.kill()
     psutil.wait_procs([command], 20)
     assert not command.is_running()
