@@ -108,7 +108,8 @@ def test_an_interruption_ends_the_command_and_its_workers(tmp_path):
 def test_the_command_and_its_workers_end_when_their_parent_is_killed(tmp_path, number):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    code = "import os, sys; from nnunet_ssp.commands import run_logged; "
+    code = "import os, signal, sys; from nnunet_ssp.commands import run_logged; "
+    code += "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # which nohup sets otherwise
     code += "run_logged(sys.argv[1:], open(os.devnull, 'wb'), os.environ)"
     command = [sys.executable, "-c", code, "python", "-c", PROGRAM, str(pipe)]
     with subprocess.Popen(command) as parent:
