@@ -241,17 +241,18 @@ def _run(
         return int(not run_workflow(output, jobs, profile, arguments))
     if not only_results:
         _keep(study, source, output)
-    if todo and not only_results:
-        print(f"{len(todo)} of {len(planned)} commands to run in {output}", flush=True)
-        write_workflow(planned, output)
-        if not run_workflow(output, jobs, profile, arguments):
-            print(f"Snakemake ended with errors; its own log is in {output / '.snakemake' / 'log'}")
+        if todo:
+            print(f"{len(todo)} of {len(planned)} commands to run in {output}", flush=True)
+            write_workflow(planned, output)
+            if not run_workflow(output, jobs, profile, arguments):
+                log = output / ".snakemake" / "log"
+                print(f"Snakemake ended with errors; its own log is in {log}")
     from nnunet_ssp.study.report import write_results
 
     setup = environment_lines(output) if study.phantom else ['eval "$(nnunet-ssp env)"']
     missing = unfinished(planned, output)
-    results = Results(study, *runs, data, output, frozenset(job.record for job in missing))
-    page = write_results(results, setup)
+    records = frozenset(job.record for job in missing)
+    page = write_results(replace(results, unfinished=records), setup)
     if missing:
         titles = list(dict.fromkeys(job.title for job in missing))
         listed = "; ".join(titles[:5] + ["..."] * (len(titles) > 5))
@@ -306,7 +307,8 @@ def _dry_run(study: Study, output: Path, bench: Path | None) -> int:
         notes += results.notes()
         todo = unfinished(study_jobs(study, runs, data, "cpu"), output)
         records = frozenset(job.record for job in todo)
-        left = [run for run in left if not replace(results, unfinished=records).is_done(run)]
+        results = replace(results, unfinished=records)
+        left = [run for run in left if not results.is_done(run)]
         first, second = (
             [run for run in part if f"{run.folder}/train.json" in records] for part in runs
         )

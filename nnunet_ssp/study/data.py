@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Data:
 
     def about(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """What `cases.csv` says of cases."""
-        return [asdict(self.dataset.cases[name]) for name in names]
+        return [vars(self.dataset.cases[name]) for name in names]
 
     @cached_property
     def description(self) -> dict[str, Any]:

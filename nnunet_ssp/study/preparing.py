@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import subprocess
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,5 +116,5 @@ def _command(command: Sequence[str], folder: Path) -> None:
         check=False,
     )
     if done.returncode != 0:
-        tail = "\n".join(deque(done.stdout.splitlines(), maxlen=15))
+        tail = "\n".join(done.stdout.splitlines()[-15:])
         raise RuntimeError(f"{shlex.join(command)} failed:\n{tail}")

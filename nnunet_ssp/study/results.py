@@ -111,8 +111,8 @@ class Results:
     data: Data
     output: Path
     unfinished: Collection[str] = frozenset()
-    _values: dict[Place, pd.DataFrame] = field(default_factory=dict, repr=False)
-    _curves: dict[str, pd.DataFrame | None] = field(default_factory=dict, repr=False)
+    _values: dict[Place, pd.DataFrame] = field(init=False, default_factory=dict, repr=False)
+    _curves: dict[str, pd.DataFrame | None] = field(init=False, default_factory=dict, repr=False)
 
     def check(self) -> None:
         """Refuse what would only be missed when everything has run.
