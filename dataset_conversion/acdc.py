@@ -29,21 +29,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ssp.conversion import (
-    Array,
-    Cine,
-    Common,
-    Task,
-    check_cine,
-    check_is_folder,
-    compare_affines,
-    integer_labels,
-    make_cases,
-    read_nifti,
-    straighten,
-)
+from nnunet_ssp.conversion import Cine, Common, Task, make_cases
 from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.geometry import compare_affines, straighten
+from nnunet_ssp.nifti import Array, check_cine, integer_labels, read_nifti
 from nnunet_ssp.phases import LABELS, frame_number, label_phases, nearest_frame
+from nnunet_ssp.tables import check_is_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -39,25 +39,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ssp.conversion import (
-    Array,
-    Cine,
-    Common,
-    Look,
-    Task,
-    base_of_stack,
-    check_cine,
-    check_is_folder,
-    clean_affine,
-    integer_labels,
-    look_at_headers,
-    make_cases,
-    read_nifti,
-    straighten,
-)
+from nnunet_ssp.conversion import Cine, Common, Look, Task, look_at_headers, make_cases
 from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.geometry import base_of_stack, clean_affine, straighten
+from nnunet_ssp.nifti import Array, check_cine, integer_labels, read_nifti
 from nnunet_ssp.parallel import number_of_workers, process
 from nnunet_ssp.phases import LABELS, label_phases
+from nnunet_ssp.tables import check_is_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

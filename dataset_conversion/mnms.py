@@ -24,25 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ssp.conversion import (
-    Array,
-    Cine,
-    Common,
-    Task,
-    base_of_stack,
-    check_cine,
-    check_is_folder,
-    compare_affines,
-    fault_in_listing,
-    find_table,
-    integer_labels,
-    make_cases,
-    read_nifti,
-    read_table,
-    straighten,
-)
+from nnunet_ssp.conversion import Cine, Common, Task, make_cases
 from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.geometry import base_of_stack, compare_affines, straighten
+from nnunet_ssp.nifti import Array, check_cine, integer_labels, read_nifti
 from nnunet_ssp.phases import LABELS, frame_number, label_phases
+from nnunet_ssp.tables import check_is_folder, fault_in_listing, find_table, read_table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,21 +11,15 @@ The dataset's folder goes through three states: `convert.json` is written first 
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
-
-import numpy as np
-import numpy.typing as npt
 
 from nnunet_ssp import __version__
 from nnunet_ssp.cases import (
@@ -42,9 +36,9 @@ from nnunet_ssp.cases import (
     write_json,
     write_splits,
 )
+from nnunet_ssp.nifti import Array, read_shape, write_nifti
 from nnunet_ssp.parallel import number_of_workers, process
-
-Array = npt.NDArray[Any]
+from nnunet_ssp.tables import read_table
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs", "imagesUn")
 LABEL_FOLDERS = ("labelsTr", "labelsTs")
@@ -456,94 +450,7 @@ def _write_subject(cine: Cine, target: Path, temporary: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-# --- what converters need to list and describe their subjects ---------------------------------
-
-
-def check_is_folder(folder: Path) -> None:
-    """Check the input.
-
-    Raises:
-        FileNotFoundError: It does not exist.
-        NotADirectoryError: It is a file.
-    """
-    if not folder.exists():
-        raise FileNotFoundError(f"{folder}: no such folder.")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: must be a folder, not a file.")
-
-
-def find_table(folder: Path) -> Path:
-    """The one CSV of a folder with `information` in its name.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: There are several.
-    """
-    tables = sorted(file for file in folder.glob("*.csv") if "information" in file.name.lower())
-    if not tables:
-        raise FileNotFoundError(f"{folder}: no CSV with `information` in its name.")
-    if len(tables) > 1:
-        names = ", ".join(file.name for file in tables)
-        raise ValueError(
-            f"{folder}: must hold one CSV with `information` in its name, not {names}."
-        )
-    return tables[0]
-
-
-def read_table(
-    table: Path, required: Sequence[str], optional: Sequence[str] = ()
-) -> list[dict[str, str]]:
-    """Read the rows of a CSV, without the empty ones, of which spreadsheets may add a million.
-
-    Args:
-        table: The file; its first row has the names of the columns.
-        required: Columns that must be there.
-        optional: Columns that are empty where they are not there.
-
-    Returns:
-        In the file's order the values of these columns, empty where they are missing or NaN, and
-        the number of the row as `row`.
-
-    Raises:
-        ValueError: A required column is missing.
-    """
-    with open(table, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream)
-        header = [name.strip() for name in next(reader, [])]
-        missing = [column for column in required if column not in header]
-        if missing:
-            raise ValueError(f"{table}: column {', '.join(missing)} is missing.")
-        rows = []
-        for values in reader:
-            if any(values):
-                raw = dict(zip(header, values, strict=False))
-                row = {c: raw.get(c, "").strip() for c in (*required, *optional)}
-                row = {c: "" if text.lower() == "nan" else text for c, text in row.items()}
-                if any(row.values()):
-                    rows.append(row | {"row": str(reader.line_num)})
-    return rows
-
-
-def fault_in_listing(
-    subject: str, rows: Sequence[Mapping[str, str]], places: Sequence[str], table: Path, root: Path
-) -> str:
-    """Why a subject's rows and folders do not belong together; empty if they do.
-
-    Args:
-        subject: Its name.
-        rows: Its rows in the table.
-        places: Where its folders are.
-        table: The table.
-        root: The folder of the data set.
-    """
-    if not places:
-        return f"{table}, row {rows[0]['row']}: there is no folder {subject}."
-    if len(places) > 1:
-        return f"{root}: a code must be unique, not in {' and '.join(places)}."
-    if len(rows) > 1:
-        numbers = " and ".join(row["row"] for row in rows)
-        return f"{table}: a code must be unique, not in rows {numbers}."
-    return ""
+# --- the rows of cases.csv ------------------------------------------------------------------
 
 
 def make_cases(
@@ -597,183 +504,6 @@ def make_cases(
         for frame in sorted(range(n_frames) if frames is None else frames)
         if task.split == "train" or frame in phases
     ]
-
-
-# --- reading, checking and writing NIfTI ------------------------------------------------------
-
-
-def read_nifti(file: Path) -> tuple[Array, Array]:
-    """Read voxels and affine; nibabel also reads the headers that SimpleITK refuses.
-
-    Returns:
-        Voxels in native byte order (integers as stored, all else float32), and the affine (4, 4)
-        from voxel indices to mm in RAS+.
-
-    Raises:
-        ValueError: The file is missing, truncated, not NIfTI, or not of real numbers.
-    """
-    import nibabel
-
-    with _readable(file):
-        image = nibabel.load(file)
-        voxels = np.asanyarray(image.dataobj)
-    if voxels.dtype.kind not in "iuf":
-        raise ValueError(f"{file}: voxels (={voxels.dtype}) must be integers or real numbers.")
-    kept = voxels.dtype.newbyteorder("=") if voxels.dtype.kind in "iu" else np.dtype(np.float32)
-    return voxels.astype(kept, copy=False), np.asarray(image.affine, dtype=float)
-
-
-def read_shape(file: Path) -> tuple[int, ...]:
-    """The shape of a NIfTI file, from its header alone.
-
-    Raises:
-        ValueError: The file is missing or not NIfTI.
-    """
-    import nibabel
-
-    with _readable(file):
-        return tuple(nibabel.load(file).shape)
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    """Say in words what is wrong with a file."""
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: the file is missing.") from error
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise ValueError(f"{file}: not a complete NIfTI file ({error}).") from error
-
-
-def write_nifti(file: Path, voxels: Array, affine: Array) -> None:
-    """Write a 3D NIfTI with equal sform and qform.
-
-    Args:
-        file: Ends with `.nii.gz`.
-        voxels: `(X, Y, Z)`.
-        affine: (4, 4) with orthogonal axes, in mm.
-    """
-    import nibabel
-
-    image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
-    image.header.set_xyzt_units("mm")
-    nibabel.save(image, file)
-
-
-def check_cine(voxels: Array, file: Path) -> None:
-    """Refuse what is no cine: not 4D `(X, Y, Z, T)`, not finite, or with a constant frame.
-
-    Raises:
-        ValueError: Names the file and the rule.
-    """
-    if voxels.ndim != 4 or 0 in voxels.shape:
-        raise ValueError(
-            f"{file}: shape (={voxels.shape}) must have 4 axes: columns, rows, slices, frames."
-        )
-    if not np.isfinite(voxels).all():
-        raise ValueError(f"{file}: holds NaN or infinite values.")
-    constant = np.flatnonzero(voxels.min(axis=(0, 1, 2)) == voxels.max(axis=(0, 1, 2)))
-    if constant.size:
-        frames = "all frames" if constant.size == voxels.shape[3] else f"frame {constant[0]}"
-        raise ValueError(f"{file}: {frames} constant, there is no image.")
-
-
-def integer_labels(mask: Array, file: Path, classes: Iterable[int]) -> Array:
-    """A mask as uint8; one stored as floating point is rounded.
-
-    Args:
-        mask: Any shape.
-        file: For the message.
-        classes: The values that may occur.
-
-    Raises:
-        ValueError: A value is not within 0.001 of a class.
-    """
-    rounded = np.rint(mask)
-    # NaN fails both tests: it is not close to anything, not even to itself.
-    if mask.dtype.kind == "f" and not (np.abs(mask - rounded) <= 1e-3).all():
-        raise ValueError(f"{file}: mask values must be whole numbers.")
-    classes = sorted(classes)
-    strange = sorted(set(np.unique(rounded).tolist()) - set(classes))
-    if strange:
-        found = ", ".join(f"{value:g}" for value in strange[:5])
-        raise ValueError(f"{file}: mask values (={found}) must be among {classes}.")
-    return rounded.astype(np.uint8)
-
-
-def clean_affine(affine: Array, file: Path) -> tuple[Array, float]:
-    """Make the axes of an affine orthogonal; spacing, origin and handedness stay.
-
-    SimpleITK refuses NIfTI files whose direction cosines are not orthonormal, and some M&Ms files
-    have such. The nearest orthonormal axes are the polar factor of the direction matrix.
-
-    Args:
-        affine: (4, 4), in mm.
-        file: For the message.
-
-    Returns:
-        The clean affine, and the largest angle in degrees by which an axis was turned.
-
-    Raises:
-        ValueError: The axes do not span space.
-    """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    directions = affine[:3, :3] / np.maximum(spacing, 1e-6)  # mm; a shorter axis is none
-    # Below 0.5 an axis is off by tens of degrees: no rounding does that, the header is broken.
-    if not np.isfinite(affine).all() or abs(np.linalg.det(directions)) < 0.5:
-        raise ValueError(f"{file}: the affine must have three axes at right angles, or nearly so.")
-    u, _, vt = np.linalg.svd(directions)
-    clean = np.eye(4)
-    clean[:3, :3] = (u @ vt) * spacing
-    clean[:3, 3] = affine[:3, 3]
-    cosines = np.clip((directions * (u @ vt)).sum(axis=0), -1, 1)
-    return clean, float(np.degrees(np.arccos(cosines)).max())
-
-
-def straighten(affine: Array, file: Path) -> tuple[Array, list[str]]:
-    """`clean_affine`, with what to say where an axis was turned by more than rounding."""
-    clean, turned = clean_affine(affine, file)
-    if turned <= 0.002:  # degrees; SimpleITK 2.5 refuses from 0.005 (and reads 0.0015)
-        return clean, []
-    return clean, [f"axes not orthogonal, turned by up to {turned:.2f} degrees"]
-
-
-def compare_affines(mask: Array, image: Array) -> list[str]:
-    """What to say about the affines of a mask and its image, whose voxels are paired by index."""
-    if np.allclose(mask, image, atol=0.01):  # mm
-        return []
-    return ["affines of image and mask differ; their voxels are taken to match"]
-
-
-# "The apex is directed downward, forward, and to the left" (Gray, Anatomy of the Human Body, 1918).
-TOWARDS_APEX = np.array([-1.0, 1.0, -1.0]) / np.sqrt(3)  # RAS+
-
-
-def base_of_stack(affine: Array) -> str:
-    """Which end of a short-axis stack is the base of the heart.
-
-    The direction of growing slice index is compared with the anatomical direction from base to
-    apex. Within 45 degrees of it the base is the first slice, within 45 degrees of the opposite
-    the last. In between it is unknown: so also for nominal affines, where slices run along one of
-    the body's axes (54.7 degrees), which no short-axis stack does.
-
-    Args:
-        affine: (4, 4), in RAS+.
-
-    Returns:
-        `first`, `last` or `unknown`.
-    """
-    normal = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
-    cosine = float(normal @ TOWARDS_APEX)
-    if abs(cosine) < np.sqrt(0.5):
-        return "unknown"
-    return "first" if cosine > 0 else "last"
 
 
 # --- the summary ------------------------------------------------------------------------------

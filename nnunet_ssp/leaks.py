@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ssp.cases import Case, read_splits
-from nnunet_ssp.conversion import case_files, read_nifti
+from nnunet_ssp.conversion import case_files
 from nnunet_ssp.duplicates import SAME, UNSEEN, fingerprint, look_alikes
+from nnunet_ssp.nifti import read_nifti
 from nnunet_ssp.parallel import number_of_workers, process
 from nnunet_ssp.splits import Fold, is_trainable, subjects_of
 

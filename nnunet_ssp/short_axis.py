@@ -25,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_ssp.conversion import TOWARDS_APEX, Array, base_of_stack
 from nnunet_ssp.dicom import NO_POSITION, Image, count_of, read_headers, read_pixels
+from nnunet_ssp.geometry import TOWARDS_APEX, base_of_stack
+from nnunet_ssp.nifti import Array
 
 MIN_FRAMES = 10  # M&Ms and ACDC have 12 and more; maps and late enhancement fewer
 MIN_SLICES = 3

@@ -22,22 +22,10 @@ from hypothesis import strategies as st
 
 from nnunet_ssp import conversion
 from nnunet_ssp.cases import Case, case_name, read_cases, read_splits, write_splits
-from nnunet_ssp.conversion import (
-    Cine,
-    Task,
-    base_of_stack,
-    check_cine,
-    clean_affine,
-    convert_subjects,
-    fault_in_listing,
-    find_table,
-    integer_labels,
-    make_cases,
-    read_nifti,
-    read_shape,
-    read_table,
-    write_nifti,
-)
+from nnunet_ssp.conversion import Cine, Task, convert_subjects, make_cases
+from nnunet_ssp.geometry import base_of_stack, clean_affine
+from nnunet_ssp.nifti import check_cine, integer_labels, read_nifti, read_shape, write_nifti
+from nnunet_ssp.tables import fault_in_listing, find_table, read_table
 
 FILE = Path("x.nii.gz")
 LABELS = {"background": 0, "LV": 1, "RV": 2}

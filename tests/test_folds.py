@@ -17,8 +17,9 @@ from nnunet_ssp.cases import (
     write_splits,
 )
 from nnunet_ssp.cli import main
-from nnunet_ssp.conversion import case_files, write_nifti
+from nnunet_ssp.conversion import case_files
 from nnunet_ssp.folds import folds, open_dataset, read_folds
+from nnunet_ssp.nifti import write_nifti
 from nnunet_ssp.slices import StoredCase, write_index
 from nnunet_ssp.splits import PAPER_FOLDS, PUBLISHED, subjects_of
 from tests.test_splits import make_cases, numbered, published_cases

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from nnunet_ssp.cases import Case, write_json, write_splits
-from nnunet_ssp.conversion import case_files, write_nifti
+from nnunet_ssp.conversion import case_files
 from nnunet_ssp.duplicates import UNSEEN
 from nnunet_ssp.leaks import leaks_in_folds, leaks_in_store, report
+from nnunet_ssp.nifti import write_nifti
 from nnunet_ssp.splits import Fold
 from tests.test_duplicates import picture
 from tests.test_splits import make_cases

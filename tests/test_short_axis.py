@@ -12,8 +12,8 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nnunet_ssp.conversion import base_of_stack
 from nnunet_ssp.dicom import patient_id
+from nnunet_ssp.geometry import base_of_stack
 from nnunet_ssp.short_axis import MIN_FRAMES, ShortAxis, choose_short_axis, read_short_axis
 from tests.dicom_files import (
     FOUR_CHAMBER,
