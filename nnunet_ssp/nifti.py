@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,21 @@ def read_shape(file: Path) -> tuple[int, ...]:
 
     with _readable(file):
         return tuple(nibabel.load(file).shape)
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a compressed file can be read to its end and its checksum is right.
+
+    nibabel stops before the checksum, and SimpleITK fills what a truncated file lacks with zeros.
+    """
+    if file.suffix == ".gz":
+        try:
+            with gzip.open(file) as stream:
+                while stream.read(2**24):
+                    pass
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            return False
+    return True
 
 
 @contextmanager

@@ -8,7 +8,6 @@ is the record of what is done; a case whose files or plans changed is prepared a
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import io
 import json
@@ -17,7 +16,6 @@ import os
 import shutil
 import sys
 import time
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -53,6 +51,7 @@ from nnunet_ssp.cases import (
     read_splits,
     write_json,
 )
+from nnunet_ssp.nifti import is_whole
 from nnunet_ssp.parallel import number_of_workers, process
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")  # of dataset.json
@@ -606,7 +605,7 @@ def preprocess_case(
     try:
         source = job.source()
         for file in job.files:
-            if not _is_whole(file):
+            if not is_whole(file):
                 return f"{file}: the compressed file is truncated or damaged."
         images = list(job.images)
         if job.label is None:
@@ -628,18 +627,6 @@ def preprocess_case(
         return f"{job.images[0]}: {_in_words(error)}"
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_whole(file: Path) -> bool:
-    """Read a compressed file to its end: SimpleITK fills what a truncated one lacks with zeros, in silence."""
-    if file.suffix == ".gz":
-        try:
-            with gzip.open(file) as stream:
-                while stream.read(2**24):
-                    pass
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            return False
-    return True
 
 
 def _require_space(folder: Path) -> None:
