@@ -3,16 +3,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench study clean
+.PHONY: demo test test-slow lint bench study clean
 
 # The whole path on an embedded phantom, in about ten minutes on two cores; `make demo DATA=/path/to/MnMs` on your own.
 demo: $(VENV)/.installed
 	$(BIN)/nnunet-ssp demo $(if $(DATA),--data "$(DATA)")
 
-# All tests; `make test ARGS="-m 'not slow'"` leaves out those that run nnU-Net's commands. Each process of pytest has one
-# thread; threads of the commands that they start give their core away while they wait.
+# Each process of pytest has one thread; threads of the commands that they start give their core away while they wait.
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# The tests for every change, in less than 15 minutes on two cores; ARGS="-m 'not slow'" leaves out those that run
+# nnU-Net's commands.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m 'not heavy' $(ARGS)
+
+# The others: kills and fresh environments.
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m heavy $(ARGS)
 
 # Speed and memory as a table, in less than ten minutes on two cores; `make bench ARGS="--json bench.json"`.
 bench: $(VENV)/.installed-bench
