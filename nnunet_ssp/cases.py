@@ -336,6 +336,33 @@ def atomic_write(file: str | Path, folder: str | Path | None = None) -> Iterator
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def write_together(folder: str | Path) -> Iterator[Path]:
+    """Give a temporary folder whose files move into `folder` when the block ends without an error.
+
+    A full disk, an error or a kill inside the block leaves the files of `folder` as they were.
+    Writing several files through `atomic_write` could end with some old and some new ones.
+
+    Args:
+        folder: Where the files belong; created at the end.
+
+    Yields:
+        An empty folder on the same file system. Files in its subfolders are not moved.
+    """
+    folder = Path(folder)
+    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    temporary = existing / f"{TEMPORARY}-{os.getpid()}-together"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(temporary.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def remove_half_written(folder: str | Path) -> None:
     """Remove what writers that were killed have left in a folder, where no other writes now."""
     for file in Path(folder).glob(f"{TEMPORARY}-*"):

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 
 ERRORS = (ValueError, RuntimeError, OSError)  # what a user can do something about
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def in_words(error: BaseException) -> str:
+    """Return the message of an error; of the system's own errors the file and the reason.
+
+    Our errors say everything themselves. The system's say `[Errno 28] No space left on device`.
+    """
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    reason = "no space left" if error.errno in DISK_FULL else (error.strerror or str(error)).lower()
+    return f"{error.filename}: {reason}." if error.filename else f"{reason}."
 
 
 def run_command(command: Callable[[], object]) -> int:
@@ -24,7 +39,7 @@ def run_command(command: Callable[[], object]) -> int:
     except ERRORS as error:
         if os.environ.get("NNUNET_SSP_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; convert, prepare and study go on where they stopped", file=sys.stderr)

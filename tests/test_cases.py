@@ -31,6 +31,7 @@ from nnunet_ssp.cases import (
     write_cases,
     write_json,
     write_splits,
+    write_together,
 )
 
 
@@ -309,6 +310,25 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     return tmp_path
+
+
+def test_files_written_together_are_all_old_or_all_new(tmp_path: Path):
+    folder = tmp_path / "made" / "out"
+    with write_together(folder) as temporary:
+        assert not folder.exists()
+        (temporary / "a").write_text("1")
+        (temporary / "b").write_text("1")
+    assert [f.name for f in sorted(tmp_path.rglob("*"))] == ["made", "out", "a", "b"]
+
+    with pytest.raises(OSError, match="disk"), write_together(folder) as temporary:
+        (temporary / "a").write_text("2")
+        raise OSError("the disk is full")
+    assert {f.name: f.read_text() for f in folder.iterdir()} == {"a": "1", "b": "1"}
+
+    (folder / "kept").touch()
+    with write_together(folder) as temporary:
+        (temporary / "a").write_text("2")
+    assert {f.name: f.read_text() for f in folder.iterdir()} == {"a": "2", "b": "1", "kept": ""}
 
 
 def test_unset_variables_are_named(folders: Path, monkeypatch: pytest.MonkeyPatch):

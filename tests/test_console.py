@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from nnunet_ssp.console import ERRORS, run_command
+from nnunet_ssp.console import ERRORS, in_words, run_command
 
 
 @pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (3, 3), ("a path", 0)])
@@ -34,3 +36,18 @@ def test_an_interruption_says_what_continues(capsys: pytest.CaptureFixture[str])
 def test_other_errors_are_ours_and_show_where():
     with pytest.raises(KeyError):
         run_command(lambda: fail(KeyError("bug")))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.csv"), "a.csv: no space left."),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space left."),
+        (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a: permission denied."),
+        (OSError("a: our own words."), "a: our own words."),
+        (FileNotFoundError("a: no such folder."), "a: no such folder."),
+        (ValueError("a: wrong."), "a: wrong."),
+    ],
+)
+def test_errors_of_the_system_name_the_file(error: Exception, words: str):
+    assert in_words(error) == words

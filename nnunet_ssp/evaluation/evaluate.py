@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from nnunet_ssp.cases import (
     Case,
-    atomic_write,
     dataset_folder,
     nnunet_folder,
     read_cases,
     subject_of,
     write_json,
+    write_together,
 )
 from nnunet_ssp.parallel import number_of_workers
 
@@ -349,14 +349,13 @@ def _write(evaluation: Evaluation, output: Path) -> None:
 
     # Nothing is written before all is known: the files of a folder belong together.
     summary, page = evaluation.summary(), report(evaluation)
-    output.mkdir(parents=True, exist_ok=True)
     tables = {
         "metrics.csv": evaluation.frames.drop(columns="base"),
         "slices.csv": evaluation.slices,
         "clinical.csv": evaluation.figures,
     }
-    for name, table in tables.items():
-        with atomic_write(output / name) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-    write_json(output / "summary.json", summary)
-    page.write(output / "report.html")
+    with write_together(output) as temporary:
+        for name, table in tables.items():
+            table.to_csv(temporary / name, index=False, float_format="%.6g", lineterminator="\n")
+        write_json(temporary / "summary.json", summary)
+        page.write(temporary / "report.html")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -654,3 +655,24 @@ def test_real_acdc_has_nominal_spacing(real_data: Path, nnunet: Path, capsys):
     assert clinical.empty and metrics["hd95_mm"].isna().all()
     assert summary["structures"] == {"LV": "LVC", "MYO": "MLV", "RV": "RV"}
     assert "No clinical figures: the spacing is nominal" in capsys.readouterr().out
+
+
+def test_a_full_disk_leaves_the_earlier_files(
+    dataset: Path, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    output = tmp_path / "out"
+    line = f"114 {predict('full', 1.0)} -np 1 -o {output}"
+    assert run(line) == 0
+    before = {file.name: file.read_bytes() for file in output.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(output / "report.html"))
+
+    monkeypatch.setattr(Page, "write", full)
+    for file in output.iterdir():
+        file.write_bytes(b"earlier")
+    assert run(line) == 1
+    assert f"error: {output / 'report.html'}: no space left." in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == dict.fromkeys(
+        before, b"earlier"
+    )
