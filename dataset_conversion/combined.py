@@ -20,6 +20,7 @@ from nnunet_ssp.cases import case_name
 from nnunet_ssp.console import run_command
 from nnunet_ssp.conversion import Cine, Look, Task, convert_subjects, look_at_headers
 from nnunet_ssp.dataset_conversion import CONVERTERS, load
+from nnunet_ssp.tables import read_names
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,7 @@ def _overlap(sources: Sequence[Source], added: Sequence[tuple[str, Path]]) -> li
 def _read_names(file: Path, known: Iterable[str]) -> list[str]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file.")
-    lines = {line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()}
-    names = sorted(lines - {""})
+    names = sorted(read_names(file))
     if unknown := sorted({*names} - {*known}):
         raise ValueError(f"{file}: no subject of this code: {', '.join(unknown)}.")
     return names

@@ -117,7 +117,7 @@ def list_tasks(folder: Path) -> tuple[list[MnmsTask], dict[str, str]]:
     tasks, refused = [], {}
     for code in sorted({*rows, *places}):
         mine, found = rows.get(code, []), places.get(code, [])
-        if fault := fault_in_listing(code, mine, found, table, root):
+        if fault := fault_in_listing(code, mine, found, table, root, places):
             refused[code] = fault
         elif not (image := root / found[0] / code / f"{code}_sa.nii.gz").is_file():
             refused[code] = f"{image}: the file is missing."
@@ -166,7 +166,9 @@ def read_rows(root: Path) -> list[dict[str, str]]:
         FileNotFoundError: There is no CSV.
         ValueError: It lacks a column, or there are several.
     """
-    rows = read_table(find_table(root), REQUIRED_COLUMNS, OPTIONAL_COLUMNS)
+    rows = read_table(
+        find_table(root), REQUIRED_COLUMNS, OPTIONAL_COLUMNS, numbers=("Centre", "ED", "ES")
+    )
     return [row for row in rows if row["External code"]]
 
 

@@ -164,7 +164,8 @@ def read_rows(root: Path) -> list[dict[str, str]]:
         FileNotFoundError: There is no CSV.
         ValueError: It lacks a column, or there are several.
     """
-    rows = [row for row in read_table(find_table(root), COLUMNS) if row["SUBJECT_CODE"]]
+    table = read_table(find_table(root), COLUMNS, numbers=("SUBJECT_CODE", "FIELD"))
+    rows = [row for row in table if row["SUBJECT_CODE"]]
     return [row | {"SUBJECT_CODE": subject_number(row["SUBJECT_CODE"])} for row in rows]
 
 

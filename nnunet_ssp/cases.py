@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 
+from nnunet_ssp.tables import read_table, whole_number
+
 SPLITS = ("train", "test")
 PHASES = ("", "ED", "ES")
 BASES = ("first", "last", "unknown")
@@ -83,17 +85,13 @@ def read_cases(file: str | Path) -> dict[str, Case]:
         ValueError: A column is missing or a value breaks a rule; names file, row and column.
     """
     cases: dict[str, Case] = {}
-    with open(file, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{file}: column {', '.join(missing)} is missing.")
-        for row in reader:
-            where = f"{file}, row {reader.line_num}"
-            case = _parse_case(row, where)
-            if case.case in cases:
-                raise ValueError(f"{where}: `case` (={case.case}) must occur only once.")
-            cases[case.case] = case
+    # Our own texts: a vendor may be called nan.
+    for row in read_table(file, COLUMNS, numbers=(*_INTEGERS, "field"), nothing=()):
+        where = f"{file}, row {row['row']}"
+        case = _parse_case(row, where)
+        if case.case in cases:
+            raise ValueError(f"{where}: `case` (={case.case}) must occur only once.")
+        cases[case.case] = case
     return cases
 
 
@@ -123,24 +121,29 @@ def subject_of(case: str, cases: Mapping[str, Case], pattern: str | None) -> str
     return match[1] if match.groups() else match[0]
 
 
-def _parse_case(row: Mapping[str, str | None], where: str) -> Case:
+def _parse_case(row: Mapping[str, str], where: str) -> Case:
     values: dict[str, str | int] = {}
     for column in COLUMNS:
         text = row[column]
-        if text is None:
-            raise ValueError(f"{where}: column {column} has no value: the row is too short.")
         if column in ("case", "subject") and not text:
             raise ValueError(f"{where}: `{column}` must not be empty.")
         if column in _CHOICES and text not in _CHOICES[column]:
             allowed = ", ".join(choice or "empty" for choice in _CHOICES[column])
             raise ValueError(f"{where}: `{column}` (={text}) must be one of {allowed}.")
-        if column in _INTEGERS and not re.fullmatch(r"\d+", text):
+        number = whole_number(text) if column in _INTEGERS else None
+        if column in _INTEGERS and number is None:
             raise ValueError(f"{where}: `{column}` (={text}) must be a whole number from 0.")
-        values[column] = int(text) if column in _INTEGERS else text
+        values[column] = text if number is None else number
     case = Case(**values)  # type: ignore[arg-type]  # the loop above has the type of each column
     if case.frame >= case.n_frames:
         raise ValueError(
             f"{where}: `frame` (={case.frame}) must be below `n_frames` (={case.n_frames})."
+        )
+    code = case.case.split("_frame")[0].rsplit("-", 1)[-1]
+    if case.subject.isdecimal() and code != case.subject and code.lstrip("0") == case.subject:
+        raise ValueError(
+            f"{where}: `subject` (={case.subject}) must keep the leading zeros of {code}, which spreadsheets drop from "
+            "columns that are not of the type text."
         )
     return case
 

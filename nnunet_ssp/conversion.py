@@ -302,7 +302,7 @@ def _appended_folds(target: Path) -> list[str]:
     """The folds that a user appended to an earlier conversion, or that an interrupted run deleted."""
     marker = json.loads((target / "convert.json").read_text(encoding="utf-8"))
     table = target / "folds.csv"
-    rows = read_table(table, (), ("fold", "name", "source")) if table.is_file() else []
+    rows = read_table(table, ["fold"], ["name", "source"]) if table.is_file() else []
     there = [
         f"fold {row['fold']} ({row['name']}: {row['source'] or 'unknown'})"
         for row in rows

@@ -6,7 +6,6 @@ changed unasked. How folds are made is in `splits`, how leaks are found in `leak
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +25,7 @@ from nnunet_ssp.cases import (
 )
 from nnunet_ssp.conversion import case_files
 from nnunet_ssp.splits import Fold, subjects_of
+from nnunet_ssp.tables import read_table, whole_number
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,15 @@ def read_folds(folder: Path) -> list[Fold]:
     """The folds of a dataset's folder; names and sources from `folds.csv`, as far as it has them."""
     if not (folder / "splits_final.json").is_file():
         return []
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[int | None, dict[str, str]] = {}
     if (folder / "folds.csv").is_file():
-        with open(folder / "folds.csv", newline="", encoding="utf-8-sig") as stream:
-            rows = {row.get("fold", ""): row for row in csv.DictReader(stream)}
+        table = read_table(folder / "folds.csv", ["fold"], ["name", "source"], numbers=["fold"])
+        rows = {whole_number(row["fold"]): row for row in table}
+        if None in rows or len(rows) < len(table):
+            raise ValueError(f"{folder / 'folds.csv'}: `fold` must be a number from 0, each once.")
     found = []
     for number, sides in enumerate(read_splits(folder / "splits_final.json")):
-        row = rows.get(str(number), {})
+        row = rows.get(number, {})
         found.append(
             Fold(
                 row.get("name") or f"fold-{number}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,11 +67,9 @@ def frame_number(text: str, first: int = 0) -> int | None:
         text: `8`, `8.0`, or anything else.
         first: The table's number of the first frame.
     """
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return int(number) - first if number.is_integer() else None
+    # `float` would take 1_0 and digits of other scripts, too.
+    match = re.fullmatch(r"([+-]?[0-9]{1,9})(\.0*)?", text.strip())
+    return int(match[1]) - first if match else None
 
 
 def nearest_frame(cine: Array, frame: Array) -> tuple[int, bool]:

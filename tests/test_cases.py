@@ -105,6 +105,27 @@ def test_a_file_saved_by_a_spreadsheet_is_read(tmp_path: Path):
     assert read_cases(file) == {"A1_frame00": make_case()}
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+def test_a_file_saved_by_a_spreadsheet_of_another_country_is_read(tmp_path: Path, encoding: str):
+    case = replace(make_case(), vendor="Klinik Österreich", field="1.5", pathology="")
+    file = tmp_path / "cases.csv"
+    write_cases(file, [case])
+    text = file.read_text(encoding="utf-8").replace(",", ";").replace("1.5", "1,5") + ";;;\n"
+    file.write_bytes(text.replace(f";{case.n_frames};", f";{case.n_frames},0;").encode(encoding))
+    assert read_cases(file) == {"A1_frame00": case}
+
+
+def test_lost_leading_zeros_are_noticed(tmp_path: Path):
+    file = tmp_path / "cases.csv"
+    write_cases(file, [replace(make_case(), case="mm2-007_frame00", subject="7")])
+    with pytest.raises(
+        ValueError, match=r"row 2: `subject` \(=7\) must keep the leading zeros of 007"
+    ):
+        read_cases(file)
+    write_cases(file, [replace(make_case(), case="mm2-007_frame00", subject="007")])
+    assert read_cases(file)["mm2-007_frame00"].subject == "007"
+
+
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [

@@ -25,7 +25,6 @@ from nnunet_ssp.cases import Case, case_name, read_cases, read_splits, write_spl
 from nnunet_ssp.conversion import Cine, Task, convert_subjects, make_cases
 from nnunet_ssp.geometry import base_of_stack, clean_affine
 from nnunet_ssp.nifti import check_cine, integer_labels, read_nifti, read_shape, write_nifti
-from nnunet_ssp.tables import fault_in_listing, find_table, read_table
 
 FILE = Path("x.nii.gz")
 LABELS = {"background": 0, "LV": 1, "RV": 2}
@@ -481,39 +480,7 @@ def test_a_dry_run_finds_the_folder_taken(raw: Path, capsys: pytest.CaptureFixtu
         run(tasks("A"), dry_run=True, name="Other")
 
 
-# --- listing subjects -------------------------------------------------------------------------
-
-
-def test_tables_are_read_in_order_and_without_empty_rows(tmp_path: Path):
-    table = tmp_path / "t.csv"
-    table.write_text("\ufeff, a ,b,c\n0,2, x,\n,,,\n\n , ,\n1,1,NaN\n", encoding="utf-8")
-    assert read_table(table, ["a", "b"], ["c", "d"]) == [
-        {"a": "2", "b": "x", "c": "", "d": "", "row": "2"},
-        {"a": "1", "b": "", "c": "", "d": "", "row": "6"},
-    ]
-    with pytest.raises(ValueError, match=r"t\.csv: column x, y is missing"):
-        read_table(table, ["x", "a", "y"])
-
-
-def test_the_table_is_the_one_with_information(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="no CSV with `information`"):
-        find_table(tmp_path)
-    (tmp_path / "results.csv").touch()
-    (tmp_path / "Dataset_Information.csv").touch()
-    assert find_table(tmp_path).name == "Dataset_Information.csv"
-    (tmp_path / "information2.csv").touch()
-    with pytest.raises(ValueError, match=r"must hold one CSV .*Dataset_Information.csv, inf"):
-        find_table(tmp_path)
-
-
-def test_faults_in_listings():
-    one, two = [{"row": "2"}], [{"row": "2"}, {"row": "7"}]
-    table, root = Path("t.csv"), Path("tree")
-    assert fault_in_listing("A", one, ["x"], table, root) == ""
-    assert fault_in_listing("A", [], ["x"], table, root) == ""
-    assert fault_in_listing("A", one, [], table, root) == "t.csv, row 2: there is no folder A."
-    assert fault_in_listing("A", one, ["x", "y"], table, root).endswith("not in x and y.")
-    assert fault_in_listing("A", two, ["x"], table, root).endswith("not in rows 2 and 7.")
+# --- the rows of cases.csv ----------------------------------------------------------------------
 
 
 def test_cases_are_all_frames_for_training_and_labelled_ones_for_testing():

@@ -86,6 +86,8 @@ def test_messages_count_as_the_source_does():
         ("", 0, None),
         ("nan", 0, None),
         ("inf", 0, None),
+        ("1_0", 0, None),
+        ("\u0663", 0, None),  # an Arabic three
     ],
 )
 def test_numbers_in_tables(text: str, first: int, frame: int | None):

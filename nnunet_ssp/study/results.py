@@ -343,9 +343,9 @@ class Results:
         tables = []
         for run in runs:
             file = self._file(run, f"evaluation/{name}")
-            columns = pd.read_csv(file, nrows=0).columns
+            columns = _read_own(file, nrows=0).columns
             # Codes such as 04 and NA are text, and an empty place is no missing number.
-            table = pd.read_csv(
+            table = _read_own(
                 file,
                 dtype={c: str for c in columns if c not in NUMBERS},
                 keep_default_na=False,
@@ -403,7 +403,7 @@ class Results:
         """`learning_curve.csv` of a training, None where there is none."""
         if run.folder not in self._curves:
             file = self.output / run.fold_folder(self.data) / "learning_curve.csv"
-            curve = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+            curve = _read_own(file) if file.is_file() else pd.DataFrame()
             self._curves[run.folder] = curve if len(curve) else None
         return self._curves[run.folder]
 
@@ -466,6 +466,16 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"evaluation must be arguments of nnunet-ssp evaluate: {message}")
+
+
+def _read_own(file: Path, **options: Any) -> pd.DataFrame:
+    """Read a table that a run of the study wrote, with pandas, whose errors name no file."""
+    try:
+        return pd.DataFrame(pd.read_csv(file, **options))
+    except ValueError as error:
+        raise ValueError(
+            f"{file}: must be the table that the study's run wrote; delete it and run the study again."
+        ) from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:

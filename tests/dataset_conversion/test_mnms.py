@@ -128,7 +128,7 @@ def test_missing_folders_are_named(root: Path):
 def test_the_csv_must_be_one_and_complete(root: Path):
     official(root)
     text = (root / CSV).read_text()
-    (root / CSV).write_text(text.replace("Centre", "Center").replace("ES", "es"))
+    (root / CSV).write_text(text.replace("Centre", "Center").replace("ES", "E-S"))
     with pytest.raises(ValueError, match=r"opendataset\.csv: column Centre, ES is missing"):
         convert(root, 114)
     (root / "old_Information.csv").write_text(text)

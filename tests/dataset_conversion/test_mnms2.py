@@ -306,7 +306,7 @@ def test_folders_without_the_data_set(root: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"information\.csv: column SCANNER, FIELD is missing"):
         convert(root, 117)
     (root / CSV).write_text("")
-    with pytest.raises(ValueError, match=r"information\.csv: column SUBJECT_CODE, DISEASE"):
+    with pytest.raises(ValueError, match=r"information\.csv: the table is empty"):
         convert(root, 117)
     (root / CSV).unlink()
     add_mnms2_row(root, 1)

@@ -306,3 +306,12 @@ def test_a_seed_that_misses_a_class_everywhere_is_done_and_has_no_distance(minia
     mean = mini.results.value(Place("MIM", "all", score="hd95_mm"))
     assert (list(mean.seeds), mean.missed) == ([0, 1], 16)
     assert mini.results.value(Place("MIM", "all", class_name="RV")).missed == 0
+
+
+@pytest.mark.parametrize("content", [b"", b'model,seed\n"MIM,0\n', b"model\n\xe9\n"])
+def test_a_damaged_table_of_scores_is_named(miniature, content: bytes):
+    mini = miniature(seeds=[0]).finish()
+    file = Path(mini.output, mini.run("MIM", "all", 0).folder, "evaluation", "metrics.csv")
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"metrics\.csv: must be the table that the study's run"):
+        mini.results.value(Place("MIM", "all"))
