@@ -263,6 +263,15 @@ def test_rows_without_files_are_refused(root: Path):
     assert refused == {"Z9": f"{root / CSV}, row 6: there is no folder Z9."}
 
 
+def test_a_code_in_another_case_is_connected_with_its_folder(root: Path):
+    official(root)
+    text = (root / CSV).read_text()
+    (root / CSV).write_bytes(text.replace("A1", "a1").replace(",", ";").encode("utf-16"))
+    done = log(convert(root, 114))
+    assert done["refused"]["a1"].endswith("there is no folder a1, but A1, which differs in case.")
+    assert done["notes"] == {"A1": ["not in the CSV; vendor and centre unknown"]}
+
+
 def test_test_subjects_need_labels(root: Path):
     official(root)
     add(root, "Testing", "T2")
