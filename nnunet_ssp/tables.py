@@ -33,6 +33,7 @@ _OTHER_FORMATS = {
 _NEWLINE = re.compile("\r\n|\r|\n")
 # 1,5 is a decimal comma; 1,500 may be one thousand and a half as well as one and a half.
 _DECIMAL_COMMA = re.compile(r"^([+-]?[0-9]+),([0-9]{1,2}|[0-9]{4,})$")
+_WHOLE = re.compile(r"([0-9]{1,9})(\.0*)?")
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,23 @@ def read_table(
     table = Path(table)
     grid, header, rows = _choose(_grids(table), required, table)
     places = _places(header, (*required, *optional), table)
+    absent = dict.fromkeys({*optional} - {*places}, "")
+    needed = [places[column] for column in required]
     found = []
     for number, values in rows:
-        where = f"{table}, row {number}"
-        _check_row(values, header, [places[c] for c in required], grid, where)
-        row = {
-            column: values[place].strip() if (place := places[column]) < len(values) else ""
-            for column in (*required, *optional)
+        if len(values) != len(header):
+            _check_row(values, header, needed, grid, f"{table}, row {number}")
+            values += [""] * (len(header) - len(values))
+        row = absent | {
+            column: "" if (text := values[place].strip()).lower() in nothing else text
+            for column, place in places.items()
         }
-        row = {c: "" if text.lower() in nothing else text for c, text in row.items()}
         for column in numbers:
-            row[column] = _DECIMAL_COMMA.sub(r"\1.\2", row[column])
+            if "," in row[column]:
+                row[column] = _DECIMAL_COMMA.sub(r"\1.\2", row[column])
         if any(row.values()):
-            found.append(row | {"row": str(number)})
+            row["row"] = str(number)
+            found.append(row)
     return found
 
 
@@ -108,7 +113,7 @@ def read_names(file: str | Path) -> list[str]:
 
 def whole_number(text: str) -> int | None:
     """Read a number from 0, also as `5.0`; None if it is none."""
-    match = re.fullmatch(r"([0-9]{1,9})(\.0*)?", text)
+    match = _WHOLE.fullmatch(text)
     return int(match[1]) if match else None
 
 
@@ -203,7 +208,7 @@ def _records(text: str, separator: str, table: Path) -> Iterator[tuple[int, list
     )
     number, width = 0, 0
     while True:
-        number += 1
+        number, lines_before = number + 1, reader.line_num
         try:
             values = next(reader, None)
         except csv.Error as error:
@@ -223,11 +228,12 @@ def _records(text: str, separator: str, table: Path) -> Iterator[tuple[int, list
             continue
         width = width or len(values)
         # Two stray quotes may make one value of several rows.
-        lines = [line for value in values for line in _NEWLINE.split(value)[1:]]
-        if width > 2 and any(line.count(separator) >= width - 1 for line in lines):
-            raise ValueError(
-                f'{table}, row {number}: a value in quotes holds whole rows: a quote (") is missing or too many.'
-            )
+        if width > 2 and reader.line_num > lines_before + 1:
+            lines = [line for value in values for line in _NEWLINE.split(value)[1:]]
+            if any(line.count(separator) >= width - 1 for line in lines):
+                raise ValueError(
+                    f'{table}, row {number}: a value in quotes holds whole rows: a quote (") is missing or too many.'
+                )
         yield number, values
 
 
@@ -268,12 +274,12 @@ def _key(column: str) -> str:
 
 
 def _places(header: Sequence[str], wanted: Sequence[str], table: Path) -> dict[str, int]:
-    """The place of each column; beyond the last for one that is not there."""
+    """The place of each column that is there."""
     keys = [_key(name) for name in header]
     for column in wanted:
         if keys.count(_key(column)) > 1:
             raise ValueError(f"{table}: the column {column} must not be there twice.")
-    return {c: keys.index(_key(c)) if _key(c) in keys else len(header) for c in wanted}
+    return {column: keys.index(_key(column)) for column in wanted if _key(column) in keys}
 
 
 def _missing(required: Sequence[str], first: Sequence[tuple[str, Sequence[str]]]) -> str:
