@@ -24,6 +24,7 @@ from nnunet_ssp.evaluation.figures import (
 from nnunet_ssp.evaluation.files import listed, read_array, read_image
 from nnunet_ssp.evaluation.page import GAP, PIXELS_PER_INCH, Cell, Page
 from nnunet_ssp.evaluation.results import POSITION_BINS, Evaluation
+from nnunet_ssp.evaluation.signed_rank import METHOD
 from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST, subject_means
 from nnunet_ssp.evaluation.wording import decimal, interval, introduction, listing, p_value
 
@@ -108,7 +109,7 @@ def _add_comparisons(page: Page, evaluation: Evaluation) -> None:
         (
             "higher",
             f"Model minus {evaluation.baseline}, paired by subject. p: one-sided Wilcoxon signed-rank test that the "
-            "model is better; Holm: corrected for the number of models, not for the number of scores, so decide on "
+            f"model is better, {METHOD}. Holm: corrected for the number of models, not for the number of scores, so decide on "
             f"one score beforehand. No p value under {SUBJECTS_FOR_A_TEST} subjects.",
             60,
         ),
