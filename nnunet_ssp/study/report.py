@@ -267,8 +267,8 @@ def _add_comparisons(page: Page, results: Results) -> None:
         rows,
         caption="Mean 3D Dice of the model minus that of the one it is tested against, paired by subject: the mean "
         "over frames and over the seeds that both have. Interval: bootstrap over subjects. p: one-sided Wilcoxon "
-        f"signed-rank test that the model is better, {METHOD}. Holm: corrected for the number of models that are tested against "
-        "the same one on the same training subjects, no further. "
+        f"signed-rank test that the model is better, {METHOD}. Holm: corrected for the number of models that are "
+        "tested against the same one on the same training subjects, no further. "
         f"No p value under {SUBJECTS_FOR_A_TEST} subjects.",
         collapse_above=60,
     )
