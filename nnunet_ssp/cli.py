@@ -216,6 +216,11 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--overwrite", action="store_true", help="replace folds that results were trained on"
     )
+    parser.add_argument(
+        "--any-plane",
+        action="store_true",
+        help="take 2D plans also across the slices, or with a patch below 32 x 32",
+    )
 
     def run(args: argparse.Namespace) -> None:
         _suit_this_machine()

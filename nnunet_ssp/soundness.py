@@ -46,9 +46,10 @@ def check_sound(file: Path) -> None:
 def _voxel_edges(file: Path) -> list[float]:
     """Read the voxel edges of the spatial axes longer than 1 from the header; nibabel would turn a 0 into a 1."""
     import nibabel
+    from nibabel.openers import Opener
 
     header = nibabel.load(file).header
-    with nibabel.openers.Opener(file) as stream:
+    with Opener(file) as stream:
         start = stream.read(header.sizeof_hdr)
     fields = np.frombuffer(start, header.structarr.dtype, 1)[0]
     shape = header.get_data_shape()[:3]
