@@ -156,6 +156,11 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="look for leaks: subjects on two sides, test subjects in the slice store, look-alikes",
     )
+    parser.add_argument(
+        "--subject-pattern",
+        metavar="REGEX",
+        help="with --check of a dataset without cases.csv: finds the subject in a case's name",
+    )
 
     def run(args: argparse.Namespace) -> int:
         from nnunet_ssp.folds import folds

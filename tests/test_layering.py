@@ -18,8 +18,8 @@ FOLDERS = {
 # From the pure parts up; a module imports from its own row or from those before it.
 RANKS = (
     "losses masking schedules views settings cases phantom network distributed parallel features heads memory momentum "
-    "squares freezing phases splits duplicates console commands nifti tables geometry soundness foreign",
-    "methods.base slices transfer monitor probe conversion dicom short_axis",
+    "squares freezing phases splits duplicates console commands nifti tables geometry soundness foreign repeats",
+    "methods.base slices transfer monitor probe conversion plain_datasets dicom short_axis",
     "methods",
     "augmentation training pretraining finetuning staged raw_checks fingerprints planes preparation folds leaks",
     "trainers dataset_conversion evaluation study",
