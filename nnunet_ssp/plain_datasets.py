@@ -49,7 +49,7 @@ def read_plain_cases(raw: Path, pattern: str | None) -> dict[str, Case]:
         }
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{file}: not a dataset.json of nnU-Net ({error!r}).") from error
-    found = {}
+    found: dict[str, Case] = {}
     for part in ("imagesTs", "imagesUn", "imagesTr"):
         images = {
             image.name.removesuffix(ending)[:-5]: image
