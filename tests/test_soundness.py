@@ -45,6 +45,45 @@ def test_a_truncated_file_that_was_compressed_afterwards(tmp_path: Path):
         check_sound(file)
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_more_frames_declared_than_held(tmp_path: Path, ending: str):
+    content = bytearray(write(tmp_path / "x.nii").read_bytes())
+    content[40:50] = np.array([4, 24, 20, 5, 30_000], np.int16).tobytes()
+    file = tmp_path / f"a{ending}"
+    file.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+    with pytest.raises(
+        ValueError, match=r"declares voxels of shape \(24, 20, 5, 30000\) and type int16, but 4800"
+    ):
+        check_sound(file)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("order", "<>")
+def test_both_versions_and_byte_orders(tmp_path: Path, kind: type, order: str):
+    for value, message in ((1.0, ""), (np.nan, "holds NaN")):
+        voxels = VOXELS.astype(f"{order}f4")
+        voxels[-1, -1, -1] = value
+        header = kind.header_class(endianness=order)
+        header.set_data_dtype(f"{order}f4")
+        nibabel.save(kind(voxels, np.eye(4), header), tmp_path / "a.nii.gz")
+        if message:
+            with pytest.raises(ValueError, match=message):
+                check_sound(tmp_path / "a.nii.gz")
+        else:
+            check_sound(tmp_path / "a.nii.gz")
+
+
+def test_colours_and_files_that_are_no_nifti(tmp_path: Path):
+    colours = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "c.nii")
+    with pytest.raises(ValueError, match=r"c.nii: voxels \(=.*\) must be integers or real numbers"):
+        check_sound(tmp_path / "c.nii")
+    for content in (b"", b"no image" * 99):
+        (tmp_path / "n.nii").write_bytes(content)
+        with pytest.raises(ValueError, match=r"n.nii: not a complete NIfTI file \(it has no NIfTI"):
+            check_sound(tmp_path / "n.nii")
+
+
 def test_any_flipped_bit_is_seen(tmp_path: Path):
     file = write(tmp_path / "a.nii.gz")
     content = file.read_bytes()
