@@ -86,7 +86,8 @@ def _header(content: bytes) -> Any:
     """Parse the header of NIfTI 1 or 2, as it is."""
     import nibabel
 
+    declared = int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")
     for size, kind in ((348, nibabel.Nifti1Header), (540, nibabel.Nifti2Header)):
-        if size in (int.from_bytes(content[:4], order) for order in ("little", "big")):
+        if size in declared:
             return kind(content[:size], check=False)
     raise ValueError("it has no NIfTI header")
