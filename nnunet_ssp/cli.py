@@ -156,6 +156,11 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="look for leaks: subjects on two sides, test subjects in the slice store, look-alikes",
     )
+    parser.add_argument(
+        "--subject-pattern",
+        metavar="REGEX",
+        help="with --check of a dataset without cases.csv: finds the subject in a case's name",
+    )
 
     def run(args: argparse.Namespace) -> int:
         from nnunet_ssp.folds import folds
@@ -215,6 +220,11 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace folds that results were trained on"
+    )
+    parser.add_argument(
+        "--any-plane",
+        action="store_true",
+        help="take 2D plans also across the slices, or with a patch below 32 x 32",
     )
 
     def run(args: argparse.Namespace) -> None:

@@ -73,6 +73,7 @@ def folds(
     phase: str | None = None,
     verify: bool = False,
     check: bool = False,
+    subject_pattern: str | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> int:
@@ -90,6 +91,7 @@ def folds(
         phase: Restrict it to `ED` or `ES`.
         verify: Compare the subjects with the published lists.
         check: Look for leaks, also between subjects that look alike.
+        subject_pattern: Finds the subject in a case's name when a dataset without `cases.csv` is checked.
         dry_run: Write nothing.
         overwrite: Replace folds of the same name, also when results were trained on them.
 
@@ -110,6 +112,14 @@ def folds(
         raise ValueError("--unit and --seeds must come with --subsets.")
     if base and not derive:
         raise ValueError("--of must come with --subsets, --vendors or --phase.")
+    if check and not (paper or files or derive or verify):
+        for home in nnunet_folder("nnUNet_raw").glob(f"Dataset{dataset_id(dataset):03d}_*"):
+            if not any((home / name).is_file() for name in ("cases.csv", "convert.json")):
+                return int(_check_plain(home, subject_pattern))
+    if subject_pattern is not None:
+        raise ValueError(
+            "--subject-pattern must come with --check, for a dataset without cases.csv."
+        )
     data = open_dataset(dataset)
     if (paper or files or derive) and not any(map(splits.is_trainable, data.cases.values())):
         raise ValueError(
@@ -189,6 +199,15 @@ def open_dataset(dataset: str | int) -> Dataset:
         cases,
         read_folds(home),
     )
+
+
+def _check_plain(raw: Path, subject_pattern: str | None) -> bool:
+    """Check a dataset of nnU-Net's own, which keeps its folds beside the preprocessed data."""
+    from nnunet_ssp.leaks import report_plain
+
+    prepared = nnunet_folder("nnUNet_preprocessed") / raw.name
+    folds = read_folds(prepared) or read_folds(raw)
+    return report_plain(raw, prepared, subject_pattern, folds)
 
 
 def read_folds(folder: Path) -> list[Fold]:

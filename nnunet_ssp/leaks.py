@@ -15,12 +15,51 @@ from numpy.typing import NDArray
 from nnunet_ssp.cases import Case, read_splits
 from nnunet_ssp.conversion import case_files
 from nnunet_ssp.duplicates import SAME, UNSEEN, fingerprint, look_alikes
-from nnunet_ssp.nifti import read_nifti
 from nnunet_ssp.parallel import number_of_workers, process
+from nnunet_ssp.plain_datasets import PlainCase, read_plain_cases, read_stack
+from nnunet_ssp.repeats import continuing_names, shared_prefixes
 from nnunet_ssp.splits import Fold, is_trainable, subjects_of
 
+CASES = "cases.csv"  # where cases are listed, for messages
 
-def report(raw: Path, prepared: Path, cases: Mapping[str, Case], folds: Sequence[Fold]) -> bool:
+
+def report_plain(raw: Path, prepared: Path, pattern: str | None, folds: Sequence[Fold]) -> bool:
+    """Print every check of a dataset without `cases.csv`, where subjects are known by a pattern or not at all.
+
+    Args:
+        raw: The dataset's folder in nnUNet_raw.
+        prepared: Its folder in nnUNet_preprocessed, which need not exist.
+        pattern: Regular expression that finds the subject in a case's name; None takes each case for a subject.
+        folds: Every fold.
+
+    Returns:
+        Whether there is a leak, or the copies of the folds differ.
+    """
+    cases = read_plain_cases(raw, pattern)
+    found = report(raw, prepared, cases, folds, "imagesTr")
+    for number, fold in enumerate(folds if pattern is None else ()):
+        repeats = continuing_names(fold.train, fold.val)
+        if repeats:
+            print(
+                f"note    fold {number}: numbers continue across its sides, as in {' and '.join(repeats[0])} "
+                f"({len(repeats)} such pairs): possible repeats of one subject, not certain"
+            )
+        if prefixes := shared_prefixes(fold.train, fold.val):
+            print(
+                f"note    fold {number}: {prefixes[0]} begins names on both sides ({len(prefixes)} such prefixes)"
+            )
+    if pattern is None:
+        print("--      each case was taken for a subject; --subject-pattern REGEX says who is who")
+    return found
+
+
+def report(
+    raw: Path,
+    prepared: Path,
+    cases: Mapping[str, Case],
+    folds: Sequence[Fold],
+    table: str = CASES,
+) -> bool:
     """Print every check and what it found.
 
     Args:
@@ -28,15 +67,16 @@ def report(raw: Path, prepared: Path, cases: Mapping[str, Case], folds: Sequence
         prepared: Its folder in nnUNet_preprocessed, which need not exist.
         cases: Every case.
         folds: Every fold.
+        table: Where cases are listed, for messages.
 
     Returns:
         Whether there is a leak, or the copies of the folds differ.
     """
-    in_folds = list(leaks_in_folds(folds, cases))
+    in_folds = list(leaks_in_folds(folds, cases, table))
     _print(f"{len(folds)} folds: no subject on two sides, none of the test", in_folds)
 
     stores = sorted(prepared.glob("*_slices/index.json"))
-    in_stores = [line for index in stores for line in leaks_in_store(index, cases)]
+    in_stores = [line for index in stores for line in leaks_in_store(index, cases, table)]
     if stores:
         _print(f"{len(stores)} slice store(s): no test subject", in_stores)
     else:
@@ -72,12 +112,14 @@ def _print(what: str, problems: Sequence[str], kind: str = "LEAK") -> None:
     print("\n".join(f"{kind:7} {line}" for line in problems) or f"ok      {what}")
 
 
-def leaks_in_folds(folds: Sequence[Fold], cases: Mapping[str, Case]) -> Iterator[str]:
+def leaks_in_folds(
+    folds: Sequence[Fold], cases: Mapping[str, Case], table: str = CASES
+) -> Iterator[str]:
     """What is wrong with folds, in words: subjects on two sides, of the test, or cases that must not be there."""
     for number, fold in enumerate(folds):
         names = {*fold.train, *fold.val}
         for name in sorted(names - cases.keys()):
-            yield f"fold {number}: {name} is not in cases.csv"
+            yield f"fold {number}: {name} is not in {table}"
         known = names & cases.keys()
         for name in sorted(known):
             if not is_trainable(cases[name]):
@@ -88,17 +130,18 @@ def leaks_in_folds(folds: Sequence[Fold], cases: Mapping[str, Case]) -> Iterator
             yield f"fold {number}: {subject} is in both train and val"
 
 
-def leaks_in_store(index: Path, cases: Mapping[str, Case]) -> Iterator[str]:
+def leaks_in_store(index: Path, cases: Mapping[str, Case], table: str = CASES) -> Iterator[str]:
     """Cases of a slice store that are of test subjects, or of nobody known.
 
     Args:
         index: The store's `index.json`.
         cases: Every case.
+        table: Where they are listed, for messages.
     """
     tests = {case.subject_key for case in cases.values() if case.split == "test"}
     for name in sorted(json.loads(index.read_text(encoding="utf-8"))["cases"]):
         if name not in cases:
-            yield f"{index}: {name} is not in cases.csv"
+            yield f"{index}: {name} is not in {table}"
         elif cases[name].subject_key in tests:
             yield f"{index}: {name} is of a test subject"
 
@@ -111,15 +154,15 @@ def _representatives(raw: Path, cases: Mapping[str, Case]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for case in sorted(cases.values(), key=lambda case: (case.phase != "ED", case.frame)):
         if case.subject_key not in found:
-            image = case_files(raw, case)[0]
+            image = case.image if isinstance(case, PlainCase) else case_files(raw, case)[0]
             if image.is_file():
                 found[case.subject_key] = image
     return dict(sorted(found.items()))
 
 
 def _fingerprint(image: Path) -> NDArray[np.float32]:
-    voxels, affine = read_nifti(image)
-    return fingerprint(voxels, np.linalg.norm(affine[:3, :3], axis=0))
+    voxels, spacing = read_stack(image)
+    return fingerprint(voxels, [float(edge) for edge in spacing])
 
 
 def _judge(

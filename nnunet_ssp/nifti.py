@@ -112,24 +112,33 @@ def check_cine(voxels: Array, file: Path) -> None:
         raise ValueError(f"{file}: {frames} constant, there is no image.")
 
 
+WHOLE = 1e-3  # how far the values of a mask may be off whole numbers, as scaled headers make them
+
+
 def integer_labels(mask: Array, file: Path, classes: Iterable[int]) -> Array:
-    """A mask as uint8; one stored as floating point is rounded.
+    """Return a mask as integers; one stored as floating point, or under a scaled header, is rounded.
 
     Args:
         mask: Any shape.
         file: For the message.
         classes: The values that may occur.
 
+    Returns:
+        The mask as uint8, or as int32 where a class is above 255.
+
     Raises:
         ValueError: A value is not within 0.001 of a class.
     """
-    rounded = np.rint(mask)
-    # NaN fails both tests: it is not close to anything, not even to itself.
-    if mask.dtype.kind == "f" and not (np.abs(mask - rounded) <= 1e-3).all():
-        raise ValueError(f"{file}: mask values must be whole numbers.")
+    rounded = np.rint(mask) if mask.dtype.kind == "f" else mask
+    # NaN fails, too: it is not close to anything, not even to itself.
+    if mask.dtype.kind == "f" and not (close := np.abs(mask - rounded) <= WHOLE).all():
+        raise ValueError(
+            f"{file}: mask values must be whole numbers, not {mask[~close].flat[0]:g}; save the mask as integers "
+            "(uint8), without a scaling in its header."
+        )
     classes = sorted(classes)
     strange = sorted(set(np.unique(rounded).tolist()) - set(classes))
     if strange:
         found = ", ".join(f"{value:g}" for value in strange[:5])
         raise ValueError(f"{file}: mask values (={found}) must be among {classes}.")
-    return rounded.astype(np.uint8)
+    return rounded.astype(np.uint8 if max(classes, default=0) <= 255 else np.int32)

@@ -8,7 +8,6 @@ is the record of what is done; a case whose files or plans changed is prepared a
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import multiprocessing
@@ -24,17 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import nnunetv2
-import numpy as np
 import torch
-from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
-    DatasetFingerprintExtractor,
-)
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
-from nnunetv2.imageio.reader_writer_registry import (
-    determine_reader_writer_from_dataset_json,
-    recursive_find_reader_writer_by_name,
-)
-from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
@@ -49,17 +40,24 @@ from nnunet_ssp.cases import (
     nnunet_folder,
     read_cases,
     read_splits,
-    write_json,
 )
-from nnunet_ssp.nifti import is_whole
+from nnunet_ssp.fingerprints import make_fingerprint, with_median_spacing
 from nnunet_ssp.parallel import number_of_workers, process
+from nnunet_ssp.planes import check_plane
+from nnunet_ssp.raw_checks import (
+    CheckedPlans,
+    CheckedReader,
+    RefusedError,
+    Rules,
+    in_words,
+    label_values,
+    listed,
+)
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")  # of dataset.json
 ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")  # of a preprocessed case; it exists when its .b2nd does
 SECONDS_BETWEEN_INDEXES = 10.0  # a killed run prepares the cases of at most this time again
 SPACE_FOR_A_CASE = 2**24  # bytes; more than most cases take
-LISTED = 20  # problems shown
-SAMPLES_PER_CASE, SAMPLES = 10_000, 10**6  # voxels of an unlabelled fingerprint, at most
 
 Source = tuple[tuple[str, int, int], ...]
 
@@ -97,6 +95,7 @@ def prepare(
     overwrite_plans_name: str | None = None,
     workers: int | None = None,
     overwrite: bool = False,
+    any_plane: bool = False,
 ) -> Path:
     """Plan and preprocess a dataset, labelled and unlabelled images with the same plans; print a summary.
 
@@ -109,6 +108,7 @@ def prepare(
         overwrite_plans_name: name of the plans made, as in nnU-Net.
         workers: processes; default: ``nnUNet_def_n_proc`` or the cores, at most 8.
         overwrite: replace folds that differ from those that results were trained on.
+        any_plane: take 2D plans also across the stack of slices, or with a patch below 32 x 32 pixels.
 
     Returns:
         The dataset's folder in nnUNet_preprocessed.
@@ -117,7 +117,8 @@ def prepare(
         FileExistsError: results were trained on folds that have changed since.
         FileNotFoundError: no such dataset, an unfinished conversion, or a missing mask or plans file.
         RuntimeError: a worker died, or the disk is full; a second run continues.
-        ValueError: cases that nnU-Net cannot preprocess (all others are done), or impossible options.
+        ValueError: cases that nnU-Net cannot preprocess (all others are done), labelled cases that it would misread,
+            a 2D plane across the slices, or impossible options.
     """
     workers = number_of_workers(workers)
     if plans_name is not None and (gpu_memory_target, overwrite_plans_name) != (None, None):
@@ -137,22 +138,31 @@ def prepare(
         copy_tables(raw, target, nnunet_folder("nnUNet_results") / raw.name, overwrite)
         if plans_name is None:
             planner_class = _find_planner(planner)
-            _make_fingerprint(raw, target, labelled or jobs, content, workers)
+        else:
+            _read_plans(target, plans_name, configurations)
+        rules = _rules(content, jobs)
+        make_fingerprint(raw, target, labelled or jobs, rules, workers)
+        rules = with_median_spacing(rules, target)
+        if plans_name is None:
             plans_name = _plan(dataset, planner_class, gpu_memory_target, overwrite_plans_name)
         plans = _read_plans(target, plans_name, configurations)
+        ours = (raw / "cases.csv").is_file()
+        for configuration in configurations:
+            for line in check_plane(plans, configuration, target, ours, any_plane):
+                print(f"WARNING: {line}")
         with atomic_write(target / "dataset.json") as temporary:
             shutil.copyfile(raw / "dataset.json", temporary)
         if labelled:
             _copy_labels(labelled, target, content["file_ending"])
         problems: list[str] = []
         for configuration in configurations:
-            problems += _preprocess(jobs, target, plans, content, configuration, workers)
+            problems += _preprocess(jobs, target, plans, content, configuration, workers, rules)
         shutil.rmtree(target / TEMPORARY, ignore_errors=True)
         for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
             left.unlink()
     if problems:
         raise ValueError(
-            f"{len(problems)} case(s) could not be preprocessed, all others are done:\n{_listed(problems)}"
+            f"{len(problems)} case(s) could not be preprocessed, all others are done:\n{listed(problems)}"
         )
     print(f"Prepared {target}")
     if "2d" in configurations:
@@ -208,17 +218,6 @@ def quiet() -> Iterator[None]:
     except Exception:
         print(chatter.getvalue(), end="", file=sys.stderr)
         raise
-
-
-def _listed(problems: Sequence[str]) -> str:
-    more = [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-    return "\n".join(f"  {line}" for line in [*problems[:LISTED], *more])
-
-
-def _in_words(error: Exception) -> str:
-    """Type and message in one line; SimpleITK's messages begin with a place in its source."""
-    message = str(error).rpartition("sitk::ERROR: ")[-1]
-    return f"{type(error).__name__}: {' '.join(message.split())}"
 
 
 # -- the raw dataset -----------------------------------------------------------------------------
@@ -319,42 +318,6 @@ def _remove_others(folder: Path, keep: Collection[str]) -> None:
 # -- fingerprint and plans -----------------------------------------------------------------------
 
 
-def _make_fingerprint(
-    raw: Path, target: Path, jobs: Sequence[Job], content: dict[str, Any], workers: int
-) -> None:
-    """Make nnU-Net's dataset fingerprint, unless it was made of the same files."""
-    file, made_of = target / "dataset_fingerprint.json", target / "dataset_fingerprint.sha256"
-    sources = hashlib.sha256(repr([job.source() for job in jobs]).encode()).hexdigest()
-    if file.is_file() and made_of.is_file() and made_of.read_text() == sources:
-        return
-    made_of.unlink(missing_ok=True)
-    reader = _reader(content, jobs[0].images[0])
-    if jobs[0].label:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # which reader it uses
-                extractor = DatasetFingerprintExtractor(raw.name, min(workers, len(jobs)))
-                extractor.run(overwrite_existing=True)
-        except Exception:
-            check = partial(_check_labelled, reader=reader)
-            checked = process(check, jobs, workers, "Looking for the reason", "case")
-            problems = [text for text in checked if text]
-            if not problems:
-                raise
-            raise ValueError(
-                f"{len(problems)} labelled case(s) must be mended first, the plans depend on all:\n{_listed(problems)}"
-            ) from None
-    else:
-        n_samples = max(1, min(SAMPLES_PER_CASE, SAMPLES // len(jobs)))
-        describe = partial(_describe_unlabelled, reader=reader, n_samples=n_samples)
-        found = list(process(describe, jobs, workers, "Fingerprint", "case"))
-        readable = [entry for entry in found if entry is not None]
-        if not readable:
-            raise ValueError(f"{raw}: none of the {len(jobs)} images can be used.")
-        write_json(file, _fingerprint(readable))
-    with atomic_write(made_of) as temporary:
-        temporary.write_text(sources)
-
-
 def _reader(content: dict[str, Any], image: str) -> str:
     """Name of nnU-Net's class that reads the images."""
     tracebacks = io.StringIO()  # of every reader that was tried
@@ -365,85 +328,10 @@ def _reader(content: dict[str, Any], image: str) -> str:
         raise ValueError(f"{image}: none of nnU-Net's readers can read it.") from None
 
 
-def _check_labelled(job: Job, reader: str) -> str:
-    """Look for what made nnU-Net's fingerprint fail.
-
-    Returns:
-        What is wrong with the case, in words; empty when nothing is.
-    """
-    reader_class = recursive_find_reader_writer_by_name(reader)
-    try:
-        image, _ = reader_class().read_images(job.images)
-        mask, _ = reader_class().read_seg(job.label)
-        if image.shape[1:] != mask.shape[1:]:
-            return f"{job.label}: shape (={mask.shape[1:]}) must be that of the image (={image.shape[1:]})."
-        DatasetFingerprintExtractor.analyze_case(job.images, job.label, reader_class, 10)
-    except Exception as error:
-        return f"{job.images[0]}: {_in_words(error)}"
-    return ""
-
-
-@dataclass(frozen=True)
-class _Described:
-    """What a fingerprint needs of one case.
-
-    Attributes:
-        spacing: mm, per axis.
-        shape: after nnU-Net's non-zero crop.
-        share: of the voxels that the crop left.
-        intensities: (channels, samples).
-    """
-
-    spacing: list[float]
-    shape: list[int]
-    share: float
-    intensities: np.ndarray[Any, np.dtype[Any]]
-
-
-def _describe_unlabelled(
-    job: Job, reader: str, n_samples: int = SAMPLES_PER_CASE
-) -> _Described | None:
-    """Describe a case as nnU-Net would if its non-zero voxels were labelled; None when it is unusable."""
-    try:
-        image, properties = recursive_find_reader_writer_by_name(reader)().read_images(job.images)
-    except Exception:  # the preprocessing says why
-        return None
-    if not np.isfinite(image).all() or not image.any():
-        return None
-    cropped, _, _ = crop_to_nonzero(image)
-    foreground = (cropped != 0).any(axis=0, keepdims=True)
-    drawn, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
-        foreground, cropped, num_samples=n_samples
-    )
-    return _Described(
-        [float(x) for x in properties["spacing"]],
-        [int(n) for n in cropped.shape[1:]],
-        float(np.prod(cropped.shape[1:]) / np.prod(image.shape[1:])),
-        np.stack(drawn),
-    )
-
-
-def _fingerprint(cases: Sequence[_Described]) -> dict[str, Any]:
-    """A dataset fingerprint in nnU-Net's form."""
-    intensities = np.concatenate([case.intensities for case in cases], axis=1)
-    low, median, high = np.percentile(intensities, (0.5, 50.0, 99.5), axis=1)
-    return {
-        "spacings": [case.spacing for case in cases],
-        "shapes_after_crop": [case.shape for case in cases],
-        "foreground_intensity_properties_per_channel": {
-            str(channel): {
-                "mean": float(values.mean()),
-                "median": float(median[channel]),
-                "std": float(values.std()),
-                "min": float(values.min()),
-                "max": float(values.max()),
-                "percentile_99_5": float(high[channel]),
-                "percentile_00_5": float(low[channel]),
-            }
-            for channel, values in enumerate(intensities)
-        },
-        "median_relative_size_after_cropping": float(np.median([case.share for case in cases])),
-    }
+def _rules(content: dict[str, Any], jobs: Sequence[Job]) -> Rules:
+    """What every file must be; the labels are those that masks may have."""
+    reader = _reader(content, jobs[0].images[0])
+    return Rules(reader, len(content["channel_names"]), label_values(content["labels"]))
 
 
 def _find_planner(planner: str) -> Any:
@@ -497,6 +385,7 @@ def _preprocess(
     content: dict[str, Any],
     configuration: str,
     workers: int,
+    rules: Rules,
 ) -> list[str]:
     """Bring nnU-Net's folder and, for a 2D configuration, the slice store up to date.
 
@@ -546,6 +435,7 @@ def _preprocess(
         plans_file=target / f"{plans.plans_name}.json",
         configuration=configuration,
         content=content,
+        rules=replace(rules, reader=str(plans.plans["image_reader_writer"])),
     )
     problems: list[str] = []
     written = time.monotonic()
@@ -583,7 +473,12 @@ def _recipe(
 
 
 def preprocess_case(
-    job: Job, target: Path, plans_file: Path, configuration: str, content: dict[str, Any]
+    job: Job,
+    target: Path,
+    plans_file: Path,
+    configuration: str,
+    content: dict[str, Any],
+    rules: Rules,
 ) -> slices.StoredCase | str:
     """Preprocess one case with nnU-Net's own preprocessor; labelled ones also into nnU-Net's folder.
 
@@ -595,7 +490,7 @@ def preprocess_case(
     """
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)  # there are as many processes as cores
-    plans = PlansManager(str(plans_file))
+    plans = CheckedPlans(plans_file, CheckedReader(rules))
     manager = plans.get_configuration(configuration)
     preprocessor = manager.preprocessor_class(verbose=False)
     folder = target / manager.data_identifier
@@ -604,13 +499,10 @@ def preprocess_case(
     temporary.mkdir(parents=True, exist_ok=True)
     try:
         source = job.source()
-        for file in job.files:
-            if not is_whole(file):
-                return f"{file}: the compressed file is truncated or damaged."
         images = list(job.images)
         if job.label is None:
             data, _, properties = preprocessor.run_case(images, None, plans, manager, content)
-            if data.min() == data.max():  # also of NaN only, which SimpleITK reads as 0
+            if data.min() == data.max():
                 return f"{images[0]}: all voxels are equal, there is no image."
             shape = slices.write_case(store, job.case, data)
             return slices.StoredCase(shape, *slices.stack_position(properties), source)
@@ -622,9 +514,11 @@ def preprocess_case(
         if len(manager.patch_size) == 3:
             return slices.StoredCase((0, 0, 0, 0), 0, 0, source)  # no slices are stored
         return replace(slices.add_preprocessed(store, folder, job.case), source=source)
+    except RefusedError as error:
+        return str(error)
     except Exception as error:
         _require_space(temporary)
-        return f"{job.images[0]}: {_in_words(error)}"
+        return f"{job.images[0]}: nnU-Net cannot preprocess it ({in_words(error)})."
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from nnunet_ssp.monitor import (
 )
 from nnunet_ssp.network import is_output_layer
 from nnunet_ssp.probe import LinearProbe, labelled_slices
+from nnunet_ssp.repeats import continuing_names, shared_prefixes
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices import (
     DRAW,
@@ -301,6 +301,12 @@ class PretrainingTrainer(SettingsTrainer):
                 self.print_to_log_file(
                     f"WARNING: cases on both sides of this fold share a prefix, e.g. {shared[0]} ({len(shared)} such "
                     "prefixes). If they are one subject, set subject_pattern, or give the dataset a cases.csv."
+                )
+            if repeats := continuing_names(train, val):
+                self.print_to_log_file(
+                    f"NOTE: numbers of cases continue across the sides of this fold, as in {' and '.join(repeats[0])} "
+                    f"({len(repeats)} such pairs): possible repeats of one subject, not certain. nnunet-ssp folds "
+                    "--check compares their images."
                 )
 
     @property
@@ -847,19 +853,3 @@ def _begin_momentum(optimizer: torch.optim.SGD) -> None:
 def _round_and_round(batches: list[Batch]) -> Iterator[Batch]:
     while True:
         yield from batches
-
-
-def shared_prefixes(train: list[str], val: list[str]) -> list[str]:
-    """Beginnings of case names, up to a separator, that occur on both sides; those of all cases tell nothing.
-
-    Args:
-        train: case names.
-        val: case names.
-    """
-
-    def beginnings(case: str) -> set[str]:
-        return {case[: match.start()] for match in re.finditer(r"[_\-.]", case)}
-
-    sides = [set().union(*map(beginnings, cases)) for cases in (train, val)]
-    common = set.intersection(*map(beginnings, train + val)) if train and val else set()
-    return sorted((sides[0] & sides[1]) - common)

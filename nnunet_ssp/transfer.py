@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssp.cases import atomic_write
+from nnunet_ssp.foreign import name_foreign
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts
 
 
@@ -146,6 +147,8 @@ def read(file: str | Path) -> Pretrained:
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"Checkpoint {file} does not exist.")
+    if foreign := name_foreign(file):
+        raise ValueError(f"{file} is {foreign}.")
     try:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)

@@ -211,7 +211,7 @@ def handed_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
 
 def test_prepare_hands_on_everything(folders: Path, handed_on: dict[str, object]):
-    words = "prepare 114 -c 2d 3d_fullres -p P -pl L -gpu_memory_target 0.1 -np 3 --overwrite"
+    words = "prepare 114 -c 2d 3d_fullres -p P -pl L -gpu_memory_target 0.1 -np 3 --overwrite --any-plane"
     assert main([*words.split(), "-overwrite_plans_name", "N"]) == 0
     assert handed_on == {
         "dataset": "114",
@@ -222,6 +222,7 @@ def test_prepare_hands_on_everything(folders: Path, handed_on: dict[str, object]
         "overwrite_plans_name": "N",
         "workers": 3,
         "overwrite": True,
+        "any_plane": True,
     }
 
 
@@ -238,6 +239,7 @@ def test_the_defaults_of_prepare_are_those_of_its_function(
         "overwrite_plans_name": None,
         "workers": None,
         "overwrite": False,
+        "any_plane": False,
     }
 
 

@@ -17,11 +17,12 @@ FOLDERS = {
 }
 # From the pure parts up; a module imports from its own row or from those before it.
 RANKS = (
-    "losses masking schedules views settings cases phantom network distributed parallel features heads memory momentum "
-    "squares freezing phases splits duplicates console commands nifti tables workbook geometry",
-    "methods.base slices transfer monitor probe conversion dicom short_axis",
+    "losses masking schedules views settings cases phantom network distributed parallel features heads memory "
+    "momentum squares freezing phases splits duplicates console commands nifti tables workbook geometry soundness "
+    "foreign repeats",
+    "methods.base slices transfer monitor probe conversion dicom short_axis plain_datasets",
     "methods",
-    "augmentation training pretraining finetuning staged preparation folds leaks",
+    "augmentation training pretraining finetuning staged preparation folds leaks raw_checks fingerprints planes",
     "trainers dataset_conversion evaluation study",
     "inspection doctor demo demo_report bench cli",
 )

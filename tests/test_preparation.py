@@ -12,11 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import blosc2
@@ -25,13 +24,12 @@ import nnunetv2.utilities.utils
 import numpy as np
 import pytest
 import torch
-from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
     DatasetFingerprintExtractor,
 )
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ssp import preparation, slices
+from nnunet_ssp import fingerprints, preparation, raw_checks, slices
 from nnunet_ssp.cases import read_cases, read_splits, write_json
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.phantom import write_mnms
@@ -47,21 +45,18 @@ def set_folders(patch: pytest.MonkeyPatch, base: Path) -> None:
         patch.setenv(name, str(base / name))
 
 
-def quicken_fingerprint(patch: pytest.MonkeyPatch, voxels: float = 1e5) -> list[str]:
-    """Let nnU-Net's extractor draw fewer than its 1e8 voxels, in a thread; returns the list of its runs."""
-    runs: list[str] = []
+def quicken_fingerprint(patch: pytest.MonkeyPatch, voxels: int = 10**5) -> list[int]:
+    """Draw fewer than nnU-Net's 1e8 voxels; returns the list of the fingerprints made, by their cases."""
+    made: list[int] = []
+    real = fingerprints.fingerprint_of
 
-    class Quick(DatasetFingerprintExtractor):
-        def run(self, overwrite_existing: bool = False) -> Any:
-            self.num_foreground_voxels_for_intensitystats = voxels
-            runs.append(self.dataset_name)
-            return super().run(overwrite_existing)
+    def counted(cases: Sequence[fingerprints.Described]) -> dict[str, Any]:
+        made.append(len(cases))
+        return real(cases)
 
-    context = SimpleNamespace(Pool=ThreadPool)
-    threads = SimpleNamespace(get_context=lambda _: context)
-    patch.setattr(fingerprint_extractor, "multiprocessing", threads)
-    patch.setattr(preparation, "DatasetFingerprintExtractor", Quick)
-    return runs
+    patch.setattr(fingerprints, "LABELLED_SAMPLES", voxels)
+    patch.setattr(fingerprints, "fingerprint_of", counted)
+    return made
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,8 +101,8 @@ def target(base: Path) -> Path:
 
 
 @pytest.fixture
-def extractions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Lists the runs of nnU-Net's fingerprint extractor, made quick."""
+def extractions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lists the cases of the fingerprints made, made quick."""
     return quicken_fingerprint(monkeypatch)
 
 
@@ -268,7 +263,10 @@ def test_workers_give_the_same_as_one_process(base: Path, target: Path):
 def test_two_plans_do_not_disturb_each_other(target: Path, capsys: pytest.CaptureFixture[str]):
     before = contents(target / "nnUNetPlans_2d") | contents(target / "nnUNetPlans_2d_slices")
     plans = (target / "nnUNetPlans.json").read_bytes()
-    prepare(901, gpu_memory_target=0.002, overwrite_plans_name="small", workers=1)
+    small = {"gpu_memory_target": 0.002, "overwrite_plans_name": "small", "workers": 1}
+    with pytest.raises(ValueError, match=r"small 2d: patch 24 x 20.*must be at least 32 x 32"):
+        prepare(901, **small)
+    prepare(901, **small, any_plane=True)
     assert "Next: nnUNetv2_train 901 2d 0 -p small -tr" in capsys.readouterr().out
     assert (
         contents(target / "nnUNetPlans_2d") | contents(target / "nnUNetPlans_2d_slices") == before
@@ -358,7 +356,7 @@ def test_the_fingerprint_without_labels_is_nnunets_with_the_foreground_labelled(
         write_image(raw / "imagesTr" / f"a.b_{number}_0000.nii.gz", image)
         write_image(raw / "imagesTr" / f"a.b_{number}_0001.nii.gz", 2 * image)
         write_image(raw / "labelsTr" / f"a.b_{number}.nii.gz", (image != 0).astype(np.uint8))
-    quicken_fingerprint(monkeypatch, voxels=3 * 10_000)
+    quicken_fingerprint(monkeypatch, 3 * 10_000)
     fingerprint = prepare(905, workers=1) / "dataset_fingerprint.json"
     with_labels = json.loads(fingerprint.read_text())
 
@@ -379,20 +377,20 @@ def test_the_fingerprint_without_labels_takes_no_more_memory_for_more_cases(
     content = json.loads((raw / "dataset.json").read_text())
     write_json(raw / "dataset.json", content | {"labels": {"background": 0}})
     drawn: list[int] = []
-    fingerprint = preparation._fingerprint
+    fingerprint = fingerprints.fingerprint_of
 
-    def counted(cases: list[preparation._Described]) -> dict[str, Any]:
-        drawn.append(sum(case.intensities.shape[1] for case in cases))
+    def counted(cases: list[fingerprints.Described]) -> dict[str, Any]:
+        drawn.append(sum(len(case.intensities[0]) for case in cases))
         return fingerprint(cases)
 
-    monkeypatch.setattr(preparation, "_fingerprint", counted)
-    monkeypatch.setattr(preparation, "SAMPLES", 100)
+    monkeypatch.setattr(fingerprints, "fingerprint_of", counted)
+    monkeypatch.setattr(fingerprints, "SAMPLES", 100)
     prepare(905, workers=1)
     assert drawn == [100]
 
 
 def test_a_plain_nnunet_dataset_of_two_channels(
-    folders: Path, extractions: list[str], capsys: pytest.CaptureFixture[str]
+    folders: Path, extractions: list[int], capsys: pytest.CaptureFixture[str]
 ):
     plain_dataset(folders, "Dataset903_Plain", channels=2)
     target = prepare("Dataset903_Plain", workers=1)
@@ -411,7 +409,7 @@ def test_other_files_in_imagesun_are_no_cases(raw: Path, target: Path, preproces
     assert preprocessed == []
 
 
-def test_nnunets_former_name_of_the_channels(folders: Path, extractions: list[str]):
+def test_nnunets_former_name_of_the_channels(folders: Path, extractions: list[int]):
     raw = plain_dataset(folders, "Dataset906_Old")
     content = json.loads((raw / "dataset.json").read_text())
     content["modality"] = content.pop("channel_names")
@@ -419,7 +417,7 @@ def test_nnunets_former_name_of_the_channels(folders: Path, extractions: list[st
     assert len(index(prepare(906, workers=1))) == 4
 
 
-def test_a_raw_dataset_that_names_its_own_files(folders: Path, extractions: list[str]):
+def test_a_raw_dataset_that_names_its_own_files(folders: Path, extractions: list[int]):
     raw = plain_dataset(folders, "Dataset904_Listed", labelled=1, unlabelled=0)
     (raw / "labelsTr" / "a.b_0.nii.gz").rename(raw / "somewhere.nii.gz")
     content = json.loads((raw / "dataset.json").read_text())
@@ -430,11 +428,133 @@ def test_a_raw_dataset_that_names_its_own_files(folders: Path, extractions: list
     assert names(target / "gt_segmentations") == ["mine.nii.gz"]
 
 
+def test_the_fingerprint_is_that_of_nnunets_own_extractor(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+):
+    raw = plain_dataset(folders, "Dataset907_Same", channels=2, labelled=3)
+    write_image(raw / "labelsTr" / "a.b_2.nii.gz", np.zeros((40, 36, 3), np.uint8))  # no foreground
+    quicken_fingerprint(monkeypatch, 3000)
+    fingerprint = prepare(907, workers=1) / "dataset_fingerprint.json"
+    ours = json.loads(fingerprint.read_text())
+    extractor = DatasetFingerprintExtractor(raw.name, 1)
+    extractor.num_foreground_voxels_for_intensitystats = 3000
+    with contextlib.redirect_stdout(io.StringIO()):
+        extractor.run(overwrite_existing=True)
+    assert json.loads(fingerprint.read_text()) == ours
+
+
+# -- what is refused or said before anything is planned -------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.uint8, "0.996"), (np.int16, "1.00001526")])
+def test_masks_that_nnunet_would_lose_a_class_of(
+    folders: Path, preprocessed: list[str], dtype: type, value: str
+):
+    raw = plain_dataset(folders, "Dataset908_Scaled")
+    content = json.loads((raw / "dataset.json").read_text())
+    content["labels"] = {"background": 0, "one": 1, "two": 2}
+    write_json(raw / "dataset.json", content)
+    header = nibabel.Nifti1Image(np.zeros((40, 36, 3), dtype), np.eye(4)).header
+    for file in (raw / "labelsTr").iterdir():
+        voxels = np.zeros((40, 36, 3))
+        voxels[:9, :9], voxels[20:25] = 1, 2
+        affine = nibabel.load(file).affine
+        nibabel.save(nibabel.Nifti1Image(voxels, affine, header), file)
+    with pytest.raises(
+        ValueError, match=rf"(?s)2 labelled case.*whole numbers, not {value}.*uint8"
+    ):
+        prepare(908, workers=1)
+    target = folders / "nnUNet_preprocessed" / raw.name
+    assert preprocessed == [] and not (target / "nnUNetPlans.json").exists()
+    assert not (target / "gt_segmentations").exists()
+
+
+def test_mask_values_are_checked_again_when_the_labels_change(
+    raw: Path, target: Path, extractions: list[int]
+):
+    content = json.loads((raw / "dataset.json").read_text())
+    labels = content["labels"]
+    content["labels"] = {name: value for name, value in labels.items() if value < 3}
+    write_json(raw / "dataset.json", content)
+    for options in ({}, {"plans_name": "nnUNetPlans"}):
+        with pytest.raises(ValueError, match=r"mask values \(=3\) must be among \[0, 1, 2\]"):
+            prepare(901, workers=1, **options)
+    content["labels"] = {"background": 0, "LV": [1, 2], "RV": 2, "ignore": 3}
+    content["regions_class_order"] = [1, 2]
+    write_json(raw / "dataset.json", content)
+    prepare(901, workers=1)
+    assert extractions == [6]
+    prepare(901, workers=1)
+    assert extractions == [6]  # the files that were found right are not read again
+
+
+def test_a_mask_on_another_grid_is_said(
+    folders: Path, extractions: list[int], capsys: pytest.CaptureFixture[str]
+):
+    raw = plain_dataset(folders, "Dataset909_Moved")
+    file = raw / "labelsTr" / "a.b_1.nii.gz"
+    image = nibabel.load(file)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), np.diag([1.5, 1.5, 9, 1])), file)
+    prepare(909, workers=1)
+    output = capsys.readouterr().out
+    assert "WARNING: masks lie elsewhere than their images:" in output
+    assert (
+        "a.b_1.nii.gz: spacing (=(9, 1.5, 1.5)) must be that of the image (=(8, 1.5, 1.5))"
+        in output
+    )
+    assert "a.b_0.nii.gz" not in output
+
+
+@pytest.mark.parametrize("part", ["imagesTr", "imagesUn"])
+def test_a_spacing_in_another_unit(folders: Path, extractions: list[int], part: str):
+    raw = plain_dataset(folders, "Dataset910_Metres", labelled=3, unlabelled=3)
+    file = raw / part / names(raw / part)[1]
+    affine = np.diag([1500, 1500, 8000, 1])
+    nibabel.save(nibabel.Nifti1Image(noise(1), affine), file)
+    if part == "imagesTr":
+        mask = raw / "labelsTr" / file.name.replace("_0000", "")
+        nibabel.save(nibabel.Nifti1Image(np.asarray(nibabel.load(mask).dataobj), affine), mask)
+    message = rf"(?s)1 .*case.*{file.name}: spacing \(=8000 x 1500 x 1500 mm\).*factor of 1000 is"
+    with pytest.raises(ValueError, match=message):
+        prepare(910, workers=1)
+
+
+def test_single_slices_thinner_than_their_pixels(
+    folders: Path, extractions: list[int], capsys: pytest.CaptureFixture[str]
+):
+    """nnU-Net plans for lines of pixels: the axis with the largest spacing is one of the image's own."""
+    raw = plain_dataset(folders, "Dataset911_Joined")
+    for file in raw.glob("*/*.nii.gz"):
+        voxels = np.asarray(nibabel.load(file).dataobj)[..., :1]
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1.5, 1.5, 1, 1])), file)
+    with pytest.raises(ValueError, match=r"would see lines one pixel thick.*--any-plane"):
+        prepare(911, workers=1)
+    prepare(911, workers=1, any_plane=True)
+    assert "one pixel thick, across the slices" in capsys.readouterr().out
+
+
+def test_a_cine_in_the_training_images(folders: Path):
+    raw = plain_dataset(folders, "Dataset912_Cine")
+    for file in (raw / "imagesTr").iterdir():
+        write_image(file, np.stack([noise(n) for n in range(5)], -1))
+    message = r"(?s)2 labelled case.*holds 5 volumes, but dataset.json names 1 channel"
+    with pytest.raises(ValueError, match=message):
+        prepare(912, workers=1)
+
+
+def test_a_dataset_without_a_labelled_voxel(folders: Path):
+    raw = plain_dataset(folders, "Dataset913_Empty")
+    for file in (raw / "labelsTr").iterdir():
+        write_image(file, np.zeros((40, 36, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"no mask has a labelled voxel, so nnU-Net cannot plan"):
+        prepare(913, workers=1)
+
+
 # -- what has changed since ----------------------------------------------------------------------
 
 
 def test_only_changed_cases_are_prepared_again(
-    raw: Path, target: Path, preprocessed: list[str], extractions: list[str]
+    raw: Path, target: Path, preprocessed: list[str], extractions: list[int]
 ):
     labelled = names(raw / "labelsTr")
     unlabelled = names(raw / "imagesUn")
@@ -445,13 +565,13 @@ def test_only_changed_cases_are_prepared_again(
     prepare(901, workers=1)
     changed = [labelled[0].removesuffix(".nii.gz"), unlabelled[0].removesuffix("_0000.nii.gz")]
     assert preprocessed == changed
-    assert extractions == [DATASET]
+    assert extractions == [6]
     assert (target / "gt_segmentations" / labelled[0]).stat().st_mtime == 1
     prepare(901, workers=1)
-    assert preprocessed == changed and extractions == [DATASET]
+    assert preprocessed == changed and extractions == [6]
 
 
-def test_cases_that_are_gone_leave_nothing(raw: Path, target: Path, extractions: list[str]):
+def test_cases_that_are_gone_leave_nothing(raw: Path, target: Path, extractions: list[int]):
     labelled = names(raw / "labelsTr")[0].removesuffix(".nii.gz")
     unlabelled = names(raw / "imagesUn")[0].removesuffix("_0000.nii.gz")
     for file in raw.glob(f"*/{labelled}*"):
@@ -461,11 +581,11 @@ def test_cases_that_are_gone_leave_nothing(raw: Path, target: Path, extractions:
     gone = (labelled, unlabelled)
     assert not [f for f in target.rglob("*") if f.name.startswith(gone)]
     assert len(index(target)) == 10 and not index(target).keys() & set(gone)
-    assert extractions == [DATASET]  # it is not of the same cases
+    assert extractions == [5]  # it is not of the same cases
 
 
 def test_preparing_after_another_conversion(
-    phantom: Path, raw: Path, target: Path, preprocessed: list[str], extractions: list[str]
+    phantom: Path, raw: Path, target: Path, preprocessed: list[str], extractions: list[int]
 ):
     """One subject fewer, another division: nothing of the earlier conversion stays."""
     source = raw.parent / "source"
@@ -475,7 +595,7 @@ def test_preparing_after_another_conversion(
     mnms.convert(source, 901, "Phantom", overwrite=True, workers=1)
     assert len(read_splits(target / "splits_final.json")) == 2
     prepare(901, workers=1)
-    assert extractions == [DATASET]
+    assert extractions == [4]
     assert sorted(preprocessed) == sorted(index(target)) and len(preprocessed) == 9
     assert not [f for f in target.rglob("*") if f.name.startswith(removed.name)]
     assert removed.name not in (target / "cases.csv").read_text()
@@ -626,10 +746,12 @@ def test_a_dead_worker_is_explained(base: Path, monkeypatch: pytest.MonkeyPatch)
         (lambda file: file.write_bytes(file.read_bytes()[:3000]), r"truncated or damaged"),
         (
             lambda file: write_image(file, np.full((9, 9, 3), np.nan, np.float32)),
-            r"all voxels are equal",
+            r"holds NaN or infinite values",
         ),
+        (lambda file: write_image(file, np.full((9, 9, 3), 7.0)), r"all voxels are equal"),
+        (lambda file: write_image(file, np.ones((9, 9, 3, 4))), r"holds 4 volumes, but dataset"),
     ],
-    ids=["damaged", "truncated", "nan"],
+    ids=["damaged", "truncated", "nan", "constant", "cine"],
 )
 def test_a_bad_unlabelled_image_is_named_and_all_others_are_done(
     raw: Path, target: Path, spoil: Callable[[Path], None], message: str
@@ -652,7 +774,7 @@ def test_a_bad_unlabelled_image_is_named_and_all_others_are_done(
 
 
 def test_long_lists_of_bad_cases_are_cut(folders: Path):
-    listed = preparation._listed([str(n) for n in range(25)]).splitlines()
+    listed = raw_checks.listed([str(n) for n in range(25)]).splitlines()
     assert len(listed) == 21 and listed[-1] == "  ... and 5 more"
 
 
@@ -665,36 +787,38 @@ def shorten(file: Path) -> None:
     ("folder", "spoil", "message"),
     [
         ("labelsTr", shorten, r"labelsTr/.*shape \(=.*\) must be that of the image \(="),
-        ("imagesTr", lambda file: file.write_text("no image"), r"imagesTr/.*RuntimeError: Unable"),
+        ("imagesTr", lambda file: file.write_text("no image"), r"imagesTr/.*truncated or damaged"),
     ],
     ids=["shapes", "damaged"],
 )
-def test_a_bad_labelled_case_is_named(
+def test_a_bad_labelled_case_is_named_before_anything_is_planned(
     raw: Path,
     target: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    preprocessed: list[str],
     folder: str,
     spoil: Callable[[Path], None],
     message: str,
 ):
-    def fail(*_: Any, **__: Any) -> None:
-        raise IndexError("what nnU-Net says")
-
-    monkeypatch.setattr(preparation.DatasetFingerprintExtractor, "run", fail)
     spoil(raw / folder / names(raw / folder)[-1])
+    plans = target / "nnUNetPlans.json"
+    plans.unlink()
     with pytest.raises(
         ValueError, match=rf"(?s)1 labelled case\(s\) must be mended first.*{message}"
     ):
         prepare(901, workers=1)
+    assert not plans.exists() and preprocessed == []
 
 
-def test_an_unexplained_failure_of_nnunet_is_shown(raw: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failure_of_nnunet_is_shown_in_words(raw: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: Any, **__: Any) -> None:
         raise IndexError("what nnU-Net says")
 
-    monkeypatch.setattr(preparation.DatasetFingerprintExtractor, "run", fail)
-    os.utime(raw / "labelsTr" / names(raw / "labelsTr")[0])
-    with pytest.raises(IndexError, match="what nnU-Net says"):
+    monkeypatch.setattr(DatasetFingerprintExtractor, "analyze_case", fail)
+    file = raw / "labelsTr" / names(raw / "labelsTr")[0]
+    os.utime(file)
+    case = file.name.removesuffix(".nii.gz")
+    message = rf"{case}_0000.nii.gz: nnU-Net cannot analyse it \(IndexError: what nnU-Net says\)"
+    with pytest.raises(ValueError, match=message):
         prepare(901, workers=1)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_ssp.cases import read_splits
+from nnunet_ssp.soundness import check_sound
 
 # nnU-Net's formats for natural images and TIFF stacks; what resolution they hold is not read by it.
 WITHOUT_SPACING = (".png", ".bmp", ".tif", ".tiff")
@@ -193,10 +194,12 @@ def read_image(path: Path) -> Any:
     """Read a 3D image file as a `SimpleITK.Image`; a natural image (PNG, ...) is its one slice.
 
     Raises:
-        ValueError: The file cannot be read or is not 3D; the message names it.
+        ValueError: The file is damaged, holds NaN, cannot be read or is not 3D; the message names it.
     """
     import SimpleITK
 
+    if path.is_file():
+        check_sound(path)
     try:
         image = SimpleITK.ReadImage(str(path))
     except RuntimeError as error:
@@ -215,6 +218,11 @@ def read_array(path: Path) -> npt.NDArray[Any]:
     import SimpleITK
 
     return SimpleITK.GetArrayFromImage(read_image(path))
+
+
+def read_label_map(path: Path) -> npt.NDArray[Any]:
+    """Return the labels of a file that was scored, as whole numbers. Shape: (slices, rows, columns)."""
+    return np.rint(read_array(path)).astype(np.int32)
 
 
 def read_pair(pair: Pair) -> tuple[npt.NDArray[Any], npt.NDArray[Any], tuple[float, ...]]:

@@ -21,9 +21,10 @@ from nnunet_ssp.evaluation.figures import (
     labelled_slices,
     overlay_grid,
 )
-from nnunet_ssp.evaluation.files import listed, read_array, read_image
+from nnunet_ssp.evaluation.files import listed, read_array, read_image, read_label_map
 from nnunet_ssp.evaluation.page import GAP, PIXELS_PER_INCH, Cell, Page
 from nnunet_ssp.evaluation.results import POSITION_BINS, Evaluation
+from nnunet_ssp.evaluation.signed_rank import METHOD
 from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST, subject_means
 from nnunet_ssp.evaluation.wording import decimal, interval, introduction, listing, p_value
 
@@ -108,8 +109,8 @@ def _add_comparisons(page: Page, evaluation: Evaluation) -> None:
         (
             "higher",
             f"Model minus {evaluation.baseline}, paired by subject. p: one-sided Wilcoxon signed-rank test that the "
-            "model is better; Holm: corrected for the number of models, not for the number of scores, so decide on "
-            f"one score beforehand. No p value under {SUBJECTS_FOR_A_TEST} subjects.",
+            f"model is better, {METHOD}. Holm: corrected for the number of models, not for the number of scores, so "
+            f"decide on one score beforehand. No p value under {SUBJECTS_FOR_A_TEST} subjects.",
             60,
         ),
         (
@@ -257,8 +258,9 @@ def _overlay(evaluation: Evaluation, case: str, models: list[str]) -> bytes:
     """Basal, middle and apical slice of a case: the reference and each model's first seed."""
     image = read_array(evaluation.images[case])
     pairs = {pair.model: pair for pair in evaluation.pairs if (pair.case, pair.seed) == (case, 0)}
-    reference = read_array(pairs[models[0]].reference)
-    maps = {"Reference": reference} | {name: read_array(pairs[name].prediction) for name in models}
+    reference = read_label_map(pairs[models[0]].reference)
+    predictions = {name: read_label_map(pairs[name].prediction) for name in models}
+    maps = {"Reference": reference, **predictions}
     z, window = labelled_slices(reference, 3), label_window(reference)
     base = evaluation.frames.loc[evaluation.frames["case"] == case, "base"].iloc[0]
     titles = {"first": ["basal", "middle", "apical"], "last": ["apical", "middle", "basal"]}

@@ -13,6 +13,7 @@ from nnunet_ssp.evaluation.dice import EmptyRule, dice
 from nnunet_ssp.evaluation.distances import surface_distances
 from nnunet_ssp.evaluation.files import Pair, read_pair
 from nnunet_ssp.evaluation.labels import Labels
+from nnunet_ssp.nifti import integer_labels
 from nnunet_ssp.parallel import process
 
 if TYPE_CHECKING:
@@ -67,12 +68,8 @@ def score_pairs(pairs: Sequence[Pair], labels: Labels, workers: int = 1) -> Scor
 def score_pair(pair: Pair, labels: Labels) -> tuple[list[Row], list[Row]]:
     """The rows of one pair for the tables of `Scores`."""
     prediction, reference, spacing = read_pair(pair)
-    for path, label_map in ((pair.prediction, prediction), (pair.reference, reference)):
-        if strange := set(np.unique(label_map).tolist()) - labels.values:
-            raise ValueError(
-                f"{path} holds the value {min(strange):g}, but the labels of the dataset are "
-                f"{', '.join(map(str, sorted(labels.values)))}."
-            )
+    prediction = integer_labels(prediction, pair.prediction, labels.values)
+    reference = integer_labels(reference, pair.reference, labels.values)
     if labels.ignore is not None:
         ignored = reference == labels.ignore
         prediction[ignored] = reference[ignored] = 0

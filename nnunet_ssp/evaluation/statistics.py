@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from nnunet_ssp.evaluation.signed_rank import signed_rank_p
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -145,8 +147,8 @@ def compare(
     and frames. So a case's class without a score, in one seed of either model, is left out for
     both, before any mean is taken.
 
-    The test is the paired one-sided Wilcoxon signed-rank test (Dominic et al.), its p values
-    corrected for the number of models after Holm (1979).
+    The test is the paired one-sided Wilcoxon signed-rank test (Dominic et al.), exact whatever the
+    ties, see `signed_rank`, its p values corrected for the number of models after Holm (1979).
 
     Args:
         table: One row per `model, seed, case, class`, with `subject`, `missed` and the score.
@@ -162,7 +164,6 @@ def compare(
         the table, and `p` and `p_holm`, both NaN for fewer than 6 subjects.
     """
     import pandas as pd
-    from scipy import stats
 
     rows: list[dict[str, Any]] = []
     missed = table.groupby("model", sort=False)["missed"].sum()
@@ -176,7 +177,7 @@ def compare(
         gains = differences if better == "higher" else -differences
         p = np.nan
         if len(gains) >= SUBJECTS_FOR_A_TEST:
-            p = stats.wilcoxon(gains, alternative="greater").pvalue if gains.any() else 1.0
+            p = signed_rank_p(gains)
         low, high = bootstrap_interval(differences[:, None], seed)[:, 0]
         rows.append(
             {

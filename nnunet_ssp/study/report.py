@@ -12,6 +12,7 @@ import pandas as pd
 from nnunet_ssp.cases import atomic_write, write_json
 from nnunet_ssp.evaluation.figures import render
 from nnunet_ssp.evaluation.page import GAP, Cell, Link, Noted, Page
+from nnunet_ssp.evaluation.signed_rank import METHOD
 from nnunet_ssp.evaluation.statistics import SUBJECTS_FOR_A_TEST
 from nnunet_ssp.evaluation.wording import count, decimal, interval, listing, p_value
 from nnunet_ssp.monitor import duration
@@ -266,8 +267,8 @@ def _add_comparisons(page: Page, results: Results) -> None:
         rows,
         caption="Mean 3D Dice of the model minus that of the one it is tested against, paired by subject: the mean "
         "over frames and over the seeds that both have. Interval: bootstrap over subjects. p: one-sided Wilcoxon "
-        "signed-rank test that the model is better; Holm: corrected for the number of models that are tested against "
-        "the same one on the same training subjects, no further. "
+        f"signed-rank test that the model is better, {METHOD}. Holm: corrected for the number of models that are "
+        "tested against the same one on the same training subjects, no further. "
         f"No p value under {SUBJECTS_FOR_A_TEST} subjects.",
         collapse_above=60,
     )

@@ -199,13 +199,37 @@ def test_what_a_header_rounds_is_no_other_grid(tmp_path):
 def test_files_that_are_no_3d_image_are_named(tmp_path):
     file = write_image(tmp_path / "a.nii.gz", heart())
     file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(ValueError, match=r"a\.nii\.gz cannot be read as an image: "):
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: the compressed file is truncated"):
         read_array(file)
     with pytest.raises(ValueError, match=r"none\.nii\.gz cannot be read as an image: "):
         read_array(tmp_path / "none.nii.gz")
     SimpleITK.WriteImage(SimpleITK.Image(4, 4, SimpleITK.sitkUInt8), str(tmp_path / "b.nii.gz"))
     with pytest.raises(ValueError, match=r"b\.nii\.gz \(size=\(4, 4\)\) must be a 3D image of one"):
         read_array(tmp_path / "b.nii.gz")
+
+
+@pytest.mark.parametrize("side", ["prediction", "reference"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "nan"])
+def test_damaged_files_and_nan_are_refused(tmp_path, side, damage):
+    """SimpleITK reads what is missing, and NaN, as 0; larger files with a wrong checksum, too."""
+    pair = write_pair(tmp_path, heart(), heart())
+    file = pair.prediction if side == "prediction" else pair.reference
+    content = bytearray(file.read_bytes())
+    message = "the compressed file is truncated or damaged"
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) * 9 // 10])
+    elif damage == "flipped":
+        content[-6] ^= 1  # in the checksum, as of a bit that was flipped before it
+        file.write_bytes(content)
+    else:
+        voxels = heart().astype(np.float32)
+        voxels[3, 3, 3] = np.nan
+        write_image(file, voxels)
+        message = "holds NaN or infinite values"
+    if damage != "flipped":
+        assert SimpleITK.ReadImage(str(file)).GetSize() == (44, 40, 6)
+    with pytest.raises(ValueError, match=rf"{file.name}: {message}"):
+        read_pair(pair)
 
 
 def test_a_natural_image_is_one_slice(tmp_path):

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 
+from nnunet_ssp.evaluation.files import read_label_map
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.evaluation.scoring import relative_positions, score_pair, score_pairs
 from tests.evaluation.conftest import SPACING, heart, write_pair
@@ -89,11 +92,45 @@ def test_agrees_with_nnunet_where_classes_are_empty(tmp_path):
 def test_values_that_are_no_label_are_refused(tmp_path):
     prediction, reference = heart(), heart()
     reference[0, 0, 0] = 7
-    message = r"true.a\.nii\.gz holds the value 7, but the labels of the dataset are 0, 1, 2, 3\."
+    message = r"true.a\.nii\.gz: mask values \(=7\) must be among \[0, 1, 2, 3\]"
     with pytest.raises(ValueError, match=message):
         score(tmp_path, prediction, reference)
-    with pytest.raises(ValueError, match=r"predicted.a\.nii\.gz holds the value 7,"):
+    with pytest.raises(ValueError, match=r"predicted.a\.nii\.gz: mask values \(=7\)"):
         score(tmp_path, reference, prediction)
+
+
+@pytest.mark.parametrize("header", [np.uint8, np.int16])
+@pytest.mark.parametrize("side", ["predicted", "true"])
+def test_masks_under_a_scaled_header_follow_the_rule_of_the_converters(tmp_path, header, side):
+    """nibabel scales floating point into the range of an integer header: 1 reads as 0.996 or as 1.00002."""
+    maps = {"predicted": heart(), "true": heart()}
+    for array in maps.values():
+        array[array == 3] = 0  # 255 or 65535 steps are shared by two classes
+    pair = write_pair(tmp_path, maps["predicted"], maps["true"])
+    file = pair.prediction if side == "predicted" else pair.reference
+    plain = nibabel.load(file)
+    scaled = plain.header.copy()
+    scaled.set_data_dtype(header)
+    nibabel.save(nibabel.Nifti1Image(plain.get_fdata(), plain.affine, scaled), file)
+    read = np.unique(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))))
+    assert 1 not in read and len(read) == 3
+    if header is np.uint8:
+        with pytest.raises(
+            ValueError, match=rf"{side}.*a.nii.gz: .*whole numbers, not 0.996078; save"
+        ):
+            score_pair(pair, LABELS)
+    else:
+        rows, _ = score_pair(pair, LABELS)
+        assert [row["dice"] for row in rows] == [1, 1, 1]
+        np.testing.assert_array_equal(np.unique(read_label_map(file)), [0, 1, 2])
+
+
+def test_labels_above_a_byte_stay_what_they_are(tmp_path):
+    labels = Labels({"a": (1,), "b": (257,)})
+    reference = np.zeros((3, 8, 8), np.int16)
+    reference[1, 2:6, 2:6] = 257
+    rows, _ = score_pair(write_pair(tmp_path, reference, reference), labels)
+    assert [row["reference_ml"] > 0 for row in rows] == [False, True]
 
 
 def test_slices_are_those_from_the_first_to_the_last_with_a_reference_label(tmp_path):

@@ -11,7 +11,6 @@ import torch
 
 from nnunet_ssp import slices
 from nnunet_ssp.cases import read_cases, write_cases
-from nnunet_ssp.pretraining import shared_prefixes
 
 MIM = "nnUNetTrainerMIMPretrain"
 INPAINTING = [
@@ -393,24 +392,6 @@ def test_store_of_prepare_is_not_touched_without_a_table(runs, own_copy):
     assert (
         len(trainer.store) == 96
     )  # the unlabelled frames, which nnU-Net's folder does not have, too
-
-
-@pytest.mark.parametrize(
-    ("train", "val", "shared"),
-    [
-        (
-            ["patient_001_frame01"],
-            ["patient_001_frame09"],
-            [],
-        ),  # one subject: nothing to compare with
-        (["p_001_f1", "p_002_f1"], ["p_001_f9", "p_003_f1"], ["p_001"]),
-        (["p_001", "p_002"], ["p_003", "p_004"], []),  # a habit of naming, not a subject
-        (["a-1", "b-1"], ["a-2", "c-1"], ["a"]),
-        (["x"], ["y"], []),
-    ],
-)
-def test_shared_prefixes(train, val, shared):
-    assert shared_prefixes(train, val) == shared
 
 
 def test_replaced_patches_in_odd_validation_batches(runs):

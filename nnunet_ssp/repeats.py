@@ -1,0 +1,78 @@
+"""Names of cases that may be repeats of one subject, where no table says who is who."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+LONGEST_RUN = (
+    8  # repeats of one subject, at most; longer runs of numbers are how cases were numbered
+)
+MORE_OFTEN = 4  # than chance must numbers follow each other, or they tell nothing
+
+
+def shared_prefixes(train: Sequence[str], val: Sequence[str]) -> list[str]:
+    """Beginnings of case names, up to a separator, that occur on both sides; those of all cases tell nothing.
+
+    Args:
+        train: case names.
+        val: case names.
+    """
+
+    def beginnings(case: str) -> set[str]:
+        return {case[: match.start()] for match in re.finditer(r"[_\-.]", case)}
+
+    sides = [set().union(*map(beginnings, cases)) for cases in (train, val)]
+    common = set.intersection(*map(beginnings, [*train, *val])) if train and val else set()
+    return sorted((sides[0] & sides[1]) - common)
+
+
+def continuing_names(train: Sequence[str], val: Sequence[str]) -> list[tuple[str, str]]:
+    """Find names with following numbers, as `genius_0800` and `genius_0801`, on two sides: possible repeats.
+
+    Where nearly every number is taken, as in a dataset numbered from 1 on, that two of them follow each other tells
+    nothing. So numbers of one pattern must do so more often than as many numbers drawn by chance would.
+
+    Args:
+        train: case names.
+        val: case names.
+
+    Returns:
+        Pairs of a name in `train` and one in `val`, sorted.
+    """
+    held_out = set(val)
+    pairs = set()
+    for numbers in _by_pattern([*train, *val]).values():
+        runs = _runs(numbers)
+        following = len(numbers) - len(runs)
+        expected = len(numbers) * (len(numbers) - 1) / max(1, *numbers)
+        if following <= MORE_OFTEN * expected:
+            continue
+        for run in runs:
+            for first, second in pairwise(run):
+                names = sorted((numbers[first], numbers[second]), key=held_out.__contains__)
+                if len(run) <= LONGEST_RUN and len(held_out & set(names)) == 1:
+                    pairs.add((names[0], names[1]))
+    return sorted(pairs)
+
+
+def _by_pattern(names: Iterable[str]) -> dict[tuple[str, str], dict[int, str]]:
+    """Sort names by what is before and after a number in them, and then by that number."""
+    found: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for name in names:
+        for match in re.finditer(r"[0-9]{1,15}", name):
+            found[name[: match.start()], name[match.end() :]][int(match[0])] = name
+    return found
+
+
+def _runs(numbers: Iterable[int]) -> list[list[int]]:
+    """Cut numbers into runs without a gap."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
