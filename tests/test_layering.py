@@ -18,7 +18,7 @@ FOLDERS = {
 # From the pure parts up; a module imports from its own row or from those before it.
 RANKS = (
     "losses masking schedules views settings cases phantom network distributed parallel features heads memory momentum "
-    "squares freezing phases splits duplicates console commands nifti tables geometry",
+    "squares freezing phases splits duplicates console commands grids nifti tables geometry stacks",
     "methods.base slices transfer monitor probe conversion dicom short_axis",
     "methods",
     "augmentation training pretraining finetuning staged preparation folds leaks",
