@@ -97,10 +97,11 @@ def clean_affine(affine: Array, file: Path) -> tuple[Array, float]:
     Raises:
         ValueError: The axes do not span space.
     """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    finite = bool(np.isfinite(affine).all())
+    spacing = np.linalg.norm(affine[:3, :3] if finite else np.zeros((3, 3)), axis=0)
     directions = affine[:3, :3] / np.maximum(spacing, 1e-6)  # mm; a shorter axis is none
     # Below 0.5 an axis is off by tens of degrees: no rounding does that, the header is broken.
-    if not np.isfinite(affine).all() or abs(np.linalg.det(directions)) < 0.5:
+    if not finite or not np.isfinite(spacing).all() or abs(np.linalg.det(directions)) < 0.5:
         raise ValueError(f"{file}: the affine must have three axes at right angles, or nearly so.")
     u, _, vt = np.linalg.svd(directions)
     clean = np.eye(4)

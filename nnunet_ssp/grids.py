@@ -41,6 +41,7 @@ class Grid:
     notes: list[str] = field(default_factory=list)  # what the user should know
 
 
+@np.errstate(all="ignore")  # nothing that is not finite gets through
 def read_grid(header: Any) -> Grid:
     """Read the grid of a NIfTI header.
 
@@ -153,11 +154,11 @@ def _sform_is_right(sform: Array, pixdim: Array, factor: float) -> bool:
     believed = [any(_plausible(s * f) for f in (1, factor)) for s in (sform, pixdim)]
     if believed[0] != believed[1]:
         return believed[0]
-    return bool((pixdim[_differ(sform, pixdim)] == 1).all())
+    return _are_units(pixdim[_differ(sform, pixdim)])
 
 
 def _why(taken: str, other: str, scales: Array) -> str:
-    fault = "has unit scales" if (scales == 1).all() else f"says {_sizes(scales)}"
+    fault = "has unit scales" if _are_units(scales) else f"says {_sizes(scales)}"
     return f"the spacing is that of {taken}; {other} {fault}"
 
 
@@ -195,6 +196,10 @@ def _differ(first: Array, second: Array) -> Array:
 
 def _same_scales(first: Array, second: Array) -> bool:
     return not _differ(first, second).any()
+
+
+def _are_units(scales: Array) -> bool:
+    return bool(np.allclose(scales, 1, atol=1e-6))
 
 
 def _spans_space(affine: Array) -> bool:

@@ -50,11 +50,13 @@ def read_image(file: Path) -> Nifti:
         dtype, shape = header.get_data_dtype(), tuple(header.get_data_shape())
         if dtype.kind in "iuf":
             raw = _read_voxels(stream, file, header.get_data_offset(), dtype, shape)
-            voxels = apply_read_scaling(raw, *header.get_slope_inter())
+            with np.errstate(all="ignore"):  # `check_cine` refuses what is not finite
+                voxels = apply_read_scaling(raw, *header.get_slope_inter())
     if dtype.kind not in "iuf":
         raise ValueError(f"{file}: voxels (={dtype}) must be integers or real numbers.")
     kept = voxels.dtype.newbyteorder("=") if voxels.dtype.kind in "iu" else np.dtype(np.float32)
-    return Nifti(file, voxels.astype(kept, copy=False), grid)
+    with np.errstate(over="ignore"):
+        return Nifti(file, voxels.astype(kept, copy=False), grid)
 
 
 def read_header(file: Path) -> tuple[tuple[int, ...], Grid]:
@@ -157,8 +159,8 @@ def is_whole(file: Path) -> bool:
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
     """Say in words what is wrong with a file."""
-    from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
 
     try:
         yield
@@ -166,7 +168,15 @@ def _readable(file: Path) -> Iterator[None]:
         raise ValueError(f"{file}: the file is missing.") from error
     except MemoryError as error:
         raise ValueError(f"{file}: its voxels need more memory than there is.") from error
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        zlib.error,
+        HeaderDataError,
+        WrapStructError,
+    ) as error:
         raise ValueError(f"{file}: not a complete NIfTI file ({error}).") from error
 
 
@@ -205,7 +215,7 @@ def check_axes(shape: Sequence[int], file: Path) -> None:
     Raises:
         ValueError: Names the file and the rule.
     """
-    if len(shape) < 4 or 0 in shape or max(shape[4:], default=1) > 1:
+    if len(shape) < 4 or 0 in shape or sum(n > 1 for n in shape[3:]) > 1:
         raise ValueError(
             f"{file}: shape (={tuple(shape)}) must have 4 axes: columns, rows, slices, frames."
         )

@@ -17,17 +17,13 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nnunet_ssp import conversion
 from nnunet_ssp.cases import Case, case_name, read_cases, read_splits, write_splits
 from nnunet_ssp.conversion import Cine, Task, convert_subjects, make_cases
-from nnunet_ssp.geometry import base_of_stack, clean_affine
-from nnunet_ssp.nifti import check_cine, integer_labels, read_nifti, read_shape, write_nifti
+from nnunet_ssp.nifti import write_nifti
 from nnunet_ssp.tables import fault_in_listing, find_table, read_table
 
-FILE = Path("x.nii.gz")
 LABELS = {"background": 0, "LV": 1, "RV": 2}
 
 
@@ -533,155 +529,3 @@ def test_cases_are_all_frames_for_training_and_labelled_ones_for_testing():
     assert [c.case for c in test] == ["A_frame00", "A_frame02"]
     few = make_cases(ToyTask("A", "train", ()), phases, 30, frames=[9, 0], **given)
     assert [(c.frame, c.n_frames) for c in few] == [(0, 30), (9, 30)]
-
-
-# --- reading, checking and writing ------------------------------------------------------------
-
-
-def test_shapes_are_read_from_the_header_alone(tmp_path: Path):
-    file = tmp_path / "a.nii.gz"
-    voxels = np.random.default_rng(0).integers(0, 999, (20, 20, 5, 3)).astype(np.int16)
-    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), file)
-    file.write_bytes(file.read_bytes()[:2000])
-    assert read_shape(file) == (20, 20, 5, 3)
-    with pytest.raises(ValueError, match=r"b\.nii\.gz: the file is missing"):
-        read_shape(tmp_path / "b.nii.gz")
-    file.write_bytes(b"no gzip")
-    with pytest.raises(ValueError, match=r"a\.nii\.gz: not a complete NIfTI"):
-        read_shape(file)
-
-
-@pytest.mark.parametrize("dtype", ["uint8", ">i2", "uint16", "int64", "float32", "float64"])
-def test_voxels_survive_the_file(tmp_path: Path, dtype: str):
-    voxels = np.arange(24).reshape(2, 3, 4).astype(dtype)
-    source, copy = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4), dtype=voxels.dtype), source)
-    read, affine = read_nifti(source)
-    assert read.dtype == (np.float32 if "f" in dtype else np.dtype(dtype).newbyteorder("="))
-    write_nifti(copy, read, affine)
-    assert sitk.GetArrayFromImage(sitk.ReadImage(copy)).T.tolist() == voxels.tolist()
-
-
-def test_scaled_integers_become_their_real_values(tmp_path: Path):
-    image = nibabel.Nifti1Image(np.array([[[0.0, 0.5, 100.0]]]), np.eye(4))
-    image.set_data_dtype(np.int16)
-    nibabel.save(image, tmp_path / "a.nii.gz")
-    voxels, _ = read_nifti(tmp_path / "a.nii.gz")
-    assert voxels.dtype == np.float32
-    assert voxels.ravel().tolist() == pytest.approx([0, 0.5, 100], abs=0.01)
-
-
-def test_broken_files_are_named(tmp_path: Path):
-    file = tmp_path / "a.nii.gz"
-    with pytest.raises(ValueError, match=r"a\.nii\.gz: the file is missing"):
-        read_nifti(file)
-    voxels = np.random.default_rng(0).integers(0, 999, (20, 20, 5, 3)).astype(np.int16)
-    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), file)
-    whole = file.read_bytes()
-    for content in (whole[: len(whole) // 2], whole[:100], b"", b"no gzip at all" * 50):
-        file.write_bytes(content)
-        with pytest.raises(ValueError, match=r"a\.nii\.gz: not a complete NIfTI file"):
-            read_nifti(file)
-    nibabel.save(nibabel.Nifti1Image(np.ones((2, 2, 2), np.complex64), np.eye(4)), file)
-    with pytest.raises(ValueError, match=r"voxels \(=complex64\) must be integers or real"):
-        read_nifti(file)
-
-
-def test_what_is_no_cine_is_refused():
-    voxels = np.arange(2 * 2 * 2 * 3, dtype=np.float32).reshape(2, 2, 2, 3)
-    check_cine(voxels, FILE)
-    with pytest.raises(ValueError, match=r"x.nii.gz: shape \(=\(2, 2, 2\)\) must have 4 axes"):
-        check_cine(voxels[..., 0], FILE)
-    with pytest.raises(ValueError, match=r"x.nii.gz: frame 1 constant"):
-        check_cine(np.where(np.arange(3) == 1, 7, voxels), FILE)
-    with pytest.raises(ValueError, match=r"x.nii.gz: all frames constant"):
-        check_cine(np.zeros((2, 2, 2, 3)), FILE)
-    voxels[0, 0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"x.nii.gz: holds NaN or infinite values"):
-        check_cine(voxels, FILE)
-
-
-def test_masks_become_integers():
-    mask = integer_labels(np.array([0.0, 1.0004, 2.9996]), FILE, range(4))
-    assert mask.dtype == np.uint8
-    assert mask.tolist() == [0, 1, 3]
-    for bad in (0.5, np.nan):
-        with pytest.raises(ValueError, match=r"x.nii.gz: mask values must be whole numbers"):
-            integer_labels(np.array([0, bad]), FILE, range(4))
-    with pytest.raises(ValueError, match=r"mask values \(=-1, 4\) must be among \[0, 1, 2, 3\]"):
-        integer_labels(np.array([0, 4, -1]), FILE, range(4))
-
-
-rotations = st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: np.linalg.norm(q) > 0.1)
-
-
-def affine_of(quaternion: tuple[float, ...], spacing: tuple[float, ...], flip: int) -> np.ndarray:
-    a, b, c, d = np.array(quaternion) / np.linalg.norm(quaternion)
-    affine = np.eye(4)
-    affine[:3, :3] = [
-        [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-        [2 * (b * c + a * d), a * a - b * b + c * c - d * d, 2 * (c * d - a * b)],
-        [2 * (b * d - a * c), 2 * (c * d + a * b), a * a - b * b - c * c + d * d],
-    ]
-    affine[:3, :3] *= np.array(spacing) * [1, 1, flip]
-    affine[:3, 3] = [10, -20, 30]
-    return affine
-
-
-@given(
-    rotations,
-    st.tuples(*[st.floats(0.5, 10)] * 3),
-    st.sampled_from([1, -1]),
-    st.lists(st.floats(-0.05, 0.05), min_size=9, max_size=9),
-)
-def test_clean_affines_are_orthogonal_and_near(quaternion, spacing, flip, noise):
-    affine = affine_of(quaternion, spacing, flip)
-    assert clean_affine(affine, FILE)[0] == pytest.approx(affine, abs=1e-6)
-    sheared = affine.copy()
-    sheared[:3, :3] *= 1 + np.reshape(noise, (3, 3))
-    clean, turned = clean_affine(sheared, FILE)
-    norms = np.linalg.norm(sheared[:3, :3], axis=0)
-    assert clean[:3, :3].T @ clean[:3, :3] == pytest.approx(np.diag(norms**2), abs=1e-6)
-    assert np.sign(np.linalg.det(clean)) == flip
-    assert clean[:3, 3].tolist() == [10, -20, 30]
-    assert turned < 5
-
-
-def test_simpleitk_reads_what_it_refused(tmp_path: Path):
-    affine = np.diag([1.5, 1.5, 8, 1])
-    affine[1, 0] = 0.02
-    file = tmp_path / "a.nii.gz"
-    image = nibabel.Nifti1Image(np.ones((2, 3, 4), np.int16), affine)
-    image.set_qform(None, code=0)
-    nibabel.save(image, file)
-    with pytest.raises(RuntimeError, match="orthonormal"):
-        sitk.ReadImage(file)
-    voxels, read = read_nifti(file)
-    clean, turned = clean_affine(read, file)
-    assert 0.1 < turned < 1
-    write_nifti(file, voxels, clean)
-    assert sitk.ReadImage(file).GetSpacing() == pytest.approx((1.5, 1.5, 8), abs=1e-3)
-
-
-@pytest.mark.parametrize("value", [np.nan, 0.0])
-def test_an_affine_that_spans_nothing_is_refused(value: float):
-    with pytest.raises(ValueError, match=r"x.nii.gz: the affine must have three axes"):
-        clean_affine(np.diag([1.0, 1.0, value, 1.0]), FILE)
-
-
-@pytest.mark.parametrize(
-    ("normal", "base"),
-    [
-        ((-1, 1, -1), "first"),  # towards left, front and feet: from base to apex
-        ((-0.5, 0.6, -0.7), "first"),
-        ((1, -1, 1), "last"),
-        ((0.73, -0.67, 0.2), "last"),  # as in a real, rather horizontal heart
-        ((0, 0, 1), "unknown"),  # nominal, like ACDC's
-        ((0, 0, -1), "unknown"),
-        ((1, 1, 0), "unknown"),
-    ],
-)
-def test_the_affine_tells_the_base(normal: tuple[float, ...], base: str):
-    affine = np.diag([1.5, 1.5, 1, 1])
-    affine[:3, 2] = 8 * np.array(normal)
-    assert base_of_stack(affine) == base
