@@ -370,7 +370,8 @@ def _find_masks(folder: Path) -> dict[str, list[Path]]:
 
 def look(task: CineTask) -> Look:
     """Look at the headers of one subject, of DICOM up to the choice of the stack."""
-    seen = look_at_headers(task)
+    first = task.images[0]
+    seen = look_at_headers(task, alike=not (_stem(first) and _holds_one_slice(first)))
     seen.notes += task.notes
     if seen.refused:
         return seen

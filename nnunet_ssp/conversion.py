@@ -123,8 +123,13 @@ class Look:
 TaskT = TypeVar("TaskT", bound=Task)
 
 
-def look_at_headers(task: Task) -> Look:
-    """Look at the headers of a subject's NIfTI files: what a dry run does where a converter has no look of its own."""
+def look_at_headers(task: Task, alike: bool = True) -> Look:
+    """Look at the headers of a subject's NIfTI files: what a dry run does where a converter has no look of its own.
+
+    Args:
+        task: The subject.
+        alike: Whether all files must have the same sides.
+    """
     images = [file for file in task.files if "_gt." not in file.name]
     nifti = [file for file in task.files if file.name.lower().endswith((".nii", ".nii.gz"))]
     notes = unpacked_copies(nifti)
@@ -133,7 +138,7 @@ def look_at_headers(task: Task) -> Look:
         shapes = {file: shape for file, (shape, _) in headers.items()}
         for file, shape in shapes.items():
             # Axes of masks may be permuted in own data; the sides are the same.
-            if sorted(shape[:3]) != sorted(shapes[next(iter(shapes))][:3]):
+            if alike and sorted(shape[:3]) != sorted(shapes[next(iter(shapes))][:3]):
                 raise ValueError(f"{file}: shape (={shape}) must be that of the other files.")
         if task.split == "test" and not task.has_masks:
             raise ValueError(

@@ -67,7 +67,9 @@ def cases_of(target: Path) -> dict[str, Case]:
 
 
 def cine_in(target: Path, subject: str, folder: str = "imagesUn") -> np.ndarray:
-    files = sorted((target / folder).glob(f"{subject}_frame*_0000.nii.gz"))
+    files = sorted(
+        target.glob(f"{folder}/{subject}_frame*_0000.nii.gz"), key=lambda file: file.name
+    )
     arrays = [sitk.GetArrayFromImage(sitk.ReadImage(file)).T for file in files]
     return np.stack(arrays, axis=-1)
 
@@ -310,7 +312,8 @@ def test_phases_that_do_not_belong_together_are_refused(root: Path):
     (root / "two" / "cine_t37.nii").rename(root / "two" / "cine_t0.nii")
     (root / "other" / "cine_t37.nii").rename(root / "other" / "rest_t37.nii")
     (root / "none" / "cine.nii").rename(root / "none" / "rest.nii")
-    with pytest.raises(ValueError, match=r"none: must hold one 4D file .*, or 3D frames") as error:
+    message = r"none: must hold one 4D file .*, or 3D frames"
+    with pytest.raises(FileNotFoundError, match=message) as error:
         convert(root, 120)
     assert str(error.value).count("or 3D frames whose names differ only in numbers") == 3
 
