@@ -84,7 +84,7 @@ def read_grid(header: Any) -> Grid:
             codes = f"sform (code {header['sform_code']}) and qform (code {header['qform_code']})"
             notes.append(f"{codes} place the voxels differently: the {source} is taken")
 
-    if factor != 1 and _plausible(_scales(affine)) and not _plausible(_scales(affine) * factor):
+    if factor != 1 and _possible(_scales(affine)) and not _possible(_scales(affine) * factor):
         corrections.append(f"the header declares {unit}, but its numbers are mm")
     elif factor != 1:
         affine = np.vstack([affine[:3] * factor, affine[3:]])
@@ -213,6 +213,11 @@ def _spans_space(affine: Array) -> bool:
 
 def _plausible(scales: Array) -> bool:
     return bool(((scales >= EDGES[0]) & (scales <= EDGES[1])).all())
+
+
+def _possible(scales: Array) -> bool:
+    """Whether anybody measures so, a mouse or a thick slice; a wrong unit is a factor of 1,000."""
+    return bool(((scales >= EDGES[0] / 10) & (scales <= EDGES[1] * 10)).all())
 
 
 def _sizes(scales: Array) -> str:

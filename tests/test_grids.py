@@ -153,6 +153,14 @@ def test_units_are_converted_where_that_is_sensible(tmp_path: Path, unit: str, n
     assert found.corrections == [f"the header declares {name}, but its numbers are mm"]
 
 
+def test_a_thick_slice_or_a_mouse_is_no_wrong_unit(tmp_path: Path):
+    thick = np.diag([1.4, 1.4, 30, 1])
+    found = grid(tmp_path, sform=thick, sform_code=1, unit="meter")
+    assert found.affine == pytest.approx(thick, abs=1e-5)
+    found = grid(tmp_path, sform=np.diag([100, 100, 1000, 1]), sform_code=1, unit="micron")
+    assert found.affine == pytest.approx(np.diag([0.1, 0.1, 1, 1]))
+
+
 @pytest.mark.parametrize("factor", [0.001, 0.1, 4, 1000])
 def test_an_implausible_spacing_is_spoken_of(tmp_path: Path, factor: float):
     found = grid(tmp_path, sform=np.diag([1.4, 1.4, 8, 1 / factor]) * factor, sform_code=1)
