@@ -14,6 +14,7 @@ FOLDER is the unpacked data set, or the folder that holds it as `database`:
 
 Unpacked files (.nii) will do too. ACDC counts frames from 1: its `frame01` is `patient001_frame00`
 here. Where there are no 4D images, as in some copies, only the labelled frames are converted.
+The spacing is that of qform and pixdim where the sform has unit scales, as in the files of the challenge.
 ACDC's labels are 1 right ventricle, 2 myocardium, 3 left ventricle; they are mapped to the order
 of M&Ms (1 left ventricle, 2 myocardium, 3 right ventricle) unless --keep-labels is given. The
 affines are nominal, and the base of the heart is the first slice.
@@ -31,8 +32,17 @@ import numpy as np
 
 from nnunet_ssp.conversion import Cine, Common, Task, make_cases
 from nnunet_ssp.dataset_conversion import combined
-from nnunet_ssp.geometry import compare_affines, straighten
-from nnunet_ssp.nifti import Array, check_cine, integer_labels, read_nifti
+from nnunet_ssp.geometry import compare_grids, place_stack
+from nnunet_ssp.grids import Array
+from nnunet_ssp.nifti import (
+    Nifti,
+    as_cine,
+    as_frame,
+    check_cine,
+    integer_labels,
+    read_image,
+    unpacked_copies,
+)
 from nnunet_ssp.phases import LABELS, frame_number, label_phases, nearest_frame
 from nnunet_ssp.tables import check_is_folder
 
@@ -202,9 +212,10 @@ def read_subject(task: AcdcTask) -> Cine:
     Raises:
         ValueError: The subject cannot be converted; names the file and the rule.
     """
-    frames, affine, n_frames = _read_images(task)
-    clean, corrections = straighten(affine, task.files[0])
-    notes = []
+    frames, stored, n_frames = _read_images(task)
+    place = place_stack(stored.grid, stored.voxels.shape, stored.file)
+    corrections = [*place.corrections]
+    notes = [*place.notes, *unpacked_copies(task.files)]
     if task.cine is None:
         notes.append("no 4D image: only the frames that are there as 3D images")
     if not task.has_info:
@@ -220,12 +231,13 @@ def read_subject(task: AcdcTask) -> Cine:
             notes += noted
         elif index not in frames:
             raise ValueError(f"{mask_file}: has no image {mask_file.name.replace('_gt', '')}.")
-        mask, mask_affine = read_nifti(mask_file)
+        stored_mask = read_image(mask_file)
+        mask = as_frame(stored_mask.voxels)
         if mask.shape != frames[frame].shape:
             raise ValueError(
                 f"{mask_file}: shape (={mask.shape}) must be that of the image (={frames[frame].shape})."
             )
-        notes += compare_affines(mask_affine, affine)
+        notes += compare_grids(stored_mask, stored)
         mask = integer_labels(mask, mask_file, ACDC_LABELS.values())
         if frame in masks:
             raise ValueError(f"{mask_file}: must not belong to the same frame as another mask.")
@@ -258,34 +270,36 @@ def read_subject(task: AcdcTask) -> Cine:
     )
     chosen = own if task.keep_labels else masks
     return Cine(
-        {case.frame: frames[case.frame] for case in cases},
-        {frame: chosen[frame] for frame in phases},
-        clean,
+        {case.frame: place.move(frames[case.frame]) for case in cases},
+        {frame: place.move(chosen[frame]) for frame in phases},
+        place.affine,
         cases,
         corrections,
         notes=list(dict.fromkeys(notes)),
     )
 
 
-def _read_images(task: AcdcTask) -> tuple[dict[int, Array], Array, int]:
-    """The frames `(X, Y, Z)` by time index, the affine, and the number of frames of the cine."""
+def _read_images(task: AcdcTask) -> tuple[dict[int, Array], Nifti, int]:
+    """The frames `(X, Y, Z)` by time index, a file on their grid, and the number of frames of the cine."""
     if task.cine is not None:
-        cine, affine = read_nifti(task.cine)
+        image = read_image(task.cine)
+        cine = as_cine(image.voxels)
         check_cine(cine, task.cine)
-        return {t: cine[..., t] for t in range(cine.shape[3])}, affine, cine.shape[3]
+        return {t: cine[..., t] for t in range(cine.shape[3])}, image, cine.shape[3]
     if task.images[0][0] < 0:
         raise ValueError(f"{task.images[0][1]}: frames must be counted from {FIRST}.")
-    volumes = {index: read_nifti(file) for index, file in task.images}
-    first, affine = volumes[task.images[0][0]]
+    images = {index: read_image(file) for index, file in task.images}
+    volumes = {index: as_frame(image.voxels) for index, image in images.items()}
+    first = volumes[task.images[0][0]]
     for index, file in task.images:
-        shape = volumes[index][0].shape
+        shape = volumes[index].shape
         if len(shape) != 3 or shape != first.shape:
             raise ValueError(
                 f"{file}: shape (={shape}) must have 3 axes and be that of the other frames (={first.shape})."
             )
-        check_cine(volumes[index][0][..., None], file)
+        check_cine(volumes[index][..., None], file)
     n_frames = max(frame_number(task.n_frames) or 0, *(index + 1 for index in volumes))
-    return {index: voxels for index, (voxels, _) in volumes.items()}, affine, n_frames
+    return volumes, images[task.images[0][0]], n_frames
 
 
 def _check_frame(
@@ -299,7 +313,7 @@ def _check_frame(
     name = f"frame{index + FIRST:02d}"
     file = dict(task.images).get(index)
     if file is not None:
-        image, _ = read_nifti(file)
+        image = as_frame(read_image(file).voxels)
         shape = next(iter(frames.values())).shape
         if image.shape != shape:
             raise ValueError(

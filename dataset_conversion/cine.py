@@ -7,7 +7,10 @@ Each entry of FOLDER is a subject, named after its file or folder; kinds may be 
     FOLDER/<subject>.nii.gz, <subject>_sa.nii.gz    4D NIfTI: columns, rows, slices, frames
     FOLDER/<subject>/...nii.gz                      4D NIfTI: of that name, or sa.nii.gz, or the only one
     FOLDER/<subject>/...nii.gz                      3D NIfTI: one for each frame; names differ in their numbers,
-                                                    which give the order (frame2 before frame10)
+                                                    which give the order (frame2 before frame10), or are NAME,
+                                                    NAME_t40, NAME_t80, ... as dcm2niix writes Philips' phases
+    FOLDER/<subject>/...nii.gz                      4D NIfTI of one slice each, or 3D of one slice and frame each:
+                                                    parallel and evenly spaced, they make one stack
     FOLDER/<subject>/...                            DICOM: any names, any order, any depth
     FOLDER/...                                      DICOM files directly in FOLDER: subjects by PatientID
 
@@ -41,10 +44,21 @@ import numpy as np
 
 from nnunet_ssp.conversion import Cine, Common, Look, Task, look_at_headers, make_cases
 from nnunet_ssp.dataset_conversion import combined
-from nnunet_ssp.geometry import base_of_stack, clean_affine, straighten
-from nnunet_ssp.nifti import Array, check_cine, integer_labels, read_nifti
+from nnunet_ssp.geometry import base_of_stack, clean_affine, same_grid
+from nnunet_ssp.grids import Array, corner_distance
+from nnunet_ssp.nifti import (
+    as_cine,
+    as_frame,
+    check_cine,
+    has_packed_copy,
+    integer_labels,
+    read_header,
+    read_image,
+    unpacked_copies,
+)
 from nnunet_ssp.parallel import number_of_workers, process
 from nnunet_ssp.phases import LABELS, label_phases
+from nnunet_ssp.stacks import Stack, look_at_stack, read_stack
 from nnunet_ssp.tables import check_is_folder
 
 if TYPE_CHECKING:
@@ -58,6 +72,10 @@ VENDORS = {"SIEMENS": "Siemens", "PHILIPS": "Philips", "GE": "GE", "CANON": "Can
 HINT = "Perhaps the folders are series of one patient: --by-patient-id."
 _NIFTI = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
 _MASK = re.compile(r"(?P<subject>.+?)(_sa)?(_frame(?P<frame>\d+))?_gt", re.IGNORECASE)
+_PHASE = re.compile(
+    r"(?P<name>.+)_t(?P<ms>\d+)"
+)  # as dcm2niix names Philips' phases after the first
+MIN_PHASES = 3
 
 
 @dataclass(frozen=True)
@@ -180,6 +198,7 @@ def list_tasks(
     for subject, entry in zip(names, found, strict=True):
         mine = tuple(masks.pop(entry.name, []) or masks.pop(subject, []))
         notes = [entry.note] if entry.note else []
+        notes += unpacked_copies((*entry.images, *mine))
         if subject != entry.name and not entry.by_id:
             notes.append("this name has - where the input's has other characters")
         if names.count(subject) > 1:
@@ -234,6 +253,8 @@ def _find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> 
         stem = _stem(entry)
         if entry.name.startswith(".") or entry.resolve() == masks.resolve():
             continue
+        if has_packed_copy(entry):
+            continue
         if entry.is_dir():
             files = _files_below(entry)
             nifti = [file for file in files if _stem(file) and not _MASK.fullmatch(_stem(file))]
@@ -270,7 +291,8 @@ def _find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> 
 
 
 def _files_below(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
+    files = (f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
+    return sorted(file for file in files if not has_packed_copy(file))
 
 
 def _stem(file: Path) -> str:
@@ -280,7 +302,9 @@ def _stem(file: Path) -> str:
 
 
 def _choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...], str]:
-    """The 4D file or the 3D frames in order of time; none, with the reason, if it is not clear."""
+    """The files of one cine, frames in order of time; none, with the reason, if it is not clear."""
+    if phases := _philips_phases(files):
+        return phases, ""
     names = (folder.name, f"{folder.name}_sa", "sa")
     named = [file for file in files if _stem(file) in names]
     if len(named) == 1:
@@ -289,20 +313,43 @@ def _choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...]
     if len(files) == 1:
         return (files[0],), ""
     paths = [file.relative_to(folder).as_posix() for file in files]
-    if len({re.sub(r"\d+", "#", path) for path in paths}) > 1:
-        return (), (
-            f"must hold one 4D file called {' or '.join(names)}, or 3D frames whose names differ "
-            f"only in numbers, not {paths[0]} and {paths[-1]}."
-        )
-    numbers = np.array([[int(text) for text in re.findall(r"\d+", path)] for path in paths])
-    order = np.lexsort(numbers.T[::-1])
-    varying = np.flatnonzero(np.ptp(numbers, axis=0))
-    if len(varying) == 1:
-        steps = np.diff(numbers[order, varying[0]])
-        if steps.min() == 1 and steps.max() > 1:
-            after = files[order[steps.argmax() + 1]]
-            return (), f"a frame is missing before {after.name}."
-    return tuple(files[index] for index in order), ""
+    if len({re.sub(r"\d+", "#", path) for path in paths}) == 1:
+        numbers = np.array([[int(text) for text in re.findall(r"\d+", path)] for path in paths])
+        return tuple(files[index] for index in np.lexsort(numbers.T[::-1])), ""
+    if all(_holds_one_slice(file) for file in files):
+        return tuple(files), ""  # their geometry tells the order
+    return (), (
+        f"must hold one 4D file called {' or '.join(names)}, or 3D frames whose names differ "
+        f"only in numbers, not {paths[0]} and {paths[-1]}."
+    )
+
+
+def _philips_phases(files: Sequence[Path]) -> tuple[Path, ...]:
+    """The files NAME, NAME_t40, NAME_t80, ... in order of time; empty if they are none."""
+    times: dict[int, Path] = {}
+    names = set()
+    for file in files:
+        match = _PHASE.fullmatch(_stem(file))
+        if match and int(match["ms"]):
+            times[int(match["ms"])] = file
+            names.add((file.parent, match["name"]))
+        else:
+            times[0] = file
+    # Each time once, and one file without a time, of the others' name.
+    if len(times) < len(files) or len(files) <= MIN_PHASES or 0 not in times:
+        return ()
+    if names != {(times[0].parent, _stem(times[0]))}:
+        return ()
+    return tuple(file for _, file in sorted(times.items()))
+
+
+def _holds_one_slice(file: Path) -> bool:
+    """Whether a file holds several frames of one slice."""
+    try:
+        shape, _ = read_header(file)
+    except ValueError:
+        return False
+    return len(shape) > 3 and shape[:3].count(1) == 1 and max(shape[3:]) > 1
 
 
 def _find_masks(folder: Path) -> dict[str, list[Path]]:
@@ -313,7 +360,7 @@ def _find_masks(folder: Path) -> dict[str, list[Path]]:
             for file in _files_below(entry):
                 if _MASK.fullmatch(_stem(file)):
                     masks.setdefault(entry.name, []).append(file)
-        elif match := _MASK.fullmatch(_stem(entry)):
+        elif (match := _MASK.fullmatch(_stem(entry))) and not has_packed_copy(entry):
             masks.setdefault(match["subject"], []).append(entry)
     return masks
 
@@ -323,10 +370,18 @@ def _find_masks(folder: Path) -> dict[str, list[Path]]:
 
 def look(task: CineTask) -> Look:
     """Look at the headers of one subject, of DICOM up to the choice of the stack."""
-    seen = look_at_headers(task)
+    first = task.images[0]
+    seen = look_at_headers(task, alike=not (_stem(first) and _holds_one_slice(first)))
     seen.notes += task.notes
-    if seen.refused or _stem(task.images[0]):
+    if seen.refused:
         return seen
+    if _stem(task.images[0]):
+        try:
+            n_frames, place = look_at_stack(task.images)
+        except ValueError as error:
+            return replace(seen, refused=str(error))
+        notes = dict.fromkeys([*seen.notes, *place.corrections, *place.notes])
+        return replace(seen, n_frames=n_frames, notes=list(notes))
     from nnunet_ssp.dicom import count_of
     from nnunet_ssp.short_axis import choose_short_axis
 
@@ -356,9 +411,12 @@ def read_subject(task: CineTask) -> Cine:
     warnings: list[str] = []
     notes = list(task.notes)
     vendor = scanner = field_strength = patient = ""
+    nifti: Stack | None = None
     if _stem(task.images[0]):
-        voxels, affine = _read_nifti(task.images)
-        affine, corrections = straighten(affine, task.images[0])
+        nifti = read_stack(task.images, task.place)
+        voxels, affine = nifti.voxels, nifti.place.affine
+        corrections += nifti.place.corrections
+        notes += nifti.place.notes
     else:
         stack = read_short_axis(task.images, task.place, task.hint)
         voxels = stack.voxels
@@ -366,9 +424,9 @@ def read_subject(task: CineTask) -> Cine:
         vendor, scanner, field_strength = stack.vendor, stack.scanner, stack.field_strength
         patient, warnings = stack.patient, stack.warnings
         notes += stack.notes
-    check_cine(voxels, task.images[0] if len(task.images) == 1 else task.place)
+        check_cine(voxels, task.images[0] if len(task.images) == 1 else task.place)
 
-    masks, turned_masks = _read_masks(task, voxels, affine)
+    masks, turned_masks = _read_masks(task, voxels, affine, nifti)
     corrections += turned_masks
     phases: dict[int, str] = {}
     if masks:
@@ -394,42 +452,41 @@ def read_subject(task: CineTask) -> Cine:
     return Cine(frames, labels, affine, cases, corrections, warnings, notes, patient)
 
 
-def _read_nifti(files: Sequence[Path]) -> tuple[Array, Array]:
-    """A 4D file, or 3D frames, as `(X, Y, Z, T)` and the affine (4, 4)."""
-    first, affine = read_nifti(files[0])
-    if len(files) == 1:
-        return first, affine
-    frames = []
-    for file in files:
-        voxels, its_affine = read_nifti(file)
-        if voxels.ndim != 3 or voxels.shape != first.shape:
-            raise ValueError(
-                f"{file}: shape (={voxels.shape}) must have 3 axes and be that of {files[0].name} "
-                f"(={first.shape})."
-            )
-        if not np.allclose(its_affine, affine, atol=0.01):  # mm
-            raise ValueError(f"{file}: the affine must be that of {files[0].name}.")
-        frames.append(voxels)
-    return np.stack(frames, axis=-1), affine
+def _read_masks(
+    task: CineTask, image: Array, affine: Array, nifti: Stack | None
+) -> tuple[dict[int, Array], list[str]]:
+    """The labelled frames, uint8 `(X, Y, Z)` on the image's grid, and what had to be corrected.
 
-
-def _read_masks(task: CineTask, image: Array, affine: Array) -> tuple[dict[int, Array], list[str]]:
-    """The labelled frames, uint8 `(X, Y, Z)` on the image's grid, and what had to be corrected."""
+    Args:
+        task: The subject.
+        image: `(X, Y, Z, T)`, like the next as it will be written.
+        affine: (4, 4).
+        nifti: The image as read, if it is not DICOM.
+    """
     n_frames = image.shape[3]
     masks: dict[int, Array] = {}
     turned = False
     for file in task.masks:
-        mask, mask_affine = read_nifti(file)
-        frame = _frame_of(file, task.images)
+        stored = read_image(file)
+        mask = as_cine(stored.voxels)
+        frame = _frame_of(file, task.images, mask.shape)
+        if nifti and not nifti.source and 1 in mask.shape[:3]:
+            raise ValueError(
+                f"{file}: must be a mask of the whole stack, not of one of its slices."
+            )
         if frame is not None and frame >= n_frames:
             raise ValueError(f"{file}: frame (={frame}) must be within 0 to {n_frames - 1}.")
-        mask, moved = _on_grid(mask, mask_affine, affine, file)
+        mask = mask if frame is None else as_frame(mask)
+        if nifti and nifti.source and same_grid(stored, nifti.source):
+            mask = nifti.place.move(mask)
+        else:
+            mask, moved = _on_grid(mask, stored.grid.affine, affine, file)
+            turned |= moved
         expected = image.shape if frame is None else image.shape[:3]
         if mask.shape != expected:
             raise ValueError(
                 f"{file}: shape (={mask.shape}) must be that of the image (={expected})."
             )
-        turned |= moved
         mask = integer_labels(mask, file, range(len(task.label_names) + 1))
         frames = range(n_frames) if frame is None else [frame]
         for t, labelled in zip(
@@ -442,8 +499,10 @@ def _read_masks(task: CineTask, image: Array, affine: Array) -> tuple[dict[int, 
     return masks, ["axes of the masks turned to those of the image"] if turned else []
 
 
-def _frame_of(file: Path, images: Sequence[Path]) -> int | None:
-    """The time index of a 3D mask; None for a 4D one."""
+def _frame_of(file: Path, images: Sequence[Path], shape: Sequence[int]) -> int | None:
+    """The time index of a mask of one frame; None for a mask of all."""
+    if shape[3:] == (len(images),) and len(images) > 1:
+        return None  # also where the first frame has the subject's name
     stem = _stem(file)
     stems = [f"{_stem(image)}_gt" for image in images]
     if len(images) > 1 and stem in stems:
@@ -460,9 +519,8 @@ def _on_grid(mask: Array, mask_affine: Array, affine: Array, file: Path) -> tupl
     if np.isnan(axes).any() or mask.ndim < 3:
         raise ValueError(f"{file}: must be a 3D or 4D mask with the affine of its image.")
     turned = np.asarray(apply_orientation(mask, axes))
-    difference = mask_affine @ inv_ornt_aff(axes, mask.shape[:3]) - affine
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(turned.shape[:3]) - 1)
-    distance = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
+    its_affine = mask_affine @ inv_ornt_aff(axes, mask.shape[:3])
+    distance = corner_distance(its_affine, affine, turned.shape[:3])
     if distance > np.linalg.norm(affine[:3, :2], axis=0).min() / 2:
         raise ValueError(
             f"{file}: the mask must lie where the image is, but its corners are {distance:.1f} mm off."

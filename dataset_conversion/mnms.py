@@ -14,7 +14,7 @@ FOLDER is the official tree, or the flattened one of de Mooij et al.; both may b
 
 Image and mask are 4D; the mask is zero except at end-diastole (ED) and end-systole (ES). Labels:
 1 left ventricle, 2 myocardium, 3 right ventricle. The mask, not the folder, decides whether a
-subject is labelled.
+subject is labelled. Unpacked files (.nii) will do, too.
 """
 
 from __future__ import annotations
@@ -26,8 +26,16 @@ from typing import TYPE_CHECKING
 
 from nnunet_ssp.conversion import Cine, Common, Task, make_cases
 from nnunet_ssp.dataset_conversion import combined
-from nnunet_ssp.geometry import base_of_stack, compare_affines, straighten
-from nnunet_ssp.nifti import Array, check_cine, integer_labels, read_nifti
+from nnunet_ssp.geometry import base_of_stack, compare_grids, place_stack
+from nnunet_ssp.grids import Array
+from nnunet_ssp.nifti import (
+    as_cine,
+    check_cine,
+    integer_labels,
+    read_image,
+    unpacked_copies,
+    with_ending,
+)
 from nnunet_ssp.phases import LABELS, frame_number, label_phases
 from nnunet_ssp.tables import check_is_folder, fault_in_listing, find_table, read_table
 
@@ -119,7 +127,7 @@ def list_tasks(folder: Path) -> tuple[list[MnmsTask], dict[str, str]]:
         mine, found = rows.get(code, []), places.get(code, [])
         if fault := fault_in_listing(code, mine, found, table, root, places):
             refused[code] = fault
-        elif not (image := root / found[0] / code / f"{code}_sa.nii.gz").is_file():
+        elif not (image := with_ending(root / found[0] / code / f"{code}_sa.nii.gz")).is_file():
             refused[code] = f"{image}: the file is missing."
         else:
             row = mine[0] if mine else {}
@@ -128,7 +136,7 @@ def list_tasks(folder: Path) -> tuple[list[MnmsTask], dict[str, str]]:
                 MnmsTask(
                     subject=code,
                     split=split,
-                    files=(image, image.with_name(f"{code}_sa_gt.nii.gz")),
+                    files=(image, with_ending(image.with_name(f"{code}_sa_gt.nii.gz"))),
                     place=found[0],
                     expect_labels=expect_labels,
                     ed=row.get("ED", ""),
@@ -192,23 +200,26 @@ def read_subject(task: MnmsTask) -> Cine:
         ValueError: The subject cannot be converted; names the file and the rule.
     """
     image_file, mask_file = task.files
-    image, affine = read_nifti(image_file)
+    stored = read_image(image_file)
+    image = as_cine(stored.voxels)
     check_cine(image, image_file)
     n_frames = image.shape[3]
-    clean, corrections = straighten(affine, image_file)
-    notes = []
+    place = place_stack(stored.grid, image.shape, image_file)
+    corrections = [*place.corrections]
+    notes = [*place.notes, *unpacked_copies(task.files)]
     if not task.in_csv:
         notes.append("not in the CSV; vendor and centre unknown")
 
     masks: dict[int, Array] = {}
     if mask_file.is_file():
-        mask, mask_affine = read_nifti(mask_file)
+        stored_mask = read_image(mask_file)
+        mask = as_cine(stored_mask.voxels)
         if mask.shape != image.shape:
             raise ValueError(
                 f"{mask_file}: shape (={mask.shape}) must be that of the image (={image.shape})."
             )
-        notes += compare_affines(mask_affine, affine)
-        mask = integer_labels(mask, mask_file, LABELS.values())
+        notes += compare_grids(stored_mask, stored)
+        mask = place.move(integer_labels(mask, mask_file, LABELS.values()))
         masks = {t: mask[..., t] for t in range(n_frames) if mask[..., t].any()}
     if masks:
         phases, corrected, noted = label_phases(masks, task.ed, task.es)
@@ -232,14 +243,15 @@ def read_subject(task: MnmsTask) -> Cine:
         phases,
         n_frames,
         source=SOURCE,
-        base=base_of_stack(clean),
+        base=base_of_stack(place.affine),
         vendor=task.vendor,
         centre=task.centre,
         pathology=task.pathology,
     )
+    image = place.move(image)
     frames = {case.frame: image[..., case.frame] for case in cases}
     labels = {frame: masks[frame] for frame in phases}
-    return Cine(frames, labels, clean, cases, corrections, notes=notes)
+    return Cine(frames, labels, place.affine, cases, corrections, notes=notes)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ FOLDER is the unpacked data set, or the folder that holds it as `MnM2`:
 
 Long-axis files are left out. Subjects 201 to 360, the challenge's test part, are for the test.
 Labels: 1 left ventricle, 2 myocardium, 3 right ventricle. Nothing tells which frames of the cine
-are ED and ES, so the 3D images are looked up in it. The spacing is that of the affine, from which
-headers differ.
+are ED and ES, so the 3D images are looked up in it. Unpacked files (.nii) will do, too.
 """
 
 from __future__ import annotations
@@ -24,8 +23,17 @@ from typing import TYPE_CHECKING
 
 from nnunet_ssp.conversion import Cine, Common, Task, make_cases
 from nnunet_ssp.dataset_conversion import combined
-from nnunet_ssp.geometry import base_of_stack, compare_affines, straighten
-from nnunet_ssp.nifti import Array, check_cine, integer_labels, read_nifti
+from nnunet_ssp.geometry import base_of_stack, compare_grids, place_stack
+from nnunet_ssp.grids import Array
+from nnunet_ssp.nifti import (
+    as_cine,
+    as_frame,
+    check_cine,
+    integer_labels,
+    read_image,
+    unpacked_copies,
+    with_ending,
+)
 from nnunet_ssp.phases import LABELS, frame_number, label_phases, nearest_frame
 from nnunet_ssp.tables import check_is_folder, fault_in_listing, find_table, read_table
 
@@ -116,7 +124,9 @@ def list_tasks(folder: Path) -> tuple[list[Mnms2Task], dict[str, str]]:
             refused[code] = f"{place}: the subject (={code}) must be a number."
         elif fault := fault_in_listing(code, mine, found, table, root):
             refused[code] = fault
-        elif not (cine := root / "dataset" / found[0] / f"{found[0]}_SA_CINE.nii.gz").is_file():
+        elif not (
+            cine := with_ending(root / "dataset" / found[0] / f"{found[0]}_SA_CINE.nii.gz")
+        ).is_file():
             refused[code] = f"{cine}: the file is missing."
         else:
             row = mine[0] if mine else {}
@@ -128,7 +138,7 @@ def list_tasks(folder: Path) -> tuple[list[Mnms2Task], dict[str, str]]:
                     files=(
                         cine,
                         *(
-                            cine.with_name(f"{found[0]}_SA_{phase}{kind}.nii.gz")
+                            with_ending(cine.with_name(f"{found[0]}_SA_{phase}{kind}.nii.gz"))
                             for phase in ("ED", "ES")
                             for kind in ("", "_gt")
                         ),
@@ -185,10 +195,12 @@ def read_subject(task: Mnms2Task) -> Cine:
         ValueError: The subject cannot be converted; names the file and the rule.
     """
     cine_file = task.files[0]
-    image, affine = read_nifti(cine_file)
+    stored = read_image(cine_file)
+    image = as_cine(stored.voxels)
     check_cine(image, cine_file)
-    clean, corrections = straighten(affine, cine_file)
-    notes = []
+    place = place_stack(stored.grid, image.shape, cine_file)
+    corrections = [*place.corrections]
+    notes = [*place.notes, *unpacked_copies(task.files)]
     if not task.in_csv:
         notes.append("not in the CSV; disease, vendor and scanner unknown")
 
@@ -198,14 +210,15 @@ def read_subject(task: Mnms2Task) -> Cine:
         if not mask_file.is_file():
             notes.append(f"there is no mask of {phase}")
             continue
-        mask, mask_affine = read_nifti(mask_file)
+        stored_mask = read_image(mask_file)
+        mask = as_frame(stored_mask.voxels)
         frame = _find_frame(image, frame_file, cine_file)
         if mask.shape != image.shape[:3]:
             raise ValueError(
                 f"{mask_file}: shape (={mask.shape}) must be that of a frame (={image.shape[:3]})."
             )
-        notes += compare_affines(mask_affine, affine)
-        mask = integer_labels(mask, mask_file, LABELS.values())
+        notes += compare_grids(stored_mask, stored)
+        mask = place.move(integer_labels(mask, mask_file, LABELS.values()))
         if frame in masks:
             raise ValueError(f"{frame_file}: must not be the same frame of the cine as ED.")
         if mask.any():
@@ -230,19 +243,20 @@ def read_subject(task: Mnms2Task) -> Cine:
         phases,
         image.shape[3],
         source=SOURCE,
-        base=base_of_stack(clean),
+        base=base_of_stack(place.affine),
         vendor=task.vendor,
         scanner=task.scanner,
         field=task.field,
         pathology=task.disease,
     )
+    image = place.move(image)
     frames = {case.frame: image[..., case.frame] for case in cases}
     labels = {frame: masks[frame] for frame in phases}
-    return Cine(frames, labels, clean, cases, corrections, notes=list(dict.fromkeys(notes)))
+    return Cine(frames, labels, place.affine, cases, corrections, notes=list(dict.fromkeys(notes)))
 
 
 def _find_frame(cine: Array, frame_file: Path, cine_file: Path) -> int:
-    frame, _ = read_nifti(frame_file)
+    frame = as_frame(read_image(frame_file).voxels)
     if frame.shape != cine.shape[:3]:
         raise ValueError(
             f"{frame_file}: shape (={frame.shape}) must be that of a frame (={cine.shape[:3]})."

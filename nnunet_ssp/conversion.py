@@ -12,6 +12,7 @@ The dataset's folder goes through three states: `convert.json` is written first 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +37,9 @@ from nnunet_ssp.cases import (
     write_json,
     write_splits,
 )
-from nnunet_ssp.nifti import Array, read_shape, write_nifti
+from nnunet_ssp.geometry import place_stack
+from nnunet_ssp.grids import Array
+from nnunet_ssp.nifti import read_header, unpacked_copies, write_nifti
 from nnunet_ssp.parallel import number_of_workers, process
 from nnunet_ssp.tables import read_table
 
@@ -81,7 +84,7 @@ class Cine:
 
     frames: Mapping[int, Array]  # by time index; integers or floating point
     labels: Mapping[int, Array]  # uint8, only the labelled frames
-    affine: Array  # (4, 4), voxel to world in mm, RAS+, from `clean_affine`
+    affine: Array  # (4, 4), voxel to world in mm, RAS+, from `place_stack` or `clean_affine`
     cases: list[Case]  # what to write; labelled cases have a frame in `labels`
     corrections: list[str] = field(default_factory=list)  # what was wrong and is now right
     warnings: list[str] = field(default_factory=list)  # what of the subject is lost
@@ -120,25 +123,36 @@ class Look:
 TaskT = TypeVar("TaskT", bound=Task)
 
 
-def look_at_headers(task: Task) -> Look:
-    """Look at the headers of a subject's NIfTI files: what a dry run does where a converter has no look of its own."""
+def look_at_headers(task: Task, alike: bool = True) -> Look:
+    """Look at the headers of a subject's NIfTI files: what a dry run does where a converter has no look of its own.
+
+    Args:
+        task: The subject.
+        alike: Whether all files must have the same sides.
+    """
     images = [file for file in task.files if "_gt." not in file.name]
-    nifti = [file for file in task.files if file.name.endswith((".nii", ".nii.gz"))]
+    nifti = [file for file in task.files if file.name.lower().endswith((".nii", ".nii.gz"))]
+    notes = unpacked_copies(nifti)
     try:
-        shapes = {file: read_shape(file) for file in nifti if file.is_file()}
+        headers = {file: read_header(file) for file in nifti if file.is_file()}
+        shapes = {file: shape for file, (shape, _) in headers.items()}
         for file, shape in shapes.items():
             # Axes of masks may be permuted in own data; the sides are the same.
-            if sorted(shape[:3]) != sorted(shapes[next(iter(shapes))][:3]):
+            if alike and sorted(shape[:3]) != sorted(shapes[next(iter(shapes))][:3]):
                 raise ValueError(f"{file}: shape (={shape}) must be that of the other files.")
         if task.split == "test" and not task.has_masks:
             raise ValueError(
                 f"{task.files[0].parent}: there is no mask; a test subject must have labels."
             )
+        if images and images[0] in headers:
+            shape, grid = headers[images[0]]
+            place = place_stack(grid, (*shape, 1, 1, 1)[: max(3, len(shape))], images[0])
+            notes += [*place.corrections, *place.notes]
     except ValueError as error:
         return Look(task.subject, task.split, refused=str(error))
-    cines = [shape[3] for shape in shapes.values() if len(shape) == 4]
+    cines = [math.prod(shape[3:]) for shape in shapes.values() if math.prod(shape[3:]) > 1]
     n_frames = max(cines, default=sum(file in shapes for file in images))
-    return Look(task.subject, task.split, task.has_masks, n_frames)
+    return Look(task.subject, task.split, task.has_masks, n_frames, notes=notes)
 
 
 def convert_subjects(

@@ -1,12 +1,84 @@
-"""Where voxels lie: affines with orthogonal axes, and the base of a short-axis stack."""
+"""Where voxels lie: orthogonal axes, the axis of the slices, equal grids, and the base of a short-axis stack."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from nnunet_ssp.nifti import Array
+from nnunet_ssp.grids import Array, Grid, corner_distance
+from nnunet_ssp.nifti import Nifti
+
+FAR = 2.0  # times the next spacing: no axis within a slice is as coarse
+COARSER = 1.1  # the same where that axis has at most half as many voxels as each other one
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stack lies once its slices are on the third axis."""
+
+    affine: Array  # (4, 4), in mm, with orthogonal axes
+    order: tuple[int, int, int]  # of the axes of the file
+    corrections: list[str]
+    notes: list[str]
+
+    def move(self, voxels: Array) -> Array:
+        """Bring voxels on the grid of the file, with any further axes, into this order."""
+        return voxels.transpose(*self.order, *range(3, voxels.ndim))
+
+
+def place_stack(grid: Grid, shape: Sequence[int], file: Path) -> Place:
+    """Make the axes of a grid orthogonal and put that of the slices last; also says what the header says.
+
+    Axes are exchanged in a ring, so the handedness stays, and none is reversed.
+
+    Args:
+        grid: As read.
+        shape: Of the voxels in the file, at least three axes.
+        file: For messages.
+
+    Raises:
+        ValueError: The axes do not span space.
+    """
+    affine, corrections = straighten(grid.affine, file)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    axis, doubt = slice_axis(spacing, shape)
+    order = ((axis + 1) % 3, (axis + 2) % 3, axis)
+    if axis != 2:
+        corrections = [*corrections, f"slices were on axis {axis + 1} of the file, now on axis 3"]
+    moved = affine[:, [*order, 3]]
+    return Place(moved, order, [*grid.corrections, *corrections], [*grid.notes, *doubt])
+
+
+def slice_axis(spacing: Sequence[float] | Array, shape: Sequence[int]) -> tuple[int, list[str]]:
+    """Find the axis on which the slices follow each other, by spacing and shape.
+
+    It is the only axis of length 1, else the one whose spacing is far the largest, else the one whose spacing
+    is larger and that is much the shortest. Where neither is so, it is the third.
+
+    Args:
+        spacing: Of three axes, in mm.
+        shape: Of the same axes; further ones are ignored.
+
+    Returns:
+        The axis, and a note where another than the third might be meant.
+    """
+    sizes = np.array(shape[:3])
+    if (sizes == 1).sum() == 1:
+        return int(np.argmin(sizes)), []
+    axis = int(np.argmax(spacing))
+    others = [other for other in range(3) if other != axis]
+    ratio = spacing[axis] / max(spacing[other] for other in others)
+    if ratio >= FAR and sizes[axis] <= sizes[others].max():
+        return axis, []
+    if ratio >= COARSER and (2 * sizes[axis] <= sizes[others]).all():
+        return axis, []
+    if (axis == 2 and ratio >= COARSER) or (2 * sizes[2] <= sizes[:2]).all():
+        return 2, []
+    return 2, ["neither spacing nor shape shows the axis of the slices: axis 3 is taken"]
 
 
 def clean_affine(affine: Array, file: Path) -> tuple[Array, float]:
@@ -25,10 +97,11 @@ def clean_affine(affine: Array, file: Path) -> tuple[Array, float]:
     Raises:
         ValueError: The axes do not span space.
     """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    finite = bool(np.isfinite(affine).all())
+    spacing = np.linalg.norm(affine[:3, :3] if finite else np.zeros((3, 3)), axis=0)
     directions = affine[:3, :3] / np.maximum(spacing, 1e-6)  # mm; a shorter axis is none
     # Below 0.5 an axis is off by tens of degrees: no rounding does that, the header is broken.
-    if not np.isfinite(affine).all() or abs(np.linalg.det(directions)) < 0.5:
+    if not finite or not np.isfinite(spacing).all() or abs(np.linalg.det(directions)) < 0.5:
         raise ValueError(f"{file}: the affine must have three axes at right angles, or nearly so.")
     u, _, vt = np.linalg.svd(directions)
     clean = np.eye(4)
@@ -46,9 +119,53 @@ def straighten(affine: Array, file: Path) -> tuple[Array, list[str]]:
     return clean, [f"axes not orthogonal, turned by up to {turned:.2f} degrees"]
 
 
-def compare_affines(mask: Array, image: Array) -> list[str]:
-    """What to say about the affines of a mask and its image, whose voxels are paired by index."""
-    if np.allclose(mask, image, atol=0.01):  # mm
+def same_grid(first: Nifti, second: Nifti) -> bool:
+    """Whether two files have one grid for us, for nibabel or for SimpleITK, whatever it is for the others.
+
+    A mask is drawn on what a tool shows of its image, so voxels of equal index belong together where a tool
+    finds both files in one place. Less than half a voxel is no difference.
+    """
+    shape = first.voxels.shape[:3]
+    if shape != second.voxels.shape[:3]:
+        return False
+    edge = np.linalg.norm(first.grid.affine[:3, :3], axis=0).min()
+    for a, b in (
+        (first.grid.affine, second.grid.affine),
+        (first.grid.nominal, second.grid.nominal),
+    ):
+        if a is not None and b is not None and corner_distance(a, b, shape) <= edge / 2:
+            return True
+    a, b = _as_simpleitk(first.file), _as_simpleitk(second.file)
+    return a is not None and b is not None and corner_distance(a, b, shape) <= edge / 2
+
+
+def _as_simpleitk(file: Path) -> Array | None:
+    """Return the affine as SimpleITK reads it, in its own LPS+; None where it refuses the file."""
+    import SimpleITK as sitk
+
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader: Any = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+    n = reader.GetDimension()
+    if n < 3:
+        return None
+    affine = np.eye(4)
+    directions = np.reshape(reader.GetDirection(), (n, n))[:3, :3]
+    affine[:3, :3] = directions * np.array(reader.GetSpacing()[:3])
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    return affine
+
+
+def compare_grids(mask: Nifti, image: Nifti) -> list[str]:
+    """Say where a mask lies elsewhere than its image, though their voxels are paired by index."""
+    if np.allclose(mask.grid.affine, image.grid.affine, atol=0.01) or same_grid(mask, image):  # mm
         return []
     return ["affines of image and mask differ; their voxels are taken to match"]
 

@@ -3,49 +3,142 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from nnunet_ssp.grids import Array as Array
+from nnunet_ssp.grids import Grid, read_grid
+
+CHUNK = 2**20  # bytes read at a time
+
+
+@dataclass(frozen=True)
+class Nifti:
+    """A NIfTI file as read."""
+
+    file: Path
+    voxels: Array  # native byte order; integers as stored, all else float32
+    grid: Grid
 
 
 def read_nifti(file: Path) -> tuple[Array, Array]:
-    """Read voxels and affine; nibabel also reads the headers that SimpleITK refuses.
+    """Read voxels and affine (4, 4) of a NIfTI file; see `read_image` for what is refused."""
+    image = read_image(file)
+    return image.voxels, image.grid.affine
 
-    Returns:
-        Voxels in native byte order (integers as stored, all else float32), and the affine (4, 4)
-        from voxel indices to mm in RAS+.
+
+def read_image(file: Path) -> Nifti:
+    """Read a NIfTI file to its end; also one whose axes are not orthogonal, which SimpleITK refuses.
+
+    Whether it is compressed is seen from its first bytes, whatever its name is.
 
     Raises:
-        ValueError: The file is missing, truncated, not NIfTI, or not of real numbers.
+        ValueError: The file is missing, damaged or truncated, not NIfTI, or not of real numbers.
     """
-    import nibabel
+    from nibabel.volumeutils import apply_read_scaling
 
-    with _readable(file):
-        image = nibabel.load(file)
-        voxels = np.asanyarray(image.dataobj)
-    if voxels.dtype.kind not in "iuf":
-        raise ValueError(f"{file}: voxels (={voxels.dtype}) must be integers or real numbers.")
+    with _readable(file), _opened(file) as stream:
+        header = _read_header(stream)
+        grid = read_grid(header)
+        dtype, shape = header.get_data_dtype(), tuple(header.get_data_shape())
+        if dtype.kind in "iuf":
+            raw = _read_voxels(stream, file, header.get_data_offset(), dtype, shape)
+            with np.errstate(all="ignore"):  # `check_cine` refuses what is not finite
+                voxels = apply_read_scaling(raw, *header.get_slope_inter())
+    if dtype.kind not in "iuf":
+        raise ValueError(f"{file}: voxels (={dtype}) must be integers or real numbers.")
     kept = voxels.dtype.newbyteorder("=") if voxels.dtype.kind in "iu" else np.dtype(np.float32)
-    return voxels.astype(kept, copy=False), np.asarray(image.affine, dtype=float)
+    with np.errstate(over="ignore"):
+        return Nifti(file, voxels.astype(kept, copy=False), grid)
 
 
-def read_shape(file: Path) -> tuple[int, ...]:
-    """The shape of a NIfTI file, from its header alone.
+def read_header(file: Path) -> tuple[tuple[int, ...], Grid]:
+    """Read the shape and the grid of a NIfTI file from its header alone.
 
     Raises:
         ValueError: The file is missing or not NIfTI.
     """
+    with _readable(file), _opened(file) as stream:
+        header = _read_header(stream)
+        return tuple(header.get_data_shape()), read_grid(header)
+
+
+def _read_header(stream: BinaryIO) -> Any:
+    """Read the header of NIfTI 1 or 2; nibabel's `load` goes by the name, and fails with some valid forms."""
     import nibabel
 
-    with _readable(file):
-        return tuple(nibabel.load(file).shape)
+    start = stream.read(40)
+    stream.seek(0)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError("a git-lfs pointer in place of the file: run git lfs pull")
+    for size, kind in ((348, nibabel.Nifti1Header), (540, nibabel.Nifti2Header)):
+        if start[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")):
+            return kind.from_fileobj(stream)
+    raise ValueError("it has no NIfTI header")
+
+
+def _read_voxels(
+    stream: BinaryIO, file: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> Array:
+    """Read the voxels as stored, and a compressed file to its end, where its checksum is."""
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its header declares a shape of {shape}")
+    n_bytes = math.prod(shape) * dtype.itemsize
+    compressed = isinstance(stream, gzip.GzipFile)
+    # Before memory is asked for; deflate shrinks to 1/1032 at best.
+    if offset + n_bytes > file.stat().st_size * (1032 if compressed else 1):
+        raise EOFError(f"its header declares {n_bytes} bytes of voxels, more than it can hold")
+    stream.seek(offset)
+    buffer = np.empty(n_bytes, np.uint8)
+    place = 0
+    while place < n_bytes:
+        part = stream.read(min(CHUNK, n_bytes - place))
+        if not part:
+            raise EOFError(f"its header declares {n_bytes} bytes of voxels, it holds {place}")
+        buffer[place : place + len(part)] = np.frombuffer(part, np.uint8)
+        place += len(part)
+    while compressed and stream.read(CHUNK):
+        pass
+    return buffer.view(dtype).reshape(shape, order="F")
+
+
+def as_frame(voxels: Array) -> Array:
+    """Drop axes of length 1 after the third, as in `(X, Y, Z, 1)`."""
+    kept = [n for axis, n in enumerate(voxels.shape) if axis < 3 or n > 1]
+    return voxels.reshape(kept, order="F")
+
+
+def as_cine(voxels: Array) -> Array:
+    """Drop axes of length 1 after the third, as in `(X, Y, Z, 1, T)`; a fourth axis stays."""
+    frame = as_frame(voxels)
+    return frame[..., None] if frame.ndim == 3 < voxels.ndim else frame
+
+
+def with_ending(file: Path) -> Path:
+    """Return a file that ends with `.nii.gz`, or where only that is there, its `.nii`."""
+    unpacked = file.with_suffix("")
+    return unpacked if unpacked.is_file() and not file.is_file() else file
+
+
+def has_packed_copy(file: Path) -> bool:
+    """Whether this is a `.nii` beside its `.nii.gz`, which is the one to read."""
+    return file.suffix == ".nii" and file.with_name(f"{file.name}.gz").is_file()
+
+
+def unpacked_copies(files: Iterable[Path]) -> list[str]:
+    """Say which `.nii` were left out because their `.nii.gz`, among `files`, were taken."""
+    copies = [
+        file.stem for file in files if file.suffix == ".gz" and file.with_suffix("").is_file()
+    ]
+    more = f" and {len(copies) - 1} more" if copies[1:] else ""
+    return [f"left out {copies[0]}{more}: .nii.gz is there, too"] if copies else []
 
 
 def is_whole(file: Path) -> bool:
@@ -66,15 +159,37 @@ def is_whole(file: Path) -> bool:
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
     """Say in words what is wrong with a file."""
-    from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
 
     try:
         yield
     except FileNotFoundError as error:
         raise ValueError(f"{file}: the file is missing.") from error
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+    except MemoryError as error:
+        raise ValueError(f"{file}: its voxels need more memory than there is.") from error
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        zlib.error,
+        HeaderDataError,
+        WrapStructError,
+    ) as error:
         raise ValueError(f"{file}: not a complete NIfTI file ({error}).") from error
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    with open(file, "rb") as stored:
+        compressed = stored.read(2) == b"\x1f\x8b"
+        stored.seek(0)
+        if compressed:
+            with gzip.GzipFile(fileobj=stored) as stream:
+                yield cast(BinaryIO, stream)
+        else:
+            yield stored
 
 
 def write_nifti(file: Path, voxels: Array, affine: Array) -> None:
@@ -94,16 +209,25 @@ def write_nifti(file: Path, voxels: Array, affine: Array) -> None:
     nibabel.save(image, file)
 
 
+def check_axes(shape: Sequence[int], file: Path) -> None:
+    """Refuse a shape that is not 4D `(X, Y, Z, T)`, but for further axes of length 1.
+
+    Raises:
+        ValueError: Names the file and the rule.
+    """
+    if len(shape) < 4 or 0 in shape or sum(n > 1 for n in shape[3:]) > 1:
+        raise ValueError(
+            f"{file}: shape (={tuple(shape)}) must have 4 axes: columns, rows, slices, frames."
+        )
+
+
 def check_cine(voxels: Array, file: Path) -> None:
     """Refuse what is no cine: not 4D `(X, Y, Z, T)`, not finite, or with a constant frame.
 
     Raises:
         ValueError: Names the file and the rule.
     """
-    if voxels.ndim != 4 or 0 in voxels.shape:
-        raise ValueError(
-            f"{file}: shape (={voxels.shape}) must have 4 axes: columns, rows, slices, frames."
-        )
+    check_axes(voxels.shape, file)
     if not np.isfinite(voxels).all():
         raise ValueError(f"{file}: holds NaN or infinite values.")
     constant = np.flatnonzero(voxels.min(axis=(0, 1, 2)) == voxels.max(axis=(0, 1, 2)))

@@ -17,6 +17,7 @@ from nnunet_ssp.dataset_conversion import acdc
 from nnunet_ssp.dataset_conversion.acdc import convert
 from nnunet_ssp.phases import LABELS
 from tests.cine_trees import ED, ES, add_acdc, cine, drawn, save
+from tests.nifti_headers import save_with
 
 NOMINAL = np.diag([1.5, 1.5, 10, 1])
 
@@ -191,7 +192,9 @@ def test_unpacked_files_are_read(root: Path, both: bool):
             file.unlink()
     target = convert(root, 118)
     assert len(read_cases(target / "cases.csv")) == 4
-    assert log(target)["notes"] == log(target)["corrections"] == log(target)["refused"] == {}
+    said = ["left out patient001_4d.nii and 4 more: .nii.gz is there, too"]
+    assert log(target)["notes"] == ({"patient001": said} if both else {})
+    assert log(target)["corrections"] == log(target)["refused"] == {}
 
 
 def test_subjects_without_labels(root: Path):
@@ -237,6 +240,45 @@ def test_geometry(root: Path):
     ]
     header = nibabel.load(target / "imagesUn" / "patient001_frame01_0000.nii.gz").header
     assert header["dim"].tolist() == [3, 6, 5, 3, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("four_d", [False, True])
+def test_headers_as_distributed(root: Path, four_d: bool):
+    """qform and pixdim hold the spacing, the sform has unit scales (nnU-Net's issue 2741)."""
+    folder = add_acdc(root, "training", 1, four_d=four_d)
+    for file in folder.glob("*.nii.gz"):
+        stored = np.asanyarray(nibabel.load(file).dataobj)
+        forms = {"qform": np.diag([-1.4, -1.4, 10, 1]), "sform": np.diag([-1.0, -1, 1, 1])}
+        save_with(file, stored, **forms, qform_code=1, sform_code=2)
+    target = convert(root, 118)
+    for file in target.rglob("*.nii.gz"):
+        assert sitk.ReadImage(file).GetSpacing() == pytest.approx((1.4, 1.4, 10), abs=1e-6)
+        assert nibabel.load(file).affine == pytest.approx(np.diag([-1.4, -1.4, 10, 1]), abs=1e-6)
+    assert log(target)["corrections"]["patient001"] == [
+        "the spacing is that of pixdim; the sform has unit scales"
+    ]
+
+
+@pytest.mark.parametrize("four_d", [False, True])
+def test_turned_files_with_a_fourth_axis_of_one(root: Path, four_d: bool):
+    """Slices on the first axis, 3D files as `(X, Y, Z, 1)`."""
+    add_acdc(root, "training", 2, four_d=four_d)
+    straight = convert(root, 118)
+    for file in (root / "training" / "patient002").glob("*.nii.gz"):
+        image = nibabel.load(file)
+        stored = np.moveaxis(np.asanyarray(image.dataobj), 2, 0)
+        affine = image.affine[:, [2, 0, 1, 3]]
+        save(stored if stored.ndim == 4 else stored[..., None], file, affine)
+    turned = convert(root, 119)
+    assert log(turned)["corrections"] == {
+        "patient002": ["slices were on axis 1 of the file, now on axis 3"]
+    }
+    written = sorted(straight.rglob("*.nii.gz"))
+    assert len(written) == (6 if four_d else 4)
+    for file in written:
+        before, after = (nibabel.load(f) for f in (file, turned / file.relative_to(straight)))
+        assert np.array_equal(np.asanyarray(before.dataobj), np.asanyarray(after.dataobj))
+        assert np.allclose(before.affine, after.affine)
 
 
 def test_a_single_slice_and_a_single_frame_are_a_cine(root: Path):

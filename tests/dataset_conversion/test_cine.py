@@ -18,6 +18,7 @@ from nnunet_ssp.cases import Case, read_cases, read_splits
 from nnunet_ssp.dataset_conversion import acdc, cine
 from nnunet_ssp.dataset_conversion.cine import convert
 from tests.dicom_files import FOUR_CHAMBER, edit, series
+from tests.nifti_headers import save_with
 
 SHAPE = (6, 5, 3, 12)  # columns, rows, slices, frames
 ED, ES = 0, 4
@@ -66,7 +67,9 @@ def cases_of(target: Path) -> dict[str, Case]:
 
 
 def cine_in(target: Path, subject: str, folder: str = "imagesUn") -> np.ndarray:
-    files = sorted((target / folder).glob(f"{subject}_frame*_0000.nii.gz"))
+    files = sorted(
+        target.glob(f"{folder}/{subject}_frame*_0000.nii.gz"), key=lambda file: file.name
+    )
     arrays = [sitk.GetArrayFromImage(sitk.ReadImage(file)).T for file in files]
     return np.stack(arrays, axis=-1)
 
@@ -267,6 +270,183 @@ def test_names_must_be_unique(root: Path):
     assert {case.subject for case in cases_of(target).values()} == {"C"}
 
 
+# --- files as people have them ----------------------------------------------------------------
+
+
+def test_frames_and_masks_with_a_fourth_axis_of_one(root: Path):
+    for t in range(12):
+        save(frames()[..., t : t + 1], root / "S1" / f"vol{t:04}.nii.gz")
+    save(frames(), root / "S2.nii.gz")
+    for frame in (ED, ES):
+        save(drawn(ED, ES)[..., frame : frame + 1], root / f"S2_frame{frame:02}_gt.nii.gz")
+    target = convert(root, 120)
+    assert np.array_equal(cine_in(target, "S1"), frames())
+    assert names(target / "labelsTr") == ["S2_frame00.nii.gz", "S2_frame04.nii.gz"]
+    assert log(target)["notes"] == log(target)["refused"] == {}
+
+
+def philips(folder: Path, name: str, mask: bool = False) -> None:
+    """The phases as dcm2niix names them."""
+    for t in range(12):
+        save(frames()[..., t], folder / f"{name}{f'_t{37 * t}' if t else ''}.nii")
+    if mask:
+        save(drawn(2)[..., 2], folder / f"{name}_t74_gt.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["cine_5", "S1", "3_sa"])
+def test_phases_of_philips(root: Path, name: str):
+    philips(root / "S1", name, mask=True)
+    target = convert(root, 120)
+    assert np.array_equal(cine_in(target, "S1", "images*"), frames())
+    assert names(target / "labelsTr") == ["S1_frame02.nii.gz"]
+    save(
+        drawn(1, 3), root / "S1" / f"{name}_gt.nii.gz"
+    )  # 4D, though called as that of the first phase
+    (root / "S1" / f"{name}_t74_gt.nii.gz").unlink()
+    assert names(convert(root, 121) / "labelsTr") == ["S1_frame01.nii.gz", "S1_frame03.nii.gz"]
+
+
+def test_phases_that_do_not_belong_together_are_refused(root: Path):
+    for subject in ("two", "other", "none"):
+        philips(root / subject, "cine")
+    (root / "two" / "cine_t37.nii").rename(root / "two" / "cine_t0.nii")
+    (root / "other" / "cine_t37.nii").rename(root / "other" / "rest_t37.nii")
+    (root / "none" / "cine.nii").rename(root / "none" / "rest.nii")
+    message = r"none: must hold one 4D file .*, or 3D frames"
+    with pytest.raises(FileNotFoundError, match=message) as error:
+        convert(root, 120)
+    assert str(error.value).count("or 3D frames whose names differ only in numbers") == 3
+
+
+@pytest.mark.parametrize("names_", [["sax_1", "sax_2", "sax_4"], ["sax", "saxa", "saxb"]])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_file_for_each_slice(
+    root: Path, names_: list[str], dry_run: bool, capsys: pytest.CaptureFixture[str]
+):
+    for z, name in enumerate(names_):
+        affine = AFFINE.copy()
+        affine[:3, 3] += z * AFFINE[:3, 2]
+        save(frames()[:, :, z : z + 1], root / "S1" / f"{name}.nii.gz", affine)
+    save(drawn(ED), root / "S1_gt.nii.gz")
+    target = convert(root, 120, dry_run=dry_run)
+    output = capsys.readouterr().out
+    assert "S1: one stack of 3 slices, each in a file of its own" in output
+    if dry_run:
+        assert output.splitlines()[2].split() == ["train", "1", "1", "0", "12", "0"]
+        return
+    assert np.array_equal(cine_in(target, "S1", "images*"), frames())
+    assert names(target / "labelsTr") == ["S1_frame00.nii.gz"]
+    save(drawn(ED)[:, :, :1], root / "S1_gt.nii.gz")
+    with pytest.raises(ValueError, match=r"S1_gt\.nii\.gz: must be a mask of the whole stack"):
+        convert(root, 121)
+
+
+def test_unpacked_copies_are_left_out(root: Path):
+    for ending in (".nii", ".nii.gz"):
+        save(frames(), root / f"S1{ending}")
+        save(drawn(ED), root / f"S1_gt{ending}")
+        for t in range(12):
+            save(frames()[..., t], root / "S2" / f"{t}{ending}")
+    target = convert(root, 120)
+    assert np.array_equal(cine_in(target, "S2"), frames())
+    assert log(target)["refused"] == {}
+    assert log(target)["notes"] == {
+        "S1": [
+            "left out S1.nii and 1 more: .nii.gz is there, too",
+            "only frame 0 holds labels, taken as ED",
+        ],
+        "S2": ["left out 0.nii and 11 more: .nii.gz is there, too"],
+    }
+
+
+# --- headers as people have them --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["4D", "3D"])
+@pytest.mark.parametrize("degrees", [0, 35, 60])
+def test_a_stack_turned_to_the_bodys_axes_is_put_upright(root: Path, kind: str, degrees: int):
+    """As MONAI's Orientation, TorchIO's ToCanonical and nibabel's as_closest_canonical do."""
+    normal = np.array([-0.60, 0.55, -0.58]) / np.linalg.norm([-0.60, 0.55, -0.58])
+    up = np.array([0, 0, 1.0]) - normal * normal[2]
+    up /= np.linalg.norm(up)
+    row = np.cos(np.radians(degrees)) * up + np.sin(np.radians(degrees)) * np.cross(normal, up)
+    affine = np.eye(4)
+    affine[:3, :3] = np.column_stack([row * 1.4, np.cross(normal, row) * 1.4, normal * 8])
+    image = nibabel.as_closest_canonical(nibabel.Nifti1Image(frames(), affine))
+    mask = nibabel.as_closest_canonical(nibabel.Nifti1Image(drawn(ED, ES), affine))
+    if kind == "4D":
+        nibabel.save(image, root / "S1.nii.gz")
+        nibabel.save(mask, root / "S1_gt.nii.gz")
+    else:
+        for t in range(12):
+            save(np.asarray(image.dataobj)[..., t], root / "S1" / f"{t}.nii", image.affine)
+        for t in (ED, ES):
+            save(np.asarray(mask.dataobj)[..., t], root / "S1" / f"{t}_gt.nii", mask.affine)
+    target = convert(root, 120)
+    axis = image.shape.index(3)
+    said = [] if axis == 2 else [f"slices were on axis {axis + 1} of the file, now on axis 3"]
+    assert log(target)["corrections"].get("S1", []) == said
+    assert {case.base for case in cases_of(target).values()} == {
+        "first"
+        if np.sign(
+            normal @ nibabel.load(target / "imagesUn" / "S1_frame01_0000.nii.gz").affine[:3, 2]
+        )
+        > 0
+        else "last"
+    }
+    for frame in (ED, ES):
+        written = nibabel.load(target / "imagesTr" / f"S1_frame{frame:02}_0000.nii.gz")
+        assert written.shape[2] == 3
+        assert np.sign(np.linalg.det(written.affine)) == np.sign(np.linalg.det(image.affine))
+        label = nibabel.load(target / "labelsTr" / f"S1_frame{frame:02}.nii.gz")
+        for index in np.ndindex(SHAPE[:3]):
+            there = np.linalg.inv(written.affine) @ affine @ (*index, 1)
+            there = tuple(np.rint(there[:3]).astype(int))
+            assert written.dataobj[there] == frames()[(*index, frame)]
+            assert label.dataobj[there] == drawn(ED, ES)[(*index, frame)]
+
+
+def test_masks_of_tools_that_read_the_header_otherwise(root: Path):
+    """ITK-SNAP, Slicer and nnU-Net read it as SimpleITK, others as nibabel."""
+    turned = np.array([[0, -1, 0, 5], [1, 0, 0, 6], [0, 0, 1, 7], [0, 0, 0, 1.0]]) @ AFFINE
+    for name, codes in (("none", (0, 0)), ("two", (2, 1)), ("one", (1, 1))):
+        save_with(
+            root / f"{name}.nii.gz",
+            frames(),
+            sform=turned,
+            qform=AFFINE,
+            sform_code=codes[0],
+            qform_code=codes[1],
+        )
+        (root / f"{name}2.nii.gz").write_bytes((root / f"{name}.nii.gz").read_bytes())
+        image = sitk.ReadImage(root / f"{name}.nii.gz")
+        mask = sitk.GetImageFromArray(np.ascontiguousarray(drawn(ED, ES).T), isVector=False)
+        mask.CopyInformation(image)
+        sitk.WriteImage(mask, root / f"{name}_gt.nii.gz")
+        save(
+            drawn(ED, ES), root / f"{name}2_gt.nii.gz", nibabel.load(root / f"{name}.nii.gz").affine
+        )
+    target = convert(root, 120)
+    assert log(target)["refused"] == log(target)["corrections"] == {}
+    for name in ("none", "two", "one", "none2", "two2", "one2"):
+        label = sitk.ReadImage(target / "labelsTr" / f"{name}_frame00.nii.gz")
+        assert np.array_equal(sitk.GetArrayFromImage(label).T, drawn(ED, ES)[..., ED])
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_a_header_says_amiss_is_in_the_summary(
+    root: Path, dry_run: bool, capsys: pytest.CaptureFixture[str]
+):
+    save_with(root / "S1.nii.gz", frames(), sform=AFFINE, sform_code=1, unit="meter")
+    save_with(root / "S2.nii.gz", frames(), sform=AFFINE, sform_code=1, pixdim=(1, 1, 1))
+    save_with(root / "S3.nii.gz", frames(), sform=np.eye(4), sform_code=1)
+    convert(root, 120, dry_run=dry_run)
+    output = capsys.readouterr().out
+    assert "S1: the header declares metres, but its numbers are mm" in output
+    assert "S2: the spacing is that of the sform; pixdim has unit scales" in output
+    assert "S3: the affine is the identity" in output
+
+
 # --- labels -----------------------------------------------------------------------------------
 
 
@@ -445,6 +625,12 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "mask values": (
         lambda root: masked(root, 2 * drawn(ED)),
         r"B1_gt.nii.gz: mask values \(=4, 6\) must be among \[0, 1, 2, 3\]",
+    ),
+    "damaged file": (
+        lambda root: save(frames(), root / "B1.nii.gz").write_bytes(
+            (root / "B1.nii.gz").read_bytes()[:-6]
+        ),
+        "B1.nii.gz: not a complete NIfTI file",
     ),
     "two masks": (two_masks, "B1_gt.nii.gz: frame 0 has another mask already"),
     "mask alone": (

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -346,6 +347,39 @@ def test_axes_are_made_orthogonal(root: Path, capsys: pytest.CaptureFixture[str]
     for file in target.rglob("*.nii.gz"):
         sitk.ReadImage(file)
     assert capsys.readouterr().out.splitlines()[2].split()[-2:] == ["1", "0"]
+
+
+def test_a_turned_stack_is_put_upright(root: Path):
+    image = add(root, "Validation", "A1", drawn(ED, ES))
+    straight = convert(root, 114)
+    for file in (image, mask_of(image)):
+        stored = nibabel.load(file)
+        save(np.moveaxis(np.asanyarray(stored.dataobj), 2, 1), file, stored.affine[:, [0, 2, 1, 3]])
+    turned = convert(root, 115)
+    assert "slices were on axis 2" in str(log(turned)["corrections"]["A1"])
+    for file in straight.rglob("*.nii.gz"):
+        # The axes go round in a ring, so columns and rows are exchanged here.
+        before, after = (nibabel.load(f) for f in (file, turned / file.relative_to(straight)))
+        assert np.array_equal(
+            np.asanyarray(before.dataobj).swapaxes(0, 1), np.asanyarray(after.dataobj)
+        )
+        assert np.allclose(before.affine[:, [1, 0, 2, 3]], after.affine)
+    cases = [read_cases(target / "cases.csv") for target in (straight, turned)]
+    assert cases[0] == cases[1]
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_unpacked_files(root: Path, both: bool):
+    image = add(root, "Training/Labeled", "A1", drawn(ED, ES))
+    for file in (image, mask_of(image)):
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+        if not both:
+            file.unlink()
+    for dry_run in (True, False):
+        target = convert(root, 114, dry_run=dry_run)
+    assert len(list((target / "labelsTr").iterdir())) == 2
+    said = ["left out A1_sa.nii and 1 more: .nii.gz is there, too"]
+    assert log(target)["notes"].get("A1", []) == (said if both else [])
 
 
 def test_masks_of_other_types_and_geometry_are_converted(root: Path):

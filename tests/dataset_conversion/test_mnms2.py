@@ -183,10 +183,32 @@ def test_the_spacing_is_that_of_the_affine(root: Path):
     nibabel.save(image, file)
     assert nibabel.load(file).header.get_zooms()[:3] == (1, 1, 1)
     target = convert(root, 117)
+    said = ["the spacing is that of the sform; pixdim has unit scales"]
+    assert log(target)["corrections"] == {"001": said}
     written = sitk.ReadImage(target / "imagesTr" / "001_frame00_0000.nii.gz")
     assert written.GetSpacing() == pytest.approx(np.linalg.norm(AFFINE[:3, :3], axis=0))
     header = nibabel.load(target / "imagesUn" / "001_frame01_0000.nii.gz").header
     assert header["dim"].tolist() == [3, 6, 5, 3, 1, 1, 1, 1]
+
+
+def test_unpacked_turned_files_with_a_fourth_axis_of_one(root: Path):
+    file = add_mnms2(root, 1)
+    straight = convert(root, 117)
+    for packed in file.parent.glob("*_SA_*.nii.gz"):
+        stored = nibabel.load(packed)
+        turned = np.moveaxis(np.asanyarray(stored.dataobj), 2, 0)
+        turned = turned if turned.ndim == 4 else turned[..., None]
+        save(turned, packed.with_suffix(""), stored.affine[:, [2, 0, 1, 3]])
+        packed.unlink()
+    target = convert(root, 118)
+    assert "slices were on axis 1" in str(log(target)["corrections"]["001"])
+    written = list(straight.rglob("*.nii.gz"))
+    assert len(written) == 6
+    for file in written:
+        before, after = (nibabel.load(f) for f in (file, target / file.relative_to(straight)))
+        assert np.array_equal(np.asanyarray(before.dataobj), np.asanyarray(after.dataobj))
+        assert np.allclose(before.affine, after.affine)
+    assert (straight / "cases.csv").read_bytes() == (target / "cases.csv").read_bytes()
 
 
 def test_the_affine_tells_the_base_and_slices_stay_in_order(root: Path):
