@@ -126,17 +126,18 @@ def same_grid(first: Nifti, second: Nifti) -> bool:
     finds both files in one place. Less than half a voxel is no difference.
     """
     shape = first.voxels.shape[:3]
-    if shape != second.voxels.shape[:3]:
+    return shape == second.voxels.shape[:3] and (
+        _together(first.grid.affine, second.grid.affine, shape)
+        or _together(first.grid.nominal, second.grid.nominal, shape)
+        or _together(_as_simpleitk(first.file), _as_simpleitk(second.file), shape)
+    )
+
+
+def _together(first: Array | None, second: Array | None, shape: Sequence[int]) -> bool:
+    if first is None or second is None:
         return False
-    edge = np.linalg.norm(first.grid.affine[:3, :3], axis=0).min()
-    for a, b in (
-        (first.grid.affine, second.grid.affine),
-        (first.grid.nominal, second.grid.nominal),
-    ):
-        if a is not None and b is not None and corner_distance(a, b, shape) <= edge / 2:
-            return True
-    a, b = _as_simpleitk(first.file), _as_simpleitk(second.file)
-    return a is not None and b is not None and corner_distance(a, b, shape) <= edge / 2
+    edge = np.linalg.norm(first[:3, :3], axis=0).min()  # in the unit of both
+    return bool(corner_distance(first, second, shape) <= edge / 2)
 
 
 def _as_simpleitk(file: Path) -> Array | None:

@@ -170,6 +170,19 @@ def test_a_mask_drawn_with_any_tool_is_on_the_grid_of_its_image(
         assert compare_grids(mask, image) == []
 
 
+@pytest.mark.parametrize("unit", ["mm", "meter", "micron"])
+def test_grids_apart_differ_in_any_unit(tmp_path: Path, unit: str):
+    factor = {"mm": 1, "meter": 1e-3, "micron": 1e3}[unit]
+    images = []
+    for number, moved in enumerate((0, 0.5, 1.0)):  # mm, of 1.4
+        affine = TRUE.copy()
+        affine[0, 3] += moved
+        affine[:3] *= factor
+        file = tmp_path / f"{number}.nii"
+        images.append(read_image(save_with(file, VOXELS, sform=affine, sform_code=1, unit=unit)))
+    assert [same_grid(images[0], image) for image in images] == [True, True, False]
+
+
 def test_grids_of_other_shape_or_place_differ(tmp_path: Path):
     image = read_image(save_with(tmp_path / "a.nii", VOXELS, sform=TRUE, sform_code=1))
     moved = TRUE.copy()
