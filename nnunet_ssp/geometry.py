@@ -119,25 +119,32 @@ def straighten(affine: Array, file: Path) -> tuple[Array, list[str]]:
     return clean, [f"axes not orthogonal, turned by up to {turned:.2f} degrees"]
 
 
-def same_grid(first: Nifti, second: Nifti) -> bool:
+def same_grid(first: Nifti, second: Nifti, within: float = 0.5) -> bool:
     """Whether two files have one grid for us, for nibabel or for SimpleITK, whatever it is for the others.
 
     A mask is drawn on what a tool shows of its image, so voxels of equal index belong together where a tool
-    finds both files in one place. Less than half a voxel is no difference.
+    finds both files in one place.
+
+    Args:
+        first: A file as read.
+        second: Another.
+        within: How far equal corners may be apart, in edges of a voxel.
     """
     shape = first.voxels.shape[:3]
     return shape == second.voxels.shape[:3] and (
-        _together(first.grid.affine, second.grid.affine, shape)
-        or _together(first.grid.nominal, second.grid.nominal, shape)
-        or _together(_as_simpleitk(first.file), _as_simpleitk(second.file), shape)
+        _together(first.grid.affine, second.grid.affine, shape, within)
+        or _together(first.grid.nominal, second.grid.nominal, shape, within)
+        or _together(_as_simpleitk(first.file), _as_simpleitk(second.file), shape, within)
     )
 
 
-def _together(first: Array | None, second: Array | None, shape: Sequence[int]) -> bool:
+def _together(
+    first: Array | None, second: Array | None, shape: Sequence[int], within: float
+) -> bool:
     if first is None or second is None:
         return False
     edge = np.linalg.norm(first[:3, :3], axis=0).min()  # in the unit of both
-    return bool(corner_distance(first, second, shape) <= edge / 2)
+    return bool(corner_distance(first, second, shape) <= edge * within)
 
 
 def _as_simpleitk(file: Path) -> Array | None:
@@ -166,7 +173,9 @@ def _as_simpleitk(file: Path) -> Array | None:
 
 def compare_grids(mask: Nifti, image: Nifti) -> list[str]:
     """Say where a mask lies elsewhere than its image, though their voxels are paired by index."""
-    if np.allclose(mask.grid.affine, image.grid.affine, atol=0.01) or same_grid(mask, image):  # mm
+    if np.allclose(mask.grid.affine, image.grid.affine, atol=0.01):  # mm
+        return []
+    if same_grid(mask, image, within=0.01):
         return []
     return ["affines of image and mask differ; their voxels are taken to match"]
 
