@@ -354,6 +354,17 @@ def test_plain_dataset_builds_its_store_on_first_use(runs, plain, log):
     assert "WARNING: cases on both sides of this fold share a prefix" in text
 
 
+def test_plain_dataset_whose_numbers_continue(runs, plain, log, monkeypatch):
+    pair = ("genius_0800", "genius_0801")
+    monkeypatch.setattr("nnunet_ssp.pretraining.continuing_names", lambda *_: [pair])
+    trainer = runs.make(MIM, "num_epochs=1 iterations_per_epoch=1 batch_size=2")
+    trainer.on_train_start()
+    said = (
+        "continue across the sides of this fold, as in genius_0800 and genius_0801 (1 such pairs)"
+    )
+    assert f"NOTE: numbers of cases {said}: possible repeats" in log(trainer)
+
+
 def test_plain_dataset_with_subject_pattern(runs, plain, log):
     settings = r"num_epochs=1 iterations_per_epoch=1 batch_size=2 subject_pattern=(.+)_frame"
     trainer = runs.make(MIM, settings)
