@@ -160,11 +160,15 @@ def in_words(wrong: list[str], n: int) -> str:
 
 
 def _open(file: Path, trust: bool, mmap: bool) -> Any:
+    with open(file, "rb") as stream:
+        start = stream.read(4)
+    is_zip = start == b"PK\x03\x04"
     try:
         # Torch warns of kinds of files that it then refuses.
         with warnings.catch_warnings(), torch.serialization.safe_globals(_allowed()):
             warnings.simplefilter("ignore")
-            return torch.load(str(file), map_location="cpu", weights_only=not trust, mmap=mmap)
+            mapped = mmap and is_zip  # torch maps no others
+            return torch.load(str(file), map_location="cpu", weights_only=not trust, mmap=mapped)
     except Exception as error:  # whatever a pickle of something else, or of nothing, may raise
         message = str(error)
         # Torch names the builtins without their module.
@@ -173,22 +177,16 @@ def _open(file: Path, trust: bool, mmap: bool) -> Any:
                 f"{file} is not opened, for it would run code: it needs {printable(found[1][:80])}, which is no part "
                 f"of the weights and numbers of a checkpoint. {WAY_OUT}"
             ) from None
-        if ("weights_only" in message or "Weights only" in message) and _looks_pickled(file):
+        if not is_zip and not start.startswith(b"\x80"):
+            reason = "it is neither a zip file of PyTorch nor a pickle"
+        elif "weights_only" in message or "Weights only" in message:
             raise ValueError(
                 f"{file} is not opened, for it may run code: PyTorch cannot read it as weights and numbers alone. "
                 f"{WAY_OUT}"
             ) from None
-        reason = "neither a zip file of PyTorch nor a pickle"
-        if _looks_pickled(file):
-            reason = printable(" ".join(message.split())[:200]) or type(error).__name__
-        raise ValueError(f"{file} is not a readable checkpoint ({reason}).") from None
-
-
-def _looks_pickled(file: Path) -> bool:
-    """Whether a file begins as PyTorch's zip files or as a pickle do."""
-    with open(file, "rb") as stream:
-        start = stream.read(4)
-    return start.startswith(b"\x80") or start == b"PK\x03\x04"
+        else:
+            reason = "it is damaged or not whole"
+        raise ValueError(f"{file} is not a readable checkpoint ({reason}).") from error
 
 
 def _allowed() -> list[Any]:

@@ -227,6 +227,8 @@ class SettingsTrainer(nnUNetTrainer):
         try:
             content = checkpoints.load(source, self.settings.trust)
             check(content, {}, source, checkpoints.TO_GO_ON)
+            curves = tuple(self.logger.local_logger.my_fantastic_logging)
+            check(content["logging"], {}, f"{source}, `logging`", curves)
             checkpoints.refuse_non_finite(source, content["network_weights"])
         except ValueError as error:
             names = ("checkpoint_latest.pth", "checkpoint_best.pth")
