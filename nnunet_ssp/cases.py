@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 
+from nnunet_ssp.contents import read_json
+from nnunet_ssp.names import must_all_be_plain, must_be_plain
 from nnunet_ssp.tables import read_table, whole_number
 
 SPLITS = ("train", "test")
@@ -125,8 +127,10 @@ def _parse_case(row: Mapping[str, str], where: str) -> Case:
     values: dict[str, str | int] = {}
     for column in COLUMNS:
         text = row[column]
-        if column in ("case", "subject") and not text:
-            raise ValueError(f"{where}: `{column}` must not be empty.")
+        if column in ("case", "subject"):
+            if not text:
+                raise ValueError(f"{where}: `{column}` must not be empty.")
+            must_be_plain(text, column, where)
         if column in _CHOICES and text not in _CHOICES[column]:
             allowed = ", ".join(choice or "empty" for choice in _CHOICES[column])
             raise ValueError(f"{where}: `{column}` (={text}) must be one of {allowed}.")
@@ -220,17 +224,13 @@ def read_splits(file: str | Path) -> list[dict[str, list[str]]]:
         FileNotFoundError: The file does not exist.
         ValueError: The file is not a list of folds with the case names of `train` and `val`.
     """
-    try:
-        splits = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not a JSON file ({error}).") from error
-    if not isinstance(splits, list):
-        raise ValueError(f"{file}: must hold a list of folds, not {type(splits).__name__}.")
+    splits = read_json(file, list)
     for number, fold in enumerate(splits):
         for side in ("train", "val"):
             names = fold.get(side) if isinstance(fold, dict) else None
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ValueError(f"{file}: fold {number} must have a list of case names `{side}`.")
+            must_all_be_plain(names, "case", f"{file}, fold {number}, `{side}`")
     return [{side: list(fold[side]) for side in ("train", "val")} for fold in splits]
 
 
@@ -453,7 +453,7 @@ def check_dataset_id(number: int, name: str) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ValueError(f"`name` (={name}) must be made of letters, digits, `_`, `-` and `.`.")
-    full_name = f"Dataset{dataset_id(number):03d}_{name}"
+    full_name = must_be_plain(f"Dataset{dataset_id(number):03d}_{name}", "dataset")
     bases = [nnunet_folder(variable) for variable in NNUNET_FOLDERS]
     target = bases[0] / full_name
     for base in bases:

@@ -260,6 +260,11 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="2d",
         help="configuration of the plans (default: %(default)s)",
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="also open a file that runs code when it is opened: one that you made yourself",
+    )
 
     def run(args: argparse.Namespace) -> int:
         from nnunet_ssp.inspection import inspect

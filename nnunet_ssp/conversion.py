@@ -11,12 +11,13 @@ The dataset's folder goes through three states: `convert.json` is written first 
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any, TypedDict, TypeVar
 
 from nnunet_ssp import __version__
 from nnunet_ssp.cases import (
+    COLUMNS,
     FOLD_SEED,
     SPLITS,
     TEMPORARY,
@@ -37,14 +39,18 @@ from nnunet_ssp.cases import (
     write_json,
     write_splits,
 )
+from nnunet_ssp.contents import TEXTS, check, read_json
 from nnunet_ssp.geometry import place_stack
 from nnunet_ssp.grids import Array
+from nnunet_ssp.names import WORDS as NAME_RULE
+from nnunet_ssp.names import is_plain
 from nnunet_ssp.nifti import read_header, unpacked_copies, write_nifti
 from nnunet_ssp.parallel import number_of_workers, process
 from nnunet_ssp.tables import read_table
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs", "imagesUn")
 LABEL_FOLDERS = ("labelsTr", "labelsTs")
+ADDED_TO_SUBJECT = 20  # characters of a case's name
 FOLD_SOURCE = f"by subject, stratified by vendor, seed {FOLD_SEED}"
 
 
@@ -211,6 +217,10 @@ def convert_subjects(
         ValueError: No subject could be converted, or `workers` is below 1.
     """
     workers = number_of_workers(workers)
+    # Frame and, in combined sets, the source's name make a case's name of the subject's.
+    bad = [t.subject for t in tasks if not is_plain(t.subject + "_" * ADDED_TO_SUBJECT)]
+    refused = {**refused, **dict.fromkeys(bad, f"the subject's name must be {NAME_RULE}.")}
+    tasks = [task for task in tasks if task.subject not in bad]
     settings: dict[str, object] = {
         "converter": converter,
         "input": str(source.resolve()),
@@ -241,7 +251,10 @@ def convert_subjects(
         outcomes += process(convert, tasks, workers, "Converting", "subject")
         cases = {case.case: case for outcome in outcomes for case in outcome.cases}
         if not cases:
-            shutil.rmtree(target)
+            _empty(target, ())
+            (target / "convert.json").unlink()
+            with suppress(OSError):
+                target.rmdir()
             raise ValueError(
                 f"{source}: no subject could be converted.\n" + "\n".join(_refusals(outcomes))
             )
@@ -267,9 +280,7 @@ def convert_subjects(
                 f"To append them again: nnunet-ssp folds {dataset_id} (see --help)."
             )
         write_json(target / "dataset.json", _dataset_json(cases.values(), labels, description))
-        for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
-            left.unlink()
-        shutil.rmtree(target / TEMPORARY)
+        _remove_temporary(target)
     except BrokenProcessPool as error:
         raise RuntimeError(
             f"{target}: a worker process died, perhaps for lack of memory. Run the same command "
@@ -298,7 +309,7 @@ def _check_folder(target: Path, settings: Mapping[str, object], overwrite: bool)
             raise FileExistsError(
                 f"{target}: a finished dataset; --overwrite deletes it and converts again."
             )
-        earlier = json.loads(marker.read_text(encoding="utf-8"))
+        earlier = _read_marker(target)
         for key, value in settings.items():
             if earlier.get(key) != value:
                 raise FileExistsError(
@@ -312,9 +323,16 @@ def _check_folder(target: Path, settings: Mapping[str, object], overwrite: bool)
         )
 
 
+def _read_marker(target: Path) -> dict[str, Any]:
+    file = target / "convert.json"
+    content = read_json(file, dict)
+    check(content, {"deleted_folds": TEXTS}, str(file))
+    return content
+
+
 def _appended_folds(target: Path) -> list[str]:
     """The folds that a user appended to an earlier conversion, or that an interrupted run deleted."""
-    marker = json.loads((target / "convert.json").read_text(encoding="utf-8"))
+    marker = _read_marker(target)
     table = target / "folds.csv"
     rows = read_table(table, ["fold"], ["name", "source"]) if table.is_file() else []
     there = [
@@ -327,21 +345,40 @@ def _appended_folds(target: Path) -> list[str]:
 
 def _empty(target: Path, folds: Sequence[str]) -> None:
     """Delete all but the marker: a run killed in here leaves a folder that is still ours, and the folds' names."""
-    marker = json.loads((target / "convert.json").read_text(encoding="utf-8"))
+    marker = _read_marker(target)
     write_json(target / "convert.json", marker | {"deleted_folds": list(folds)})
     (target / "dataset.json").unlink(missing_ok=True)
-    for entry in target.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name != "convert.json":
-            entry.unlink()
+    for name in IMAGE_FOLDERS + LABEL_FOLDERS:
+        folder = target / name
+        if folder.is_symlink():
+            folder.unlink()
+            continue
+        for file in _frames(folder):
+            file.unlink()
+        with suppress(OSError):  # somebody's own files stay, and their folder
+            folder.rmdir()
+    for name in ("cases.csv", "folds.csv", "splits_final.json"):
+        (target / name).unlink(missing_ok=True)
+    _remove_temporary(target)
+
+
+def _remove_temporary(target: Path) -> None:
+    for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
+        left.unlink()
+    shutil.rmtree(target / TEMPORARY, ignore_errors=True)
+
+
+def _frames(folder: Path) -> list[Path]:
+    """The images or masks of a folder that have the names of a conversion's."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return [file for file in files if re.fullmatch(r".+_frame\d{2,}(_0000)?\.nii\.gz", file.name)]
 
 
 def _remove_strays(target: Path, cases: Iterable[Case]) -> None:
     """Remove frames of subjects that an interrupted run wrote and this one refuses."""
     expected = {file for case in cases for file in case_files(target, case)}
     for folder in IMAGE_FOLDERS + LABEL_FOLDERS:
-        for file in (target / folder).glob("*_frame*.nii.gz"):
+        for file in _frames(target / folder):
             if file not in expected:
                 file.unlink()
 
@@ -439,9 +476,17 @@ def _file_stamp(file: Path) -> str:
 
 def _read_record(record: Path) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(record.read_text(encoding="utf-8")))
+        content = read_json(record, dict)
     except (FileNotFoundError, ValueError):
         return None
+    kinds = {"stamp": list, "corrections": list, "warnings": list, "notes": list, "patient": str}
+    whole = content.keys() == {*kinds, "cases"} and isinstance(content["cases"], list)
+    whole = whole and all(isinstance(content[key], kind) for key, kind in kinds.items())
+    fitting = whole and all(
+        isinstance(case, dict) and case.keys() == {*COLUMNS} and is_plain(case["case"])
+        for case in content["cases"]
+    )
+    return content if fitting else None  # a damaged one is not done
 
 
 def _write_subject(cine: Cine, target: Path, temporary: Path) -> None:

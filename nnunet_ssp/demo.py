@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssp import nnunet_files
 from nnunet_ssp.cases import read_cases, read_splits
 from nnunet_ssp.commands import (
     choose_device,
@@ -169,7 +170,7 @@ def run(
         do(convert_step(layout, data or output / "phantom"))
         dataset = read_dataset(layout)
         do(Step("prepare", ("nnunet-ssp", "prepare", DATASET_ID, *PLAN_FLAGS)))
-        plan = json.loads(layout.plans.read_text(encoding="utf-8"))["configurations"]["2d"]
+        plan = read_plan(layout.plans)
         for step in training_steps(layout, device, plan, length):
             do(step)
         for step in prediction_steps(layout, device, dataset):
@@ -295,6 +296,13 @@ def prediction_steps(layout: Layout, device: str, dataset: Dataset) -> list[Step
     return [predict("predict_finetune", FINETUNER), predict("predict_scratch", SCRATCH)]
 
 
+def read_plan(file: Path) -> dict[str, Any]:
+    """Read nnU-Net's 2d configuration."""
+    plans = nnunet_files.read_plans(file)
+    needed = ("patch_size", "batch_size")
+    return nnunet_files.configuration_of(plans, "2d", str(file), needed)
+
+
 def read_dataset(layout: Layout) -> Dataset:
     """Read the converted dataset and choose the cases on which both models are compared.
 
@@ -309,7 +317,7 @@ def read_dataset(layout: Layout) -> Dataset:
     splits = read_splits(splits_file) if splits_file.exists() else []
     if not splits:
         raise ValueError(f"{layout.raw} must have at least two labelled training subjects.")
-    dataset = json.loads((layout.raw / "dataset.json").read_text(encoding="utf-8"))
+    dataset = nnunet_files.read_dataset(layout.raw / "dataset.json", ("labels", "file_ending"))
 
     tested = [case.case for case in cases.values() if case.split == "test" and case.labelled]
     what, images = "the test subjects", layout.raw / "imagesTs"

@@ -254,11 +254,10 @@ def _add_curves(page: Page, layout: Layout) -> None:
 
 def read_curves(checkpoint: Path) -> dict[str, list[Any]]:
     """What nnU-Net logged per epoch, from a checkpoint that this run wrote."""
-    import torch
+    from nnunet_ssp.checkpoints import load
 
     # Memory-mapped, as the weights are not wanted.
-    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
-    logging: dict[str, list[Any]] = content["logging"]
+    logging: dict[str, list[Any]] = load(checkpoint, mmap=True).get("logging", {})
     return logging
 
 

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from nnunet_ssp import transfer
+from nnunet_ssp.contents import shown
 from nnunet_ssp.monitor import learning_curve, write_curves
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.settings import EncoderSettings, FinetuningSettings
-from nnunet_ssp.training import SettingsTrainer
+from nnunet_ssp.training import SettingsTrainer, refuses_other_content
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
 
@@ -63,11 +64,13 @@ class FinetuningTrainer(SettingsTrainer):
                 f"{type(self).__name__} trains from scratch and takes no -pretrained_weights; "
                 "use -tr nnUNetTrainerFinetune."
             )
+        # Before nnU-Net's own loader, which runs what a file asks for.
+        pretrained = None if file is None else transfer.read(file, self.settings.trust)
         torch.manual_seed(self.settings.seed)
         super().initialize()
         transfer.keep_own_fresh(self.network_module, self._take)
-        if file is not None:
-            self._check_pretrained(transfer.read(file))
+        if pretrained is not None:
+            self._check_pretrained(pretrained)
 
     def _check_pretrained(self, pretrained: transfer.Pretrained) -> None:
         comparison = transfer.compare(
@@ -78,7 +81,9 @@ class FinetuningTrainer(SettingsTrainer):
         )
         ssp = pretrained.ssp
         described = (
-            f"{ssp['method']}, {ssp['counts']['slices']} slices" if "method" in ssp else "no record"
+            f"{shown(ssp['method'])}, {ssp['counts']['slices']} slices"
+            if ssp.keys() >= {"method", "counts"}
+            else "no record"
         )
         table = "\n".join(f"  {line}" for line in comparison.table)
         notes = "".join(f"\n  note: {note}" for note in comparison.notes)
@@ -145,12 +150,11 @@ class FinetuningTrainer(SettingsTrainer):
     def weights_loaded(self, loaded: set[str]) -> None:
         """Called with the names of the tensors that pretrained weights are about to fill."""
 
+    @refuses_other_content
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         if not self.was_initialized:
             self.initialize()
-        content = filename_or_checkpoint
-        if not isinstance(content, dict):
-            content = torch.load(content, map_location="cpu", weights_only=False)
+        content = self.open_checkpoint(filename_or_checkpoint)
         ssp = content.get("ssp", {})
         self.check_resume(ssp)
         self._loads_checkpoint = True

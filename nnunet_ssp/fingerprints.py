@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from numpy.typing import NDArray
 
 from nnunet_ssp.cases import atomic_write, write_json
+from nnunet_ssp.contents import read_json
 from nnunet_ssp.parallel import process
 from nnunet_ssp.raw_checks import (
     CheckedReader,
@@ -124,7 +124,7 @@ def make_fingerprint(
 
 def with_median_spacing(rules: Rules, target: Path) -> Rules:
     """Return rules that know the median spacing of the fingerprint."""
-    spacings = json.loads((target / FILE).read_text())["spacings"]
+    spacings = read_json(target / FILE, dict)["spacings"]
     return replace(rules, spacing=_median(spacings))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
-from nnunet_ssp import transfer
+from nnunet_ssp import checkpoints, transfer
 from nnunet_ssp.cases import dataset_folder, nnunet_folder
+from nnunet_ssp.contents import printable
+from nnunet_ssp.names import must_be_plain
 from nnunet_ssp.network import is_alias, is_output_layer
+from nnunet_ssp.nnunet_files import configuration_of, read_dataset, read_plans
 
 
 def inspect(
@@ -17,20 +19,31 @@ def inspect(
     dataset: str | None = None,
     plans_name: str = "nnUNetPlans",
     configuration: str = "2d",
+    trust: bool = False,
 ) -> int:
     """Print a checkpoint's record and, for a dataset, a table of what would be loaded.
 
+    Args:
+        checkpoint: the file.
+        dataset: id or name.
+        plans_name: the dataset's plans.
+        configuration: of these plans.
+        trust: run what the file asks for, see `checkpoints.load`.
+
     Returns:
-        1 when the checkpoint does not fit the dataset, else 0.
+        1 when the checkpoint does not fit the dataset or holds NaN or infinity, else 0.
 
     Raises:
         FileNotFoundError: no such checkpoint, dataset or plans.
         ValueError: not a checkpoint of nnU-Net's form, or the plans have no such configuration.
     """
-    pretrained = transfer.read(checkpoint)
-    print("\n".join(describe(pretrained)))
+    pretrained = transfer.read(checkpoint, trust)
+    print("\n".join(map(printable, describe(pretrained))))
     if dataset is None:
-        return 0
+        spoiled = checkpoints.non_finite(pretrained.weights)
+        if spoiled:
+            print(f"UNUSABLE: {checkpoints.in_words(spoiled, len(pretrained.weights))}")
+        return int(bool(spoiled))
     comparison = compare_with_dataset(pretrained, dataset, plans_name, configuration)
     print(f"\nAgainst dataset {dataset}, {plans_name} {configuration}:")
     print("\n".join(f"  {line}" for line in comparison.table))
@@ -50,13 +63,12 @@ def describe(pretrained: transfer.Pretrained) -> list[str]:
     if not ssp:
         lines.append("a plain nnU-Net checkpoint: every tensor counts as trained")
     if "method" in ssp:
-        counts = ssp["counts"]
-        seen = (
-            f"{counts['subjects']} subjects, {counts['frames']} frames, {counts['slices']} slices"
-        )
+        counts = ssp.get("counts", {})
+        seen = ", ".join(f"{n} {what}" for what, n in counts.items()) or "unknown data"
         lines += [f"method: {ssp['method']}, pretrained on {seen}"]
     elif ssp:
-        lines += [f"{ssp['trainer']}, started from {ssp['weights_from']}"]
+        trainer, source = (ssp.get(name, "unknown") for name in ("trainer", "weights_from"))
+        lines += [f"{trainer}, started from {source}"]
     encoder = sum(name.startswith("encoder.") for name in kept)
     lines.append(
         f"trained: encoder {encoder} tensors, decoder {len(kept) - encoder}; fresh: {len(names) - len(kept)} and the "
@@ -64,9 +76,8 @@ def describe(pretrained: transfer.Pretrained) -> list[str]:
     )
     if pretrained.plans:
         plans = pretrained.plans
-        lines.append(
-            f"plans: {plans['dataset_name']}, {plans['plans_name']} {pretrained.configuration}"
-        )
+        names = [plans.get(name, "unknown") for name in ("dataset_name", "plans_name")]
+        lines.append(f"plans: {names[0]}, {names[1]} {pretrained.configuration}")
     if ssp.get("settings"):
         lines.append("settings: " + " ".join(f"{k}={_word(v)}" for k, v in ssp["settings"].items()))
     if ssp.get("versions"):
@@ -92,17 +103,14 @@ def compare_with_dataset(
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     folder = dataset_folder(nnunet_folder("nnUNet_preprocessed"), dataset)
-    file = folder / f"{plans_name}.json"
+    file = folder / f"{must_be_plain(plans_name, '-p')}.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: run nnunet-ssp prepare {dataset} first.")
-    plans = PlansManager(str(file))
-    if configuration not in plans.available_configurations:
-        raise ValueError(
-            f"`configuration` (={configuration}) must be one that {file} has: "
-            f"{', '.join(plans.available_configurations)}."
-        )
+    content = read_plans(file)
+    configuration_of(content, configuration, str(file))
+    plans = PlansManager(content)
     manager = plans.get_configuration(configuration)
-    dataset_json = json.loads((folder / "dataset.json").read_text())
+    dataset_json = read_dataset(folder / "dataset.json")
     with torch.device("meta"):  # only names and shapes are compared
         network = get_network_from_plans(
             manager.network_arch_class_name,

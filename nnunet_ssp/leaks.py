@@ -5,7 +5,6 @@ By name: in the folds and in the slice stores. By image: the same heart under tw
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ssp.cases import Case, read_splits
+from nnunet_ssp.contents import NAMES, check, read_json
 from nnunet_ssp.conversion import case_files
 from nnunet_ssp.duplicates import SAME, UNSEEN, fingerprint, look_alikes
 from nnunet_ssp.parallel import number_of_workers, process
@@ -139,7 +139,9 @@ def leaks_in_store(index: Path, cases: Mapping[str, Case], table: str = CASES) -
         table: Where they are listed, for messages.
     """
     tests = {case.subject_key for case in cases.values() if case.split == "test"}
-    for name in sorted(json.loads(index.read_text(encoding="utf-8"))["cases"]):
+    content = read_json(index, dict)
+    check(content, {"cases": NAMES}, str(index), ("cases",))
+    for name in sorted(content["cases"]):
         if name not in cases:
             yield f"{index}: {name} is not in {table}"
         elif cases[name].subject_key in tests:

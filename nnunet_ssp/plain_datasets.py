@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nnunet_ssp.cases import Case, subject_of
+from nnunet_ssp.contents import read_json
+from nnunet_ssp.names import must_all_be_plain
 from nnunet_ssp.nifti import Array, read_nifti
 
 
@@ -42,7 +43,7 @@ def read_plain_cases(raw: Path, pattern: str | None) -> dict[str, Case]:
     """
     file = raw / "dataset.json"
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = read_json(file, dict)
         ending = str(content["file_ending"])
         named = {
             case: raw / entry["images"][0] for case, entry in content.get("dataset", {}).items()
@@ -55,6 +56,7 @@ def read_plain_cases(raw: Path, pattern: str | None) -> dict[str, Case]:
             image.name.removesuffix(ending)[:-5]: image
             for image in sorted((raw / part).glob(f"[!.]*_0000{ending}"))
         }
+        must_all_be_plain(named, "case", str(file))
         for case, image in (named or images if part == "imagesTr" else images).items():
             found[case] = _plain_case(case, image, part, pattern)
     return found

@@ -6,7 +6,6 @@ images joined to a volume with a spacing of 1 mm, make it plan for planes across
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
+from nnunet_ssp.contents import read_json
 from nnunet_ssp.fingerprints import FILE
 from nnunet_ssp.raw_checks import is_natural
 
@@ -48,7 +48,7 @@ def check_plane(
             below 32 x 32.
     """
     patch = tuple(int(side) for side in plans.get_configuration(configuration).patch_size)
-    fingerprint = json.loads((target / FILE).read_text())
+    fingerprint = read_json(target / FILE, dict)
     spacings, shapes = (
         np.array(fingerprint[name], float) for name in ("spacings", "shapes_after_crop")
     )

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +30,7 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunet_ssp import slices
+from nnunet_ssp import prepared, slices
 from nnunet_ssp.cases import (
     TEMPORARY,
     atomic_write,
@@ -41,7 +41,10 @@ from nnunet_ssp.cases import (
     read_cases,
     read_splits,
 )
+from nnunet_ssp.contents import read_json
 from nnunet_ssp.fingerprints import make_fingerprint, with_median_spacing
+from nnunet_ssp.names import must_all_be_plain, must_be_plain
+from nnunet_ssp.nnunet_files import check_dataset, configuration_of, read_plans
 from nnunet_ssp.parallel import number_of_workers, process
 from nnunet_ssp.planes import check_plane
 from nnunet_ssp.raw_checks import (
@@ -56,6 +59,13 @@ from nnunet_ssp.raw_checks import (
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")  # of dataset.json
 ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")  # of a preprocessed case; it exists when its .b2nd does
+REMOVED = (
+    *ENDINGS,
+    "_seg.npz",
+    ".npz",
+    "_seg.npy",
+    ".npy",
+)  # also those of older versions of nnU-Net
 SECONDS_BETWEEN_INDEXES = 10.0  # a killed run prepares the cases of at most this time again
 SPACE_FOR_A_CASE = 2**24  # bytes; more than most cases take
 
@@ -128,6 +138,10 @@ def prepare(
         )
     if gpu_memory_target is not None and not gpu_memory_target > 0:
         raise ValueError(f"`gpu_memory_target` (={gpu_memory_target}) must be above 0 GB.")
+    for name, what in ((plans_name, "-p"), (overwrite_plans_name, "-overwrite_plans_name")):
+        if name is not None:
+            must_be_plain(name, what)
+    must_be_plain(planner, "-pl")
     raw = dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
     target = nnunet_folder("nnUNet_preprocessed") / raw.name
     content = _read_dataset_json(raw)
@@ -152,11 +166,14 @@ def prepare(
                 print(f"WARNING: {line}")
         with atomic_write(target / "dataset.json") as temporary:
             shutil.copyfile(raw / "dataset.json", temporary)
+        known = prepared.recorded(target)
+        prepared.record(target, known.union(job.case for job in jobs))
         if labelled:
             _copy_labels(labelled, target, content["file_ending"])
         problems: list[str] = []
         for configuration in configurations:
             problems += _preprocess(jobs, target, plans, content, configuration, workers, rules)
+        prepared.record(target, {job.case for job in jobs})
         shutil.rmtree(target / TEMPORARY, ignore_errors=True)
         for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
             left.unlink()
@@ -230,15 +247,10 @@ def _read_dataset_json(raw: Path) -> dict[str, Any]:
         if (raw / "convert.json").is_file():
             advice = "the conversion is unfinished, run nnunet-ssp convert again."
         raise FileNotFoundError(f"{file} is missing: {advice}")
-    try:
-        content = dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"{file}: not a JSON file ({error}).") from error
+    content = read_json(file, dict)
     if "modality" in content:  # nnU-Net's former name, which it still takes
         content.setdefault("channel_names", content["modality"])
-    missing = [key for key in REQUIRED_KEYS if key not in content]
-    if missing:
-        raise ValueError(f"{file}: `{', '.join(missing)}` is missing.")
+    check_dataset(content, str(file), REQUIRED_KEYS)
     return content
 
 
@@ -257,6 +269,7 @@ def _list_jobs(raw: Path, content: dict[str, Any]) -> list[Job]:
     unlabelled = len(absent) == len(training) and len(content["labels"]) == 1
     if absent and not unlabelled:
         raise FileNotFoundError(f"{absent[0]} is missing: every image of imagesTr needs a mask.")
+    must_all_be_plain(training, "case", str(raw))
     jobs = {
         case: Job(case, tuple(entry["images"]), None if unlabelled else entry["label"])
         for case, entry in sorted(training.items())
@@ -266,6 +279,7 @@ def _list_jobs(raw: Path, content: dict[str, Any]) -> list[Job]:
     for file in sorted((raw / "imagesUn").glob(f"[!.]*_[0-9][0-9][0-9][0-9]{ending}")):
         channels.setdefault(file.name.removesuffix(ending)[:-5], []).append(str(file))
     for case, files in channels.items():
+        must_be_plain(case, "case", str(raw / "imagesUn"))
         if case in training and not unlabelled:
             raise ValueError(f"{raw}: case {case} must not be in both imagesTr and imagesUn.")
         jobs[case] = Job(case, tuple(files), None)
@@ -302,17 +316,12 @@ def _copy_labels(labelled: Sequence[Job], target: Path, ending: str) -> None:
         if not copy.is_file() or _stamp(copy) != _stamp(mask):
             with atomic_write(copy, target / TEMPORARY) as temporary:
                 shutil.copy2(mask, temporary)  # with its time of modification
-    _remove_others(folder, {f"{job.case}{ending}" for job in labelled})
+    keep = {f"{job.case}{ending}" for job in labelled}
+    prepared.remove_others(folder, prepared.recorded(target), (ending,), keep)
 
 
 def _stamp(file: Path) -> tuple[int, int]:
     return file.stat().st_size, file.stat().st_mtime_ns
-
-
-def _remove_others(folder: Path, keep: Collection[str]) -> None:
-    for file in folder.iterdir() if folder.is_dir() else ():
-        if file.is_file() and file.name not in keep:
-            file.unlink()
 
 
 # -- fingerprint and plans -----------------------------------------------------------------------
@@ -365,14 +374,12 @@ def _read_plans(target: Path, plans_name: str, configurations: Sequence[str]) ->
     file = target / f"{plans_name}.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: leave out -p to make plans.")
-    plans = PlansManager(str(file))
+    plans = read_plans(file)
     for configuration in configurations:
-        if configuration not in plans.available_configurations:
-            raise ValueError(
-                f"`configuration` (={configuration}) must be one that {file} has: "
-                f"{', '.join(plans.available_configurations)}."
-            )
-    return plans
+        configuration_of(plans, configuration, str(file))
+    if plans["plans_name"] != plans_name:
+        raise ValueError(f"{file}: `plans_name` (={plans['plans_name']}) must be that of the file.")
+    return PlansManager(plans)
 
 
 # -- preprocessing -------------------------------------------------------------------------------
@@ -406,6 +413,7 @@ def _preprocess(
         made_by, done = slices.read_index(store)
     except (FileNotFoundError, ValueError):
         made_by, done = recipe, {}
+    known = prepared.recorded(target) | done.keys()
     if made_by != recipe:
         print("The plans or labels have changed: all cases are preprocessed again.")
         done = {}
@@ -423,8 +431,18 @@ def _preprocess(
     valid = {
         f"{job.case}{end}" for job in wanted if job.label and job.case in done for end in ENDINGS
     }
-    _remove_others(folder, valid)
-    _remove_others(store, {slices.INDEX, *(f"{case}.npy" for case in done)})
+    prepared.remove_others(folder, known, REMOVED, valid)
+    prepared.remove_others(store, known, (".npy",), {f"{case}.npy" for case in done})
+    foreign = sorted(
+        file.stem
+        for file in folder.glob("*.b2nd")
+        if not file.name.endswith(ENDINGS[0]) and file.stem not in known
+    )
+    if foreign:
+        print(
+            f"WARNING: {folder} holds {len(foreign)} case(s) that are not of this dataset, e.g. {foreign[0]}. "
+            "nnU-Net's fold all would train on them: remove them unless you put them there."
+        )
 
     todo = [job for job in wanted if job.case not in done]
     if done:

@@ -56,7 +56,7 @@ from nnunet_ssp.slices import (
     store_folder,
 )
 from nnunet_ssp.splits import shuffled
-from nnunet_ssp.training import SECONDS_BETWEEN_SAVES, SettingsTrainer
+from nnunet_ssp.training import SECONDS_BETWEEN_SAVES, SettingsTrainer, refuses_other_content
 
 VALIDATION_SLICES = 256
 SHOWN_SLICES = 6  # rows of a reconstruction picture
@@ -761,6 +761,7 @@ class PretrainingTrainer(SettingsTrainer):
             },
         )
 
+    @refuses_other_content
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Go on exactly where the checkpoint was written.
 
@@ -769,9 +770,7 @@ class PretrainingTrainer(SettingsTrainer):
         """
         if not self.was_initialized:
             self.initialize()
-        checkpoint = filename_or_checkpoint
-        if not isinstance(checkpoint, dict):
-            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        checkpoint = self.open_checkpoint(filename_or_checkpoint)
         self.check_resume(checkpoint["ssp"])
         body = {k: v for k, v in checkpoint["network_weights"].items() if not is_output_layer(k)}
         missing, unexpected = self.method.network.load_state_dict(body, strict=False)

@@ -48,6 +48,7 @@ class TrainingSettings(Settings):
     early_stopping_delta: float = (
         1e-3  # smallest decrease that counts (methods: min_delta of the papers' code)
     )
+    trust: bool = False  # open checkpoints that run code when they are opened: one's own files
 
     def __post_init__(self) -> None:
         require(self.num_epochs >= 1, "num_epochs", self.num_epochs, "be at least 1")

@@ -26,10 +26,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunet_ssp.cases import TEMPORARY, atomic_write, write_json
+from nnunet_ssp.contents import NAMES, Rule, check, is_whole, read_json
+from nnunet_ssp.names import must_all_be_plain, must_be_plain
 
 INDEX = "index.json"
 PREPROCESSED = (".b2nd", ".npz")  # endings of nnU-Net's preprocessed cases
 FLOAT16_MAX = 65504.0
+LONGEST_SIDE = (
+    2**16
+)  # of an array of the store; a damaged index must not ask for more memory than there is
+
+
+def _is_side(value: object) -> bool:
+    return is_whole(value) and value < LONGEST_SIDE  # type: ignore[operator]
+
+
+def _is_stamp(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and isinstance(value[0], str)
+        and is_whole(value[1])
+        and is_whole(value[2], -(2**63))  # a file may be older than 1970
+    )
+
+
+_SIDE = Rule(f"a whole number from 0, below {LONGEST_SIDE}", _is_side)
+ENTRY = {  # of a case in the index, see `StoredCase`
+    "shape": Rule(
+        f"four whole numbers from 0, below {LONGEST_SIDE}",
+        lambda v: isinstance(v, list) and len(v) == 4 and all(map(_is_side, v)),
+    ),
+    "first_slice": _SIDE,
+    "n_slices": _SIDE,
+    "source": Rule(
+        "a list of [name, bytes, time]", lambda v: isinstance(v, list) and all(map(_is_stamp, v))
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +91,7 @@ def file_stamp(file: Path) -> tuple[str, int, int]:
 
 def store_folder(preprocessed: str | Path, data_identifier: str) -> Path:
     """The store that belongs to ``preprocessed/data_identifier``."""
-    return Path(preprocessed) / f"{data_identifier}_slices"
+    return Path(preprocessed) / f"{must_be_plain(data_identifier, 'data_identifier')}_slices"
 
 
 def preprocessing_of(plans: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:
@@ -104,6 +137,7 @@ def write_case(folder: Path, case: str, data: NDArray[Any]) -> tuple[int, int, i
             f"float16's range; choose a normalisation in dataset.json's channel_names."
         )
     slices = np.ascontiguousarray(data.swapaxes(0, 1), dtype=np.float16)
+    must_be_plain(case, "case", str(folder))
     with atomic_write(folder / f"{case}.npy", folder.parent / TEMPORARY) as temporary:
         np.save(temporary, slices)
     n, c, rows, cols = slices.shape
@@ -128,7 +162,11 @@ def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, StoredCase]]:
     """
     file = folder / INDEX
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file, dict)
+        check(content, {"cases": NAMES, "preprocessing": NAMES}, "it", ("cases", "preprocessing"))
+        must_all_be_plain(content["cases"], "case", "it")
+        for name, entry in content["cases"].items():
+            check(entry, ENTRY, name, tuple(ENTRY))
         cases = {
             name: StoredCase(
                 tuple(e["shape"]),
@@ -145,7 +183,7 @@ def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, StoredCase]]:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{file} is damaged ({error!r}): delete the folder and run nnunet-ssp prepare again."
+            f"{file} is damaged ({error}): delete the folder and run nnunet-ssp prepare again."
         ) from error
 
 

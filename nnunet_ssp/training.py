@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import nnunet_ssp
 import nnunet_ssp.methods  # makes every method's settings known
-from nnunet_ssp import transfer
+from nnunet_ssp import checkpoints, transfer
 from nnunet_ssp.cases import (
     Case,
     read_cases,
@@ -28,12 +30,50 @@ from nnunet_ssp.cases import (
     subject_of,
     write_json,
 )
+from nnunet_ssp.contents import NAMES, check, shown
+from nnunet_ssp.names import must_be_plain
+from nnunet_ssp.nnunet_files import check_dataset, check_plans, configuration_of
 from nnunet_ssp.schedules import EarlyStopping
 from nnunet_ssp.settings import TrainingSettings, differences, from_environment
 
+T = TypeVar("T")
+
 SECONDS_BETWEEN_SAVES = 300  # a preempted job loses at most this and one epoch
 # Settings that change neither the data nor the mathematics of a run.
-WITHOUT_EFFECT = ("data_device", "chunk_size", "final_validation")
+WITHOUT_EFFECT = ("data_device", "chunk_size", "final_validation", "trust")
+
+
+def _check_files(
+    plans: dict[str, Any], configuration: str, fold: int | str, dataset_json: dict[str, Any]
+) -> None:
+    """Check what nnU-Net has read of its files, before a path is made of it."""
+    name = shown(plans.get("plans_name", "")) if isinstance(plans, dict) else ""
+    check(
+        {"plans": plans, "dataset.json": dataset_json},
+        {"plans": NAMES, "dataset.json": NAMES},
+        name,
+    )
+    check_plans(plans, f"plans {name}")
+    configuration_of(plans, configuration, f"plans {name}")
+    check_dataset(dataset_json, f"dataset.json of {plans['dataset_name']}", ("labels",))
+    must_be_plain(str(fold), "fold")
+
+
+def refuses_other_content(load: Callable[[T, Any], None]) -> Callable[[T, Any], None]:
+    """Make a trainer's `load_checkpoint` say in words that a part of the file is not what this run needs."""
+
+    @wraps(load)
+    def loading(trainer: T, source: Any) -> None:
+        try:
+            load(trainer, source)
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            file = source if isinstance(source, str) else "the checkpoint"
+            raise ValueError(
+                f"{file}: a part of it is not what this run can go on from "
+                f"({type(error).__name__}: {shown(str(error))})."
+            ) from error
+
+    return loading
 
 
 class SettingsTrainer(nnUNetTrainer):
@@ -65,8 +105,9 @@ class SettingsTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
     ) -> None:
-        # First, so that a misspelt setting leaves no folder behind.
+        # First, so that a misspelt setting, or names that lead elsewhere, leave no folder behind.
         self.settings, foreign = from_environment(self.defaults)
+        _check_files(plans, configuration, fold, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if foreign:
             self.print_to_log_file(
@@ -103,11 +144,12 @@ class SettingsTrainer(nnUNetTrainer):
 
         nnU-Net's argparse also takes beginnings of that word (``-pre FILE``) and ``-pretrained_weights=FILE``.
         """
+        given = None
         for word, following in zip(sys.argv, [*sys.argv[1:], None], strict=True):
             flag, equals, value = word.partition("=")
             if len(flag) > 2 and "-pretrained_weights".startswith(flag):
-                return value if equals else following
-        return None
+                given = value if equals else following  # argparse takes the last one
+        return given
 
     def subject_of(self, case: str, pattern: str | None) -> str:
         """The subject of a case, see `cases.subject_of`."""
@@ -154,7 +196,7 @@ class SettingsTrainer(nnUNetTrainer):
         file = Path(self.output_folder) / "checkpoint_final.pth"
         if not file.is_file():
             return
-        ssp = transfer.read(file).ssp
+        ssp = transfer.read(file, self.settings.trust).ssp
         changed = self._differences(ssp.get("settings", {}))
         if ssp.get("weights_from") != self.weights_from:
             changed.append(f"weights from: {ssp.get('weights_from')} -> {self.weights_from}")
@@ -170,6 +212,31 @@ class SettingsTrainer(nnUNetTrainer):
             name: value for name, value in asdict(self.settings).items() if name in WITHOUT_EFFECT
         }
         return differences({**old, **kept}, self.settings)
+
+    def open_checkpoint(self, source: dict[str, Any] | str) -> dict[str, Any]:
+        """Open a checkpoint to go on from, before nnU-Net's own loader does, which runs what a file asks for.
+
+        Args:
+            source: the file, or its content.
+
+        Raises:
+            ValueError: it cannot be used; says which older one there is.
+        """
+        if isinstance(source, dict):
+            return source
+        try:
+            content = checkpoints.load(source, self.settings.trust)
+            check(content, {}, source, checkpoints.TO_GO_ON)
+            curves = tuple(self.logger.local_logger.my_fantastic_logging)
+            check(content["logging"], {}, f"{source}, `logging`", curves)
+            checkpoints.refuse_non_finite(source, content["network_weights"])
+        except ValueError as error:
+            names = ("checkpoint_latest.pth", "checkpoint_best.pth")
+            others = [file for name in names if (file := Path(source).with_name(name)).is_file()]
+            older = [str(file) for file in others if file != Path(source)]
+            advice = f" To go on from an older one: cp {older[0]} {source}" if older else ""
+            raise ValueError(f"{error}{advice}") from None
+        return content
 
     def check_resume(self, ssp: dict[str, Any]) -> None:
         """Refuse to go on with other settings than the checkpoint's: the run would be neither.

@@ -8,7 +8,6 @@ fine-tuning network to keep its own seeded initialisation there. nnU-Net's decod
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_ssp import checkpoints
 from nnunet_ssp.cases import atomic_write
+from nnunet_ssp.contents import shown
 from nnunet_ssp.foreign import name_foreign
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts
+from nnunet_ssp.nnunet_files import resolve
 
 
 def pretrained_weights(network: nn.Module, transfers: str, num_classes: int) -> dict[str, Tensor]:
@@ -137,28 +139,21 @@ def fresh_keys(weights: Mapping[str, Tensor]) -> set[str]:
     }
 
 
-def read(file: str | Path) -> Pretrained:
+def read(file: str | Path, trust: bool = False) -> Pretrained:
     """Open a checkpoint of ours or of nnU-Net.
+
+    Args:
+        file: the checkpoint.
+        trust: see `checkpoints.load`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint of nnU-Net's form.
+        ValueError: not a checkpoint of nnU-Net's form, or one that would run code.
     """
     file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"Checkpoint {file} does not exist.")
-    if foreign := name_foreign(file):
+    if file.is_file() and (foreign := name_foreign(file)):
         raise ValueError(f"{file} is {foreign}.")
-    try:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            # A plain nnU-Net checkpoint holds numpy numbers; nnU-Net itself loads it this way a moment later.
-            content = torch.load(file, map_location="cpu", weights_only=False)
-    except Exception as error:  # whatever a pickle of something else, or of nothing, may raise
-        raise ValueError(f"{file} is not a readable checkpoint ({error}).") from error
-    if not isinstance(content, dict) or "network_weights" not in content:
-        raise ValueError(f"{file} is not an nnU-Net checkpoint: it has no `network_weights`.")
+    content = checkpoints.load(file, trust)
     arguments = content.get("init_args", {})
     return Pretrained(
         file,
@@ -215,22 +210,26 @@ def compare(
             f"architecture: {len(wrong)} of {len(own)} tensors differ, the first is {wrong[0]}: "
             f"{_words(theirs.get(wrong[0]))} in the file, {_words(own.get(wrong[0]))} in this network"
         )
+    if spoiled := checkpoints.non_finite(pretrained.weights):
+        refusals.append(f"values: {checkpoints.in_words(spoiled, len(pretrained.weights))}")
     their_configuration = _configuration(pretrained)
     notes = [] if pretrained.ssp else ["a plain nnU-Net checkpoint, not one of nnunet-ssp"]
     for name in ("spacing", "normalization_schemes", "use_mask_for_norm"):
         if name in their_configuration:
             there, here = their_configuration[name], configuration[name]
             if not _equal(there, here):
-                refusals.append(f"{_NAMES[name]}: pretrained with {there}, these plans have {here}")
+                refusals.append(
+                    f"{_NAMES[name]}: pretrained with {shown(there)}, these plans have {here}"
+                )
     if not their_configuration:
         notes.append("the file holds no plans: spacing and normalisation could not be compared")
     for name in ("patch_size", "batch_size"):
         if name in their_configuration:
             there, here = their_configuration[name], configuration[name]
             if not _equal(there, here):
-                notes.append(f"{_NAMES[name]}: pretrained {there}, here {here}")
+                notes.append(f"{_NAMES[name]}: pretrained {shown(there)}, here {here}")
     if pretrained.plans and pretrained.plans.get("dataset_name") != plans.get("dataset_name"):
-        notes.append(f"pretrained on {pretrained.plans.get('dataset_name')}")
+        notes.append(f"pretrained on {shown(pretrained.plans.get('dataset_name'))}")
     statistics = "foreground_intensity_properties_per_channel"
     if pretrained.plans and pretrained.plans.get(statistics) != plans.get(statistics):
         notes.append("intensity statistics of the data sets differ")
@@ -247,11 +246,9 @@ _NAMES = {
 
 
 def _configuration(pretrained: Pretrained) -> dict[str, Any]:
-    configurations = pretrained.plans.get("configurations", {})
-    chosen = dict(configurations.get(pretrained.configuration, {}))
-    while "inherits_from" in chosen:
-        chosen = {**configurations[chosen.pop("inherits_from")], **chosen}
-    return chosen
+    if pretrained.configuration not in pretrained.plans.get("configurations", {}):
+        return {}
+    return resolve(pretrained.plans, pretrained.configuration, f"{pretrained.file}, plans")
 
 
 def _equal(a: Any, b: Any) -> bool:

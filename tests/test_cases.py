@@ -236,7 +236,7 @@ def test_splits_survive_the_file(tmp_path: Path):
     ("text", "message"),
     [
         ("[", "not a JSON file"),
-        ("{}", "must hold a list of folds, not dict"),
+        ("{}", r"must hold a list \(\[\.\.\.\]\), not \{\}"),
         ('[{"train": []}]', "fold 0 must have a list of case names `val`"),
         ('[{"train": [1], "val": []}]', "fold 0 must have a list of case names `train`"),
     ],

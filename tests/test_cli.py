@@ -260,7 +260,10 @@ def test_inspect_hands_on_everything(handed_on: dict[str, object]):
         "dataset": "114",
         "plans_name": "P",
         "configuration": "2d_small",
+        "trust": False,
     }
+    assert main(["inspect", "x.pth", "--trust"]) == 0
+    assert handed_on["trust"] is True
 
 
 @pytest.mark.parametrize("status", [0, 1])

@@ -106,7 +106,10 @@ class Commands:
         falling = (1 / np.arange(1, demo.EPOCHS + 1)).tolist()
         logging = {"train_losses": falling, "val_losses": falling, "mean_fg_dice": falling[::-1]}
         for name in ("latest", "best", "final"):
-            torch.save({"logging": logging}, fold / f"checkpoint_{name}.pth")
+            torch.save(
+                {"network_weights": {"w": torch.zeros(1)}, "logging": logging},
+                fold / f"checkpoint_{name}.pth",
+            )
         if trainer == demo.PRETRAINER:
             (fold / "reconstructions").mkdir()
             for epoch in (0, 5, 9):

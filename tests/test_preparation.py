@@ -649,6 +649,92 @@ def test_a_damaged_index_is_made_again(target: Path, preprocessed: list[str]):
     assert len(preprocessed) == 12
 
 
+def everything(base: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(base)): f.read_bytes() for f in base.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("name", ["../../outside", "..", "/tmp/outside", "a/b", ".x"])
+def test_plans_that_lead_elsewhere_are_refused(base: Path, target: Path, name: str):
+    """Files beside nnU-Net's folders were written and deleted, see issue 14."""
+    (base / "outside").mkdir()
+    (base / "outside" / "mine.b2nd").touch()
+    content = json.loads((target / "nnUNetPlans.json").read_text())
+    content["configurations"]["2d"]["data_identifier"] = name
+    write_json(target / "evil.json", {**content, "plans_name": "evil"})
+    before = everything(base)
+    with pytest.raises(
+        ValueError, match=r"evil\.json, configuration 2d: `data_identifier` .* plain"
+    ):
+        prepare(901, plans_name="evil", workers=1)
+    assert {k: v for k, v in everything(base).items() if k in before} == before
+    assert not (base / "outside_slices").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plans_name": "../x"}, r"`-p` \(=\.\./x\) must be one plain name"),
+        ({"overwrite_plans_name": "../x"}, r"`-overwrite_plans_name` .* must be one plain name"),
+        ({"planner": "../x"}, r"`-pl` .* must be one plain name"),
+    ],
+)
+def test_names_on_the_command_line_stay_in_the_folder(
+    base: Path, options: dict[str, Any], message: str
+):
+    before = everything(base)
+    with pytest.raises(ValueError, match=message):
+        prepare(901, workers=1, **options)
+    assert everything(base) == before
+
+
+def test_plans_under_another_name_than_their_own_are_refused(target: Path):
+    shutil.copy(target / "nnUNetPlans.json", target / "copy.json")
+    with pytest.raises(
+        ValueError, match=r"copy\.json: `plans_name` \(=nnUNetPlans\) must be that of"
+    ):
+        prepare(901, plans_name="copy", workers=1)
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "..\\outside"])
+def test_a_case_of_dataset_json_that_leads_elsewhere_is_refused(base: Path, raw: Path, name: str):
+    content = json.loads((raw / "dataset.json").read_text())
+    image, label = names(raw / "imagesTr")[0], names(raw / "labelsTr")[0]
+    listed = {"images": [f"imagesTr/{image}"], "label": f"labelsTr/{label}"}
+    write_json(raw / "dataset.json", {**content, "dataset": {name: listed}})
+    before = everything(base)
+    with pytest.raises(
+        ValueError, match=r"dataset\.json, `dataset`: `case` .* must be one plain name"
+    ):
+        prepare(901, workers=1)
+    assert everything(base) == before
+
+
+def test_a_file_ending_that_leads_elsewhere_is_refused(base: Path, raw: Path):
+    content = json.loads((raw / "dataset.json").read_text())
+    write_json(raw / "dataset.json", {**content, "file_ending": "/../../../x"})
+    before = everything(base)
+    with pytest.raises(ValueError, match=r"`file_ending` .* must be an ending, as \.nii\.gz"):
+        prepare(901, workers=1)
+    assert everything(base) == before
+
+
+def test_files_of_others_stay_and_are_named(
+    raw: Path, target: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Whatever a plans file calls the folder, only files of this dataset's cases are removed from it."""
+    mine = ["nnUNetPlans_2d/notes.txt", "nnUNetPlans_2d/other.b2nd", "nnUNetPlans_2d/model.pkl"]
+    mine += ["nnUNetPlans_2d_slices/other.npy", "gt_segmentations/other.nii.gz"]
+    for name in mine:
+        (target / name).write_text("mine")
+    gone = names(raw / "labelsTr")[0].removesuffix(".nii.gz")
+    for file in raw.glob(f"*/{gone}*"):
+        file.unlink()
+    prepare(901, plans_name="nnUNetPlans", workers=1)
+    assert all((target / name).read_text() == "mine" for name in mine)
+    assert not list(target.glob(f"*/{gone}*"))
+    assert "holds 1 case(s) that are not of this dataset, e.g. other" in capsys.readouterr().out
+
+
 def change_fold(raw: Path) -> None:
     splits = read_splits(raw / "splits_final.json")
     splits[0], splits[1] = splits[1], splits[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from nnunet_ssp.cases import NNUNET_FOLDERS, write_json
 from nnunet_ssp.commands import TRAINERS_VARIABLE, trainers_folder
 from nnunet_ssp.dataset_conversion import mnms
+from nnunet_ssp.nnunet_files import read_dataset, read_plans
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation import environment, prepare, quiet
 
@@ -104,7 +104,7 @@ class Bench:
                 )
                 mnms.convert(source, int(DATASET[7:10]), DATASET[11:])
                 folder = prepare(DATASET)
-            plans = json.loads((folder / f"{PLANS}.json").read_text())
+            plans = read_plans(folder / f"{PLANS}.json")
             widths = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
             widths["features_per_stage"] = [
                 max(1, n // sizes.narrow) for n in widths["features_per_stage"]
@@ -115,9 +115,9 @@ class Bench:
 
     def trainer(self, name: str, plans: str = PLANS, settings: str = "") -> Any:
         """A trainer, initialised."""
-        content = json.loads((self.folder / f"{plans}.json").read_text())
+        content = read_plans(self.folder / f"{plans}.json")
         content["continue_training"] = False
-        dataset = json.loads((self.folder / "dataset.json").read_text())
+        dataset = read_dataset(self.folder / "dataset.json")
         with environment(nnUNet_ssp_settings=settings), quiet():
             found = recursive_find_trainer_class_by_name(name)
             trainer = found(content, "2d", "all", dataset, self.device)

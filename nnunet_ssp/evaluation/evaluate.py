@@ -11,7 +11,6 @@ The shell makes `scratch=scratch_seed0 scratch=scratch_seed1 ...` of the braces.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from nnunet_ssp.cases import (
     write_json,
     write_together,
 )
+from nnunet_ssp.nnunet_files import read_dataset
 from nnunet_ssp.parallel import number_of_workers
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def evaluate(
     raw, prepared = _dataset_folders(dataset)
     home = next(f for f in (raw, prepared) if f is not None)
     labels = read_labels(home / "dataset.json", {"LV": lv, "MYO": myo, "RV": rv})
-    ending = json.loads((home / "dataset.json").read_text("utf-8"))["file_ending"]
+    ending = read_dataset(home / "dataset.json", ("file_ending",))["file_ending"]
     found = find_references(raw, prepared, ending, references)
     pairs, notes = find_pairs(folders, found, ending)
     known = read_cases(home / "cases.csv") if (home / "cases.csv").is_file() else {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+
+from nnunet_ssp.nnunet_files import read_dataset
 
 # Names by which `structures` finds the three, in lower case and letters only. The first of each
 # line is ours, then those of nnU-Net's conversions of M&Ms and ACDC.
@@ -64,7 +65,7 @@ def read_labels(dataset_json: Path, named: Mapping[str, str | None] | None = Non
         ValueError: It has no class, a class the user named is not there, or two classes have
             names of the same structure.
     """
-    entries: dict[str, int | list[int]] = json.loads(dataset_json.read_text("utf-8"))["labels"]
+    entries: dict[str, int | list[int]] = read_dataset(dataset_json)["labels"]
     ignore = entries.get("ignore")
     classes = {
         name: tuple(value) if isinstance(value, list) else (value,)

@@ -13,9 +13,12 @@ from typing import Any
 
 from nnunet_ssp.cases import dataset_id
 from nnunet_ssp.folds import Dataset, open_dataset
+from nnunet_ssp.names import must_be_plain
+from nnunet_ssp.nnunet_files import configuration_of, read_dataset, read_plans
 from nnunet_ssp.slices import StoredCase, read_index, store_folder
 from nnunet_ssp.splits import Fold, part_of, subjects_of, subset_name
 
+USED = ("patch_size", "batch_size", "data_identifier")  # of the configuration
 CONFIGURATION = "2d"
 
 
@@ -66,7 +69,7 @@ class Data:
     def description(self) -> dict[str, Any]:
         """The dataset's `dataset.json`."""
         file = self.dataset.home / "dataset.json"
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return read_dataset(file)
 
     @property
     def results_folder(self) -> str:
@@ -177,7 +180,7 @@ def open_data(dataset: str | int, plans_name: str) -> Data:
         ValueError: A table of it is wrong.
     """
     found = open_dataset(dataset)
-    file = found.prepared / f"{plans_name}.json"
+    file = found.prepared / f"{must_be_plain(plans_name, 'plans')}.json"
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is missing: run nnunet-ssp prepare {dataset_id(found.home.name)} first, or name its plans with -p."
@@ -187,8 +190,5 @@ def open_data(dataset: str | int, plans_name: str) -> Data:
 
 
 def _configuration(file: Path) -> dict[str, Any]:
-    """The 2d configuration; one that inherits from another is not planned by nnU-Net for 2d."""
-    configurations = json.loads(file.read_text(encoding="utf-8"))["configurations"]
-    if CONFIGURATION not in configurations:
-        raise ValueError(f"{file} must have a configuration {CONFIGURATION}.")
-    return dict(configurations[CONFIGURATION])
+    """The 2d configuration."""
+    return configuration_of(read_plans(file), CONFIGURATION, str(file), USED)

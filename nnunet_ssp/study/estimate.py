@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from nnunet_ssp.contents import read_json
 from nnunet_ssp.finetuning import STOCK_ITERATIONS
 from nnunet_ssp.settings import override
 from nnunet_ssp.study.data import Data
@@ -41,7 +40,7 @@ def read_speeds(file: Path) -> Speeds:
         ValueError: The file is not such a one, or of an older version.
     """
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, dict)
         setting = content["setting"]
         methods = content["methods"].items()
         return Speeds(
@@ -50,7 +49,7 @@ def read_speeds(file: Path) -> Speeds:
             methods={name: float(f["end_to_end_images_per_s"]) for name, f in methods},
             finetuning=float(content["finetuning_images_per_s"]),
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file} must be what nnunet-ssp bench --json writes: {error!r} is missing or wrong."
         ) from None

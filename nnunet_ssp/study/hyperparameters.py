@@ -27,7 +27,7 @@ SHOWN = {
     "gradient_clip": "gradient clipping",
 }
 # Shown as `peak_lr`, said elsewhere, without effect on the weights.
-HIDDEN = ("initial_lr", "seed", "final_validation")
+HIDDEN = ("initial_lr", "seed", "final_validation", "trust")
 # What nnU-Net's own trainer fixes: its constructor, configure_optimizers and train_step.
 NNUNET = {
     **{"lr_schedule": "poly", "optimizer": "sgd", "momentum": 0.99, "nesterov": True},

@@ -6,7 +6,6 @@ is not lost, what the command says goes to a log, and a record tells that it is 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -20,6 +19,7 @@ from typing import Any
 
 from nnunet_ssp.cases import write_json
 from nnunet_ssp.commands import last_lines, run_logged
+from nnunet_ssp.contents import read_json
 from nnunet_ssp.parallel import small_machine_environment
 from nnunet_ssp.study.lock import locked
 from nnunet_ssp.study.record import read_record
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         The exit status: that of the command, or 1 where it made nothing.
     """
     workflow, record, *_ = arguments
-    content = json.loads(Path(workflow).read_text(encoding="utf-8"))
+    content = read_json(workflow, dict)
     jobs = content["jobs"]
     job = jobs[record]
     Path(record).parent.mkdir(parents=True, exist_ok=True)

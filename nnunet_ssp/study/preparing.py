@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nnunet_ssp.cases import write_json
 from nnunet_ssp.commands import find_command
+from nnunet_ssp.contents import read_json
 from nnunet_ssp.study.data import Data, open_data
 from nnunet_ssp.study.spec import Study
 
@@ -37,7 +38,7 @@ def make_phantom(study: Study, output: Path) -> str:
     wanted = {"phantom": study.phantom.model_dump(), "prepare": study.prepare, "plans": study.plans}
     record = output / RECORD
     if record.is_file():
-        if json.loads(record.read_text(encoding="utf-8")) != wanted:
+        if read_json(record, dict) != wanted:
             raise ValueError(
                 f"{output} holds another phantom ({record}): give another folder with -o."
             )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from nnunet_ssp.contents import read_json
 
 
 def read_record(file: Path) -> dict[str, Any]:
     """Read a record; empty where there is none, or one that a crash or another program has left."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, dict)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) and "key" in content else {}
+    return content if "key" in content else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,12 +9,14 @@ from typing import Literal
 import pandas as pd
 
 from nnunet_ssp.cases import atomic_write, write_json
+from nnunet_ssp.contents import read_json
 from nnunet_ssp.evaluation.figures import render
 from nnunet_ssp.evaluation.page import GAP, Cell, Link, Noted, Page
 from nnunet_ssp.evaluation.signed_rank import METHOD
 from nnunet_ssp.evaluation.statistics import SUBJECTS_FOR_A_TEST
 from nnunet_ssp.evaluation.wording import count, decimal, interval, listing, p_value
 from nnunet_ssp.monitor import duration
+from nnunet_ssp.names import is_plain
 from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
 from nnunet_ssp.study.results import STAGES, Place, Results
@@ -84,9 +85,14 @@ Links = dict[tuple[str, str], str]  # name of a row of runs on the page, by mode
 def _remove_earlier(output: Path, written: list[str]) -> None:
     """Remove the tables and figures of an earlier file of the study, which would be taken for those of this one."""
     file = output / WRITTEN
-    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    for name in set(earlier) - set(written):
-        (output / name).unlink(missing_ok=True)
+    earlier = read_json(file, list) if file.is_file() else []
+    kinds = {"tables": TABLE_FORMATS, "figures": FORMATS}
+    for name in earlier:
+        folder, _, own = name.partition("/") if isinstance(name, str) else ("", "", "")
+        # Nothing but what a study writes, whatever the list says.
+        ours = is_plain(own) and own.rpartition(".")[2] in kinds.get(folder, ())
+        if ours and name not in written and not (output / folder).is_symlink():
+            (output / name).unlink(missing_ok=True)
     write_json(file, written)
 
 

@@ -7,7 +7,6 @@ the subject). A model on a fold has one value for each seed. A run that is not f
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shlex
 from collections.abc import Collection, Iterable, Sequence
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import pandas as pd
 
+from nnunet_ssp.contents import read_json
 from nnunet_ssp.evaluation.evaluate import add_arguments
 from nnunet_ssp.evaluation.files import WITHOUT_SPACING
 from nnunet_ssp.evaluation.labels import SYNONYMS, Labels, read_labels
@@ -479,4 +479,4 @@ def _read_own(file: Path, **options: Any) -> pd.DataFrame:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return read_json(file, dict) if file.is_file() else {}

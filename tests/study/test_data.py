@@ -85,5 +85,7 @@ def test_without_plans(data):
     with pytest.raises(FileNotFoundError, match=r"other\.json is missing: run nnunet-ssp prepare"):
         open_data(114, "other")
     write_json(data.dataset.prepared / "3d.json", {"configurations": {"3d_fullres": {}}})
-    with pytest.raises(ValueError, match=r"3d\.json must have a configuration 2d"):
+    with pytest.raises(
+        ValueError, match=r"`configuration` \(=2d\) must be one that .*3d\.json has: 3d_fullres"
+    ):
         open_data(114, "3d")
