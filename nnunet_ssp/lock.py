@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -29,6 +29,7 @@ LOCK = ".ssp-lock"  # nnU-Net takes no file of this name for a case
 SECONDS_BETWEEN_BEATS = 15.0
 SECONDS_WITHOUT_BEAT = 20 * SECONDS_BETWEEN_BEATS  # after which waiting for another machine ends
 SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_TO_WAIT = 5.0  # for a command that is soon done
 SECONDS_TO_WRITE = 5.0  # at most between the creation of a lock and its content
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -126,6 +127,26 @@ def locked(
                     folder.rmdir()
 
 
+@contextmanager
+def locked_dataset(*folders: Path, create: Path | None = None) -> Iterator[None]:
+    """Hold the locks of a dataset's folders, those that there are.
+
+    Args:
+        folders: In nnUNet_raw, then in nnUNet_preprocessed: always in this order, or two could wait for each other.
+        create: The one of them to create.
+
+    Raises:
+        RuntimeError: Another process holds one, and still does after some seconds.
+    """
+    with ExitStack() as stack:
+        for folder in folders:
+            if folder == create or folder.is_dir():
+                saying = f"{folder} is in use, waiting for at most {SECONDS_TO_WAIT:.0f} s"
+                held = locked(folder, wait=SECONDS_TO_WAIT, saying=saying, create=folder == create)
+                stack.enter_context(held)
+        yield
+
+
 def holder_of(folder: Path) -> Holder | None:
     """The living process, or the one of another machine, that holds a folder's lock."""
     found = _read(folder / LOCK)
@@ -135,7 +156,8 @@ def holder_of(folder: Path) -> Holder | None:
 def in_use(folder: Path, holder: Holder, last_beat: float | None = None) -> str:
     """Who holds a lock, and what to do, in words."""
     beat = "" if last_beat is None else f", last sign of life {_ago(last_beat)}"
-    said = f"{folder} is in use by `{holder.command}` (process {holder.pid} on {holder.host}, since {holder.since}{beat})."
+    who = f"process {holder.pid} on {holder.host}, since {holder.since}{beat}"
+    said = f"{folder} is in use by `{holder.command}` ({who})."
     if holder.is_here:
         return f"{said} Run this again when it has ended."
     return (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from scipy import stats
 
-from nnunet_ssp.slices import (
+from nnunet_ssp.drawing import (
     DRAW,
     FRAME,
     ORDER,
@@ -21,14 +21,16 @@ from nnunet_ssp.slices import (
     DeviceStore,
     SameSlice,
     SliceReader,
-    SliceStore,
-    StoredCase,
-    add_preprocessed,
     batch_indices,
     epoch_order,
     fits_on_device,
-    preprocessing_of,
     random_stream,
+)
+from nnunet_ssp.slices import (
+    SliceStore,
+    StoredCase,
+    add_preprocessed,
+    preprocessing_of,
     read_index,
     stack_position,
     store_folder,
