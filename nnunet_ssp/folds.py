@@ -21,6 +21,7 @@ from nnunet_ssp.cases import (
     nnunet_folder,
     read_cases,
     read_splits,
+    remove_half_written,
     trained_folds,
     write_splits,
 )
@@ -136,6 +137,8 @@ def folds(
         if (paper or files or derive) and not dry_run:
             lock.enter_context(locked_dataset(data.raw, data.prepared))
             data = open_dataset(dataset)  # another process may have changed it
+            for folder in (data.raw, data.prepared):
+                remove_half_written(folder)
             notes = _repair(data, overwrite)
         else:
             notes = _try_to_repair(data, overwrite, dry_run)
