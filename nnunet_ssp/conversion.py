@@ -228,12 +228,17 @@ def convert_subjects(
         remarks = [*remarks, *remark(_splits(looks)), *_same_patients(looks)]
         print("\n".join(_dry_summary(looks, target, remarks, prefixes)))
         return target
-    _check_folder(target, settings, overwrite)
+    if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
+        _check_folder(target, settings, overwrite)
     lock = ExitStack()
     try:
         prepared = nnunet_folder("nnUNet_preprocessed") / target.name
         lock.enter_context(locked_dataset(target, prepared, create=target))
         check_dataset_id(dataset_id, name)  # again: it may have been taken since
+        if not overwrite and _was_finished(target, settings):
+            shutil.rmtree(target / TEMPORARY)
+            print(f"{target}: converted before; removed what an interrupted run had left.")
+            return target
         _check_folder(target, settings, overwrite)
         deleted: list[str] = []
         if (target / "convert.json").is_file():
@@ -324,6 +329,14 @@ def _check_folder(target: Path, settings: Mapping[str, object], overwrite: bool)
             f"{target}: holds no convert.json, so it is not ours to continue or overwrite; "
             "choose another id or remove it."
         )
+
+
+def _was_finished(target: Path, settings: Mapping[str, object]) -> bool:
+    """Whether a run of these settings was killed when only temporary files were left to remove."""
+    if not all((target / name).exists() for name in ("convert.json", "dataset.json", TEMPORARY)):
+        return False
+    earlier = json.loads((target / "convert.json").read_text(encoding="utf-8"))
+    return all(earlier.get(key) == value for key, value in settings.items())
 
 
 def _appended_folds(target: Path) -> list[str]:
