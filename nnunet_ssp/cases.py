@@ -262,8 +262,9 @@ def write_splits(
         }
         for number, (fold, name, origin) in enumerate(zip(splits, names, sources, strict=True))
     ]
-    write_json(folder / "splits_final.json", [dict(fold) for fold in splits])
+    # A run that is killed between the two leaves names without folds; folds without names would be appended again.
     _write_table(folder / "folds.csv", FOLD_COLUMNS, rows)
+    write_json(folder / "splits_final.json", [dict(fold) for fold in splits])
 
 
 def trained_folds(

@@ -17,7 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from nnunet_ssp.cases import (
 from nnunet_ssp.contents import TEXTS, check, read_json
 from nnunet_ssp.geometry import place_stack
 from nnunet_ssp.grids import Array
+from nnunet_ssp.lock import LOCK, locked_dataset
 from nnunet_ssp.names import WORDS as NAME_RULE
 from nnunet_ssp.names import is_plain
 from nnunet_ssp.nifti import read_header, unpacked_copies, write_nifti
@@ -213,7 +214,8 @@ def convert_subjects(
 
     Raises:
         FileExistsError: The id is taken, or the folder is not ours to continue or delete.
-        RuntimeError: Writing failed (a full disk) or a worker died; a second run continues.
+        RuntimeError: Writing failed (a full disk), a worker died, or another process works on this dataset; a second
+            run continues.
         ValueError: No subject could be converted, or `workers` is below 1.
     """
     workers = number_of_workers(workers)
@@ -235,15 +237,25 @@ def convert_subjects(
         remarks = [*remarks, *remark(_splits(looks)), *_same_patients(looks)]
         print("\n".join(_dry_summary(looks, target, remarks, prefixes)))
         return target
-    _check_folder(target, settings, overwrite)
-    deleted: list[str] = []
-    if (target / "convert.json").is_file():
-        deleted = _appended_folds(target)
-        if overwrite:
-            _empty(target, deleted)
-        else:
-            print(f"Continuing the conversion in {target}")
+    if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
+        _check_folder(target, settings, overwrite)
+    lock = ExitStack()
     try:
+        prepared = nnunet_folder("nnUNet_preprocessed") / target.name
+        lock.enter_context(locked_dataset(target, prepared, create=target))
+        check_dataset_id(dataset_id, name)  # again: it may have been taken since
+        if not overwrite and _was_finished(target, settings):
+            shutil.rmtree(target / TEMPORARY)
+            print(f"{target}: converted before; removed what an interrupted run had left.")
+            return target
+        _check_folder(target, settings, overwrite)
+        deleted: list[str] = []
+        if (target / "convert.json").is_file():
+            deleted = _appended_folds(target)
+            if overwrite:
+                _empty(target, deleted)
+            else:
+                print(f"Continuing the conversion in {target}")
         begun = {"version": __version__, "deleted_folds": deleted}
         write_json(target / "convert.json", settings | begun)
         outcomes = [Outcome(subject, "", refused=reason) for subject, reason in refused.items()]
@@ -286,11 +298,15 @@ def convert_subjects(
             f"{target}: a worker process died, perhaps for lack of memory. Run the same command "
             "again with fewer processes (-np): it continues where it stopped."
         ) from error
+    except FileExistsError:
+        raise
     except OSError as error:
         raise RuntimeError(
             f"{target}: writing failed ({error}). Once there is space, or what else was missing, "
             "run the same command again: it continues where it stopped."
         ) from error
+    finally:
+        lock.close()
     print("\n".join([*_summary(outcomes, len(splits), remarks, prefixes), *warnings]))
     print(f"\nConverted to {target}\nNext: nnunet-ssp prepare {dataset_id}")
     return target
@@ -316,7 +332,9 @@ def _check_folder(target: Path, settings: Mapping[str, object], overwrite: bool)
                     f"{target}: an unfinished conversion with another `{key}` "
                     f"(={earlier.get(key)}, now {value}); --overwrite deletes it."
                 )
-    elif target.exists() and any(not f.name.startswith(TEMPORARY) for f in target.iterdir()):
+    elif target.exists() and any(
+        not f.name.startswith((TEMPORARY, LOCK)) for f in target.iterdir()
+    ):
         raise FileExistsError(
             f"{target}: holds no convert.json, so it is not ours to continue or overwrite; "
             "choose another id or remove it."
@@ -328,6 +346,14 @@ def _read_marker(target: Path) -> dict[str, Any]:
     content = read_json(file, dict)
     check(content, {"deleted_folds": TEXTS}, str(file))
     return content
+
+
+def _was_finished(target: Path, settings: Mapping[str, object]) -> bool:
+    """Whether a run of these settings was killed when only temporary files were left to remove."""
+    if not all((target / name).exists() for name in ("convert.json", "dataset.json", TEMPORARY)):
+        return False
+    earlier = _read_marker(target)
+    return all(earlier.get(key) == value for key, value in settings.items())
 
 
 def _appended_folds(target: Path) -> list[str]:

@@ -14,10 +14,20 @@ import numpy as np
 import torch
 
 from nnunet_ssp import transfer
+from nnunet_ssp.consistency import some
 from nnunet_ssp.contents import shown
+from nnunet_ssp.intact import prepare_command
 from nnunet_ssp.monitor import learning_curve, write_curves
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.settings import EncoderSettings, FinetuningSettings
+from nnunet_ssp.slices import (
+    INDEX,
+    PREPROCESSED,
+    read_index,
+    read_missing,
+    require_sizes,
+    store_folder,
+)
 from nnunet_ssp.training import SettingsTrainer, refuses_other_content
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
@@ -45,6 +55,7 @@ class FinetuningTrainer(SettingsTrainer):
         self.subjects: list[str] = []  # all that the weights have seen, in this training and before
         self.seen_in_validation: list[str] = []
         self._loads_checkpoint = False
+        self._checked = False  # the preprocessed cases
         self._resumed: dict[str, Any] = {}  # the record of the run that goes on
 
     def initialize(self) -> None:
@@ -125,6 +136,42 @@ class FinetuningTrainer(SettingsTrainer):
                 f"set ({', '.join(self.seen_in_validation[:5])}). Pretrain on fold {self.fold} for a "
                 "clean validation."
             )
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """The fold's cases; where it holds nobody out, those to train on are validated on, as with nnU-Net's `all`.
+
+        Raises:
+            FileNotFoundError: a file of a case is missing.
+            ValueError: a fold that nnU-Net cannot train on, cases that are not preprocessed, or a damaged file.
+        """
+        train, val = super().do_split()
+        if not self._checked:
+            self._check_preprocessed({*train, *val})
+            self._checked = True
+        return train, val or train
+
+    def _check_preprocessed(self, names: set[str]) -> None:
+        """Check that every case is there as it was written, before nnU-Net's workers open it."""
+        folder = Path(self.preprocessed_dataset_folder)
+        store = store_folder(folder.parent, folder.name)
+        if isinstance(self.fold, int):
+            absent = {
+                n for n in names if not any((folder / f"{n}{e}").is_file() for e in PREPROCESSED)
+            }
+            if absent:
+                known = read_missing(store)
+                reasons = "".join(
+                    f"; {name}: {known[name]}" for name in sorted(absent) if name in known
+                )
+                raise ValueError(
+                    f"{folder}: {some(absent)} of fold {self.fold} must be there: run {prepare_command(store)}, or "
+                    f"leave them out of the fold{reasons}."
+                )
+        elif self.cases:
+            self.require_stored(self.known_cases() - names, folder, store)
+        if (store / INDEX).is_file():
+            _, index = read_index(store)
+            require_sizes(folder, {name: index[name] for name in names & index.keys()}, store)
 
     def _take(self, fresh: set[str]) -> set[str]:
         """Which tensors keep their own initialisation when weights are loaded, given those that nothing trained."""
@@ -235,6 +282,7 @@ class FinetuningTrainer(SettingsTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         if self.settings.final_validation:
             super().perform_actual_validation(save_probabilities)
+            self.repeat_warnings()
         else:
             self.print_to_log_file(
                 "final_validation=no: no validation case was predicted. To do it later, set "

@@ -7,6 +7,7 @@ changed unasked. How folds are made is in `splits`, how leaks are found in `leak
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,18 @@ from nnunet_ssp.cases import (
     nnunet_folder,
     read_cases,
     read_splits,
+    remove_half_written,
     trained_folds,
     write_splits,
 )
+from nnunet_ssp.consistency import (
+    HOLDS_NOBODY_OUT,
+    differing_tables,
+    require_known_names,
+    unknown_names,
+)
 from nnunet_ssp.conversion import case_files
+from nnunet_ssp.lock import locked_dataset
 from nnunet_ssp.splits import Fold, subjects_of
 from nnunet_ssp.tables import read_table, whole_number
 
@@ -101,7 +110,8 @@ def folds(
     Raises:
         FileExistsError: Results were trained on a fold that would change.
         FileNotFoundError: No such dataset, or it has no `cases.csv`.
-        ValueError: Options that do not fit each other or the dataset.
+        RuntimeError: Another process works on this dataset.
+        ValueError: Options that do not fit each other or the dataset, or a fold that names what is no case.
     """
     derive = bool(amounts or vendors or phase)
     if paper + bool(files) + derive > 1:
@@ -120,28 +130,36 @@ def folds(
         raise ValueError(
             "--subject-pattern must come with --check, for a dataset without cases.csv."
         )
-    data = open_dataset(dataset)
-    if (paper or files or derive) and not any(map(splits.is_trainable, data.cases.values())):
-        raise ValueError(
-            f"{data.home}: no training subject has labels, so there are no folds; pretrain on `all`."
-        )
-    notes: list[str] = []
-    new: list[Fold] = []
     if paper:
         base = "paper"
-        new, notes = splits.paper_folds(data.cases)
-    for file in files:
-        fold, said = splits.fold_from_file(file, data.cases)
-        new.append(fold)
-        notes += said
-    if derive:
-        new = _derive(data, base or "0", vendors, phase or "", amounts, unit, seeds or (0, 1, 2))
-    merged = splits.merge(data.folds, new, overwrite)
-    changed = {n for n, fold in enumerate(merged) if n >= len(data.folds) or fold != data.folds[n]}
-    replaced = _write(data, merged, overwrite, dry_run) if changed else []
+    data = open_dataset(dataset)
+    with ExitStack() as lock:
+        if (paper or files or derive) and not dry_run:
+            lock.enter_context(locked_dataset(data.raw, data.prepared))
+            data = open_dataset(dataset)  # another process may have changed it
+            for folder in (data.raw, data.prepared):
+                remove_half_written(folder)
+            notes = _repair(data, overwrite)
+        else:
+            notes = _try_to_repair(data, overwrite, dry_run)
+        new: list[Fold] = []
+        if paper or files:
+            new, said = _published(data, files)
+            notes += said
+        elif derive:
+            new = _derive(
+                data, base or "0", vendors, phase or "", amounts, unit, seeds or (0, 1, 2)
+            )
+        merged = splits.merge(data.folds, new, overwrite)
+        changed = {
+            n for n, fold in enumerate(merged) if n >= len(data.folds) or fold != data.folds[n]
+        }
+        notes += _faults(data, merged, refuse=bool(new))
+        replaced = _write(data, merged, overwrite, dry_run) if changed else []
     after = replace(data, folds=merged)
     if new or not (verify or check):
-        print("\n".join([*_table(after, changed), *notes]))
+        notes = [*_table(after, changed), *notes]
+    print("".join(f"{line}\n" for line in notes), end="")
     if new:
         print(_outcome(changed, dry_run, data))
     if paper or vendors:
@@ -234,6 +252,76 @@ def read_folds(folder: Path) -> list[Fold]:
     return found
 
 
+def _try_to_repair(data: Dataset, overwrite: bool, dry_run: bool) -> list[str]:
+    """Repair the copies for a call that needs them for nothing else; say what keeps it from doing so."""
+    differing = differing_tables(data.raw, data.prepared) if data.prepared.is_dir() else []
+    if not differing:
+        return []
+    said = f"{' and '.join(differing)} in {data.prepared} and {data.raw} differ"
+    if dry_run:
+        return [f"WARNING: {said}; nothing was written."]
+    try:
+        with locked_dataset(data.raw, data.prepared):
+            return _repair(data, overwrite)
+    except (OSError, RuntimeError) as error:
+        return [f"WARNING: {said}: {error}"]
+
+
+def _repair(data: Dataset, overwrite: bool) -> list[str]:
+    """Bring the copies beside the prepared data up to date, which a run that was killed has left as they were.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        FileExistsError: Results were trained on a fold that would change.
+    """
+    differing = differing_tables(data.raw, data.prepared) if data.prepared.is_dir() else []
+    if not differing:
+        return []
+    trained = copy_tables(data.raw, data.prepared, data.results, overwrite)
+    said = [f"Repaired: {' and '.join(differing)} in {data.prepared}, as in {data.raw}."]
+    if trained:
+        listed = ", ".join(map(str, trained))
+        said.append(f"WARNING: {data.results} holds results of fold {listed} as it was before.")
+    return said
+
+
+def _published(data: Dataset, files: Sequence[Path]) -> tuple[list[Fold], list[str]]:
+    """The folds of split files or, without any, of de Mooij et al., and what to say of them."""
+    _require_labels(data)
+    if not files:
+        return splits.paper_folds(data.cases)
+    new, notes = [], []
+    for file in files:
+        fold, said = splits.fold_from_file(file, data.cases)
+        new.append(fold)
+        notes += said
+    return new, notes
+
+
+def _require_labels(data: Dataset) -> None:
+    if not any(map(splits.is_trainable, data.cases.values())):
+        raise ValueError(
+            f"{data.home}: no training subject has labels, so there are no folds; pretrain on `all`."
+        )
+
+
+def _faults(data: Dataset, folds: Sequence[Fold], refuse: bool) -> list[str]:
+    """What is wrong with folds, in words: names that are no cases, and nobody to validate on.
+
+    Raises:
+        ValueError: There are such names, and `refuse` is set.
+    """
+    known = {name for name, case in data.cases.items() if splits.is_trainable(case)}
+    sides = [{"train": fold.train, "val": fold.val} for fold in folds]
+    if refuse:
+        require_known_names(data.home / "splits_final.json", sides, known)
+    wrong = [(n, line) for n, fold in enumerate(sides) for line in unknown_names(fold, known)]
+    wrong += [(n, HOLDS_NOBODY_OUT) for n, fold in enumerate(sides) if not fold["val"]]
+    return [f"WARNING: fold {number}: {line}." for number, line in wrong]
+
+
 def _write(data: Dataset, merged: Sequence[Fold], overwrite: bool, dry_run: bool) -> list[int]:
     """Write both copies of the tables.
 
@@ -267,6 +355,7 @@ def _derive(
     seeds: Sequence[int],
 ) -> list[Fold]:
     """A restricted fold, or subsets of it."""
+    _require_labels(data)
     _, fold = _find(data.folds, base)
     if unknown := sorted({*fold.train, *fold.val} - data.cases.keys()):
         raise ValueError(f"fold {base}: {unknown[0]} must be in {data.home}/cases.csv.")

@@ -41,8 +41,11 @@ from nnunet_ssp.cases import (
     read_cases,
     read_splits,
 )
+from nnunet_ssp.consistency import require_known_names, some
 from nnunet_ssp.contents import read_json
 from nnunet_ssp.fingerprints import make_fingerprint, with_median_spacing
+from nnunet_ssp.intact import file_stamp
+from nnunet_ssp.lock import locked_dataset
 from nnunet_ssp.names import must_all_be_plain, must_be_plain
 from nnunet_ssp.nnunet_files import check_dataset, configuration_of, read_plans
 from nnunet_ssp.parallel import number_of_workers, process
@@ -56,6 +59,7 @@ from nnunet_ssp.raw_checks import (
     label_values,
     listed,
 )
+from nnunet_ssp.splits import is_trainable
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")  # of dataset.json
 ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")  # of a preprocessed case; it exists when its .b2nd does
@@ -93,7 +97,7 @@ class Job:
 
     def source(self) -> Source:
         """Name, size in bytes and modification time in ns of each file."""
-        return tuple(slices.file_stamp(file) for file in self.files)
+        return tuple(file_stamp(file) for file in self.files)
 
 
 def prepare(
@@ -126,7 +130,7 @@ def prepare(
     Raises:
         FileExistsError: results were trained on folds that have changed since.
         FileNotFoundError: no such dataset, an unfinished conversion, or a missing mask or plans file.
-        RuntimeError: a worker died, or the disk is full; a second run continues.
+        RuntimeError: a worker died, the disk is full, or another process works on this dataset; a second run continues.
         ValueError: cases that nnU-Net cannot preprocess (all others are done), labelled cases that it would misread,
             a 2D plane across the slices, or impossible options.
     """
@@ -144,11 +148,14 @@ def prepare(
     must_be_plain(planner, "-pl")
     raw = dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
     target = nnunet_folder("nnUNet_preprocessed") / raw.name
-    content = _read_dataset_json(raw)
-    jobs = _list_jobs(raw, content)
-    labelled = [job for job in jobs if job.label]
-    _check_subjects(raw, jobs)
-    with _explained(target):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked_dataset(raw, target, create=target))
+        content = _read_dataset_json(raw)
+        jobs = _list_jobs(raw, content)
+        labelled = [job for job in jobs if job.label]
+        _check_subjects(raw, jobs)
+        _check_folds(raw, target, labelled)
+        stack.enter_context(_explained(target))
         copy_tables(raw, target, nnunet_folder("nnUNet_results") / raw.name, overwrite)
         if plans_name is None:
             planner_class = _find_planner(planner)
@@ -308,6 +315,18 @@ def _check_subjects(raw: Path, jobs: Sequence[Job]) -> None:
             )
 
 
+def _check_folds(raw: Path, target: Path, labelled: Sequence[Job]) -> None:
+    """Check that the folds, of which nnUNet_raw has the valid copy if it has one, name cases only."""
+    table = raw / "cases.csv"
+    known = {job.case for job in labelled}
+    if table.is_file():
+        known = {name for name, case in read_cases(table).items() if is_trainable(case)}
+    for file in (raw / "splits_final.json", target / "splits_final.json"):
+        if file.is_file():
+            require_known_names(file, read_splits(file), known)
+            return
+
+
 def _copy_labels(labelled: Sequence[Job], target: Path, ending: str) -> None:
     """Copy masks to `gt_segmentations`, where nnU-Net's validation looks for them."""
     folder = target / "gt_segmentations"
@@ -419,12 +438,11 @@ def _preprocess(
         done = {}
     wanted = [job for job in jobs if flat or job.label]
     done = {
-        job.case: done[job.case]
+        job.case: entry
         for job in wanted
         if job.case in done
         and done[job.case].source == job.source()
-        and (not flat or (store / f"{job.case}.npy").is_file())
-        and (not job.label or (folder / f"{job.case}.b2nd").is_file())
+        and (entry := slices.checked(done[job.case], _files(job, folder, store if flat else None)))
     }
     # From here on the index speaks of valid cases only, and no other is there to be trained on.
     slices.write_index(store, recipe, done)
@@ -455,27 +473,49 @@ def _preprocess(
         content=content,
         rules=replace(rules, reader=str(plans.plans["image_reader_writer"])),
     )
-    problems: list[str] = []
+    problems: dict[str, str] = {}  # by case
     written = time.monotonic()
     try:
         results = process(run, todo, workers, f"Preprocessing {configuration}", "case")
         for job, result in zip(todo, results, strict=True):
             if isinstance(result, str):
-                problems.append(result)
+                problems[job.case] = result
                 continue
             done[job.case] = result
             if time.monotonic() - written > SECONDS_BETWEEN_INDEXES:
                 slices.write_index(store, recipe, done)
                 written = time.monotonic()
-    finally:
+    except BaseException:
         slices.write_index(store, recipe, done)
+        raise
+    missing = {**_without_image(target, jobs), **problems} if flat else problems
+    slices.write_index(store, recipe, done, missing)
     if flat:
         labelled = sum(bool(job.label) for job in jobs if job.case in done)
         n_slices = sum(entry.shape[0] for entry in done.values())
         print(
             f"Slice store: {len(done)} frames ({labelled} labelled), {n_slices} slices in {store}"
         )
-    return problems
+    return list(problems.values())
+
+
+def _files(job: Job, folder: Path, store: Path | None) -> list[Path]:
+    """All that is made of a case: in nnU-Net's folder where it is labelled, in the store where slices are stored."""
+    own = [store / f"{job.case}.npy"] if store else []
+    return own + [folder / f"{job.case}{ending}" for ending in ENDINGS if job.label]
+
+
+def _without_image(target: Path, jobs: Sequence[Job]) -> dict[str, str]:
+    """The training cases of `cases.csv` that have no image, and what to say of them; prints who they are."""
+    table = target / "cases.csv"
+    cases = read_cases(table) if table.is_file() else {}
+    training = {name for name, case in cases.items() if case.split == "train"}
+    absent = training - {job.case for job in jobs}
+    if absent:
+        print(
+            f"WARNING: {table} names cases that have no image, so nobody trains on them: {some(absent)}"
+        )
+    return dict.fromkeys(sorted(absent), "there is no image of it")
 
 
 def _recipe(
@@ -523,15 +563,20 @@ def preprocess_case(
             if data.min() == data.max():
                 return f"{images[0]}: all voxels are equal, there is no image."
             shape = slices.write_case(store, job.case, data)
-            return slices.StoredCase(shape, *slices.stack_position(properties), source)
+            position = slices.stack_position(properties)
+            stored = tuple(map(file_stamp, _files(job, folder, store)))
+            return slices.StoredCase(shape, *position, source, stored)
         folder.mkdir(exist_ok=True)
         made = str(temporary / job.case)
         preprocessor.run_case_save(made, images, job.label, plans, manager, content)
         for ending in ENDINGS:
             os.replace(f"{made}{ending}", folder / f"{job.case}{ending}")
-        if len(manager.patch_size) == 3:
-            return slices.StoredCase((0, 0, 0, 0), 0, 0, source)  # no slices are stored
-        return replace(slices.add_preprocessed(store, folder, job.case), source=source)
+        if len(manager.patch_size) == 3:  # no slices are stored
+            stored = tuple(map(file_stamp, _files(job, folder, None)))
+            return slices.StoredCase((0, 0, 0, 0), 0, 0, source, stored)
+        entry = slices.add_preprocessed(store, folder, job.case)
+        stored = tuple(map(file_stamp, _files(job, folder, store)))
+        return replace(entry, source=source, stored=stored)
     except RefusedError as error:
         return str(error)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -23,6 +24,17 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ssp import transfer
 from nnunet_ssp.cases import write_json
 from nnunet_ssp.distributed import share, sum_over_ranks, world_size
+from nnunet_ssp.drawing import (
+    DRAW,
+    FRAME,
+    VALIDATION,
+    SameSlice,
+    SliceReader,
+    batch_indices,
+    fits_on_device,
+    random_stream,
+)
+from nnunet_ssp.lock import locked
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.monitor import (
     Panel,
@@ -40,18 +52,10 @@ from nnunet_ssp.probe import LinearProbe, labelled_slices
 from nnunet_ssp.repeats import continuing_names, shared_prefixes
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices import (
-    DRAW,
-    FRAME,
     PREPROCESSED,
-    VALIDATION,
-    SameSlice,
-    SliceReader,
     SliceStore,
-    batch_indices,
-    fits_on_device,
     follow_preprocessed,
     preprocessing_of,
-    random_stream,
     read_index,
     store_folder,
 )
@@ -235,6 +239,8 @@ class PretrainingTrainer(SettingsTrainer):
                     f"{self.store_folder}: {unknown[0]} is not in cases.csv ({len(unknown)} such case(s)): "
                     "run nnunet-ssp prepare again."
                 )
+            training = {name for name, case in self.cases.items() if case.split == "train"}
+            self.require_stored(training - index.keys(), self.store_folder, self.store_folder)
         tests = {case.subject_key for case in self.cases.values() if case.split == "test"}
         leaked = sorted({subject[case] for case in index} & tests)
         if leaked:
@@ -251,6 +257,9 @@ class PretrainingTrainer(SettingsTrainer):
         self._log_split(train, val, subject, tests)
         self.train_subjects = sorted({subject[case] for case in train})
         return train, val
+
+    def known_cases(self) -> set[str]:
+        return super().known_cases() or set(read_index(self.store_folder)[1])
 
     def _drawn_subjects(self, subjects: set[str]) -> set[str]:
         """The share of the training subjects that ``data_fraction`` asks for."""
@@ -322,10 +331,14 @@ class PretrainingTrainer(SettingsTrainer):
         )
         if self.local_rank == 0 and not self.cases:
             folder = Path(self.preprocessed_dataset_folder)
-            if follow_preprocessed(self.store_folder, folder, preprocessing):
-                self.print_to_log_file(f"Built the slice store {self.store_folder} from {folder}")
-            if isinstance(self.fold, int):
-                self.folds()  # nnU-Net writes them where there are none
+            base = Path(self.preprocessed_dataset_folder_base)
+            saying = f"{base} is in use by another process: waiting for it"
+            with locked(base, wait=math.inf, saying=saying):
+                if follow_preprocessed(self.store_folder, folder, preprocessing):
+                    built = f"Built the slice store {self.store_folder} from {folder}"
+                    self.print_to_log_file(built)
+                if isinstance(self.fold, int):
+                    self.folds()  # nnU-Net writes them where there are none
         if self.is_ddp:
             dist.barrier()
         made_by, _ = read_index(self.store_folder)
@@ -815,6 +828,7 @@ class PretrainingTrainer(SettingsTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """There is no segmentation to validate; print what to run next."""
+        self.repeat_warnings()
         if self.disable_checkpointing:
             self.print_to_log_file("Pretraining done; nothing was saved (--disable_checkpointing).")
             return

@@ -1,22 +1,18 @@
 """The slice store: every slice of a dataset after nnU-Net's own preprocessing, ready to be drawn.
 
 On disk, `<data_identifier>_slices/` holds one float16 array (slices, channels, rows, cols) per case and `index.json`,
-which says which plans made it and what each case is. In training a batch is drawn by index, copied once into a canvas
-of the batch's largest slice, and everything after that runs on the device.
+which says which plans made it and what each case is. How training draws from it is in `drawing`.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +23,22 @@ from torch import Tensor
 
 from nnunet_ssp.cases import TEMPORARY, atomic_write, write_json
 from nnunet_ssp.contents import NAMES, Rule, check, is_whole, read_json
+from nnunet_ssp.intact import (
+    Stamps,
+    can_be_read,
+    file_stamp,
+    npy_header,
+    npy_size,
+    prepare_command,
+    require_size,
+)
 from nnunet_ssp.names import must_all_be_plain, must_be_plain
 
 INDEX = "index.json"
 PREPROCESSED = (".b2nd", ".npz")  # endings of nnU-Net's preprocessed cases
 FLOAT16_MAX = 65504.0
-LONGEST_SIDE = (
-    2**16
-)  # of an array of the store; a damaged index must not ask for more memory than there is
+# Of an array of the store: a damaged index must not ask for more memory than there is.
+LONGEST_SIDE = 2**16
 
 
 def _is_side(value: object) -> bool:
@@ -51,6 +55,9 @@ def _is_stamp(value: object) -> bool:
     )
 
 
+_STAMPS = Rule(
+    "a list of [name, bytes, time]", lambda v: isinstance(v, list) and all(map(_is_stamp, v))
+)
 _SIDE = Rule(f"a whole number from 0, below {LONGEST_SIDE}", _is_side)
 ENTRY = {  # of a case in the index, see `StoredCase`
     "shape": Rule(
@@ -59,10 +66,15 @@ ENTRY = {  # of a case in the index, see `StoredCase`
     ),
     "first_slice": _SIDE,
     "n_slices": _SIDE,
-    "source": Rule(
-        "a list of [name, bytes, time]", lambda v: isinstance(v, list) and all(map(_is_stamp, v))
-    ),
+    "source": _STAMPS,
+    "stored": _STAMPS,
 }
+REQUIRED = (
+    "shape",
+    "first_slice",
+    "n_slices",
+    "source",
+)  # an earlier version did not write `stored`
 
 
 @dataclass(frozen=True)
@@ -75,18 +87,14 @@ class StoredCase:
         n_slices: slices of the original stack.
         source: what it was made from, (file name, bytes, modification time in ns) per file: a changed file is
             prepared again.
+        stored: the same of the files that were made of it; empty in an index of an earlier version.
     """
 
     shape: tuple[int, int, int, int]
     first_slice: int
     n_slices: int
-    source: tuple[tuple[str, int, int], ...] = ()
-
-
-def file_stamp(file: Path) -> tuple[str, int, int]:
-    """Name, size in bytes and modification time in ns: differs when a file was replaced."""
-    stat = file.stat()
-    return file.name, stat.st_size, stat.st_mtime_ns
+    source: Stamps = ()
+    stored: Stamps = ()
 
 
 def store_folder(preprocessed: str | Path, data_identifier: str) -> Path:
@@ -144,10 +152,31 @@ def write_case(folder: Path, case: str, data: NDArray[Any]) -> tuple[int, int, i
     return n, c, rows, cols
 
 
-def write_index(folder: Path, preprocessing: dict[str, Any], cases: dict[str, StoredCase]) -> None:
-    """Write `index.json` as a whole."""
+def write_index(
+    folder: Path,
+    preprocessing: dict[str, Any],
+    cases: dict[str, StoredCase],
+    missing: Mapping[str, str] | None = None,
+) -> None:
+    """Write `index.json` as a whole.
+
+    Args:
+        folder: the store.
+        preprocessing: see `preprocessing_of`.
+        cases: what each stored case is.
+        missing: the cases of the dataset that are not stored, and why.
+    """
     entries = {case: asdict(entry) for case, entry in sorted(cases.items())}
-    write_json(folder / INDEX, {"preprocessing": preprocessing, "cases": entries})
+    content = {"preprocessing": preprocessing, "cases": entries, "missing": dict(missing or {})}
+    write_json(folder / INDEX, content)
+
+
+def read_missing(folder: Path) -> dict[str, str]:
+    """The cases that `prepare` left out of a store, and why; empty while it has not come to its end."""
+    if not (folder / INDEX).is_file():
+        return {}
+    read_index(folder)  # says what is wrong with a damaged one
+    return dict(read_json(folder / INDEX, dict).get("missing", {}))
 
 
 def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, StoredCase]]:
@@ -163,28 +192,77 @@ def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, StoredCase]]:
     file = folder / INDEX
     try:
         content = read_json(file, dict)
-        check(content, {"cases": NAMES, "preprocessing": NAMES}, "it", ("cases", "preprocessing"))
+        rules = dict.fromkeys(("cases", "preprocessing", "missing"), NAMES)
+        check(content, rules, "it", ("cases", "preprocessing"))
         must_all_be_plain(content["cases"], "case", "it")
         for name, entry in content["cases"].items():
-            check(entry, ENTRY, name, tuple(ENTRY))
-        cases = {
-            name: StoredCase(
-                tuple(e["shape"]),
-                e["first_slice"],
-                e["n_slices"],
-                tuple((n, size, time) for n, size, time in e["source"]),
-            )
-            for name, e in content["cases"].items()
-        }
+            check(entry, ENTRY, name, REQUIRED)
+        cases = {name: _entry(name, entry) for name, entry in content["cases"].items()}
         return content["preprocessing"], cases
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{file} is missing: run nnunet-ssp prepare for this dataset and these plans."
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileNotFoundError(f"{file} is missing: run {prepare_command(folder)}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = str(error) if type(error) is ValueError else repr(error)
         raise ValueError(
-            f"{file} is damaged ({error}): delete the folder and run nnunet-ssp prepare again."
+            f"{file} is damaged ({why}): run {prepare_command(folder)}, or delete that folder if nnU-Net's own "
+            "preprocessing made it."
         ) from error
+
+
+def _entry(case: str, content: dict[str, Any]) -> StoredCase:
+    """One case of an index whose values keep the rules of `ENTRY`, checked for what they mean together.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    shape, first, depth = tuple(content["shape"]), content["first_slice"], content["n_slices"]
+    if any(shape) and not all(shape):  # all are 0 where no slices are stored, as for 3D
+        raise ValueError(f"case {case}: `shape` (={list(shape)}) must be above 0")
+    if first + shape[0] > depth:
+        raise ValueError(
+            f"case {case}: {shape[0]} slices from `first_slice` (={first}) must be within `n_slices` (={depth})"
+        )
+    stamps = (content["source"], content.get("stored", ()))
+    source, stored = (tuple((str(n), int(s), int(t)) for n, s, t in files) for files in stamps)
+    return StoredCase(shape, first, depth, source, stored)
+
+
+# -- files that are as they were written ---------------------------------------------------------
+
+
+def checked(entry: StoredCase, files: Sequence[Path]) -> StoredCase | None:
+    """The entry of a case whose files are as they were written; None where they must be made anew.
+
+    Args:
+        entry: says what they were; where it does not, they are read once, and the entry returned says it.
+        files: all that were made of the case.
+    """
+    try:
+        stamps = tuple(file_stamp(file) for file in files)
+    except FileNotFoundError:
+        return None
+    if entry.stored:
+        return entry if entry.stored == stamps else None
+    whole = all(can_be_read(file, entry.shape) for file in files)
+    return replace(entry, stored=stamps) if whole else None
+
+
+def require_sizes(folder: Path, stored: Mapping[str, StoredCase], store: Path) -> None:
+    """Check that nnU-Net's files of some cases have the size with which they were written.
+
+    Args:
+        folder: nnU-Net's `<data_identifier>`.
+        stored: the cases, as the index of the slice store has them.
+        store: the slice store, for the message.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file was truncated, or replaced.
+    """
+    for entry in stored.values():
+        for name, size, _ in entry.stored:
+            if not name.endswith(".npy"):
+                require_size(folder / name, size, store)
 
 
 def add_preprocessed(folder: Path, preprocessed: Path, case: str) -> StoredCase:
@@ -205,8 +283,13 @@ def add_preprocessed(folder: Path, preprocessed: Path, case: str) -> StoredCase:
         data, _, _, properties = dataset.load_case(case)
         data = np.asarray(data[:])
     except Exception as error:  # blosc2, numpy and pickle each have their own
-        raise ValueError(f"{preprocessed / case}: cannot be read ({error}).") from error
-    return StoredCase(write_case(folder, case, data), *stack_position(properties))
+        raise ValueError(
+            f"{preprocessed / case}: cannot be read ({error}). Preprocess it again: {prepare_command(folder)}, or "
+            "nnUNetv2_preprocess."
+        ) from error
+    shape = write_case(folder, case, data)
+    stamps = (file_stamp(folder / f"{case}.npy"),)
+    return StoredCase(shape, *stack_position(properties), stored=stamps)
 
 
 def follow_preprocessed(store: Path, preprocessed: Path, preprocessing: dict[str, Any]) -> bool:
@@ -246,7 +329,9 @@ def follow_preprocessed(store: Path, preprocessed: Path, preprocessing: dict[str
         for file in sorted(preprocessed.iterdir())
         if file.name.endswith(PREPROCESSED) and not file.stem.endswith("_seg")
     }
-    kept = {case: done[case] for case in done if sources.get(case) == done[case].source}
+    same = {case: entry for case, entry in done.items() if sources.get(case) == entry.source}
+    checks = {case: checked(entry, [store / f"{case}.npy"]) for case, entry in same.items()}
+    kept = {case: entry for case, entry in checks.items() if entry is not None}
     missing = [case for case in sources if case not in kept]
     if not missing and len(kept) == len(done):
         return False
@@ -267,7 +352,7 @@ def stack_position(properties: dict[str, Any]) -> tuple[int, int]:
 class SliceStore:
     """Slices of the chosen cases, numbered from 0 in the order of the cases.
 
-    Opening reads only the index; a case's file is mapped when it is first drawn from.
+    Opening reads the index and asks for the sizes of the files; a file is read when it is drawn from.
 
     Args:
         folder: the store.
@@ -287,7 +372,8 @@ class SliceStore:
 
     Raises:
         FileNotFoundError: no store, or a case's file is missing.
-        ValueError: a case that is not in the store, or cases with different numbers of channels.
+        ValueError: a case that is not in the store, a file of another size than the index says, or cases with
+            different numbers of channels.
     """
 
     def __init__(
@@ -302,10 +388,12 @@ class SliceStore:
         absent = [name for name in self.names if name not in index]
         if absent:
             raise ValueError(
-                f"{self.folder}: {len(absent)} case(s) are not in the slice store, e.g. {absent[0]}; "
-                "run nnunet-ssp prepare again."
+                f"{self.folder}: {len(absent)} case(s) are not in the slice store, e.g. {absent[0]}: "
+                f"run {prepare_command(self.folder)}."
             )
         self.cases = [index[name] for name in self.names]
+        for name, entry in zip(self.names, self.cases, strict=True):
+            require_size(self.folder / f"{name}.npy", npy_size(entry.shape), self.folder)
         channels = {entry.shape[1] for entry in self.cases}
         if len(channels) > 1:
             raise ValueError(
@@ -343,12 +431,14 @@ class SliceStore:
             array: NDArray[np.float16] = np.load(file, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(f"{file} cannot be read ({error}): run nnunet-ssp prepare again.") from error
+            raise kind(
+                f"{file} cannot be read ({error}): run {prepare_command(self.folder)}, which makes it anew."
+            ) from error
         expected = self.cases[case].shape
         if array.shape != expected or array.dtype != np.float16:
             raise ValueError(
                 f"{file}: {array.dtype} {array.shape} must be the index's float16 {expected}: "
-                "run nnunet-ssp prepare again."
+                f"run {prepare_command(self.folder)}."
             )
         return array
 
@@ -364,7 +454,7 @@ class SliceStore:
             suppress(OSError),
             open(f"{self.folder}/{self.names[case]}.npy", "rb", buffering=0) as file,
         ):
-            header = _npy_header(shape)
+            header = npy_header(shape)
             if file.read(len(header)) == header:
                 file.seek(number * nbytes, os.SEEK_CUR)
                 content = file.read(nbytes)
@@ -390,151 +480,3 @@ class SliceStore:
             rows, columns = self.sizes[index]
             target[row, :, :rows, :columns] = self.slice(int(index))
         return canvas.reshape(*indices.shape, *shape[1:])
-
-
-@lru_cache(maxsize=1024)
-def _npy_header(shape: tuple[int, int, int, int]) -> bytes:
-    """How a file of `write_case` begins."""
-    stream = io.BytesIO()
-    content = {"descr": "<f2", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, content)
-    return stream.getvalue()
-
-
-class DeviceStore:
-    """The same slices as one flat tensor on the device; drawing is one gather."""
-
-    def __init__(self, store: SliceStore, device: torch.device) -> None:
-        self.store = store
-        lengths = store.sizes.prod(1) * store.channels
-        self.offsets = torch.from_numpy(np.concatenate([[0], lengths.cumsum()[:-1]])).to(device)
-        self.sizes = torch.from_numpy(store.sizes).to(device)
-        self.flat = torch.empty(int(lengths.sum()), dtype=torch.float16, device=device)
-        start = 0
-        for case in range(len(store.names)):
-            part = torch.from_numpy(store.array(case).reshape(-1).copy())
-            self.flat[start : start + len(part)] = part.to(device)
-            start += len(part)
-
-    def read(self, indices: NDArray[np.int64]) -> Tensor:
-        """As `SliceStore.read`, on the device."""
-        device = self.flat.device
-        flat = indices.reshape(-1)
-        height, width = (int(side) for side in self.store.sizes[flat].max(0))
-        chosen = torch.from_numpy(flat.copy()).to(device, non_blocking=True)
-        size = self.sizes[chosen]
-        channel = torch.arange(self.store.channels, device=device)[None, :, None, None]
-        row = torch.arange(height, device=device)[None, None, :, None]
-        column = torch.arange(width, device=device)
-        rows, columns = (size[:, i, None, None, None] for i in (0, 1))
-        inside = (row < rows) & (column < columns)
-        position = (
-            (channel * rows + row) * columns + column + self.offsets[chosen][:, None, None, None]
-        )
-        canvas = torch.where(inside, self.flat[position.where(inside, 0)], 0.0)
-        return canvas.reshape(*indices.shape, *canvas.shape[1:])
-
-
-class SameSlice:
-    """Finds, for each slice, the frames of the same slice of the same subject.
-
-    Args:
-        store: the slices.
-        subjects: of each case in ``store.names``.
-    """
-
-    def __init__(self, store: SliceStore, subjects: Sequence[str]) -> None:
-        _, subject = np.unique(np.asarray(subjects), return_inverse=True)
-        place = np.column_stack([subject[store.case_of], store.positions])
-        _, self.group = np.unique(place, axis=0, return_inverse=True)
-        self.members = np.argsort(self.group, kind="stable")
-        self.counts = np.bincount(self.group)
-        self.starts = self.counts.cumsum() - self.counts
-
-    def draw(self, rng: np.random.Generator, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """For each slice one of its frames, uniformly, itself among them.
-
-        Args:
-            rng: source of randomness.
-            indices: (B,) numbers of slices.
-        """
-        group = self.group[indices]
-        chosen = np.floor(rng.random(len(indices)) * self.counts[group]).astype(np.int64)
-        return self.members[self.starts[group] + chosen]
-
-
-# Independent random streams of one seed. (A list of numbers and the same list with a 0 at its end are one seed to
-# numpy, so all have three entries.)
-ORDER, DRAW, VALIDATION, FRAME = 1, 2, 3, 4
-
-
-def random_stream(seed: int, stream: int, number: int) -> np.random.Generator:
-    """The generator of one epoch's order, one step's views and masks, its second frames, or the validation's."""
-    return np.random.default_rng([seed, stream, number])
-
-
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    """The permutation of n slices that pass number ``epoch`` over the data takes; read-only, as it is kept."""
-    order = random_stream(seed, ORDER, epoch).permutation(n)
-    order.flags.writeable = False
-    return order
-
-
-def batch_indices(seed: int, step: int, n: int, batch_size: int) -> NDArray[np.int64]:
-    """Which slices step number ``step`` draws: passes of ``n // batch_size`` batches, each a fresh permutation.
-
-    A function of the step alone, so that an interrupted run goes on exactly, whatever the length of its epochs.
-
-    Raises:
-        ValueError: a batch larger than the data.
-    """
-    if not 1 <= batch_size <= n:
-        raise ValueError(
-            f"`batch_size` (={batch_size}) must lie between 1 and the number of slices to train on (={n})."
-        )
-    epoch, batch = divmod(step, n // batch_size)
-    return epoch_order(seed, epoch, n)[batch * batch_size : (batch + 1) * batch_size]
-
-
-def fits_on_device(store: SliceStore, device: torch.device) -> bool:
-    """Whether the slices take less than half of the device's free memory; never on the CPU."""
-    if device.type != "cuda":
-        return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return store.nbytes < free / 2
-
-
-class SliceReader:
-    """Reads the slices of a run's steps in order: from the device, or from disk one step ahead.
-
-    Args:
-        store: where the slices are.
-        device: where they shall be.
-        on_device: keep all slices on the device.
-    """
-
-    def __init__(self, store: SliceStore, device: torch.device, on_device: bool) -> None:
-        self.store = store
-        self.device = device
-        self.resident = DeviceStore(store, device) if on_device else None
-
-    def steps(self, plan: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
-        """Yield the canvas (B, C, X, Y) on the device for each set of indices; ends with ``plan``.
-
-        While the caller works with one batch, a thread reads the next one into pinned memory.
-        """
-        if self.resident is not None:
-            yield from (self.resident.read(indices) for indices in plan)
-            return
-        pin = self.device.type == "cuda"
-        with ThreadPoolExecutor(1, thread_name_prefix="slices") as pool:
-
-            def submit() -> Future[Tensor] | None:
-                indices = next(plan, None)
-                return None if indices is None else pool.submit(self.store.read, indices, pin)
-
-            waiting = submit()
-            while waiting is not None:
-                ready, waiting = waiting.result(), submit()
-                yield ready.to(self.device, non_blocking=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import wraps
 from importlib.metadata import version
@@ -30,11 +32,21 @@ from nnunet_ssp.cases import (
     subject_of,
     write_json,
 )
+from nnunet_ssp.consistency import (
+    HOLDS_NOBODY_OUT,
+    differing_fold,
+    some,
+    unknown_names,
+)
 from nnunet_ssp.contents import NAMES, check, shown
+from nnunet_ssp.intact import prepare_command
+from nnunet_ssp.lock import holder_of, in_use, locked
 from nnunet_ssp.names import must_be_plain
 from nnunet_ssp.nnunet_files import check_dataset, check_plans, configuration_of
 from nnunet_ssp.schedules import EarlyStopping
 from nnunet_ssp.settings import TrainingSettings, differences, from_environment
+from nnunet_ssp.slices import PREPROCESSED, read_missing
+from nnunet_ssp.splits import is_trainable
 
 T = TypeVar("T")
 
@@ -119,6 +131,7 @@ class SettingsTrainer(nnUNetTrainer):
             self.settings.early_stopping, self.settings.early_stopping_delta
         )
         self.weights_from = "nothing yet"  # what filled the network: a file or scratch
+        self.warnings: list[str] = []  # said once, and again at the end of the log
         self.cases: dict[str, Case] = {}
         if self.preprocessed_dataset_folder_base is not None:
             table = Path(self.preprocessed_dataset_folder_base) / "cases.csv"
@@ -169,11 +182,30 @@ class SettingsTrainer(nnUNetTrainer):
             self.fold = fold
         return read_splits(file)
 
+    def warn(self, text: str) -> None:
+        """Say in the log what may make a result worth nothing, and again at its end."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.print_to_log_file(f"WARNING: {text}")
+
+    def repeat_warnings(self) -> None:
+        """Say every warning again."""
+        for text in self.warnings:
+            self.print_to_log_file(f"WARNING: {text}")
+
+    def known_cases(self) -> set[str]:
+        """The cases that a fold may name."""
+        if self.cases:
+            return {name for name, case in self.cases.items() if is_trainable(case)}
+        folder = Path(self.preprocessed_dataset_folder)
+        files = folder.iterdir() if folder.is_dir() else ()
+        return {file.stem for file in files if file.suffix in PREPROCESSED}
+
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, but a fold that is not in the file is refused, not made up by case.
 
         Raises:
-            ValueError: the fold is out of range.
+            ValueError: the fold is out of range, or names what is no case.
         """
         fold = self.fold
         if not isinstance(fold, int):
@@ -185,7 +217,49 @@ class SettingsTrainer(nnUNetTrainer):
                 f"fold (={fold}) must be all or one of the {len(splits)} folds that "
                 f"{self.preprocessed_dataset_folder_base}/splits_final.json holds, counted from 0."
             )
+        prepared = Path(self.preprocessed_dataset_folder_base)
+        wrong = unknown_names(splits[fold], self.known_cases())
+        if wrong:
+            raise ValueError(
+                f"{prepared / 'splits_final.json'}: fold {fold}: {'; '.join(wrong)}. Correct the file; that in "
+                f"nnUNet_raw, where there is one, and run nnunet-ssp folds {self.dataset}."
+            )
+        if not splits[fold]["val"]:
+            self.warn(f"fold {fold}: {HOLDS_NOBODY_OUT}.")
+        raw = os.environ.get("nnUNet_raw")
+        if raw and (differs := differing_fold(Path(raw) / prepared.name, prepared, fold)):
+            self.warn(
+                f"{differs}; run nnunet-ssp folds {self.dataset} and, if cases changed, prepare."
+            )
         return splits[fold]["train"], splits[fold]["val"]
+
+    def require_stored(self, absent: Collection[str], where: Path, store: Path) -> None:
+        """Say which cases of `cases.csv` or the fold a training does without, unless `prepare` knows why.
+
+        Args:
+            absent: names of the cases.
+            where: where they should be.
+            store: the slice store, whose index says why `prepare` left out a case.
+
+        Raises:
+            ValueError: `prepare` did not come to its end, or has not seen these cases.
+        """
+        if not absent:
+            return
+        reasons = read_missing(store)
+        unexplained = [name for name in absent if name not in reasons]
+        if unexplained:
+            holder = holder_of(store.parent)
+            busy = f" ({in_use(store.parent, holder)})" if holder else ""
+            raise ValueError(
+                f"{where}: {len(unexplained)} case(s) of this dataset are missing, {some(unexplained)}: run "
+                f"{prepare_command(store)}{busy}."
+            )
+        name = min(absent)
+        self.warn(
+            f"{len(absent)} case(s) of cases.csv are not trained on, {some(absent)}: prepare left them out "
+            f"({name}: {reasons[name]})."
+        )
 
     def refuse_overwriting(self) -> None:
         """Refuse to replace the finished run of other settings or from other weights.
@@ -282,7 +356,36 @@ class SettingsTrainer(nnUNetTrainer):
         )
         self.print_to_log_file(f"Settings (change with nnUNet_ssp_settings):\n{lines}")
 
+    @contextmanager
+    def _folder_lock(self) -> Iterator[None]:
+        """One training at a time in the fold's folder; rank 0 takes the lock for all ranks.
+
+        Raises:
+            RuntimeError: another process trains there; on every rank.
+        """
+        with ExitStack() as lock:
+            refusal = [""]
+            if self.local_rank == 0:
+                try:
+                    lock.enter_context(locked(Path(self.output_folder)))
+                except RuntimeError as error:
+                    refusal[0] = str(error)
+            if self.is_ddp:
+                dist.broadcast_object_list(refusal)
+            if refusal[0]:
+                raise RuntimeError(refusal[0])
+            yield
+
     def run_training(self) -> None:
+        """Train, unless another process trains in this fold's folder."""
+        with self._folder_lock():
+            self._train()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self.repeat_warnings()
+
+    def _train(self) -> None:
         """nnU-Net's loop; a while loop, so that it can end early."""
         self.on_train_start()
         while self.current_epoch < self.num_epochs and not self._stops_early():

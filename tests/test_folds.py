@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import csv
 import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from nnunet_ssp import lock
 from nnunet_ssp.cases import (
     make_splits,
     read_cases,
@@ -22,6 +26,7 @@ from nnunet_ssp.folds import folds, open_dataset, read_folds
 from nnunet_ssp.nifti import write_nifti
 from nnunet_ssp.slices import StoredCase, write_index
 from nnunet_ssp.splits import PAPER_FOLDS, PUBLISHED, subjects_of
+from tests.holders import held
 from tests.test_splits import make_cases, numbered, published_cases
 
 NAME = "Dataset114_Toy"
@@ -183,7 +188,9 @@ def test_copies_that_differ_where_results_are_need_overwrite(raw: Path, prepared
     write_json(prepared / "splits_final.json", splits[::-1])
     results(raw, 1)
     before = tables(raw, prepared)
-    with pytest.raises(FileExistsError, match="results were trained on another fold 1; --overwr"):
+    with pytest.raises(
+        FileExistsError, match=r"splits_final\.json: fold 1 differs from the one .* --overwrite"
+    ):
         folds(114, phase="ED")
     assert tables(raw, prepared) == before
     folds(114, phase="ED", overwrite=True)
@@ -362,3 +369,136 @@ def test_slice_counts_name_what_is_held(raw: Path, capsys: pytest.CaptureFixture
         write_nifti(image, np.ones((4, 5, 10), np.uint8), np.eye(4))
     assert main(["folds", "114", "--subsets", "16", "--unit", "slices", "--seeds", "0"]) == 0
     assert "16 slices of 5-fold-0, seed 0 (20 held, in whole frames)" in capsys.readouterr().out
+
+
+# -- nothing lost --------------------------------------------------------------------------------
+
+
+def test_copies_that_a_kill_left_different_are_repaired(
+    raw: Path, prepared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever is asked for next: before, the answer was "Nothing to do" for ever."""
+
+    def killed(*_: object, **__: object) -> list[int]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("nnunet_ssp.folds.copy_tables", killed)
+        folds(114, phase="ED")
+    assert tables(raw) != tables(prepared)
+    folds(114, phase="ED", dry_run=True)
+    assert "splits_final.json in" in capsys.readouterr().out
+    assert tables(raw) != tables(prepared)
+    folds(114)
+    said = capsys.readouterr().out
+    assert f"Repaired: folds.csv and splits_final.json in {prepared}, as in {raw}." in said
+    assert tables(raw) == tables(prepared)
+    (prepared / "cases.csv").unlink()
+    folds(114, phase="ED")
+    said = capsys.readouterr().out
+    assert "Repaired: cases.csv in" in said and "Nothing to do" in said
+    assert tables(raw) == tables(prepared)
+
+
+def test_a_trained_fold_is_not_repaired_unasked(
+    raw: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_json(prepared / "splits_final.json", read_splits(raw / "splits_final.json")[::-1])
+    results(raw, 0)
+    before = tables(raw, prepared)
+    folds(114)
+    said = capsys.readouterr().out
+    assert re.search("WARNING: splits_final.json in .* differ: .* fold 0 differs", said)
+    assert tables(raw, prepared) == before
+    folds(114, overwrite=True)
+    assert "WARNING" in capsys.readouterr().out
+    assert tables(raw) == tables(prepared)
+
+
+def test_a_kill_between_the_tables_appends_no_fold_twice(
+    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def killed(file: Path, content: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("nnunet_ssp.cases.write_json", killed)
+        folds(114, phase="ED")
+    folds(114, phase="ED")
+    folds(114, phase="ED")
+    assert [fold.name for fold in read_folds(raw)].count("5-fold-0-ED") == 1
+    assert len(read_folds(raw)) == 6
+
+
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_names_that_are_no_cases_are_refused(
+    raw: Path, capsys: pytest.CaptureFixture[str], side: str
+):
+    splits = read_splits(raw / "splits_final.json")
+    splits[1][side] += ["nobody_frame00", "U1_frame00", "T1_frame00"]
+    write_json(raw / "splits_final.json", splits)
+    names = "T1_frame00, U1_frame00, nobody_frame00"
+    message = (
+        f"fold 1: `{side}` names {names}, which must be labelled training cases of this dataset"
+    )
+    with pytest.raises(ValueError, match=f"splits_final.json: {message}"):
+        folds(114, phase="ED")
+    assert read_splits(raw / "splits_final.json") == splits
+    assert folds(114) == 0
+    assert f"WARNING: {message}." in capsys.readouterr().out
+
+
+def test_a_fold_that_holds_nobody_out_is_said_to(raw: Path, capsys: pytest.CaptureFixture[str]):
+    splits = read_splits(raw / "splits_final.json")
+    splits[2]["val"] = []
+    write_json(raw / "splits_final.json", splits)
+    folds(114)
+    assert "WARNING: fold 2: `val` is empty, so nobody is held out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["raw", "preprocessed"])
+def test_another_process_in_the_dataset_is_named(
+    raw: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, place: str
+):
+    monkeypatch.setattr(lock, "SECONDS_TO_WAIT", 0.0)
+    before = tables(raw, prepared)
+    with held(raw.parents[1] / place / NAME) as holder:
+        with pytest.raises(RuntimeError, match=rf"{NAME} is in use by .*process {holder.pid} on"):
+            folds(114, phase="ED")
+        assert folds(114) == 0  # reads
+        assert folds(114, phase="ED", dry_run=True) == 0
+    assert tables(raw, prepared) == before
+    folds(114, phase="ED")
+
+
+def test_of_two_at_once_none_loses_its_folds(raw: Path, prepared: Path):
+    """On a slow file system: each reads, waits, and writes."""
+    slow = """
+import sys, time
+from nnunet_ssp import folds
+real = folds._derive
+def derive(*arguments):
+    time.sleep(1)
+    return real(*arguments)
+folds._derive = derive
+print("ready", flush=True)
+sys.stdin.readline()
+folds.folds(114, phase=sys.argv[1])
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", slow, phase],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for phase in ("ED", "ES")
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda process: process.communicate("go\n", timeout=100), processes))
+    assert [process.returncode for process in processes] == [0, 0]
+    assert {fold.name for fold in read_folds(raw)[5:]} == {"5-fold-0-ED", "5-fold-0-ES"}
+    assert tables(raw) == tables(prepared)

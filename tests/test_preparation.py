@@ -29,11 +29,12 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 )
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ssp import fingerprints, preparation, raw_checks, slices
+from nnunet_ssp import fingerprints, lock, preparation, raw_checks, slices
 from nnunet_ssp.cases import read_cases, read_splits, write_json
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation import prepare
+from tests.holders import held
 
 DATASET = "Dataset901_Phantom"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -1155,3 +1156,79 @@ def test_a_run_killed_by_the_system_is_finished_by_a_second(base: Path, target: 
     assert {case: (store / f"{case}.npy").stat().st_mtime_ns for case in done} == stored
     assert contents(target / "killed_2d").keys() >= before.keys()
     assert not (target / ".ssp-tmp").exists()
+
+
+# -- nothing lost --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["nnUNet_raw", "nnUNet_preprocessed"])
+def test_another_process_in_the_dataset_is_named(base, monkeypatch, place):
+    monkeypatch.setattr(lock, "SECONDS_TO_WAIT", 0.0)
+    with (
+        held(base / place / DATASET) as holder,
+        pytest.raises(RuntimeError, match=rf"{DATASET} is in use by .*process {holder.pid} on"),
+    ):
+        prepare(901, workers=1)
+    prepare(901, workers=1)
+    assert not (base / place / DATASET / lock.LOCK).exists()
+
+
+def test_a_refused_run_leaves_no_folder(raw, target):
+    shutil.rmtree(target)
+    write_json(raw / "splits_final.json", [{"train": [], "val": ["nobody"]}])
+    with pytest.raises(ValueError, match="fold 0: `val` names nobody"):
+        prepare(901, workers=1)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_folds_that_name_what_is_no_case_are_refused(raw, target, side):
+    splits = read_splits(raw / "splits_final.json")
+    splits[1][side].append("nobody_frame00")
+    write_json(raw / "splits_final.json", splits)
+    before = (target / "splits_final.json").read_bytes()
+    with pytest.raises(ValueError, match=f"fold 1: `{side}` names nobody_frame00, which must be"):
+        prepare(901, workers=1)
+    assert (target / "splits_final.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("ending", [".npy", ".b2nd", "_seg.b2nd", ".pkl"])
+def test_a_damaged_file_of_the_store_is_made_anew(base, target, preprocessed, ending, old):
+    """Also where the index is of an earlier version and knows no sizes."""
+    folder = target / ("nnUNetPlans_2d_slices" if ending == ".npy" else "nnUNetPlans_2d")
+    case = sorted(
+        file.name.removesuffix(".pkl") for file in (target / "nnUNetPlans_2d").glob("*.pkl")
+    )[1]
+    store = target / "nnUNetPlans_2d_slices"
+    if old:
+        content = json.loads((store / "index.json").read_text())
+        del content["missing"]
+        for entry in content["cases"].values():
+            del entry["stored"]
+        (store / "index.json").write_text(json.dumps(content))
+    whole = (folder / f"{case}{ending}").read_bytes()
+    (folder / f"{case}{ending}").write_bytes(whole[:-9])
+    prepare(901, workers=1)
+    assert preprocessed == [case]
+    assert (folder / f"{case}{ending}").read_bytes() == whole
+    assert all(entry.stored for entry in index(target).values())
+    slices.SliceStore(store).read(np.arange(4))
+    prepare(901, workers=1)
+    assert preprocessed == [case]
+
+
+def test_the_index_tells_which_cases_are_missing_and_why(raw, target, capsys):
+    images = sorted((raw / "imagesUn").glob("*.nii.gz"))
+    gone, broken = (image.name.removesuffix("_0000.nii.gz") for image in images[:2])
+    images[0].unlink()
+    images[1].write_bytes(images[1].read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"1 case\(s\) could not be preprocessed"):
+        prepare(901, workers=1)
+    assert (
+        f"names cases that have no image, so nobody trains on them: {gone}"
+        in capsys.readouterr().out
+    )
+    missing = slices.read_missing(target / "nnUNetPlans_2d_slices")
+    assert missing.keys() == {gone, broken}
+    assert missing[gone] == "there is no image of it" and "truncated" in missing[broken]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from dataclasses import replace
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from scipy import stats
 
-from nnunet_ssp.slices import (
+from nnunet_ssp.drawing import (
     DRAW,
     FRAME,
     ORDER,
@@ -21,15 +22,21 @@ from nnunet_ssp.slices import (
     DeviceStore,
     SameSlice,
     SliceReader,
-    SliceStore,
-    StoredCase,
-    add_preprocessed,
     batch_indices,
     epoch_order,
     fits_on_device,
-    preprocessing_of,
     random_stream,
+)
+from nnunet_ssp.intact import file_stamp, prepare_command
+from nnunet_ssp.slices import (
+    SliceStore,
+    StoredCase,
+    add_preprocessed,
+    checked,
+    preprocessing_of,
     read_index,
+    read_missing,
+    require_sizes,
     stack_position,
     store_folder,
     write_case,
@@ -90,17 +97,19 @@ def test_a_missing_store_says_what_to_run(tmp_path):
         '{"preprocessing": {}, "cases": []}',
         '{"preprocessing": {}, "cases": {"a": {"shape": [1, 1, 2, 2]}}}',
         '{"cases": {}}',
+        "\xff",
+        "[" * 100_000,
     ],
 )
 def test_a_damaged_index_is_refused(tmp_path, text):
-    (tmp_path / "index.json").write_text(text)
-    with pytest.raises(ValueError, match=r"index\.json is damaged .* run nnunet-ssp prepare again"):
+    (tmp_path / "index.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"index\.json is damaged .* run nnunet-ssp prepare, or"):
         read_index(tmp_path)
 
 
 def test_a_case_that_is_not_in_the_store_is_refused(make_store):
     folder = make_store(SHAPES).folder
-    with pytest.raises(ValueError, match=r"2 case\(s\) are not in the slice store, e\.g\. nobody;"):
+    with pytest.raises(ValueError, match=r"2 case\(s\) are not in the slice store, e\.g\. nobody:"):
         SliceStore(folder, ["case0", "nobody", "neither"])
 
 
@@ -109,11 +118,122 @@ def test_different_channels_are_refused(make_store):
         make_store([(3, 1, 8, 8), (3, 2, 8, 8)])
 
 
-def test_a_missing_file_is_found_when_it_is_read(make_store):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"shape": [3, 2, 10]}, r"`shape` \(=\[3, 2, 10\]\).* four whole numbers"),
+        ({"shape": [3, 2, 10, 7.0]}, "four whole numbers"),
+        ({"shape": [3, 2, 10, True]}, "four whole numbers"),
+        ({"shape": [3, 2, -10, 7]}, "four whole numbers"),
+        ({"shape": [3, 2, 10, 10**40]}, "four whole numbers"),
+        ({"shape": [3, 0, 10, 7]}, r"`shape` \(=\[3, 0, 10, 7\]\) must be above 0"),
+        ({"first_slice": -1}, "four whole numbers"),
+        (
+            {"first_slice": 3},
+            r"3 slices from `first_slice` \(=3\) must be within `n_slices` \(=5\)",
+        ),
+        ({"n_slices": 2}, r"must be within `n_slices` \(=2\)"),
+        ({"source": [["a", 1]]}, "not enough values"),
+        ({"stored": 4}, "TypeError"),
+    ],
+)
+def test_an_entry_that_means_nothing_is_refused(make_store, changed, message):
+    folder = make_store(SHAPES).folder
+    content = json.loads((folder / "index.json").read_text())
+    content["cases"]["case0"] |= changed
+    (folder / "index.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=rf"index\.json is damaged \(.*{message}.*run nnunet-ssp prep"
+    ):
+        read_index(folder)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 10, 8), (2, 2, 10, 7), (10**6, 2, 10**6, 10**6)])
+def test_an_index_that_declares_other_shapes_than_the_files_is_refused(make_store, shape):
+    """Before anything of that size is made."""
+    folder = make_store(SHAPES).folder
+    preprocessing, index = read_index(folder)
+    index["case0"] = replace(index["case0"], shape=shape, n_slices=shape[0] + 1)
+    write_index(folder, preprocessing, index)
+    with pytest.raises(
+        ValueError, match=r"case0\.npy is damaged \(it has \d+ bytes, not \d+\): run"
+    ):
+        SliceStore(folder)
+
+
+def test_an_index_of_an_earlier_version_can_be_read(make_store):
+    folder = make_store(SHAPES).folder
+    content = json.loads((folder / "index.json").read_text())
+    del content["missing"]
+    for entry in content["cases"].values():
+        del entry["stored"]
+    (folder / "index.json").write_text(json.dumps(content))
+    assert all(entry.stored == () for entry in read_index(folder)[1].values())
+    assert read_missing(folder) == {}
+
+
+def test_the_index_tells_what_is_missing(make_store):
+    folder = make_store(SHAPES).folder
+    preprocessing, index = read_index(folder)
+    write_index(folder, preprocessing, index, {"z": "damaged"})
+    assert read_missing(folder) == {"z": "damaged"}
+    assert read_missing(folder.parent) == {}
+
+
+def test_the_command_that_repairs_a_store_names_its_dataset_and_plans(tmp_path):
+    base = tmp_path / "Dataset014_Toy"
+    base.mkdir()
+    (base / "tiny.json").touch()
+    assert prepare_command(base / "nnUNetPlans_2d_slices") == "nnunet-ssp prepare 14"
+    assert prepare_command(base / "tiny_2d_slices") == "nnunet-ssp prepare 14 -p tiny"
+    assert prepare_command(tmp_path / "x_slices") == "nnunet-ssp prepare"
+
+
+def test_files_are_as_they_were_written_or_made_anew(tmp_path):
+    """Size and time tell; an index of an earlier version has neither, so files are read once."""
+    preprocessed = tmp_path / "nnUNetPlans_2d"
+    preprocessed.mkdir()
+    data = np.random.default_rng(0).normal(size=(2, 5, 8, 6)).astype(np.float32)
+    seg, made = np.zeros((1, 5, 8, 6), np.int8), str(preprocessed / "a")
+    nnUNetDatasetBlosc2.save_case(data, seg, PROPERTIES, made, chunks=data.shape, blocks=data.shape)
+    store = tmp_path / "nnUNetPlans_2d_slices"
+    old = replace(add_preprocessed(store, preprocessed, "a"), stored=())
+    files = [store / "a.npy", *(preprocessed / f"a{end}" for end in ("_seg.b2nd", ".pkl", ".b2nd"))]
+    entry = checked(old, files)
+    assert entry == replace(old, stored=tuple(file_stamp(file) for file in files))
+    assert checked(entry, files) == entry
+    require_sizes(preprocessed, {"a": entry}, store)
+    for file in files:
+        content, stat = file.read_bytes(), file.stat()
+        os.utime(file, ns=(0, 0))
+        assert checked(entry, files) is None
+        assert checked(old, files) is not None  # whole, whatever the time
+        for length in (0, 60, len(content) - 1):
+            file.write_bytes(content[:length])
+            os.utime(file, ns=(0, stat.st_mtime_ns))
+            assert checked(entry, files) is None
+            assert checked(old, files) is None
+            if file.parent == preprocessed:
+                with pytest.raises(ValueError, match=rf"{file.name} is damaged .* run nnunet-ssp"):
+                    require_sizes(preprocessed, {"a": entry}, store)
+        file.unlink()
+        assert checked(entry, files) is checked(old, files) is None
+        if file.parent == preprocessed:
+            with pytest.raises(FileNotFoundError, match=rf"{file.name} is missing: run nnunet-ssp"):
+                require_sizes(preprocessed, {"a": entry}, store)
+        file.write_bytes(content)
+        os.utime(file, ns=(0, stat.st_mtime_ns))
+    np.save(files[0], np.zeros((5, 2, 6, 8), np.float16))  # of the same size
+    assert checked(old, files) is None
+
+
+def test_a_missing_file_is_found_when_it_is_opened_or_read(make_store):
     store = make_store(SHAPES)
     (store.folder / "case1.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"case1\.npy is missing: run nnunet-ssp prepare"):
+        SliceStore(store.folder)
     store.read(np.array([0]))
-    with pytest.raises(FileNotFoundError, match=r"case1\.npy cannot be read .* prepare again"):
+    with pytest.raises(FileNotFoundError, match=r"case1\.npy cannot be read .* run nnunet-ssp"):
         store.read(np.array([3]))
 
 
@@ -122,8 +242,14 @@ def test_a_truncated_file_is_refused(make_store, length):
     store = make_store(SHAPES)
     file = store.folder / "case1.npy"
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(ValueError, match=r"case1\.npy cannot be read .* prepare again"):
+    with pytest.raises(
+        ValueError, match=r"case1\.npy cannot be read .* run nnunet-ssp prepare, which"
+    ):
         store.read(np.array([3]))
+    with pytest.raises(
+        ValueError, match=rf"case1\.npy is damaged \(it has {length} bytes, not \d+\)"
+    ):
+        SliceStore(store.folder)
 
 
 @pytest.mark.parametrize("array", [np.zeros((2, 2, 6, 11), np.float16), np.zeros((2, 2, 6, 12))])
@@ -131,7 +257,7 @@ def test_a_file_that_is_not_the_indexs_is_refused(make_store, array):
     store = make_store(SHAPES)
     np.save(store.folder / "case1.npy", array)
     message = re.escape(f"{array.dtype} {array.shape} must be the index's float16 (2, 2, 6, 12)")
-    with pytest.raises(ValueError, match=rf"case1\.npy: {message}: run nnunet-ssp prepare again"):
+    with pytest.raises(ValueError, match=rf"case1\.npy: {message}: run nnunet-ssp prepare"):
         store.read(np.array([3]))
 
 
@@ -469,7 +595,8 @@ def test_a_case_of_nnunets_folder_is_copied(tmp_path):
     file = str(preprocessed / "a")
     nnUNetDatasetBlosc2.save_case(data, seg, PROPERTIES, file, chunks=data.shape, blocks=data.shape)
     entry = add_preprocessed(tmp_path / "nnUNetPlans_2d_slices", preprocessed, "a")
-    assert entry == StoredCase((5, 2, 8, 6), first_slice=2, n_slices=9)
+    stored = (file_stamp(tmp_path / "nnUNetPlans_2d_slices" / "a.npy"),)
+    assert entry == StoredCase((5, 2, 8, 6), first_slice=2, n_slices=9, stored=stored)
     stored = np.load(tmp_path / "nnUNetPlans_2d_slices" / "a.npy")
     np.testing.assert_array_equal(stored, data.swapaxes(0, 1).astype(np.float16))
     assert replace(entry, source=(("x", 1, 2),)) != entry

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_ssp.cases import atomic_write
 from nnunet_ssp.commands import choose_device, command_environment, environment_lines
-from nnunet_ssp.study.lock import locked
+from nnunet_ssp.lock import locked
 from nnunet_ssp.study.workflow import WORKFLOW, run_workflow, unfinished, write_workflow
 
 if TYPE_CHECKING:
@@ -147,9 +147,7 @@ def run(
     if results:  # also beside a study that runs
         return _run(study, source, output, device, jobs, profile_folder, results, snakemake)
     output.mkdir(parents=True, exist_ok=True)
-    with locked(output) as held:
-        if not held:
-            print(f"{output} has no locks: nothing keeps two studies from working in it.")
+    with locked(output):
         return _run(study, source, output, device, jobs, profile_folder, results, snakemake)
 
 

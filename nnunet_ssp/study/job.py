@@ -6,6 +6,7 @@ is not lost, what the command says goes to a log, and a record tells that it is 
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shlex
@@ -20,8 +21,8 @@ from typing import Any
 from nnunet_ssp.cases import write_json
 from nnunet_ssp.commands import last_lines, run_logged
 from nnunet_ssp.contents import read_json
+from nnunet_ssp.lock import locked
 from nnunet_ssp.parallel import small_machine_environment
-from nnunet_ssp.study.lock import locked
 from nnunet_ssp.study.record import read_record
 
 TAIL = 15  # lines of a log that are shown when its command failed
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     Path(record).parent.mkdir(parents=True, exist_ok=True)
     # One that outlived a killed study goes on to its end.
     waiting = f"{job['title']}: waits for another process that works on it"
-    with locked(Path(record).parent, waiting):
+    with locked(Path(record).parent, wait=math.inf, saying=waiting):
         # Snakemake takes the record away before a job begins: another process has brought it since.
         if read_record(Path(record)).get("key") == job["key"]:
             return 0

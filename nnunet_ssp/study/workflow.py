@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_ssp.cases import NNUNET_FOLDERS, write_json
 from nnunet_ssp.commands import TRAINERS_VARIABLE
-from nnunet_ssp.study.lock import locked
+from nnunet_ssp.lock import locked
 from nnunet_ssp.study.record import read_record
 
 if TYPE_CHECKING:

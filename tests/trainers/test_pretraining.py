@@ -337,8 +337,9 @@ def test_missing_store(runs, own_copy):
 
 
 @pytest.fixture
-def plain(own_copy) -> Path:
+def plain(own_copy, monkeypatch) -> Path:
     """A dataset as stock nnU-Net prepares it: neither our tables nor our slice store."""
+    monkeypatch.delenv("nnUNet_raw")  # which has tables: as if this dataset were not ours
     for name in ("cases.csv", "folds.csv", "splits_final.json"):
         (own_copy / name).unlink()
     shutil.rmtree(own_copy / "tiny_2d_slices")

@@ -1,0 +1,105 @@
+"""Commands that are killed anywhere lose nothing; see `harness`. `make soak` sets NNUNET_SSP_KILLS for more of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssp.phantom import write_mnms
+from tests.faults.harness import KILLS, Harness, Watch, harness, survives_kills
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/fd").is_dir(), reason="the harness needs Linux's /proc"
+)
+
+SUBSETS = ("folds", 901, "--subsets", 1, "--seeds", 0, 1)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Harness]:
+    with harness() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    counts = {"labelled": 3, "unlabelled": 1, "testing": 1}
+    return write_mnms(folder, **counts, matrix=48, frames=3, slices=3)
+
+
+def convert(source: Path) -> list[object]:
+    return ["convert", "mnms", "-i", source, "-d", 901, "--name", "Phantom", "-np", 1]
+
+
+@pytest.fixture(scope="module")
+def converted(server: Harness, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("converted")
+    done = server.run(base, convert(source))
+    assert done.status == 0, done.said
+    return base
+
+
+@pytest.fixture(scope="module")
+def prepared(server: Harness, converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("prepared") / "base"
+    shutil.copytree(converted, base)
+    done = server.run(base, ["prepare", 901, "-np", 1])
+    assert done.status == 0, done.said
+    return base
+
+
+def test_convert(server, source, tmp_path):
+    survives_kills(server, tmp_path / "nothing", tmp_path, convert(source), KILLS, seed=1)
+
+
+def test_convert_over_another(server, source, converted, tmp_path):
+    command = [*convert(source), "--overwrite"]
+    survives_kills(server, converted, tmp_path, command, KILLS, seed=2)
+
+
+def test_folds(server, prepared, tmp_path):
+    survives_kills(server, prepared, tmp_path, SUBSETS, KILLS, seed=3)
+
+
+def test_prepare(server, converted, tmp_path):
+    survives_kills(server, converted, tmp_path, ["prepare", 901, "-np", 1], KILLS, seed=4)
+
+
+def test_a_kill_by_the_clock(server, source, tmp_path):
+    killed = server.run(tmp_path, convert(source), seconds=1e-3)
+    assert killed.status == -signal.SIGKILL
+    done = server.run(tmp_path, convert(source))
+    assert done.status == 0, done.said
+
+
+def test_the_harness_sees_what_is_changed_and_where(tmp_path):
+    watch = Watch([str(tmp_path / "inside")])
+    inside, outside = str(tmp_path / "inside" / "a"), str(tmp_path / "b")
+    for event, arguments in (
+        ("open", (inside, "r", os.O_RDONLY)),
+        ("open", (3, "w", os.O_WRONLY)),
+        ("open", ("/dev/null", "w", os.O_WRONLY)),
+        ("os.listdir", (inside,)),
+    ):
+        watch(event, arguments)
+    assert (watch.count, watch.outside) == (0, [])
+    watch("open", (inside, "w", os.O_WRONLY | os.O_CREAT))
+    watch("os.mkdir", (inside, 511, -1))
+    watch("os.remove", (os.fsencode(inside), -1))
+    watch("os.rename", (inside, outside, -1, -1))
+    folder = os.open(tmp_path, os.O_RDONLY)
+    watch("os.remove", ("inside/b", folder))
+    os.close(folder)
+    assert watch.count == 5
+    assert watch.outside == [f"os.rename {outside}"]
+
+
+def test_the_harness_kills_where_it_is_told(server, source, tmp_path):
+    assert server.run(tmp_path, convert(source), kill_at=2).status == -signal.SIGKILL
+    assert server.run(tmp_path, convert(source), kill_at=10**9).status == 0
