@@ -518,8 +518,9 @@ class PretrainingTrainer(SettingsTrainer):
         for name, buffer in self._resumed_buffers.items():
             self.method.get_buffer(name).copy_(buffer)
         self._resumed_buffers = {}
-        self._step = self.current_epoch * self.num_iterations_per_epoch + len(self.outputs)
-        lr = self.method.learning_rate(self._step, self.num_iterations_per_epoch)
+        first = self.current_epoch * self.num_iterations_per_epoch
+        self._step = first + len(self.outputs)
+        lr = self.method.learning_rate(first, self.num_iterations_per_epoch)
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
         self.print_to_log_file(f"Current learning rate: {lr:.5g}")

@@ -290,6 +290,13 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
     return replace(defaults, **{**recipe, **values}), foreign
 
 
+def as_word(value: object) -> str:
+    """A value as it is typed in the environment variable."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
 def differences(old: dict[str, Any], new: Settings) -> list[str]:
     """Lines ``name: old -> new`` for each setting that differs.
 

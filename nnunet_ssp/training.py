@@ -42,7 +42,7 @@ from nnunet_ssp.interruption import GRACE, Interruption
 from nnunet_ssp.names import must_be_plain
 from nnunet_ssp.nnunet_files import check_dataset, check_plans, configuration_of
 from nnunet_ssp.schedules import EarlyStopping
-from nnunet_ssp.settings import TrainingSettings, differences, from_environment
+from nnunet_ssp.settings import TrainingSettings, as_word, differences, from_environment
 from nnunet_ssp.signals import ENDS
 
 T = TypeVar("T")
@@ -494,7 +494,7 @@ class SettingsTrainer(nnUNetTrainer):
         return self._named(self._last_step, self._last_cases())
 
     def _stop_not_finite(self, what: str) -> NoReturn:
-        settings = " ".join(f"{k}={v}" for k, v in asdict(self.settings).items())
+        settings = " ".join(f"{k}={as_word(v)}" for k, v in asdict(self.settings).items())
         lost = first_not_finite(self.network_module.state_dict())
         weights = f" The weights are lost ({lost})." if lost else ""
         raise Stopped(

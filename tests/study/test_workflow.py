@@ -372,7 +372,7 @@ def test_signals_of_a_study_reach_its_commands(tmp_path, number):
     assert study.returncode == 128 + number, said
     assert "the running commands were asked to save and to end; the same command goes on" in said
     assert (tmp_path / "saved").is_file() and len(counted(tmp_path)) == 1
-    assert records(tmp_path) == {} and not (tmp_path / SIGNALS).exists()
+    assert records(tmp_path) == set() and not (tmp_path / SIGNALS).exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="groups of processes are those of POSIX")

@@ -87,7 +87,7 @@ def test_a_learning_rate_that_is_far_too_high(runs, trainer, lr):
     """Today's fine-tuning ended with exit status 0 and a checkpoint full of NaN."""
     settings = PRETRAIN if trainer == MIM else TUNE
     made = runs.make(trainer, f"{settings} initial_lr={lr}")
-    with pytest.raises(RuntimeError, match=r"Training stopped: .*initial_lr=1e"):
+    with pytest.raises(RuntimeError, match=r"Training stopped: .*initial_lr=1(e\+30|000000)"):
         made.run_training()
     assert all(first_not_finite(content) is None for content in checkpoints(made).values())
 
@@ -104,7 +104,9 @@ def test_a_checkpoint_that_is_not_finite_is_not_written(runs, trainer):
             next(made.network_module.parameters()).view(-1)[0] = math.inf
 
     made.on_validation_epoch_end = poison
-    with pytest.raises(RuntimeError, match=r"network_weights\..* is not finite after epoch 0"):
+    with pytest.raises(
+        RuntimeError, match=r"network_weights\..* is not finite after step 4 \(epoch 0\)"
+    ):
         made.run_training()
     assert checkpoints(made) == {}
 
