@@ -332,9 +332,8 @@ class SettingsTrainer(nnUNetTrainer):
         Raises:
             SystemExit: A signal, a full disk, too many steps that are not finite; says what to do.
         """
-        with self._ending_in_words():
-            with self._refusing():
-                self.on_train_start()
+        with self._refusing(), self._ending_in_words():
+            self.on_train_start()
             self._refuse_lost_weights()
             while self.current_epoch < self.num_epochs and not self._stops_early():
                 self._run_epoch()
@@ -439,6 +438,9 @@ class SettingsTrainer(nnUNetTrainer):
             if not any((Path(self.output_folder) / file).is_file() for file in (LATEST, FINAL)):
                 line = f"{name}: {said}; start again with the same command, without --c"
             self.print_to_log_file(line)
+        if world_size() > 1:
+            dist.barrier()  # the launcher ends all when the first has ended: not before rank 0 has saved
+            dist.destroy_process_group()
         raise SystemExit(128 + number)
 
     def keep(self) -> str:
