@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,7 @@ from nnunet_ssp.monitor import learning_curve, write_curves
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.settings import EncoderSettings, FinetuningSettings
 from nnunet_ssp.signals import ending_at_once
-from nnunet_ssp.training import (
-    LATEST,
-    SECONDS_BETWEEN_SAVES,
-    SettingsTrainer,
-    refuses_other_content,
-)
+from nnunet_ssp.training import LATEST, SettingsTrainer, refuses_other_content
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
 # How random numbers follow from the seed. 1, of checkpoints without a number: seeded when the process starts.
@@ -231,7 +225,7 @@ class FinetuningTrainer(SettingsTrainer):
         return lambda: names
 
     def on_epoch_end(self) -> None:
-        """nnU-Net's, but saved by the clock, and once early to see that it works; what is not saved is kept."""
+        """nnU-Net's, but saved by the clock; what is not saved is kept."""
         self.early_stopping.update(float(self.logger.get_value("val_losses", step=-1)))
         self.save_every = self.num_epochs + 1  # nnU-Net saves before it knows of a new best
         super().on_epoch_end()
@@ -275,8 +269,7 @@ class FinetuningTrainer(SettingsTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             return
         content = self._content(current_epoch=self.current_epoch)
-        if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
-            self._saved_at = time.monotonic()
+        if self._save_is_due():
             self._boundary = None
             self.write_checkpoint(Path(self.output_folder) / LATEST, content)
         else:  # on the CPU these are the tensors that train

@@ -56,13 +56,7 @@ from nnunet_ssp.slices import (
     store_folder,
 )
 from nnunet_ssp.splits import shuffled
-from nnunet_ssp.training import (
-    BEST,
-    LATEST,
-    SECONDS_BETWEEN_SAVES,
-    SettingsTrainer,
-    refuses_other_content,
-)
+from nnunet_ssp.training import BEST, LATEST, SettingsTrainer, refuses_other_content
 
 VALIDATION_SLICES = 256
 SHOWN_SLICES = 6  # rows of a reconstruction picture
@@ -619,12 +613,10 @@ class PretrainingTrainer(SettingsTrainer):
             self.logger.log(PROBE, self._probe_dice() if pictured else float("nan"), epoch)
         self._log_epoch(change, warn=last or self._due(WARNINGS))
 
-        due = time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
         if loss < self.best_loss:
             self.best_loss = loss
             self.save_checkpoint(os.path.join(self.output_folder, BEST))
-        if due and not last:
-            self._saved_at = time.monotonic()
+        if not last and self._save_is_due():
             self.save_checkpoint(os.path.join(self.output_folder, LATEST))
         self.current_epoch += 1
         if self.local_rank == 0:

@@ -547,6 +547,13 @@ class SettingsTrainer(nnUNetTrainer):
                 f"{self.output_folder} has gone: nothing of this training can be saved. Bring it back, or start again."
             )
 
+    def _save_is_due(self) -> bool:
+        """Whether to save now: by the clock, and once early to see that it works."""
+        due = time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
+        if due:
+            self._saved_at = time.monotonic()
+        return due
+
     def checkpoint(self, weights: dict[str, Any], **entries: Any) -> dict[str, Any]:
         """A checkpoint in nnU-Net's form, of tensors on the CPU and builtins.
 
