@@ -13,7 +13,7 @@ import random
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
@@ -318,7 +318,7 @@ def write_json(file: str | Path, content: object) -> None:
 def atomic_write(file: str | Path, folder: str | Path | None = None) -> Iterator[Path]:
     """Give a temporary path that becomes `file` when the block ends without an error.
 
-    Readers see the old file or the new one, never half of it.
+    Readers see the old file or the new one, never half of it, also after a power cut.
 
     Args:
         file: The file to create or replace; its folder is created.
@@ -335,9 +335,29 @@ def atomic_write(file: str | Path, folder: str | Path | None = None) -> Iterator
     temporary = folder / f"{TEMPORARY}-{os.getpid()}-{file.name}"
     try:
         yield temporary
+        _flush(temporary)
         os.replace(temporary, file)
+        with suppress(OSError):  # some file systems do not flush folders
+            _flush(file.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary), temporary):
+            error.filename = str(file)  # writing to an open file names none
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may have gone, the first error says so
+            temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk: after a power cut they are there."""
+    if path.is_dir() and os.name == "nt":
+        return
+    # Windows flushes only what is open for writing.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

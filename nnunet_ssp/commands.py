@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import site
 import subprocess
 import sys
@@ -21,18 +22,33 @@ from nnunet_ssp.parallel import small_machine_environment
 TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
 
 # Runs the command that its arguments name, and ends it with all that it started when its standard input closes, as it
-# does when the process at the other end has gone. nnU-Net's workers would go on alone.
+# does when the process at the other end has gone. nnU-Net's workers would go on alone. Signals go to the command alone:
+# a training ends its workers itself, once it has saved; what is left then ends, too.
 GUARD = """
 import os, signal, subprocess, sys, threading
+
+process, ends = None, False
 
 def watch():
     os.read(0, 1)
     os.killpg(0, signal.SIGKILL)
 
+def pass_on(number, frame):
+    global ends
+    ends = ends or number != signal.SIGUSR1
+    if process is not None:
+        process.send_signal(number)
+
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, pass_on)
 threading.Thread(target=watch, daemon=True).start()
-status = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL).returncode
+process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+status = process.wait()
+if ends:
+    os.killpg(0, signal.SIGKILL)
 os._exit(status if status >= 0 else 128 - status)
 """
+SECONDS_TO_END = 30  # after a signal: a training saves
 
 
 def trainers_folder() -> Path:
@@ -126,15 +142,17 @@ def run_logged(
     command: Sequence[str],
     log: IO[bytes],
     environment: Mapping[str, str],
-    watch: Callable[[], object] = lambda: None,
+    watch: Callable[[], int | None] = lambda: None,
 ) -> int:
     """Run a command to its end; when this process ends before, however it does, so do the command and its workers.
+
+    When this process is interrupted or exits, the command is asked to end first, so that a training saves.
 
     Args:
         command: Its words; the first is a command of this Python environment.
         log: Takes what it says.
         environment: Its environment variables.
-        watch: Called twice a second while it runs.
+        watch: Called twice a second while it runs; a signal that it returns is passed on to the command.
 
     Returns:
         Its exit status.
@@ -155,7 +173,14 @@ def run_logged(
     assert process.stdin is not None
     try:
         while not _ended(process, seconds=0.5):
-            watch()
+            number = watch()
+            if number is not None and guard:
+                process.send_signal(number)
+    except (KeyboardInterrupt, SystemExit):
+        if guard:
+            process.send_signal(signal.SIGTERM)
+            _ended(process, SECONDS_TO_END)
+        raise
     finally:
         process.stdin.close()
         if not guard:

@@ -8,9 +8,14 @@ import sys
 from collections.abc import Callable
 
 ERRORS = (ValueError, RuntimeError, OSError)  # what a user can do something about
-
-
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Stopped(SystemExit, RuntimeError):
+    """The end of a training before its time, with the reason.
+
+    Also below nnU-Net's own commands its message is one line without a traceback, and the exit status is 1.
+    """
 
 
 def in_words(error: BaseException) -> str:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +31,41 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def max_over_ranks(x: Tensor) -> Tensor:
+    """The elementwise maximum over all ranks, without a gradient."""
+    if world_size() == 1:
+        return x.detach()
+    largest = x.detach().clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
+@contextmanager
+def ending_with_other_ranks(say: Callable[[], str]) -> Iterator[None]:
+    """End this process, with a line in place of gloo's or NCCL's traceback, when another rank has gone.
+
+    A collective operation fails then, and so would all that follow, the orderly end included.
+
+    Args:
+        say: Returns what follows in the line.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not _connection_failed(error):
+            raise
+        line = f"Rank {rank()} ends, as another of the {world_size()} ranks has gone. {say()}"
+        print(line, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def _connection_failed(error: RuntimeError) -> bool:
+    """Whether an error is one of the connection between ranks; gloo's have no class of their own."""
+    words = r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe"
+    return isinstance(error, dist.DistError) or bool(re.search(words, str(error), re.IGNORECASE))
 
 
 def share(total: int, number: int | None = None) -> slice:

@@ -6,7 +6,9 @@ pretrained file before anything starts, a report of what moved, and checkpoints 
 
 from __future__ import annotations
 
+import copy
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from nnunet_ssp.intact import prepare_command
 from nnunet_ssp.monitor import learning_curve, write_curves
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.settings import EncoderSettings, FinetuningSettings
+from nnunet_ssp.signals import ending_at_once
 from nnunet_ssp.slices import (
     INDEX,
     PREPROCESSED,
@@ -28,9 +31,12 @@ from nnunet_ssp.slices import (
     require_sizes,
     store_folder,
 )
-from nnunet_ssp.training import SettingsTrainer, refuses_other_content
+from nnunet_ssp.training import LATEST, SettingsTrainer, refuses_other_content
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
+# How random numbers follow from the seed. 1, of checkpoints without a number: seeded when the process starts.
+# 2: seeded at the start of each epoch, so that a run that was interrupted is the same.
+STREAMS = 2
 
 
 class FinetuningTrainer(SettingsTrainer):
@@ -57,8 +63,10 @@ class FinetuningTrainer(SettingsTrainer):
         self._loads_checkpoint = False
         self._checked = False  # the preprocessed cases
         self._resumed: dict[str, Any] = {}  # the record of the run that goes on
+        self.streams = STREAMS
+        self._boundary: dict[str, Any] | None = None  # the last epoch's checkpoint, if not on disk
 
-    def initialize(self) -> None:
+    def build(self) -> None:
         """Build the network with the run's seed; check the pretrained file before its tensors are loaded.
 
         Raises:
@@ -78,7 +86,9 @@ class FinetuningTrainer(SettingsTrainer):
         # Before nnU-Net's own loader, which runs what a file asks for.
         pretrained = None if file is None else transfer.read(file, self.settings.trust)
         torch.manual_seed(self.settings.seed)
-        super().initialize()
+        super().build()
+        # Every loss is seen before its step; the validation's, between the steps, do no harm.
+        self.loss.register_forward_hook(lambda *called: self.guard.saw(called[-1]))
         transfer.keep_own_fresh(self.network_module, self._take)
         if pretrained is not None:
             self._check_pretrained(pretrained)
@@ -209,6 +219,9 @@ class FinetuningTrainer(SettingsTrainer):
         self._loads_checkpoint = False
         if "ssp_early_stopping" in content:
             self.early_stopping.load_state_dict(content["ssp_early_stopping"])
+        if "ssp_skipped" in content:
+            self.guard.load_state_dict(content["ssp_skipped"])
+        self.streams = content.get("ssp_streams", 1)
         self.weights_from = ssp.get("weights_from", "a checkpoint")
         self._resumed = ssp
         self.load_entries(content)
@@ -232,20 +245,39 @@ class FinetuningTrainer(SettingsTrainer):
             self.refuse_overwriting()
         if not self.subjects:
             self.subjects = sorted({self.subject_of(case, None) for case in self.do_split()[0]})
-        # Data order and augmentation follow the seed only in this process: nnU-Net's workers are unseeded.
-        # Each rank has its own stream, and a resumed run does not repeat the first epochs'.
-        entropy = [self.settings.seed, self.current_epoch, self.local_rank]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        self._seed_epoch()
         super().on_train_start()
         self.print_to_log_file(
             "The seed fixes the initial weights; it fixes the order of the data only with nnUNet_n_proc_DA=0."
         )
 
+    def _seed_epoch(self) -> None:
+        """Seed all that is random in this process; nnU-Net's workers are unseeded.
+
+        Each rank has its own stream, and a resumed run does not repeat the first epochs'.
+        """
+        entropy = [self.settings.seed, self.current_epoch, self.local_rank]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    def on_train_epoch_start(self) -> None:
+        if self.streams >= 2:
+            self._seed_epoch()
+        super().on_train_epoch_start()
+
+    def batch_cases(self, step: int, batch: Any) -> Callable[[], list[str]]:
+        names = sorted(map(str, batch["keys"])) if isinstance(batch, dict) else []
+        return lambda: names
+
     def on_epoch_end(self) -> None:
+        """nnU-Net's, but saved by the clock; what is not saved is kept."""
+        self.early_stopping.update(float(self.logger.get_value("val_losses", step=-1)))
+        self.save_every = self.num_epochs + 1  # nnU-Net saves before it knows of a new best
         super().on_epoch_end()
+        if self.current_epoch < self.num_epochs:
+            self._keep_boundary()
         if self.local_rank == 0:
             logging = self.logger.local_logger.my_fantastic_logging
             curve = learning_curve(
@@ -267,10 +299,40 @@ class FinetuningTrainer(SettingsTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint, under the name of nnU-Net's own trainer: it predicts without us."""
-        weights = transfer.to_cpu(self.network_module.state_dict())
-        self.write_checkpoint(
-            filename, weights, trainer_name="nnUNetTrainer", **self.checkpoint_entries()
+        if self.local_rank == 0:
+            self.write_checkpoint(filename, self._content())
+
+    def _content(self, **entries: Any) -> dict[str, Any]:
+        return self.checkpoint(
+            transfer.to_cpu(self.network_module.state_dict()),
+            trainer_name="nnUNetTrainer",
+            ssp_streams=self.streams,
+            **self.checkpoint_entries(),
+            **entries,
         )
+
+    def _keep_boundary(self) -> None:
+        """Save the epoch that has just ended, or keep a copy for a signal that comes before the next is saved."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        content = self._content(current_epoch=self.current_epoch)
+        if self._save_is_due():
+            self._boundary = None
+            self.write_checkpoint(Path(self.output_folder) / LATEST, content)
+        else:  # on the CPU these are the tensors that train
+            self._boundary = copy.deepcopy(content) if self.device.type == "cpu" else content
+
+    def keep(self) -> str:
+        """Save the last finished epoch; of an epoch nothing is saved in its middle."""
+        file = Path(self.output_folder) / LATEST
+        if self.disable_checkpointing:
+            return "nothing was saved (--disable_checkpointing)"
+        if self.current_epoch == 0:
+            return "no epoch was finished, so nothing is saved"
+        if self._boundary is not None:
+            self.write_checkpoint(file, self._boundary)
+            self._boundary = None
+        return f"{file} holds the training after epoch {self.current_epoch - 1}"
 
     def checkpoint_entries(self) -> dict[str, Any]:
         """What else a checkpoint shall hold."""
@@ -281,7 +343,8 @@ class FinetuningTrainer(SettingsTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         if self.settings.final_validation:
-            super().perform_actual_validation(save_probabilities)
+            with ending_at_once(lambda: f"validate with: {self.command('--val')}"):
+                super().perform_actual_validation(save_probabilities)
             self.repeat_warnings()
         else:
             self.print_to_log_file(

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -60,7 +60,7 @@ from nnunet_ssp.slices import (
     store_folder,
 )
 from nnunet_ssp.splits import shuffled
-from nnunet_ssp.training import SECONDS_BETWEEN_SAVES, SettingsTrainer, refuses_other_content
+from nnunet_ssp.training import BEST, LATEST, SettingsTrainer, refuses_other_content
 
 VALIDATION_SLICES = 256
 SHOWN_SLICES = 6  # rows of a reconstruction picture
@@ -101,6 +101,8 @@ class PretrainingTrainer(SettingsTrainer):
         self.best_loss = float("inf")
         self.validates_on = "validation"
         self._resumed: tuple[dict[str, int], list[str]] | None = None  # counts and subjects before
+        self._resumed_buffers: dict[str, Tensor] = {}  # of the epoch in which the run stopped
+        self._epoch_seconds = 0.0  # of its steps
         logging = self.logger.local_logger.my_fantastic_logging
         for side in ("train", "val"):
             logging.update({f"{side}_{curve}": [] for curve in self.method_class.curves})
@@ -117,7 +119,7 @@ class PretrainingTrainer(SettingsTrainer):
 
     # -- building ------------------------------------------------------------------------------
 
-    def initialize(self) -> None:
+    def build(self) -> None:
         """Build network, method and optimiser.
 
         Not nnU-Net's: it would compile the whole wrapper, turn heads' BatchNorm into SyncBatchNorm and infer the
@@ -402,7 +404,7 @@ class PretrainingTrainer(SettingsTrainer):
         return self._train_batches(reader), _round_and_round(fixed)
 
     def _train_batches(self, reader: SliceReader) -> Iterator[Batch]:
-        first = self.current_epoch * self.num_iterations_per_epoch
+        first = self.current_epoch * self.num_iterations_per_epoch + len(self.outputs)
         own = share(self.batch_size)
         canvases = reader.steps(self._indices(step)[own] for step in count(first))
         for step, slices in enumerate(canvases, first):
@@ -458,7 +460,8 @@ class PretrainingTrainer(SettingsTrainer):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
-        if self.current_epoch == 0:
+        starts = self.current_epoch == 0 and self._resumed is None
+        if starts:
             self.refuse_overwriting()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         self._check_resumed_data()
@@ -475,7 +478,7 @@ class PretrainingTrainer(SettingsTrainer):
         self.log_settings()
         if self._probes:
             self._make_probe()
-        if self.current_epoch == 0:
+        if starts:
             self._draw_pictures()
             self._probed_untrained = self._probe_dice()
 
@@ -519,13 +522,18 @@ class PretrainingTrainer(SettingsTrainer):
     def on_train_epoch_start(self) -> None:
         self.network.train()
         self.method.start_epoch(self.current_epoch)
-        self._step = self.current_epoch * self.num_iterations_per_epoch
-        lr = self.method.learning_rate(self._step, self.num_iterations_per_epoch)
+        for name, buffer in self._resumed_buffers.items():
+            self.method.get_buffer(name).copy_(buffer)
+        self._resumed_buffers = {}
+        first = self.current_epoch * self.num_iterations_per_epoch
+        self._step = first + len(self.outputs)
+        lr = self.method.learning_rate(first, self.num_iterations_per_epoch)
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
         self.print_to_log_file(f"Current learning rate: {lr:.5g}")
         self.logger.log("lrs", lr, self.current_epoch)
-        self._epoch_started = time.perf_counter()
+        self._epoch_started = time.perf_counter() - self._epoch_seconds
+        self._epoch_seconds = 0.0
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One step; the results stay on the device until the epoch ends."""
@@ -534,6 +542,7 @@ class PretrainingTrainer(SettingsTrainer):
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         output = self._forward(batch)
+        self.guard.saw(output["loss"])
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         clip = self.settings.gradient_clip
         if self.grad_scaler is not None:
@@ -565,10 +574,6 @@ class PretrainingTrainer(SettingsTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict[str, Tensor]]) -> None:
         loss, curves = self._reduce(train_outputs)
         seconds = time.perf_counter() - self._epoch_started
-        if not np.isfinite(loss):
-            lost = ~torch.stack([output["loss"] for output in train_outputs]).isfinite().cpu()
-            number = int(lost.int().argmax()) if lost.any() else 0  # else in another rank's share
-            raise RuntimeError(self._divergence(number))
         self.logger.log("train_losses", loss, self.current_epoch)
         for name, value in {**curves, **self.method.end_epoch()}.items():
             self.logger.log(f"train_{name}", value, self.current_epoch)
@@ -578,25 +583,12 @@ class PretrainingTrainer(SettingsTrainer):
             self.print_to_log_file(self.method.chunks.note)
             self.method.chunks.note = ""
 
-    def _divergence(self, number: int) -> str:
-        """Where the loss stopped being a number, step ``number`` of this epoch.
+    def batch_cases(self, step: int, batch: Any) -> Callable[[], list[str]]:
+        def names() -> list[str]:
+            cases = self.store.case_of[self._indices(step).reshape(-1)]
+            return sorted({self.store.names[case] for case in cases})
 
-        Found at the epoch's end, so that no step has to wait for the device.
-        """
-        step = self.current_epoch * self.num_iterations_per_epoch + number
-        cases = self.store.case_of[self._indices(step).reshape(-1)]
-        names = sorted({self.store.names[case] for case in cases})
-        latest = Path(self.output_folder) / "checkpoint_latest.pth"
-        kept = (
-            f"the last good state is {latest} (go on with --c)"
-            if latest.is_file()
-            else "nothing was saved yet"
-        )
-        return (
-            f"Training: the loss of epoch {self.current_epoch} is not finite from its step {number} on, whose batch "
-            f"held slices of {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}; {kept}. Either training has "
-            "diverged (lower initial_lr, or set precision=fp32), or these cases hold extreme values."
-        )
+        return names
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of one fixed batch; the validation's batches differ by at most one slice."""
@@ -605,10 +597,6 @@ class PretrainingTrainer(SettingsTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Tensor]]) -> None:
         loss, curves = self._reduce(val_outputs)
-        if not np.isfinite(
-            loss
-        ):  # the last step's gradient was not: nothing of this epoch shall be saved
-            raise RuntimeError(self._divergence(self.num_iterations_per_epoch - 1))
         self.logger.log("val_losses", loss, self.current_epoch)
         for name, value in curves.items():
             self.logger.log(f"val_{name}", value, self.current_epoch)
@@ -638,13 +626,11 @@ class PretrainingTrainer(SettingsTrainer):
             self.logger.log(PROBE, self._probe_dice() if pictured else float("nan"), epoch)
         self._log_epoch(change, warn=last or self._due(WARNINGS))
 
-        due = time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
         if loss < self.best_loss:
             self.best_loss = loss
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
-        if due and not last:
-            self._saved_at = time.monotonic()
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+            self.save_checkpoint(os.path.join(self.output_folder, BEST))
+        if not last and self._save_is_due():
+            self.save_checkpoint(os.path.join(self.output_folder, LATEST))
         self.current_epoch += 1
         if self.local_rank == 0:
             logging = self.logger.local_logger.my_fantastic_logging
@@ -755,24 +741,60 @@ class PretrainingTrainer(SettingsTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """The whole planned network under nnU-Net's names, and in ``ssp_state`` what only a resumed run needs."""
-        if self.local_rank != 0:
-            return
+        if self.local_rank == 0:
+            self.write_checkpoint(filename, self._content({}))
+
+    def _content(self, more_state: dict[str, Any], **entries: Any) -> dict[str, Any]:
         weights = transfer.pretrained_weights(
             self.method.exported(), self.method.transfers, self.label_manager.num_segmentation_heads
         )
-        self.write_checkpoint(
-            filename,
-            weights,
-            ssp_state={
-                "method": transfer.to_cpu(self.method.extra_state()),
-                "best_loss": self.best_loss,
-                "probed_untrained": self._probed_untrained,
-                "torch_random_state": torch.get_rng_state(),
-                "cuda_random_state": torch.cuda.get_rng_state(self.device)
-                if self.device.type == "cuda"
-                else None,
-            },
-        )
+        state = {
+            "method": transfer.to_cpu(self.method.extra_state()),
+            "best_loss": self.best_loss,
+            "probed_untrained": self._probed_untrained,
+            "torch_random_state": torch.get_rng_state(),
+            "cuda_random_state": torch.cuda.get_rng_state(self.device)
+            if self.device.type == "cuda"
+            else None,
+            **more_state,
+        }
+        return self.checkpoint(weights, ssp_state=state, **entries)
+
+    def keep(self) -> str:
+        """Save the run between two steps, exactly; the epoch's steps so far are saved with it."""
+        if self.disable_checkpointing:
+            return "nothing was saved (--disable_checkpointing)"
+        file = Path(self.output_folder) / LATEST
+        epoch, steps = self.current_epoch, len(self.outputs)
+        if self.local_rank == 0:
+            content = self._content({"epoch": self._epoch_state()}, current_epoch=epoch)
+            # Of an epoch that has not ended, all is logged again.
+            content["logging"] = {k: curve[:epoch] for k, curve in content["logging"].items()}
+            self.write_checkpoint(file, content)
+        done = f"after step {steps} of {self.num_iterations_per_epoch} of epoch {epoch}"
+        return f"{file} holds the training {done}"
+
+    def _epoch_state(self) -> dict[str, Any]:
+        """What the steps of the current epoch have left for its end."""
+        self.guard.look()
+        kept = self.method.state_dict().keys()
+        buffers = {k: b for k, b in self.method.named_buffers() if k not in kept}
+        names = list(self.outputs[0]) if self.outputs else []
+        seconds = time.perf_counter() - self._epoch_started if self.outputs else 0.0
+        return {
+            "outputs": {k: torch.stack([o[k] for o in self.outputs]).cpu() for k in names},
+            "skipped": list(self.guard.skipped),
+            "buffers": transfer.to_cpu(buffers) if self.outputs else {},
+            "seconds": seconds,
+        }
+
+    def _load_epoch_state(self, state: dict[str, Any]) -> None:
+        outputs = {k: column.to(self.device) for k, column in state["outputs"].items()}
+        steps = len(next(iter(outputs.values()), ()))
+        self.outputs = [{k: outputs[k][step] for k in outputs} for step in range(steps)]
+        self.guard.skipped = list(state["skipped"])
+        self._resumed_buffers = state["buffers"]
+        self._epoch_seconds = state["seconds"]
 
     @refuses_other_content
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
@@ -793,6 +815,10 @@ class PretrainingTrainer(SettingsTrainer):
         state = checkpoint["ssp_state"]
         self.method.load_extra_state(state["method"])
         self.early_stopping.load_state_dict(checkpoint["ssp_early_stopping"])
+        if "ssp_skipped" in checkpoint:
+            self.guard.load_state_dict(checkpoint["ssp_skipped"])
+        if "epoch" in state:  # saved in the middle of one
+            self._load_epoch_state(state["epoch"])
         self.best_loss = state["best_loss"]
         self._probed_untrained = state["probed_untrained"]
         torch.set_rng_state(state["torch_random_state"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import types
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -119,6 +120,11 @@ class PretrainingSettings(TrainingSettings):
         )
         clip = self.gradient_clip
         require(clip is None or clip > 0, "gradient_clip", clip, "be none or positive")
+        try:
+            re.compile(self.subject_pattern or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            pattern = self.subject_pattern
+            require(False, "subject_pattern", pattern, f"be a regular expression: {error}")
         fraction = self.data_fraction
         require(0 < fraction <= 1, "data_fraction", fraction, "lie in (0, 1]")
         chunk = self.chunk_size
@@ -253,6 +259,11 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
     given: dict[str, str] = {}
     for word in text.split():
         name, equals, value = word.partition("=")
+        if word.endswith((",", ";")):
+            raise ValueError(
+                f"{ENVIRONMENT_VARIABLE}: {word!r} must not end with {word[-1]!r}: settings are separated by spaces, "
+                "no commas."
+            )
         if not equals or not name or not value:
             raise ValueError(f"{ENVIRONMENT_VARIABLE}: {word!r} must have the form name=value.")
         if name in given:
@@ -271,11 +282,19 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
     try:
         values = {k: _parse(k, text, types_of[k]) for k, text in given.items() if k in types_of}
     except ValueError as error:
+        commas = " Settings are separated by spaces, no commas." if "," in text else ""
         raise ValueError(
-            f"{ENVIRONMENT_VARIABLE}: {error} Valid here: {', '.join(sorted(types_of))}."
+            f"{ENVIRONMENT_VARIABLE}: {error}{commas} Valid here: {', '.join(sorted(types_of))}."
         ) from None
     recipe = defaults.recipes.get(values.get("recipe", ""), {})
     return replace(defaults, **{**recipe, **values}), foreign
+
+
+def as_word(value: object) -> str:
+    """A value as it is typed in the environment variable."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 def differences(old: dict[str, Any], new: Settings) -> list[str]:
@@ -310,6 +329,13 @@ def _alternatives(annotation: Any) -> list[Any]:
     )
 
 
+# As people write numbers. Python also reads 1_0, inf and the digits of other scripts; more digits have no setting.
+_NUMBERS = {
+    int: r"[+-]?[0-9]{1,18}",
+    float: r"[+-]?([0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?",
+}
+
+
 def _parse(name: str, text: str, annotation: Any) -> Any:
     alternatives = _alternatives(annotation)
     for kind in alternatives:
@@ -319,12 +345,9 @@ def _parse(name: str, text: str, annotation: Any) -> Any:
             return text.lower() == "yes"
         if get_origin(kind) is Literal and text in get_args(kind):
             return text
-        if kind in (int, float):
-            try:
-                number = kind(text)
-            except ValueError:
-                continue
-            if math.isfinite(number):
+        if kind in _NUMBERS and re.fullmatch(_NUMBERS[kind], text):
+            number = kind(text)
+            if math.isfinite(number):  # 1e400 is not
                 return number
     if str in alternatives:
         return text

@@ -8,6 +8,7 @@ fine-tuning network to keep its own seeded initialisation there. nnU-Net's decod
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,9 +96,37 @@ def to_cpu(value: Any, moved: dict[Any, Tensor] | None = None) -> Any:
 
 
 def save(file: str | Path, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint as a whole or not at all."""
-    with atomic_write(file) as temporary:
-        torch.save(dict(checkpoint), temporary)
+    """Write a checkpoint as a whole or not at all.
+
+    Raises:
+        OSError: Among others, no space was left; names the file.
+    """
+    # To a path torch writes by itself, and its error for a full disk is one of its own file's inner state.
+    with atomic_write(file) as temporary, _Written(temporary) as stream:
+        torch.save(dict(checkpoint), stream)
+
+
+class _Written(io.FileIO):
+    """A file whose first failure to write is what leaves its `with` block; torch replaces it by its own."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "wb")
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            left = memoryview(data).cast("B")
+            while left:  # a raw file may take a part
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+        return memoryview(data).nbytes
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self.failure is not None:
+            raise self.failure from None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from nnunet_ssp.cases import (
     write_splits,
     write_together,
 )
+from nnunet_ssp.console import in_words
 
 
 def make_case(subject: str = "A1", frame: int = 0, **changes: object) -> Case:
@@ -311,6 +313,35 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     assert file.read_text() == "old"
     assert list(temporary.iterdir()) == []
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch):
+    """After a power cut there is the old file or the new one, and the name, too."""
+    file, flushed = tmp_path / "a.json", []
+    flush, replace_file = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (flushed.append("replaced"), replace_file(a, b))
+    )
+    with atomic_write(file) as path:
+        path.write_text("new")
+    assert flushed == [str(path), "replaced", str(tmp_path)]
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path):
+    file = tmp_path / "a.json"
+    with pytest.raises(OSError, match="No space") as full, atomic_write(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert in_words(full.value) == f"{file}: no space left."
+    with pytest.raises(FileNotFoundError) as other, atomic_write(file):
+        (tmp_path / "nowhere").read_text()
+    assert other.value.filename == str(tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path):

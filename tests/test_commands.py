@@ -119,6 +119,37 @@ def test_the_command_and_its_workers_end_when_their_parent_is_killed(tmp_path, n
     wait_until_gone(str(pipe))
 
 
+SAVES = """
+import os, signal, sys, time
+def note(number, frame):
+    with open(sys.argv[1], "a") as file:
+        print(int(number), file=file)
+    if number == signal.SIGTERM:
+        sys.exit(143)
+signal.signal(signal.SIGTERM, note)
+signal.signal(signal.SIGUSR1, note)
+open(sys.argv[1] + ".begun", "w").close()
+while True:
+    time.sleep(0.05)
+"""
+
+
+@needs_proc
+def test_a_command_is_asked_to_end_first_and_signals_are_passed_on(tmp_path):
+    file = tmp_path / "noted"
+
+    def watch() -> int | None:
+        if file.is_file():
+            raise SystemExit(143)
+        return signal.SIGUSR1 if file.with_name("noted.begun").is_file() else None
+
+    with open(tmp_path / "log", "wb") as log, pytest.raises(SystemExit):
+        run_logged(("python", "-c", SAVES, str(file)), log, os.environ, watch)
+    noted = file.read_text().split()
+    assert noted[0] == str(int(signal.SIGUSR1)) and noted[-1] == str(int(signal.SIGTERM))
+    wait_until_gone(str(file))
+
+
 def test_a_command_that_a_signal_ends_has_failed():
     code = "import os; os.kill(os.getpid(), 9)"
     with open(os.devnull, "wb") as log:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
-from nnunet_ssp.console import ERRORS, in_words, run_command
+from nnunet_ssp.console import ERRORS, Stopped, in_words, run_command
 
 
 @pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (3, 3), ("a path", 0)])
@@ -51,3 +53,20 @@ def test_other_errors_are_ours_and_show_where():
 )
 def test_errors_of_the_system_name_the_file(error: Exception, words: str):
     assert in_words(error) == words
+
+
+def test_the_end_of_a_training_is_one_line_below_any_command(capsys):
+    """Of a program that catches nothing, of ours, and for who waits for errors."""
+    code = "from nnunet_ssp.console import Stopped; raise Stopped('no space left')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "no space left\n")
+
+    def stop() -> None:
+        raise Stopped("no space left")
+
+    assert run_command(stop) == 1
+    assert capsys.readouterr().err == "error: no space left\n"
+    with pytest.raises(RuntimeError, match="no space left"):
+        stop()

@@ -19,7 +19,8 @@ FOLDERS = {
 RANKS = (
     "losses masking schedules views settings cases phantom network distributed parallel features heads memory "
     "momentum squares freezing phases splits duplicates console commands nifti tables workbook geometry soundness "
-    "foreign repeats grids stacks contents names nnunet_files checkpoints prepared consistency intact lock",
+    "foreign repeats grids stacks contents names nnunet_files checkpoints prepared consistency intact lock finite "
+    "interruption signals",
     "methods.base slices transfer monitor probe conversion dicom short_axis plain_datasets drawing",
     "methods",
     "augmentation training pretraining finetuning staged preparation folds leaks raw_checks fingerprints planes",

@@ -107,6 +107,48 @@ def test_a_malformed_word_is_refused(word):
         override(MIMSettings(), f"seed=1 {word}")
 
 
+@pytest.mark.parametrize(
+    "value", ["1_0", "\u0665", "\uff15", "1e1", "0x10", "+", "5.0", "\u00bd", "9" * 30]
+)
+def test_numbers_are_written_as_people_write_them(value):
+    with pytest.raises(ValueError, match=r"`num_epochs` \(=.*\) must be an integer"):
+        override(MIMSettings(), f"num_epochs={value}")
+
+
+@pytest.mark.parametrize(
+    "value", ["1e400", "-1e400", "nan", "inf", "-Infinity", "1_0.0", "\u0661.5", ".", "1e", "1e1_0"]
+)
+def test_numbers_are_finite(value):
+    with pytest.raises(ValueError, match=r"`initial_lr` \(=.*\) must be a number"):
+        override(MIMSettings(), f"initial_lr={value}")
+
+
+@pytest.mark.parametrize(("text", "value"), [("1.", 1.0), (".5", 0.5), ("+2E-3", 0.002)])
+def test_numbers_in_other_forms(text, value):
+    assert override(MIMSettings(), f"initial_lr={text}")[0].initial_lr == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "num_epochs=5, batch_size=8",
+        "num_epochs=5,batch_size=8",
+        "num_epochs=5; batch_size=8",
+        "subject_pattern=(.+)_frame, num_epochs=5",
+    ],
+)
+def test_commas_between_settings_are_refused_in_words(text):
+    with pytest.raises(ValueError, match=r"ettings are separated by spaces, no commas"):
+        override(MIMSettings(), text)
+
+
+@pytest.mark.parametrize("pattern", ["(", "*", "a{2,1}", "(?P<1>x)", "[", "(" * 200])
+def test_a_pattern_that_is_none_is_refused_whatever_the_dataset_has(pattern):
+    rule = r"`subject_pattern` \(=.*\) must be a regular expression"
+    with pytest.raises(ValueError, match=rule):
+        override(MIMSettings(), f"subject_pattern={pattern}")
+
+
 def test_a_name_given_twice_is_refused():
     with pytest.raises(ValueError, match="`seed` is given twice"):
         override(MIMSettings(), "seed=1 num_epochs=2 seed=1")

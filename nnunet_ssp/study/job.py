@@ -23,8 +23,10 @@ from nnunet_ssp.commands import last_lines, run_logged
 from nnunet_ssp.contents import read_json
 from nnunet_ssp.lock import locked
 from nnunet_ssp.parallel import small_machine_environment
+from nnunet_ssp.signals import ENDS
 from nnunet_ssp.study.record import read_record
 
+SIGNALS = ".signals"  # in the study's folder: the signals that its process received
 TAIL = 15  # lines of a log that are shown when its command failed
 DONE = {
     "pretrain": "pretrained",
@@ -54,6 +56,37 @@ def main(arguments: Sequence[str]) -> int:
         return _run(record, job, jobs, content["environment"])
 
 
+class PassedOn:
+    """Signals for the command: those sent to this process, and those that the study's process has passed on."""
+
+    def __init__(self) -> None:
+        self.read = len(self._written())
+        self.received: list[int] = []
+        if hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, lambda number, _: self.received.append(number))
+
+    def __call__(self) -> int | None:
+        """Return a signal to pass on to the command, or None.
+
+        Raises:
+            SystemExit: The study has been asked to end.
+        """
+        written = self._written()
+        self.received += written[self.read :]
+        self.read = len(written)
+        number = self.received.pop(0) if self.received else None
+        if number in ENDS:
+            sys.exit(128 + number)
+        return number
+
+    @staticmethod
+    def _written() -> list[int]:
+        try:
+            return [int(word) for word in Path(SIGNALS).read_text(encoding="ascii").split()]
+        except (OSError, ValueError):
+            return []
+
+
 def _run(record: str, job: dict[str, Any], jobs: dict[str, Any], shared: dict[str, str]) -> int:
     command = job["command"]
     # Interrupted, or ended but for the last validation and the record; what is outdated was put away before.
@@ -66,7 +99,7 @@ def _run(record: str, job: dict[str, Any], jobs: dict[str, Any], shared: dict[st
     with open(job["log"], "ab", buffering=0) as log:
         log.write(f"\n$ {line}\n".encode())
         inherited = {**os.environ, **small_machine_environment(os.environ), **shared}
-        status = run_logged(command, log, {**inherited, **job["variables"]})
+        status = run_logged(command, log, {**inherited, **job["variables"]}, PassedOn())
     if status == 0 and not Path(job["makes"]).exists():
         print(f"{job['makes']} is missing: the command made nothing.", file=sys.stderr)
         status = 1

@@ -19,9 +19,9 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_ssp.commands import trainer_paths
 from nnunet_ssp.preparation import quiet
-from nnunet_ssp.settings import override
+from nnunet_ssp.settings import as_word, override
 from nnunet_ssp.study.data import CONFIGURATION, Data, digest
-from nnunet_ssp.study.spec import SEED, Settings, Study, Value
+from nnunet_ssp.study.spec import SEED, Settings, Study
 
 Kind = Literal["pretrain", "finetune", "predict", "evaluate"]
 FINAL = "checkpoint_final.pth"
@@ -382,7 +382,7 @@ def _check_shared(study: Study) -> None:
 
 
 def _words(settings: Settings) -> str:
-    return " ".join(f"{name}={_setting(value)}" for name, value in sorted(settings.items()))
+    return " ".join(f"{name}={as_word(value)}" for name, value in sorted(settings.items()))
 
 
 def _settings_text(settings: Settings, trainer: Any, place: str) -> str:
@@ -393,12 +393,6 @@ def _settings_text(settings: Settings, trainer: Any, place: str) -> str:
     except ValueError as error:
         raise ValueError(f"{place}.settings: {error}") from None
     return text
-
-
-def _setting(value: Value) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)
 
 
 def _key(content: object) -> str:

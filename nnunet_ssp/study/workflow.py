@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +15,8 @@ from typing import TYPE_CHECKING
 from nnunet_ssp.cases import NNUNET_FOLDERS, write_json
 from nnunet_ssp.commands import TRAINERS_VARIABLE
 from nnunet_ssp.lock import locked
+from nnunet_ssp.signals import ENDS, SAVES, woken_by_signals
+from nnunet_ssp.study.job import SIGNALS
 from nnunet_ssp.study.record import read_record
 
 if TYPE_CHECKING:
@@ -100,9 +105,46 @@ def run_workflow(output: Path, jobs: int, profile: Path | None, more: Sequence[s
         os.environ.pop("SNAKEMAKE_PROFILE", None)
     before = Path.cwd()
     try:
-        main([*arguments, "--rerun-triggers=mtime", *more])
+        with passing_on_signals(output / SIGNALS) as received:
+            main([*arguments, "--rerun-triggers=mtime", *more])
     except SystemExit as end:
+        if received:
+            name = signal.Signals(received[0]).name
+            print(
+                f"{name}: the running commands were asked to save and to end; the same command goes on"
+            )
+            raise SystemExit(128 + received[0]) from None
         return end.code in (0, None)
     finally:
         os.chdir(before)
     return True
+
+
+@contextmanager
+def passing_on_signals(file: Path) -> Iterator[list[int]]:
+    """Write the signals that this process receives to a file for its jobs, which have process groups of their own.
+
+    Snakemake starts no new job after SIGTERM, and waits for those that run.
+
+    Yields:
+        Those that have come and ask to end.
+    """
+    received: list[int] = []
+
+    def pass_on(number: int) -> None:
+        if number in ENDS:
+            received.append(number)
+        elif number != SAVES:
+            return
+        with open(file, "a", encoding="ascii") as stream:
+            stream.write(f"{number}\n")
+
+    file.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        stack.callback(file.unlink, missing_ok=True)
+        if threading.current_thread() is threading.main_thread():
+            if SAVES is not None:
+                stack.callback(signal.signal, SAVES, signal.getsignal(SAVES))
+                signal.signal(SAVES, lambda *_: None)
+            stack.enter_context(woken_by_signals(pass_on))
+        yield received

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.study.command import PROFILES
+from nnunet_ssp.study.job import SIGNALS
 from nnunet_ssp.study.runs import Job, Kind
 from nnunet_ssp.study.workflow import WORKFLOW, unfinished, write_workflow
 from tests.holders import held
@@ -348,6 +350,29 @@ def test_a_command_that_outlives_its_study_is_waited_for(tmp_path):
     rest, _ = second.communicate(timeout=120)
     assert second.returncode == 0, said + rest
     assert counted(tmp_path) == ["pretrain:MIM/seed0"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals are those of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_of_a_study_reach_its_commands(tmp_path, number):
+    """A warning goes to the command; after an end it has saved, no other has begun, and all are gone."""
+    code = (
+        "import signal, sys; signal.signal(signal.SIGUSR1, lambda *_: open('warned', 'w').close()); "
+        "signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w').close(), sys.exit(143))); "
+        "open('begun', 'w').close(); [time.sleep(0.1) for _ in range(6000)]; "
+    )
+    jobs = small(pretraining=code, training=code)
+    write_workflow(jobs, tmp_path)
+    study = start(tmp_path)
+    wait_for(tmp_path / "begun")
+    study.send_signal(signal.SIGUSR1)
+    wait_for(tmp_path / "warned")
+    study.send_signal(number)
+    said, _ = study.communicate(timeout=120)
+    assert study.returncode == 128 + number, said
+    assert "the running commands were asked to save and to end; the same command goes on" in said
+    assert (tmp_path / "saved").is_file() and len(counted(tmp_path)) == 1
+    assert records(tmp_path) == set() and not (tmp_path / SIGNALS).exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="groups of processes are those of POSIX")

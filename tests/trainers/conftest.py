@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunet_ssp import pretraining
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation import prepare
@@ -136,6 +138,14 @@ class Runs:
 @pytest.fixture
 def runs(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     return Runs(monkeypatch)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time of an epoch this short."""
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda *_: None)
+    monkeypatch.setattr(pretraining, "plot_progress", lambda *_: None)
+    monkeypatch.setattr(pretraining, "plot_images", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

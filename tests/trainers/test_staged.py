@@ -31,12 +31,6 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Most of the time of an epoch this short."""
-    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda *_: None)
-
-
-@pytest.fixture
 def same_batches(monkeypatch):
     """Every step sees one batch: nnU-Net's order of the data does not survive an interruption."""
     kept: list[Any] = []
