@@ -14,10 +14,12 @@ Each entry of FOLDER is a subject, named after its file or folder; kinds may be 
     FOLDER/<subject>/...                            DICOM: any names, any order, any depth
     FOLDER/...                                      DICOM files directly in FOLDER: subjects by PatientID
 
-Of DICOM only the short-axis cine is converted; the summary says what was left out. --by-patient-id tells DICOM
-subjects apart by PatientID wherever their files lie, also when FOLDER is one patient with a folder for each
-series. PatientID becomes the subject's name only where there are several; no other header value leaves the input
-but manufacturer, model and field strength. Characters that a file name should not have become `-`.
+Of DICOM only the short-axis cine is converted; the summary says what was left out. Where it cannot be told from
+another cine, --series names it: a SeriesNumber, a SeriesInstanceUID, or a part of a folder's name, for all
+subjects that have such a series. --by-patient-id tells DICOM subjects apart by PatientID wherever their files
+lie, also when FOLDER is one patient with a folder for each series. PatientID becomes the subject's name only
+where there are several; no other header value leaves the input but manufacturer, model and field strength.
+Characters that a file name should not have become `-`.
 
 Masks (NIfTI, named after their image, or <subject>, and `_gt`) are beside the images, or in the folder --labels,
 there also in <subject>/:
@@ -70,6 +72,7 @@ LEFT_VENTRICLE = ("LVBP", "LV")
 # As M&Ms calls them, by the first word of DICOM's manufacturer ("GE MEDICAL SYSTEMS").
 VENDORS = {"SIEMENS": "Siemens", "PHILIPS": "Philips", "GE": "GE", "CANON": "Canon"}
 HINT = "Perhaps the folders are series of one patient: --by-patient-id."
+LONGEST_NAME = 200  # a file system's 255, less what conversion and nnU-Net add
 _NIFTI = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
 _MASK = re.compile(r"(?P<subject>.+?)(_sa)?(_frame(?P<frame>\d+))?_gt", re.IGNORECASE)
 _PHASE = re.compile(
@@ -88,6 +91,7 @@ class CineTask(Task):
     label_names: tuple[str, ...]
     notes: tuple[str, ...]  # on the subject's name and further files
     hint: str  # why it may be no stack
+    chosen: bool = False  # the user says that the images are the short axis
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +114,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="tell DICOM subjects apart by PatientID, wherever their files lie",
     )
+    parser.add_argument(
+        "--series",
+        metavar="NUMBER|UID|FOLDER",
+        nargs="+",
+        default=[],
+        help="the DICOM series to take as the short axis where a subject has them, by SeriesNumber, "
+        "SeriesInstanceUID or a part of their folder's name",
+    )
 
 
 def convert(
@@ -120,6 +132,7 @@ def convert(
     labels: str | Path | None = None,
     label_names: Sequence[str] = LABEL_NAMES,
     by_patient_id: bool = False,
+    series: Sequence[str] = (),
     **common: Unpack[Common],
 ) -> Path:
     """Convert own cine. The rest is as in `combined.convert_sources`: arguments, result and errors.
@@ -131,6 +144,7 @@ def convert(
         labels: Folder of the masks, if they are not beside the images.
         label_names: Names of the mask values 1, 2, ...; one called LVBP or LV gives the phases.
         by_patient_id: Tell DICOM subjects apart by PatientID, wherever their files lie.
+        series: The DICOM series to take where a subject has them, by number, UID or part of a folder's name.
         common: `test` lists names; by default there are none.
     """
     source = combined.open_source(
@@ -139,6 +153,7 @@ def convert(
         labels=labels,
         label_names=label_names,
         by_patient_id=by_patient_id,
+        series=series,
         workers=common.get("workers"),
     )
     values = {"background": 0} | {label: value for value, label in enumerate(label_names, 1)}
@@ -151,6 +166,7 @@ def convert(
             "labels": None if labels is None else str(Path(labels).resolve()),
             "label_names": list(label_names),
             "by_patient_id": by_patient_id,
+            **({"series": list(series)} if series else {}),
         },
         **common,
     )
@@ -164,6 +180,7 @@ def list_tasks(
     labels: str | Path | None = None,
     label_names: Sequence[str] = LABEL_NAMES,
     by_patient_id: bool = False,
+    series: Sequence[str] = (),
     workers: int | None = None,
 ) -> tuple[list[CineTask], dict[str, str]]:
     """Find the subjects, all of them for training.
@@ -173,6 +190,7 @@ def list_tasks(
         labels: Folder of the masks.
         label_names: Names of the mask values.
         by_patient_id: Whether PatientID tells DICOM subjects apart.
+        series: The DICOM series to take.
         workers: Number of processes for reading DICOM headers.
 
     Returns:
@@ -180,7 +198,7 @@ def list_tasks(
 
     Raises:
         FileNotFoundError: A folder does not exist, or there is nothing in it.
-        ValueError: The names of the labels are empty or not unique.
+        ValueError: The names of the labels are empty or not unique, or no subject has a series of `series`.
     """
     if not label_names or len({*label_names, "background"}) <= len(label_names):
         raise ValueError(f"`label_names` (={list(label_names)}) must be unique names of classes.")
@@ -192,7 +210,10 @@ def list_tasks(
         raise FileNotFoundError(
             f"{root}: must hold NIfTI files, DICOM files or a folder of each subject."
         )
+    if series:
+        found = _choose_series(found, series, number_of_workers(workers))
     masks = _find_masks(masks_in)
+    shared = _of_shared_patients(found, root)
     names = [_file_name(entry.name) for entry in found]
     tasks, refused = [], {}
     for subject, entry in zip(names, found, strict=True):
@@ -205,6 +226,11 @@ def list_tasks(
             refused[subject] = f"{root}: more than one subject is called {subject}."
         elif not subject:
             refused["?"] = f"{entry.place}: no name to call the subject by."
+        elif len(subject) > LONGEST_NAME:
+            refused[f"{subject[:40]}..."] = (
+                f"{entry.place}: the subject's name has {len(subject)} characters; {LONGEST_NAME} are the most "
+                "that the names of its files leave room for."
+            )
         elif not entry.images:
             refused[subject] = f"{entry.place}: {entry.note}"
         else:
@@ -218,7 +244,8 @@ def list_tasks(
                     place=entry.place,
                     label_names=tuple(label_names),
                     notes=tuple(notes),
-                    hint=HINT if entry.name == entry.place.name and entry.place != root else "",
+                    hint=HINT if entry.name in shared else "",
+                    chosen=entry.chosen,
                 )
             )
     for subject, files in masks.items():
@@ -239,13 +266,12 @@ class _Found:
     images: tuple[Path, ...]
     note: str = ""  # or, without images, why there are none
     by_id: bool = False  # the name is the PatientID
+    chosen: bool = False  # --series chose the images
 
 
 def _find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[_Found]:
     # Here, because every command would import pydicom.
-    from pydicom.misc import is_dicom
-
-    from nnunet_ssp.dicom import count_of, patient_id
+    from nnunet_ssp.dicom import count_of, is_dicom, patient_id
 
     found = []
     dicom: list[Path] = []  # whose subject only the header tells
@@ -288,6 +314,41 @@ def _find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> 
         _Found(patient, root, tuple(files), named, by_id=True)
         for patient, files in patients.items()
     ]
+
+
+def _choose_series(found: Sequence[_Found], series: Sequence[str], workers: int) -> list[_Found]:
+    from nnunet_ssp.dicom import count_of
+    from nnunet_ssp.series_choice import choose_series
+
+    files = {
+        (entry.place, entry.name): [file for file in entry.images if not _stem(file)]
+        for entry in found
+    }
+    chosen = choose_series(files, series, workers)
+    result = []
+    for entry in found:
+        mine = chosen.get((entry.place, entry.name))
+        if mine:
+            rest = count_of(len(entry.images) - len(mine), "file")
+            note = f"the series of --series, without {rest} of others"
+            note = f"{entry.note}; {note}" if entry.note else note
+            entry = replace(entry, images=tuple(mine), note=note, chosen=True)
+        result.append(entry)
+    return result
+
+
+def _of_shared_patients(found: Sequence[_Found], root: Path) -> set[str]:
+    """The subjects whose folder is DICOM of a patient that another folder has, too."""
+    from nnunet_ssp.dicom import patient_id
+
+    folders: dict[str, list[str]] = {}
+    for entry in found:
+        if entry.place.is_dir() and entry.place != root:
+            first = [file for file in entry.images[:5] if not _stem(file)]
+            patients = [patient for patient in map(patient_id, first) if patient is not None]
+            for patient in patients[:1]:
+                folders.setdefault(patient, []).append(entry.name)
+    return {name for names in folders.values() if len(names) > 1 for name in names}
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -386,7 +447,9 @@ def look(task: CineTask) -> Look:
     from nnunet_ssp.short_axis import choose_short_axis
 
     try:
-        choice = choose_short_axis(task.images, task.place, task.hint)
+        choice = choose_short_axis(
+            task.images, task.place, task.hint, chosen=task.chosen, masks=bool(task.masks)
+        )
     except ValueError as error:
         return replace(seen, refused=str(error))
     size = f"{count_of(len(choice.runs), 'slice')} x {count_of(choice.n_frames, 'frame')}"
@@ -418,13 +481,17 @@ def read_subject(task: CineTask) -> Cine:
         corrections += nifti.place.corrections
         notes += nifti.place.notes
     else:
-        stack = read_short_axis(task.images, task.place, task.hint)
+        stack = read_short_axis(
+            task.images, task.place, task.hint, chosen=task.chosen, masks=bool(task.masks)
+        )
         voxels = stack.voxels
         affine, _ = clean_affine(stack.affine, task.place)  # header texts are rounded
         vendor, scanner, field_strength = stack.vendor, stack.scanner, stack.field_strength
         patient, warnings = stack.patient, stack.warnings
         notes += stack.notes
         check_cine(voxels, task.images[0] if len(task.images) == 1 else task.place)
+    if voxels.shape[2] < 3 and not warnings:
+        warnings.append(f"only {voxels.shape[2]} slice" + "s" * (voxels.shape[2] != 1))
 
     masks, turned_masks = _read_masks(task, voxels, affine, nifti)
     corrections += turned_masks

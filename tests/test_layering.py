@@ -20,7 +20,8 @@ RANKS = (
     "losses masking schedules views settings cases phantom network distributed parallel features heads memory "
     "momentum squares freezing phases splits duplicates console commands nifti tables workbook geometry soundness "
     "foreign repeats grids stacks contents names nnunet_files checkpoints prepared consistency intact lock",
-    "methods.base slices transfer monitor probe conversion dicom short_axis plain_datasets drawing",
+    "methods.base slices transfer monitor probe conversion plain_datasets drawing "
+    "dicom_values dicom dicom_pixels acquisitions volumes short_axis series_choice",
     "methods",
     "augmentation training pretraining finetuning staged preparation folds leaks raw_checks fingerprints planes",
     "trainers dataset_conversion evaluation study",
