@@ -46,19 +46,26 @@ import numpy as np
 
 from nnunet_ssp.conversion import Cine, Common, Look, Task, look_at_headers, make_cases
 from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.dataset_conversion.cine_files import (
+    MASK,
+    find_images,
+    find_masks,
+    holds_one_slice,
+    keep_series,
+    stem_of,
+    with_shared_patients,
+)
 from nnunet_ssp.geometry import base_of_stack, clean_affine, same_grid
 from nnunet_ssp.grids import Array, corner_distance
 from nnunet_ssp.nifti import (
     as_cine,
     as_frame,
     check_cine,
-    has_packed_copy,
     integer_labels,
-    read_header,
     read_image,
     unpacked_copies,
 )
-from nnunet_ssp.parallel import number_of_workers, process
+from nnunet_ssp.parallel import number_of_workers
 from nnunet_ssp.phases import LABELS, label_phases
 from nnunet_ssp.stacks import Stack, look_at_stack, read_stack
 from nnunet_ssp.tables import check_is_folder
@@ -73,12 +80,6 @@ LEFT_VENTRICLE = ("LVBP", "LV")
 VENDORS = {"SIEMENS": "Siemens", "PHILIPS": "Philips", "GE": "GE", "CANON": "Canon"}
 HINT = "Perhaps the folders are series of one patient: --by-patient-id."
 LONGEST_NAME = 200  # a file system's 255, less what conversion and nnU-Net add
-_NIFTI = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
-_MASK = re.compile(r"(?P<subject>.+?)(_sa)?(_frame(?P<frame>\d+))?_gt", re.IGNORECASE)
-_PHASE = re.compile(
-    r"(?P<name>.+)_t(?P<ms>\d+)"
-)  # as dcm2niix names Philips' phases after the first
-MIN_PHASES = 3
 
 
 @dataclass(frozen=True)
@@ -205,15 +206,15 @@ def list_tasks(
     root, masks_in = Path(folder), Path(folder if labels is None else labels)
     for needed in (root, masks_in):
         check_is_folder(needed)
-    found = _find_images(root, masks_in, by_patient_id, number_of_workers(workers))
+    found = find_images(root, masks_in, by_patient_id, number_of_workers(workers))
     if not found:
         raise FileNotFoundError(
             f"{root}: must hold NIfTI files, DICOM files or a folder of each subject."
         )
     if series:
-        found = _choose_series(found, series, number_of_workers(workers))
-    masks = _find_masks(masks_in)
-    shared = _of_shared_patients(found, root)
+        found = keep_series(found, series, number_of_workers(workers))
+    masks = find_masks(masks_in)
+    shared = with_shared_patients(found, root)
     names = [_file_name(entry.name) for entry in found]
     tasks, refused = [], {}
     for subject, entry in zip(names, found, strict=True):
@@ -257,186 +258,17 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The images of a subject, before they are read."""
-
-    name: str
-    place: Path
-    images: tuple[Path, ...]
-    note: str = ""  # or, without images, why there are none
-    by_id: bool = False  # the name is the PatientID
-    chosen: bool = False  # --series chose the images
-
-
-def _find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[_Found]:
-    # Here, because every command would import pydicom.
-    from nnunet_ssp.dicom import count_of, is_dicom, patient_id
-
-    found = []
-    dicom: list[Path] = []  # whose subject only the header tells
-    for entry in sorted(root.iterdir()):
-        stem = _stem(entry)
-        if entry.name.startswith(".") or entry.resolve() == masks.resolve():
-            continue
-        if has_packed_copy(entry):
-            continue
-        if entry.is_dir():
-            files = _files_below(entry)
-            nifti = [file for file in files if _stem(file) and not _MASK.fullmatch(_stem(file))]
-            others = tuple(file for file in files if not _stem(file))
-            if nifti:
-                images, note = _choose_nifti(entry, nifti)
-                dropped = [file for file in others if is_dicom(file)] if images else []
-                if dropped:
-                    more = f"left out {count_of(len(dropped), 'DICOM file')}, the first {dropped[0].name}"
-                    note = f"{note}; {more}" if note else more
-                found.append(_Found(entry.name, entry, images, note))
-            elif by_patient_id:
-                dicom += others
-            elif others or not files:  # a folder of masks alone is no subject
-                note = "" if others else "no file in it."
-                found.append(_Found(entry.name, entry, others, note))
-        elif not stem:
-            dicom.append(entry)
-        elif not _MASK.fullmatch(stem):
-            found.append(_Found(stem.removesuffix("_sa"), entry, (entry,)))
-    patients: dict[str, list[Path]] = {}
-    ids = process(patient_id, dicom, workers, "Reading headers", "file")
-    for file, patient in zip(dicom, ids, strict=True):
-        if patient is not None:
-            patients.setdefault(patient, []).append(file)
-    if len(patients) == 1:
-        (files,) = patients.values()
-        return [*found, _Found(root.resolve().name, root, tuple(files))]
-    named = "named after its PatientID"
-    return found + [
-        _Found(patient, root, tuple(files), named, by_id=True)
-        for patient, files in patients.items()
-    ]
-
-
-def _choose_series(found: Sequence[_Found], series: Sequence[str], workers: int) -> list[_Found]:
-    from nnunet_ssp.dicom import count_of
-    from nnunet_ssp.series_choice import choose_series
-
-    files = {
-        (entry.place, entry.name): [file for file in entry.images if not _stem(file)]
-        for entry in found
-    }
-    chosen = choose_series(files, series, workers)
-    result = []
-    for entry in found:
-        mine = chosen.get((entry.place, entry.name))
-        if mine:
-            rest = count_of(len(entry.images) - len(mine), "file")
-            note = f"the series of --series, without {rest} of others"
-            note = f"{entry.note}; {note}" if entry.note else note
-            entry = replace(entry, images=tuple(mine), note=note, chosen=True)
-        result.append(entry)
-    return result
-
-
-def _of_shared_patients(found: Sequence[_Found], root: Path) -> set[str]:
-    """The subjects whose folder is DICOM of a patient that another folder has, too."""
-    from nnunet_ssp.dicom import patient_id
-
-    folders: dict[str, list[str]] = {}
-    for entry in found:
-        if entry.place.is_dir() and entry.place != root:
-            first = [file for file in entry.images[:5] if not _stem(file)]
-            patients = [patient for patient in map(patient_id, first) if patient is not None]
-            for patient in patients[:1]:
-                folders.setdefault(patient, []).append(entry.name)
-    return {name for names in folders.values() if len(names) > 1 for name in names}
-
-
-def _files_below(folder: Path) -> list[Path]:
-    files = (f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
-    return sorted(file for file in files if not has_packed_copy(file))
-
-
-def _stem(file: Path) -> str:
-    """The name of a NIfTI file without its ending; empty for any other file."""
-    match = _NIFTI.fullmatch(file.name)
-    return match["stem"] if match else ""
-
-
-def _choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...], str]:
-    """The files of one cine, frames in order of time; none, with the reason, if it is not clear."""
-    if phases := _philips_phases(files):
-        return phases, ""
-    names = (folder.name, f"{folder.name}_sa", "sa")
-    named = [file for file in files if _stem(file) in names]
-    if len(named) == 1:
-        others = [file.name for file in files if file != named[0]]
-        return (named[0],), f"left out {', '.join(others)}" if others else ""
-    if len(files) == 1:
-        return (files[0],), ""
-    paths = [file.relative_to(folder).as_posix() for file in files]
-    if len({re.sub(r"\d+", "#", path) for path in paths}) == 1:
-        numbers = np.array([[int(text) for text in re.findall(r"\d+", path)] for path in paths])
-        return tuple(files[index] for index in np.lexsort(numbers.T[::-1])), ""
-    if all(_holds_one_slice(file) for file in files):
-        return tuple(files), ""  # their geometry tells the order
-    return (), (
-        f"must hold one 4D file called {' or '.join(names)}, or 3D frames whose names differ "
-        f"only in numbers, not {paths[0]} and {paths[-1]}."
-    )
-
-
-def _philips_phases(files: Sequence[Path]) -> tuple[Path, ...]:
-    """The files NAME, NAME_t40, NAME_t80, ... in order of time; empty if they are none."""
-    times: dict[int, Path] = {}
-    names = set()
-    for file in files:
-        match = _PHASE.fullmatch(_stem(file))
-        if match and int(match["ms"]):
-            times[int(match["ms"])] = file
-            names.add((file.parent, match["name"]))
-        else:
-            times[0] = file
-    # Each time once, and one file without a time, of the others' name.
-    if len(times) < len(files) or len(files) <= MIN_PHASES or 0 not in times:
-        return ()
-    if names != {(times[0].parent, _stem(times[0]))}:
-        return ()
-    return tuple(file for _, file in sorted(times.items()))
-
-
-def _holds_one_slice(file: Path) -> bool:
-    """Whether a file holds several frames of one slice."""
-    try:
-        shape, _ = read_header(file)
-    except ValueError:
-        return False
-    return len(shape) > 3 and shape[:3].count(1) == 1 and max(shape[3:]) > 1
-
-
-def _find_masks(folder: Path) -> dict[str, list[Path]]:
-    """The masks of each subject: those in its folder, and those named after it."""
-    masks: dict[str, list[Path]] = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir():
-            for file in _files_below(entry):
-                if _MASK.fullmatch(_stem(file)):
-                    masks.setdefault(entry.name, []).append(file)
-        elif (match := _MASK.fullmatch(_stem(entry))) and not has_packed_copy(entry):
-            masks.setdefault(match["subject"], []).append(entry)
-    return masks
-
-
 # --- reading one subject ----------------------------------------------------------------------
 
 
 def look(task: CineTask) -> Look:
     """Look at the headers of one subject, of DICOM up to the choice of the stack."""
     first = task.images[0]
-    seen = look_at_headers(task, alike=not (_stem(first) and _holds_one_slice(first)))
+    seen = look_at_headers(task, alike=not (stem_of(first) and holds_one_slice(first)))
     seen.notes += task.notes
     if seen.refused:
         return seen
-    if _stem(task.images[0]):
+    if stem_of(task.images[0]):
         try:
             n_frames, place = look_at_stack(task.images)
         except ValueError as error:
@@ -475,7 +307,7 @@ def read_subject(task: CineTask) -> Cine:
     notes = list(task.notes)
     vendor = scanner = field_strength = patient = ""
     nifti: Stack | None = None
-    if _stem(task.images[0]):
+    if stem_of(task.images[0]):
         nifti = read_stack(task.images, task.place)
         voxels, affine = nifti.voxels, nifti.place.affine
         corrections += nifti.place.corrections
@@ -570,11 +402,11 @@ def _frame_of(file: Path, images: Sequence[Path], shape: Sequence[int]) -> int |
     """The time index of a mask of one frame; None for a mask of all."""
     if shape[3:] == (len(images),) and len(images) > 1:
         return None  # also where the first frame has the subject's name
-    stem = _stem(file)
-    stems = [f"{_stem(image)}_gt" for image in images]
+    stem = stem_of(file)
+    stems = [f"{stem_of(image)}_gt" for image in images]
     if len(images) > 1 and stem in stems:
         return stems.index(stem)
-    match = _MASK.fullmatch(stem)
+    match = MASK.fullmatch(stem)
     return int(match["frame"]) if match and match["frame"] else None
 
 

@@ -329,9 +329,9 @@ class _Header:
         self.datasets = datasets
         self.unread: dict[str, str] = {}  # by keyword, what cannot be read
 
-    def values(self, keyword: str) -> list[Any]:
+    def values(self, keyword: str) -> Iterator[Any]:
         found = (value_of(dataset, keyword) for dataset in self.datasets)
-        return [value for value in found if value is not None]
+        return (value for value in found if value is not None)
 
     def texts(self, keyword: str) -> list[str]:
         return next(([*filter(None, texts_of(value))] for value in self.values(keyword)), [])
@@ -341,13 +341,13 @@ class _Header:
         return next(filter(None, found), "")
 
     def numbers(self, keyword: str, count: int) -> tuple[float, ...]:
-        values = self.values(keyword)
-        for value in values:
+        wanted = "a number" if count == 1 else f"{count} numbers"
+        for value in self.values(keyword):
             if found := numbers_of(value, count):
+                self.unread.pop(keyword, None)
                 return found
-        if values and "".join(texts_of(values[0])):
-            wanted = "a number" if count == 1 else f"{count} numbers"
-            self.unread[keyword] = f"{keyword} (={shown(values[0])}) is not {wanted}"
+            if "".join(texts_of(value)):
+                self.unread.setdefault(keyword, f"{keyword} (={shown(value)}) is not {wanted}")
         return ()
 
     def number(self, *keywords: str) -> float | None:

@@ -10,11 +10,12 @@ import re
 import struct
 from collections.abc import Sequence
 from datetime import date
+from functools import cache
 from typing import Any
 
 import numpy as np
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag, Tag
 
 _AROUND = " \t\r\n\0[](){}<>'\""
 _NUMBER = re.compile(
@@ -25,10 +26,14 @@ _TIME = re.compile(r"(\d{2}):?(\d{2})?:?(\d{2})?([.,]\d+)?", re.ASCII)
 _DATE = re.compile(r"(\d{4})[-./:]?(\d{2})[-./:]?(\d{2})", re.ASCII)
 
 
+@cache
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
+
+
 def value_of(dataset: Dataset, keyword: str) -> Any:
     """Return the value of an element as pydicom converts it, or its bytes where that fails; None if absent or empty."""
-    tag = tag_for_keyword(keyword)
-    assert tag is not None
+    tag = _tag(keyword)
     if tag not in dataset:
         return None
     try:
