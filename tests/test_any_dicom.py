@@ -247,7 +247,7 @@ def possible(how: Storage) -> bool:
     return how.clock in ("trigger", "temporal", "dimension") or how.uids in ("stack", "slice")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
 @given(how=storages())
 def test_any_storage_is_the_same_cine(tmp_path_factory: pytest.TempPathFactory, how: Storage):
     if not possible(how):
