@@ -14,10 +14,12 @@ Each entry of FOLDER is a subject, named after its file or folder; kinds may be 
     FOLDER/<subject>/...                            DICOM: any names, any order, any depth
     FOLDER/...                                      DICOM files directly in FOLDER: subjects by PatientID
 
-Of DICOM only the short-axis cine is converted; the summary says what was left out. --by-patient-id tells DICOM
-subjects apart by PatientID wherever their files lie, also when FOLDER is one patient with a folder for each
-series. PatientID becomes the subject's name only where there are several; no other header value leaves the input
-but manufacturer, model and field strength. Characters that a file name should not have become `-`.
+Of DICOM only the short-axis cine is converted; the summary says what was left out. Where it cannot be told from
+another cine, --series names it: a SeriesNumber, a SeriesInstanceUID, or a part of a folder's name, for all
+subjects that have such a series. --by-patient-id tells DICOM subjects apart by PatientID wherever their files
+lie, also when FOLDER is one patient with a folder for each series. PatientID becomes the subject's name only
+where there are several; no other header value leaves the input but manufacturer, model and field strength.
+Characters that a file name should not have become `-`.
 
 Masks (NIfTI, named after their image, or <subject>, and `_gt`) are beside the images, or in the folder --labels,
 there also in <subject>/:
@@ -44,19 +46,26 @@ import numpy as np
 
 from nnunet_ssp.conversion import Cine, Common, Look, Task, look_at_headers, make_cases
 from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.dataset_conversion.cine_files import (
+    MASK,
+    find_images,
+    find_masks,
+    holds_one_slice,
+    keep_series,
+    stem_of,
+    with_shared_patients,
+)
 from nnunet_ssp.geometry import base_of_stack, clean_affine, same_grid
 from nnunet_ssp.grids import Array, corner_distance
 from nnunet_ssp.nifti import (
     as_cine,
     as_frame,
     check_cine,
-    has_packed_copy,
     integer_labels,
-    read_header,
     read_image,
     unpacked_copies,
 )
-from nnunet_ssp.parallel import number_of_workers, process
+from nnunet_ssp.parallel import number_of_workers
 from nnunet_ssp.phases import LABELS, label_phases
 from nnunet_ssp.stacks import Stack, look_at_stack, read_stack
 from nnunet_ssp.tables import check_is_folder
@@ -70,12 +79,7 @@ LEFT_VENTRICLE = ("LVBP", "LV")
 # As M&Ms calls them, by the first word of DICOM's manufacturer ("GE MEDICAL SYSTEMS").
 VENDORS = {"SIEMENS": "Siemens", "PHILIPS": "Philips", "GE": "GE", "CANON": "Canon"}
 HINT = "Perhaps the folders are series of one patient: --by-patient-id."
-_NIFTI = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
-_MASK = re.compile(r"(?P<subject>.+?)(_sa)?(_frame(?P<frame>\d+))?_gt", re.IGNORECASE)
-_PHASE = re.compile(
-    r"(?P<name>.+)_t(?P<ms>\d+)"
-)  # as dcm2niix names Philips' phases after the first
-MIN_PHASES = 3
+LONGEST_NAME = 200  # a file system's 255, less what conversion and nnU-Net add
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class CineTask(Task):
     label_names: tuple[str, ...]
     notes: tuple[str, ...]  # on the subject's name and further files
     hint: str  # why it may be no stack
+    chosen: bool = False  # the user says that the images are the short axis
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +115,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="tell DICOM subjects apart by PatientID, wherever their files lie",
     )
+    parser.add_argument(
+        "--series",
+        metavar="NUMBER|UID|FOLDER",
+        nargs="+",
+        default=[],
+        help="the DICOM series to take as the short axis where a subject has them, by SeriesNumber, "
+        "SeriesInstanceUID or a part of their folder's name",
+    )
 
 
 def convert(
@@ -120,6 +133,7 @@ def convert(
     labels: str | Path | None = None,
     label_names: Sequence[str] = LABEL_NAMES,
     by_patient_id: bool = False,
+    series: Sequence[str] = (),
     **common: Unpack[Common],
 ) -> Path:
     """Convert own cine. The rest is as in `combined.convert_sources`: arguments, result and errors.
@@ -131,6 +145,7 @@ def convert(
         labels: Folder of the masks, if they are not beside the images.
         label_names: Names of the mask values 1, 2, ...; one called LVBP or LV gives the phases.
         by_patient_id: Tell DICOM subjects apart by PatientID, wherever their files lie.
+        series: The DICOM series to take where a subject has them, by number, UID or part of a folder's name.
         common: `test` lists names; by default there are none.
     """
     source = combined.open_source(
@@ -139,6 +154,7 @@ def convert(
         labels=labels,
         label_names=label_names,
         by_patient_id=by_patient_id,
+        series=series,
         workers=common.get("workers"),
     )
     values = {"background": 0} | {label: value for value, label in enumerate(label_names, 1)}
@@ -151,6 +167,7 @@ def convert(
             "labels": None if labels is None else str(Path(labels).resolve()),
             "label_names": list(label_names),
             "by_patient_id": by_patient_id,
+            **({"series": list(series)} if series else {}),
         },
         **common,
     )
@@ -164,6 +181,7 @@ def list_tasks(
     labels: str | Path | None = None,
     label_names: Sequence[str] = LABEL_NAMES,
     by_patient_id: bool = False,
+    series: Sequence[str] = (),
     workers: int | None = None,
 ) -> tuple[list[CineTask], dict[str, str]]:
     """Find the subjects, all of them for training.
@@ -173,6 +191,7 @@ def list_tasks(
         labels: Folder of the masks.
         label_names: Names of the mask values.
         by_patient_id: Whether PatientID tells DICOM subjects apart.
+        series: The DICOM series to take.
         workers: Number of processes for reading DICOM headers.
 
     Returns:
@@ -180,19 +199,22 @@ def list_tasks(
 
     Raises:
         FileNotFoundError: A folder does not exist, or there is nothing in it.
-        ValueError: The names of the labels are empty or not unique.
+        ValueError: The names of the labels are empty or not unique, or no subject has a series of `series`.
     """
     if not label_names or len({*label_names, "background"}) <= len(label_names):
         raise ValueError(f"`label_names` (={list(label_names)}) must be unique names of classes.")
     root, masks_in = Path(folder), Path(folder if labels is None else labels)
     for needed in (root, masks_in):
         check_is_folder(needed)
-    found = _find_images(root, masks_in, by_patient_id, number_of_workers(workers))
+    found = find_images(root, masks_in, by_patient_id, number_of_workers(workers))
     if not found:
         raise FileNotFoundError(
             f"{root}: must hold NIfTI files, DICOM files or a folder of each subject."
         )
-    masks = _find_masks(masks_in)
+    if series:
+        found = keep_series(found, series, number_of_workers(workers))
+    masks = find_masks(masks_in)
+    shared = with_shared_patients(found, root)
     names = [_file_name(entry.name) for entry in found]
     tasks, refused = [], {}
     for subject, entry in zip(names, found, strict=True):
@@ -205,6 +227,11 @@ def list_tasks(
             refused[subject] = f"{root}: more than one subject is called {subject}."
         elif not subject:
             refused["?"] = f"{entry.place}: no name to call the subject by."
+        elif len(subject) > LONGEST_NAME:
+            refused[f"{subject[:40]}..."] = (
+                f"{entry.place}: the subject's name has {len(subject)} characters; {LONGEST_NAME} are the most "
+                "that the names of its files leave room for."
+            )
         elif not entry.images:
             refused[subject] = f"{entry.place}: {entry.note}"
         else:
@@ -218,7 +245,8 @@ def list_tasks(
                     place=entry.place,
                     label_names=tuple(label_names),
                     notes=tuple(notes),
-                    hint=HINT if entry.name == entry.place.name and entry.place != root else "",
+                    hint=HINT if entry.name in shared else "",
+                    chosen=entry.chosen,
                 )
             )
     for subject, files in masks.items():
@@ -230,152 +258,17 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The images of a subject, before they are read."""
-
-    name: str
-    place: Path
-    images: tuple[Path, ...]
-    note: str = ""  # or, without images, why there are none
-    by_id: bool = False  # the name is the PatientID
-
-
-def _find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[_Found]:
-    # Here, because every command would import pydicom.
-    from pydicom.misc import is_dicom
-
-    from nnunet_ssp.dicom import count_of, patient_id
-
-    found = []
-    dicom: list[Path] = []  # whose subject only the header tells
-    for entry in sorted(root.iterdir()):
-        stem = _stem(entry)
-        if entry.name.startswith(".") or entry.resolve() == masks.resolve():
-            continue
-        if has_packed_copy(entry):
-            continue
-        if entry.is_dir():
-            files = _files_below(entry)
-            nifti = [file for file in files if _stem(file) and not _MASK.fullmatch(_stem(file))]
-            others = tuple(file for file in files if not _stem(file))
-            if nifti:
-                images, note = _choose_nifti(entry, nifti)
-                dropped = [file for file in others if is_dicom(file)] if images else []
-                if dropped:
-                    more = f"left out {count_of(len(dropped), 'DICOM file')}, the first {dropped[0].name}"
-                    note = f"{note}; {more}" if note else more
-                found.append(_Found(entry.name, entry, images, note))
-            elif by_patient_id:
-                dicom += others
-            elif others or not files:  # a folder of masks alone is no subject
-                note = "" if others else "no file in it."
-                found.append(_Found(entry.name, entry, others, note))
-        elif not stem:
-            dicom.append(entry)
-        elif not _MASK.fullmatch(stem):
-            found.append(_Found(stem.removesuffix("_sa"), entry, (entry,)))
-    patients: dict[str, list[Path]] = {}
-    ids = process(patient_id, dicom, workers, "Reading headers", "file")
-    for file, patient in zip(dicom, ids, strict=True):
-        if patient is not None:
-            patients.setdefault(patient, []).append(file)
-    if len(patients) == 1:
-        (files,) = patients.values()
-        return [*found, _Found(root.resolve().name, root, tuple(files))]
-    named = "named after its PatientID"
-    return found + [
-        _Found(patient, root, tuple(files), named, by_id=True)
-        for patient, files in patients.items()
-    ]
-
-
-def _files_below(folder: Path) -> list[Path]:
-    files = (f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
-    return sorted(file for file in files if not has_packed_copy(file))
-
-
-def _stem(file: Path) -> str:
-    """The name of a NIfTI file without its ending; empty for any other file."""
-    match = _NIFTI.fullmatch(file.name)
-    return match["stem"] if match else ""
-
-
-def _choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...], str]:
-    """The files of one cine, frames in order of time; none, with the reason, if it is not clear."""
-    if phases := _philips_phases(files):
-        return phases, ""
-    names = (folder.name, f"{folder.name}_sa", "sa")
-    named = [file for file in files if _stem(file) in names]
-    if len(named) == 1:
-        others = [file.name for file in files if file != named[0]]
-        return (named[0],), f"left out {', '.join(others)}" if others else ""
-    if len(files) == 1:
-        return (files[0],), ""
-    paths = [file.relative_to(folder).as_posix() for file in files]
-    if len({re.sub(r"\d+", "#", path) for path in paths}) == 1:
-        numbers = np.array([[int(text) for text in re.findall(r"\d+", path)] for path in paths])
-        return tuple(files[index] for index in np.lexsort(numbers.T[::-1])), ""
-    if all(_holds_one_slice(file) for file in files):
-        return tuple(files), ""  # their geometry tells the order
-    return (), (
-        f"must hold one 4D file called {' or '.join(names)}, or 3D frames whose names differ "
-        f"only in numbers, not {paths[0]} and {paths[-1]}."
-    )
-
-
-def _philips_phases(files: Sequence[Path]) -> tuple[Path, ...]:
-    """The files NAME, NAME_t40, NAME_t80, ... in order of time; empty if they are none."""
-    times: dict[int, Path] = {}
-    names = set()
-    for file in files:
-        match = _PHASE.fullmatch(_stem(file))
-        if match and int(match["ms"]):
-            times[int(match["ms"])] = file
-            names.add((file.parent, match["name"]))
-        else:
-            times[0] = file
-    # Each time once, and one file without a time, of the others' name.
-    if len(times) < len(files) or len(files) <= MIN_PHASES or 0 not in times:
-        return ()
-    if names != {(times[0].parent, _stem(times[0]))}:
-        return ()
-    return tuple(file for _, file in sorted(times.items()))
-
-
-def _holds_one_slice(file: Path) -> bool:
-    """Whether a file holds several frames of one slice."""
-    try:
-        shape, _ = read_header(file)
-    except ValueError:
-        return False
-    return len(shape) > 3 and shape[:3].count(1) == 1 and max(shape[3:]) > 1
-
-
-def _find_masks(folder: Path) -> dict[str, list[Path]]:
-    """The masks of each subject: those in its folder, and those named after it."""
-    masks: dict[str, list[Path]] = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir():
-            for file in _files_below(entry):
-                if _MASK.fullmatch(_stem(file)):
-                    masks.setdefault(entry.name, []).append(file)
-        elif (match := _MASK.fullmatch(_stem(entry))) and not has_packed_copy(entry):
-            masks.setdefault(match["subject"], []).append(entry)
-    return masks
-
-
 # --- reading one subject ----------------------------------------------------------------------
 
 
 def look(task: CineTask) -> Look:
     """Look at the headers of one subject, of DICOM up to the choice of the stack."""
     first = task.images[0]
-    seen = look_at_headers(task, alike=not (_stem(first) and _holds_one_slice(first)))
+    seen = look_at_headers(task, alike=not (stem_of(first) and holds_one_slice(first)))
     seen.notes += task.notes
     if seen.refused:
         return seen
-    if _stem(task.images[0]):
+    if stem_of(task.images[0]):
         try:
             n_frames, place = look_at_stack(task.images)
         except ValueError as error:
@@ -386,7 +279,9 @@ def look(task: CineTask) -> Look:
     from nnunet_ssp.short_axis import choose_short_axis
 
     try:
-        choice = choose_short_axis(task.images, task.place, task.hint)
+        choice = choose_short_axis(
+            task.images, task.place, task.hint, chosen=task.chosen, masks=bool(task.masks)
+        )
     except ValueError as error:
         return replace(seen, refused=str(error))
     size = f"{count_of(len(choice.runs), 'slice')} x {count_of(choice.n_frames, 'frame')}"
@@ -412,19 +307,23 @@ def read_subject(task: CineTask) -> Cine:
     notes = list(task.notes)
     vendor = scanner = field_strength = patient = ""
     nifti: Stack | None = None
-    if _stem(task.images[0]):
+    if stem_of(task.images[0]):
         nifti = read_stack(task.images, task.place)
         voxels, affine = nifti.voxels, nifti.place.affine
         corrections += nifti.place.corrections
         notes += nifti.place.notes
     else:
-        stack = read_short_axis(task.images, task.place, task.hint)
+        stack = read_short_axis(
+            task.images, task.place, task.hint, chosen=task.chosen, masks=bool(task.masks)
+        )
         voxels = stack.voxels
         affine, _ = clean_affine(stack.affine, task.place)  # header texts are rounded
         vendor, scanner, field_strength = stack.vendor, stack.scanner, stack.field_strength
         patient, warnings = stack.patient, stack.warnings
         notes += stack.notes
         check_cine(voxels, task.images[0] if len(task.images) == 1 else task.place)
+    if voxels.shape[2] < 3 and not warnings:
+        warnings.append(f"only {voxels.shape[2]} slice" + "s" * (voxels.shape[2] != 1))
 
     masks, turned_masks = _read_masks(task, voxels, affine, nifti)
     corrections += turned_masks
@@ -503,11 +402,11 @@ def _frame_of(file: Path, images: Sequence[Path], shape: Sequence[int]) -> int |
     """The time index of a mask of one frame; None for a mask of all."""
     if shape[3:] == (len(images),) and len(images) > 1:
         return None  # also where the first frame has the subject's name
-    stem = _stem(file)
-    stems = [f"{_stem(image)}_gt" for image in images]
+    stem = stem_of(file)
+    stems = [f"{stem_of(image)}_gt" for image in images]
     if len(images) > 1 and stem in stems:
         return stems.index(stem)
-    match = _MASK.fullmatch(stem)
+    match = MASK.fullmatch(stem)
     return int(match["frame"]) if match and match["frame"] else None
 
 

@@ -1,15 +1,15 @@
 """The short-axis cine among the DICOM images of one subject.
 
-Only position, orientation and time decide, never a description. Images with the same orientation
-make a *plane*, those of a plane at the same distance a *slice*, and the images that one series has
-of a slice a *run*: one breath-hold, a cine if it has `MIN_FRAMES` frames. The short-axis stack is
-the largest set of cine runs on parallel, evenly spaced slices that cuts the heart across; the runs
-may be in one series (GE, Philips) or in a series for each slice (Siemens). Long-axis views,
-localisers, late enhancement, maps and phase images are thus left out, and the notes say so.
+Only position, orientation and time decide, never a description. A stack is the largest set of
+cine runs (see `acquisitions`) on parallel, evenly spaced slices; the runs may be in one series (GE,
+Philips) or in a series for each slice (Siemens). The short axis is the stack that cuts the usual
+heart across. Of an unusual heart it is the stack that the few-slice planes of the study, its long
+axes, are perpendicular to, or the only stack there is. Long-axis views, localisers, late
+enhancement, perfusion, maps and phase images are thus left out, and the notes say so.
 
 Nothing is interpolated. Of a slice that was acquired twice, the later run is taken; runs whose
-matrix, pixel spacing, sequence or number of frames is not the stack's are left out, and a stack
-with a gap is refused.
+matrix, pixel spacing or sequence is not the stack's are left out, and a stack with a gap is
+refused. Where slices lack frames, the most voxels that form whole volumes are kept.
 
 The only header values handed on are manufacturer, model and field strength, and a digest of PatientID.
 """
@@ -18,27 +18,44 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_ssp.dicom import NO_POSITION, Image, count_of, read_headers, read_pixels
-from nnunet_ssp.geometry import TOWARDS_APEX, base_of_stack
+from nnunet_ssp.acquisitions import (
+    MIN_FRAMES,
+    NO_ORDER,
+    Run,
+    find_runs,
+    kind_of,
+    named,
+    pools,
+    visit_of,
+    without_copies,
+)
+from nnunet_ssp.dicom import NO_POSITION, Image, count_of, read_headers
+from nnunet_ssp.dicom_pixels import read_pixels
+from nnunet_ssp.geometry import base_of_stack
 from nnunet_ssp.nifti import Array
+from nnunet_ssp.volumes import (
+    MIN_SLICES,
+    UNEVEN,
+    Stack,
+    affine_of,
+    angle_between,
+    angle_to_heart,
+    find_stacks,
+    gap_in,
+    places_of,
+)
 
-MIN_FRAMES = 10  # M&Ms and ACDC have 12 and more; maps and late enhancement fewer
-MIN_SLICES = 3
-PARALLEL = 2.0  # degrees; breath-holds of one stack are copies of one planned orientation
-SAME_SLICE = 0.5  # mm
-UNEVEN = 0.1  # of the spacing: by how much distances between slices may differ
 # Degrees from the anatomical axis of the heart to the slices' normal. Long-axis views have 90;
 # stacks along an axis of the body, as headers without true geometry have them, 55.
 ACROSS = 60.0
-
-_NO_ORDER = "frames without distinct times or numbers"
+USUAL = 45.0  # as `base_of_stack` has it
+FEW_SLICES = 3  # of a long-axis view
 
 
 @dataclass
@@ -63,7 +80,7 @@ class ShortAxis:
 class Choice:
     """The short-axis cine of one subject, found by the headers alone."""
 
-    runs: Sequence[_Run]  # one for each slice, in the order of Z
+    runs: Sequence[Run]  # one for each slice, in the order of Z
     patient: str  # like the following as in `ShortAxis`
     warnings: list[str]
     notes: list[str]
@@ -74,53 +91,29 @@ class Choice:
         return len(self.runs[0].images)
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """The frames of one slice in one breath-hold."""
-
-    images: tuple[Image, ...]  # in order of time
-    clock: str  # what that order is from
-    plane: int
-    slice: int  # within its plane, in the direction of the normal
-
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """What the runs of one stack have in common."""
-        first = self.images[0]
-        spacing = tuple(round(value, 3) for value in first.spacing)
-        return (*first.shape, spacing, first.sequence, len(self.images))
-
-    @property
-    def acquired(self) -> tuple[str, int, float]:
-        """Sorts runs by the time at which they were acquired, as far as the headers tell."""
-        first = self.images[0]
-        series = first.series[1]
-        return (
-            max(image.acquired for image in self.images),
-            int(series) if series.isdecimal() else 0,
-            max(image.number or 0 for image in self.images),
-        )
-
-
-def read_short_axis(files: Sequence[Path], where: Path, hint: str = "") -> ShortAxis:
+def read_short_axis(
+    files: Sequence[Path], where: Path, hint: str = "", *, chosen: bool = False, masks: bool = False
+) -> ShortAxis:
     """Read the short-axis cine of one subject.
 
     Args:
         files: All files of the subject, DICOM or not.
         where: The subject's folder, for messages.
         hint: What to add to the message where all images are of one series, and it is no stack.
+        chosen: The user says that the files are the short axis: what is unusual is a warning.
+        masks: There are masks, whose names count the frames.
 
     Raises:
         ValueError: There is no short-axis cine or an incomplete one, the images are those of
             several patients, or a file is damaged. Names the file or folder and the rule.
     """
-    choice = choose_short_axis(files, where, hint)
+    choice = choose_short_axis(files, where, hint, chosen=chosen, masks=masks)
     pixels = read_pixels(image for run in choice.runs for image in run.images)
     slices = [np.stack([pixels[image].T for image in run.images], axis=-1) for run in choice.runs]
     scanner = choice.runs[0].images[0].scanner
     return ShortAxis(
         np.stack(slices, axis=2),
-        _affine(choice.runs),
+        affine_of(choice.runs),
         *scanner,
         choice.patient,
         choice.warnings,
@@ -128,8 +121,10 @@ def read_short_axis(files: Sequence[Path], where: Path, hint: str = "") -> Short
     )
 
 
-def choose_short_axis(files: Sequence[Path], where: Path, hint: str = "") -> Choice:
-    """Find the short-axis cine of one subject without reading pixels.
+def choose_short_axis(
+    files: Sequence[Path], where: Path, hint: str = "", *, chosen: bool = False, masks: bool = False
+) -> Choice:
+    """Find the short-axis cine of one subject; pixels are read only of images that may be copies.
 
     Arguments and errors are those of `read_short_axis`, except that damaged pixels go unseen.
     """
@@ -141,17 +136,38 @@ def choose_short_axis(files: Sequence[Path], where: Path, hint: str = "") -> Cho
         raise ValueError(
             f"{where}: must hold the images of one patient, not of {len(patients)} (PatientID)."
         )
-    runs = _find_runs([image for image in images if not image.problem])
-    stack = _choose_stack(runs)
+    images, copies = without_copies(images)
+    notes += copies
+    usable = [image for image in images if not image.problem]
+    found, rivals = _choose(usable, alone=not hint, chosen=chosen)
+    stack = found.runs if found else []
+    runs = _all_runs(usable, found)
     lost = _lost_slices(runs, stack)
-    notes += _left_out(images, [run for run in runs if run not in lost.values()], stack)
-    warnings = _name_lost(lost, stack)
-    if fault := _fault(stack, images, runs):
-        if stack or len({image.series for image in images}) > 1:
+    if not rivals:
+        others = [run for run in runs if run not in lost.values()]
+        notes += _left_out(images, others, stack, chosen)
+    warnings = [*(found.warnings if found else []), *_name_lost(lost, stack)]
+    if fault := (found.fault if found else rivals) or _fault(stack, images, runs):
+        if stack or rivals or len({image.series for image in images}) > 1:
             hint = ""
         raise ValueError(f"{where}: {fault}{_listed(warnings + notes)}{hint and ' ' + hint}")
-    notes += _doubts(stack)
-    return Choice(stack, _digest(*patients), warnings, notes)
+    if masks and found and found.renumbered:
+        raise ValueError(
+            f"{where}: {'; '.join(warnings)}. Frames are numbered anew without them, so that the masks' "
+            "numbers no longer hold: add the missing files, or leave out the masks."
+        )
+    return Choice(stack, _digest(*patients), warnings + _concerns(stack), notes + _doubts(stack))
+
+
+def _all_runs(images: Sequence[Image], found: Stack | None) -> list[Run]:
+    """The runs of the stack's visit, and those of all other images."""
+    runs = list(found.visit) if found else []
+    covered = {image for run in runs for image in run.images} | (found.lost if found else set())
+    for cell in pools(images):
+        rest = [image for image in cell if image not in covered]
+        covered.update(rest)
+        runs += find_runs(rest)
+    return runs
 
 
 def _digest(patient: str = "") -> str:
@@ -159,147 +175,98 @@ def _digest(patient: str = "") -> str:
     return hashlib.blake2b(patient.encode(), digest_size=5).hexdigest() if patient else ""
 
 
-# --- runs -------------------------------------------------------------------------------------
-
-
-def _find_runs(images: Iterable[Image]) -> list[_Run]:
-    planes: list[list[Image]] = []
-    for image in images:
-        for plane in planes:
-            if plane[0].study == image.study and _parallel(plane[0], image):
-                plane.append(image)
-                break
-        else:
-            planes.append([image])
-    return [run for number, plane in enumerate(planes) for run in _runs_of_plane(plane, number)]
-
-
-def _parallel(image: Image, other: Image) -> bool:
-    if image.directions == other.directions:
-        return True
-    cosines = (image.axes[:2] * other.axes[:2]).sum(axis=1)
-    return bool((cosines > np.cos(np.radians(PARALLEL))).all())
-
-
-def _runs_of_plane(images: Iterable[Image], plane: int) -> Iterator[_Run]:
-    # Distances along one normal: along each image's own, within 2 degrees, they differ by mm.
-    images = list(images)
-    normal = images[0].axes[2]
-    places = {image: float(normal @ image.position) for image in images}
-    images.sort(key=lambda image: places[image])
-    slices = [[images[0]]]
-    for before, image in pairwise(images):
-        if places[image] - places[before] > SAME_SLICE:
-            slices.append([])
-        slices[-1].append(image)
-    for number, members in enumerate(slices):
-        series: dict[tuple[object, ...], list[Image]] = {}
-        for image in members:
-            key = (image.series, image.shape, image.spacing, image.sequence)
-            series.setdefault(key, []).append(image)
-        for members_of_series in series.values():
-            clock, repeats = _in_time(members_of_series)
-            for repeat in repeats:
-                yield _Run(tuple(repeat), clock, plane, number)
-
-
-def _in_time(images: Sequence[Image]) -> tuple[str, list[list[Image]]]:
-    """Order the images of one slice in one series by time.
-
-    Returns:
-        What the order is from, empty if there is none, and the images; apart, in order of
-        acquisition, those of two breath-holds in one series, where trigger times occur twice. A
-        single time that occurs twice is no breath-hold, but a wrong time.
-    """
-    for clock in ("trigger", "acquired", "number"):
-        times = [getattr(image, clock) for image in images]
-        if None in times or "" in times:
-            continue
-        if len(set(times)) == len(times):
-            return clock, [sorted(images, key=lambda image: getattr(image, clock))]
-        if clock == "trigger" and len(set(times)) >= MIN_FRAMES:
-            repeats: list[list[Image]] = []
-            occurred: Counter[float | None] = Counter()
-            for image in sorted(images, key=lambda image: (image.acquired, image.number or 0)):
-                repeat = occurred[image.trigger]
-                occurred[image.trigger] += 1
-                if repeat == len(repeats):
-                    repeats.append([])
-                repeats[repeat].append(image)
-            lengths = {len(repeat) for repeat in repeats}
-            if len(lengths) == 1 or min(lengths) >= MIN_FRAMES:
-                return clock, [sorted(repeat, key=lambda i: i.trigger or 0) for repeat in repeats]
-    return "", [list(images)]
-
-
 # --- the stack --------------------------------------------------------------------------------
 
 
-def _choose_stack(runs: Iterable[_Run]) -> list[_Run]:
-    """The short-axis stack, a run for each slice in the direction of the normal; empty if there is none."""
-    groups: dict[tuple[object, ...], list[_Run]] = {}
-    for run in runs:
-        if run.clock and len(run.images) >= MIN_FRAMES and _angle_to_heart(run) <= ACROSS:
-            groups.setdefault((run.plane, run.kind), []).append(run)
-    stacks = [stack for group in groups.values() if len(stack := _assemble(group)) >= MIN_SLICES]
+def _choose(images: Sequence[Image], *, alone: bool, chosen: bool) -> tuple[Stack | None, str]:
+    """The short-axis stack; without one, why two candidates cannot be told apart, or nothing.
 
-    def preference(stack: Sequence[_Run]) -> tuple[object, ...]:
-        known = base_of_stack(_affine(stack)) != "unknown"
-        return known, len(stack), max(run.acquired for run in stack)
-
-    return max(stacks, default=[], key=preference)
-
-
-def _angle_to_heart(run: _Run) -> float:
-    """Degrees between the normal, of either sign, and the axis of the heart."""
-    normal = run.images[0].axes[2] * _LPS_TO_RAS
-    return float(np.degrees(np.arccos(min(abs(normal @ TOWARDS_APEX), 1.0))))
-
-
-def _assemble(group: Sequence[_Run]) -> list[_Run]:
-    """A stack from the runs of a kind in a plane: of each slice the run acquired last.
-
-    Where slices were repeated at places in between, all runs together are uneven. Then a series
-    that alone reaches as far is the stack, the larger or later one.
+    Args:
+        images: Without a problem.
+        alone: No other folder is of the same patient.
+        chosen: The user says that this is the short axis.
     """
-    stack = _last_runs(group)
-    if not _gap(stack):
-        return stack
-    by_series: dict[tuple[str, str], list[_Run]] = {}
-    for run in group:
-        by_series.setdefault(run.images[0].series, []).append(run)
-    alone = [_last_runs(runs) for runs in by_series.values() if len(runs) >= MIN_SLICES]
-    even = [
-        runs
-        for runs in alone
-        if not _gap(runs) and _places(stack)[-1] <= _places(runs)[-1] * len(runs) / (len(runs) - 1)
-    ]
-    return max(even, default=stack, key=lambda runs: (len(runs), max(r.acquired for r in runs)))
+    stacks, planes = find_stacks(images, chosen)
+    large = [stack for stack in stacks if len(stack.runs) >= MIN_SLICES]
+    if chosen:
+        return max(stacks, default=None, key=lambda s: (s.voxels, s.acquired)), ""
+    across = [stack for stack in large if stack.angle <= ACROSS]
+    unusual = [stack for stack in large if stack.angle > ACROSS]
+    if across:
+        best = max(across, key=lambda s: (_known(s), len(s.runs), not s.lost, s.acquired))
+        better = [stack for stack in unusual if _outweighs(stack, best, planes)]
+        return max(better, default=best, key=lambda s: _evidence(s, planes)), ""
+    few = [stack for stack in stacks if stack not in large and stack.angle <= USUAL]
+    few = [stack for stack in few if _evidence(stack, planes)[1] == 0]
+    if unusual:
+        return _tell_apart(unusual, few, planes)
+    # A single slice may be one of a stack whose others are in other folders.
+    few = [stack for stack in few if len(stack.runs) > 1 or alone or len(planes) > 1]
+    few.sort(key=lambda stack: (len(stack.runs), stack.acquired), reverse=True)
+    if len(few) > 1 and len(few[0].runs) == len(few[1].runs) and not _same_plane(*few[:2]):
+        return None, _not_told_apart(*few[:2])
+    return (few[0], "") if few else (None, "")
 
 
-def _last_runs(runs: Iterable[_Run]) -> list[_Run]:
-    last = {run.slice: run for run in sorted(runs, key=lambda run: run.acquired)}
-    return [last[number] for number in sorted(last)]
+def _known(stack: Stack) -> bool:
+    return stack.angle <= USUAL
 
 
-def _places(stack: Sequence[_Run]) -> Array:
-    """Distances along the first slice's normal, in mm, relative to the first slice."""
-    first = stack[0].images[0]
-    positions = np.array([run.images[0].position for run in stack])
-    return (positions - first.position) @ first.axes[2]
+def _evidence(stack: Stack, planes: Iterable[Sequence[Run]]) -> tuple[int, int]:
+    """How many planes of few slices are perpendicular to a stack, as long axes are, and how many are oblique to it."""
+    perpendicular = oblique = 0
+    for plane in planes:
+        n_slices = len({run.slice for run in plane})
+        angle = angle_between(stack.runs[0], plane[0])
+        if angle <= 15 or n_slices > min(FEW_SLICES, max(len(stack.runs) - 1, 2)):
+            continue
+        perpendicular += angle >= ACROSS
+        oblique += angle < 50
+    return perpendicular, oblique
 
 
-def _gap(stack: Sequence[_Run]) -> int:
-    """The first slice, counted from 1, whose distance to the one before is unlike the others."""
-    distances = np.diff(_places(stack))
-    if not distances.size:
-        return 0
-    usual = np.median(distances)
-    uneven = np.flatnonzero(np.abs(distances - usual) > UNEVEN * usual)
-    return int(uneven[0]) + 1 if uneven.size else 0
+def _outweighs(stack: Stack, best: Stack, planes: Sequence[Sequence[Run]]) -> bool:
+    """Whether the other planes say that an unusual stack, not the best of the usual ones, is the short axis."""
+    mine, its = _evidence(stack, planes), _evidence(best, planes)
+    if _known(best) and (its[0] or not its[1] or len(stack.runs) < len(best.runs)):
+        return False
+    return mine[0] >= 2 and mine[1] == 0 and mine[0] > its[0]
 
 
-def _fault(stack: Sequence[_Run], images: Iterable[Image], runs: Iterable[_Run]) -> str:
+def _tell_apart(
+    unusual: Sequence[Stack], few: Sequence[Stack], planes: Sequence[Sequence[Run]]
+) -> tuple[Stack | None, str]:
+    """Among stacks none of which lies across the usual heart."""
+
+    def weight(stack: Stack) -> tuple[object, ...]:
+        perpendicular, oblique = _evidence(stack, planes)
+        return perpendicular - oblique, len(stack.runs), not stack.lost, stack.acquired
+
+    best = max(unusual, key=weight)
+    perpendicular, oblique = _evidence(best, planes)
+    for stack in unusual:
+        if _same_plane(best, stack):
+            continue
+        its = _evidence(stack, planes)
+        if perpendicular - oblique <= its[0] - its[1] and len(best.runs) < 2 * len(stack.runs):
+            return None, _not_told_apart(best, stack)
+    if few and perpendicular < 2:
+        return None, _not_told_apart(best, few[0])
+    return best, ""
+
+
+def _same_plane(stack: Stack, other: Stack) -> bool:
+    return angle_between(stack.runs[0], other.runs[0]) < 15
+
+
+def _not_told_apart(stack: Stack, other: Stack) -> str:
+    return (
+        f"two cines may be the short axis: ({stack.name}) and ({other.name}). Choose with --series "
+        "and the series number, the SeriesInstanceUID or a part of the folder's name."
+    )
+
+
+def _fault(stack: Sequence[Run], images: Iterable[Image], runs: Sequence[Run]) -> str:
     """Why a stack cannot be converted, or empty."""
     if not stack:
         return (
@@ -308,13 +275,22 @@ def _fault(stack: Sequence[_Run], images: Iterable[Image], runs: Iterable[_Run])
         )
     series = {image.series for run in stack for image in run.images}
     for image in images:
-        if image.series in series and image.problem == NO_POSITION:
-            return f"{image.file} has no slice position, but others of its series have."
-    gap = _gap(stack)
+        if image.series in series and image.faulty:
+            if image.problem == NO_POSITION:
+                return f"{image.file} has no slice position, but others of its series have."
+            return f"{image.file}: {image.problem}, unlike others of its series."
+    if pair := _conflict(stack, runs):
+        return (
+            f"{named(pair[0])} and {named(pair[1])} show the same slice and phase with different "
+            "pixels, and nothing tells which is later; remove one."
+        )
+    if len(stack) == 1 and not stack[0].images[0].thickness:
+        return f"{stack[0].images[0].file}: no SliceThickness, which a single slice needs."
+    gap = gap_in(stack)
     if not gap:
         return ""
     before, after = stack[gap - 1], stack[gap]
-    distances = np.diff(_places(stack))
+    distances = np.diff(places_of(stack))
     text = (
         f"the slices must be evenly spaced, {np.median(distances):.1f} mm as most of the "
         f"{len(stack)} are, but slices {gap} and {gap + 1} are {distances[gap - 1]:.1f} mm apart."
@@ -325,11 +301,32 @@ def _fault(stack: Sequence[_Run], images: Iterable[Image], runs: Iterable[_Run])
     return text
 
 
-def _difference(run: _Run, stacked: _Run) -> str:
+def _conflict(stack: Sequence[Run], runs: Iterable[Run]) -> tuple[Image, Image] | None:
+    """Two images of the same slice and phase of which neither is the later one."""
+    stacked = {run.slice: run for run in stack}
+    for run in runs:
+        if run.plane != stack[0].plane or kind_of(run.images[0]) != kind_of(stack[0].images[0]):
+            continue
+        if run.conflict:
+            return run.conflict
+        rival = stacked.get(run.slice)
+        if rival and rival is not run and run.kind == rival.kind and _at_one_time(run, rival):
+            return rival.images[0], run.images[0]
+    return None
+
+
+def _at_one_time(run: Run, other: Run) -> bool:
+    """Whether neither the time nor the series tells which of two runs is the later one."""
+    if run.images[0].series == other.images[0].series:
+        return run.acquired == other.acquired
+    return run.acquired[:2] == other.acquired[:2]
+
+
+def _difference(run: Run, stacked: Run) -> str:
     """In what a run differs from those of the stack; empty if it is of their kind."""
     mine, others = run.images[0], stacked.images[0]
     if not run.clock:
-        return _NO_ORDER
+        return NO_ORDER
     if mine.shape != others.shape:
         return "matrix {} x {}, not {} x {}".format(*mine.shape, *others.shape)
     if len(run.images) != len(stacked.images):
@@ -339,38 +336,50 @@ def _difference(run: _Run, stacked: _Run) -> str:
     return ""
 
 
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
-
-
-def _affine(stack: Sequence[_Run]) -> Array:
-    first = stack[0].images[0]
-    between_rows, between_columns = first.spacing
-    between_slices = _places(stack)[-1] / (len(stack) - 1)
-    affine = np.eye(4)
-    affine[:3, :3] = first.axes.T * [between_columns, between_rows, between_slices]
-    affine[:3, 3] = first.position
-    affine[:3] *= _LPS_TO_RAS[:, None]
-    return affine
-
-
 _CLOCK_NOTES = {
-    "acquired": "frames in the order of AcquisitionTime: there are no distinct TriggerTimes",
+    "temporal": "frames in the order of their temporal position: there are no distinct TriggerTimes",
+    "when": "frames in the order of AcquisitionTime: there are no distinct TriggerTimes",
     "number": "frames in the order of InstanceNumber: there are no distinct TriggerTimes or AcquisitionTimes",
+    "content": "frames in the order of ContentTime: there are no distinct TriggerTimes, AcquisitionTimes or "
+    "InstanceNumbers",
 }
 
 
-def _doubts(stack: Sequence[_Run]) -> list[str]:
+def _concerns(stack: Sequence[Run]) -> list[str]:
+    """What makes it doubtful that a stack can be used as the short-axis cine."""
+    concerns = []
+    if len(stack) < MIN_SLICES:
+        concerns.append(f"only {count_of(len(stack), 'slice')}")
+    if seconds := max(run.beats_apart for run in stack):
+        concerns.append(
+            f"frames {seconds:.1f} s apart: perfusion, or another series that is no cine"
+        )
+    return concerns
+
+
+def _doubts(stack: Sequence[Run]) -> list[str]:
     """What the user should know about the stack."""
     clocks = {run.clock for run in stack}
     notes = [note for clock, note in _CLOCK_NOTES.items() if clock in clocks]
+    images = [image for run in stack for image in run.images]
+    if any(image.inverted for image in images):
+        notes.append("MONOCHROME1, of which large values are dark, brought to MONOCHROME2")
+    for what, uids in (
+        ("StudyInstanceUIDs", {image.study for image in images}),
+        ("days", {image.day for image in images}),
+    ):
+        if len(uids) > 1:
+            notes.append(
+                f"images of {len(uids)} {what} that complete each other, taken as one stack"
+            )
     first = stack[0].images[0]
     offsets = np.array([run.images[0].position for run in stack]) - first.position
     shift = np.abs(offsets @ first.axes[:2].T).max()
     if shift > max(first.spacing):
         notes.append(f"slices shifted against each other by up to {shift:.0f} mm in their plane")
-    if base_of_stack(_affine(stack)) == "unknown":
+    if base_of_stack(affine_of(stack)) == "unknown":
         notes.append(
-            f"the slices' normal is {_angle_to_heart(stack[0]):.0f} degrees off the usual axis of the heart: "
+            f"the slices' normal is {angle_to_heart(stack[0]):.0f} degrees off the usual axis of the heart: "
             "make sure that this is the short axis"
         )
     return notes
@@ -379,16 +388,16 @@ def _doubts(stack: Sequence[_Run]) -> list[str]:
 # --- what is left out -------------------------------------------------------------------------
 
 
-def _lost_slices(runs: Iterable[_Run], stack: Sequence[_Run]) -> dict[int, _Run]:
+def _lost_slices(runs: Iterable[Run], stack: Sequence[Run]) -> dict[int, Run]:
     """The slices beyond the ends of the stack that only their number of frames keeps out of it.
 
     Returns:
         The run of each, by how many slices it is after the first of the stack.
     """
-    if not stack:
+    if len(stack) < 2:
         return {}
     first, n_frames = stack[0].images[0], len(stack[0].images)
-    spacing = _places(stack)[-1] / (len(stack) - 1)
+    spacing = places_of(stack)[-1] / (len(stack) - 1)
     lost = {}
     for run in sorted(runs, key=lambda run: run.acquired):
         like_stack = run.plane == stack[0].plane and run.kind[:-1] == stack[0].kind[:-1]
@@ -403,7 +412,7 @@ def _lost_slices(runs: Iterable[_Run], stack: Sequence[_Run]) -> dict[int, _Run]
     return lost
 
 
-def _name_lost(lost: Mapping[int, _Run], stack: Sequence[_Run]) -> list[str]:
+def _name_lost(lost: Mapping[int, Run], stack: Sequence[Run]) -> list[str]:
     """The warning about lost slices; they are counted from 1, with those of the stack."""
     if not lost:
         return []
@@ -419,14 +428,16 @@ def _name_lost(lost: Mapping[int, _Run], stack: Sequence[_Run]) -> list[str]:
     return [f"{len(lost)} of {len(lost) + len(stack)} slices left out ({names}): {why}"]
 
 
-def _left_out(images: Iterable[Image], runs: Iterable[_Run], stack: Sequence[_Run]) -> list[str]:
+def _left_out(
+    images: Iterable[Image], runs: Iterable[Run], stack: Sequence[Run], chosen: bool
+) -> list[str]:
     """One line on each kind of series that is not in the stack, and on slices acquired again."""
     repeated = 0
     unused: dict[tuple[str, tuple[str, str]], list[int]] = {}  # frames of each run
     for run in runs:
         if run in stack:
             continue
-        why = _why_left_out(run, stack)
+        why = _why_left_out(run, stack, chosen)
         if why:
             unused.setdefault((why, run.images[0].series), []).append(len(run.images))
         else:
@@ -445,18 +456,24 @@ def _left_out(images: Iterable[Image], runs: Iterable[_Run], stack: Sequence[_Ru
     return notes
 
 
-def _why_left_out(run: _Run, stack: Sequence[_Run]) -> str:
+def _why_left_out(run: Run, stack: Sequence[Run], chosen: bool) -> str:
     """The reason; empty for a repeated run of a slice of the stack."""
     if len(run.images) < MIN_FRAMES:
         return f"fewer than {MIN_FRAMES} frames"
+    if run.conflict:
+        return "two images of one slice and phase"
     if not run.clock:
-        return _NO_ORDER
-    if _angle_to_heart(run) > ACROSS:
+        return NO_ORDER
+    if run.beats_apart and not chosen:
+        return f"frames {run.beats_apart:.1f} s apart, as in perfusion: no cine"
+    if (angle_between(run, stack[0]) if stack else angle_to_heart(run)) > ACROSS:
         return "long axis"
     if not stack:
         return "too few slices"
-    if run.images[0].study != stack[0].images[0].study:
-        return "another study"
+    visits = {visit_of(image) for stacked in stack for image in stacked.images}
+    if not visits & {visit_of(image) for image in run.images}:
+        studies = {study for study, _ in visits}
+        return "another day" if run.images[0].study in studies else "another study"
     if run.plane != stack[0].plane:
         return "another plane"
     if difference := _difference(run, stack[0]):

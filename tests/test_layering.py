@@ -21,7 +21,8 @@ RANKS = (
     "momentum squares freezing phases splits duplicates console commands nifti tables workbook geometry soundness "
     "foreign repeats grids stacks contents names nnunet_files checkpoints prepared consistency intact lock finite "
     "interruption signals",
-    "methods.base slices transfer monitor probe conversion dicom short_axis plain_datasets drawing",
+    "methods.base slices transfer monitor probe conversion dicom short_axis plain_datasets drawing dicom_values "
+    "dicom_pixels acquisitions volumes series_choice",
     "methods",
     "augmentation training pretraining finetuning staged preparation folds leaks raw_checks fingerprints planes",
     "trainers dataset_conversion evaluation study",

@@ -115,7 +115,7 @@ def test_other_views_are_left_out_by_geometry(tmp_path: Path):
 
 def test_without_a_short_axis_the_series_are_listed(tmp_path: Path):
     series(tmp_path, [0], directions=FOUR_CHAMBER)
-    series(tmp_path, [0, 1], uid="1.5", number=5)
+    series(tmp_path, [0, 1], directions=(1, 0, 0, 0, 1, 0), uid="1.5", number=5)
     with pytest.raises(
         ValueError,
         match=rf"{tmp_path.name}: no short-axis cine, which has 3 or more parallel slices of 10 or .*"
@@ -207,46 +207,100 @@ def test_tagging_at_the_same_places_is_no_repetition(tmp_path: Path):
 # --- what makes a stack incomplete ------------------------------------------------------------
 
 
-def test_a_missing_frame_within_the_stack_is_refused(tmp_path: Path):
+def remove(folder: Path, frames: int, missing: dict[int, set[int]]) -> None:
+    """Remove frames of slices, both counted from 0."""
+    for file in list(folder.iterdir()):
+        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, frames)
+        if t in missing.get(z, ()):
+            file.unlink()
+
+
+def test_too_few_frames_within_the_stack_are_refused(tmp_path: Path):
     series(tmp_path, range(5), frames=FRAMES + 1)
-    files = [f for f in tmp_path.iterdir() if pydicom.dcmread(f).InstanceNumber == 2 * 11 + 4]
-    files[0].unlink()
+    remove(tmp_path, FRAMES + 1, {2: {3, 4}})
     with pytest.raises(
         ValueError,
-        match=r"slices 2 and 3 are 16\.0 mm apart\. The slice between \(.*1\.2\.3\.4_\d+\) has 10 "
+        match=r"slices 2 and 3 are 16\.0 mm apart\. The slice between \(.*1\.2\.3\.4_\d+\) has 9 "
         "frames, not 11",
     ):
         read(tmp_path)
 
 
-def test_a_missing_frame_at_the_end_costs_the_slice(tmp_path: Path):
-    voxels = series(tmp_path, range(5), frames=FRAMES + 1)
-    (last,) = [f for f in tmp_path.iterdir() if pydicom.dcmread(f).InstanceNumber == 55]
-    last.unlink()
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels[:, :, :4])
-    assert stack.notes == []
-    assert stack.warnings == ["1 of 5 slices left out (5): one frame is missing"]
+WHOLE_VOLUMES: dict[str, tuple[dict[int, set[int]], set[int], str]] = {
+    "the last file": ({4: {12}}, {12}, "1 of 13 frames left out (13): not in slice 5"),
+    "half of the slices": (
+        {3: {12}, 4: {12}, 5: {12}},
+        {12},
+        "1 of 13 frames left out (13): not in slices 4, 5, 6",
+    ),
+    "the first frames": (
+        {0: {0, 1}, 5: {0}},
+        {0, 1},
+        "2 of 13 frames left out (1, 2): not in slices 1, 6",
+    ),
+    "each slice another": (
+        {0: {3}, 1: {4}, 2: {5}, 3: {3}, 4: {4}, 5: {5}},
+        {3, 4, 5},
+        "3 of 13 frames left out (4, 5, 6): not in slices 1, 2, 3, 4, 5, 6",
+    ),
+    "but one slice": (
+        {z: {7} for z in range(1, 6)},
+        {7},
+        "1 of 13 frames left out (8): not in slices 2, 3, 4, 5, 6",
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("missing", "why"),
-    [
-        ({1: 1, 2: 1, 7: 1}, "3 of 7 slices left out (1, 2, 7): one frame is missing in each"),
-        ({1: 1, 7: 3}, "2 of 7 slices left out (1, 7): 10 or 12 frames in each, not 13"),
-    ],
-)
-def test_slices_lost_at_both_ends_are_named(tmp_path: Path, missing: dict[int, int], why: str):
-    frames = FRAMES + max(missing.values()) if max(missing.values()) == 1 else FRAMES + 3
-    voxels = series(tmp_path, range(7), frames=frames)
-    for file in list(tmp_path.iterdir()):
-        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, frames)
-        if t < missing.get(z + 1, 0):
-            file.unlink()
+@pytest.mark.parametrize("clock", ["trigger", "temporal", "number"])
+@pytest.mark.parametrize("case", WHOLE_VOLUMES)
+def test_the_most_voxels_of_whole_volumes_are_kept(tmp_path: Path, case: str, clock: str):
+    missing, lost, warning = WHOLE_VOLUMES[case]
+    voxels = series(
+        tmp_path, range(6), frames=13, **({} if clock == "trigger" else {"TriggerTime": None})
+    )
+    remove(tmp_path, 13, missing)
+    if clock == "temporal":
+        for file in tmp_path.iterdir():
+            number = int(pydicom.dcmread(file).InstanceNumber) - 1
+            edit(file, TemporalPositionIdentifier=number % 13 + 1, InstanceNumber=7)
     stack = read(tmp_path)
-    kept = [z for z in range(7) if z + 1 not in missing]
-    assert np.array_equal(stack.voxels, voxels[:, :, kept])
-    assert stack.warnings == [why]
+    assert np.array_equal(stack.voxels, voxels[..., [t for t in range(13) if t not in lost]])
+    assert stack.warnings == [warning]
+    assert not [note for note in stack.notes if "left out" in note]
+
+
+def test_frames_of_another_phase_are_no_volume(tmp_path: Path):
+    """A slice whose frames begin one frame duration later shares all but one phase with the others."""
+    voxels = series(tmp_path, range(4), frames=13)
+    for file in tmp_path.iterdir():
+        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, 13)
+        if z == 2:
+            edit(file, TriggerTime=12.5 + 40 * (t + 1))
+    stack = read(tmp_path)
+    assert np.array_equal(stack.voxels[:, :, 2], voxels[:, :, 2, :-1])
+    assert np.array_equal(stack.voxels[:, :, 3], voxels[:, :, 3, 1:])
+    for file in tmp_path.iterdir():
+        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, 13)
+        if z == 2:
+            edit(file, TriggerTime=12.5 + 40 * (t + 9))
+    with pytest.raises(ValueError, match="of different phases: of 13 all slices share only 4, and"):
+        read(tmp_path)
+
+
+def test_heart_rates_may_differ_from_slice_to_slice(tmp_path: Path):
+    voxels = series(tmp_path)
+    for file in tmp_path.iterdir():
+        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, FRAMES)
+        edit(file, TriggerTime=round((12.5 + 40 * t) * (1 + 0.1 * z), 1))
+    assert np.array_equal(read(tmp_path).voxels, voxels)
+
+
+def test_slices_lost_at_both_ends_are_named(tmp_path: Path):
+    voxels = series(tmp_path, range(7), frames=13)
+    remove(tmp_path, 13, {0: set(range(5)), 6: set(range(4))})
+    stack = read(tmp_path)
+    assert np.array_equal(stack.voxels, voxels[:, :, 1:6])
+    assert stack.warnings == ["2 of 7 slices left out (1, 7): 8 or 9 frames in each, not 13"]
 
 
 def test_a_missing_slice_is_refused(tmp_path: Path):
@@ -303,6 +357,102 @@ def test_several_patients_are_refused(tmp_path: Path):
     assert patient_id(tmp_path / "text") is None
 
 
+# --- the heart and the plane ------------------------------------------------------------------
+
+# The normal of a short axis that points to the right, LPS+.
+TO_THE_RIGHT = np.array([-1, -1, -1]) / np.sqrt(3)
+ITS_ROW = np.array([1, -1, 0]) / np.sqrt(2)
+DEXTROCARDIA = (*ITS_ROW, *np.cross(TO_THE_RIGHT, ITS_ROW))
+ITS_FOUR_CHAMBER = (*TO_THE_RIGHT, *ITS_ROW)
+ITS_TWO_CHAMBER = (*TO_THE_RIGHT, *np.cross(TO_THE_RIGHT, ITS_ROW))
+AXIAL = (1, 0, 0, 0, 1, 0)
+UNUSUAL = "71 degrees off the usual axis of the heart: make sure that this is the short axis"
+
+
+def test_a_heart_that_points_to_the_right(tmp_path: Path):
+    voxels = series(tmp_path, directions=DEXTROCARDIA)
+    stack = read(tmp_path)
+    assert np.array_equal(stack.voxels, voxels)
+    assert stack.notes == [f"the slices' normal is {UNUSUAL}"]
+
+
+def test_long_axes_tell_the_short_axis_of_an_unusual_heart(tmp_path: Path):
+    voxels = series(tmp_path, range(5), directions=DEXTROCARDIA)
+    series(tmp_path, [0], directions=ITS_FOUR_CHAMBER, uid="1.5", number=5)
+    series(tmp_path, [0], directions=ITS_TWO_CHAMBER, uid="1.6", number=6)
+    series(tmp_path, range(12), directions=AXIAL, uid="1.7", number=7)
+    stack = read(tmp_path)
+    assert np.array_equal(stack.voxels, voxels)
+    assert set(stack.notes) == {
+        "left out 2 series of 1 slice x 10 frames: long axis",
+        "left out 1 series of 12 slices x 10 frames: another plane",
+        f"the slices' normal is {UNUSUAL}",
+    }
+
+
+def test_two_stacks_that_cannot_be_told_apart_are_refused(tmp_path: Path):
+    voxels = series(tmp_path / "a", range(5), directions=DEXTROCARDIA)
+    series(tmp_path / "b", range(5), directions=ITS_FOUR_CHAMBER, uid="1.5", number=5)
+    with pytest.raises(
+        ValueError,
+        match=r"two cines may be the short axis: \(series 5, 5 slices x 10 frames, b/1\.5_0\) and "
+        r"\(series 4, 5 slices x 10 frames, a/1\.2\.3\.4_0\)\. Choose with --series",
+    ):
+        read(tmp_path)
+    chosen = read_short_axis(sorted((tmp_path / "a").iterdir()), tmp_path, chosen=True)
+    assert np.array_equal(chosen.voxels, voxels)
+
+
+@pytest.mark.parametrize("n_slices", [1, 2])
+def test_few_slices_across_the_usual_heart(tmp_path: Path, n_slices: int):
+    voxels = series(tmp_path, range(n_slices), SliceThickness=7.0)
+    stack = read(tmp_path)
+    assert np.array_equal(stack.voxels, voxels)
+    assert stack.warnings == [f"only {n_slices} slice{'s' * (n_slices > 1)}"]
+    spacing = 7.0 if n_slices == 1 else GAP
+    assert np.allclose(np.linalg.norm(stack.affine[:3, :3], axis=0), [*SPACING[::-1], spacing])
+    series(tmp_path, [0], directions=FOUR_CHAMBER, uid="1.5", number=5)
+    assert np.array_equal(read(tmp_path).voxels, voxels)
+
+
+@pytest.mark.parametrize("directions", [FOUR_CHAMBER, AXIAL])
+def test_few_slices_in_a_plane_that_says_nothing(tmp_path: Path, directions):
+    voxels = series(tmp_path, [0, 1], directions=directions)
+    with pytest.raises(ValueError, match="no short-axis cine"):
+        read(tmp_path)
+    chosen = read_short_axis(sorted(tmp_path.iterdir()), tmp_path, chosen=True)
+    assert np.array_equal(chosen.voxels, voxels)
+
+
+def test_a_single_slice_needs_its_thickness(tmp_path: Path):
+    series(tmp_path, [0])
+    with pytest.raises(ValueError, match="no SliceThickness, which a single slice needs"):
+        read(tmp_path)
+
+
+def test_two_single_slices_across_the_heart_are_refused(tmp_path: Path):
+    turn = np.radians(25)
+    directions = (*ROW, *(np.cos(turn) * np.cross(NORMAL, ROW) + np.sin(turn) * NORMAL))
+    series(tmp_path, [0], SliceThickness=8)
+    series(tmp_path, [0], directions=directions, uid="1.5", number=5, SliceThickness=8)
+    with pytest.raises(ValueError, match="no short-axis cine"):
+        read(tmp_path)
+
+
+def test_perfusion_is_no_cine(tmp_path: Path):
+    """Frames of one trigger delay, a heartbeat apart."""
+    series(tmp_path, range(3), TriggerTime=120)
+    for file in tmp_path.iterdir():
+        t = (int(pydicom.dcmread(file).InstanceNumber) - 1) % FRAMES
+        edit(file, AcquisitionTime=f"1015{0.8 * t:09.6f}")
+    with pytest.raises(ValueError, match=r"no short-axis cine.* frames 0\.8 s apart, as in perfus"):
+        read(tmp_path)
+    chosen = read_short_axis(sorted(tmp_path.iterdir()), tmp_path, chosen=True)
+    assert chosen.warnings == ["frames 0.8 s apart: perfusion, or another series that is no cine"]
+    voxels = series(tmp_path / "cine", uid="1.5", number=5)
+    assert np.array_equal(read(tmp_path).voxels, voxels)
+
+
 # --- the order of frames ----------------------------------------------------------------------
 
 
@@ -335,6 +485,27 @@ def test_without_any_time_the_instance_number_counts(tmp_path: Path, tags: dict[
     stack = read(tmp_path)
     assert np.array_equal(stack.voxels, voxels)
     assert "InstanceNumber" in stack.notes[0]
+
+
+def test_without_any_number_the_content_time_counts(tmp_path: Path):
+    voxels = series(tmp_path, TriggerTime=None)
+    for file in tmp_path.iterdir():
+        number = int(pydicom.dcmread(file).InstanceNumber)
+        edit(file, ContentTime=f"1015{number // 100:02}.{number % 100:02}", InstanceNumber=None)
+    stack = read(tmp_path)
+    assert np.array_equal(stack.voxels, voxels)
+    assert "in the order of ContentTime" in stack.notes[0]
+
+
+def test_the_temporal_position_counts_before_the_instance_number(tmp_path: Path):
+    voxels = series(tmp_path, TriggerTime=None)
+    for file in tmp_path.iterdir():
+        number = int(pydicom.dcmread(file).InstanceNumber)
+        position = (number - 1) % FRAMES + 1
+        edit(file, TemporalPositionIdentifier=position, InstanceNumber=500 - number)
+    stack = read(tmp_path)
+    assert np.array_equal(stack.voxels, voxels)
+    assert "in the order of their temporal position" in stack.notes[0]
 
 
 def test_frames_that_nothing_orders_are_refused(tmp_path: Path):

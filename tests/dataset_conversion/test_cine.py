@@ -249,6 +249,51 @@ def test_a_folder_for_each_series_of_one_patient(root: Path):
     assert list(refused) == ["P9"] and hint not in str(refused)
 
 
+# --- the series that the user names -----------------------------------------------------------
+
+
+def two_stacks(folder: Path) -> list[np.ndarray]:
+    """Two stacks that cannot be told apart: neither lies across the usual heart."""
+    normal = np.array([-1, -1, -1]) / np.sqrt(3)
+    row = np.array([1, -1, 0]) / np.sqrt(2)
+    first = series(folder / "Cine SAX", directions=(*row, *np.cross(normal, row)))
+    second = series(folder / "other", directions=FOUR_CHAMBER, uid="1.5", number=14)
+    return [first, second]
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("4", 0), ("14", 1), ("1.5", 1), ("cine sax", 0), ("oth", 1)]
+)
+def test_the_user_names_the_series(root: Path, value: str, number: int):
+    voxels = two_stacks(root / "S1")
+    series(root / "S2", uid="1.7", number=7, PatientID="P7")
+    refused = log(convert(root, 119))["refused"]
+    assert "two cines may be the short axis" in refused["S1"] and "--series" in refused["S1"]
+    target = convert(root, 120, series=[value])
+    assert np.array_equal(cine_in(target, "S1"), voxels[number])
+    assert log(target)["notes"]["S1"][0] == "the series of --series, without 40 files of others"
+    assert log(target)["options"]["series"] == [value]
+    assert "S2" not in log(target)["notes"]
+    assert (
+        "options" in log(target)
+        and "series" not in log(root.parent / "raw/Dataset119_Cine")["options"]
+    )
+
+
+def test_a_series_in_several_parts(root: Path):
+    voxels = [series(root / "S1", [z], uid=f"1.2.{z}", number=z + 1) for z in range(4)]
+    target = convert(root, 120, series=["2", "3", "4"])
+    assert np.array_equal(cine_in(target, "S1"), np.concatenate(voxels[1:], axis=2))
+
+
+def test_a_series_that_nobody_has(root: Path):
+    two_stacks(root / "S1")
+    with pytest.raises(
+        ValueError, match=r"`series` \(=1\) is no DICOM series of any subject; .* are 4, 14"
+    ):
+        convert(root, 120, series=["4", "1"])
+
+
 # --- names ------------------------------------------------------------------------------------
 
 
@@ -258,6 +303,16 @@ def test_names_become_file_names(root: Path):
     assert len(names(target / "imagesUn")) == 12
     assert names(target / "imagesUn")[0] == "F-lle-1-2_frame00_0000.nii.gz"
     assert "other characters" in str(log(target)["notes"]["F-lle-1-2"])
+
+
+def test_names_beyond_a_file_systems_limit_are_refused(root: Path):
+    series(root, prefix="a", PatientID="P" * 300)
+    series(root, prefix="b", uid="1.5", number=5, PatientID="B2")
+    target = convert(root, 120)
+    (name, reason), *_ = log(target)["refused"].items()
+    assert name == "P" * 40 + "..."
+    assert "the subject's name has 300 characters; 200 are the most" in reason
+    assert {case.subject for case in cases_of(target).values()} == {"B2"}
 
 
 def test_names_must_be_unique(root: Path):
@@ -654,6 +709,51 @@ def test_a_bad_subject_is_refused_and_the_others_converted(root: Path, fault: st
     assert not list(target.rglob("B1*"))
 
 
+def test_masks_count_the_frames_of_all_files(root: Path):
+    """Without a frame in the middle the numbers in the masks' names would be those of other frames."""
+    series(root / "S1", frames=12)
+    series(root / "S2", frames=12, PatientID="P2")
+    for subject, frame in (("S1", 5), ("S2", 12)):
+        (file,) = [f for f in (root / subject).iterdir() if number_of(f) == frame]
+        file.unlink()
+    empty = nibabel.load(convert(root, 119) / "imagesUn" / "S1_frame00_0000.nii.gz")
+    mask = np.zeros(empty.shape, np.uint8)
+    mask[1:3, 1:3, 1] = [[1, 2], [3, 1]]
+    for subject in ("S1", "S2"):
+        save(mask, root / f"{subject}_frame07_gt.nii.gz", empty.affine)
+    target = convert(root, 120)
+    assert "S1: 1 of 12 frames left out (5): not in slice 1. Frames are numbered anew" in str(
+        log(target)["refused"]["S1"]
+    )
+    assert names(target / "labelsTr") == ["S2_frame07.nii.gz"]
+
+
+def number_of(file: Path) -> int:
+    return int(pydicom.dcmread(file).InstanceNumber)
+
+
+@pytest.mark.parametrize("dicom", [False, True])
+def test_few_slices_are_a_warning(root: Path, dicom: bool):
+    if dicom:
+        series(root / "S1", [0, 1])
+    else:
+        save(frames()[:, :, :2], root / "S1.nii.gz")
+    assert log(convert(root, 120))["warnings"] == {"S1": ["only 2 slices"]}
+
+
+def test_monochrome1_and_uids_of_their_own(root: Path):
+    voxels = series(root / "S1", PhotometricInterpretation="MONOCHROME1")
+    for file in (root / "S1").iterdir():
+        number = number_of(file)
+        edit(file, StudyInstanceUID=f"1.2.{number}", SeriesInstanceUID=f"1.3.{number}")
+    target = convert(root, 120)
+    assert np.array_equal(cine_in(target, "S1"), 65535 - voxels.astype(int))
+    assert log(target)["notes"]["S1"] == [
+        "MONOCHROME1, of which large values are dark, brought to MONOCHROME2",
+        "images of 40 StudyInstanceUIDs that complete each other, taken as one stack",
+    ]
+
+
 def test_empty_masks_are_no_labels(root: Path):
     masked(root, drawn())
     target = convert(root, 120)
@@ -710,12 +810,12 @@ def test_a_dry_run_chooses_the_stack(root: Path, others: bool, capsys: pytest.Ca
     convert(root, 120, dry_run=True, add=[f"cine:{root.parent / 'more'}"] if others else [])
     output = capsys.readouterr().out
     assert output.splitlines()[2].split() == (
-        ["train", "3", "0", "3", "33", "1"] if others else ["train", "2", "0", "2", "21", "1"]
+        ["train", "3", "0", "3", "32", "1"] if others else ["train", "2", "0", "2", "20", "1"]
     )
     assert f"  {prefix}D1: short axis of 4 slices x 10 frames\n" in output
     assert f"  {prefix}D1: left out 1 series of 1 slice x 10 frames: long axis\n" in output
     assert f"  {prefix}D2: {root / 'D2'}: no short-axis cine" in output
-    assert f"WARNING:\n  {prefix}D3: 1 of 5 slices left out (5): one frame is missing\n" in output
+    assert f"WARNING:\n  {prefix}D3: 1 of 11 frames left out (11): not in slice 5\n" in output
 
 
 def test_own_cine_beside_another_data_set(root: Path):

@@ -1,0 +1,190 @@
+"""The files of own cine: which are whose, before any image is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_ssp.nifti import has_packed_copy, read_header
+from nnunet_ssp.parallel import process
+
+_NIFTI = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
+MASK = re.compile(r"(?P<subject>.+?)(_sa)?(_frame(?P<frame>\d+))?_gt", re.IGNORECASE)
+_PHASE = re.compile(
+    r"(?P<name>.+)_t(?P<ms>\d+)"
+)  # as dcm2niix names Philips' phases after the first
+MIN_PHASES = 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """The images of a subject, before they are read."""
+
+    name: str
+    place: Path
+    images: tuple[Path, ...]
+    note: str = ""  # or, without images, why there are none
+    by_id: bool = False  # the name is the PatientID
+    chosen: bool = False  # --series chose the images
+
+
+def find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[Found]:
+    """Find the subjects in a folder; `masks` is the folder of the masks, which is no subject."""
+    # Here, because every command would import pydicom.
+    from nnunet_ssp.dicom import count_of, is_dicom, patient_id
+
+    found = []
+    dicom: list[Path] = []  # whose subject only the header tells
+    for entry in sorted(root.iterdir()):
+        stem = stem_of(entry)
+        if entry.name.startswith(".") or entry.resolve() == masks.resolve():
+            continue
+        if has_packed_copy(entry):
+            continue
+        if entry.is_dir():
+            files = _files_below(entry)
+            nifti = [file for file in files if stem_of(file) and not MASK.fullmatch(stem_of(file))]
+            others = tuple(file for file in files if not stem_of(file))
+            if nifti:
+                images, note = _choose_nifti(entry, nifti)
+                dropped = [file for file in others if is_dicom(file)] if images else []
+                if dropped:
+                    more = f"left out {count_of(len(dropped), 'DICOM file')}, the first {dropped[0].name}"
+                    note = f"{note}; {more}" if note else more
+                found.append(Found(entry.name, entry, images, note))
+            elif by_patient_id:
+                dicom += others
+            elif others or not files:  # a folder of masks alone is no subject
+                note = "" if others else "no file in it."
+                found.append(Found(entry.name, entry, others, note))
+        elif not stem:
+            dicom.append(entry)
+        elif not MASK.fullmatch(stem):
+            found.append(Found(stem.removesuffix("_sa"), entry, (entry,)))
+    patients: dict[str, list[Path]] = {}
+    ids = process(patient_id, dicom, workers, "Reading headers", "file")
+    for file, patient in zip(dicom, ids, strict=True):
+        if patient is not None:
+            patients.setdefault(patient, []).append(file)
+    if len(patients) == 1:
+        (files,) = patients.values()
+        return [*found, Found(root.resolve().name, root, tuple(files))]
+    named = "named after its PatientID"
+    return found + [
+        Found(patient, root, tuple(files), named, by_id=True) for patient, files in patients.items()
+    ]
+
+
+def keep_series(found: Sequence[Found], series: Sequence[str], workers: int) -> list[Found]:
+    """Leave only the series that the user names to the subjects that have them."""
+    from nnunet_ssp.dicom import count_of
+    from nnunet_ssp.series_choice import choose_series
+
+    files = {
+        (entry.place, entry.name): [file for file in entry.images if not stem_of(file)]
+        for entry in found
+    }
+    chosen = choose_series(files, series, workers)
+    result = []
+    for entry in found:
+        mine = chosen.get((entry.place, entry.name))
+        if mine:
+            rest = count_of(len(entry.images) - len(mine), "file")
+            note = f"the series of --series, without {rest} of others"
+            note = f"{entry.note}; {note}" if entry.note else note
+            entry = replace(entry, images=tuple(mine), note=note, chosen=True)
+        result.append(entry)
+    return result
+
+
+def with_shared_patients(found: Sequence[Found], root: Path) -> set[str]:
+    """The subjects whose folder is DICOM of a patient that another folder has, too."""
+    from nnunet_ssp.dicom import patient_id
+
+    folders: dict[str, list[str]] = {}
+    for entry in found:
+        if entry.place.is_dir() and entry.place != root:
+            first = [file for file in entry.images[:5] if not stem_of(file)]
+            patients = [patient for patient in map(patient_id, first) if patient is not None]
+            for patient in patients[:1]:
+                folders.setdefault(patient, []).append(entry.name)
+    return {name for names in folders.values() if len(names) > 1 for name in names}
+
+
+def _files_below(folder: Path) -> list[Path]:
+    files = (f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
+    return sorted(file for file in files if not has_packed_copy(file))
+
+
+def stem_of(file: Path) -> str:
+    """The name of a NIfTI file without its ending; empty for any other file."""
+    match = _NIFTI.fullmatch(file.name)
+    return match["stem"] if match else ""
+
+
+def _choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...], str]:
+    """The files of one cine, frames in order of time; none, with the reason, if it is not clear."""
+    if phases := _philips_phases(files):
+        return phases, ""
+    names = (folder.name, f"{folder.name}_sa", "sa")
+    named = [file for file in files if stem_of(file) in names]
+    if len(named) == 1:
+        others = [file.name for file in files if file != named[0]]
+        return (named[0],), f"left out {', '.join(others)}" if others else ""
+    if len(files) == 1:
+        return (files[0],), ""
+    paths = [file.relative_to(folder).as_posix() for file in files]
+    if len({re.sub(r"\d+", "#", path) for path in paths}) == 1:
+        numbers = np.array([[int(text) for text in re.findall(r"\d+", path)] for path in paths])
+        return tuple(files[index] for index in np.lexsort(numbers.T[::-1])), ""
+    if all(holds_one_slice(file) for file in files):
+        return tuple(files), ""  # their geometry tells the order
+    return (), (
+        f"must hold one 4D file called {' or '.join(names)}, or 3D frames whose names differ "
+        f"only in numbers, not {paths[0]} and {paths[-1]}."
+    )
+
+
+def _philips_phases(files: Sequence[Path]) -> tuple[Path, ...]:
+    """The files NAME, NAME_t40, NAME_t80, ... in order of time; empty if they are none."""
+    times: dict[int, Path] = {}
+    names = set()
+    for file in files:
+        match = _PHASE.fullmatch(stem_of(file))
+        if match and int(match["ms"]):
+            times[int(match["ms"])] = file
+            names.add((file.parent, match["name"]))
+        else:
+            times[0] = file
+    # Each time once, and one file without a time, of the others' name.
+    if len(times) < len(files) or len(files) <= MIN_PHASES or 0 not in times:
+        return ()
+    if names != {(times[0].parent, stem_of(times[0]))}:
+        return ()
+    return tuple(file for _, file in sorted(times.items()))
+
+
+def holds_one_slice(file: Path) -> bool:
+    """Whether a file holds several frames of one slice."""
+    try:
+        shape, _ = read_header(file)
+    except ValueError:
+        return False
+    return len(shape) > 3 and shape[:3].count(1) == 1 and max(shape[3:]) > 1
+
+
+def find_masks(folder: Path) -> dict[str, list[Path]]:
+    """The masks of each subject: those in its folder, and those named after it."""
+    masks: dict[str, list[Path]] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            for file in _files_below(entry):
+                if MASK.fullmatch(stem_of(file)):
+                    masks.setdefault(entry.name, []).append(file)
+        elif (match := MASK.fullmatch(stem_of(entry))) and not has_packed_copy(entry):
+            masks.setdefault(match["subject"], []).append(entry)
+    return masks
