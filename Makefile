@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench study clean
+.PHONY: demo test test-slow soak lint bench study clean
 
 # The whole path on an embedded phantom, in about ten minutes on two cores; `make demo DATA=/path/to/MnMs` on your own.
 demo: $(VENV)/.installed
@@ -20,6 +20,11 @@ test: $(VENV)/.installed-dev
 # The others: kills and fresh environments.
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m heavy $(ARGS)
+
+# About an hour of kills, full disks, two jobs at once, signals and a fuzzer; goes on where it was stopped. It writes the
+# table of docs/reliability.md. `make soak ARGS="--only kills"` for one kind; the disks need root and the right to mount.
+soak: $(VENV)/.installed-soak
+	$(BIN)/python -m tests.soak $(ARGS)
 
 # Speed and memory as a table, in less than ten minutes on two cores; `make bench ARGS="--json bench.json"`.
 bench: $(VENV)/.installed-bench
@@ -45,6 +50,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed tests/oracles.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/oracles.txt
 	touch $@
 
+$(VENV)/.installed-soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[soak]'
+	touch $@
+
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@
@@ -54,4 +63,4 @@ $(VENV)/.installed-study: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo study_phantom build dist *.egg-info
+	rm -rf $(VENV) demo study_phantom soak build dist *.egg-info

@@ -106,18 +106,18 @@ def subject_of(case: str, cases: Mapping[str, Case], pattern: str | None) -> str
         pattern: Regular expression; its first group, when it has one, is the subject.
 
     Raises:
-        ValueError: The pattern is no regular expression or does not match.
+        ValueError: The pattern is no regular expression, or the case is not in `cases` and it does not match.
     """
-    if case in cases:
-        return cases[case].subject_key
-    if pattern is None:
-        return case
     try:
-        match = re.search(pattern, case)
+        match = re.search(pattern or "", case)
     except re.error as error:
         raise ValueError(
             f"`subject_pattern` (={pattern}) must be a regular expression: {error}."
         ) from None
+    if case in cases:
+        return cases[case].subject_key
+    if pattern is None:
+        return case
     if match is None:
         raise ValueError(f"`subject_pattern` (={pattern}) must match every case name, not {case}.")
     return match[1] if match.groups() else match[0]
@@ -420,7 +420,7 @@ def dataset_id(dataset: str | int) -> int:
     Raises:
         ValueError: It is neither, or the number is not within 1 to 999.
     """
-    match = re.fullmatch(r"(\d+)|Dataset(\d{3})_.+", str(dataset))
+    match = re.fullmatch(r"([0-9]+)|Dataset([0-9]{3})_.+", str(dataset))
     if match is None:
         raise ValueError(
             f"`dataset` (={dataset}) must be a number (114) or a full name (Dataset114_MNMs)."

@@ -163,6 +163,11 @@ def _open(file: Path, trust: bool, mmap: bool) -> Any:
     with open(file, "rb") as stream:
         start = stream.read(4)
     is_zip = start == b"PK\x03\x04"
+    other = "it is neither a zip file of PyTorch nor a pickle"
+    if not (
+        trust or is_zip or start.startswith(b"\x80")
+    ):  # torch would try to unpack it as a tar file
+        raise ValueError(f"{file} is not a readable checkpoint ({other}).")
     try:
         # Torch warns of kinds of files that it then refuses.
         with warnings.catch_warnings(), torch.serialization.safe_globals(_allowed()):
@@ -178,7 +183,7 @@ def _open(file: Path, trust: bool, mmap: bool) -> Any:
                 f"of the weights and numbers of a checkpoint. {WAY_OUT}"
             ) from None
         if not is_zip and not start.startswith(b"\x80"):
-            reason = "it is neither a zip file of PyTorch nor a pickle"
+            reason = other
         elif "weights_only" in message or "Weights only" in message:
             raise ValueError(
                 f"{file} is not opened, for it may run code: PyTorch cannot read it as weights and numbers alone. "

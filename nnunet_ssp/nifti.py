@@ -17,6 +17,9 @@ from nnunet_ssp.grids import Array as Array
 from nnunet_ssp.grids import Grid, read_grid
 
 CHUNK = 2**20  # bytes read at a time
+# The largest intensity of an image: above, float32 cannot hold its square; below, nnU-Net's normalisation, which
+# divides by 1e-8 at least, leaves no image.
+SMALLEST, LARGEST = 1e-6, 1e18
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ def read_image(file: Path) -> Nifti:
 
     with _readable(file), _opened(file) as stream:
         header = _read_header(stream)
+        if np.isinf(
+            header["scl_slope"]
+        ):  # nibabel takes that for none, SimpleITK for infinite voxels
+            raise ValueError("the slope of its header is infinite")
         grid = read_grid(header)
         dtype, shape = header.get_data_dtype(), tuple(header.get_data_shape())
         if dtype.kind in "iuf":
@@ -182,6 +189,8 @@ def _readable(file: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[BinaryIO]:
+    if file.exists() and not file.is_file():  # a pipe would be waited for, for ever
+        raise ValueError("it is no regular file")
     with open(file, "rb") as stored:
         compressed = stored.read(2) == b"\x1f\x8b"
         stored.seek(0)
@@ -222,7 +231,7 @@ def check_axes(shape: Sequence[int], file: Path) -> None:
 
 
 def check_cine(voxels: Array, file: Path) -> None:
-    """Refuse what is no cine: not 4D `(X, Y, Z, T)`, not finite, or with a constant frame.
+    """Refuse what is no cine: not 4D `(X, Y, Z, T)`, without an image's intensities, or with a constant frame.
 
     Raises:
         ValueError: Names the file and the rule.
@@ -230,6 +239,12 @@ def check_cine(voxels: Array, file: Path) -> None:
     check_axes(voxels.shape, file)
     if not np.isfinite(voxels).all():
         raise ValueError(f"{file}: holds NaN or infinite values.")
+    largest = float(np.abs(voxels).max())
+    if voxels.dtype.kind == "f" and not (SMALLEST <= largest <= LARGEST or largest == 0):
+        raise ValueError(
+            f"{file}: the largest value (={largest:g}) must be within {SMALLEST:g} to {LARGEST:g}, as the intensities "
+            "of images are; look at the slope and intercept of its header."
+        )
     constant = np.flatnonzero(voxels.min(axis=(0, 1, 2)) == voxels.max(axis=(0, 1, 2)))
     if constant.size:
         frames = "all frames" if constant.size == voxels.shape[3] else f"frame {constant[0]}"

@@ -41,8 +41,12 @@ ENDING = Rule(
     "an ending, as .nii.gz",
     lambda v: isinstance(v, str) and re.fullmatch(r"(\.[A-Za-z0-9]{1,16}){1,3}", v) is not None,
 )
+AXES = Rule(
+    "each axis once, as [0, 1, 2]",
+    lambda v: isinstance(v, list) and all(map(is_whole, v)) and sorted(v) == list(range(len(v))),
+)
 DATASET: dict[str, Rule] = {
-    "channel_names": NAMES,
+    "channel_names": Rule("names of at least one channel", lambda v: NAMES.holds(v) and bool(v)),
     "modality": NAMES,  # nnU-Net's former name
     "labels": Rule(
         "names with whole numbers from 0, or with lists of them",
@@ -63,8 +67,8 @@ PLANS = {
         "names with configurations",
         lambda v: NAMES.holds(v) and bool(v) and all(map(NAMES.holds, v.values())),
     ),
-    "transpose_forward": _list("a list of axes from 0", is_whole),
-    "transpose_backward": _list("a list of axes from 0", is_whole),
+    "transpose_forward": AXES,
+    "transpose_backward": AXES,
     "label_manager": TEXT,
     "image_reader_writer": TEXT,
     "foreground_intensity_properties_per_channel": NAMES,
@@ -111,6 +115,8 @@ def check_dataset(content: dict[str, Any], where: str, required: Collection[str]
     if missing:
         raise ValueError(f"{where}: `{', '.join(missing)}` is missing.")
     check(content, DATASET, where)
+    if "labels" in content and 0 not in content["labels"].values():
+        raise ValueError(f"{where}: `labels` must have a background, which is 0.")
     for case, entry in content.get("dataset", {}).items():
         place = f"{where}, `dataset`"
         must_be_plain(case, "case", place)
@@ -170,6 +176,8 @@ def configuration_of(
         must_be_plain(f"{plans['plans_name']}__{name}", "plans and configuration", where)
     resolved = resolve(plans, name, where)
     check(resolved, {}, f"{where}, configuration {name}", needed)
+    if needed is NEEDED and not {"architecture", "UNet_class_name"} & resolved.keys():
+        raise ValueError(f"{where}, configuration {name}: `architecture` is missing.")
     return resolved
 
 

@@ -55,6 +55,7 @@ from nnunet_ssp.raw_checks import (
     CheckedReader,
     RefusedError,
     Rules,
+    absurd_spacing,
     in_words,
     label_values,
     listed,
@@ -169,6 +170,7 @@ def prepare(
         plans = _read_plans(target, plans_name, configurations)
         ours = (raw / "cases.csv").is_file()
         for configuration in configurations:
+            _require_plausible_spacing(plans, configuration, rules)
             for line in check_plane(plans, configuration, target, ours, any_plane):
                 print(f"WARNING: {line}")
         with atomic_write(target / "dataset.json") as temporary:
@@ -395,10 +397,30 @@ def _read_plans(target: Path, plans_name: str, configurations: Sequence[str]) ->
         raise FileNotFoundError(f"{file} is missing: leave out -p to make plans.")
     plans = read_plans(file)
     for configuration in configurations:
-        configuration_of(plans, configuration, str(file))
+        _require_classes(configuration_of(plans, configuration, str(file)), plans, file)
     if plans["plans_name"] != plans_name:
         raise ValueError(f"{file}: `plans_name` (={plans['plans_name']}) must be that of the file.")
     return PlansManager(plans)
+
+
+def _require_classes(configuration: dict[str, Any], plans: dict[str, Any], file: Path) -> None:
+    """Refuse names of classes that nnU-Net does not have; it would fail at each case, without naming the plans."""
+    named = [("preprocessing", "preprocessor_name", configuration.get("preprocessor_name"))]
+    named += [("imageio", "image_reader_writer", plans.get("image_reader_writer"))]
+    for scheme in configuration["normalization_schemes"]:
+        named.append(("preprocessing.normalization", "normalization_schemes", scheme))
+    for place, key, name in named:
+        folder = os.path.join(nnunetv2.__path__[0], *place.split("."))
+        if name and recursive_find_python_class(folder, name, f"nnunetv2.{place}") is None:
+            raise ValueError(f"{file}: `{key}` (={name}) must be a class of nnU-Net's.")
+
+
+def _require_plausible_spacing(plans: PlansManager, configuration: str, rules: Rules) -> None:
+    """Refuse to resample every case to an absurd size."""
+    spacing = plans.get_configuration(configuration).spacing
+    median = [rules.spacing[axis] for axis in plans.transpose_forward] if rules.spacing else spacing
+    if text := absurd_spacing(spacing, median[-len(spacing) :]):
+        raise ValueError(f"{plans.plans_name}.json, configuration {configuration}: {text}")
 
 
 # -- preprocessing -------------------------------------------------------------------------------

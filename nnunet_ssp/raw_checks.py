@@ -88,7 +88,7 @@ class CheckedReader:
         """Read the channels of a case, as nnU-Net's reader does.
 
         Raises:
-            RefusedError: A file is damaged, holds NaN or several volumes, or its spacing is absurd.
+            RefusedError: A file is damaged, holds NaN, several volumes or equal voxels, or its spacing is absurd.
         """
         self.notes = []
         with self._explained(files[0]):
@@ -99,6 +99,8 @@ class CheckedReader:
             raise RefusedError(self._wrong_channels(files, len(image)))
         if not np.isfinite(image).all():
             raise RefusedError(f"{files[0]}: holds NaN or infinite values.")
+        if image.min() == image.max():
+            raise RefusedError(f"{files[0]}: all voxels are equal, there is no image.")
         spacing = [float(edge) for edge in properties["spacing"]]
         if self.rules.spacing and (text := absurd_spacing(spacing, self.rules.spacing)):
             raise RefusedError(f"{files[0]}: {text}")

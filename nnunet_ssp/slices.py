@@ -195,6 +195,7 @@ def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, StoredCase]]:
         rules = dict.fromkeys(("cases", "preprocessing", "missing"), NAMES)
         check(content, rules, "it", ("cases", "preprocessing"))
         must_all_be_plain(content["cases"], "case", "it")
+        check(content["cases"], dict.fromkeys(content["cases"], NAMES), "`cases`")
         for name, entry in content["cases"].items():
             check(entry, ENTRY, name, REQUIRED)
         cases = {name: _entry(name, entry) for name, entry in content["cases"].items()}

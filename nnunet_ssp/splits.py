@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_ssp.cases import Case
+from nnunet_ssp.yaml_files import read_yaml
 
 PAPER = "de Mooij et al. 2024"
 VALIDATION_SHARE = 0.2  # of the development subjects; their config's `valid_partition`
@@ -428,14 +429,9 @@ def read_split_file(file: str | Path) -> dict[str, set[str]]:
         FileNotFoundError: The file does not exist.
         ValueError: It is no such file, or a subject is on two sides.
     """
-    import yaml
-
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: there is no such file.")
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not a YAML file ({' '.join(str(error).split())}).") from error
+    content = read_yaml(file)
     if not isinstance(content, dict) or set(content) not in ({*SIDES}, {"test"}):
         raise ValueError(f"{file}: must have the keys {', '.join(SIDES)}, or test alone.")
     sides: dict[str, set[str]] = {}

@@ -83,6 +83,8 @@ def test_the_subject_of_a_case():
         ValueError, match=r"`subject_pattern` \(=\(\) must be a regular expression: "
     ):
         subject_of("p7_frame03", {}, "(")
+    with pytest.raises(ValueError, match="must be a regular expression: "):
+        subject_of("A1_frame00", known, "(")  # also where it is not needed
 
 
 def test_columns_are_those_of_the_file_format():
@@ -409,7 +411,9 @@ def test_a_dataset_is_found_by_id_and_by_name(folders: Path):
     assert dataset_folder(raw, "Dataset114_Other") == raw / "Dataset114_Other"
 
 
-@pytest.mark.parametrize("dataset", ["MNMs", "Dataset14_X", "-3", "", "114_MNMs"])
+@pytest.mark.parametrize(
+    "dataset", ["MNMs", "Dataset14_X", "-3", "", "114_MNMs", "\u0661\u0661\u0664"]
+)
 def test_what_is_no_dataset_is_refused(dataset: str):
     with pytest.raises(ValueError, match="must be a number"):
         dataset_id(dataset)

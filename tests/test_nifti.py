@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import nibabel
@@ -250,3 +251,17 @@ def test_the_packed_file_is_taken_and_the_other_spoken_of(tmp_path: Path):
     assert has_packed_copy(unpacked) and not has_packed_copy(packed)
     assert unpacked_copies([packed]) == ["left out a.nii: .nii.gz is there, too"]
     assert "a.nii and 1 more" in unpacked_copies([packed, packed])[0]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.nii.gz")
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: .*no regular file"):
+        read_nifti(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize(("value", "said"), [(9e32, "9e\\+32"), (1e-9, "1e-09")])
+def test_intensities_that_no_image_has(tmp_path, value, said):
+    voxels = np.zeros((3, 3, 2, 2), np.float32)
+    voxels[0] = value
+    with pytest.raises(ValueError, match=rf"a\.nii: the largest value \(={said}\) must be within"):
+        check_cine(voxels, tmp_path / "a.nii")

@@ -135,13 +135,20 @@ def test_the_grid_of_a_mask(tmp_path: Path, image: str, reader: str):
         read(image, write(tmp_path / "s.nii.gz", mask()[..., 1:]), rules)
 
 
+def test_an_image_of_equal_voxels(tmp_path: Path):
+    black = write(tmp_path / "d_0000.nii.gz", np.zeros(SHAPE, np.int16))
+    with pytest.raises(RefusedError, match=r"d_0000.nii.gz: all voxels are equal"):
+        CheckedReader(RULES).read_images([black])
+
+
 def test_files_of_several_volumes(tmp_path: Path, image: str):
     cine = write(tmp_path / "c_0000.nii.gz", np.ones((*SHAPE, 7), np.int16))
     with pytest.raises(
         RefusedError, match=r"c_0000.nii.gz: holds 7 volumes, but .* 1 channel\(s\)"
     ):
         CheckedReader(RULES).read_images([cine])
-    single = write(tmp_path / "d_0000.nii.gz", np.ones((*SHAPE, 1), np.int16))
+    voxels = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(*SHAPE, 1)
+    single = write(tmp_path / "d_0000.nii.gz", voxels)
     assert CheckedReader(RULES).read_images([single])[0].shape == (1, 6, 20, 24)
     assert read(single, write(tmp_path / "d.nii.gz", mask())) == []
     with pytest.raises(RefusedError, match=r"a_0000.nii.gz: the case has 2 channels, but"):

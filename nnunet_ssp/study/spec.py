@@ -21,6 +21,7 @@ from pydantic.functional_validators import AfterValidator, BeforeValidator
 from nnunet_ssp.evaluation.evaluate import CASE_COLUMNS
 from nnunet_ssp.evaluation.statistics import SCORES
 from nnunet_ssp.evaluation.volumes import UNITS
+from nnunet_ssp.yaml_files import read_yaml
 
 Value = bool | int | float | str | None
 Axis = Literal["models", "folds", "tests", "classes", "scores"]
@@ -308,10 +309,7 @@ def read_study(file: Path) -> Study:
         FileNotFoundError: No such file.
         ValueError: It is no YAML, or does not follow the schema; names the file, the place and the rule.
     """
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} must be YAML: {error}") from None
+    content = read_yaml(file, _StrictLoader)
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold names and values, as `title: ...`.")
     try:

@@ -198,7 +198,7 @@ def test_what_does_not_follow_the_schema(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("title: [", "must be YAML"),
+        ("title: [", "not a YAML file"),
         ("- title", "must hold names and values"),
         ("title: a\ntitle: b\n", "'title' is given twice"),
     ],

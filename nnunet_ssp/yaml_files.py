@@ -1,0 +1,32 @@
+"""YAML files of others: read as plain data, or refused in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def read_yaml(file: str | Path, loader: Any = None) -> Any:
+    """Read the plain data of a YAML file; nothing in it is run.
+
+    Args:
+        file: UTF-8.
+        loader: A subclass of PyYAML's `SafeLoader`, by default that.
+
+    Raises:
+        ValueError: It is not UTF-8, not YAML, or holds what is no plain data; names file and reason.
+    """
+    import yaml
+
+    try:
+        return yaml.load(Path(file).read_text(encoding="utf-8"), loader or yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not a YAML file ({' '.join(str(error).split())}).") from error
+    except RecursionError:
+        raise ValueError(f"{file}: not a YAML file of ours (it is nested too deeply).") from None
+    # PyYAML hands texts to the types that they seem to be, or are said to be, and passes on what those raise: for
+    # `2020-13-45` "month must be in 1..12", for `!!timestamp noon` an AttributeError, for `!!int x` a ValueError.
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(
+            f"{file}: not a YAML file of ours (a value does not fit its type: {error})."
+        ) from error

@@ -1,0 +1,1 @@
+"""Malformed inputs by reader; `tests.corpus` puts them together and tries them."""
