@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count, pairwise
+from itertools import chain, combinations, count, pairwise, starmap
 
 import numpy as np
 
@@ -415,7 +415,19 @@ def _phases_by_number(
             blocks = [_in_block(its_numbers, start - before, length) for its_numbers in numbers]
             if all(blocks[runs.index(run)] for run in whole):
                 return blocks
+    if whole[0].clock == "number" and any(starmap(_out_of_step, combinations(whole, 2))):
+        return [None] * len(runs)
     return as_ranked
+
+
+def _out_of_step(run: Run, other: Run) -> bool:
+    """Whether numbers of one series follow neither slice by slice nor phase by phase, and so tell no time."""
+    if run.images[0].series != other.images[0].series:
+        return False
+    first, last = sorted([run.times, other.times], key=lambda times: float(times[0]))
+    by_slice = first[-1] < last[0]
+    by_phase = (np.maximum(first, last)[:-1] < np.minimum(first, last)[1:]).all()
+    return not (by_slice or by_phase)
 
 
 def _in_block(numbers: Array, start: int, length: int) -> list[int] | None:

@@ -55,7 +55,10 @@ from nnunet_ssp.volumes import (
 # stacks along an axis of the body, as headers without true geometry have them, 55.
 ACROSS = 60.0
 USUAL = 45.0  # as `base_of_stack` has it
+# A heart that points to the right has its short axis 71 degrees off; above this, planes contain the axis of the heart.
+UNUSUAL = 80.0
 FEW_SLICES = 3  # of a long-axis view
+SMALL = 5  # slices; a stack of more may be the short axis, whatever the size of another
 
 
 @dataclass
@@ -194,6 +197,8 @@ def _choose(images: Sequence[Image], *, alone: bool, chosen: bool) -> tuple[Stac
     unusual = [stack for stack in large if stack.angle > ACROSS]
     if across:
         best = max(across, key=lambda s: (_known(s), len(s.runs), not s.lost, s.acquired))
+        if not _known(best):  # at this angle a stack along an axis of the body lies as well
+            return _tell_apart([stack for stack in large if stack.angle <= UNUSUAL], [], planes)
         better = [stack for stack in unusual if _outweighs(stack, best, planes)]
         return max(better, default=best, key=lambda s: _evidence(s, planes)), ""
     few = [stack for stack in stacks if stack not in large and stack.angle <= USUAL]
@@ -236,7 +241,7 @@ def _outweighs(stack: Stack, best: Stack, planes: Sequence[Sequence[Run]]) -> bo
 def _tell_apart(
     unusual: Sequence[Stack], few: Sequence[Stack], planes: Sequence[Sequence[Run]]
 ) -> tuple[Stack | None, str]:
-    """Among stacks none of which lies across the usual heart."""
+    """Among stacks none of which lies where the short axis of the usual heart does."""
 
     def weight(stack: Stack) -> tuple[object, ...]:
         perpendicular, oblique = _evidence(stack, planes)
@@ -248,7 +253,8 @@ def _tell_apart(
         if _same_plane(best, stack):
             continue
         its = _evidence(stack, planes)
-        if perpendicular - oblique <= its[0] - its[1] and len(best.runs) < 2 * len(stack.runs):
+        rival = len(stack.runs) > SMALL or 2 * len(stack.runs) > len(best.runs)
+        if perpendicular - oblique <= its[0] - its[1] and rival:
             return None, _not_told_apart(best, stack)
     if few and perpendicular < 2:
         return None, _not_told_apart(best, few[0])

@@ -187,7 +187,13 @@ def _whole_volumes(base: list[Run], runs: Sequence[Run], chosen: bool) -> Stack:
     if not window:
         shared = set.intersection(*[set(phases[run] or ()) for run in base])
         fault = ""
-        if len(shared) < MIN_FRAMES:
+        if base[0].clock == "number" and not any(phases[run] for run in base):
+            fault = (
+                "nothing but InstanceNumber, or the place in the file, tells the order of the frames, and it "
+                "follows neither slice by slice nor phase by phase; see "
+                f"{base[0].images[0].file} and {base[-1].images[0].file}."
+            )
+        elif len(shared) < MIN_FRAMES:
             fault = (
                 f"the slices' frames are of different phases: of {n_frames} all slices share only "
                 f"{len(shared)}, and {MIN_FRAMES} are needed; see {base[0].images[0].file} and "

@@ -26,7 +26,9 @@ from tests.dicom_files import (
     SPACING,
     TWO_CHAMBER,
     edit,
+    enhanced,
     file_of,
+    save,
     series,
     write,
 )
@@ -403,6 +405,25 @@ def test_two_stacks_that_cannot_be_told_apart_are_refused(tmp_path: Path):
     assert np.array_equal(chosen.voxels, voxels)
 
 
+HORIZONTAL = (0, 1, 0, 0, 0, 1)  # the short axis of a heart that lies flat, 55 degrees off
+
+
+@pytest.mark.parametrize("directions", [DEXTROCARDIA, HORIZONTAL])
+def test_a_larger_stack_along_the_body_is_not_taken_for_an_unusual_short_axis(
+    tmp_path: Path, directions
+):
+    voxels = series(tmp_path, range(6), directions=directions)
+    series(tmp_path, range(13), directions=AXIAL, uid="1.7", number=7)
+    with pytest.raises(ValueError, match=r"two cines may be the short axis: .*series 7, 13 slices"):
+        read(tmp_path)
+    row, column = np.reshape(directions, (2, 3))
+    normal = np.cross(row, column)
+    for number, turn in ((5, 0.5), (6, 1.6)):  # long axes
+        across = np.cos(turn) * row + np.sin(turn) * column
+        series(tmp_path, [0], directions=(*normal, *across), uid=f"1.{number}", number=number)
+    assert np.array_equal(read(tmp_path).voxels, voxels)
+
+
 @pytest.mark.parametrize("n_slices", [1, 2])
 def test_few_slices_across_the_usual_heart(tmp_path: Path, n_slices: int):
     voxels = series(tmp_path, range(n_slices), SliceThickness=7.0)
@@ -512,6 +533,31 @@ def test_frames_that_nothing_orders_are_refused(tmp_path: Path):
     series(tmp_path, TriggerTime=None, InstanceNumber=1)
     with pytest.raises(ValueError, match="frames without distinct times or numbers"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("in_one_file", [False, True])
+def test_numbers_that_mix_slices_and_phases_tell_no_order(tmp_path: Path, in_one_file: bool):
+    if in_one_file:
+        file = tmp_path / "enhanced.dcm"
+        enhanced(file)  # in no order
+        dataset = pydicom.dcmread(file)
+        for group in dataset.PerFrameFunctionalGroupsSequence:
+            del group.CardiacSynchronizationSequence
+        save(file, dataset)
+    else:
+        series(tmp_path, TriggerTime=None)
+        for file in tmp_path.iterdir():
+            edit(file, InstanceNumber=int(pydicom.dcmread(file).InstanceNumber) * 17 % 41)
+    with pytest.raises(ValueError, match=r"neither slice by slice nor phase by phase; see .* and "):
+        read(tmp_path)
+
+
+def test_numbers_may_go_through_the_slices_of_each_breath_hold_by_turns(tmp_path: Path):
+    voxels = series(tmp_path, TriggerTime=None)
+    for file in tmp_path.iterdir():
+        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, FRAMES)
+        edit(file, InstanceNumber=1 + z // 2 * 2 * FRAMES + 2 * t + z % 2)
+    assert np.array_equal(read(tmp_path).voxels, voxels)
 
 
 # --- all together -----------------------------------------------------------------------------
