@@ -185,5 +185,10 @@ def _judge(
             yield f"{text}: {first if first in tests else second} is for the test", surely
         elif apart:
             yield f"{text}: on two sides of fold {', '.join(map(str, apart))}", surely
+        elif not folds:
+            yield (
+                f"{text}: there are no folds yet, and nnU-Net's own may put them on two sides",
+                False,
+            )
         else:
             yield f"{text}: on the same side everywhere", False

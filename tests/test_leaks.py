@@ -127,6 +127,15 @@ def test_the_same_heart_under_two_names(
     assert leak == ("LEAK" in output) == ("LEAK" in line or "two sides" in line)
 
 
+def test_the_same_heart_before_there_are_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    raw, cases = dataset(tmp_path, TWICE, "")
+    assert not report(raw, tmp_path / "none", cases, [])
+    assert (
+        "(similarity 1.00): there are no folds yet, and nnU-Net's own may"
+        in capsys.readouterr().out
+    )
+
+
 def test_everything_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     raw, prepared = tmp_path / "raw", tmp_path / "prepared"
     split = [{"train": ["mm1-A_frame00"], "val": ["mm1-B_frame00"]}]
