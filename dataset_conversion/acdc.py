@@ -44,7 +44,7 @@ from nnunet_ssp.nifti import (
     unpacked_copies,
 )
 from nnunet_ssp.phases import LABELS, frame_number, label_phases, nearest_frame
-from nnunet_ssp.tables import check_is_folder
+from nnunet_ssp.tables import find_tree
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -150,14 +150,7 @@ def list_tasks(folder: Path, keep_labels: bool = False) -> tuple[list[AcdcTask],
 
 
 def _find_root(folder: Path) -> Path:
-    folder = folder.resolve()
-    check_is_folder(folder)
-    for root in (folder, folder / "database"):
-        if any((root / place).is_dir() for place in TREE):
-            return root
-    raise FileNotFoundError(
-        f"{folder}: must hold one of ACDC's folders ({', '.join(TREE)}), directly or inside database."
-    )
+    return find_tree(folder, [*TREE], "database", "ACDC's")
 
 
 def _list_subject(folder: Path, split: str, keep_labels: bool) -> AcdcTask:
@@ -218,7 +211,9 @@ def read_subject(task: AcdcTask) -> Cine:
     notes = [*place.notes, *unpacked_copies(task.files)]
     if task.cine is None:
         notes.append("no 4D image: only the frames that are there as 3D images")
+    where = "Info.cfg"
     if not task.has_info:
+        where = ""
         notes.append("no Info.cfg; phases by volume, group unknown")
 
     masks: dict[int, Array] = {}
@@ -245,9 +240,7 @@ def read_subject(task: AcdcTask) -> Cine:
             own[frame], masks[frame] = mask, TO_COMMON[mask]
     phases: dict[int, str] = {}
     if masks:
-        phases, corrected, noted = label_phases(
-            masks, task.ed, task.es, where="Info.cfg", first=FIRST
-        )
+        phases, corrected, noted = label_phases(masks, task.ed, task.es, where=where, first=FIRST)
         corrections += corrected
         notes += noted
     else:

@@ -14,7 +14,7 @@ Each entry of FOLDER is a subject, named after its file or folder; kinds may be 
     FOLDER/<subject>/...                            DICOM: any names, any order, any depth
     FOLDER/...                                      DICOM files directly in FOLDER: subjects by PatientID
 
-Of DICOM only the short-axis cine is converted; the summary says what was left out. Where it cannot be told from
+From DICOM only the short-axis cine is converted; the summary says what was left out. Where it cannot be told from
 another cine, --series names it: a SeriesNumber, a SeriesInstanceUID, or a part of a folder's name, for all
 subjects that have such a series. --by-patient-id tells DICOM subjects apart by PatientID wherever their files
 lie, also when FOLDER is one patient with a folder for each series. PatientID becomes the subject's name only
@@ -79,6 +79,7 @@ LEFT_VENTRICLE = ("LVBP", "LV")
 # As M&Ms calls them, by the first word of DICOM's manufacturer ("GE MEDICAL SYSTEMS").
 VENDORS = {"SIEMENS": "Siemens", "PHILIPS": "Philips", "GE": "GE", "CANON": "Canon"}
 HINT = "Perhaps the folders are series of one patient: --by-patient-id."
+MASK_VALUES = 8  # as many different values has a mask at most; MR images have hundreds
 LONGEST_NAME = 200  # a file system's 255, less what conversion and nnU-Net add
 
 
@@ -198,7 +199,7 @@ def list_tasks(
         The subjects, and those that cannot be used with the reason.
 
     Raises:
-        FileNotFoundError: A folder does not exist, or there is nothing in it.
+        FileNotFoundError: A folder does not exist, or there is nothing in it, or no mask in `labels`.
         ValueError: The names of the labels are empty or not unique, or no subject has a series of `series`.
     """
     if not label_names or len({*label_names, "background"}) <= len(label_names):
@@ -214,6 +215,8 @@ def list_tasks(
     if series:
         found = keep_series(found, series, number_of_workers(workers))
     masks = find_masks(masks_in)
+    if labels is not None and not masks and any(masks_in.rglob("*.nii*")):
+        raise FileNotFoundError(f"{masks_in}: no masks here. Their names end in _gt, see --help.")
     shared = with_shared_patients(found, root)
     names = [_file_name(entry.name) for entry in found]
     tasks, refused = [], {}
@@ -222,7 +225,7 @@ def list_tasks(
         notes = [entry.note] if entry.note else []
         notes += unpacked_copies((*entry.images, *mine))
         if subject != entry.name and not entry.by_id:
-            notes.append("this name has - where the input's has other characters")
+            notes.append("renamed: - replaces characters that a file name should not have")
         if names.count(subject) > 1:
             refused[subject] = f"{root}: more than one subject is called {subject}."
         elif not subject:
@@ -322,6 +325,11 @@ def read_subject(task: CineTask) -> Cine:
         patient, warnings = stack.patient, stack.warnings
         notes += stack.notes
         check_cine(voxels, task.images[0] if len(task.images) == 1 else task.place)
+    if all(np.unique(frame).size <= MASK_VALUES for frame in np.moveaxis(voxels, -1, 0)):
+        found = ", ".join(f"{value:g}" for value in np.unique(voxels)[:MASK_VALUES])
+        raise ValueError(
+            f"{task.place}: has only the values {found}, as a mask. Names of masks end in _gt, see --help."
+        )
     if voxels.shape[2] < 3 and not warnings:
         warnings.append(f"only {voxels.shape[2]} slice" + "s" * (voxels.shape[2] != 1))
 
@@ -383,8 +391,10 @@ def _read_masks(
             turned |= moved
         expected = image.shape if frame is None else image.shape[:3]
         if mask.shape != expected:
+            of_one = mask.shape == image.shape[:3]
+            name = f" A mask of one frame is called {task.subject}_frame<TT>_gt.nii.gz." * of_one
             raise ValueError(
-                f"{file}: shape (={mask.shape}) must be that of the image (={expected})."
+                f"{file}: shape (={mask.shape}) must be that of the image (={expected}).{name}"
             )
         mask = integer_labels(mask, file, range(len(task.label_names) + 1))
         frames = range(n_frames) if frame is None else [frame]
@@ -437,7 +447,7 @@ def _phases(
         t: np.where(np.isin(mask, ventricle), LABELS["LVBP"], (mask > 0) * others)
         for t, mask in masks.items()
     }
-    phases, _, notes = label_phases(as_in_mnms, "", "")
+    phases, _, notes = label_phases(as_in_mnms, "", "", where="")
     return phases, notes
 
 

@@ -18,6 +18,8 @@ _PHASE = re.compile(
     r"(?P<name>.+)_t(?P<ms>\d+)"
 )  # as dcm2niix names Philips' phases after the first
 MIN_PHASES = 3
+# Images that somebody may expect to be read.
+OTHER_IMAGES = (".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mat", ".npy", ".npz", ".h5")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ def find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> l
     for file, patient in zip(dicom, ids, strict=True):
         if patient is not None:
             patients.setdefault(patient, []).append(file)
+        elif file.suffix.lower() in OTHER_IMAGES and file.parent == root:
+            note = "neither NIfTI nor DICOM; save it as .nii.gz."
+            found.append(Found(file.name, file, (), note))
     if len(patients) == 1:
         (files,) = patients.values()
         return [*found, Found(root.resolve().name, root, tuple(files))]

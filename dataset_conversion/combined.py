@@ -230,7 +230,7 @@ def _read_names(file: Path, known: Iterable[str]) -> list[str]:
         raise FileNotFoundError(f"{file}: no such file.")
     names = sorted(read_names(file))
     if unknown := sorted({*names} - {*known}):
-        raise ValueError(f"{file}: no subject of this code: {', '.join(unknown)}.")
+        raise ValueError(f"{file}: no subject is called {', '.join(unknown)}.")
     return names
 
 

@@ -37,7 +37,7 @@ from nnunet_ssp.nifti import (
     with_ending,
 )
 from nnunet_ssp.phases import LABELS, frame_number, label_phases
-from nnunet_ssp.tables import check_is_folder, fault_in_listing, find_table, read_table
+from nnunet_ssp.tables import fault_in_listing, find_table, find_tree, read_table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -156,15 +156,7 @@ def find_root(folder: Path) -> Path:
     Raises:
         FileNotFoundError: It is neither.
     """
-    folder = folder.resolve()
-    check_is_folder(folder)
-    for root in (folder, folder / "OpenDataset"):
-        if any((root / place).is_dir() for place in TREE):
-            return root
-    raise FileNotFoundError(
-        f"{folder}: must hold one of M&Ms' folders ({', '.join(TREE)}), "
-        "directly or inside OpenDataset."
-    )
+    return find_tree(folder, [*TREE], "OpenDataset", "M&Ms'")
 
 
 def read_rows(root: Path) -> list[dict[str, str]]:
@@ -222,7 +214,9 @@ def read_subject(task: MnmsTask) -> Cine:
         mask = place.move(integer_labels(mask, mask_file, LABELS.values()))
         masks = {t: mask[..., t] for t in range(n_frames) if mask[..., t].any()}
     if masks:
-        phases, corrected, noted = label_phases(masks, task.ed, task.es)
+        phases, corrected, noted = label_phases(
+            masks, task.ed, task.es, where="CSV" if task.in_csv else ""
+        )
         corrections += corrected
         notes += noted
         if not task.expect_labels:

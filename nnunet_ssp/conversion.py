@@ -143,10 +143,13 @@ def look_at_headers(task: Task, alike: bool = True) -> Look:
     try:
         headers = {file: read_header(file) for file in nifti if file.is_file()}
         shapes = {file: shape for file, (shape, _) in headers.items()}
+        first = next(iter(shapes), Path())
         for file, shape in shapes.items():
             # Axes of masks may be permuted in own data; the sides are the same.
-            if alike and sorted(shape[:3]) != sorted(shapes[next(iter(shapes))][:3]):
-                raise ValueError(f"{file}: shape (={shape}) must be that of the other files.")
+            if alike and sorted(shape[:3]) != sorted(shapes[first][:3]):
+                raise ValueError(
+                    f"{file}: shape (={shape}) must be that of {first.name} (={shapes[first]})."
+                )
         if task.split == "test" and not task.has_masks:
             raise ValueError(
                 f"{task.files[0].parent}: there is no mask; a test subject must have labels."
@@ -639,11 +642,10 @@ def _dry_summary(
         frames = sum(look.n_frames for look in usable)
         numbers = (len(usable), masks, len(usable) - masks, frames, len(mine) - len(usable))
         lines.append(_row(name, numbers))
-    lines += [
-        "\nOnly headers were read: a mask may turn out to be empty, a file to be damaged. Of test subjects only the\n"
-        "labelled frames will be converted.",
-        *_remarks(remarks),
-    ]
+    lines.append("\nOnly headers were read: a mask may turn out to be empty, a file to be damaged.")
+    if any(look.split == "test" for look in looks):
+        lines.append("Only the labelled frames of test subjects will be converted.")
+    lines += _remarks(remarks)
     for split in SPLITS:
         subjects = [look.subject for look in looks if look.split == split and not look.refused]
         if subjects:
@@ -652,6 +654,8 @@ def _dry_summary(
         lines += _said(looks, title, kind)
     if any(look.refused for look in looks):
         lines += ["\nWould be REFUSED:", *_refusals(looks, limit=None)]
+    if all(look.refused for look in looks):
+        return [*lines, "\nDry run: nothing was written, and no subject could be converted."]
     lines.append(f"\nDry run: nothing was written. The dataset would be {target}")
     if (target / "dataset.json").exists():
         lines.append("That folder holds a finished dataset: choose another id to keep it.")
@@ -710,7 +714,9 @@ def _remarks(remarks: Sequence[str]) -> list[str]:
 
 
 def _refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list[str]:
-    return list(_grouped(((o.subject, o.refused) for o in outcomes if o.refused), limit))
+    refused = [(o.subject, o.refused) for o in outcomes if o.refused]
+    refused.sort(key=lambda pair: re.sub(r"\d+", lambda number: number[0].zfill(9), pair[0]))
+    return list(_grouped(refused, limit))
 
 
 def _grouped(texts: Iterable[tuple[str, str]], limit: int | None = 20) -> Iterator[str]:

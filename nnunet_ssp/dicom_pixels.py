@@ -56,6 +56,7 @@ def _read_file(file: Path, images: Sequence[Image]) -> dict[Image, Array]:
         with tolerant():
             module = _pixel_module(open_dataset(file), images[0])
             decoder = get_decoder(module.file_meta.TransferSyntaxUID)
+            _check_length(module)
             if decoder.is_available:
                 stored = pixel_array(module)
             else:
@@ -114,6 +115,17 @@ def _pixel_module(dataset: Dataset, image: Image) -> Dataset:
     module.HighBit = number("HighBit", module.BitsStored - 1)
     module.PixelRepresentation = number("PixelRepresentation", 0)
     return module
+
+
+def _check_length(module: Dataset) -> None:
+    """Refuse stored values that end too early, as in an unfinished copy."""
+    if module.file_meta.TransferSyntaxUID.is_compressed:
+        return
+    keyword = next(keyword for keyword in _PIXELS if keyword in module)
+    needed = module.Rows * module.Columns * module.NumberOfFrames * module.BitsAllocated // 8
+    there = len(module[keyword].value)
+    if there < needed:
+        raise ValueError(f"{there} of {needed} bytes are there: copy the file again")
 
 
 def _decode_with_gdcm(module: Dataset) -> Array:

@@ -48,7 +48,10 @@ def place_stack(grid: Grid, shape: Sequence[int], file: Path) -> Place:
     axis, doubt = slice_axis(spacing, shape)
     order = ((axis + 1) % 3, (axis + 2) % 3, axis)
     if axis != 2:
-        corrections = [*corrections, f"slices were on axis {axis + 1} of the file, now on axis 3"]
+        corrections = [
+            *corrections,
+            f"slices were on the file's {ORDINALS[axis]} axis, now on the third",
+        ]
     moved = affine[:, [*order, 3]]
     return Place(moved, order, [*grid.corrections, *corrections], [*grid.notes, *doubt])
 
@@ -181,6 +184,7 @@ def compare_grids(mask: Nifti, image: Nifti) -> list[str]:
 
 
 # "The apex is directed downward, forward, and to the left" (Gray, Anatomy of the Human Body, 1918).
+ORDINALS = ("first", "second", "third")
 TOWARDS_APEX = np.array([-1.0, 1.0, -1.0]) / np.sqrt(3)  # RAS+
 
 

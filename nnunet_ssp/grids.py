@@ -167,7 +167,9 @@ def _doubts(affine: Array) -> list[str]:
     if np.allclose(affine, np.eye(4)) or np.allclose(affine, np.diag([-1, -1, 1, 1])):
         return ["the affine is the identity: probably neither spacing nor position is known"]
     if not _plausible(_scales(affine)):
-        return [f"a spacing of {_sizes(_scales(affine))} mm is implausible for a heart"]
+        return [
+            f"a spacing of {_sizes(_scales(affine))} mm is implausible for a heart: is its unit right?"
+        ]
     return []
 
 
@@ -221,4 +223,9 @@ def _possible(scales: Array) -> bool:
 
 
 def _sizes(scales: Array) -> str:
-    return " x ".join(f"{value:.4g}" for value in scales)
+    """Write sizes with four digits and no exponent."""
+    texts = [
+        np.format_float_positional(value, precision=4, fractional=False, trim="-")
+        for value in scales
+    ]
+    return " x ".join(texts)

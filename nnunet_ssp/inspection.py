@@ -9,7 +9,7 @@ import torch
 from nnunet_ssp import checkpoints, transfer
 from nnunet_ssp.cases import dataset_folder, nnunet_folder
 from nnunet_ssp.contents import printable
-from nnunet_ssp.names import must_be_plain
+from nnunet_ssp.names import is_plain, must_be_plain
 from nnunet_ssp.network import is_alias, is_output_layer
 from nnunet_ssp.nnunet_files import configuration_of, read_dataset, read_plans
 
@@ -105,7 +105,11 @@ def compare_with_dataset(
     folder = dataset_folder(nnunet_folder("nnUNet_preprocessed"), dataset)
     file = folder / f"{must_be_plain(plans_name, '-p')}.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: run nnunet-ssp prepare {dataset} first.")
+        own = (pretrained.plans or {}).get("plans_name")
+        way = f"run nnunet-ssp prepare {dataset} first"
+        if isinstance(own, str) and is_plain(own) and (folder / f"{own}.json").is_file():
+            way = f"name the checkpoint's own plans, which are there, by -p {own}"
+        raise FileNotFoundError(f"{file} is missing: {way}.")
     content = read_plans(file)
     configuration_of(content, configuration, str(file))
     plans = PlansManager(content)

@@ -29,7 +29,7 @@ def label_phases(
         masks: The labelled frames `(X, Y, Z)` by time index, values as in `LABELS`, at least one.
         ed_text: Number of ED in the source; may be empty or wrong.
         es_text: Number of ES in the source.
-        where: What says so, for messages.
+        where: What says so, for messages; empty where there is no such source.
         first: The source's number of the first frame, also in messages.
 
     Returns:
@@ -41,11 +41,12 @@ def label_phases(
     ed, es = frame_number(ed_text, first), frame_number(es_text, first)
     frames = sorted(volume, key=lambda t: (-volume[t], t != ed, t))
     listed = " and ".join(str(t + first) for t in sorted(frames))
+    nothing_said = not ed_text and not es_text
     said = f"{where} has ED {ed_text or 'empty'} and ES {es_text or 'empty'}, labels at {listed}"
     if len(frames) == 1:
         phase = "ES" if frames[0] == es != ed else "ED"
         notes = [f"only frame {listed} holds labels, taken as {phase}"]
-        wrong = frames[0] not in (ed, es)
+        wrong = not nothing_said and frames[0] not in (ed, es)
         return {frames[0]: phase}, [said] if wrong else [], notes
 
     corrections, notes = [], []
@@ -53,7 +54,11 @@ def label_phases(
         phases = {ed: "ED", es: "ES"}
     else:
         phases = {frames[0]: "ED", frames[-1]: "ES"}
-        corrections.append(f"{said}: ED is {frames[0] + first}, ES is {frames[-1] + first}")
+        found = f"ED is {frames[0] + first}, ES is {frames[-1] + first}"
+        if not nothing_said:
+            corrections.append(f"{said}: {found}")
+        elif where:
+            notes.append(f"{where} has neither ED nor ES; by volume {found}")
     if len(frames) > 2:
         used = " and ".join(str(t + first) for t in sorted(phases))
         notes.append(f"{len(frames)} frames hold labels; only {used} are used")

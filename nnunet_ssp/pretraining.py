@@ -282,7 +282,10 @@ class PretrainingTrainer(SettingsTrainer):
         def counts(cases: list[str]) -> str:
             n_slices = sum(index[case].shape[0] for case in cases)
             n_subjects = len({subject[c] for c in cases})
-            return f"{n_subjects} subjects, {len(cases)} frames, {n_slices} slices"
+            return f"{people(n_subjects)}, {len(cases)} frames, {n_slices} slices"
+
+        def people(number: int) -> str:
+            return f"{number} subject" + "s" * (number != 1)
 
         def names(subjects: set[str], none: str = "") -> str:
             shown = sorted(subjects)[:10]
@@ -296,7 +299,7 @@ class PretrainingTrainer(SettingsTrainer):
         if self.cases:
             for kind, group in (("with", chosen & labelled), ("without", chosen - labelled)):
                 lines.append(
-                    f"  {len(group)} subjects {kind} labelled frames: {names(group, 'none')}"
+                    f"  {people(len(group))} {kind} labelled frames: {names(group, 'none')}"
                 )
         held_out = {subject[case] for case in val}
         lines += [

@@ -102,7 +102,7 @@ def read_short_axis(
     Args:
         files: All files of the subject, DICOM or not.
         where: The subject's folder, for messages.
-        hint: What to add to the message where all images are of one series, and it is no stack.
+        hint: What to add to the message where all images are of one series, and it is no whole stack.
         chosen: The user says that the files are the short axis: what is unusual is a warning.
         masks: There are masks, whose names count the frames.
 
@@ -133,7 +133,7 @@ def choose_short_axis(
     """
     images, notes = read_headers(files)
     if not images:
-        raise ValueError(f"{where}: no DICOM image here.{_listed(notes)}")
+        raise ValueError(f"{where}: no NIfTI or DICOM image here.{_listed(notes)}")
     patients = {image.patient for image in images} - {""}
     if len(patients) > 1:
         raise ValueError(
@@ -151,7 +151,8 @@ def choose_short_axis(
         notes += _left_out(images, others, stack, chosen)
     warnings = [*(found.warnings if found else []), *_name_lost(lost, stack)]
     if fault := (found.fault if found else rivals) or _fault(stack, images, runs):
-        if stack or rivals or len({image.series for image in images}) > 1:
+        whole = stack and not (found and found.fault)
+        if whole or rivals or len({image.series for image in images}) > 1:
             hint = ""
         raise ValueError(f"{where}: {fault}{_listed(warnings + notes)}{hint and ' ' + hint}")
     if masks and found and found.renumbered:

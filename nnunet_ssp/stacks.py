@@ -74,6 +74,7 @@ def read_stack(files: Sequence[Path], where: Path) -> Stack:
     if len(files) == 1:
         image = read_image(files[0])
         voxels = as_cine(image.voxels)
+        _check_has_frames(voxels.shape, files[0])
         check_cine(voxels, files[0])
         place = place_stack(image.grid, voxels.shape, files[0])
         return Stack(place.move(voxels), place, image)
@@ -91,10 +92,19 @@ def look_at_stack(files: Sequence[Path]) -> tuple[int, Place]:
     """Return the number of frames and the place of what `read_stack` would read, from the headers alone."""
     if len(files) == 1:
         shape, grid = read_header(files[0])
+        _check_has_frames(shape, files[0])
         check_axes(shape, files[0])
         return math.prod(shape[3:]), place_stack(grid, shape, files[0])
     rows, place = _arrange([_read_head(file) for file in files])
     return max(len(rows[0]), rows[0][0].n_frames), place
+
+
+def _check_has_frames(shape: Sequence[int], file: Path) -> None:
+    if len(shape) == 3:
+        raise ValueError(
+            f"{file}: shape (={tuple(shape)}) must have 4 axes: columns, rows, slices, frames. 3D frames of one "
+            "subject belong in a folder of its name; masks end in _gt."
+        )
 
 
 def _read_head(file: Path) -> _Head:

@@ -320,6 +320,37 @@ def _shown(text: str, longest: int = 200) -> str:
 # --- the data set around a table --------------------------------------------------------------
 
 
+def find_tree(folder: Path, places: Sequence[str], wrapper: str, whose: str) -> Path:
+    """Return the folder of a public data set's tree: this one, or `wrapper` in it.
+
+    Args:
+        folder: What the user named.
+        places: Folders of the tree, of which one must be there.
+        wrapper: Name of the folder that the download may put around them.
+        whose: Name of the data set, for the message.
+
+    Raises:
+        FileNotFoundError: It is neither; names the right folder where the user named one inside it.
+    """
+    folder = folder.resolve()
+    check_is_folder(folder)
+    for root in (folder, folder / wrapper):
+        if any((root / place).is_dir() for place in places):
+            return root
+    message = (
+        f"{folder}: must hold one of {whose} folders ({', '.join(places)}), directly or inside "
+        f"{wrapper}."
+    )
+    for root in folder.parents[:3]:
+        if any(
+            (root / place).is_dir() and folder.is_relative_to(root / place.split("/")[0])
+            for place in places
+        ):
+            message += f" Perhaps -i {root}"
+            break
+    raise FileNotFoundError(message)
+
+
 def check_is_folder(folder: Path) -> None:
     """Check the input.
 

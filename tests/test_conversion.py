@@ -448,7 +448,7 @@ def test_a_dry_run_sees_what_the_headers_tell(tmp_path: Path, capsys: pytest.Cap
     run([broken, other, nifti_task(tmp_path, "C")], dry_run=True)
     output = capsys.readouterr().out
     assert "  A: " in output and "A_gt.nii.gz: not a complete NIfTI file" in output
-    assert "B_gt.nii.gz: shape (=(3, 2, 3)) must be that of the other files." in output
+    assert "B_gt.nii.gz: shape (=(3, 2, 3)) must be that of B.nii.gz (=(" in output
     assert "\ntrain: C\n" in output
 
 
@@ -496,3 +496,10 @@ def test_cases_are_all_frames_for_training_and_labelled_ones_for_testing():
     assert [c.case for c in test] == ["A_frame00", "A_frame02"]
     few = make_cases(ToyTask("A", "train", ()), phases, 30, frames=[9, 0], **given)
     assert [(c.frame, c.n_frames) for c in few] == [(0, 30), (9, 30)]
+
+
+def test_a_dry_run_may_find_nothing_to_convert(capsys: pytest.CaptureFixture[str]):
+    run([], refused={"B10": "b.", "B9": "a."}, dry_run=True)
+    output = capsys.readouterr().out
+    assert output.endswith("Dry run: nothing was written, and no subject could be converted.\n")
+    assert output.index("B9: a.") < output.index("B10: b.") and "test subjects" not in output

@@ -236,3 +236,8 @@ def test_written_files_are_read_alike_whatever_came_in(
         assert corner and np.sign(np.linalg.det(place.affine)) == np.sign(
             np.linalg.det(image.grid.affine)
         )
+
+
+def test_a_size_has_no_exponent(tmp_path: Path):
+    found = grid(tmp_path, sform=np.diag([1367.188, 1367.188, 10000, 1]), sform_code=1)
+    assert "a spacing of 1367 x 1367 x 10000 mm" in found.notes[0]

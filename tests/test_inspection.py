@@ -323,9 +323,18 @@ def test_the_dataset_is_not_there(prepared: Path, ours: Path):
 
 
 def test_the_plans_are_not_there(prepared: Path, ours: Path):
+    (prepared / "nnUNetPlans.json").unlink()
     with pytest.raises(
         FileNotFoundError, match=r"none.json is missing: run nnunet-ssp prepare 907"
     ):
+        inspect(ours, "907", "none")
+
+
+def test_own_plans_are_named_where_others_are_missing(prepared: Path, ours: Path):
+    own = (
+        r"none.json is missing: name the checkpoint's own plans, which are there, by -p nnUNetPlans"
+    )
+    with pytest.raises(FileNotFoundError, match=own):
         inspect(ours, "907", "none")
 
 

@@ -21,6 +21,8 @@ def masks_of(volumes: dict[int, int], value: int = 1) -> dict[int, np.ndarray]:
         ({0: 9, 8: 5}, "8", "0", {0: "ED", 8: "ES"}, True, False),
         ({0: 5, 8: 9}, "0", "7", {8: "ED", 0: "ES"}, True, False),
         ({0: 9, 8: 5}, "", "nan", {0: "ED", 8: "ES"}, True, False),
+        ({0: 9, 8: 5}, "", "", {0: "ED", 8: "ES"}, False, True),
+        ({8: 9}, "", "", {8: "ED"}, False, True),
         ({0: 9, 8: 5}, "0", "0", {0: "ED", 8: "ES"}, True, False),
         ({0: 9, 3: 6, 8: 5}, "0", "3", {0: "ED", 3: "ES"}, False, True),
         ({0: 9, 3: 6, 8: 5}, "0", "4", {0: "ED", 8: "ES"}, True, True),
@@ -40,6 +42,15 @@ def test_phases(
     found, corrections, notes = label_phases(masks_of(volumes), ed, es)
     assert found == phases
     assert (bool(corrections), bool(notes)) == (corrected, noted)
+
+
+def test_who_says_nothing_is_not_corrected():
+    masks = masks_of({0: 9, 8: 5})
+    assert label_phases(masks, "", "", "Info.cfg", first=1)[1:] == (
+        [],
+        ["Info.cfg has neither ED nor ES; by volume ED is 1, ES is 9"],
+    )
+    assert label_phases(masks, "", "", where="")[1:] == ([], [])
 
 
 def test_myocardium_drawn_in_one_phase_only_does_not_count():

@@ -287,6 +287,8 @@ def test_frames_of_another_phase_are_no_volume(tmp_path: Path):
             edit(file, TriggerTime=12.5 + 40 * (t + 9))
     with pytest.raises(ValueError, match="of different phases: of 13 all slices share only 4, and"):
         read(tmp_path)
+    with pytest.raises(ValueError, match=r"share only 4, .* the hint\.$"):
+        read_short_axis(list(tmp_path.iterdir()), tmp_path, "the hint.")
 
 
 def test_heart_rates_may_differ_from_slice_to_slice(tmp_path: Path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nnunet_ssp.tables import (
     fault_in_listing,
     find_table,
+    find_tree,
     read_names,
     read_table,
     whole_number,
@@ -291,3 +292,17 @@ def test_faults_in_listings():
     assert fault_in_listing("A", two, ["x"], table, root).endswith("not in rows 2 and 7.")
     other = fault_in_listing("a1", one, [], table, root, folders=["A1", "B1"])
     assert other == "t.csv, row 2: there is no folder a1, but A1, which differs in case."
+
+
+@pytest.mark.parametrize("inside", ["Training", "Training/Labeled", "Training/Labeled/A1"])
+def test_who_names_a_folder_inside_the_tree_is_told_the_tree(tmp_path: Path, inside: str):
+    (tmp_path / "Training/Labeled/A1").mkdir(parents=True)
+    places = ["Training/Labeled", "Testing"]
+    assert find_tree(tmp_path, places, "Data", "X's") == tmp_path
+    assert find_tree(tmp_path.parent, places, tmp_path.name, "X's") == tmp_path
+    message = r"must hold one of X's folders \(Training/Labeled, Testing\), .* inside Data\."
+    with pytest.raises(FileNotFoundError, match=rf"{message} Perhaps -i {tmp_path}$"):
+        find_tree(tmp_path / inside, places, "Data", "X's")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"{message}$"):
+        find_tree(tmp_path / "other", places, "Data", "X's")

@@ -271,7 +271,7 @@ def test_turned_files_with_a_fourth_axis_of_one(root: Path, four_d: bool):
         save(stored if stored.ndim == 4 else stored[..., None], file, affine)
     turned = convert(root, 119)
     assert log(turned)["corrections"] == {
-        "patient002": ["slices were on axis 1 of the file, now on axis 3"]
+        "patient002": ["slices were on the file's first axis, now on the third"]
     }
     written = sorted(straight.rglob("*.nii.gz"))
     assert len(written) == (6 if four_d else 4)

@@ -302,7 +302,7 @@ def test_names_become_file_names(root: Path):
     target = convert(root, 120)
     assert len(names(target / "imagesUn")) == 12
     assert names(target / "imagesUn")[0] == "F-lle-1-2_frame00_0000.nii.gz"
-    assert "other characters" in str(log(target)["notes"]["F-lle-1-2"])
+    assert "renamed: - replaces characters" in str(log(target)["notes"]["F-lle-1-2"])
 
 
 def test_names_beyond_a_file_systems_limit_are_refused(root: Path):
@@ -439,7 +439,11 @@ def test_a_stack_turned_to_the_bodys_axes_is_put_upright(root: Path, kind: str, 
             save(np.asarray(mask.dataobj)[..., t], root / "S1" / f"{t}_gt.nii", mask.affine)
     target = convert(root, 120)
     axis = image.shape.index(3)
-    said = [] if axis == 2 else [f"slices were on axis {axis + 1} of the file, now on axis 3"]
+    said = (
+        []
+        if axis == 2
+        else [f"slices were on the file's {('first', 'second')[axis]} axis, now on the third"]
+    )
     assert log(target)["corrections"].get("S1", []) == said
     assert {case.base for case in cases_of(target).values()} == {
         "first"
@@ -591,10 +595,25 @@ def test_test_subjects_need_labels(root: Path):
     assert "S2.nii.gz: a test subject must have labels" in str(log(target)["refused"]["S2"])
     assert log(target)["options"]["test"] == ["S1", "S2"]
     (root.parent / "test.txt").write_text("S9")
-    with pytest.raises(ValueError, match=r"test\.txt: no subject of this code: S9"):
+    with pytest.raises(ValueError, match=r"test\.txt: no subject is called S9"):
         convert(root, 121, test=root.parent / "test.txt")
     with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file"):
         convert(root, 121, test="none.txt")
+
+
+def test_an_image_of_another_format_is_named(root: Path):
+    save(frames(), root / "B1.nii.gz")
+    (root / "B1.nrrd").write_bytes(b"NRRD0004")
+    (root / "readme.txt").write_text("own data")
+    refused = log(convert(root, 121))["refused"]
+    assert refused == {"B1.nrrd": f"{root}/B1.nrrd: neither NIfTI nor DICOM; save it as .nii.gz."}
+
+
+def test_a_folder_of_masks_must_hold_some(root: Path):
+    save(frames(), root / "S1.nii.gz")
+    save(drawn(ED), root.parent / "masks" / "S1.nii.gz")
+    with pytest.raises(FileNotFoundError, match=r"masks: no masks here\. Their names end in _gt"):
+        convert(root, 121, labels=root.parent / "masks")
 
 
 # --- what refuses one subject -----------------------------------------------------------------
@@ -629,14 +648,27 @@ def two_masks(root: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "3D image": (
         lambda root: save(frames()[..., 0], root / "B1.nii.gz"),
-        r"B1.nii.gz: shape \(=\(6, 5, 3\)\) must have 4 axes",
+        r"B1.nii.gz: shape \(=\(6, 5, 3\)\) must have 4 axes.*belong in a folder of its name; masks end in _gt",
+    ),
+    "mask among the images": (
+        lambda root: save(
+            85 * np.eye(4, dtype=np.uint8)[:, :, None, None] * [1, 3], root / "B1.nii"
+        ),
+        r"B1\.nii: has only the values 0, 85, 255, as a mask\. Names of masks end in _gt",
+    ),
+    "frames of masks": (
+        lambda root: [save(drawn(*range(12))[..., t], root / "B1" / f"{t}.nii.gz") for t in (0, 1)],
+        "own/B1: has only the values 0, 1, 2, 3, as a mask",
     ),
     "empty folder": (lambda root: (root / "B1").mkdir(), "B1: no file in it"),
     "no DICOM": (
         lambda root: save(frames(), root / "B1" / "a.nii.gz").rename(root / "B1" / "a.txt"),
-        r"B1: no DICOM image here\. There: 1 file not DICOM, the first a\.txt",
+        r"B1: no NIfTI or DICOM image here\. There: 1 file not DICOM, the first a\.txt",
     ),
-    "truncated DICOM": (truncated_dicom, r"B1/1\.2\.3\.4_\d+: the pixels cannot be read"),
+    "truncated DICOM": (
+        truncated_dicom,
+        r"B1/1\.2\.3\.4_\d+: the pixels cannot be read \(\d+ of \d+ bytes are there: copy",
+    ),
     "long axis": (
         lambda root: series(root / "B1", [0], directions=FOUR_CHAMBER),
         "B1: no short-axis cine",
@@ -664,6 +696,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "mask shape": (
         lambda root: masked(root, drawn(ED)[..., :7]),
         r"B1_gt.nii.gz: shape \(=\(6, 5, 3, 7\)\) must be that of the image \(=\(6, 5, 3, 12\)\)",
+    ),
+    "mask of which frame": (
+        lambda root: masked(root, drawn(ED)[..., ED]),
+        r"must be that of the image .*A mask of one frame is called B1_frame<TT>_gt\.nii\.gz",
     ),
     "mask place": (
         lambda root: masked(root, drawn(ED), affine=AFFINE + np.eye(4)[:, [1, 2, 3, 0]]),

@@ -118,7 +118,7 @@ def test_lists_of_test_subjects_have_the_names_of_the_dataset(trees: Path, tmp_p
     cases = read_cases(target / "cases.csv").values()
     assert {c.subject_key for c in cases if c.split == "test"} == {"mm2-001", "acdc-patient002"}
     (tmp_path / "test.txt").write_text("A1\n")
-    with pytest.raises(ValueError, match=r"test\.txt: no subject of this code: A1"):
+    with pytest.raises(ValueError, match=r"test\.txt: no subject is called A1"):
         mnms.convert(trees / "mm1", 117, add=sources(trees), test=tmp_path / "test.txt")
 
 

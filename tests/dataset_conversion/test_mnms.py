@@ -110,7 +110,7 @@ def test_a_list_of_test_subjects_replaces_the_division(root: Path, tmp_path: Pat
 
 def test_a_list_with_unknown_codes_is_refused(root: Path, tmp_path: Path):
     (tmp_path / "test.txt").write_text("A1\nZ9\n")
-    with pytest.raises(ValueError, match=r"test\.txt: no subject of this code: Z9"):
+    with pytest.raises(ValueError, match=r"test\.txt: no subject is called Z9"):
         convert(official(root), 114, test=tmp_path / "test.txt")
     with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file"):
         convert(root, 114, test=tmp_path / "none.txt")
@@ -289,12 +289,12 @@ def test_files_without_a_row_are_converted(root: Path):
     lines = (root / CSV).read_text().splitlines(keepends=True)
     (root / CSV).write_text("".join(line for line in lines if "V1" not in line))
     target = convert(root, 114)
-    assert log(target)["notes"]["V1"] == ["not in the CSV; vendor and centre unknown"]
+    assert log(target)["notes"]["V1"] == [
+        "not in the CSV; vendor and centre unknown",
+    ]
     case = read_cases(target / "cases.csv")["V1_frame02"]
     assert (case.vendor, case.centre, case.phase) == ("unknown", "", "ES")
-    assert log(target)["corrections"]["V1"] == [
-        "CSV has ED empty and ES empty, labels at 0 and 2: ED is 0, ES is 2"
-    ]
+    assert "V1" not in log(target)["corrections"]
 
 
 def test_the_mask_decides_what_is_labelled(root: Path):
@@ -356,7 +356,7 @@ def test_a_turned_stack_is_put_upright(root: Path):
         stored = nibabel.load(file)
         save(np.moveaxis(np.asanyarray(stored.dataobj), 2, 1), file, stored.affine[:, [0, 2, 1, 3]])
     turned = convert(root, 115)
-    assert "slices were on axis 2" in str(log(turned)["corrections"]["A1"])
+    assert "slices were on the file's second axis" in str(log(turned)["corrections"]["A1"])
     for file in straight.rglob("*.nii.gz"):
         # The axes go round in a ring, so columns and rows are exchanged here.
         before, after = (nibabel.load(f) for f in (file, turned / file.relative_to(straight)))

@@ -201,7 +201,7 @@ def test_unpacked_turned_files_with_a_fourth_axis_of_one(root: Path):
         save(turned, packed.with_suffix(""), stored.affine[:, [2, 0, 1, 3]])
         packed.unlink()
     target = convert(root, 118)
-    assert "slices were on axis 1" in str(log(target)["corrections"]["001"])
+    assert "slices were on the file's first axis" in str(log(target)["corrections"]["001"])
     written = list(straight.rglob("*.nii.gz"))
     assert len(written) == 6
     for file in written:
