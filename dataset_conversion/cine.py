@@ -79,7 +79,7 @@ LEFT_VENTRICLE = ("LVBP", "LV")
 # As M&Ms calls them, by the first word of DICOM's manufacturer ("GE MEDICAL SYSTEMS").
 VENDORS = {"SIEMENS": "Siemens", "PHILIPS": "Philips", "GE": "GE", "CANON": "Canon"}
 HINT = "Perhaps the folders are series of one patient: --by-patient-id."
-MASK_VALUES = 8  # as many different values has a mask at most; MR images have hundreds
+MASK_VALUES = 8  # as many different values has a mask at most, all whole numbers from 0 to 255; MR images have hundreds
 LONGEST_NAME = 200  # a file system's 255, less what conversion and nnU-Net add
 
 
@@ -325,7 +325,7 @@ def read_subject(task: CineTask) -> Cine:
         patient, warnings = stack.patient, stack.warnings
         notes += stack.notes
         check_cine(voxels, task.images[0] if len(task.images) == 1 else task.place)
-    if all(np.unique(frame).size <= MASK_VALUES for frame in np.moveaxis(voxels, -1, 0)):
+    if all(_is_like_a_mask(frame) for frame in np.moveaxis(voxels, -1, 0)):
         found = ", ".join(f"{value:g}" for value in np.unique(voxels)[:MASK_VALUES])
         raise ValueError(
             f"{task.place}: has only the values {found}, as a mask. Names of masks end in _gt, see --help."
@@ -357,6 +357,14 @@ def read_subject(task: CineTask) -> Cine:
     frames = {case.frame: voxels[..., case.frame] for case in cases}
     labels = {frame: masks[frame] for frame in phases}
     return Cine(frames, labels, affine, cases, corrections, warnings, notes, patient)
+
+
+def _is_like_a_mask(frame: Array) -> bool:
+    """Whether a frame has background and a few small whole numbers, and nothing else."""
+    values = np.unique(frame)
+    if values.size > MASK_VALUES or values[0] != 0 or values[-1] > 255:
+        return False
+    return bool((values == np.rint(values)).all())
 
 
 def _read_masks(

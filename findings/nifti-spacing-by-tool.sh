@@ -17,7 +17,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet nnunetv2==2.8.1 monai==1.5.2 nibabel==5.4.2 SimpleITK==2.5.7
+"$folder/venv/bin/pip" install --quiet nnunetv2==2.8.1 nibabel==5.4.2 SimpleITK==2.5.7
+"$folder/venv/bin/pip" install --quiet --no-deps monai==1.5.2
 export nnUNet_raw="$folder" nnUNet_preprocessed="$folder" nnUNet_results="$folder" OMP_NUM_THREADS=1
 PATH="$folder/venv/bin:$PATH" python -W ignore - "$folder" <<'PYTHON'
 import sys

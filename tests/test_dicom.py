@@ -53,7 +53,9 @@ def test_files_that_are_no_images_are_named(tmp_path: Path):
         "2 files not DICOM, the first README.txt",
         "1 file with a damaged header, the first half.dcm",
     ]
-    with pytest.raises(ValueError, match=r"here: no NIfTI or DICOM image here\. .* 1 file not DICOM"):
+    with pytest.raises(
+        ValueError, match=r"here: no NIfTI or DICOM image here\. .* 1 file not DICOM"
+    ):
         read_short_axis([tmp_path / "empty"], tmp_path / "here")
 
 

@@ -127,14 +127,14 @@ def test_different_channels_are_refused(make_store):
         ({"shape": [3, 2, -10, 7]}, "four whole numbers"),
         ({"shape": [3, 2, 10, 10**40]}, "four whole numbers"),
         ({"shape": [3, 0, 10, 7]}, r"`shape` \(=\[3, 0, 10, 7\]\) must be above 0"),
-        ({"first_slice": -1}, "four whole numbers"),
+        ({"first_slice": -1}, r"`first_slice` \(=-1\) must be a whole number from 0"),
         (
             {"first_slice": 3},
             r"3 slices from `first_slice` \(=3\) must be within `n_slices` \(=5\)",
         ),
         ({"n_slices": 2}, r"must be within `n_slices` \(=2\)"),
-        ({"source": [["a", 1]]}, "not enough values"),
-        ({"stored": 4}, "TypeError"),
+        ({"source": [["a", 1]]}, r"`source` .* must be a list of \[name, bytes, time\]"),
+        ({"stored": 4}, r"`stored` \(=4\) must be a list of \[name, bytes, time\]"),
     ],
 )
 def test_an_entry_that_means_nothing_is_refused(make_store, changed, message):
@@ -148,7 +148,7 @@ def test_an_entry_that_means_nothing_is_refused(make_store, changed, message):
         read_index(folder)
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 10, 8), (2, 2, 10, 7), (10**6, 2, 10**6, 10**6)])
+@pytest.mark.parametrize("shape", [(3, 2, 10, 8), (2, 2, 10, 7), (2**15, 2, 2**15, 2**15)])
 def test_an_index_that_declares_other_shapes_than_the_files_is_refused(make_store, shape):
     """Before anything of that size is made."""
     folder = make_store(SHAPES).folder
