@@ -829,8 +829,8 @@ def test_a_dead_worker_is_explained(base: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda file: file.write_text("no image"), r"truncated or damaged"),
-        (lambda file: file.write_bytes(file.read_bytes()[:3000]), r"truncated or damaged"),
+        (lambda file: file.write_text("no image"), r"not a complete NIfTI file"),
+        (lambda file: file.write_bytes(file.read_bytes()[:3000]), r"not a complete NIfTI file"),
         (
             lambda file: write_image(file, np.full((9, 9, 3), np.nan, np.float32)),
             r"holds NaN or infinite values",
@@ -874,7 +874,11 @@ def shorten(file: Path) -> None:
     ("folder", "spoil", "message"),
     [
         ("labelsTr", shorten, r"labelsTr/.*shape \(=.*\) must be that of the image \(="),
-        ("imagesTr", lambda file: file.write_text("no image"), r"imagesTr/.*truncated or damaged"),
+        (
+            "imagesTr",
+            lambda file: file.write_text("no image"),
+            r"imagesTr/.*not a complete NIfTI file",
+        ),
     ],
     ids=["shapes", "damaged"],
 )
