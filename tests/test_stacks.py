@@ -201,9 +201,7 @@ def test_slices_of_other_frames_are_not_mixed(
 
 
 @pytest.mark.parametrize("number", [lambda z, t: 3 * z + t, lambda z, t: 40 + 4 * t + z])
-def test_numbers_that_go_on_from_slice_to_slice(
-    tmp_path: Path, number: Callable[[int, int], int]
-):
+def test_numbers_that_go_on_from_slice_to_slice(tmp_path: Path, number: Callable[[int, int], int]):
     files = {
         number(z, t): save(tmp_path / f"i{number(z, t)}.nii.gz", CINE[:, :, z : z + 1, t], at(z))
         for z in range(4)

@@ -577,7 +577,9 @@ def test_masks_count_as_the_names_of_the_frames(
     save(frames(), root / "S2.nii.gz")
     target = convert(root, 120)
     if frame is None:
-        assert f"{mask}.nii.gz: there must be one image of frame 00." in log(target)["refused"]["S1"]
+        assert (
+            f"{mask}.nii.gz: there must be one image of frame 00." in log(target)["refused"]["S1"]
+        )
     else:
         assert names(target / "labelsTr") == [f"S1_frame{frame:02}.nii.gz"]
 
