@@ -69,7 +69,9 @@ def read_grid(header: Any) -> Grid:
         notes.append(
             "neither sform nor qform: the spacing is pixdim's, position and orientation are unknown"
         )
-    if sform is not None and known and not _same_scales(_scales(sform), pixdim):
+    if sform is not None and not known and source == "sform":
+        corrections.append(_why("the sform", "pixdim", pixdim))
+    elif sform is not None and known and not _same_scales(_scales(sform), pixdim):
         if _sform_is_right(_scales(sform), pixdim, factor):
             affine, source = sform, "sform"
             corrections.append(_why("the sform", "pixdim", pixdim))

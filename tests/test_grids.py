@@ -247,6 +247,7 @@ def test_an_edge_of_0_mm_is_no_spacing(tmp_path: Path):
     found = read_header(file)[1]
     assert found.affine == pytest.approx(TRUE, abs=1e-4)
     assert found.source == "sform"
+    assert found.corrections == ["the spacing is that of the sform; pixdim says 1.4 x 1.4 x 0"]
     content[254:256] = bytes(2)  # sform_code
     file.write_bytes(content)
     with pytest.raises(
