@@ -60,7 +60,9 @@ def read_stored(file: Path) -> tuple[Any, Array]:
     """Read the header of a NIfTI file, as it is, and its voxels as stored; see `read_image` for what is refused."""
     with _readable(file), _opened(file) as stream:
         header = _read_header(stream)
-        if np.isinf(header["scl_slope"]):  # nibabel takes that for none, SimpleITK for infinite voxels
+        if np.isinf(
+            header["scl_slope"]
+        ):  # nibabel takes that for none, SimpleITK for infinite voxels
             raise ValueError("the slope of its header is infinite")
         dtype, shape = header.get_data_dtype(), tuple(header.get_data_shape())
         if dtype.kind in "iuf":
