@@ -26,7 +26,8 @@ there also in <subject>/:
 
     <subject>_gt.nii.gz, <subject>_sa_gt.nii.gz     4D, zero except at the labelled frames
     <subject>_frame<TT>_gt.nii.gz                   3D, for frame TT of a 4D image or DICOM, counted from 00
-    <image>_gt.nii.gz                               3D, for the 3D frame <image>.nii.gz
+    <image>_gt.nii.gz                               3D, for the 3D frame <image>.nii.gz; where the frames are called
+                                                    frame<number>, <subject>_frame<number>_gt.nii.gz, too
 
 Of the labelled frames the one with the largest left ventricle is end-diastole (ED), the smallest end-systole
 (ES). Mask values are 1, 2, 3, ... in the order of --label-names. Columns and rows of DICOM stay as they are, its
@@ -39,6 +40,7 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -379,12 +381,13 @@ def _read_masks(
         nifti: The image as read, if it is not DICOM.
     """
     n_frames = image.shape[3]
+    single = task.images if nifti and nifti.source and len(task.images) > 1 else ()
     masks: dict[int, Array] = {}
     turned = False
     for file in task.masks:
         stored = read_image(file)
         mask = as_cine(stored.voxels)
-        frame = _frame_of(file, task.images, mask.shape)
+        frame = _frame_of(file, single, mask.shape)
         if nifti and not nifti.source and 1 in mask.shape[:3]:
             raise ValueError(
                 f"{file}: must be a mask of the whole stack, not of one of its slices."
@@ -417,15 +420,42 @@ def _read_masks(
 
 
 def _frame_of(file: Path, images: Sequence[Path], shape: Sequence[int]) -> int | None:
-    """The time index of a mask of one frame; None for a mask of all."""
-    if shape[3:] == (len(images),) and len(images) > 1:
+    """The time index of a mask of one frame; None for a mask of all.
+
+    Args:
+        file: The mask.
+        images: 3D frames in order of time, if the image is of such.
+        shape: Of the mask.
+
+    Raises:
+        ValueError: It is not clear which frame it is of.
+    """
+    if shape[3:] == (len(images),):
         return None  # also where the first frame has the subject's name
     stem = stem_of(file)
-    stems = [f"{stem_of(image)}_gt" for image in images]
-    if len(images) > 1 and stem in stems:
-        return stems.index(stem)
+    if named := [n for n, image in enumerate(images) if f"{stem_of(image)}_gt" == stem]:
+        shared = [_shared_folders(images[n], file) for n in named]
+        if shared.count(max(shared)) > 1:
+            raise ValueError(
+                f"{file}: must be in a folder called as its image's: {len(named)} images have this name."
+            )
+        return named[shared.index(max(shared))]
     match = MASK.fullmatch(stem)
-    return int(match["frame"]) if match and match["frame"] else None
+    if not match or not match["frame"]:
+        return None
+    numbers = [re.search(r"frame[_-]?(\d+)", stem_of(image), re.IGNORECASE) for image in images]
+    if not images or None in numbers:
+        return int(match["frame"])
+    counted = [int(number[1]) for number in numbers if number]
+    if counted.count(int(match["frame"])) != 1:
+        raise ValueError(f"{file}: there must be one image of frame {match['frame']}.")
+    return counted.index(int(match["frame"]))
+
+
+def _shared_folders(image: Path, mask: Path) -> int:
+    """How many folders above two files have the same names."""
+    parents = zip(image.parts[-2::-1], mask.parts[-2::-1], strict=False)
+    return sum(1 for _ in takewhile(lambda names: names[0] == names[1], parents))
 
 
 def _on_grid(mask: Array, mask_affine: Array, affine: Array, file: Path) -> tuple[Array, bool]:

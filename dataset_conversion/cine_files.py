@@ -14,6 +14,7 @@ from nnunet_ssp.parallel import process
 
 _NIFTI = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
 MASK = re.compile(r"(?P<subject>.+?)(_sa)?(_frame(?P<frame>\d+))?_gt", re.IGNORECASE)
+_SHORT_AXIS = re.compile("_sa$", re.IGNORECASE)
 _PHASE = re.compile(
     r"(?P<name>.+)_t(?P<ms>\d+)"
 )  # as dcm2niix names Philips' phases after the first
@@ -66,7 +67,7 @@ def find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> l
         elif not stem:
             dicom.append(entry)
         elif not MASK.fullmatch(stem):
-            found.append(Found(stem.removesuffix("_sa"), entry, (entry,)))
+            found.append(Found(_SHORT_AXIS.sub("", stem), entry, (entry,)))
     patients: dict[str, list[Path]] = {}
     ids = process(patient_id, dicom, workers, "Reading headers", "file")
     for file, patient in zip(dicom, ids, strict=True):
@@ -136,7 +137,8 @@ def _choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...]
     if phases := _philips_phases(files):
         return phases, ""
     names = (folder.name, f"{folder.name}_sa", "sa")
-    named = [file for file in files if stem_of(file) in names]
+    called = {name.casefold() for name in names}
+    named = [file for file in files if stem_of(file).casefold() in called]
     if len(named) == 1:
         others = [file.name for file in files if file != named[0]]
         return (named[0],), f"left out {', '.join(others)}" if others else ""

@@ -30,6 +30,8 @@ SYSTOLE = 200.0  # ms; the frames of a cine cover more than that
 # From the best to the worst, what frames are ordered by.
 CLOCKS = ("trigger", "temporal", "when", "number", "content")
 
+MOST_MISSING = 4  # frames of a run; with more it is another sampling of the heartbeat
+
 NO_ORDER = "frames without distinct times or numbers"
 
 
@@ -357,10 +359,26 @@ def phases_of(runs: Sequence[Run], n_frames: int) -> list[list[int] | None]:
     ranks = list(range(n_frames))
     clocks = {run.clock for run in runs}
     if not whole or len(clocks) > 1 or clocks <= {"when", "content"}:
-        return [ranks if run in whole else None for run in runs]
+        gaps = _gaps(whole) if clocks == {"when"} else {}
+        return [gaps.get(run, ranks) if run in whole else None for run in runs]
     if clocks == {"trigger"}:
         return _phases_by_trigger(runs, whole, n_frames)
     return _phases_by_number(runs, whole, n_frames)
+
+
+def _gaps(whole: Sequence[Run]) -> dict[Run, list[int]]:
+    """The phases of runs by the time of each frame, where they are as even as a clock but for frames that are missing.
+
+    Times are only compared within a run: its first frame is taken for the first phase. Nothing where no frame is
+    missing, where all lack the same ones, or where times are not even.
+    """
+    found = {}
+    for run in whole:
+        steps = np.diff(run.times) / float(np.median(np.diff(run.times)))
+        if np.abs(steps - np.rint(steps)).max() > 0.2 or steps.sum() >= len(steps) + MOST_MISSING:
+            return {}
+        found[run] = [0, *np.cumsum(np.rint(steps).astype(int)).tolist()]
+    return found if len({tuple(phases) for phases in found.values()}) > 1 else {}
 
 
 def _phases_by_trigger(
@@ -400,17 +418,21 @@ def _phases_by_number(
         ranks = {int(number): rank for rank, number in enumerate(whole[0].times)}
         known = [[ranks.get(int(n), -1) for n in its_numbers] for its_numbers in numbers]
         return [phases if min(phases) >= 0 else None for phases in known]
+    step = min(steps)
+    starts = [int(run.times[0]) for run in whole]
+    spread = max(starts) - min(starts)
     if len(steps) == 1 and len(whole) == len(runs):
+        if step == 1 and 0 < spread < MOST_MISSING:  # they restart in each slice
+            return [(its_numbers - min(starts)).tolist() for its_numbers in numbers]
         return as_ranked
     if whole[0].clock == "temporal" and len(whole) == len(runs):
         return [its_numbers.tolist() for its_numbers in numbers]
-    step = min(steps)
-    starts = [int(run.times[0]) for run in whole]
-    if step > 1 and len(steps) == 1 and max(starts) - min(starts) < step:
+    if step > 1 and spread < step and not any(larger % step for larger in steps):
+        most = n_frames + (0 if len(steps) == 1 else MOST_MISSING - 1)
         known = [((its_numbers - min(starts)) // step).tolist() for its_numbers in numbers]
-        return [phases if 0 <= min(phases) <= max(phases) < n_frames else None for phases in known]
+        return [phases if 0 <= min(phases) <= max(phases) < most else None for phases in known]
     start = min(int(its_numbers[0]) for its_numbers in numbers)
-    for length in range(n_frames, n_frames + (1 if len(steps) == 1 else 4)):
+    for length in range(n_frames, n_frames + (1 if len(steps) == 1 else MOST_MISSING)):
         for before in range(3):  # frames that the first slice lacks
             blocks = [_in_block(its_numbers, start - before, length) for its_numbers in numbers]
             if all(blocks[runs.index(run)] for run in whole):

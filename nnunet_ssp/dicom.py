@@ -6,6 +6,7 @@ taken as they are.
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 from collections import Counter
@@ -429,12 +430,17 @@ _ESSENTIAL = (
 )
 
 
+# As DICOM has it, or with the separators of ISO 8601; a zone may follow.
+_DATE_AND_TIME = re.compile(
+    r"(?P<day>\d{4}[-./:]?\d\d[-./:]?\d\d)([T ]?(?P<time>\d\d[\d:]*([.,]\d+)?))?", re.ASCII
+)
+
+
 def _acquired(header: _Header) -> tuple[str, float | None]:
     """The day of an image as text, and its time in seconds."""
-    both = header.text("FrameAcquisitionDateTime", "AcquisitionDateTime")
-    day, time = both[:8], both[8:].partition("+")[0].partition("-")[0]
-    day = day or header.text("AcquisitionDate")
-    seconds = seconds_of(time or header.text("AcquisitionTime"))
+    both = _DATE_AND_TIME.match(header.text("FrameAcquisitionDateTime", "AcquisitionDateTime"))
+    day = (both and both["day"]) or header.text("AcquisitionDate")
+    seconds = seconds_of((both and both["time"]) or header.text("AcquisitionTime"))
     number = day_of(day)
     when = None
     if number is not None or seconds is not None:

@@ -46,12 +46,14 @@ def read_grid(header: Any) -> Grid:
     """Read the grid of a NIfTI header.
 
     Args:
-        header: A `nibabel.Nifti1Header` or one derived from it.
+        header: A `nibabel.Nifti1Header` or one derived from it, as in the file.
 
     Raises:
-        ValueError: Neither a form nor pixdim gives a spacing.
+        ValueError: Neither the sform nor pixdim gives a spacing.
     """
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], dtype=float))
+    single = np.array((*header.get_data_shape(), 1, 1, 1)[:3]) == 1
+    pixdim[single & (pixdim == 0)] = 1.0  # as all tools read it; an axis of one voxel needs no edge
     known = bool(np.isfinite(pixdim).all() and (pixdim > 0).all())
     sform, qform = _sform(header), _qform(header, pixdim) if known else None
     unit, factor = UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
@@ -61,13 +63,15 @@ def read_grid(header: Any) -> Grid:
     affine, source = _choose(sform, qform, int(header["sform_code"]))
     if affine is None:
         if not known:
-            raise ValueError(f"no form, and pixdim (={_sizes(pixdim)}) is no spacing")
+            raise ValueError(f"no sform, and pixdim (={_sizes(pixdim)}) is no spacing")
         # As SimpleITK; nibabel flips only the first axis, and puts the centre to the origin.
         affine, source = np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0]), "pixdim"
         notes.append(
             "neither sform nor qform: the spacing is pixdim's, position and orientation are unknown"
         )
-    if sform is not None and known and not _same_scales(_scales(sform), pixdim):
+    if sform is not None and not known and source == "sform":
+        corrections.append(_why("the sform", "pixdim", pixdim))
+    elif sform is not None and known and not _same_scales(_scales(sform), pixdim):
         if _sform_is_right(_scales(sform), pixdim, factor):
             affine, source = sform, "sform"
             corrections.append(_why("the sform", "pixdim", pixdim))
@@ -177,7 +181,8 @@ def _nominal(header: Any) -> Array | None:
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        return np.asarray(header.get_best_affine(), dtype=float)
+        mended = type(header)(header.binaryblock, header.endianness)  # as nibabel does on opening
+        return np.asarray(mended.get_best_affine(), dtype=float)
     except (HeaderDataError, ValueError):
         return None
 

@@ -17,6 +17,7 @@ from nnunet_ssp.grids import Array as Array
 from nnunet_ssp.grids import Grid, read_grid
 
 CHUNK = 2**20  # bytes read at a time
+HEADER = 348  # bytes; of NIfTI 2 more
 # The largest intensity of an image: above, float32 cannot hold its square; below, nnU-Net's normalisation, which
 # divides by 1e-8 at least, leaves no image.
 SMALLEST, LARGEST = 1e-6, 1e18
@@ -47,23 +48,26 @@ def read_image(file: Path) -> Nifti:
     """
     from nibabel.volumeutils import apply_read_scaling
 
+    header, raw = read_stored(file)
+    with _readable(file), np.errstate(all="ignore"):  # `check_cine` refuses what is not finite
+        grid = read_grid(header)
+        voxels = apply_read_scaling(raw, *header.get_slope_inter())
+        kept = voxels.dtype.newbyteorder("=") if voxels.dtype.kind in "iu" else np.dtype(np.float32)
+        return Nifti(file, voxels.astype(kept, copy=False), grid)
+
+
+def read_stored(file: Path) -> tuple[Any, Array]:
+    """Read the header of a NIfTI file, as it is, and its voxels as stored; see `read_image` for what is refused."""
     with _readable(file), _opened(file) as stream:
         header = _read_header(stream)
         if np.isinf(
             header["scl_slope"]
         ):  # nibabel takes that for none, SimpleITK for infinite voxels
             raise ValueError("the slope of its header is infinite")
-        grid = read_grid(header)
         dtype, shape = header.get_data_dtype(), tuple(header.get_data_shape())
         if dtype.kind in "iuf":
-            raw = _read_voxels(stream, file, header.get_data_offset(), dtype, shape)
-            with np.errstate(all="ignore"):  # `check_cine` refuses what is not finite
-                voxels = apply_read_scaling(raw, *header.get_slope_inter())
-    if dtype.kind not in "iuf":
-        raise ValueError(f"{file}: voxels (={dtype}) must be integers or real numbers.")
-    kept = voxels.dtype.newbyteorder("=") if voxels.dtype.kind in "iu" else np.dtype(np.float32)
-    with np.errstate(over="ignore"):
-        return Nifti(file, voxels.astype(kept, copy=False), grid)
+            return header, _read_voxels(stream, file, int(header["vox_offset"]), dtype, shape)
+    raise ValueError(f"{file}: voxels (={dtype}) must be integers or real numbers.")
 
 
 def read_header(file: Path) -> tuple[tuple[int, ...], Grid]:
@@ -78,7 +82,7 @@ def read_header(file: Path) -> tuple[tuple[int, ...], Grid]:
 
 
 def _read_header(stream: BinaryIO) -> Any:
-    """Read the header of NIfTI 1 or 2; nibabel's `load` goes by the name, and fails with some valid forms."""
+    """Read the header of NIfTI 1 or 2, as it is; nibabel's `load` goes by the name, and fails with some valid forms."""
     import nibabel
 
     start = stream.read(40)
@@ -87,7 +91,9 @@ def _read_header(stream: BinaryIO) -> Any:
         raise ValueError("a git-lfs pointer in place of the file: run git lfs pull")
     for size, kind in ((348, nibabel.Nifti1Header), (540, nibabel.Nifti2Header)):
         if start[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")):
-            return kind.from_fileobj(stream)
+            content = stream.read(size)
+            kind(content)  # raises where nibabel cannot mend it, as it would an edge of 0 mm
+            return kind(content, check=False)
     raise ValueError("it has no NIfTI header")
 
 
@@ -97,6 +103,8 @@ def _read_voxels(
     """Read the voxels as stored, and a compressed file to its end, where its checksum is."""
     if min(shape, default=0) < 0:
         raise ValueError(f"its header declares a shape of {shape}")
+    if offset < HEADER:
+        raise ValueError(f"its header says that voxels begin at byte {offset}, within itself")
     n_bytes = math.prod(shape) * dtype.itemsize
     compressed = isinstance(stream, gzip.GzipFile)
     # Before memory is asked for; deflate shrinks to 1/1032 at best.
@@ -146,21 +154,6 @@ def unpacked_copies(files: Iterable[Path]) -> list[str]:
     ]
     more = f" and {len(copies) - 1} more" if copies[1:] else ""
     return [f"left out {copies[0]}{more}: .nii.gz is there, too"] if copies else []
-
-
-def is_whole(file: Path) -> bool:
-    """Whether a compressed file can be read to its end and its checksum is right.
-
-    nibabel stops before the checksum, and SimpleITK fills what a truncated file lacks with zeros.
-    """
-    if file.suffix == ".gz":
-        try:
-            with gzip.open(file) as stream:
-                while stream.read(2**24):
-                    pass
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            return False
-    return True
 
 
 @contextmanager
@@ -269,8 +262,11 @@ def integer_labels(mask: Array, file: Path, classes: Iterable[int]) -> Array:
         ValueError: A value is not within 0.001 of a class.
     """
     rounded = np.rint(mask) if mask.dtype.kind == "f" else mask
-    # NaN fails, too: it is not close to anything, not even to itself.
-    if mask.dtype.kind == "f" and not (close := np.abs(mask - rounded) <= WHOLE).all():
+    with np.errstate(
+        invalid="ignore"
+    ):  # NaN and infinity fail: they are not close even to themselves
+        close = np.abs(mask - rounded) <= WHOLE if mask.dtype.kind == "f" else np.True_
+    if not close.all():
         raise ValueError(
             f"{file}: mask values must be whole numbers, not {mask[~close].flat[0]:g}; save the mask as integers "
             "(uint8), without a scaling in its header."

@@ -71,6 +71,7 @@ REMOVED = (
     "_seg.npy",
     ".npy",
 )  # also those of older versions of nnU-Net
+NNUNET_FOLDS = 5
 SECONDS_BETWEEN_INDEXES = 10.0  # a killed run prepares the cases of at most this time again
 SPACE_FOR_A_CASE = 2**24  # bytes; more than most cases take
 
@@ -192,12 +193,17 @@ def prepare(
         )
     print(f"Prepared {target}")
     if "2d" in configurations:
-        splits = target / "splits_final.json"
-        fold = "0" if labelled and not (splits.is_file() and not read_splits(splits)) else "all"
+        fold = _first_fold(target / "splits_final.json", len(labelled))
         flag = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
         command = f"nnUNetv2_train {dataset_id(dataset)} 2d {fold}{flag}"
         print(f"Next: {command} -tr nnUNetTrainerMIMPretrain")
     return target
+
+
+def _first_fold(splits: Path, n_labelled: int) -> str:
+    """The first fold to train on: without the file nnU-Net draws five, which need as many cases."""
+    validated = bool(read_splits(splits)) if splits.is_file() else n_labelled >= NNUNET_FOLDS
+    return "0" if n_labelled and validated else "all"
 
 
 @contextlib.contextmanager

@@ -184,10 +184,35 @@ def _check_rows(rows: Sequence[Sequence[_Head]]) -> None:
                 raise ValueError(
                     f"{row[0].file}, {row[1].file.name}: the numbers in the names must tell the order of time."
                 )
+            _check_numbers(row)
+    _check_same_frames(rows)
     if len(rows[0]) == 1 and first.n_frames == 1:
         raise ValueError(
             f"{first.file} and {rows[1][0].file.name} lie in different places, and each holds only one frame."
         )
+
+
+def _check_same_frames(rows: Sequence[Sequence[_Head]]) -> None:
+    """Refuse slices of as many frames but other ones, as where one lacks its first and the rest their last.
+
+    Numbers that restart in each slice tell it; those that go on from slice to slice, or jump from slice to slice, do
+    not overlap, or not at the same place of the step.
+    """
+    heads = [head for row in rows for head in row]
+    for numbers in _numbers(heads).reshape(len(rows), len(rows[0]), -1).transpose(2, 0, 1):
+        steps = np.unique(np.diff(numbers, axis=1))
+        if len(steps) != 1 or steps[0] == 0:
+            continue
+        starts = numbers[:, 0].tolist()
+        usual = starts.index(max(starts, key=starts.count))
+        shift = np.abs(numbers[:, 0] - starts[usual])
+        other = (shift > 0) & (shift % steps[0] == 0) & (shift <= np.ptp(numbers[usual]))
+        if other.any():
+            row = int(other.argmax())
+            raise ValueError(
+                f"{rows[row][0].file}: its slice has frames {starts[row]} to {numbers[row, -1]}, that of "
+                f"{rows[usual][0].file.name} {starts[usual]} to {numbers[usual, -1]}; each must have the same."
+            )
 
 
 def _across(rows: Sequence[Sequence[_Head]], place: Place) -> Place:

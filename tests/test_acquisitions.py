@@ -164,3 +164,66 @@ def test_a_series_with_a_second_image_per_phase_does_not_hang(tmp_path: Path):
         )
     with pytest.raises(ValueError, match="frames without distinct times or numbers"):
         read(tmp_path)
+
+
+# --- frames that are missing ------------------------------------------------------------------
+
+
+def without(folder: Path, missing: dict[int, int], frames: int = 13, **times: object) -> Path:
+    """A series in which each slice lacks one frame; `times` are functions of slice and frame, or values."""
+    series(folder, frames=frames, TriggerTime=None)
+    for file in sorted(folder.iterdir()):
+        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, frames)
+        if missing.get(z) == t:
+            file.unlink()
+            continue
+        edit(file, **{k: v(z, t) if callable(v) else v for k, v in times.items()})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"AcquisitionTime": lambda z, t: f"1015{z:02d}.{30 * t:03d}"},
+        {"InstanceNumber": lambda z, t: 4 * t + z + 1},
+        {"InstanceNumber": lambda z, t: t + 1},
+        {"TemporalPositionIdentifier": lambda z, t: t + 1},
+    ],
+    ids=["time", "numbers across slices", "numbers that restart", "phases"],
+)
+def test_slices_that_lack_different_frames_are_not_mixed(tmp_path: Path, times: dict[str, object]):
+    folder = without(tmp_path / "a", {0: 3, 1: 7, 2: 3, 3: 7}, **times)
+    whole = without(tmp_path / "b", {}, **times)
+    kept = [t for t in range(13) if t not in (3, 7)]
+    stack = read(folder)
+    assert np.array_equal(stack.voxels, read(whole).voxels[..., kept])
+    assert stack.warnings == ["2 of 13 frames left out (4, 8): not in slices 1, 2, 3, 4"]
+    # All slices lack the same frame: its place is nobody's.
+    stack = read(without(tmp_path / "c", dict.fromkeys(range(4), 5), **times))
+    assert stack.voxels.shape[3] == 12
+    assert stack.warnings == []
+
+
+def test_numbers_that_restart_tell_of_a_first_frame_that_is_missing(tmp_path: Path):
+    restart = {"InstanceNumber": lambda z, t: t + 1}
+    stack = read(without(tmp_path / "a", {0: 0, 1: 12, 2: 12, 3: 12}, **restart))
+    whole = read(without(tmp_path / "b", {}, **restart))
+    assert np.array_equal(stack.voxels, whole.voxels[..., 1:12])
+
+
+@pytest.mark.parametrize("spread", [0.0, 9.0])
+def test_times_that_are_not_even_tell_of_no_missing_frame(tmp_path: Path, spread: float):
+    """Frames whose times are rounded, or of the moment of reconstruction, are in their order."""
+    jitter = np.random.default_rng(0).uniform(-spread, spread, (4, 13))
+    time = {"AcquisitionTime": lambda z, t: f"1015{z:02d}.{int(30 * t + 10 + jitter[z, t]):03d}"}
+    assert read(without(tmp_path, {}, **time)).voxels.shape[3] == 13
+
+
+def test_a_date_and_time_with_separators(tmp_path: Path):
+    """Of two breath-holds on one day the later is taken, whatever way the time is written."""
+    first = series(tmp_path, prefix="a", AcquisitionDateTime="2020-01-01 10:20:00.5+01:00")
+    series(tmp_path, uid="1.9", number=5, prefix="b", AcquisitionDateTime="2020-01-01T10:15:00")
+    assert np.array_equal(read(tmp_path).voxels, first)
+    for file in tmp_path.glob("b*"):
+        edit(file, AcquisitionDateTime="2020-01-02T09:15:00", StudyInstanceUID=None)
+    assert not np.array_equal(read(tmp_path).voxels, first)

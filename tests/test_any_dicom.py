@@ -48,7 +48,6 @@ class Storage:
     slope: float
     spelling: str
     copies: int
-    long_axes: bool
 
 
 def storages() -> st.SearchStrategy[Storage]:
@@ -72,7 +71,6 @@ def storages() -> st.SearchStrategy[Storage]:
         slope=st.sampled_from([1.0, 0.25]),
         spelling=st.sampled_from(["", "UT", "comma", "brackets", "bytes", "blanks"]),
         copies=st.sampled_from([0, 0, 3]),
-        long_axes=st.booleans(),
     )
 
 

@@ -120,7 +120,7 @@ def test_without_forms_only_the_spacing_is_known(tmp_path: Path):
     assert found.affine == pytest.approx(as_simpleitk(tmp_path / "a.nii.gz"))
     assert found.source == "pixdim"
     assert "neither sform nor qform: the spacing is pixdim's" in found.notes[0]
-    with pytest.raises(ValueError, match=r"a\.nii\.gz: .*no form, and pixdim \(=nan x 1 x 1\)"):
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: .*no sform, and pixdim \(=nan x 1 x 1\)"):
         grid(tmp_path, pixdim=(np.nan, 1, 1))
 
 
@@ -241,3 +241,30 @@ def test_written_files_are_read_alike_whatever_came_in(
 def test_a_size_has_no_exponent(tmp_path: Path):
     found = grid(tmp_path, sform=np.diag([1367.188, 1367.188, 10000, 1]), sform_code=1)
     assert "a spacing of 1367 x 1367 x 10000 mm" in found.notes[0]
+
+
+def test_an_edge_of_0_mm_is_no_spacing(tmp_path: Path):
+    """nibabel and SimpleITK make 1 mm of it."""
+    file = save_with(tmp_path / "a.nii", VOXELS, sform=TRUE, qform=TRUE, sform_code=1, qform_code=1)
+    content = bytearray(file.read_bytes())
+    content[88:92] = bytes(4)  # pixdim[3]
+    file.write_bytes(content)
+    found = read_header(file)[1]
+    assert found.affine == pytest.approx(TRUE, abs=1e-4)
+    assert found.source == "sform"
+    assert found.corrections == ["the spacing is that of the sform; pixdim says 1.4 x 1.4 x 0"]
+    content[254:256] = bytes(2)  # sform_code
+    file.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"a\.nii: .*no sform, and pixdim \(=1.4 x 1.4 x 0\) is no"
+    ):
+        read_header(file)
+
+
+def test_an_axis_of_one_voxel_needs_no_edge(tmp_path: Path):
+    file = save_with(tmp_path / "a.nii", VOXELS[..., :1], qform=TRUE, qform_code=1)
+    content = bytearray(file.read_bytes())
+    content[88:92] = bytes(4)
+    file.write_bytes(content)
+    found = read_header(file)[1]
+    assert np.linalg.norm(found.affine[:3, :3], axis=0) == pytest.approx([1.4, 1.4, 1])

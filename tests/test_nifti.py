@@ -94,7 +94,7 @@ def test_masks_become_integers():
     mask = integer_labels(np.array([0.0, 1.0004, 2.9996]), FILE, range(4))
     assert mask.dtype == np.uint8
     assert mask.tolist() == [0, 1, 3]
-    for bad in (0.5, np.nan):
+    for bad in (0.5, np.nan, np.inf):
         with pytest.raises(ValueError, match=r"x.nii.gz: mask values must be whole numbers"):
             integer_labels(np.array([0, bad]), FILE, range(4))
     with pytest.raises(ValueError, match=r"mask values \(=-1, 4\) must be among \[0, 1, 2, 3\]"):
@@ -174,6 +174,18 @@ def test_a_header_that_declares_too_much_is_refused(whole: Path, packed: bool, f
     whole.write_bytes(gzip.compress(content) if packed else content)
     rule = r"a\.nii\.gz: not a complete NIfTI file \(its header declares \d+ bytes of voxels"
     with pytest.raises(ValueError, match=rule):
+        read_nifti(whole)
+
+
+@pytest.mark.parametrize("offset", [0, 100, -8])
+def test_voxels_do_not_begin_within_the_header(whole: Path, offset: int):
+    """nibabel reads the header as voxels where the offset is 0, SimpleITK the extension after it."""
+    content = bytearray(gzip.decompress(whole.read_bytes()))
+    content[108:112] = np.float32(offset).tobytes()
+    whole.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"a\.nii\.gz: not a complete NIfTI file \(.*offset|begin at byte"
+    ):
         read_nifti(whole)
 
 

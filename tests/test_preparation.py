@@ -400,7 +400,19 @@ def test_a_plain_nnunet_dataset_of_two_channels(
     }
     assert names(target / "gt_segmentations") == ["a.b_0.nii.gz", "a.b_1.nii.gz"]
     assert not (target / "cases.csv").exists() and not (target / "splits_final.json").exists()
-    assert "Next: nnUNetv2_train 903 2d 0 -tr" in capsys.readouterr().out
+    # nnU-Net cannot draw five folds of two cases.
+    assert "Next: nnUNetv2_train 903 2d all -tr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("folds", "labelled", "first"),
+    [(None, 5, "0"), (None, 4, "all"), (None, 0, "all"), (2, 2, "0"), (0, 5, "all")],
+)
+def test_the_fold_to_begin_with(tmp_path: Path, folds: int | None, labelled: int, first: str):
+    file = tmp_path / "splits_final.json"
+    if folds is not None:
+        write_json(file, [{"train": ["a"], "val": ["b"]}] * folds)
+    assert preparation._first_fold(file, labelled) == first
 
 
 def test_other_files_in_imagesun_are_no_cases(raw: Path, target: Path, preprocessed: list[str]):
@@ -829,8 +841,8 @@ def test_a_dead_worker_is_explained(base: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda file: file.write_text("no image"), r"truncated or damaged"),
-        (lambda file: file.write_bytes(file.read_bytes()[:3000]), r"truncated or damaged"),
+        (lambda file: file.write_text("no image"), r"not a complete NIfTI file"),
+        (lambda file: file.write_bytes(file.read_bytes()[:3000]), r"not a complete NIfTI file"),
         (
             lambda file: write_image(file, np.full((9, 9, 3), np.nan, np.float32)),
             r"holds NaN or infinite values",
@@ -874,7 +886,11 @@ def shorten(file: Path) -> None:
     ("folder", "spoil", "message"),
     [
         ("labelsTr", shorten, r"labelsTr/.*shape \(=.*\) must be that of the image \(="),
-        ("imagesTr", lambda file: file.write_text("no image"), r"imagesTr/.*truncated or damaged"),
+        (
+            "imagesTr",
+            lambda file: file.write_text("no image"),
+            r"imagesTr/.*not a complete NIfTI file",
+        ),
     ],
     ids=["shapes", "damaged"],
 )

@@ -176,6 +176,41 @@ def test_files_of_one_slice_and_frame_must_be_complete(tmp_path: Path):
         read_stack(files, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        ([(0, 1), (1, 2), (2, 1), (3, 1)], r"a frame is missing before z0_t2.nii.gz"),
+        (
+            [(0, 0), (1, 4), (2, 4), (3, 4)],
+            r"z0_t1.nii.gz: its slice has frames 1 to 4, that of z1_t0.nii.gz 0 to 3; each must",
+        ),
+    ],
+)
+def test_slices_of_other_frames_are_not_mixed(
+    tmp_path: Path, left_out: list[tuple[int, int]], message: str
+):
+    files = [
+        save(tmp_path / f"z{z}_t{t}.nii.gz", CINE[:, :, z : z + 1, t % 3] + t, at(z))
+        for z in range(4)
+        for t in range(5)
+        if (z, t) not in left_out
+    ]
+    for read in (look_at_stack, lambda files: read_stack(files, tmp_path)):
+        with pytest.raises(ValueError, match=message):
+            read(files)
+
+
+@pytest.mark.parametrize("number", [lambda z, t: 3 * z + t, lambda z, t: 40 + 4 * t + z])
+def test_numbers_that_go_on_from_slice_to_slice(tmp_path: Path, number: Callable[[int, int], int]):
+    files = {
+        number(z, t): save(tmp_path / f"i{number(z, t)}.nii.gz", CINE[:, :, z : z + 1, t], at(z))
+        for z in range(4)
+        for t in range(3)
+    }
+    stack = read_stack([files[n] for n in sorted(files)], tmp_path)
+    assert np.array_equal(stack.voxels, CINE)
+
+
 def test_whole_cines_do_not_make_one(tmp_path: Path):
     files = [save(tmp_path / f"{n}.nii.gz", CINE) for n in range(2)]
     with pytest.raises(

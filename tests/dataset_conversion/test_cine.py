@@ -546,6 +546,59 @@ def test_a_mask_for_each_labelled_frame(root: Path):
     assert len(read_splits(target / "splits_final.json")) == 2
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_masks_of_frames_in_folders_of_their_own(root: Path, apart: bool):
+    labels = root.parent / "labels" if apart else root
+    for t in range(12):
+        save(frames()[..., t], root / "S1" / f"{t + 1}" / "vol.nii.gz")
+        save(frames()[..., t], root / "S2" / f"{t + 1}" / "vol.nii.gz")
+    save(drawn(5)[..., 5], labels / "S1" / "6" / "vol_gt.nii.gz")
+    save(drawn(5)[..., 5], labels / "S2" / "vol_gt.nii.gz")
+    target = convert(root, 120, labels=labels if apart else None)
+    assert names(target / "labelsTr") == ["S1_frame05.nii.gz"]
+    assert log(target)["refused"] == {
+        "S2": f"{labels}/S2/vol_gt.nii.gz: must be in a folder called as its image's: 12 images have this name."
+    }
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "frame"),
+    [
+        ("S1_frame{}", "S1_frame06_gt", 5),  # filled up with zeros
+        ("S1_frame{}", "S1_frame6_gt", 5),
+        ("frame_{:03}", "S1_frame06_gt", 5),
+        ("S1_{:03}", "S1_frame06_gt", 6),  # no number of a frame: counted from 00
+        ("frame{:02}_0000", "S1_frame06_gt", 5),
+        ("S1_frame{:02}", "S1_frame00_gt", None),
+    ],
+)
+def test_masks_count_as_the_names_of_the_frames(
+    root: Path, image: str, mask: str, frame: int | None
+):
+    for t in range(12):
+        save(frames()[..., t], root / "S1" / f"{image.format(t + 1)}.nii.gz")
+    save(drawn(5)[..., 5], root / "S1" / f"{mask}.nii.gz")
+    save(frames(), root / "S2.nii.gz")
+    target = convert(root, 120)
+    if frame is None:
+        assert (
+            f"{mask}.nii.gz: there must be one image of frame 00." in log(target)["refused"]["S1"]
+        )
+    else:
+        assert names(target / "labelsTr") == [f"S1_frame{frame:02}.nii.gz"]
+
+
+@pytest.mark.parametrize("image", ["S1_SA.nii.gz", "S1/S1_SA.nii.gz", "S1/SA.nii.gz"])
+def test_sa_may_be_in_capitals(root: Path, image: str):
+    save(frames(), root / image)
+    save(drawn(ED, ES), root / image.replace(".nii", "_gt.nii"))
+    if "/" in image:
+        save(frames(1), root / "S1" / "S1_LA.nii.gz")
+    target = convert(root, 120)
+    assert names(target / "labelsTr") == ["S1_frame00.nii.gz", "S1_frame04.nii.gz"]
+    assert log(target)["refused"] == {}
+
+
 def test_masks_are_turned_to_the_image(root: Path):
     voxels = series(root / "S1")
     mask = np.zeros((*voxels.shape[:3], 10), np.uint8)

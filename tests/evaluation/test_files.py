@@ -215,7 +215,7 @@ def test_damaged_files_and_nan_are_refused(tmp_path, side, damage):
     pair = write_pair(tmp_path, heart(), heart())
     file = pair.prediction if side == "prediction" else pair.reference
     content = bytearray(file.read_bytes())
-    message = "the compressed file is truncated or damaged"
+    message = "not a complete NIfTI file"
     if damage == "truncated":
         file.write_bytes(content[: len(content) * 9 // 10])
     elif damage == "flipped":
