@@ -1247,4 +1247,4 @@ def test_the_index_tells_which_cases_are_missing_and_why(raw, target, capsys):
     )
     missing = slices.read_missing(target / "nnUNetPlans_2d_slices")
     assert missing.keys() == {gone, broken}
-    assert missing[gone] == "there is no image of it" and "truncated" in missing[broken]
+    assert missing[gone] == "there is no image of it" and "not a complete" in missing[broken]
