@@ -265,6 +265,16 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="also open a file that runs code when it is opened: one that you made yourself",
     )
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="list what the file reveals about persons and the house: names, paths, dates",
+    )
+    parser.add_argument(
+        "--strip",
+        metavar="OUT",
+        help="write a checkpoint without that, which can be used as before",
+    )
 
     def run(args: argparse.Namespace) -> int:
         from nnunet_ssp.inspection import inspect

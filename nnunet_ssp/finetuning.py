@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_ssp import transfer
+from nnunet_ssp import privacy, transfer
 from nnunet_ssp.consistency import some
 from nnunet_ssp.contents import shown
 from nnunet_ssp.intact import prepare_command
@@ -58,7 +58,7 @@ class FinetuningTrainer(SettingsTrainer):
         self.num_iterations_per_epoch = self.settings.iterations_per_epoch or STOCK_ITERATIONS
         self.num_val_iterations_per_epoch = self.settings.val_iterations_per_epoch
         self.pretrained: transfer.Pretrained | None = None
-        self.subjects: list[str] = []  # all that the weights have seen, in this training and before
+        self.subjects: set[str] = set()  # hashes of all that the weights have seen, here and before
         self.seen_in_validation: list[str] = []
         self._loads_checkpoint = False
         self._checked = False  # the preprocessed cases
@@ -119,18 +119,19 @@ class FinetuningTrainer(SettingsTrainer):
             )
         self.pretrained = pretrained
         self._check_leak(
-            set(ssp.get("subjects", [])), ssp.get("settings", {}).get("subject_pattern")
+            privacy.hashed_subjects(ssp.get("subjects", [])),
+            ssp.get("settings", {}).get("subject_pattern"),
         )
 
     def _check_leak(self, pretrained_subjects: set[str], pattern: str | None) -> None:
         """Refuse weights that have seen a test subject; say how many validation subjects they have seen.
 
         Args:
-            pretrained_subjects: as the pretraining named them.
+            pretrained_subjects: their hashes.
             pattern: its ``subject_pattern``, to name ours the same way.
         """
         tests = {c.subject_key for c in self.cases.values() if c.split == "test"}
-        leaked = sorted(pretrained_subjects & tests)
+        leaked = privacy.ours_among(tests, pretrained_subjects)
         if leaked:
             raise ValueError(
                 f"The pretrained weights have seen test subject {', '.join(leaked)}: every result would be wrong. "
@@ -138,8 +139,9 @@ class FinetuningTrainer(SettingsTrainer):
             )
         train, val = self.do_split()
         ours = {self.subject_of(case, pattern) for case in val if isinstance(self.fold, int)}
-        self.seen_in_validation = sorted(pretrained_subjects & ours)
-        self.subjects = sorted(pretrained_subjects | {self.subject_of(c, pattern) for c in train})
+        self.seen_in_validation = privacy.ours_among(ours, pretrained_subjects)
+        trained = {self.subject_of(case, pattern) for case in train}
+        self.subjects = pretrained_subjects | privacy.hashed_subjects(trained)
         if self.seen_in_validation:
             self.print_to_log_file(
                 f"WARNING: pretraining has seen {len(self.seen_in_validation)} subject(s) of this fold's validation "
@@ -215,7 +217,9 @@ class FinetuningTrainer(SettingsTrainer):
         ssp = content.get("ssp", {})
         self.check_resume(ssp)
         self._loads_checkpoint = True
+        started_with = self.my_init_kwargs
         super().load_checkpoint(filename_or_checkpoint)
+        self.my_init_kwargs = started_with  # nnU-Net's takes the file's, which may list cases
         self._loads_checkpoint = False
         if "ssp_early_stopping" in content:
             self.early_stopping.load_state_dict(content["ssp_early_stopping"])
@@ -244,7 +248,8 @@ class FinetuningTrainer(SettingsTrainer):
         if self.current_epoch == 0:
             self.refuse_overwriting()
         if not self.subjects:
-            self.subjects = sorted({self.subject_of(case, None) for case in self.do_split()[0]})
+            trained = {self.subject_of(case, None) for case in self.do_split()[0]}
+            self.subjects = privacy.hashed_subjects(trained)
         self._seed_epoch()
         super().on_train_start()
         self.print_to_log_file(
@@ -287,15 +292,18 @@ class FinetuningTrainer(SettingsTrainer):
 
     def record(self) -> dict[str, Any]:
         # The subjects of both trainings: this file may start another one.
-        record = {**super().record(), "subjects": self.subjects}
+        record = {**super().record(), "subjects": sorted(self.subjects)}
         if self.pretrained is not None:
             ssp = self.pretrained.ssp
             record["pretraining"] = {
                 k: ssp[k] for k in ("method", "settings", "counts", "papers") if k in ssp
             }
             record["validation_subjects_seen_in_pretraining"] = len(self.seen_in_validation)
-        kept = ("pretraining", "validation_subjects_seen_in_pretraining", "subjects")
-        return record | {k: self._resumed[k] for k in kept if k in self._resumed}
+        kept = ("pretraining", "validation_subjects_seen_in_pretraining", "weights_from_hash")
+        before = {k: self._resumed[k] for k in kept if k in self._resumed}
+        if "subjects" in self._resumed:
+            before["subjects"] = sorted(privacy.hashed_subjects(self._resumed["subjects"]))
+        return record | before
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint, under the name of nnU-Net's own trainer: it predicts without us."""

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
-from nnunet_ssp import checkpoints, transfer
+from nnunet_ssp import checkpoints, privacy, transfer
 from nnunet_ssp.cases import dataset_folder, nnunet_folder
 from nnunet_ssp.contents import printable
 from nnunet_ssp.names import is_plain, must_be_plain
 from nnunet_ssp.network import is_alias, is_output_layer
 from nnunet_ssp.nnunet_files import configuration_of, read_dataset, read_plans
+
+_NOTHING = "  nothing of persons or the house"
 
 
 def inspect(
@@ -20,6 +22,8 @@ def inspect(
     plans_name: str = "nnUNetPlans",
     configuration: str = "2d",
     trust: bool = False,
+    private: bool = False,
+    strip: str | Path | None = None,
 ) -> int:
     """Print a checkpoint's record and, for a dataset, a table of what would be loaded.
 
@@ -29,14 +33,20 @@ def inspect(
         plans_name: the dataset's plans.
         configuration: of these plans.
         trust: run what the file asks for, see `checkpoints.load`.
+        private: only list what the file reveals about persons and the house.
+        strip: write a checkpoint without that to this file, which must not exist.
 
     Returns:
-        1 when the checkpoint does not fit the dataset or holds NaN or infinity, else 0.
+        1 when the checkpoint does not fit the dataset, holds NaN or infinity, or reveals what `strip` would remove;
+        else 0.
 
     Raises:
+        FileExistsError: the file to write exists.
         FileNotFoundError: no such checkpoint, dataset or plans.
         ValueError: not a checkpoint of nnU-Net's form, or the plans have no such configuration.
     """
+    if private or strip is not None:
+        return reveal(Path(checkpoint), trust, None if strip is None else Path(strip))
     pretrained = transfer.read(checkpoint, trust)
     print("\n".join(map(printable, describe(pretrained))))
     if dataset is None:
@@ -50,6 +60,32 @@ def inspect(
     verdicts = [f"DOES NOT FIT: {refusal}" for refusal in comparison.refusals] or ["fits"]
     print("\n".join(f"  {line}" for line in [*map("note: {}".format, comparison.notes), *verdicts]))
     return int(bool(comparison.refusals))
+
+
+def reveal(file: Path, trust: bool, strip: Path | None) -> int:
+    """List what a checkpoint reveals about persons and the house; write one without, where a file is given.
+
+    Returns:
+        1 when there is something to strip and it was not, else 0.
+    """
+    if strip is not None and strip.exists():
+        raise FileExistsError(f"{strip} exists already: choose another name for --strip.")
+    content = checkpoints.load(file, trust)
+    found = privacy.findings(content)
+    removed = [finding for finding in found if not finding.remains]
+    lines = [f"{file}:", *(map(_line, found) if found else [_NOTHING])]
+    if strip is not None:
+        transfer.save(strip, privacy.stripped(content))
+        left = privacy.findings(checkpoints.load(strip, trust))
+        lines += [f"{strip}, written without:", *(map(_line, left) if left else [_NOTHING])]
+    elif removed:
+        lines.append(f"To write a checkpoint without: nnunet-ssp inspect {file} --strip OUT")
+    print("\n".join(map(printable, lines)))
+    return int(bool(removed) and strip is None)
+
+
+def _line(finding: privacy.Finding) -> str:
+    return f"  {finding.what:8s} {finding.text}"
 
 
 def describe(pretrained: transfer.Pretrained) -> list[str]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_ssp import transfer
+from nnunet_ssp import privacy, transfer
 from nnunet_ssp.cases import write_json
 from nnunet_ssp.distributed import share, sum_over_ranks, world_size
 from nnunet_ssp.drawing import (
@@ -100,7 +100,7 @@ class PretrainingTrainer(SettingsTrainer):
         self._probed_untrained = float("nan")
         self.best_loss = float("inf")
         self.validates_on = "validation"
-        self._resumed: tuple[dict[str, int], list[str]] | None = None  # counts and subjects before
+        self._resumed: tuple[dict[str, int], set[str]] | None = None  # counts and subjects before
         self._resumed_buffers: dict[str, Tensor] = {}  # of the epoch in which the run stopped
         self._epoch_seconds = 0.0  # of its steps
         logging = self.logger.local_logger.my_fantastic_logging
@@ -732,7 +732,7 @@ class PretrainingTrainer(SettingsTrainer):
             **super().record(),
             "method": type(method).__name__,
             "transfers": method.transfers,
-            "subjects": self.train_subjects,
+            "subjects": sorted(privacy.hashed_subjects(self.train_subjects)),
             "counts": {
                 "subjects": len(self.train_subjects),
                 "frames": len(cases),
@@ -834,14 +834,15 @@ class PretrainingTrainer(SettingsTrainer):
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.current_epoch = checkpoint["current_epoch"]
         self.logger.load_checkpoint(checkpoint["logging"])
-        self._resumed = checkpoint["ssp"]["counts"], checkpoint["ssp"]["subjects"]
+        ssp = checkpoint["ssp"]
+        self._resumed = ssp["counts"], privacy.hashed_subjects(ssp["subjects"])
 
     def _check_resumed_data(self) -> None:
         """Refuse to go on with other data than before."""
         if self._resumed is None:
             return
         now = self.record()
-        if (now["counts"], now["subjects"]) != self._resumed:
+        if (now["counts"], set(now["subjects"])) != self._resumed:
             raise ValueError(
                 f"--c must go on with the same data: the checkpoint saw {self._resumed[0]}, fold {self.fold} "
                 f"now has {now['counts']}. Start again without --c."

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import nnunet_ssp
 import nnunet_ssp.methods  # makes every method's settings known
-from nnunet_ssp import checkpoints, transfer
+from nnunet_ssp import checkpoints, privacy, transfer
 from nnunet_ssp.cases import (
     Case,
     read_cases,
@@ -113,6 +113,7 @@ class SettingsTrainer(nnUNetTrainer):
     current_epoch: int
     num_iterations_per_epoch: int
     was_initialized: bool
+    my_init_kwargs: dict[str, Any]
     device: torch.device
     network: Any
     dataloader_train: Any
@@ -129,6 +130,8 @@ class SettingsTrainer(nnUNetTrainer):
         # First, so that a misspelt setting, or names that lead elsewhere, leave no folder behind.
         self.settings, foreign = from_environment(self.defaults)
         _check_files(plans, configuration, fold, dataset_json)
+        # nnU-Net puts the content into every checkpoint, and beside it.
+        dataset_json = privacy.without_files(dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if foreign:
             self.print_to_log_file(
@@ -312,7 +315,7 @@ class SettingsTrainer(nnUNetTrainer):
             return
         ssp = transfer.read(file, self.settings.trust).ssp
         changed = self._differences(ssp.get("settings", {}))
-        if ssp.get("weights_from") != self.weights_from:
+        if not privacy.has_origin(ssp, self.weights_from):
             changed.append(f"weights from: {ssp.get('weights_from')} -> {self.weights_from}")
         if changed:
             raise FileExistsError(
@@ -366,11 +369,11 @@ class SettingsTrainer(nnUNetTrainer):
             )
 
     def record(self) -> dict[str, Any]:
-        """What the checkpoint (key ``ssp``) and `settings.json` say about this run."""
+        """What the checkpoint (key ``ssp``) and `settings.json` say about this run: no names of subjects, no paths."""
         return {
             "trainer": type(self).__name__,
             "settings": asdict(self.settings),
-            "weights_from": self.weights_from,
+            **privacy.origin(self.weights_from),
             "versions": {
                 "nnunet_ssp": nnunet_ssp.__version__,
                 "nnunetv2": version("nnunetv2"),

@@ -257,8 +257,9 @@ def compare(
             there, here = their_configuration[name], configuration[name]
             if not _equal(there, here):
                 notes.append(f"{_NAMES[name]}: pretrained {shown(there)}, here {here}")
-    if pretrained.plans and pretrained.plans.get("dataset_name") != plans.get("dataset_name"):
-        notes.append(f"pretrained on {shown(pretrained.plans.get('dataset_name'))}")
+    pretrained_on = pretrained.plans.get("dataset_name")  # a stripped file does not say
+    if pretrained_on not in (None, plans.get("dataset_name")):
+        notes.append(f"pretrained on {shown(pretrained_on)}")
     statistics = "foreground_intensity_properties_per_channel"
     if pretrained.plans and pretrained.plans.get(statistics) != plans.get(statistics):
         notes.append("intensity statistics of the data sets differ")

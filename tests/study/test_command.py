@@ -84,7 +84,7 @@ def test_from_nothing_to_the_page(tmp_path):
     assert "-pretrained_weights pretraining/MIM/seed0-" in record["command"]
     assert record["command"] in (run / "train.log").read_text()
     (settings,) = run.rglob("settings.json")
-    assert "MIM" in json.loads(settings.read_text())["weights_from"]
+    assert json.loads(settings.read_text())["pretraining"]["method"] == "MIM"
 
     # The same command has nothing to do; whoever moves the folder takes everything along.
     (tmp_path / "elsewhere").mkdir()

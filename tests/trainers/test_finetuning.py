@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 
 from nnunet_ssp.cases import read_cases, write_cases
 from nnunet_ssp.network import in_encoder, is_output_layer
-from nnunet_ssp.transfer import pretrained_weights
+from nnunet_ssp.privacy import findings, hashed_subject, stripped
+from nnunet_ssp.transfer import pretrained_weights, save
 
 FINETUNE, SCRATCH = "nnUNetTrainerFinetune", "nnUNetTrainerScratch"
 ENCODER, NO_DA = "nnUNetTrainerFinetuneEncoder", "nnUNetTrainerFinetuneNoDA"
@@ -97,7 +99,7 @@ def test_run_and_files(runs, pretrained, log):
     checkpoint = load(folder / "checkpoint_final.pth")
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
     assert checkpoint["inference_allowed_mirroring_axes"] == (0, 1)
-    assert checkpoint["ssp"]["weights_from"] == str(pretrained)
+    assert checkpoint["ssp"]["weights_from"] == pretrained.name
     assert checkpoint["ssp"]["pretraining"]["method"] == "MIM"
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["trainer"] == FINETUNE
@@ -132,7 +134,7 @@ def test_resume(runs, pretrained, trainer):
         assert torch.equal(resumed.network.state_dict()[key], tensor), key
     resumed.run_training()
     record = load(Path(resumed.output_folder) / "checkpoint_final.pth")["ssp"]
-    assert record["weights_from"] == str(pretrained)
+    assert record["weights_from"] == pretrained.name
     assert record["pretraining"]["method"] == "MIM"
 
 
@@ -389,14 +391,112 @@ def test_missing_file(runs, tmp_path):
 
 
 def test_weights_that_have_seen_a_test_subject(runs, pretrained, own_copy):
-    seen = load(pretrained)["ssp"]["subjects"][0]
     cases = read_cases(own_copy / "cases.csv").values()
+    hashes = load(pretrained)["ssp"]["subjects"]
+    seen = next(c.subject_key for c in cases if hashed_subject(c.subject_key) in hashes)
     write_cases(
         own_copy / "cases.csv",
         [replace(c, split="test") if c.subject_key == seen else c for c in cases],
     )
     with pytest.raises(ValueError, match=f"pretrained weights have seen test subject {seen}"):
         runs.make(FINETUNE, weights=pretrained)
+
+
+def names_of(folder: Path) -> dict[str, str]:
+    """The subjects of a dataset by their hash."""
+    keys = {case.subject_key for case in read_cases(folder / "cases.csv").values()}
+    return {hashed_subject(key): key for key in keys}
+
+
+def as_before(file: Path, to: Path, folder: Path) -> Path:
+    """A copy of a checkpoint as earlier versions wrote it: with names, paths and a list of cases."""
+    content = load(file)
+    names = names_of(folder)
+    ssp = content["ssp"] | {
+        "subjects": sorted(names[subject] for subject in content["ssp"]["subjects"]),
+        "weights_from": f"/data/erika/{content['ssp']['weights_from']}",
+    }
+    ssp.pop("weights_from_hash", None)
+    content["init_args"]["dataset_json"]["dataset"] = {"mm1-x": {"images": ["a"], "label": "b"}}
+    return changed(file, to, ssp=ssp, init_args=content["init_args"])
+
+
+def private_in(file: Path, words: Iterable[str]) -> list[str]:
+    """The words that a checkpoint holds, as Python reads it or as it lies on the disk."""
+    content = {k: v for k, v in load(file).items() if k != "network_weights"}
+    text = repr(content) + file.read_bytes().decode("latin1")
+    return [word for word in words if word in text]
+
+
+@pytest.mark.parametrize("trainer", [FINETUNE, SCRATCH])
+def test_no_name_and_no_path_in_a_checkpoint(runs, pretrained, preprocessed, tmp_path, trainer):
+    weights = pretrained if trainer == FINETUNE else None
+    content = json.loads((preprocessed / "dataset.json").read_text())
+    made = runs.run(trainer, SHORT, weights=weights)
+    final = Path(made.output_folder) / "checkpoint_final.pth"
+    names = {key.partition("-")[2] for key in names_of(preprocessed).values()}
+    assert len(names) == 7 and "dataset" not in content
+    private = [*names, str(tmp_path), str(pretrained.parent), str(preprocessed), "/pytest-"]
+    for file in (final, pretrained):
+        assert private_in(file, private) == []
+    settings = (Path(made.output_folder) / "settings.json").read_text()
+    assert not [word for word in private if word in settings]
+    assert {f.what for f in findings(load(final)) if not f.remains} <= {"dataset", "dates", "path"}
+    record = load(final)["ssp"]
+    assert set(record["subjects"]) <= names_of(preprocessed).keys()
+
+
+@pytest.mark.parametrize("kind", ["as before", "stripped"])
+def test_the_same_leak_is_found_in_other_files(runs, pretrained, own_copy, tmp_path, kind):
+    """Earlier files hold names, stripped ones hardly anything; both start a training as the file does."""
+    file = tmp_path / "other.pth"
+    if kind == "as before":
+        as_before(pretrained, file, own_copy)
+    else:
+        save(file, stripped(load(pretrained)))
+    first, second = (runs.make(FINETUNE, SHORT, weights=f, fold=1) for f in (pretrained, file))
+    (seen,) = first.seen_in_validation
+    assert second.seen_in_validation == [seen]
+    assert first.subjects == second.subjects
+    for key, tensor in first.network.state_dict().items():
+        assert torch.equal(second.network.state_dict()[key], tensor), key
+    cases = read_cases(own_copy / "cases.csv").values()
+    write_cases(
+        own_copy / "cases.csv",
+        [replace(c, split="test") if c.subject_key == seen else c for c in cases],
+    )
+    with pytest.raises(ValueError, match=f"pretrained weights have seen test subject {seen}:"):
+        runs.make(FINETUNE, weights=file)
+
+
+@pytest.mark.parametrize("kind", ["as before", "stripped"])
+def test_a_run_goes_on_from_other_files(runs, pretrained, preprocessed, kind):
+    two = SHORT.replace("num_epochs=1", "num_epochs=2")
+    stopped = runs.interrupt(FINETUNE, two, weights=pretrained)
+    latest = Path(stopped.output_folder) / "checkpoint_latest.pth"
+    subjects = load(latest)["ssp"]["subjects"]
+    if kind == "as before":
+        as_before(latest, latest, preprocessed)
+    else:
+        save(latest, stripped(load(latest)))
+    resumed = runs.make(FINETUNE, two, resume=True)
+    resumed.run_training()
+    final = Path(resumed.output_folder) / "checkpoint_final.pth"
+    record = load(final)["ssp"]
+    assert record["subjects"] == subjects
+    assert record["weights_from"] == pretrained.name
+    assert private_in(final, ["/data/erika", "mm1-", "imagesUn"]) == []
+
+
+def test_weights_from_another_folder_do_not_overwrite(runs, pretrained, tmp_path):
+    """All files are called checkpoint_final.pth; a hash tells their paths apart."""
+    runs.run(FINETUNE, SHORT, weights=pretrained)
+    (tmp_path / "other").mkdir()
+    other = Path(shutil.copy(pretrained, tmp_path / "other"))
+    assert other.name == pretrained.name
+    with pytest.raises(FileExistsError, match=r"made with other settings \(weights from: "):
+        runs.run(FINETUNE, SHORT, weights=other)
+    runs.run(FINETUNE, SHORT, weights=pretrained)
 
 
 def test_weights_that_have_seen_validation_subjects(runs, pretrained, log):

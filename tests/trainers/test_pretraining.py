@@ -11,6 +11,7 @@ import torch
 
 from nnunet_ssp import slices
 from nnunet_ssp.cases import read_cases, write_cases
+from nnunet_ssp.privacy import hashed_subject
 
 MIM = "nnUNetTrainerMIMPretrain"
 INPAINTING = [
@@ -121,6 +122,48 @@ def test_checkpoint_is_the_planned_network(runs, preprocessed):
     assert ssp["settings"]["num_epochs"] == 2
     assert "2409.18100" in ssp["papers"][0]
     assert ssp == json.loads((Path(trainer.output_folder) / "settings.json").read_text())
+
+
+def test_names_stay_out_of_checkpoints(runs, preprocessed, own_copy, tmp_path):
+    """Also those of cases that dataset.json lists, where there are only unlabelled ones."""
+    content = json.loads((own_copy / "dataset.json").read_text())
+    cases = read_cases(own_copy / "cases.csv")
+    listed = {name: {"images": [f"imagesUn/{name}_0000.nii.gz"], "label": "x"} for name in cases}
+    (own_copy / "dataset.json").write_text(json.dumps(content | {"dataset": listed}))
+    trainer = runs.run(MIM, SHORT)
+    folder = Path(trainer.output_folder)
+    text = repr({k: v for k, v in final(trainer).items() if k != "network_weights"})
+    files = [*folder.glob("*.pth"), *folder.glob("*.json"), folder / "monitor.csv"]
+    files = [file for file in files if file.name != "debug.json"]  # nnU-Net's
+    files += folder.parent.glob("*.json")
+    assert {file.name for file in files} >= {
+        "checkpoint_final.pth",
+        "settings.json",
+        "dataset.json",
+    }
+    private = [*{case.subject for case in cases.values()}, str(tmp_path), str(own_copy)]
+    for found in (text, *(file.read_bytes().decode("latin1") for file in files)):
+        assert [word for word in private if word in found] == []
+    subjects = {hashed_subject(c.subject_key) for c in cases.values()}
+    assert set(final(trainer)["ssp"]["subjects"]) < subjects
+
+
+def test_a_run_goes_on_from_a_file_with_names(runs, preprocessed):
+    """As earlier versions wrote it; other subjects under these names are refused."""
+    stopped = runs.interrupt(MIM, SHORT)
+    file = Path(stopped.output_folder) / "checkpoint_latest.pth"
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    hashes = content["ssp"]["subjects"]
+    content["ssp"]["subjects"] = stopped.train_subjects
+    assert len(hashes) == 5 and not {*hashes} & {*stopped.train_subjects}
+    torch.save(content, file)
+    resumed = runs.make(MIM, SHORT, resume=True)
+    resumed.run_training()
+    assert final(resumed)["ssp"]["subjects"] == hashes
+    content["ssp"]["subjects"] = [*stopped.train_subjects[1:], "mm1-other"]
+    torch.save(content, file)
+    with pytest.raises(ValueError, match="--c must go on with the same data"):
+        runs.make(MIM, SHORT, resume=True).run_training()
 
 
 @pytest.mark.parametrize(
