@@ -17,9 +17,13 @@ Each entry of FOLDER is a subject, named after its file or folder; kinds may be 
 From DICOM only the short-axis cine is converted; the summary says what was left out. Where it cannot be told from
 another cine, --series names it: a SeriesNumber, a SeriesInstanceUID, or a part of a folder's name, for all
 subjects that have such a series. --by-patient-id tells DICOM subjects apart by PatientID wherever their files
-lie, also when FOLDER is one patient with a folder for each series. PatientID becomes the subject's name only
-where there are several; no other header value leaves the input but manufacturer, model and field strength.
-Characters that a file name should not have become `-`.
+lie, also when FOLDER is one patient with a folder for each series. No header value enters the dataset but
+manufacturer, model and field strength.
+
+In the dataset subjects have random pseudonyms; nnUNet_raw/.ssp-keys/DatasetXXX_Name.csv, the key, has their names, and
+a conversion that goes on, or another of the same subjects, gives them the same. --test and --series are told the names.
+With --keep-ids they are the names: of files, folders, or PatientIDs; characters that a file name should not have are
+`-` then.
 
 Masks (NIfTI, named after their image, or <subject>, and `_gt`) are beside the images, or in the folder --labels,
 there also in <subject>/:

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nnunet_ssp.cases import case_name
+from nnunet_ssp.cases import case_name, check_dataset_id
 from nnunet_ssp.console import run_command
-from nnunet_ssp.conversion import Cine, Look, Task, convert_subjects, look_at_headers
+from nnunet_ssp.contents import read_json
+from nnunet_ssp.conversion import Cine, Look, Renamed, Task, convert_subjects, look_at_headers
 from nnunet_ssp.dataset_conversion import CONVERTERS, load
+from nnunet_ssp.privacy import PUBLIC, hashed_path
+from nnunet_ssp.pseudonyms import extend_key, key_file
 from nnunet_ssp.tables import read_names
 
 
@@ -87,6 +91,7 @@ def convert_sources(
     overwrite: bool = False,
     workers: int | None = None,
     dry_run: bool = False,
+    keep_ids: bool = False,
     remarks: Sequence[str] = (),
     remark: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: [],
 ) -> Path:
@@ -103,6 +108,7 @@ def convert_sources(
         overwrite: Delete an earlier conversion of this id and start again.
         workers: Number of processes.
         dry_run: Write nothing.
+        keep_ids: Keep the names of local subjects, which by default get pseudonyms.
         remarks: What the user should know about the dataset as a whole.
         remark: What to say about the subjects that were converted, given the split of each.
 
@@ -138,6 +144,15 @@ def convert_sources(
             replace(task, split="test" if task.subject in chosen else "train") for task in tasks
         ]
     given: dict[str, object] = {"test": chosen, **(options or {})}
+    target = check_dataset_id(dataset_id, name)
+    local = {source.name for source in sources} - {*PUBLIC}
+    renames = bool(local) and not keep_ids and (overwrite or not _began_with_names(target))
+    if renames:
+        # The key has the names.
+        private = {
+            k: hashed_path(repr(v)) for k, v in given.items() if k in ("test", "series") and v
+        }
+        given |= {**private, "pseudonyms": True}
     if added:
         given["add"] = [f"{converter}:{folder.resolve()}" for converter, folder in added]
         description += f"; with {', '.join(converter for converter, _ in added)}"
@@ -162,6 +177,60 @@ def convert_sources(
         remarks=remarks,
         remark=remark,
         prefixes=list(dict.fromkeys(s.name for s in sources)) if len(sources) > 1 else (),
+        rename=partial(_rename, local=local, combined=len(sources) > 1) if renames else None,
+    )
+
+
+def _began_with_names(target: Path) -> bool:
+    """Whether a conversion that can be continued here was begun without pseudonyms."""
+    marker = target / "convert.json"
+    if not marker.is_file():
+        return False
+    options = read_json(marker, dict).get("options")
+    return isinstance(options, dict) and "pseudonyms" not in options
+
+
+def _rename(
+    target: Path,
+    tasks: Sequence[Task],
+    refused: Mapping[str, str],
+    *,
+    local: Collection[str],
+    combined: bool,
+) -> Renamed[Task]:
+    """Give the subjects of local sources their pseudonyms; the others keep their public codes.
+
+    Args:
+        target: The dataset's folder.
+        tasks: The subjects.
+        refused: Those refused before reading.
+        local: Names of the local sources.
+        combined: Whether subjects are named after their source.
+    """
+    prefixes = tuple(f"{source}-" for source in sorted(local)) if combined else ("",)
+    heads = {
+        subject: next(prefix for prefix in prefixes if subject.startswith(prefix))
+        for subject in (*(task.subject for task in tasks), *refused)
+        if subject.startswith(prefixes)
+    }
+    file = key_file(target)
+    key = extend_key(file, [subject.removeprefix(head) for subject, head in heads.items()])
+    new = {subject: head + key[subject.removeprefix(head)] for subject, head in heads.items()}
+
+    def renamed(task: Task) -> Task:
+        if task.subject not in new:
+            return task
+        pseudonym = new[task.subject]
+        if isinstance(task, CombinedTask):
+            inner = pseudonym.removeprefix(heads[task.subject])
+            return replace(task, subject=pseudonym, original=replace(task.original, subject=inner))
+        return replace(task, subject=pseudonym)
+
+    return Renamed(
+        sorted(map(renamed, tasks), key=lambda task: task.subject),
+        {new.get(subject, subject): reason for subject, reason in refused.items()},
+        {pseudonym: subject for subject, pseudonym in new.items()},
+        file,
     )
 
 
@@ -285,6 +354,11 @@ def add_arguments(
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="delete an earlier conversion of this id"
+    )
+    parser.add_argument(
+        "--keep-ids",
+        action="store_true",
+        help="keep the names of own cine; by default its subjects get pseudonyms, with the key in nnUNet_raw/.ssp-keys",
     )
     parser.add_argument(
         "-np", dest="workers", metavar="N", type=int, help="processes [one a core, at most 8]"

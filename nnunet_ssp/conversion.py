@@ -18,10 +18,10 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 from nnunet_ssp import __version__
 from nnunet_ssp.cases import (
@@ -47,6 +47,8 @@ from nnunet_ssp.names import WORDS as NAME_RULE
 from nnunet_ssp.names import is_plain
 from nnunet_ssp.nifti import read_header, unpacked_copies, write_nifti
 from nnunet_ssp.parallel import number_of_workers, process
+from nnunet_ssp.privacy import cut_paths, hashed_path, map_texts
+from nnunet_ssp.pseudonyms import write_log
 from nnunet_ssp.tables import read_table
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs", "imagesUn")
@@ -66,6 +68,7 @@ class Common(TypedDict, total=False):
     overwrite: bool
     workers: int | None
     dry_run: bool
+    keep_ids: bool
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,23 @@ class Look:
 TaskT = TypeVar("TaskT", bound=Task)
 
 
+@dataclass(frozen=True)
+class Renamed(Generic[TaskT]):
+    """Subjects under pseudonyms.
+
+    Attributes:
+        tasks: the subjects.
+        refused: those refused before reading, with the reason.
+        names: the user's name of each subject that has a pseudonym.
+        key: the file that holds these names.
+    """
+
+    tasks: Sequence[TaskT]
+    refused: Mapping[str, str]
+    names: Mapping[str, str]
+    key: Path
+
+
 def look_at_headers(task: Task, alike: bool = True) -> Look:
     """Look at the headers of a subject's NIfTI files: what a dry run does where a converter has no look of its own.
 
@@ -184,6 +204,7 @@ def convert_subjects(
     remarks: Sequence[str] = (),
     remark: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: [],
     prefixes: Sequence[str] = (),
+    rename: Callable[[Path, Sequence[TaskT], Mapping[str, str]], Renamed[TaskT]] | None = None,
 ) -> Path:
     """Convert all subjects to `nnUNet_raw/DatasetXXX_Name` and print a summary.
 
@@ -211,6 +232,7 @@ def convert_subjects(
         remarks: What the user should know about the data set as a whole.
         remark: What to say about the subjects that were converted, given the split of each.
         prefixes: The summary counts apart the subjects `<prefix>-...`, for each of these.
+        rename: Gives local subjects their pseudonyms, from the dataset's folder, the subjects and those refused.
 
     Returns:
         The dataset's folder, which does not exist after a dry run.
@@ -231,6 +253,9 @@ def convert_subjects(
         "input": str(source.resolve()),
         "options": dict(options),
     }
+    settings = without_paths(settings)
+    names: Mapping[str, str] = {}  # the user's, of subjects with a pseudonym
+    key: Path | None = None
     target = check_dataset_id(dataset_id, name)
     if dry_run:
         if not (target / "dataset.json").exists():
@@ -238,6 +263,8 @@ def convert_subjects(
         looks = [Look(subject, "", refused=reason) for subject, reason in refused.items()]
         looks += process(look, tasks, workers, "Looking", "subject")
         remarks = [*remarks, *remark(_splits(looks)), *_same_patients(looks)]
+        if rename is not None:
+            remarks = [*remarks, "Local subjects will get pseudonyms; --keep-ids keeps names."]
         print("\n".join(_dry_summary(looks, target, remarks, prefixes)))
         return target
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
@@ -259,6 +286,10 @@ def convert_subjects(
                 _empty(target, deleted)
             else:
                 print(f"Continuing the conversion in {target}")
+        if rename is not None:
+            renamed = rename(target, tasks, refused)
+            tasks, refused = renamed.tasks, renamed.refused
+            names, key = renamed.names, renamed.key
         begun = {"version": __version__, "deleted_folds": deleted}
         write_json(target / "convert.json", settings | begun)
         outcomes = [Outcome(subject, "", refused=reason) for subject, reason in refused.items()]
@@ -271,7 +302,8 @@ def convert_subjects(
             with suppress(OSError):
                 target.rmdir()
             raise ValueError(
-                f"{source}: no subject could be converted.\n" + "\n".join(_refusals(outcomes))
+                f"{source}: no subject could be converted.\n"
+                + "\n".join(_refusals(_in_own_names(outcomes, names)))
             )
         _remove_strays(target, cases.values())
         write_cases(target / "cases.csv", cases.values())
@@ -283,11 +315,16 @@ def convert_subjects(
             names=[f"{len(splits)}-fold-{number}" for number in range(len(splits))],
             source=FOLD_SOURCE,
         )
-        remarks = [*remarks, *remark(_splits(outcomes)), *_same_patients(outcomes)]
-        write_json(
-            target / "convert.json",
-            settings | {"version": __version__, "remarks": remarks, **_log(outcomes)},
-        )
+        said = [*remarks, *remark(_splits(outcomes))]
+        shared = {"remarks": [*said, *_same_patients(outcomes)], **_log(outcomes)}
+        outcomes = _in_own_names(outcomes, names)
+        remarks = [*said, *_same_patients(outcomes)]
+        if key is not None:
+            log = write_log(key, {"remarks": remarks, **_log(outcomes)})
+            shared = _without_texts(shared, names, f"see {log.parent.name}/{log.name}")
+            remarks = [*remarks, _KEY.format(key=key, log=log.name)]
+        shared = map_texts(shared, partial(_without_folder, folder=source))
+        write_json(target / "convert.json", settings | {"version": __version__, **shared})
         warnings = _update_copies(target)
         if deleted:
             warnings.append(
@@ -315,7 +352,55 @@ def convert_subjects(
     return target
 
 
+_KEY = (
+    "Local subjects have pseudonyms. The key is {key}: it names patients, keep it, and apart from all that you share. "
+    "Beside it, {log} has all that was said. --keep-ids keeps names."
+)
+
+
 # --- the dataset's folder ---------------------------------------------------------------------
+
+
+def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a conversion with hashes of folders: `convert.json` is a part of the dataset.
+
+    Hashes stay as they are; conversions of earlier versions hold paths.
+    """
+    options = settings.get("options")
+    if not isinstance(options, dict) or not isinstance(settings.get("input"), str):
+        return dict(settings)
+    options = {
+        k: hashed_path(v) if isinstance(v, str) and Path(v).is_absolute() else v
+        for k, v in options.items()
+    }
+    if isinstance(options.get("add"), list):
+        parted = [str(text).partition(":") for text in options["add"]]
+        options["add"] = [f"{name}:{hashed_path(folder)}" for name, _, folder in parted]
+    return {**settings, "input": hashed_path(settings["input"]), "options": options}
+
+
+def _without_folder(text: str, folder: Path) -> str:
+    """A text whose files are named from the input folder on, and files elsewhere by their last name."""
+    for beginning in (f"{folder.resolve()}{os.sep}", f"{folder}{os.sep}"):
+        text = text.replace(beginning, "")
+    return cut_paths(text)
+
+
+def _in_own_names(outcomes: Sequence[Outcome], names: Mapping[str, str]) -> list[Outcome]:
+    """The outcomes under the names that the user knows."""
+    return [replace(o, subject=names.get(o.subject, o.subject)) for o in outcomes]
+
+
+def _without_texts(
+    log: Mapping[str, Any], names: Mapping[str, str], instead: str
+) -> dict[str, Any]:
+    """What was said, without what may name patients, files and folders: all that is about pseudonyms."""
+    return {
+        kind: {s: [instead] if s in names else said for s, said in texts.items()}
+        if isinstance(texts, dict)
+        else texts
+        for kind, texts in log.items()
+    }
 
 
 def _check_folder(target: Path, settings: Mapping[str, object], overwrite: bool) -> None:
@@ -328,7 +413,7 @@ def _check_folder(target: Path, settings: Mapping[str, object], overwrite: bool)
             raise FileExistsError(
                 f"{target}: a finished dataset; --overwrite deletes it and converts again."
             )
-        earlier = _read_marker(target)
+        earlier = without_paths(_read_marker(target))
         for key, value in settings.items():
             if earlier.get(key) != value:
                 raise FileExistsError(
@@ -355,7 +440,7 @@ def _was_finished(target: Path, settings: Mapping[str, object]) -> bool:
     """Whether a run of these settings was killed when only temporary files were left to remove."""
     if not all((target / name).exists() for name in ("convert.json", "dataset.json", TEMPORARY)):
         return False
-    earlier = _read_marker(target)
+    earlier = without_paths(_read_marker(target))
     return all(earlier.get(key) == value for key, value in settings.items())
 
 

@@ -95,21 +95,23 @@ def origin(weights_from: str) -> dict[str, str]:
     name = file_name(weights_from)
     if name == weights_from:
         return {"weights_from": name}
-    return {"weights_from": name, "weights_from_hash": _hashed_path(weights_from)}
+    return {"weights_from": name, "weights_from_hash": hashed_path(weights_from)}
 
 
 def has_origin(record: Mapping[str, Any], weights_from: str) -> bool:
     """Whether a record, also an earlier one with a whole path, tells of this file."""
     if "weights_from_hash" in record:
-        return bool(record["weights_from_hash"] == _hashed_path(weights_from))
+        return bool(record["weights_from_hash"] == hashed_path(weights_from))
     return bool(record.get("weights_from") == weights_from)
 
 
-def _hashed_path(path: str) -> str:
+def hashed_path(path: str) -> str:
+    """Return a short hash that tells paths apart; a hash stays as it is."""
+    if re.fullmatch(r"path:[0-9a-f]{6}", path):
+        return path
     # Few digits: enough to tell a handful of files apart, too few to be sure of a guessed path.
-    return hashlib.sha256(f"nnunet-ssp path\n{path}".encode("utf-8", "surrogatepass")).hexdigest()[
-        :6
-    ]
+    digest = hashlib.sha256(f"nnunet-ssp path\n{path}".encode("utf-8", "surrogatepass"))
+    return f"path:{digest.hexdigest()[:6]}"
 
 
 def without_files(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def stripped(content: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: See `hashed_subjects`.
     """
     kept = {
-        name: part if name == "network_weights" else _map_texts(part, _without_paths)
+        name: part if name == "network_weights" else map_texts(part, _without_paths)
         for name, part in content.items()
     }
     if "ssp" in kept:
@@ -258,19 +260,24 @@ def _without_paths(text: str) -> str:
     """A text whose absolute paths, and this machine's name, are cut to what does not tell of the house."""
     if _WHOLE_PATH.match(text):
         return file_name(text)
-    text = _PATH.sub(lambda match: file_name(match[0]), text)
+    text = cut_paths(text)
     host = socket.gethostname()
     return re.sub(rf"\b{re.escape(host)}\b", "host", text) if len(host) > 3 else text
 
 
-def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+def cut_paths(text: str) -> str:
+    """Return a text whose absolute paths are cut to their last names."""
+    return _PATH.sub(lambda match: file_name(match[0]), text)
+
+
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
     """A copy of nested values with other texts; tensors and all else are the same objects."""
     if type(value) is str:
         return change(value)
     if isinstance(value, dict):
-        return {k: _map_texts(v, change) for k, v in value.items()}
+        return {k: map_texts(v, change) for k, v in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_map_texts(v, change) for v in value)
+        return type(value)(map_texts(v, change) for v in value)
     return value
 
 

@@ -261,9 +261,11 @@ def test_inspect_hands_on_everything(handed_on: dict[str, object]):
         "plans_name": "P",
         "configuration": "2d_small",
         "trust": False,
+        "private": False,
+        "strip": None,
     }
-    assert main(["inspect", "x.pth", "--trust"]) == 0
-    assert handed_on["trust"] is True
+    assert main(["inspect", "x.pth", "--trust", "--private", "--strip", "y.pth"]) == 0
+    assert [handed_on[name] for name in ("trust", "private", "strip")] == [True, True, "y.pth"]
 
 
 @pytest.mark.parametrize("status", [0, 1])

@@ -20,7 +20,7 @@ RANKS = (
     "losses masking schedules views settings cases phantom network distributed parallel features heads memory "
     "momentum squares freezing phases splits duplicates console commands nifti tables workbook geometry soundness "
     "foreign repeats grids stacks contents names nnunet_files checkpoints prepared consistency intact lock finite "
-    "interruption signals yaml_files privacy",
+    "interruption signals yaml_files privacy pseudonyms",
     "methods.base slices transfer monitor probe conversion dicom short_axis plain_datasets drawing dicom_values "
     "dicom_pixels acquisitions volumes series_choice",
     "methods",

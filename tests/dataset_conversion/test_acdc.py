@@ -210,7 +210,7 @@ def test_subjects_without_labels(root: Path):
         "patient002": ["the masks are empty: converted as unlabelled"],
     }
     assert log(target)["refused"] == {
-        "patient101": f"{root}/testing/patient101: there is no mask; a test subject must have labels."
+        "patient101": "testing/patient101: there is no mask; a test subject must have labels."
     }
     assert json.loads((target / "dataset.json").read_text())["labels"] == {"background": 0}
 

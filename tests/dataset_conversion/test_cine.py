@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -16,10 +17,10 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from nnunet_ssp import conversion
 from nnunet_ssp.cases import Case, read_cases, read_splits
 from nnunet_ssp.dataset_conversion import acdc, cine
-from nnunet_ssp.dataset_conversion.cine import convert
 from tests.dicom_files import FOUR_CHAMBER, edit, series
 from tests.nifti_headers import save_with
 
+convert = partial(cine.convert, keep_ids=True)  # pseudonyms: test_pseudonyms.py
 SHAPE = (6, 5, 3, 12)  # columns, rows, slices, frames
 ED, ES = 0, 4
 # Slices run from base to apex: to the left, to the front and to the feet.
@@ -202,7 +203,9 @@ def test_patients_in_one_subfolder(root: Path):
 def test_a_patient_without_id_is_refused_among_others(root: Path):
     two_patients(root)
     series(root, prefix="c", uid="1.6", number=6, PatientID="")
-    assert log(convert(root, 120))["refused"] == {"?": f"{root}: no name to call the subject by."}
+    assert log(convert(root, 120))["refused"] == {
+        "?": f"{root.name}: no name to call the subject by."
+    }
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -320,7 +323,7 @@ def test_names_must_be_unique(root: Path):
         save(frames(), root / f"{name}.nii.gz")
     target = convert(root, 120)
     assert log(target)["refused"] == {
-        name: f"{root}: more than one subject is called {name}." for name in ("A-1", "B")
+        name: f"{root.name}: more than one subject is called {name}." for name in ("A-1", "B")
     }
     assert {case.subject for case in cases_of(target).values()} == {"C"}
 
@@ -556,8 +559,9 @@ def test_masks_of_frames_in_folders_of_their_own(root: Path, apart: bool):
     save(drawn(5)[..., 5], labels / "S2" / "vol_gt.nii.gz")
     target = convert(root, 120, labels=labels if apart else None)
     assert names(target / "labelsTr") == ["S1_frame05.nii.gz"]
+    file = "vol_gt.nii.gz" if apart else "S2/vol_gt.nii.gz"  # of files elsewhere the last name
     assert log(target)["refused"] == {
-        "S2": f"{labels}/S2/vol_gt.nii.gz: must be in a folder called as its image's: 12 images have this name."
+        "S2": f"{file}: must be in a folder called as its image's: 12 images have this name."
     }
 
 
@@ -659,7 +663,7 @@ def test_an_image_of_another_format_is_named(root: Path):
     (root / "B1.nrrd").write_bytes(b"NRRD0004")
     (root / "readme.txt").write_text("own data")
     refused = log(convert(root, 121))["refused"]
-    assert refused == {"B1.nrrd": f"{root}/B1.nrrd: neither NIfTI nor DICOM; save it as .nii.gz."}
+    assert refused == {"B1.nrrd": "B1.nrrd: neither NIfTI nor DICOM; save it as .nii.gz."}
 
 
 def test_a_folder_of_masks_must_hold_some(root: Path):
@@ -711,7 +715,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "frames of masks": (
         lambda root: [save(drawn(*range(12))[..., t], root / "B1" / f"{t}.nii.gz") for t in (0, 1)],
-        "own/B1: has only the values 0, 1, 2, 3, as a mask",
+        "B1: has only the values 0, 1, 2, 3, as a mask",
     ),
     "empty folder": (lambda root: (root / "B1").mkdir(), "B1: no file in it"),
     "no DICOM": (
@@ -914,7 +918,7 @@ def test_own_cine_beside_another_data_set(root: Path):
     (image.parent / "Info.cfg").write_text("ED: 1\nES: 3\n")
     voxels = series(root / "D1", Manufacturer="Philips Medical Systems")
     for target in (
-        acdc.convert(image.parents[2], 118, add=[f"cine:{root}"]),
+        acdc.convert(image.parents[2], 118, add=[f"cine:{root}"], keep_ids=True),
         convert(root, 119, add=[f"acdc:{image.parents[2]}"]),
     ):
         cases = cases_of(target)

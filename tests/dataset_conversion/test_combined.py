@@ -11,6 +11,7 @@ from nnunet_ssp.cases import read_cases, read_splits
 from nnunet_ssp.cli import main
 from nnunet_ssp.dataset_conversion import CONVERTERS, acdc, load, mnms, mnms2
 from nnunet_ssp.phases import LABELS
+from nnunet_ssp.privacy import hashed_path
 from tests.cine_trees import ED, ES, add_acdc, add_mnms, add_mnms2, cine, drawn
 
 SINGLE = [name for name in CONVERTERS if "+" not in name]
@@ -77,7 +78,10 @@ def test_several_sources_make_one_dataset(trees: Path, capsys: pytest.CaptureFix
     assert dataset["description"].endswith("; with mnms2, acdc")
     assert len(read_splits(target / "splits_final.json")) == 4
     assert log(target)["converter"] == "mnms+mnms2+acdc"
-    assert log(target)["options"]["add"] == sources(trees)
+    added = [text.partition(":") for text in sources(trees)]
+    expected = [f"{name}:{hashed_path(folder)}" for name, _, folder in added]
+    assert log(target)["options"]["add"] == expected
+    assert str(trees) not in (target / "convert.json").read_text()
     output = capsys.readouterr().out
     assert [line.split() for line in output.splitlines() if line.startswith(("mm", "ac"))] == [
         ["mm1", "train", "2", "8", "2", "6", "0", "0"],

@@ -303,10 +303,10 @@ def test_rows_and_folders_that_do_not_fit(root: Path):
     add_mnms2(root, 5)
     target = convert(root, 117)
     assert log(target)["refused"] == {
-        "001": f"{root / CSV}: a code must be unique, not in rows 2 and 3.",
-        "003": f"{root}: a code must be unique, not in 003 and 3.",
-        "12b": f"{root / CSV}, row 4: the subject (=12b) must be a number.",
-        "results": f"{root / 'dataset' / 'results'}: the subject (=results) must be a number.",
+        "001": f"{CSV}: a code must be unique, not in rows 2 and 3.",
+        "003": f"{root.name}: a code must be unique, not in 003 and 3.",
+        "12b": f"{CSV}, row 4: the subject (=12b) must be a number.",
+        "results": "dataset/results: the subject (=results) must be a number.",
     }
     assert log(target)["notes"]["004"][0] == "not in the CSV; disease, vendor and scanner unknown"
     case = read_cases(target / "cases.csv")["004_frame00"]
