@@ -58,7 +58,7 @@ def test_whole_path(cine: Path, tmp_path: Path, command: Callable[..., str]) -> 
     assert "Fold 0 trains on 3 subjects, 60 frames" in said
     (trained_on,) = re.findall(r"Fold 0 trains on .*, (\d+) slices", said)
     (held_out,) = re.findall(
-        r"left out for validation: mm1-(\w+) \(1 subjects, 20 frames, (\d+)", said
+        r"left out for validation: mm1-(\w+) \(1 subject, 20 frames, (\d+)", said
     )
     assert int(trained_on) + int(held_out[1]) == 920
     assert "test subjects, never in the store: mm1-SCD0000501" in said
