@@ -20,10 +20,9 @@ subjects that have such a series. --by-patient-id tells DICOM subjects apart by 
 lie, also when FOLDER is one patient with a folder for each series. No header value enters the dataset but
 manufacturer, model and field strength.
 
-In the dataset subjects have random pseudonyms; nnUNet_raw/.ssp-keys/DatasetXXX_Name.csv, the key, has their names, and
-a conversion that goes on, or another of the same subjects, gives them the same. --test and --series are told the names.
-With --keep-ids they are the names: of files, folders, or PatientIDs; characters that a file name should not have are
-`-` then.
+Subjects keep their names, of files, folders or PatientIDs; characters that a file name should not have become `-`.
+With --pseudonyms they get random names instead. nnUNet_raw/.ssp-keys/DatasetXXX_Name.csv, the key, has both, and a
+conversion that goes on, or another of the same subjects, gives them the same. --test and --series are told the names.
 
 Masks (NIfTI, named after their image, or <subject>, and `_gt`) are beside the images, or in the folder --labels,
 there also in <subject>/:

@@ -91,7 +91,7 @@ def convert_sources(
     overwrite: bool = False,
     workers: int | None = None,
     dry_run: bool = False,
-    keep_ids: bool = False,
+    pseudonyms: bool = False,
     remarks: Sequence[str] = (),
     remark: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: [],
 ) -> Path:
@@ -108,7 +108,7 @@ def convert_sources(
         overwrite: Delete an earlier conversion of this id and start again.
         workers: Number of processes.
         dry_run: Write nothing.
-        keep_ids: Keep the names of local subjects, which by default get pseudonyms.
+        pseudonyms: Give local subjects, those of own cine, random names, with a key apart from the dataset.
         remarks: What the user should know about the dataset as a whole.
         remark: What to say about the subjects that were converted, given the split of each.
 
@@ -146,7 +146,7 @@ def convert_sources(
     given: dict[str, object] = {"test": chosen, **(options or {})}
     target = check_dataset_id(dataset_id, name)
     local = {source.name for source in sources} - {*PUBLIC}
-    renames = bool(local) and not keep_ids and (overwrite or not _began_with_names(target))
+    renames = bool(local) and pseudonyms and (overwrite or not _began_with_names(target))
     if renames:
         # The key has the names.
         private = {
@@ -356,9 +356,9 @@ def add_arguments(
         "--overwrite", action="store_true", help="delete an earlier conversion of this id"
     )
     parser.add_argument(
-        "--keep-ids",
+        "--pseudonyms",
         action="store_true",
-        help="keep the names of own cine; by default its subjects get pseudonyms, with the key in nnUNet_raw/.ssp-keys",
+        help="give subjects of own cine random names; the key is in nnUNet_raw/.ssp-keys",
     )
     parser.add_argument(
         "-np", dest="workers", metavar="N", type=int, help="processes [one a core, at most 8]"

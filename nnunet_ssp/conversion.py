@@ -68,7 +68,7 @@ class Common(TypedDict, total=False):
     overwrite: bool
     workers: int | None
     dry_run: bool
-    keep_ids: bool
+    pseudonyms: bool
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def convert_subjects(
         looks += process(look, tasks, workers, "Looking", "subject")
         remarks = [*remarks, *remark(_splits(looks)), *_same_patients(looks)]
         if rename is not None:
-            remarks = [*remarks, "Local subjects will get pseudonyms; --keep-ids keeps names."]
+            remarks = [*remarks, "Local subjects will get pseudonyms."]
         print("\n".join(_dry_summary(looks, target, remarks, prefixes)))
         return target
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
@@ -354,7 +354,7 @@ def convert_subjects(
 
 _KEY = (
     "Local subjects have pseudonyms. The key is {key}: it names patients, keep it, and apart from all that you share. "
-    "Beside it, {log} has all that was said. --keep-ids keeps names."
+    "Beside it, {log} has all that was said."
 )
 
 

@@ -1,4 +1,4 @@
-"""`convert cine` and who its subjects are: pseudonyms in all that is shared, names in the key alone."""
+"""`convert cine` and who its subjects are: with pseudonyms, names are in the key alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from nnunet_ssp.pseudonyms import extend_key, key_file, read_key
 from tests.cine_trees import ED, ES, add_acdc, drawn, save
 from tests.cine_trees import cine as voxels
 
+convert = partial(cine.convert, pseudonyms=True)
 NAMES = ("Mustermann-Erika", "PatID4711", "Zimmer-Otto")
 PSEUDONYM = re.compile(r"p[0-9a-f]{8}")
 
@@ -50,7 +52,7 @@ def told(target: Path) -> str:
 def test_no_name_and_no_path_in_a_dataset(own: Path, capsys: pytest.CaptureFixture[str]):
     (own / "Schmidt-Anna").mkdir()
     save(voxels()[..., :1], own / "Mueller-Jan_gt.nii.gz")  # a mask without an image
-    target = cine.convert(own, 120, test=names_file(own, NAMES[0]), labels=own)
+    target = convert(own, 120, test=names_file(own, NAMES[0]), labels=own)
     text = told(target)
     private = [*NAMES, "Schmidt", "Mueller", "Klinikum", str(own.parent)]
     assert [word for word in private if word in text] == []
@@ -83,21 +85,21 @@ def names_file(own: Path, *names: str) -> Path:
 
 
 def test_pseudonyms_are_random_and_sorted(own: Path):
-    target = cine.convert(own, 120)
+    target = convert(own, 120)
     cases = [case.subject for case in read_cases(target / "cases.csv").values()]
     assert cases == sorted(cases), "the order of names tells nothing"
     key_file(target).unlink()
     first = subjects_of(target)
-    assert not first & subjects_of(cine.convert(own, 120, overwrite=True))
+    assert not first & subjects_of(convert(own, 120, overwrite=True))
 
 
 def test_another_conversion_of_a_subject_has_its_pseudonym(own: Path):
     """The check for leaks knows it in both datasets; new subjects are added to the key."""
-    first = cine.convert(own, 120)
-    assert subjects_of(cine.convert(own, 121)) == subjects_of(first)
+    first = convert(own, 120)
+    assert subjects_of(convert(own, 121)) == subjects_of(first)
     before = key_of(first)
     save(voxels(7), own / "Neu-Eva.nii.gz")
-    again = cine.convert(own, 120, overwrite=True)
+    again = convert(own, 120, overwrite=True)
     assert key_of(again).items() > before.items()
     assert len(subjects_of(again)) == 4
 
@@ -109,15 +111,15 @@ def test_an_interrupted_conversion_goes_on(own: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "write_splits", stop)
         with pytest.raises(RuntimeError, match="writing failed"):
-            cine.convert(own, 120)
+            convert(own, 120)
     target = own.parent / "raw" / "Dataset120_Cine"
     key = key_of(target)
     assert [
         word for word in (*NAMES, "Klinikum") if word in (target / "convert.json").read_text()
     ] == []
     with pytest.raises(FileExistsError, match="another `options`"):
-        cine.convert(own, 120, keep_ids=True)
-    assert cine.convert(own, 120) == target
+        cine.convert(own, 120)
+    assert convert(own, 120) == target
     assert key_of(target) == key and subjects_of(target) == {*key.values()}
 
 
@@ -129,13 +131,13 @@ def test_conversions_begun_before_keep_names(own: Path):
         target / "convert.json",
         {"converter": "cine", "input": str(own), "options": options | {"by_patient_id": False}},
     )
-    assert cine.convert(own, 120, labels=own) == target
+    assert convert(own, 120, labels=own) == target
     assert subjects_of(target) == {*NAMES}
     assert not key_file(target).exists()
 
 
-def test_names_are_kept_on_demand(own: Path):
-    target = cine.convert(own, 120, keep_ids=True)
+def test_names_are_kept_otherwise(own: Path):
+    target = cine.convert(own, 120)
     assert subjects_of(target) == {*NAMES}
     assert not key_file(target).parent.exists()
     assert str(own) not in (target / "convert.json").read_text()
@@ -144,7 +146,7 @@ def test_names_are_kept_on_demand(own: Path):
 def test_public_codes_stay_beside_pseudonyms(own: Path):
     for number in (1, 2):
         add_acdc(own.parent / "acdc", "training", number)
-    target = acdc.convert(own.parent / "acdc", 122, add=[f"cine:{own}"])
+    target = acdc.convert(own.parent / "acdc", 122, add=[f"cine:{own}"], pseudonyms=True)
     key = key_of(target)
     assert key.keys() == {*NAMES}
     cases = read_cases(target / "cases.csv").values()
@@ -155,7 +157,7 @@ def test_public_codes_stay_beside_pseudonyms(own: Path):
 
 
 def test_a_dry_run_writes_no_key(own: Path, capsys: pytest.CaptureFixture[str]):
-    target = cine.convert(own, 120, dry_run=True)
+    target = convert(own, 120, dry_run=True)
     assert not key_file(target).parent.exists()
     output = capsys.readouterr().out
     assert NAMES[1] in output and "Local subjects will get pseudonyms" in output
