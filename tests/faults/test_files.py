@@ -167,7 +167,7 @@ LISTED = {"images": ["imagesUn/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}
         ("labels", {"LV": True}, "`labels` .* must be names with whole numbers"),
         ("labels", {"LV": []}, "`labels` .* must be names with whole numbers"),
         ("labels", {"LV": -1}, "`labels` .* must be names with whole numbers"),
-        ("channel_names", "MRI", r"`channel_names` \(=MRI\) must be names with values"),
+        ("channel_names", "MRI", r"`channel_names` \(=MRI\) must be names of at least one channel"),
         ("numTraining", "many", r"`numTraining` \(=many\) must be a whole number"),
         ("file_ending", "/../x", r"`file_ending` \(=/\.\./x\) must be an ending, as \.nii\.gz"),
         ("file_ending", 5, r"`file_ending` \(=5\) must be an ending"),
@@ -250,7 +250,7 @@ HERE = ("configurations", "2d")
         ),
         ((*HERE, "inherits_from"), "x", r"`inherits_from` \(=x\) must be one of 2d"),
         ((*HERE, "inherits_from"), [1], r"`inherits_from` \(=\[1\]\) must be one of 2d"),
-        (("transpose_forward",), "x", r"`transpose_forward` \(=x\) must be a list of axes"),
+        (("transpose_forward",), "x", r"`transpose_forward` \(=x\) must be each axis once"),
     ],
 )
 def test_plans_of_wrong_content_are_refused(tmp_path, place, value, message):
