@@ -278,13 +278,14 @@ def test_training_does_not_leave_the_stall_but_does_with_standardised_features(
         batch = make_batch(method, SMALL * 2)
         optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1, 0.9)
         losses = []
-        for _ in range(10):
+        for _ in range(20):
             output = method(batch)
             optimizer.zero_grad()
             output["loss"].backward()
             optimizer.step()
             losses.append(output["loss"].item())
-        fallen[head_norm] = losses[0] - losses[-1]
+        # The lowest: at this rate single steps go up again, which ones differs between processors.
+        fallen[head_norm] = losses[0] - min(losses)
     assert abs(fallen["none"]) < 0.1
     assert fallen["batch"] > 1
 
