@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from torch import nn
 
 from nnunet_ssp.methods import Batch, Method
 from nnunet_ssp.slices import SliceStore, StoredCase, write_case, write_index
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C as in a terminal: where a shell runs tests as `command &` it is ignored, also by what they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
