@@ -146,9 +146,8 @@ class StepGuard:
         bad = torch.maximum(lost, (~norm.isfinite()).float())
         self._found = max_over_ranks(torch.stack([lost, bad]))
         bad = self._found[1]
-        if optimizer.defaults.get(
-            "fused"
-        ):  # decides on the device, by the flag that the scaler uses
+        if all(group.get("fused") for group in optimizer.param_groups):
+            # It decides on the device, by the flag that the scaler uses.
             update: Any = optimizer
             scaled = hasattr(optimizer, "grad_scale")
             update.found_inf = torch.maximum(update.found_inf, bad) if scaled else bad
