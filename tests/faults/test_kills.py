@@ -13,9 +13,13 @@ import pytest
 from nnunet_ssp.phantom import write_mnms
 from tests.faults.harness import KILLS, Harness, Watch, harness, survives_kills
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/fd").is_dir(), reason="the harness needs Linux's /proc"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.heavy,
+    pytest.mark.skipif(
+        not Path("/proc/self/fd").is_dir(), reason="the harness needs Linux's /proc"
+    ),
+]
 
 SUBSETS = ("folds", 901, "--subsets", 1, "--seeds", 0, 1)
 
