@@ -190,13 +190,20 @@ def files(*patterns: str) -> Callable[[Site], dict[str, str]]:
 
                     content = blosc2.open(str(file), mode="r")[:].tobytes()
                 if file.name == "index.json":
-                    cases = json.loads(content)["cases"]
-                    kept = {k: {**v, "source": None} for k, v in cases.items()}
-                    content = json.dumps(kept, sort_keys=True).encode()
+                    content = without_times(content)
                 found[str(file.relative_to(site.root))] = digest(content)
         return found
 
     return result
+
+
+def without_times(index: bytes) -> bytes:
+    """The store's index without what tells when its files, and those they were made from, were written."""
+    cases = json.loads(index)["cases"]
+    for entry in cases.values():
+        entry["source"] = None
+        entry["stored"] = [(name, size) for name, size, _ in entry["stored"]]
+    return json.dumps(cases, sort_keys=True).encode()
 
 
 def weights(trainer: str) -> Callable[[Site], dict[str, str]]:
