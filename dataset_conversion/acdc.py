@@ -30,11 +30,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ssp.conversion import Cine, Common, Task, make_cases
+from nnunet_ssp.conversion.convert import Cine, Common, Task, make_cases
+from nnunet_ssp.conversion.geometry import compare_grids, place_stack
+from nnunet_ssp.conversion.phases import LABELS, frame_number, label_phases, nearest_frame
 from nnunet_ssp.dataset_conversion import combined
-from nnunet_ssp.geometry import compare_grids, place_stack
-from nnunet_ssp.grids import Array
-from nnunet_ssp.nifti import (
+from nnunet_ssp.files.grids import Array
+from nnunet_ssp.files.nifti import (
     Nifti,
     as_cine,
     as_frame,
@@ -43,8 +44,7 @@ from nnunet_ssp.nifti import (
     read_image,
     unpacked_copies,
 )
-from nnunet_ssp.phases import LABELS, frame_number, label_phases, nearest_frame
-from nnunet_ssp.tables import find_tree
+from nnunet_ssp.files.tables import find_tree
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

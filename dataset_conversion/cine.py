@@ -49,7 +49,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ssp.conversion import Cine, Common, Look, Task, look_at_headers, make_cases
+from nnunet_ssp.conversion.convert import Cine, Common, Look, Task, look_at_headers, make_cases
+from nnunet_ssp.conversion.geometry import base_of_stack, clean_affine, same_grid
+from nnunet_ssp.conversion.phases import LABELS, label_phases
+from nnunet_ssp.conversion.stacks import Stack, look_at_stack, read_stack
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.dataset_conversion.cine_files import (
     MASK,
@@ -60,9 +63,8 @@ from nnunet_ssp.dataset_conversion.cine_files import (
     stem_of,
     with_shared_patients,
 )
-from nnunet_ssp.geometry import base_of_stack, clean_affine, same_grid
-from nnunet_ssp.grids import Array, corner_distance
-from nnunet_ssp.nifti import (
+from nnunet_ssp.files.grids import Array, corner_distance
+from nnunet_ssp.files.nifti import (
     as_cine,
     as_frame,
     check_cine,
@@ -70,10 +72,8 @@ from nnunet_ssp.nifti import (
     read_image,
     unpacked_copies,
 )
+from nnunet_ssp.files.tables import check_is_folder
 from nnunet_ssp.parallel import number_of_workers
-from nnunet_ssp.phases import LABELS, label_phases
-from nnunet_ssp.stacks import Stack, look_at_stack, read_stack
-from nnunet_ssp.tables import check_is_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -283,8 +283,8 @@ def look(task: CineTask) -> Look:
             return replace(seen, refused=str(error))
         notes = dict.fromkeys([*seen.notes, *place.corrections, *place.notes])
         return replace(seen, n_frames=n_frames, notes=list(notes))
-    from nnunet_ssp.dicom import count_of
-    from nnunet_ssp.short_axis import choose_short_axis
+    from nnunet_ssp.conversion.dicom.headers import count_of
+    from nnunet_ssp.conversion.dicom.short_axis import choose_short_axis
 
     try:
         choice = choose_short_axis(
@@ -308,7 +308,7 @@ def read_subject(task: CineTask) -> Cine:
     Raises:
         ValueError: The subject cannot be converted; names the file and the rule.
     """
-    from nnunet_ssp.short_axis import read_short_axis
+    from nnunet_ssp.conversion.dicom.short_axis import read_short_axis
 
     corrections: list[str] = []
     warnings: list[str] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_ssp.nifti import has_packed_copy, read_header
+from nnunet_ssp.files.nifti import has_packed_copy, read_header
 from nnunet_ssp.parallel import process
 
 _NIFTI = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
@@ -38,7 +38,7 @@ class Found:
 def find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[Found]:
     """Find the subjects in a folder; `masks` is the folder of the masks, which is no subject."""
     # Here, because every command would import pydicom.
-    from nnunet_ssp.dicom import count_of, is_dicom, patient_id
+    from nnunet_ssp.conversion.dicom.headers import count_of, is_dicom, patient_id
 
     found = []
     dicom: list[Path] = []  # whose subject only the header tells
@@ -87,8 +87,8 @@ def find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> l
 
 def keep_series(found: Sequence[Found], series: Sequence[str], workers: int) -> list[Found]:
     """Leave only the series that the user names to the subjects that have them."""
-    from nnunet_ssp.dicom import count_of
-    from nnunet_ssp.series_choice import choose_series
+    from nnunet_ssp.conversion.dicom.headers import count_of
+    from nnunet_ssp.conversion.dicom.series_choice import choose_series
 
     files = {
         (entry.place, entry.name): [file for file in entry.images if not stem_of(file)]
@@ -109,7 +109,7 @@ def keep_series(found: Sequence[Found], series: Sequence[str], workers: int) -> 
 
 def with_shared_patients(found: Sequence[Found], root: Path) -> set[str]:
     """The subjects whose folder is DICOM of a patient that another folder has, too."""
-    from nnunet_ssp.dicom import patient_id
+    from nnunet_ssp.conversion.dicom.headers import patient_id
 
     folders: dict[str, list[str]] = {}
     for entry in found:

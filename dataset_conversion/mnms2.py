@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ssp.conversion import Cine, Common, Task, make_cases
+from nnunet_ssp.conversion.convert import Cine, Common, Task, make_cases
+from nnunet_ssp.conversion.geometry import base_of_stack, compare_grids, place_stack
+from nnunet_ssp.conversion.phases import LABELS, frame_number, label_phases, nearest_frame
 from nnunet_ssp.dataset_conversion import combined
-from nnunet_ssp.geometry import base_of_stack, compare_grids, place_stack
-from nnunet_ssp.grids import Array
-from nnunet_ssp.nifti import (
+from nnunet_ssp.files.grids import Array
+from nnunet_ssp.files.nifti import (
     as_cine,
     as_frame,
     check_cine,
@@ -34,8 +35,7 @@ from nnunet_ssp.nifti import (
     unpacked_copies,
     with_ending,
 )
-from nnunet_ssp.phases import LABELS, frame_number, label_phases, nearest_frame
-from nnunet_ssp.tables import check_is_folder, fault_in_listing, find_table, read_table
+from nnunet_ssp.files.tables import check_is_folder, fault_in_listing, find_table, read_table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

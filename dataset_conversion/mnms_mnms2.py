@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ssp.conversion import Common
+from nnunet_ssp.cohort.folds import PAPER, PUBLISHED, is_published
+from nnunet_ssp.conversion.convert import Common
 from nnunet_ssp.dataset_conversion import combined, mnms, mnms2
 from nnunet_ssp.dataset_conversion.combined import Source
-from nnunet_ssp.splits import PAPER, PUBLISHED, is_published
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -54,7 +54,7 @@ def _add_env(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _env(_: argparse.Namespace) -> None:
-    from nnunet_ssp.commands import TRAINERS_VARIABLE, with_trainers
+    from nnunet_ssp.launch import TRAINERS_VARIABLE, with_trainers
 
     print(f"export {TRAINERS_VARIABLE}={shlex.quote(with_trainers())}")
 
@@ -94,7 +94,7 @@ def _convert(convert: Callable[..., Path], args: argparse.Namespace) -> None:
 
 
 def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from nnunet_ssp.splits import UNITS
+    from nnunet_ssp.cohort.folds import UNITS
 
     parser = commands.add_parser(
         "folds",
@@ -163,7 +163,7 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
 
     def run(args: argparse.Namespace) -> int:
-        from nnunet_ssp.folds import folds
+        from nnunet_ssp.cohort.command import folds
 
         return folds(**_without_run(args))
 
@@ -229,7 +229,7 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     def run(args: argparse.Namespace) -> None:
         _suit_this_machine()
-        from nnunet_ssp.preparation import prepare
+        from nnunet_ssp.preparation.command import prepare
 
         prepare(**_without_run(args))
 
@@ -277,7 +277,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
     def run(args: argparse.Namespace) -> int:
-        from nnunet_ssp.inspection import inspect
+        from nnunet_ssp.training.inspection import inspect
 
         return inspect(**_without_run(args))
 
@@ -285,7 +285,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from nnunet_ssp import demo
+    from nnunet_ssp.demo import command as demo
 
     parser = commands.add_parser(
         "demo", help="the whole path in minutes: phantom, pretraining, fine-tuning, report"
@@ -295,7 +295,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from nnunet_ssp.evaluation import evaluate as command
+    from nnunet_ssp.evaluation import command
 
     parser = commands.add_parser(
         "evaluate",

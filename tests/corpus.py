@@ -30,11 +30,11 @@ from typing import Any
 
 from nnunetv2.utilities import utils
 
-from nnunet_ssp import fingerprints
 from nnunet_ssp.cli import main
-from nnunet_ssp.commands import trainers_folder
 from nnunet_ssp.console import run_command
-from nnunet_ssp.lock import LOCK
+from nnunet_ssp.files.lock import LOCK
+from nnunet_ssp.launch import trainers_folder
+from nnunet_ssp.preparation import fingerprints
 from tests.faults.harness import Watch
 from tests.malformed import checkpoints, dicoms, images, jsons, names, stores, tables, words, yamls
 from tests.malformed.entry import Entry

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nnunet_ssp.lock import LOCK
+from nnunet_ssp.files.lock import LOCK
 
 HOLD = """
 import sys
 from pathlib import Path
-from nnunet_ssp.lock import locked
+from nnunet_ssp.files.lock import locked
 with locked(Path(sys.argv[1])):
     print("holds", flush=True)
     sys.stdin.read()

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 import nnunet_ssp
-from nnunet_ssp import cli, demo, doctor, inspection, preparation
+from nnunet_ssp import cli, doctor
 from nnunet_ssp.cli import main
-from nnunet_ssp.commands import trainers_folder
+from nnunet_ssp.demo import command as demo
+from nnunet_ssp.launch import trainers_folder
 from nnunet_ssp.phantom import write_mnms
+from nnunet_ssp.preparation import command as preparation
+from nnunet_ssp.training import inspection
 
 COMMAND = str(Path(sys.executable).with_name("nnunet-ssp"))
 HEAVY = ("torch", "nnunetv2", "matplotlib", "pandas", "nibabel", "SimpleITK", "skimage", "scipy")

@@ -15,7 +15,7 @@ def imported() -> None:
     """Import what the commands import when they run: its time is none of an entry's."""
     for name in (
         *("matplotlib.pyplot", "nnunetv2.run.run_training", "pandas", "scipy.stats"),
-        *("skimage.transform", "nnunet_ssp.preparation", "nnunet_ssp.study.results"),
+        *("skimage.transform", "nnunet_ssp.preparation.command", "nnunet_ssp.study.results"),
     ):
         import_module(name)
 

@@ -15,8 +15,8 @@ from nnunetv2.utilities import find_objects
 
 from nnunet_ssp import doctor
 from nnunet_ssp.cli import main
-from nnunet_ssp.commands import trainer_paths, trainers_folder
 from nnunet_ssp.doctor import Finding, examine
+from nnunet_ssp.launch import trainer_paths, trainers_folder
 
 # nnU-Net's search imports all its trainers, and one of them what torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_ssp.cases import read_splits
+from nnunet_ssp.cohort.cases import read_splits
+from nnunet_ssp.cohort.folds import SIDES, read_split_file
 from nnunet_ssp.console import ERRORS
+from nnunet_ssp.files.nifti import integer_labels, read_header, read_nifti
 from nnunet_ssp.methods.mim import MIMSettings
-from nnunet_ssp.nifti import integer_labels, read_header, read_nifti
 from nnunet_ssp.settings import ENVIRONMENT_VARIABLE, FinetuningSettings, override
-from nnunet_ssp.splits import SIDES, read_split_file
 from tests.cine_trees import cine, drawn, save
 from tests.corpus import BARE
 

@@ -1,5 +1,5 @@
 from nnunet_ssp.methods import ContextPrediction
-from nnunet_ssp.pretraining import PretrainingTrainer
+from nnunet_ssp.training.pretraining import PretrainingTrainer
 
 
 class nnUNetTrainerContextPredictionPretrain(PretrainingTrainer):

@@ -1,4 +1,4 @@
-from nnunet_ssp.finetuning import FinetuningTrainer
+from nnunet_ssp.training.finetuning import FinetuningTrainer
 
 
 class nnUNetTrainerFinetune(FinetuningTrainer):

@@ -1,5 +1,5 @@
-from nnunet_ssp.augmentation import CineAugmentation
-from nnunet_ssp.finetuning import FinetuningTrainer
+from nnunet_ssp.training.augmentation import CineAugmentation
+from nnunet_ssp.training.finetuning import FinetuningTrainer
 
 
 class nnUNetTrainerFinetuneCine(FinetuningTrainer, CineAugmentation):

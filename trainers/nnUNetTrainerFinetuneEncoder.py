@@ -1,4 +1,4 @@
-from nnunet_ssp.finetuning import FinetuneEncoderTrainer
+from nnunet_ssp.training.finetuning import FinetuneEncoderTrainer
 
 
 class nnUNetTrainerFinetuneEncoder(FinetuneEncoderTrainer):

@@ -1,4 +1,4 @@
-from nnunet_ssp.staged import FrozenTrainer
+from nnunet_ssp.training.staged import FrozenTrainer
 
 
 class nnUNetTrainerFinetuneFrozen(FrozenTrainer):

@@ -1,5 +1,5 @@
-from nnunet_ssp.augmentation import NoAugmentation
-from nnunet_ssp.finetuning import FinetuningTrainer
+from nnunet_ssp.training.augmentation import NoAugmentation
+from nnunet_ssp.training.finetuning import FinetuningTrainer
 
 
 class nnUNetTrainerFinetuneNoDA(FinetuningTrainer, NoAugmentation):

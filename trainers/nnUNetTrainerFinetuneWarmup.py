@@ -1,4 +1,4 @@
-from nnunet_ssp.staged import WarmupTrainer
+from nnunet_ssp.training.staged import WarmupTrainer
 
 
 class nnUNetTrainerFinetuneWarmup(WarmupTrainer):

@@ -1,5 +1,5 @@
 from nnunet_ssp.methods import MIM
-from nnunet_ssp.pretraining import PretrainingTrainer
+from nnunet_ssp.training.pretraining import PretrainingTrainer
 
 
 class nnUNetTrainerMIMPretrain(PretrainingTrainer):

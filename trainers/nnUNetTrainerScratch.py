@@ -1,4 +1,4 @@
-from nnunet_ssp.finetuning import ScratchTrainer
+from nnunet_ssp.training.finetuning import ScratchTrainer
 
 
 class nnUNetTrainerScratch(ScratchTrainer):

@@ -1,4 +1,4 @@
-from nnunet_ssp.staged import ScratchFrozenTrainer
+from nnunet_ssp.training.staged import ScratchFrozenTrainer
 
 
 class nnUNetTrainerScratchFrozen(ScratchFrozenTrainer):

@@ -1,5 +1,5 @@
-from nnunet_ssp.augmentation import NoAugmentation
-from nnunet_ssp.finetuning import ScratchTrainer
+from nnunet_ssp.training.augmentation import NoAugmentation
+from nnunet_ssp.training.finetuning import ScratchTrainer
 
 
 class nnUNetTrainerScratchNoDA(ScratchTrainer, NoAugmentation):

@@ -1,4 +1,4 @@
-from nnunet_ssp.staged import ScratchWarmupTrainer
+from nnunet_ssp.training.staged import ScratchWarmupTrainer
 
 
 class nnUNetTrainerScratchWarmup(ScratchWarmupTrainer):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nnunet_ssp.evaluation.page import GAP
 from nnunet_ssp.evaluation.results import Evaluation
 from nnunet_ssp.evaluation.statistics import MEAN
-from nnunet_ssp.evaluation.wording import decimal, interval, introduction, p_value
+from nnunet_ssp.reporting.page import GAP
+from nnunet_ssp.reporting.wording import decimal, interval, introduction, p_value
 
 
 def summary_text(evaluation: Evaluation) -> str:

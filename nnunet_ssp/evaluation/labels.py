@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from nnunet_ssp.nnunet_files import read_dataset
+from nnunet_ssp.files.nnunet import read_dataset
 
 # Names by which `structures` finds the three, in lower case and letters only. The first of each
 # line is ours, then those of nnU-Net's conversions of M&Ms and ACDC.

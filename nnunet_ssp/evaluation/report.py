@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnunet_ssp.evaluation.figures import (
+from nnunet_ssp.evaluation.files import listed, read_array, read_image, read_label_map
+from nnunet_ssp.evaluation.results import POSITION_BINS, Evaluation
+from nnunet_ssp.evaluation.signed_rank import METHOD
+from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST, subject_means
+from nnunet_ssp.reporting.figures import (
     OVERLAY_WIDTH,
     Panel,
     bland_altman,
@@ -21,12 +25,8 @@ from nnunet_ssp.evaluation.figures import (
     labelled_slices,
     overlay_grid,
 )
-from nnunet_ssp.evaluation.files import listed, read_array, read_image, read_label_map
-from nnunet_ssp.evaluation.page import GAP, PIXELS_PER_INCH, Cell, Page
-from nnunet_ssp.evaluation.results import POSITION_BINS, Evaluation
-from nnunet_ssp.evaluation.signed_rank import METHOD
-from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST, subject_means
-from nnunet_ssp.evaluation.wording import decimal, interval, introduction, listing, p_value
+from nnunet_ssp.reporting.page import GAP, PIXELS_PER_INCH, Cell, Page
+from nnunet_ssp.reporting.wording import decimal, interval, introduction, listing, p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from nnunet_ssp.evaluation.dice import EmptyRule, dice
 from nnunet_ssp.evaluation.distances import surface_distances
 from nnunet_ssp.evaluation.files import Pair, read_pair
 from nnunet_ssp.evaluation.labels import Labels
-from nnunet_ssp.nifti import integer_labels
+from nnunet_ssp.files.nifti import integer_labels
 from nnunet_ssp.parallel import process
 
 if TYPE_CHECKING:

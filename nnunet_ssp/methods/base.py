@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnunet_ssp.memory import Chunks
+from nnunet_ssp.methods.parts.chunks import Chunks
+from nnunet_ssp.methods.parts.views import Views, apply_views
 from nnunet_ssp.schedules import warmup_cosine
 from nnunet_ssp.settings import PretrainingSettings
-from nnunet_ssp.slices import SliceStore
-from nnunet_ssp.views import Views, apply_views
+from nnunet_ssp.slices.store import SliceStore
 
 
 @dataclass

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnunet_ssp.heads import batchnorm_mlp
-from nnunet_ssp.losses import negative_cosine
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.distillation import Distillation, DistillationSettings
+from nnunet_ssp.methods.parts.heads import batchnorm_mlp
+from nnunet_ssp.methods.parts.losses import negative_cosine
+from nnunet_ssp.methods.parts.views import CropSettings, draw_resized_crops
 from nnunet_ssp.settings import require
-from nnunet_ssp.views import CropSettings, draw_resized_crops
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnunet_ssp.heads import DINOHead
-from nnunet_ssp.losses import distillation_loss
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.distillation import Distillation, DistillationSettings
-from nnunet_ssp.settings import require
-from nnunet_ssp.views import (
+from nnunet_ssp.methods.parts.heads import DINOHead
+from nnunet_ssp.methods.parts.losses import distillation_loss
+from nnunet_ssp.methods.parts.views import (
     BRIGHTNESS,
     BrightnessName,
     Views,
@@ -33,6 +32,7 @@ from nnunet_ssp.views import (
     draw_centres,
     draw_views,
 )
+from nnunet_ssp.settings import require
 
 GLOBAL_SCALE = (0.14**0.5 * 1.4, 1.4)  # of the sampling grid: areas of 0.14 to 1 of the largest one
 LOCAL_SCALE = (0.05**0.5 * 1.4, 0.14**0.5 * 1.4)  # 0.05 to 0.14 of that area

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings
-from nnunet_ssp.momentum import Momentum
+from nnunet_ssp.methods.parts.momentum import Momentum
 from nnunet_ssp.schedules import iteration_schedule, momentum_schedule
 from nnunet_ssp.settings import require
-from nnunet_ssp.slices import SliceStore
+from nnunet_ssp.slices.store import SliceStore
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunet_ssp.distributed import gather_rows
-from nnunet_ssp.features import (
+from nnunet_ssp.methods.base import Batch, Method
+from nnunet_ssp.methods.parts.features import (
     COLLAPSED_RANK,
     COLLAPSED_SPREAD,
     alignment,
@@ -22,11 +23,10 @@ from nnunet_ssp.features import (
     spread,
     uniformity,
 )
-from nnunet_ssp.heads import Standardise
-from nnunet_ssp.methods.base import Batch, Method
+from nnunet_ssp.methods.parts.heads import Standardise
+from nnunet_ssp.methods.parts.views import Views
 from nnunet_ssp.network import in_encoder
 from nnunet_ssp.settings import PretrainingSettings, require
-from nnunet_ssp.views import Views
 
 STAGES = 3  # the deepest ones, for pooling=stages
 

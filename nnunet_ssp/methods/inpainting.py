@@ -13,11 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_ssp.methods.reconstruction import Reconstruction, ReconstructionSettings
-from nnunet_ssp.schedules import staircase
-from nnunet_ssp.settings import require
-from nnunet_ssp.slices import SliceStore
-from nnunet_ssp.squares import (
+from nnunet_ssp.methods.parts.squares import (
     ATTEMPTS,
     Corners,
     cover,
@@ -28,7 +24,11 @@ from nnunet_ssp.squares import (
     uniform,
     uniform_pairs,
 )
-from nnunet_ssp.views import ViewSettings
+from nnunet_ssp.methods.parts.views import ViewSettings
+from nnunet_ssp.methods.reconstruction import Reconstruction, ReconstructionSettings
+from nnunet_ssp.schedules import staircase
+from nnunet_ssp.settings import require
+from nnunet_ssp.slices.store import SliceStore
 
 BANK = 100  # layouts drawn once, each used in all its rotations
 UNCHANGED = ViewSettings(

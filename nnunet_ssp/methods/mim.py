@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssp.distributed import rank, world_size
-from nnunet_ssp.masking import FillName, draw_block_masks, fill, grid_shape, to_pixels
+from nnunet_ssp.methods.parts.masking import FillName, draw_block_masks, fill, grid_shape, to_pixels
+from nnunet_ssp.methods.parts.views import BRIGHTNESS, BrightnessName, ViewSettings
 from nnunet_ssp.methods.reconstruction import Reconstruction, ReconstructionSettings
 from nnunet_ssp.settings import require
-from nnunet_ssp.views import BRIGHTNESS, BrightnessName, ViewSettings
 
 
 @dataclass(frozen=True)

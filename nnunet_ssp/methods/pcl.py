@@ -19,7 +19,7 @@ from nnunet_ssp.distributed import gather_rows
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.simclr import SimCLR, SimCLRSettings
 from nnunet_ssp.settings import require
-from nnunet_ssp.slices import SliceStore
+from nnunet_ssp.slices.store import SliceStore
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunet_ssp.distributed import sum_over_ranks, world_size
-from nnunet_ssp.losses import coarse_weights, masked_squared_error, masked_variance
-from nnunet_ssp.masking import auto_block
 from nnunet_ssp.methods.base import Batch, Method
+from nnunet_ssp.methods.parts.losses import coarse_weights, masked_squared_error, masked_variance
+from nnunet_ssp.methods.parts.masking import auto_block
+from nnunet_ssp.methods.parts.views import ViewSettings, draw_views
 from nnunet_ssp.settings import PretrainingSettings, require
-from nnunet_ssp.slices import SliceStore
-from nnunet_ssp.views import ViewSettings, draw_views
+from nnunet_ssp.slices.store import SliceStore
 
 
 @dataclass(frozen=True)

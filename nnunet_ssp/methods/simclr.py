@@ -14,12 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnunet_ssp.heads import mlp
-from nnunet_ssp.losses import contrastive_loss
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings
+from nnunet_ssp.methods.parts.heads import mlp
+from nnunet_ssp.methods.parts.losses import contrastive_loss
+from nnunet_ssp.methods.parts.views import (
+    BRIGHTNESS,
+    BrightnessName,
+    ViewSettings,
+    draw_centres,
+    draw_views,
+)
 from nnunet_ssp.settings import require
-from nnunet_ssp.views import BRIGHTNESS, BrightnessName, ViewSettings, draw_centres, draw_views
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ssp.cases import atomic_write
-from nnunet_ssp.commands import choose_device, command_environment, environment_lines
-from nnunet_ssp.lock import locked
+from nnunet_ssp.cohort.cases import atomic_write
+from nnunet_ssp.files.lock import locked
+from nnunet_ssp.launch import choose_device, command_environment, environment_lines
 from nnunet_ssp.study.workflow import WORKFLOW, run_workflow, unfinished, write_workflow
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def _keep(study: Study, source: Path, output: Path) -> None:
 
 def _dry_run(study: Study, output: Path, bench: Path | None) -> int:
     """Print every run and how long they take."""
-    from nnunet_ssp.evaluation.wording import count
+    from nnunet_ssp.reporting.wording import count
     from nnunet_ssp.study.data import open_data
     from nnunet_ssp.study.preparing import missing_folds, phantom_name
     from nnunet_ssp.study.results import Results

@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssp.cases import dataset_id
-from nnunet_ssp.folds import Dataset, open_dataset
-from nnunet_ssp.names import must_be_plain
-from nnunet_ssp.nnunet_files import configuration_of, read_dataset, read_plans
-from nnunet_ssp.slices import StoredCase, read_index, store_folder
-from nnunet_ssp.splits import Fold, part_of, subjects_of, subset_name
+from nnunet_ssp.cohort.cases import dataset_id
+from nnunet_ssp.cohort.command import Dataset, open_dataset
+from nnunet_ssp.cohort.folds import Fold, part_of, subjects_of, subset_name
+from nnunet_ssp.files.names import must_be_plain
+from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
+from nnunet_ssp.slices.store import StoredCase, read_index, store_folder
 
 USED = ("patch_size", "batch_size", "data_identifier")  # of the configuration
 CONFIGURATION = "2d"

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_ssp.contents import read_json
-from nnunet_ssp.finetuning import STOCK_ITERATIONS
+from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.settings import override
 from nnunet_ssp.study.data import Data
 from nnunet_ssp.study.runs import Run, find_trainer
 from nnunet_ssp.study.spec import Study
+from nnunet_ssp.training.finetuning import STOCK_ITERATIONS
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from nnunet_ssp.evaluation.figures import (
+from nnunet_ssp.evaluation.statistics import MEAN
+from nnunet_ssp.evaluation.volumes import UNITS
+from nnunet_ssp.reporting.figures import (
     COLOURS,
     MORE_COLOURS,
     OVERLAY_WIDTH,
     box_plot,
     legend,
 )
-from nnunet_ssp.evaluation.page import Cell, Link
-from nnunet_ssp.evaluation.statistics import MEAN
-from nnunet_ssp.evaluation.volumes import UNITS
-from nnunet_ssp.evaluation.wording import count, decimal
+from nnunet_ssp.reporting.page import Cell, Link
+from nnunet_ssp.reporting.wording import count, decimal
 from nnunet_ssp.study.results import TITLES, Place, Results, Value
 from nnunet_ssp.study.spec import AREA, Axis, Figure
 from nnunet_ssp.study.tables import capitalised, describe, fold_sizes, matching

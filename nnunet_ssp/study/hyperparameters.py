@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from nnunet_ssp.evaluation.page import GAP
+from nnunet_ssp.reporting.page import GAP
 from nnunet_ssp.settings import override
 from nnunet_ssp.study.data import Data
 from nnunet_ssp.study.published import published_settings

@@ -18,10 +18,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssp.cases import write_json
-from nnunet_ssp.commands import last_lines, run_logged
-from nnunet_ssp.contents import read_json
-from nnunet_ssp.lock import locked
+from nnunet_ssp.cohort.cases import write_json
+from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.files.lock import locked
+from nnunet_ssp.launch import last_lines, run_logged
 from nnunet_ssp.parallel import small_machine_environment
 from nnunet_ssp.signals import ENDS
 from nnunet_ssp.study.record import read_record

@@ -9,9 +9,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_ssp.cases import write_json
-from nnunet_ssp.commands import find_command
-from nnunet_ssp.contents import read_json
+from nnunet_ssp.cohort.cases import write_json
+from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.launch import find_command
 from nnunet_ssp.study.data import Data, open_data
 from nnunet_ssp.study.spec import Study
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssp.contents import read_json
+from nnunet_ssp.files.contents import read_json
 
 
 def read_record(file: Path) -> dict[str, Any]:

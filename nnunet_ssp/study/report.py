@@ -8,20 +8,20 @@ from typing import Literal
 
 import pandas as pd
 
-from nnunet_ssp.cases import atomic_write, write_json
-from nnunet_ssp.contents import read_json
-from nnunet_ssp.evaluation.figures import render
-from nnunet_ssp.evaluation.page import GAP, Cell, Link, Noted, Page
+from nnunet_ssp.cohort.cases import atomic_write, write_json
 from nnunet_ssp.evaluation.signed_rank import METHOD
 from nnunet_ssp.evaluation.statistics import SUBJECTS_FOR_A_TEST
-from nnunet_ssp.evaluation.wording import count, decimal, interval, listing, p_value
-from nnunet_ssp.monitor import duration
-from nnunet_ssp.names import is_plain
+from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.files.names import is_plain
+from nnunet_ssp.reporting.figures import render
+from nnunet_ssp.reporting.page import GAP, Cell, Link, Noted, Page
+from nnunet_ssp.reporting.wording import count, decimal, interval, listing, p_value
 from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
 from nnunet_ssp.study.results import STAGES, Place, Results
 from nnunet_ssp.study.runs import Run, slug
 from nnunet_ssp.study.tables import Filled, capitalised, fill, latex, markdown, size_of, tidy
+from nnunet_ssp.training.monitor import duration
 
 PAGE = "report.html"
 FORMATS: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import pandas as pd
 
-from nnunet_ssp.contents import read_json
-from nnunet_ssp.evaluation.evaluate import add_arguments
+from nnunet_ssp.cohort.folds import is_from, subjects_of
+from nnunet_ssp.evaluation.command import add_arguments
 from nnunet_ssp.evaluation.files import WITHOUT_SPACING
 from nnunet_ssp.evaluation.labels import SYNONYMS, Labels, read_labels
 from nnunet_ssp.evaluation.statistics import (
@@ -30,7 +30,7 @@ from nnunet_ssp.evaluation.statistics import (
     with_mean,
 )
 from nnunet_ssp.evaluation.volumes import UNITS
-from nnunet_ssp.splits import is_from, subjects_of
+from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.study.data import Data
 from nnunet_ssp.study.published import published_settings, read_published
 from nnunet_ssp.study.record import read_record

@@ -18,10 +18,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 
-from nnunet_ssp.evaluation.evaluate import CASE_COLUMNS
+from nnunet_ssp.evaluation.command import CASE_COLUMNS
 from nnunet_ssp.evaluation.statistics import SCORES
 from nnunet_ssp.evaluation.volumes import UNITS
-from nnunet_ssp.yaml_files import read_yaml
+from nnunet_ssp.files.yaml_files import read_yaml
 
 Value = bool | int | float | str | None
 Axis = Literal["models", "folds", "tests", "classes", "scores"]

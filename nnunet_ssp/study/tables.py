@@ -10,10 +10,10 @@ from itertools import groupby, product
 
 import pandas as pd
 
-from nnunet_ssp.evaluation.page import GAP
 from nnunet_ssp.evaluation.statistics import MEAN
 from nnunet_ssp.evaluation.volumes import UNITS
-from nnunet_ssp.evaluation.wording import decimal, listing
+from nnunet_ssp.reporting.page import GAP
+from nnunet_ssp.reporting.wording import decimal, listing
 from nnunet_ssp.study.published import Published, read_published
 from nnunet_ssp.study.results import DISTANCES, TITLES, Place, Results, Value
 from nnunet_ssp.study.spec import AREA, AXES, DICE, Axis, Figure, Table

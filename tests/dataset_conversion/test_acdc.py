@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_ssp.cases import read_cases, read_splits
+from nnunet_ssp.cohort.cases import read_cases, read_splits
+from nnunet_ssp.conversion.phases import LABELS
 from nnunet_ssp.dataset_conversion import acdc
 from nnunet_ssp.dataset_conversion.acdc import convert
-from nnunet_ssp.phases import LABELS
 from tests.cine_trees import ED, ES, add_acdc, cine, drawn, save
 from tests.nifti_headers import save_with
 

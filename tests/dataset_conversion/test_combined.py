@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_ssp.cases import read_cases, read_splits
 from nnunet_ssp.cli import main
+from nnunet_ssp.cohort.cases import read_cases, read_splits
+from nnunet_ssp.cohort.privacy import hashed_path
+from nnunet_ssp.conversion.phases import LABELS
 from nnunet_ssp.dataset_conversion import CONVERTERS, acdc, load, mnms, mnms2
-from nnunet_ssp.phases import LABELS
-from nnunet_ssp.privacy import hashed_path
 from tests.cine_trees import ED, ES, add_acdc, add_mnms, add_mnms2, cine, drawn
 
 SINGLE = [name for name in CONVERTERS if "+" not in name]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_ssp.cases import read_cases
+from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.conversion.phases import LABELS
 from nnunet_ssp.dataset_conversion.mnms2 import convert, list_tasks, subject_number
-from nnunet_ssp.phases import LABELS
 from tests.cine_trees import (
     AFFINE,
     ED,

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nnunet_ssp.cases import read_cases
 from nnunet_ssp.cli import main
+from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.dataset_conversion import mnms_mnms2
 from nnunet_ssp.dataset_conversion.mnms_mnms2 import convert, draw_test_subjects
 from tests.cine_trees import ED, ES, add_acdc, add_mnms, add_mnms2, drawn

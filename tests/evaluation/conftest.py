@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from nnunet_ssp.cases import Case, write_cases
+from nnunet_ssp.cohort.cases import Case, write_cases
 from nnunet_ssp.evaluation.files import Pair
 
 SPACING = (8.0, 1.5, 2.0)  # mm: slices, rows, columns

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ssp import checkpoints
 from nnunet_ssp.cli import main
-from nnunet_ssp.demo_report import read_curves
-from nnunet_ssp.transfer import read
+from nnunet_ssp.demo.report import read_curves
+from nnunet_ssp.files import checkpoints
+from nnunet_ssp.training.transfer import read
 from tests.faults.malice import (
     PLACES,
     WRITERS,

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnunet_ssp import conversion, prepared
-from nnunet_ssp.cases import read_cases, read_splits, write_json
-from nnunet_ssp.contents import DEEPEST, nests_too_deeply, printable, read_json, shown
+from nnunet_ssp.cohort.cases import read_cases, read_splits, write_json
+from nnunet_ssp.cohort.leaks import leaks_in_store
+from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.evaluation.labels import read_labels
-from nnunet_ssp.leaks import leaks_in_store
-from nnunet_ssp.names import LONGEST, is_plain, must_be_plain
-from nnunet_ssp.nnunet_files import configuration_of, read_dataset, read_plans, resolve
-from nnunet_ssp.slices import read_index, store_folder, write_case
+from nnunet_ssp.files.contents import DEEPEST, nests_too_deeply, printable, read_json, shown
+from nnunet_ssp.files.names import LONGEST, is_plain, must_be_plain
+from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans, resolve
+from nnunet_ssp.preparation import prepared
+from nnunet_ssp.slices.store import read_index, store_folder, write_case
 from nnunet_ssp.study.record import read_record
 from nnunet_ssp.study.report import _remove_earlier
 

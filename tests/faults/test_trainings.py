@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from nnunet_ssp import slices
-from nnunet_ssp.cases import read_splits, write_json
-from nnunet_ssp.lock import LOCK
+from nnunet_ssp.cohort.cases import read_splits, write_json
+from nnunet_ssp.files.lock import LOCK
+from nnunet_ssp.slices import store as slices
 from tests.holders import held
 from tests.trainers.conftest import *  # noqa: F403  # its fixtures
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_ssp.heads import Standardise
-from nnunet_ssp.memory import Chunks
 from nnunet_ssp.methods import BYOL, Batch, BYOLSettings
+from nnunet_ssp.methods.parts.chunks import Chunks
+from nnunet_ssp.methods.parts.heads import Standardise
+from nnunet_ssp.methods.parts.views import CropSettings, apply_views, draw_resized_crops
 from nnunet_ssp.network import in_encoder
 from nnunet_ssp.settings import override
-from nnunet_ssp.views import CropSettings, apply_views, draw_resized_crops
 from tests.gradients import gradients, inputs_of, relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")

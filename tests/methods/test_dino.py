@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnunet_ssp.heads import Standardise
-from nnunet_ssp.memory import Chunks
 from nnunet_ssp.methods import DINO, Batch, DINOSettings
 from nnunet_ssp.methods.dino import encoder_stride, local_size
+from nnunet_ssp.methods.parts.chunks import Chunks
+from nnunet_ssp.methods.parts.heads import Standardise
+from nnunet_ssp.methods.parts.views import BRIGHTNESS, Views, ViewSettings, apply_views
 from nnunet_ssp.settings import override
-from nnunet_ssp.views import BRIGHTNESS, Views, ViewSettings, apply_views
 from tests.gradients import gradients, inputs_of, relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +46,7 @@ def scores_of(head: torch.nn.Module) -> list[torch.Tensor]:
 
 def optimizer_of(method: DINO) -> torch.optim.Optimizer:
     """The trainer's own choice, at a rate that shows."""
-    from nnunet_ssp.pretraining import PretrainingTrainer
+    from nnunet_ssp.training.pretraining import PretrainingTrainer
 
     trainer: Any = SimpleNamespace(method=method, settings=method.settings)
     optimizer: torch.optim.Optimizer = PretrainingTrainer.configure_optimizers(trainer)[0]

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from nnunet_ssp.distributed import rank, share
-from nnunet_ssp.losses import negative_cosine
 from nnunet_ssp.methods import BYOL, DINO, Batch, BYOLSettings, DINOSettings
 from nnunet_ssp.methods.distillation import Distillation, DistillationSettings
+from nnunet_ssp.methods.parts.losses import negative_cosine
+from nnunet_ssp.methods.parts.views import ViewSettings, draw_views
 from nnunet_ssp.network import in_encoder
 from nnunet_ssp.schedules import momentum_schedule
-from nnunet_ssp.views import ViewSettings, draw_views
 from tests.conftest import _make_batch, _make_network
 from tests.ranks import on_ranks
 
@@ -75,7 +75,7 @@ def test_early_stopping_on_a_moving_target_is_warned_of(make_method):
 def optimizer_of(method: Distillation) -> torch.optim.Optimizer:
     """The trainer's own choice."""
     # Not at the top: ranks import this file, and have no use for all of nnU-Net.
-    from nnunet_ssp.pretraining import PretrainingTrainer
+    from nnunet_ssp.training.pretraining import PretrainingTrainer
 
     trainer: Any = SimpleNamespace(method=method, settings=method.settings)
     return PretrainingTrainer.configure_optimizers(trainer)[0]

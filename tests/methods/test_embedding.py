@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from nnunet_ssp.bench.counting import LiveBytes
-from nnunet_ssp.features import alignment, effective_rank, spread, uniformity
-from nnunet_ssp.memory import Chunks
 from nnunet_ssp.methods import Batch
 from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings
-from nnunet_ssp.views import ViewSettings, apply_views, draw_views
+from nnunet_ssp.methods.parts.chunks import Chunks
+from nnunet_ssp.methods.parts.features import alignment, effective_rank, spread, uniformity
+from nnunet_ssp.methods.parts.views import ViewSettings, apply_views, draw_views
 from tests.gradients import gradients, inputs_of, relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ssp.memory import Chunks
 from nnunet_ssp.methods import ContextPrediction, ContextRestoration, InpaintingSettings
 from nnunet_ssp.methods.inpainting import BANK
+from nnunet_ssp.methods.parts.chunks import Chunks
+from nnunet_ssp.methods.parts.squares import cover
+from nnunet_ssp.methods.parts.views import ViewSettings
 from nnunet_ssp.settings import override
-from nnunet_ssp.squares import cover
-from nnunet_ssp.views import ViewSettings
 from tests.gradients import gradients, relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")

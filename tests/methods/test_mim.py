@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ssp.memory import Chunks
 from nnunet_ssp.methods import MIM, MIMSettings
+from nnunet_ssp.methods.parts.chunks import Chunks
+from nnunet_ssp.methods.parts.views import BRIGHTNESS, ViewSettings
 from nnunet_ssp.settings import override
-from nnunet_ssp.views import BRIGHTNESS, ViewSettings
 from tests.gradients import gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")

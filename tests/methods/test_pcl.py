@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_ssp.losses import contrastive_loss
 from nnunet_ssp.methods import PCL, Batch, PCLSettings, SimCLR, SimCLRSettings
+from nnunet_ssp.methods.parts.losses import contrastive_loss
 from nnunet_ssp.methods.pcl import near
 from nnunet_ssp.settings import override
-from nnunet_ssp.slices import SliceStore
+from nnunet_ssp.slices.store import SliceStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_ssp.losses import coarse_weights
 from nnunet_ssp.methods import (
     MIM,
     ContextPrediction,
@@ -14,6 +13,7 @@ from nnunet_ssp.methods import (
     InpaintingSettings,
     MIMSettings,
 )
+from nnunet_ssp.methods.parts.losses import coarse_weights
 from nnunet_ssp.methods.reconstruction import VisibleNorm
 from nnunet_ssp.settings import override
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ssp.features import alignment, effective_rank, spread, uniformity
-from nnunet_ssp.losses import contrastive_loss
-from nnunet_ssp.memory import Chunks
 from nnunet_ssp.methods import Batch, SimCLR, SimCLRSettings
+from nnunet_ssp.methods.parts.chunks import Chunks
+from nnunet_ssp.methods.parts.features import alignment, effective_rank, spread, uniformity
+from nnunet_ssp.methods.parts.losses import contrastive_loss
+from nnunet_ssp.methods.parts.views import BRIGHTNESS, Views, ViewSettings, draw_views
 from nnunet_ssp.settings import override
-from nnunet_ssp.views import BRIGHTNESS, Views, ViewSettings, draw_views
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_ssp.commands import trainers_folder
+from nnunet_ssp.launch import trainers_folder
 
 NUMBER, NAME = "901", "Dataset901_Soak"
 MIM, FINETUNE = "nnUNetTrainerMIMPretrain", "nnUNetTrainerFinetune"

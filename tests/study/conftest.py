@@ -10,14 +10,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from nnunet_ssp.cases import Case, write_cases, write_json, write_splits
-from nnunet_ssp.commands import TRAINERS_VARIABLE, trainers_folder
-from nnunet_ssp.evaluation.evaluate import CASE_COLUMNS
-from nnunet_ssp.evaluation.figures import render
+from nnunet_ssp.cohort.cases import Case, write_cases, write_json, write_splits
+from nnunet_ssp.cohort.command import Dataset
+from nnunet_ssp.cohort.folds import Fold
+from nnunet_ssp.evaluation.command import CASE_COLUMNS
 from nnunet_ssp.evaluation.volumes import FIGURE_COLUMNS
-from nnunet_ssp.folds import Dataset
-from nnunet_ssp.slices import StoredCase, store_folder, write_index
-from nnunet_ssp.splits import Fold
+from nnunet_ssp.launch import TRAINERS_VARIABLE, trainers_folder
+from nnunet_ssp.reporting.figures import render
+from nnunet_ssp.slices.store import StoredCase, store_folder, write_index
 from nnunet_ssp.study.data import Data, open_data
 from nnunet_ssp.study.results import Results
 from nnunet_ssp.study.runs import Run

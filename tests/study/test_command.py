@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ssp.cases import write_json
 from nnunet_ssp.cli import main
-from nnunet_ssp.commands import find_command
+from nnunet_ssp.cohort.cases import write_json
+from nnunet_ssp.launch import find_command
 from nnunet_ssp.study.command import PROFILES, STUDIES, find_profile, find_study
 from tests.study.test_spec import write
 

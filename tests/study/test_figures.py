@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure as Canvas
 
-from nnunet_ssp.cases import write_json
-from nnunet_ssp.evaluation.figures import render
-from nnunet_ssp.evaluation.page import Link
+from nnunet_ssp.cohort.cases import write_json
+from nnunet_ssp.reporting.figures import render
+from nnunet_ssp.reporting.page import Link
 from nnunet_ssp.study.figures import drawn, fit_power_law
 from nnunet_ssp.study.spec import Figure
 

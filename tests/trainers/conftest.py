@@ -19,10 +19,10 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunet_ssp import pretraining
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.phantom import write_mnms
-from nnunet_ssp.preparation import prepare
+from nnunet_ssp.preparation.command import prepare
+from nnunet_ssp.training import pretraining
 
 DATASET = "Dataset901_Phantom"
 FEATURES = [4, 8, 16, 16, 16]  # instead of 32 to 512: the network's shape stays, its cost goes

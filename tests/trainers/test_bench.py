@@ -27,7 +27,7 @@ from nnunet_ssp.bench.place import (
     ratio,
 )
 from nnunet_ssp.parallel import small_machine_environment
-from nnunet_ssp.slices import SliceStore
+from nnunet_ssp.slices.store import SliceStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

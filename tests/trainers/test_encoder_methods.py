@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_ssp.methods.parts.views import Views
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer
-from nnunet_ssp.views import Views
 
 TRAINERS = {
     "nnUNetTrainerSimCLRPretrain": "head_width=16",

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_ssp.cases import read_cases, write_cases
+from nnunet_ssp.cohort.cases import read_cases, write_cases
+from nnunet_ssp.cohort.privacy import findings, hashed_subject, stripped
 from nnunet_ssp.network import in_encoder, is_output_layer
-from nnunet_ssp.privacy import findings, hashed_subject, stripped
-from nnunet_ssp.transfer import pretrained_weights, save
+from nnunet_ssp.training.transfer import pretrained_weights, save
 
 FINETUNE, SCRATCH = "nnUNetTrainerFinetune", "nnUNetTrainerScratch"
 ENCODER, NO_DA = "nnUNetTrainerFinetuneEncoder", "nnUNetTrainerFinetuneNoDA"
@@ -161,7 +161,7 @@ def test_early_stopping(runs):
     "flag", ["-pretrained_weights", "-pretrained", "-pre", "-pretrained_weights="]
 )
 def test_every_spelling_of_the_flag_is_seen(flag, monkeypatch):
-    from nnunet_ssp.training import SettingsTrainer
+    from nnunet_ssp.training.base import SettingsTrainer
 
     words = [flag + "F"] if flag.endswith("=") else [flag, "F"]
     monkeypatch.setattr("sys.argv", ["nnUNetv2_train", "1", "2d", "0", "-p", "plans", *words])
@@ -169,7 +169,7 @@ def test_every_spelling_of_the_flag_is_seen(flag, monkeypatch):
 
 
 def test_plans_are_not_taken_for_weights(monkeypatch):
-    from nnunet_ssp.training import SettingsTrainer
+    from nnunet_ssp.training.base import SettingsTrainer
 
     monkeypatch.setattr("sys.argv", ["nnUNetv2_train", "1", "2d", "0", "-p", "plans"])
     assert SettingsTrainer.pretrained_argument() is None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_ssp import transfer
+from nnunet_ssp.training import transfer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 

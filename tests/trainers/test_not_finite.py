@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_ssp.finite import first_not_finite
+from nnunet_ssp.training.finite import first_not_finite
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ssp import slices
-from nnunet_ssp.cases import read_cases, write_cases
-from nnunet_ssp.privacy import hashed_subject
+from nnunet_ssp.cohort.cases import read_cases, write_cases
+from nnunet_ssp.cohort.privacy import hashed_subject
+from nnunet_ssp.slices import store as slices
 
 MIM = "nnUNetTrainerMIMPretrain"
 INPAINTING = [
@@ -403,7 +403,7 @@ def test_plain_dataset_builds_its_store_on_first_use(runs, plain, log):
 
 def test_plain_dataset_whose_numbers_continue(runs, plain, log, monkeypatch):
     pair = ("genius_0800", "genius_0801")
-    monkeypatch.setattr("nnunet_ssp.pretraining.continuing_names", lambda *_: [pair])
+    monkeypatch.setattr("nnunet_ssp.training.pretraining.continuing_names", lambda *_: [pair])
     trainer = runs.make(MIM, "num_epochs=1 iterations_per_epoch=1 batch_size=2")
     trainer.on_train_start()
     said = (
@@ -459,7 +459,8 @@ def test_replaced_patches_in_odd_validation_batches(runs):
 
 def test_many_ranks_and_few_validation_slices(runs, monkeypatch):
     """Every rank gets a part of every validation batch; the pictures are rank 0's alone."""
-    from nnunet_ssp import distributed, pretraining
+    from nnunet_ssp import distributed
+    from nnunet_ssp.training import pretraining
 
     for module in (pretraining, distributed):
         monkeypatch.setattr(module, "world_size", lambda: 20)

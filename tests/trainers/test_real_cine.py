@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_ssp.cases import read_cases
 from nnunet_ssp.cli import main
-from nnunet_ssp.privacy import hashed_subject
+from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.cohort.privacy import hashed_subject
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssp.network import in_encoder, is_output_layer
-from nnunet_ssp.transfer import pretrained_weights
+from nnunet_ssp.training.transfer import pretrained_weights
 from tests.ranks import on_ranks
 
 FROZEN, WARMUP = "nnUNetTrainerFinetuneFrozen", "nnUNetTrainerFinetuneWarmup"
@@ -258,7 +258,7 @@ def test_interrupted_runs_continue_exactly(
     runs, pretrained, same_batches, monkeypatch, trainer, settings, second_stage
 ):
     """In the first stage, between the two, and in the second."""
-    monkeypatch.setattr("nnunet_ssp.training.SECONDS_BETWEEN_SAVES", -1)
+    monkeypatch.setattr("nnunet_ssp.training.base.SECONDS_BETWEEN_SAVES", -1)
     make, losses = runs.make, [5, 4, 6, 6, 5, 5, 4, 3]
     monkeypatch.setattr(runs, "make", lambda *a, **o: with_losses(make(*a, **o), losses))
     settings = f"{STEP} {settings}"

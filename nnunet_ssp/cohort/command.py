@@ -1,0 +1,487 @@
+"""`nnunet-ssp folds`: list a dataset's folds, append new ones, compare them with the published, look for leaks.
+
+nnU-Net knows a fold by its number alone, so folds are only ever appended, and one that results were trained on is not
+changed unasked. How folds are made is in `splits`, how leaks are found in `leaks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from nnunet_ssp.cohort import folds as splits
+from nnunet_ssp.cohort.cases import (
+    Case,
+    copy_tables,
+    dataset_folder,
+    dataset_id,
+    nnunet_folder,
+    read_cases,
+    read_splits,
+    remove_half_written,
+    trained_folds,
+    write_splits,
+)
+from nnunet_ssp.cohort.consistency import (
+    HOLDS_NOBODY_OUT,
+    differing_tables,
+    require_known_names,
+    unknown_names,
+)
+from nnunet_ssp.cohort.folds import Fold, subjects_of
+from nnunet_ssp.conversion.convert import case_files
+from nnunet_ssp.files.lock import locked_dataset
+from nnunet_ssp.files.tables import read_table, whole_number
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The tables of a dataset, and its folder in each of nnU-Net's three; only one of the first two must exist."""
+
+    raw: Path
+    prepared: Path
+    results: Path
+    cases: dict[str, Case]
+    folds: list[Fold]
+
+    @property
+    def home(self) -> Path:
+        """Where the tables are read from."""
+        return self.raw if self.raw.is_dir() else self.prepared
+
+    @cached_property
+    def n_slices(self) -> dict[str, int]:
+        """Slices of each labelled training frame, as far as its image or the slice store is here."""
+        import nibabel
+
+        found = {}
+        for name, case in self.cases.items():
+            if splits.is_trainable(case) and (image := case_files(self.raw, case)[0]).is_file():
+                found[name] = int(nibabel.load(image).shape[2])
+        if not found and any(self.prepared.glob("*_slices/index.json")):
+            from nnunet_ssp.slices.store import read_index
+
+            for index in self.prepared.glob("*_slices/index.json"):
+                found |= {name: e.n_slices for name, e in read_index(index.parent)[1].items()}
+        return found
+
+
+def folds(
+    dataset: str | int,
+    *,
+    paper: bool = False,
+    files: Sequence[Path] = (),
+    amounts: Sequence[int | float] = (),
+    unit: str | None = None,
+    seeds: Sequence[int] | None = None,
+    base: str | None = None,
+    vendors: Sequence[str] = (),
+    phase: str | None = None,
+    verify: bool = False,
+    check: bool = False,
+    subject_pattern: str | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Append the folds asked for, if any, and print all; or verify, or check them.
+
+    Args:
+        dataset: Id or name.
+        paper: Append the folds of de Mooij et al.
+        files: Append a fold for each of these split files.
+        amounts: Append label subsets, see `splits.subsets`.
+        unit: What `amounts` count; `subjects` by default.
+        seeds: Of the subsets; 0, 1 and 2 by default.
+        base: Number or name of the fold to draw from or to restrict; 0 by default.
+        vendors: Restrict that fold to these.
+        phase: Restrict it to `ED` or `ES`.
+        verify: Compare the subjects with the published lists.
+        check: Look for leaks, also between subjects that look alike.
+        subject_pattern: Finds the subject in a case's name when a dataset without `cases.csv` is checked.
+        dry_run: Write nothing.
+        overwrite: Replace folds of the same name, also when results were trained on them.
+
+    Returns:
+        The exit status: 1 when `verify` or `check` found something.
+
+    Raises:
+        FileExistsError: Results were trained on a fold that would change.
+        FileNotFoundError: No such dataset, or it has no `cases.csv`.
+        RuntimeError: Another process works on this dataset.
+        ValueError: Options that do not fit each other or the dataset, or a fold that names what is no case.
+    """
+    derive = bool(amounts or vendors or phase)
+    if paper + bool(files) + derive > 1:
+        raise ValueError(
+            "choose one of --paper, --from and (--subsets, --vendors, --phase) at a time."
+        )
+    if (unit or seeds) and not amounts:
+        raise ValueError("--unit and --seeds must come with --subsets.")
+    if base and not derive:
+        raise ValueError("--of must come with --subsets, --vendors or --phase.")
+    if check and not (paper or files or derive or verify):
+        for home in nnunet_folder("nnUNet_raw").glob(f"Dataset{dataset_id(dataset):03d}_*"):
+            if not any((home / name).is_file() for name in ("cases.csv", "convert.json")):
+                return int(_check_plain(home, subject_pattern))
+    if subject_pattern is not None:
+        raise ValueError(
+            "--subject-pattern must come with --check, for a dataset without cases.csv."
+        )
+    if paper:
+        base = "paper"
+    data = open_dataset(dataset)
+    with ExitStack() as lock:
+        if (paper or files or derive) and not dry_run:
+            lock.enter_context(locked_dataset(data.raw, data.prepared))
+            data = open_dataset(dataset)  # another process may have changed it
+            for folder in (data.raw, data.prepared):
+                remove_half_written(folder)
+            notes = _repair(data, overwrite)
+        else:
+            notes = _try_to_repair(data, overwrite, dry_run)
+        new: list[Fold] = []
+        if paper or files:
+            new, said = _published(data, files)
+            notes += said
+        elif derive:
+            new = _derive(
+                data, base or "0", vendors, phase or "", amounts, unit, seeds or (0, 1, 2)
+            )
+        merged = splits.merge(data.folds, new, overwrite)
+        changed = {
+            n for n, fold in enumerate(merged) if n >= len(data.folds) or fold != data.folds[n]
+        }
+        notes += _faults(data, merged, refuse=bool(new))
+        replaced = _write(data, merged, overwrite, dry_run) if changed else []
+    after = replace(data, folds=merged)
+    if new or not (verify or check):
+        notes = [*_table(after, changed), *notes]
+    print("".join(f"{line}\n" for line in notes), end="")
+    if new:
+        print(_outcome(changed, dry_run, data))
+    if paper or vendors:
+        number, fold = _find(merged, base or "0")
+        print(
+            f"Pretrain on fold {number} ({fold.name}): on a fold of some vendors, pretraining sees the validation "
+            "subjects of the others. Fine-tune on any."
+        )
+    if replaced:
+        listed = ", ".join(map(str, replaced))
+        print(f"WARNING: {data.results} holds results of fold {listed} as it was before.")
+    found = False
+    if verify:
+        found |= _verify(after)
+    if check:
+        from nnunet_ssp.cohort.leaks import report
+
+        found |= report(after.raw, after.prepared, after.cases, merged)
+    return int(found)
+
+
+# -- the dataset ---------------------------------------------------------------------------------
+
+
+def open_dataset(dataset: str | int) -> Dataset:
+    """Read the cases and folds of a dataset, from nnUNet_raw or, where it is not there, from nnUNet_preprocessed.
+
+    Raises:
+        FileNotFoundError: No such dataset, or one without our tables.
+        ValueError: A table is wrong.
+    """
+    raw_base, prepared_base, results_base = (
+        nnunet_folder(f"nnUNet_{place}") for place in ("raw", "preprocessed", "results")
+    )
+    try:
+        home = dataset_folder(raw_base, dataset)
+    except FileNotFoundError:
+        if not any(prepared_base.glob(f"Dataset{dataset_id(dataset):03d}_*")):
+            raise
+        home = dataset_folder(prepared_base, dataset)
+    if not (home / "dataset.json").is_file():
+        raise FileNotFoundError(
+            f"{home / 'dataset.json'} is missing: the conversion is unfinished, run nnunet-ssp convert again."
+        )
+    if not (home / "cases.csv").is_file():
+        raise FileNotFoundError(
+            f"{home}/cases.csv is missing: without it subjects are unknown, and nnU-Net's own folds by case apply. "
+            "nnunet-ssp convert writes it."
+        )
+    cases = read_cases(home / "cases.csv")
+    return Dataset(
+        raw_base / home.name,
+        prepared_base / home.name,
+        results_base / home.name,
+        cases,
+        read_folds(home),
+    )
+
+
+def _check_plain(raw: Path, subject_pattern: str | None) -> bool:
+    """Check a dataset of nnU-Net's own, which keeps its folds beside the preprocessed data."""
+    from nnunet_ssp.cohort.leaks import report_plain
+
+    prepared = nnunet_folder("nnUNet_preprocessed") / raw.name
+    folds = read_folds(prepared) or read_folds(raw)
+    return report_plain(raw, prepared, subject_pattern, folds)
+
+
+def read_folds(folder: Path) -> list[Fold]:
+    """The folds of a dataset's folder; names and sources from `folds.csv`, as far as it has them."""
+    if not (folder / "splits_final.json").is_file():
+        return []
+    rows: dict[int | None, dict[str, str]] = {}
+    if (folder / "folds.csv").is_file():
+        table = read_table(folder / "folds.csv", ["fold"], ["name", "source"], numbers=["fold"])
+        rows = {whole_number(row["fold"]): row for row in table}
+        if None in rows or len(rows) < len(table):
+            raise ValueError(f"{folder / 'folds.csv'}: `fold` must be a number from 0, each once.")
+    found = []
+    for number, sides in enumerate(read_splits(folder / "splits_final.json")):
+        row = rows.get(number, {})
+        found.append(
+            Fold(
+                row.get("name") or f"fold-{number}",
+                tuple(sides["train"]),
+                tuple(sides["val"]),
+                row.get("source") or "unknown",
+            )
+        )
+    return found
+
+
+def _try_to_repair(data: Dataset, overwrite: bool, dry_run: bool) -> list[str]:
+    """Repair the copies for a call that needs them for nothing else; say what keeps it from doing so."""
+    differing = differing_tables(data.raw, data.prepared) if data.prepared.is_dir() else []
+    if not differing:
+        return []
+    said = f"{' and '.join(differing)} in {data.prepared} and {data.raw} differ"
+    if dry_run:
+        return [f"WARNING: {said}; nothing was written."]
+    try:
+        with locked_dataset(data.raw, data.prepared):
+            return _repair(data, overwrite)
+    except (OSError, RuntimeError) as error:
+        return [f"WARNING: {said}: {error}"]
+
+
+def _repair(data: Dataset, overwrite: bool) -> list[str]:
+    """Bring the copies beside the prepared data up to date, which a run that was killed has left as they were.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        FileExistsError: Results were trained on a fold that would change.
+    """
+    differing = differing_tables(data.raw, data.prepared) if data.prepared.is_dir() else []
+    if not differing:
+        return []
+    trained = copy_tables(data.raw, data.prepared, data.results, overwrite)
+    said = [f"Repaired: {' and '.join(differing)} in {data.prepared}, as in {data.raw}."]
+    if trained:
+        listed = ", ".join(map(str, trained))
+        said.append(f"WARNING: {data.results} holds results of fold {listed} as it was before.")
+    return said
+
+
+def _published(data: Dataset, files: Sequence[Path]) -> tuple[list[Fold], list[str]]:
+    """The folds of split files or, without any, of de Mooij et al., and what to say of them."""
+    _require_labels(data)
+    if not files:
+        return splits.paper_folds(data.cases)
+    new, notes = [], []
+    for file in files:
+        fold, said = splits.fold_from_file(file, data.cases)
+        new.append(fold)
+        notes += said
+    return new, notes
+
+
+def _require_labels(data: Dataset) -> None:
+    if not any(map(splits.is_trainable, data.cases.values())):
+        raise ValueError(
+            f"{data.home}: no training subject has labels, so there are no folds; pretrain on `all`."
+        )
+
+
+def _faults(data: Dataset, folds: Sequence[Fold], refuse: bool) -> list[str]:
+    """What is wrong with folds, in words: names that are no cases, and nobody to validate on.
+
+    Raises:
+        ValueError: There are such names, and `refuse` is set.
+    """
+    known = {name for name, case in data.cases.items() if splits.is_trainable(case)}
+    sides = [{"train": fold.train, "val": fold.val} for fold in folds]
+    if refuse:
+        require_known_names(data.home / "splits_final.json", sides, known)
+    wrong = [(n, line) for n, fold in enumerate(sides) for line in unknown_names(fold, known)]
+    wrong += [(n, HOLDS_NOBODY_OUT) for n, fold in enumerate(sides) if not fold["val"]]
+    return [f"WARNING: fold {number}: {line}." for number, line in wrong]
+
+
+def _write(data: Dataset, merged: Sequence[Fold], overwrite: bool, dry_run: bool) -> list[int]:
+    """Write both copies of the tables.
+
+    Returns:
+        The numbers of the folds that changed although results were trained on them.
+    """
+    new = [{"train": list(fold.train), "val": list(fold.val)} for fold in merged]
+    copy = data.prepared / "splits_final.json"
+    old = read_splits(copy if copy.is_file() else data.home / "splits_final.json")
+    trained = trained_folds(new, old, data.results)
+    if trained and not overwrite:
+        raise FileExistsError(
+            f"{data.results}: results were trained on another fold {', '.join(map(str, trained))}; "
+            "--overwrite replaces the fold."
+        )
+    if not dry_run:
+        names, sources = [fold.name for fold in merged], [fold.source for fold in merged]
+        write_splits(data.home, new, data.cases, names, sources)
+        if data.prepared.is_dir() and data.prepared != data.home:
+            copy_tables(data.raw, data.prepared, data.results, overwrite=True)
+    return trained
+
+
+def _derive(
+    data: Dataset,
+    base: str,
+    vendors: Sequence[str],
+    phase: str,
+    amounts: Sequence[int | float],
+    unit: str | None,
+    seeds: Sequence[int],
+) -> list[Fold]:
+    """A restricted fold, or subsets of it."""
+    _require_labels(data)
+    _, fold = _find(data.folds, base)
+    if unknown := sorted({*fold.train, *fold.val} - data.cases.keys()):
+        raise ValueError(f"fold {base}: {unknown[0]} must be in {data.home}/cases.csv.")
+    if vendors or phase:
+        fold = splits.restrict(fold, data.cases, vendors, phase)
+    if not amounts:
+        return [fold]
+    n_slices = None
+    if unit == "slices":
+        n_slices = data.n_slices
+        if missing := [name for name in fold.train if name not in n_slices]:
+            raise FileNotFoundError(
+                f"{data.raw}: {missing[0]} has no image to count the slices of."
+            )
+    return splits.subsets(fold, data.cases, amounts, seeds, n_slices)
+
+
+def _find(folds: Sequence[Fold], wanted: str) -> tuple[int, Fold]:
+    for number, fold in enumerate(folds):
+        if wanted in (str(number), fold.name):
+            return number, fold
+    raise ValueError(
+        f"`--of` (={wanted}) must be the number or name of one of the {len(folds)} folds."
+    )
+
+
+# -- what is printed -----------------------------------------------------------------------------
+
+
+def _table(data: Dataset, marked: Collection[int]) -> list[str]:
+    """All folds with their numbers; those marked begin with `+`."""
+    subjects = {case.subject_key: case.split for case in data.cases.values()}
+    tests = sum(split == "test" for split in subjects.values())
+    lines = [
+        f"{data.home.name}: {len(subjects) - tests} subjects to train on, {tests} to test on",
+        "",
+    ]
+    if not data.folds:
+        return [*lines, "No folds: train on `all`."]
+    width = max(4, *(len(fold.name) for fold in data.folds))
+    columns = f"{'subjects':>9}{'frames':>7}{'slices':>7}"
+    lines += [
+        f"{'':{width + 7}} {'train':^23}  {'val':^23}".rstrip(),
+        f"{'fold':>6} {'name':{width}} {columns}  {columns}  from",
+    ]
+    for number, fold in enumerate(data.folds):
+        counts = "  ".join(
+            f"{len({_subject(name, data) for name in names}):9}{len(names):7}{_count(names, data):>7}"
+            for names in (fold.train, fold.val)
+        )
+        mark = "+" if number in marked else ""
+        lines.append(f"{mark:2}{number:4} {fold.name:{width}} {counts}  {fold.source}")
+    return [*lines, ""]
+
+
+def _subject(name: str, data: Dataset) -> str:
+    """A case that is in no table counts as a subject; `--check` reports it."""
+    return data.cases[name].subject_key if name in data.cases else name
+
+
+def _count(names: Collection[str], data: Dataset) -> str:
+    known = data.n_slices
+    return str(sum(known[name] for name in names)) if all(n in known for n in names) else "-"
+
+
+def _outcome(changed: Collection[int], dry_run: bool, data: Dataset) -> str:
+    if not changed:
+        return "Nothing to do: all these folds are there already."
+    numbers = sorted(changed)
+    listed = ", ".join(map(str, numbers))
+    if numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 2:
+        listed = f"{numbers[0]} to {numbers[-1]}"
+    noun = "fold" if len(numbers) == 1 else "folds"
+    if dry_run:
+        return f"Would write {noun} {listed}; nothing was written."
+    number = dataset_id(data.home.name)
+    return f"Wrote {noun} {listed}. Train: nnUNetv2_train {number} 2d {numbers[0]} -tr ..."
+
+
+def _verify(data: Dataset) -> bool:
+    """Print how the dataset's subjects and folds compare with the published lists.
+
+    Returns:
+        Whether a list differs.
+    """
+    cases = data.cases
+    lists = splits.published_lists(splits.development_subjects(cases))
+    lists["test"] = splits.test_subjects(cases)
+    places = {
+        published: (name, side)
+        for name, (train, valid, phase) in reversed(splits.PAPER_FOLDS.items())
+        if not phase
+        for published, side in ((train, "train"), (valid, "val"))
+    }
+    print(f"Lists of {splits.PAPER}, and what their procedure makes of {data.home.name}:\n")
+    print(f"{'list':12}{'published':>10}{'here':>6}  {'published':18}{'here':18}{'':9}in fold")
+    differs = False
+    for name, (n, published) in splits.PUBLISHED.items():
+        here = lists.get(name)
+        same = here is not None and splits.is_published(name, here)
+        fold, in_fold = _in_fold(here or (), places.get(name), data)
+        differs |= not (same and in_fold)
+        print(
+            f"{name:12}{n:10}{'-' if here is None else len(here):>6}  {published:18}"
+            f"{'-' if here is None else splits.checksum(here):18}{'match' if same else 'differs':9}{fold}".rstrip()
+        )
+    print("\nThe numbers are first digits of the SHA-256 of the sorted subjects, one a line.")
+    return differs
+
+
+def _in_fold(
+    subjects: Collection[str], place: tuple[str, str] | None, data: Dataset
+) -> tuple[str, bool]:
+    """Which fold holds a list and, if not all of it, how much; and whether that is as it should be."""
+    if place is None:
+        return "", True
+    for number, fold in enumerate(data.folds):
+        if fold.name == place[0]:
+            names = fold.train if place[1] == "train" else fold.val
+            held = {_subject(name, data) for name in names}
+            if held == set(subjects):
+                return str(number), True
+            labelled = subjects_of(
+                (n for n, c in data.cases.items() if splits.is_trainable(c)), data.cases
+            )
+            if held == set(subjects) & labelled:
+                return f"{number}, the {len(held)} with labels", True
+            return f"{number} holds other subjects", False
+    return "none", True

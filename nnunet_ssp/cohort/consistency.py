@@ -1,0 +1,90 @@
+"""Whether the parts of a dataset fit each other: its cases, its folds and their copies."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from nnunet_ssp.cohort.cases import read_splits
+
+TABLES = ("cases.csv", "folds.csv", "splits_final.json")  # there are copies of
+HOLDS_NOBODY_OUT = (
+    "`val` is empty, so nobody is held out and what is called validation is on training cases"
+)
+LISTED = 10  # names shown
+
+
+def some(names: Collection[str]) -> str:
+    """Sorted names in words, at most ten of them."""
+    shown = sorted(names)[:LISTED]
+    more = f", ... ({len(names)} in all)" if len(names) > LISTED else ""
+    return ", ".join(shown) + more
+
+
+def unknown_names(fold: Mapping[str, Collection[str]], known: Collection[str]) -> list[str]:
+    """What is wrong with the names of a fold, in words; one line a side.
+
+    Args:
+        fold: case names of `train` and `val`.
+        known: those that a fold may name.
+    """
+    strangers = {side: set(fold[side]) - set(known) for side in ("train", "val")}
+    return [
+        f"`{side}` names {some(names)}, which must be labelled training cases of this dataset"
+        for side, names in strangers.items()
+        if names
+    ]
+
+
+def require_known_names(
+    file: Path, folds: Sequence[Mapping[str, Collection[str]]], known: Collection[str]
+) -> None:
+    """Refuse folds that name what is no case: whoever is misspelt in `val` would be trained on.
+
+    Args:
+        file: where the folds are from, for the message.
+        folds: case names of `train` and `val`.
+        known: those that a fold may name.
+
+    Raises:
+        ValueError: says which fold names whom.
+    """
+    wrong = [
+        f"fold {number}: {line}"
+        for number, fold in enumerate(folds)
+        for line in unknown_names(fold, known)
+    ]
+    if wrong:
+        raise ValueError(f"{file}: {'; '.join(wrong)}.")
+
+
+def differing_tables(raw: Path, prepared: Path) -> list[str]:
+    """The tables of which the copy beside the prepared data is another than that in `nnUNet_raw`, or is missing.
+
+    Args:
+        raw: the dataset's folder in nnUNet_raw; nothing differs from one that is not there.
+        prepared: its folder in nnUNet_preprocessed.
+    """
+    return [name for name in TABLES if (raw / name).is_file() and not _same(raw, prepared, name)]
+
+
+def _same(raw: Path, prepared: Path, name: str) -> bool:
+    copy = prepared / name
+    return copy.is_file() and copy.read_bytes() == (raw / name).read_bytes()
+
+
+def differing_fold(raw: Path, prepared: Path, fold: int) -> str:
+    """How a training's fold differs between the two copies, in words; empty where it does not.
+
+    Args:
+        raw: the dataset's folder in nnUNet_raw; nothing differs from one that is not there.
+        prepared: its folder in nnUNet_preprocessed.
+        fold: number of the fold.
+    """
+    differing = [name for name in differing_tables(raw, prepared) if name != "folds.csv"]
+    if "splits_final.json" in differing:
+        name = "splits_final.json"
+        copies = [read_splits(folder / name)[fold : fold + 1] for folder in (raw, prepared)]
+        if copies[0] == copies[1]:
+            differing.remove(name)
+    return "" if not differing else f"{' and '.join(differing)} in {prepared} and {raw} differ"

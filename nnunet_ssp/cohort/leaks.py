@@ -1,0 +1,194 @@
+"""`nnunet-ssp folds --check`: whether anybody who is trained on is also validated or tested on.
+
+By name: in the folds and in the slice stores. By image: the same heart under two names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_ssp.cohort.cases import Case, read_splits
+from nnunet_ssp.cohort.folds import Fold, is_trainable, subjects_of
+from nnunet_ssp.cohort.lookalikes import SAME, UNSEEN, fingerprint, look_alikes
+from nnunet_ssp.cohort.plain_datasets import PlainCase, read_plain_cases, read_stack
+from nnunet_ssp.cohort.repeats import continuing_names, shared_prefixes
+from nnunet_ssp.conversion.convert import case_files
+from nnunet_ssp.files.contents import NAMES, check, read_json
+from nnunet_ssp.parallel import number_of_workers, process
+
+CASES = "cases.csv"  # where cases are listed, for messages
+
+
+def report_plain(raw: Path, prepared: Path, pattern: str | None, folds: Sequence[Fold]) -> bool:
+    """Print every check of a dataset without `cases.csv`, where subjects are known by a pattern or not at all.
+
+    Args:
+        raw: The dataset's folder in nnUNet_raw.
+        prepared: Its folder in nnUNet_preprocessed, which need not exist.
+        pattern: Regular expression that finds the subject in a case's name; None takes each case for a subject.
+        folds: Every fold.
+
+    Returns:
+        Whether there is a leak, or the copies of the folds differ.
+    """
+    cases = read_plain_cases(raw, pattern)
+    found = report(raw, prepared, cases, folds, "imagesTr")
+    for number, fold in enumerate(folds if pattern is None else ()):
+        repeats = continuing_names(fold.train, fold.val)
+        if repeats:
+            print(
+                f"note    fold {number}: numbers continue across its sides, as in {' and '.join(repeats[0])} "
+                f"({len(repeats)} such pairs): possible repeats of one subject, not certain"
+            )
+        if prefixes := shared_prefixes(fold.train, fold.val):
+            print(
+                f"note    fold {number}: {prefixes[0]} begins names on both sides ({len(prefixes)} such prefixes)"
+            )
+    if pattern is None:
+        print("--      each case was taken for a subject; --subject-pattern REGEX says who is who")
+    return found
+
+
+def report(
+    raw: Path,
+    prepared: Path,
+    cases: Mapping[str, Case],
+    folds: Sequence[Fold],
+    table: str = CASES,
+) -> bool:
+    """Print every check and what it found.
+
+    Args:
+        raw: The dataset's folder in nnUNet_raw; without it there are no images to compare.
+        prepared: Its folder in nnUNet_preprocessed, which need not exist.
+        cases: Every case.
+        folds: Every fold.
+        table: Where cases are listed, for messages.
+
+    Returns:
+        Whether there is a leak, or the copies of the folds differ.
+    """
+    in_folds = list(leaks_in_folds(folds, cases, table))
+    _print(f"{len(folds)} folds: no subject on two sides, none of the test", in_folds)
+
+    stores = sorted(prepared.glob("*_slices/index.json"))
+    in_stores = [line for index in stores for line in leaks_in_store(index, cases, table)]
+    if stores:
+        _print(f"{len(stores)} slice store(s): no test subject", in_stores)
+    else:
+        print(f"--      no slice store in {prepared} yet")
+
+    file, copy = (folder / "splits_final.json" for folder in (raw, prepared))
+    unequal = []
+    if file.is_file() and copy.is_file():
+        if read_splits(file) != read_splits(copy):
+            unequal = [f"{copy} differs from {file}: run nnunet-ssp prepare"]
+        _print("nnUNet_raw and nnUNet_preprocessed have the same folds", unequal, "DIFFER")
+    elif file.is_file() or copy.is_file():
+        where = prepared if file.is_file() else raw
+        print(f"--      no folds in {where} to compare with")
+
+    images = _representatives(raw, cases)
+    workers = number_of_workers()
+    prints = process(_fingerprint, list(images.values()), workers, "Comparing images", "subject")
+    pairs = look_alikes(dict(zip(images, prints, strict=True)))
+    alike = list(_judge(pairs, cases, folds))
+    missing = len({case.subject_key for case in cases.values()}) - len(images)
+    leaks = [line for line, leak in alike if leak]
+    if images:
+        _print(f"{len(images)} subjects: none looks like one on another side", leaks)
+        print(f"--      {UNSEEN}")
+    print("".join(f"note    {line}\n" for line, leak in alike if not leak), end="")
+    if missing:
+        print(f"--      {missing} subject(s) have no image in {raw} to compare")
+    return bool(in_folds or in_stores or unequal or leaks)
+
+
+def _print(what: str, problems: Sequence[str], kind: str = "LEAK") -> None:
+    print("\n".join(f"{kind:7} {line}" for line in problems) or f"ok      {what}")
+
+
+def leaks_in_folds(
+    folds: Sequence[Fold], cases: Mapping[str, Case], table: str = CASES
+) -> Iterator[str]:
+    """What is wrong with folds, in words: subjects on two sides, of the test, or cases that must not be there."""
+    for number, fold in enumerate(folds):
+        names = {*fold.train, *fold.val}
+        for name in sorted(names - cases.keys()):
+            yield f"fold {number}: {name} is not in {table}"
+        known = names & cases.keys()
+        for name in sorted(known):
+            if not is_trainable(cases[name]):
+                why = "unlabelled" if cases[name].split == "train" else "of a test subject"
+                yield f"fold {number}: {name} is {why}"
+        train, val = (subjects_of(known & {*side}, cases) for side in (fold.train, fold.val))
+        for subject in sorted(train & val):
+            yield f"fold {number}: {subject} is in both train and val"
+
+
+def leaks_in_store(index: Path, cases: Mapping[str, Case], table: str = CASES) -> Iterator[str]:
+    """Cases of a slice store that are of test subjects, or of nobody known.
+
+    Args:
+        index: The store's `index.json`.
+        cases: Every case.
+        table: Where they are listed, for messages.
+    """
+    tests = {case.subject_key for case in cases.values() if case.split == "test"}
+    content = read_json(index, dict)
+    check(content, {"cases": NAMES}, str(index), ("cases",))
+    for name in sorted(content["cases"]):
+        if name not in cases:
+            yield f"{index}: {name} is not in {table}"
+        elif cases[name].subject_key in tests:
+            yield f"{index}: {name} is of a test subject"
+
+
+# -- the same heart under two names --------------------------------------------------------------
+
+
+def _representatives(raw: Path, cases: Mapping[str, Case]) -> dict[str, Path]:
+    """An image of each subject: end-diastole, else its first frame."""
+    found: dict[str, Path] = {}
+    for case in sorted(cases.values(), key=lambda case: (case.phase != "ED", case.frame)):
+        if case.subject_key not in found:
+            image = case.image if isinstance(case, PlainCase) else case_files(raw, case)[0]
+            if image.is_file():
+                found[case.subject_key] = image
+    return dict(sorted(found.items()))
+
+
+def _fingerprint(image: Path) -> NDArray[np.float32]:
+    voxels, spacing = read_stack(image)
+    return fingerprint(voxels, [float(edge) for edge in spacing])
+
+
+def _judge(
+    pairs: Sequence[tuple[str, str, float]], cases: Mapping[str, Case], folds: Sequence[Fold]
+) -> Iterator[tuple[str, bool]]:
+    """Each pair of look-alikes in words, and whether it is a leak: one is held out, the other trained on.
+
+    Pretraining takes in every subject but those of the test and of the fold's validation.
+    """
+    tests = {case.subject_key for case in cases.values() if case.split == "test"}
+    held_out = [subjects_of(cases.keys() & {*fold.val}, cases) for fold in folds]
+    for first, second, similarity in pairs:
+        surely = similarity >= SAME
+        kind = "look like one heart" if surely else "resemble each other, look at them"
+        text = f"{first} and {second} {kind} (similarity {similarity:.2f})"
+        apart = [n for n, val in enumerate(held_out) if (first in val) != (second in val)]
+        if (first in tests) != (second in tests):
+            yield f"{text}: {first if first in tests else second} is for the test", surely
+        elif apart:
+            yield f"{text}: on two sides of fold {', '.join(map(str, apart))}", surely
+        elif not folds:
+            yield (
+                f"{text}: there are no folds yet, and nnU-Net's own may put them on two sides",
+                False,
+            )
+        else:
+            yield f"{text}: on the same side everywhere", False

@@ -1,0 +1,98 @@
+"""Pseudonyms of local subjects, and the key that leads from them back to names.
+
+The key is a table in the hidden folder `.ssp-keys` beside the datasets of nnUNet_raw, for its owner's eyes only. It is
+in no dataset, so that whoever copies or shares one does not take it along.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from nnunet_ssp.cohort.cases import atomic_write
+from nnunet_ssp.files.tables import read_table
+
+FOLDER = ".ssp-keys"
+COLUMNS = ("pseudonym", "name")
+DIGITS = 8  # hexadecimal: two sites of 1000 subjects share one in 4000 times, which would look like a leak
+
+
+def key_file(dataset: Path) -> Path:
+    """Return where the key of a dataset is.
+
+    Args:
+        dataset: its folder in nnUNet_raw.
+    """
+    return dataset.parent / FOLDER / f"{dataset.name}.csv"
+
+
+def read_key(file: Path) -> dict[str, str]:
+    """Return the pseudonyms by name; none where there is no file.
+
+    Raises:
+        ValueError: A name or pseudonym is empty or occurs twice.
+    """
+    if not file.is_file():
+        return {}
+    key: dict[str, str] = {}
+    for row in read_table(file, COLUMNS, nothing=()):
+        name, pseudonym = row["name"], row["pseudonym"]
+        if not name or not pseudonym or name in key or pseudonym in key.values():
+            raise ValueError(
+                f"{file}, row {row['row']}: `name` (={name}) and `pseudonym` (={pseudonym}) must occur once each."
+            )
+        key[name] = pseudonym
+    return key
+
+
+def extend_key(file: Path, names: Iterable[str]) -> dict[str, str]:
+    """Give each new name a pseudonym and write the key; those that there are stay.
+
+    A name that the key of another dataset has keeps its pseudonym, so that the checks for leaks know a subject in both.
+
+    Args:
+        file: the key; created with its folder.
+        names: of the subjects.
+
+    Returns:
+        The pseudonyms by name, of all subjects of the key.
+
+    Raises:
+        ValueError: See `read_key`.
+    """
+    key = read_key(file)
+    known: dict[str, str] = {}
+    for other in sorted(file.parent.glob("*.csv")):
+        known = read_key(other) | known
+    new = sorted({*names} - key.keys())
+    for name in new:
+        taken = {*key.values()}
+        pseudonym = known.get(name, "")
+        while not pseudonym or pseudonym in taken:
+            taken |= {*known.values()}
+            pseudonym = f"p{secrets.token_hex(DIGITS // 2)}"
+        key[name] = pseudonym
+    if new:
+        rows = sorted((pseudonym, name) for name, pseudonym in key.items())
+        _write(file, [COLUMNS, *rows])
+    return key
+
+
+def _write(file: Path, rows: Iterable[tuple[str, ...]]) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with atomic_write(file) as temporary:
+        temporary.touch(mode=0o600)
+        with open(temporary, "w", newline="", encoding="utf-8") as out:
+            csv.writer(out, lineterminator="\n").writerows(rows)
+
+
+def write_log(file: Path, log: Mapping[str, object]) -> Path:
+    """Write what was said about subjects, in their own names, beside the key; returns the file."""
+    file = file.with_suffix(".json")
+    with atomic_write(file) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps(log, indent=2) + "\n", encoding="utf-8")
+    return file

@@ -1,0 +1,822 @@
+"""What every converter shares: from subjects of any data set to a folder of `nnUNet_raw`.
+
+A converter lists its subjects as `Task`s and gives one function that reads a task into a `Cine`;
+`convert_subjects` does the rest: in parallel, resumable, and with nothing half-written. A subject
+is either converted as a whole or refused with the file and the rule in the closing summary. A dry
+run only looks at the headers and writes nothing.
+
+The dataset's folder goes through three states: `convert.json` is written first and makes it ours,
+`.ssp-tmp/done/SUBJECT.json` marks each finished subject, `dataset.json` comes last.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypedDict, TypeVar
+
+from nnunet_ssp import __version__
+from nnunet_ssp.cohort.cases import (
+    COLUMNS,
+    FOLD_SEED,
+    SPLITS,
+    TEMPORARY,
+    Case,
+    case_name,
+    check_dataset_id,
+    copy_tables,
+    make_splits,
+    nnunet_folder,
+    write_cases,
+    write_json,
+    write_splits,
+)
+from nnunet_ssp.cohort.privacy import cut_paths, hashed_path, map_texts
+from nnunet_ssp.cohort.pseudonyms import write_log
+from nnunet_ssp.conversion.geometry import place_stack
+from nnunet_ssp.files.contents import TEXTS, check, read_json
+from nnunet_ssp.files.grids import Array
+from nnunet_ssp.files.lock import LOCK, locked_dataset
+from nnunet_ssp.files.names import WORDS as NAME_RULE
+from nnunet_ssp.files.names import is_plain
+from nnunet_ssp.files.nifti import read_header, unpacked_copies, write_nifti
+from nnunet_ssp.files.tables import read_table
+from nnunet_ssp.parallel import number_of_workers, process
+
+IMAGE_FOLDERS = ("imagesTr", "imagesTs", "imagesUn")
+LABEL_FOLDERS = ("labelsTr", "labelsTs")
+ADDED_TO_SUBJECT = 20  # characters of a case's name
+FOLD_SOURCE = f"by subject, stratified by vendor, seed {FOLD_SEED}"
+
+
+class Common(TypedDict, total=False):
+    """Arguments that the `convert` of every converter takes besides its own.
+
+    `dataset_conversion.combined.convert_sources` describes them.
+    """
+
+    test: str | Path | None
+    add: Iterable[str]
+    overwrite: bool
+    workers: int | None
+    dry_run: bool
+    pseudonyms: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """One subject to convert; converters add what their reader needs."""
+
+    subject: str
+    split: str  # train or test
+    files: tuple[Path, ...]  # the input: a resumed run converts again what changed here
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there are files with labels; what is in them only reading tells."""
+        return any("_gt." in file.name and file.is_file() for file in self.files)
+
+
+@dataclass
+class Cine:
+    """One subject as read and checked.
+
+    All frames are of shape `(X, Y, Z)`, axis order and slice order as in the source.
+    """
+
+    frames: Mapping[int, Array]  # by time index; integers or floating point
+    labels: Mapping[int, Array]  # uint8, only the labelled frames
+    affine: Array  # (4, 4), voxel to world in mm, RAS+, from `place_stack` or `clean_affine`
+    cases: list[Case]  # what to write; labelled cases have a frame in `labels`
+    corrections: list[str] = field(default_factory=list)  # what was wrong and is now right
+    warnings: list[str] = field(default_factory=list)  # what of the subject is lost
+    notes: list[str] = field(default_factory=list)  # what the user should know
+    patient: str = ""  # a digest that is equal for subjects of one patient; empty if unknown
+
+
+@dataclass
+class Outcome:
+    """What became of one subject."""
+
+    subject: str
+    split: str  # empty when unknown
+    cases: list[Case] = field(default_factory=list)
+    corrections: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    patient: str = ""  # as in `Cine`
+    refused: str = ""  # the reason
+
+
+@dataclass
+class Look:
+    """What the headers tell about a subject."""
+
+    subject: str
+    split: str  # empty when unknown
+    has_masks: bool = False
+    n_frames: int = 0  # 0 also when nothing tells
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    patient: str = ""  # as in `Cine`
+    refused: str = ""  # the reason
+
+
+TaskT = TypeVar("TaskT", bound=Task)
+
+
+@dataclass(frozen=True)
+class Renamed(Generic[TaskT]):
+    """Subjects under pseudonyms.
+
+    Attributes:
+        tasks: the subjects.
+        refused: those refused before reading, with the reason.
+        names: the user's name of each subject that has a pseudonym.
+        key: the file that holds these names.
+    """
+
+    tasks: Sequence[TaskT]
+    refused: Mapping[str, str]
+    names: Mapping[str, str]
+    key: Path
+
+
+def look_at_headers(task: Task, alike: bool = True) -> Look:
+    """Look at the headers of a subject's NIfTI files: what a dry run does where a converter has no look of its own.
+
+    Args:
+        task: The subject.
+        alike: Whether all files must have the same sides.
+    """
+    images = [file for file in task.files if "_gt." not in file.name]
+    nifti = [file for file in task.files if file.name.lower().endswith((".nii", ".nii.gz"))]
+    notes = unpacked_copies(nifti)
+    try:
+        headers = {file: read_header(file) for file in nifti if file.is_file()}
+        shapes = {file: shape for file, (shape, _) in headers.items()}
+        first = next(iter(shapes), Path())
+        for file, shape in shapes.items():
+            # Axes of masks may be permuted in own data; the sides are the same.
+            if alike and sorted(shape[:3]) != sorted(shapes[first][:3]):
+                raise ValueError(
+                    f"{file}: shape (={shape}) must be that of {first.name} (={shapes[first]})."
+                )
+        if task.split == "test" and not task.has_masks:
+            raise ValueError(
+                f"{task.files[0].parent}: there is no mask; a test subject must have labels."
+            )
+        if images and images[0] in headers:
+            shape, grid = headers[images[0]]
+            place = place_stack(grid, (*shape, 1, 1, 1)[: max(3, len(shape))], images[0])
+            notes += [*place.corrections, *place.notes]
+    except ValueError as error:
+        return Look(task.subject, task.split, refused=str(error))
+    cines = [math.prod(shape[3:]) for shape in shapes.values() if math.prod(shape[3:]) > 1]
+    n_frames = max(cines, default=sum(file in shapes for file in images))
+    return Look(task.subject, task.split, task.has_masks, n_frames, notes=notes)
+
+
+def convert_subjects(
+    tasks: Sequence[TaskT],
+    read: Callable[[TaskT], Cine],
+    *,
+    converter: str,
+    source: Path,
+    dataset_id: int,
+    name: str,
+    labels: Mapping[str, int],
+    description: str,
+    options: Mapping[str, object],
+    refused: Mapping[str, str],
+    overwrite: bool = False,
+    workers: int | None = None,
+    dry_run: bool = False,
+    look: Callable[[TaskT], Look] = look_at_headers,
+    remarks: Sequence[str] = (),
+    remark: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: [],
+    prefixes: Sequence[str] = (),
+    rename: Callable[[Path, Sequence[TaskT], Mapping[str, str]], Renamed[TaskT]] | None = None,
+) -> Path:
+    """Convert all subjects to `nnUNet_raw/DatasetXXX_Name` and print a summary.
+
+    Labelled training frames go to `imagesTr` and `labelsTr`, labelled test frames to `imagesTs`
+    and `labelsTs`, all others to `imagesUn`. Without any labelled training frame, the dataset
+    lists `imagesUn` as its training images and has no class but the background.
+
+    Args:
+        tasks: The subjects.
+        read: Reads one subject; a `ValueError` refuses it, with the message as reason. It runs
+            in other processes, so it must be a function of a module.
+        converter: The converter's name, for `convert.json`.
+        source: The input folder, for `convert.json`.
+        dataset_id: Number of the new dataset, 1 to 999.
+        name: The part of the folder's name after the id.
+        labels: nnU-Net's label names, consecutive from background 0; also those that never occur.
+        description: For `dataset.json`.
+        options: All that changes the result; only a run with equal options continues another.
+        refused: Subjects that were found to be unusable before reading, with the reason.
+        overwrite: Delete an earlier conversion of this id and start again.
+        workers: Number of processes. By default nnU-Net's `nnUNet_def_n_proc`, or one for each
+            core, at most 8.
+        dry_run: Write nothing; print what would be converted, as far as the headers tell.
+        look: What a dry run does with a subject, instead of `read`; also a function of a module.
+        remarks: What the user should know about the data set as a whole.
+        remark: What to say about the subjects that were converted, given the split of each.
+        prefixes: The summary counts apart the subjects `<prefix>-...`, for each of these.
+        rename: Gives local subjects their pseudonyms, from the dataset's folder, the subjects and those refused.
+
+    Returns:
+        The dataset's folder, which does not exist after a dry run.
+
+    Raises:
+        FileExistsError: The id is taken, or the folder is not ours to continue or delete.
+        RuntimeError: Writing failed (a full disk), a worker died, or another process works on this dataset; a second
+            run continues.
+        ValueError: No subject could be converted, or `workers` is below 1.
+    """
+    workers = number_of_workers(workers)
+    # Frame and, in combined sets, the source's name make a case's name of the subject's.
+    bad = [t.subject for t in tasks if not is_plain(t.subject + "_" * ADDED_TO_SUBJECT)]
+    refused = {**refused, **dict.fromkeys(bad, f"the subject's name must be {NAME_RULE}.")}
+    tasks = [task for task in tasks if task.subject not in bad]
+    settings: dict[str, object] = {
+        "converter": converter,
+        "input": str(source.resolve()),
+        "options": dict(options),
+    }
+    settings = without_paths(settings)
+    names: Mapping[str, str] = {}  # the user's, of subjects with a pseudonym
+    key: Path | None = None
+    target = check_dataset_id(dataset_id, name)
+    if dry_run:
+        if not (target / "dataset.json").exists():
+            _check_folder(target, settings, overwrite)
+        looks = [Look(subject, "", refused=reason) for subject, reason in refused.items()]
+        looks += process(look, tasks, workers, "Looking", "subject")
+        remarks = [*remarks, *remark(_splits(looks)), *_same_patients(looks)]
+        if rename is not None:
+            remarks = [*remarks, "Local subjects will get pseudonyms."]
+        print("\n".join(_dry_summary(looks, target, remarks, prefixes)))
+        return target
+    if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
+        _check_folder(target, settings, overwrite)
+    lock = ExitStack()
+    try:
+        prepared = nnunet_folder("nnUNet_preprocessed") / target.name
+        lock.enter_context(locked_dataset(target, prepared, create=target))
+        check_dataset_id(dataset_id, name)  # again: it may have been taken since
+        if not overwrite and _was_finished(target, settings):
+            shutil.rmtree(target / TEMPORARY)
+            print(f"{target}: converted before; removed what an interrupted run had left.")
+            return target
+        _check_folder(target, settings, overwrite)
+        deleted: list[str] = []
+        if (target / "convert.json").is_file():
+            deleted = _appended_folds(target)
+            if overwrite:
+                _empty(target, deleted)
+            else:
+                print(f"Continuing the conversion in {target}")
+        if rename is not None:
+            renamed = rename(target, tasks, refused)
+            tasks, refused = renamed.tasks, renamed.refused
+            names, key = renamed.names, renamed.key
+        begun = {"version": __version__, "deleted_folds": deleted}
+        write_json(target / "convert.json", settings | begun)
+        outcomes = [Outcome(subject, "", refused=reason) for subject, reason in refused.items()]
+        convert = partial(_convert_subject, read=read, target=target)
+        outcomes += process(convert, tasks, workers, "Converting", "subject")
+        cases = {case.case: case for outcome in outcomes for case in outcome.cases}
+        if not cases:
+            _empty(target, ())
+            (target / "convert.json").unlink()
+            with suppress(OSError):
+                target.rmdir()
+            raise ValueError(
+                f"{source}: no subject could be converted.\n"
+                + "\n".join(_refusals(_in_own_names(outcomes, names)))
+            )
+        _remove_strays(target, cases.values())
+        write_cases(target / "cases.csv", cases.values())
+        splits = make_splits(cases)
+        write_splits(
+            target,
+            splits,
+            cases,
+            names=[f"{len(splits)}-fold-{number}" for number in range(len(splits))],
+            source=FOLD_SOURCE,
+        )
+        said = [*remarks, *remark(_splits(outcomes))]
+        shared = {"remarks": [*said, *_same_patients(outcomes)], **_log(outcomes)}
+        outcomes = _in_own_names(outcomes, names)
+        remarks = [*said, *_same_patients(outcomes)]
+        if key is not None:
+            log = write_log(key, {"remarks": remarks, **_log(outcomes)})
+            shared = _without_texts(shared, names, f"see {log.parent.name}/{log.name}")
+            remarks = [*remarks, _KEY.format(key=key, log=log.name)]
+        shared = map_texts(shared, partial(_without_folder, folder=source))
+        write_json(target / "convert.json", settings | {"version": __version__, **shared})
+        warnings = _update_copies(target)
+        if deleted:
+            warnings.append(
+                f"\nWARNING: deleted with the earlier conversion: {', '.join(deleted)}. "
+                f"To append them again: nnunet-ssp folds {dataset_id} (see --help)."
+            )
+        write_json(target / "dataset.json", _dataset_json(cases.values(), labels, description))
+        _remove_temporary(target)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"{target}: a worker process died, perhaps for lack of memory. Run the same command "
+            "again with fewer processes (-np): it continues where it stopped."
+        ) from error
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise RuntimeError(
+            f"{target}: writing failed ({error}). Once there is space, or what else was missing, "
+            "run the same command again: it continues where it stopped."
+        ) from error
+    finally:
+        lock.close()
+    print("\n".join([*_summary(outcomes, len(splits), remarks, prefixes), *warnings]))
+    print(f"\nConverted to {target}\nNext: nnunet-ssp prepare {dataset_id}")
+    return target
+
+
+_KEY = (
+    "Local subjects have pseudonyms. The key is {key}: it names patients, keep it, and apart from all that you share. "
+    "Beside it, {log} has all that was said."
+)
+
+
+# --- the dataset's folder ---------------------------------------------------------------------
+
+
+def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a conversion with hashes of folders: `convert.json` is a part of the dataset.
+
+    Hashes stay as they are; conversions of earlier versions hold paths.
+    """
+    options = settings.get("options")
+    if not isinstance(options, dict) or not isinstance(settings.get("input"), str):
+        return dict(settings)
+    options = {
+        k: hashed_path(v) if isinstance(v, str) and Path(v).is_absolute() else v
+        for k, v in options.items()
+    }
+    if isinstance(options.get("add"), list):
+        parted = [str(text).partition(":") for text in options["add"]]
+        options["add"] = [f"{name}:{hashed_path(folder)}" for name, _, folder in parted]
+    return {**settings, "input": hashed_path(settings["input"]), "options": options}
+
+
+def _without_folder(text: str, folder: Path) -> str:
+    """A text whose files are named from the input folder on, and files elsewhere by their last name."""
+    for beginning in (f"{folder.resolve()}{os.sep}", f"{folder}{os.sep}"):
+        text = text.replace(beginning, "")
+    return cut_paths(text)
+
+
+def _in_own_names(outcomes: Sequence[Outcome], names: Mapping[str, str]) -> list[Outcome]:
+    """The outcomes under the names that the user knows."""
+    return [replace(o, subject=names.get(o.subject, o.subject)) for o in outcomes]
+
+
+def _without_texts(
+    log: Mapping[str, Any], names: Mapping[str, str], instead: str
+) -> dict[str, Any]:
+    """What was said, without what may name patients, files and folders: all that is about pseudonyms."""
+    return {
+        kind: {s: [instead] if s in names else said for s, said in texts.items()}
+        if isinstance(texts, dict)
+        else texts
+        for kind, texts in log.items()
+    }
+
+
+def _check_folder(target: Path, settings: Mapping[str, object], overwrite: bool) -> None:
+    """Check that the folder is new, or ours to continue or to overwrite."""
+    marker = target / "convert.json"
+    if marker.is_file():
+        if overwrite:
+            return
+        if (target / "dataset.json").exists():
+            raise FileExistsError(
+                f"{target}: a finished dataset; --overwrite deletes it and converts again."
+            )
+        earlier = without_paths(_read_marker(target))
+        for key, value in settings.items():
+            if earlier.get(key) != value:
+                raise FileExistsError(
+                    f"{target}: an unfinished conversion with another `{key}` "
+                    f"(={earlier.get(key)}, now {value}); --overwrite deletes it."
+                )
+    elif target.exists() and any(
+        not f.name.startswith((TEMPORARY, LOCK)) for f in target.iterdir()
+    ):
+        raise FileExistsError(
+            f"{target}: holds no convert.json, so it is not ours to continue or overwrite; "
+            "choose another id or remove it."
+        )
+
+
+def _read_marker(target: Path) -> dict[str, Any]:
+    file = target / "convert.json"
+    content = read_json(file, dict)
+    check(content, {"deleted_folds": TEXTS}, str(file))
+    return content
+
+
+def _was_finished(target: Path, settings: Mapping[str, object]) -> bool:
+    """Whether a run of these settings was killed when only temporary files were left to remove."""
+    if not all((target / name).exists() for name in ("convert.json", "dataset.json", TEMPORARY)):
+        return False
+    earlier = without_paths(_read_marker(target))
+    return all(earlier.get(key) == value for key, value in settings.items())
+
+
+def _appended_folds(target: Path) -> list[str]:
+    """The folds that a user appended to an earlier conversion, or that an interrupted run deleted."""
+    marker = _read_marker(target)
+    table = target / "folds.csv"
+    rows = read_table(table, ["fold"], ["name", "source"]) if table.is_file() else []
+    there = [
+        f"fold {row['fold']} ({row['name']}: {row['source'] or 'unknown'})"
+        for row in rows
+        if row["source"] != FOLD_SOURCE
+    ]
+    return list(dict.fromkeys([*marker.get("deleted_folds", ()), *there]))
+
+
+def _empty(target: Path, folds: Sequence[str]) -> None:
+    """Delete all but the marker: a run killed in here leaves a folder that is still ours, and the folds' names."""
+    marker = _read_marker(target)
+    write_json(target / "convert.json", marker | {"deleted_folds": list(folds)})
+    (target / "dataset.json").unlink(missing_ok=True)
+    for name in IMAGE_FOLDERS + LABEL_FOLDERS:
+        folder = target / name
+        if folder.is_symlink():
+            folder.unlink()
+            continue
+        for file in _frames(folder):
+            file.unlink()
+        with suppress(OSError):  # somebody's own files stay, and their folder
+            folder.rmdir()
+    for name in ("cases.csv", "folds.csv", "splits_final.json"):
+        (target / name).unlink(missing_ok=True)
+    _remove_temporary(target)
+
+
+def _remove_temporary(target: Path) -> None:
+    for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
+        left.unlink()
+    shutil.rmtree(target / TEMPORARY, ignore_errors=True)
+
+
+def _frames(folder: Path) -> list[Path]:
+    """The images or masks of a folder that have the names of a conversion's."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return [file for file in files if re.fullmatch(r".+_frame\d{2,}(_0000)?\.nii\.gz", file.name)]
+
+
+def _remove_strays(target: Path, cases: Iterable[Case]) -> None:
+    """Remove frames of subjects that an interrupted run wrote and this one refuses."""
+    expected = {file for case in cases for file in case_files(target, case)}
+    for folder in IMAGE_FOLDERS + LABEL_FOLDERS:
+        for file in _frames(target / folder):
+            if file not in expected:
+                file.unlink()
+
+
+def case_files(target: Path, case: Case) -> list[Path]:
+    """The image, and for a labelled case the mask, in a dataset of `nnUNet_raw`."""
+    part = {"train": "Tr", "test": "Ts"}[case.split] if case.labelled else "Un"
+    files = [target / f"images{part}" / f"{case.case}_0000.nii.gz"]
+    if case.labelled:
+        files.append(target / f"labels{part}" / f"{case.case}.nii.gz")
+    return files
+
+
+def _dataset_json(
+    cases: Iterable[Case], labels: Mapping[str, int], description: str
+) -> dict[str, object]:
+    training = [case for case in cases if case.split == "train"]
+    labelled = [case for case in training if case.labelled]
+    content: dict[str, object] = {
+        "channel_names": {"0": "cineMRI"},
+        "labels": dict(labels),
+        "numTraining": len(labelled),
+        "file_ending": ".nii.gz",
+        "description": description,
+        "converted_by": f"nnunet-ssp {__version__}",
+    }
+    if training and not labelled:
+        content["labels"] = {"background": 0}
+        content["numTraining"] = len(training)
+        # nnU-Net insists on a path for each label; ours says where a label would have to be.
+        content["dataset"] = {
+            case.case: {
+                "images": [f"imagesUn/{case.case}_0000.nii.gz"],
+                "label": f"labelsTr/{case.case}.nii.gz",
+            }
+            for case in training
+        }
+    return content
+
+
+def _update_copies(target: Path) -> list[str]:
+    """Bring the tables in `nnUNet_preprocessed` up to date; say what is now out of date."""
+    warnings = []
+    prepared = nnunet_folder("nnUNet_preprocessed") / target.name
+    results = nnunet_folder("nnUNet_results") / target.name
+    if prepared.is_dir():
+        # Only --overwrite leads to a new conversion of a prepared dataset, so the folds may change.
+        folds = copy_tables(target, prepared, results, overwrite=True)
+        warnings.append(
+            f"\nWARNING: {prepared} was prepared from an earlier conversion. Its cases.csv and folds are up to date "
+            "now, its images are not: run nnunet-ssp prepare again."
+        )
+        if folds:
+            listed = ", ".join(map(str, folds))
+            warnings.append(
+                f"\nWARNING: fold {listed} is not the one that {results} was trained on."
+            )
+    if results.is_dir():
+        warnings.append(f"\nWARNING: {results} was trained on an earlier conversion.")
+    return warnings
+
+
+# --- one subject after the other --------------------------------------------------------------
+
+
+def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -> Outcome:
+    record = target / TEMPORARY / "done" / f"{task.subject}.json"
+    stamp = [repr(task), *(_file_stamp(file) for file in task.files)]
+    done = _read_record(record)
+    if done is None or done.pop("stamp") != stamp:
+        try:
+            cine = read(task)
+        except ValueError as error:
+            return Outcome(task.subject, task.split, refused=str(error))
+        _write_subject(cine, target, target / TEMPORARY / "writing" / task.subject)
+        done = {
+            "cases": [asdict(case) for case in cine.cases],
+            "corrections": cine.corrections,
+            "warnings": cine.warnings,
+            "notes": cine.notes,
+            "patient": cine.patient,
+        }
+        write_json(record, {"stamp": stamp, **done})
+    cases = [Case(**case) for case in done.pop("cases")]
+    return Outcome(task.subject, task.split, cases=cases, **done)
+
+
+def _file_stamp(file: Path) -> str:
+    try:
+        status = file.stat()
+    except OSError as error:
+        return str(error)
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _read_record(record: Path) -> dict[str, Any] | None:
+    try:
+        content = read_json(record, dict)
+    except (FileNotFoundError, ValueError):
+        return None
+    kinds = {"stamp": list, "corrections": list, "warnings": list, "notes": list, "patient": str}
+    whole = content.keys() == {*kinds, "cases"} and isinstance(content["cases"], list)
+    whole = whole and all(isinstance(content[key], kind) for key, kind in kinds.items())
+    fitting = whole and all(
+        isinstance(case, dict) and case.keys() == {*COLUMNS} and is_plain(case["case"])
+        for case in content["cases"]
+    )
+    return content if fitting else None  # a damaged one is not done
+
+
+def _write_subject(cine: Cine, target: Path, temporary: Path) -> None:
+    """Write all files of a subject beside their place, then rename them into it."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        files = [file for case in cine.cases for file in case_files(target, case)]
+        for folder in {file.parent.name for file in files}:
+            (temporary / folder).mkdir(parents=True)
+            (target / folder).mkdir(exist_ok=True)
+        for case in cine.cases:
+            arrays = [cine.frames[case.frame]]
+            if case.labelled:
+                arrays.append(cine.labels[case.frame])
+            for file, array in zip(case_files(target, case), arrays, strict=True):
+                write_nifti(temporary / file.parent.name / file.name, array, cine.affine)
+        for file in files:
+            os.replace(temporary / file.parent.name / file.name, file)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# --- the rows of cases.csv ------------------------------------------------------------------
+
+
+def make_cases(
+    task: Task,
+    phases: Mapping[int, str],
+    n_frames: int,
+    *,
+    source: str,
+    base: str,
+    vendor: str,
+    frames: Iterable[int] | None = None,
+    first: int = 0,
+    centre: str = "",
+    scanner: str = "",
+    field: str = "",
+    pathology: str = "",
+) -> list[Case]:
+    """The rows of `cases.csv` of a subject: all frames for training, the labelled for testing.
+
+    Args:
+        task: The subject.
+        phases: ED or ES of the labelled frames, by time index.
+        n_frames: Frames of the cine.
+        source: As in `cases.csv`, like the arguments that are not explained here.
+        base: See `base_of_stack`.
+        vendor: The vendor.
+        frames: The frames that there are, by default all.
+        first: The source's number of the first frame.
+        centre: The centre.
+        scanner: The scanner.
+        field: Field strength in T.
+        pathology: The pathology.
+    """
+    return [
+        Case(
+            case=case_name(task.subject, frame),
+            subject=task.subject,
+            source=source,
+            source_frame=frame + first,
+            split=task.split,
+            frame=frame,
+            n_frames=n_frames,
+            phase=phases.get(frame, ""),
+            base=base,
+            vendor=vendor,
+            centre=centre,
+            scanner=scanner,
+            field=field,
+            pathology=pathology,
+        )
+        for frame in sorted(range(n_frames) if frames is None else frames)
+        if task.split == "train" or frame in phases
+    ]
+
+
+# --- the summary ------------------------------------------------------------------------------
+
+
+def _log(outcomes: Iterable[Outcome]) -> dict[str, dict[str, object]]:
+    """Everything that was said about the subjects, for `convert.json`."""
+    kinds = ("refused", "corrections", "warnings", "notes")
+    return {
+        kind: {o.subject: getattr(o, kind) for o in outcomes if getattr(o, kind)} for kind in kinds
+    }
+
+
+def _summary(
+    outcomes: Sequence[Outcome], n_folds: int, remarks: Sequence[str], prefixes: Sequence[str]
+) -> list[str]:
+    columns = ("subjects", "frames", "labelled", "unlabelled", "corrected", "refused")
+    lines = ["", _row("", columns)]
+    for name, mine in _groups(outcomes, prefixes):
+        cases = [case for outcome in mine for case in outcome.cases]
+        labelled = sum(case.labelled for case in cases)
+        numbers = (
+            sum(not outcome.refused for outcome in mine),
+            len(cases),
+            labelled,
+            len(cases) - labelled,
+            sum(bool(outcome.corrections) for outcome in mine),
+            sum(bool(outcome.refused) for outcome in mine),
+        )
+        lines.append(_row(name, numbers))
+    folds = f"{n_folds} folds" if n_folds else "no folds, only `all`"
+    lines += [f"\nCross-validation by subject: {folds}", *_remarks(remarks)]
+    for title, kind in (("Corrected", "corrections"), ("WARNING", "warnings"), ("Notes", "notes")):
+        lines += _said(outcomes, title, kind)
+    if any(outcome.refused for outcome in outcomes):
+        lines += ["\nREFUSED, not converted:", *_refusals(outcomes)]
+    return lines
+
+
+def _dry_summary(
+    looks: Sequence[Look], target: Path, remarks: Sequence[str], prefixes: Sequence[str]
+) -> list[str]:
+    columns = ("subjects", "with masks", "without", "frames", "refused")
+    lines = ["", _row("", columns)]
+    for name, mine in _groups(looks, prefixes):
+        usable = [look for look in mine if not look.refused]
+        masks = sum(look.has_masks for look in usable)
+        frames = sum(look.n_frames for look in usable)
+        numbers = (len(usable), masks, len(usable) - masks, frames, len(mine) - len(usable))
+        lines.append(_row(name, numbers))
+    lines.append("\nOnly headers were read: a mask may turn out to be empty, a file to be damaged.")
+    if any(look.split == "test" for look in looks):
+        lines.append("Only the labelled frames of test subjects will be converted.")
+    lines += _remarks(remarks)
+    for split in SPLITS:
+        subjects = [look.subject for look in looks if look.split == split and not look.refused]
+        if subjects:
+            lines.append(f"\n{split}: {_names(subjects)}")
+    for title, kind in (("WARNING", "warnings"), ("Notes", "notes")):
+        lines += _said(looks, title, kind)
+    if any(look.refused for look in looks):
+        lines += ["\nWould be REFUSED:", *_refusals(looks, limit=None)]
+    if all(look.refused for look in looks):
+        return [*lines, "\nDry run: nothing was written, and no subject could be converted."]
+    lines.append(f"\nDry run: nothing was written. The dataset would be {target}")
+    if (target / "dataset.json").exists():
+        lines.append("That folder holds a finished dataset: choose another id to keep it.")
+    return lines
+
+
+_Group = TypeVar("_Group", Outcome, Look)
+
+
+def _splits(outcomes: Iterable[Outcome | Look]) -> dict[str, str]:
+    """The split of each subject that was not refused."""
+    return {outcome.subject: outcome.split for outcome in outcomes if not outcome.refused}
+
+
+def _same_patients(outcomes: Iterable[Outcome | Look]) -> list[str]:
+    """A warning for each patient of whom there are several subjects."""
+    patients: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.patient:
+            patients.setdefault(outcome.patient, []).append(outcome.subject)
+    return [
+        f"WARNING: {_names(subjects)} have the same PatientID: one subject? use --by-patient-id"
+        for subjects in patients.values()
+        if len(subjects) > 1
+    ]
+
+
+def _groups(
+    outcomes: Sequence[_Group], prefixes: Sequence[str]
+) -> Iterator[tuple[str, list[_Group]]]:
+    """The rows of a summary: train, test, unread (refused while listing), all, and those of each source."""
+    names = {split: split for split in SPLITS} | {"": "unread"}
+    for split, name in names.items():
+        mine = [o for o in outcomes if o.split == split]
+        if mine or split:
+            yield name, mine
+    yield "all", list(outcomes)
+    for prefix in prefixes:
+        for split, name in names.items():
+            mine = [o for o in outcomes if o.subject.startswith(f"{prefix}-") and o.split == split]
+            if mine:
+                yield f"{prefix} {name}", mine
+
+
+def _said(outcomes: Iterable[Outcome | Look], title: str, kind: str) -> list[str]:
+    texts = [(o.subject, text) for o in outcomes for text in getattr(o, kind)]
+    return [f"\n{title}:", *_grouped(texts)] if texts else []
+
+
+def _row(name: str, values: Iterable[object]) -> str:
+    return f"{name:12}" + "".join(f"{value:>12}" for value in values)
+
+
+def _remarks(remarks: Sequence[str]) -> list[str]:
+    return ["", *remarks] if remarks else []
+
+
+def _refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list[str]:
+    refused = [(o.subject, o.refused) for o in outcomes if o.refused]
+    refused.sort(key=lambda pair: re.sub(r"\d+", lambda number: number[0].zfill(9), pair[0]))
+    return list(_grouped(refused, limit))
+
+
+def _grouped(texts: Iterable[tuple[str, str]], limit: int | None = 20) -> Iterator[str]:
+    """Lines of `subjects: text`, equal texts in one line, at most `limit` lines."""
+    groups: dict[str, list[str]] = {}
+    for subject, text in texts:
+        groups.setdefault(text, []).append(subject)
+    for number, (text, subjects) in enumerate(groups.items()):
+        if number == limit:
+            yield f"  ... and {len(groups) - limit} more, see convert.json"
+            return
+        yield f"  {_names(subjects)}: {text}"
+
+
+def _names(subjects: Sequence[str], limit: int = 10) -> str:
+    if len(subjects) <= limit:
+        return ", ".join(subjects)
+    return f"{', '.join(subjects[: limit - 2])}, ... {subjects[-1]} ({len(subjects)} subjects)"

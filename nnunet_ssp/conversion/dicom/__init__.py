@@ -1,0 +1,1 @@
+"""The short-axis cine in the DICOM files of a visit."""

@@ -1,0 +1,253 @@
+"""One cine from one or several NIfTI files: all in one, a file for each frame, each slice, or each of both.
+
+dcm2niix makes a file for each slice where a scanner stores each slice as a series, and others split further. How the
+files fit together is decided by their geometry; names only give the order of time.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_ssp.conversion.geometry import Place, place_stack
+from nnunet_ssp.files.grids import Array, Grid
+from nnunet_ssp.files.nifti import (
+    Nifti,
+    as_cine,
+    as_frame,
+    check_axes,
+    check_cine,
+    read_header,
+    read_image,
+)
+
+PARALLEL = 2.0  # degrees
+SAME_SLICE = 0.5  # mm
+UNEVEN = 0.1  # of the spacing: by how much distances between slices may differ
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A cine, its slices on the third axis."""
+
+    voxels: Array  # (X, Y, Z, T)
+    place: Place
+    source: (
+        Nifti | None
+    )  # a file on the grid of the whole stack, as stored; None where each has one slice
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What the header of one of the files says."""
+
+    file: Path
+    shape: tuple[int, ...]  # three axes, and a fourth of more than one frame
+    grid: Grid
+
+    @property
+    def one_slice(self) -> bool:
+        return self.shape[:3].count(1) == 1
+
+    @property
+    def n_frames(self) -> int:
+        return self.shape[3] if len(self.shape) == 4 else 1
+
+
+def read_stack(files: Sequence[Path], where: Path) -> Stack:
+    """Read the cine of one subject.
+
+    Args:
+        files: In the order of time, as far as their names tell.
+        where: The subject's file or folder, for messages.
+
+    Raises:
+        ValueError: A file is damaged, they do not fit together, or there is no cine in them; names the
+            files and the rule.
+    """
+    if len(files) == 1:
+        image = read_image(files[0])
+        voxels = as_cine(image.voxels)
+        _check_has_frames(voxels.shape, files[0])
+        check_cine(voxels, files[0])
+        place = place_stack(image.grid, voxels.shape, files[0])
+        return Stack(place.move(voxels), place, image)
+    rows, place = _arrange([_read_head(file) for file in files])
+    images = {head.file: read_image(head.file) for row in rows for head in row}
+    frames = {file: place.move(as_frame(image.voxels)) for file, image in images.items()}
+    parts = [[frames[head.file] for head in row] for row in rows]
+    slices = [row[0] if row[0].ndim == 4 else np.stack(row, axis=-1) for row in parts]
+    voxels = slices[0] if len(rows) == 1 else np.concatenate(slices, axis=2)
+    check_cine(voxels, where)
+    return Stack(voxels, place, images[files[0]] if len(rows) == 1 else None)
+
+
+def look_at_stack(files: Sequence[Path]) -> tuple[int, Place]:
+    """Return the number of frames and the place of what `read_stack` would read, from the headers alone."""
+    if len(files) == 1:
+        shape, grid = read_header(files[0])
+        _check_has_frames(shape, files[0])
+        check_axes(shape, files[0])
+        return math.prod(shape[3:]), place_stack(grid, shape, files[0])
+    rows, place = _arrange([_read_head(file) for file in files])
+    return max(len(rows[0]), rows[0][0].n_frames), place
+
+
+def _check_has_frames(shape: Sequence[int], file: Path) -> None:
+    if len(shape) == 3:
+        raise ValueError(
+            f"{file}: shape (={tuple(shape)}) must have 4 axes: columns, rows, slices, frames. 3D frames of one "
+            "subject belong in a folder of its name; masks end in _gt."
+        )
+
+
+def _read_head(file: Path) -> _Head:
+    shape, grid = read_header(file)
+    further = [n for n in shape[3:] if n > 1]
+    if len(shape) < 3 or len(further) > 1:
+        raise ValueError(f"{file}: shape (={shape}) must have 3 or 4 axes longer than 1.")
+    return _Head(file, (*shape[:3], *further), grid)
+
+
+def _arrange(heads: Sequence[_Head]) -> tuple[list[list[_Head]], Place]:
+    """Return the files of each slice in order of time, one row where each file holds all slices; and the place."""
+    first = heads[0]
+    for head in heads[1:]:
+        if head.shape != first.shape:
+            rule = "must have 3 axes and be that" if first.n_frames == 1 else "must be that"
+            raise ValueError(
+                f"{head.file}: shape (={head.shape}) {rule} of {first.file.name} (={first.shape})."
+            )
+    place = place_stack(first.grid, first.shape, first.file)
+    distances = _distances(heads, place) if first.one_slice else np.zeros(len(heads))
+    if np.ptp(distances) <= SAME_SLICE:
+        if first.n_frames > 1:
+            rule = "must have 3 axes, or be a slice of its own"
+            raise ValueError(f"{heads[1].file}: shape (={heads[1].shape}) {rule}.")
+        for head in heads:
+            if not np.allclose(head.grid.affine, first.grid.affine, atol=0.01):  # mm
+                raise ValueError(f"{head.file}: the affine must be that of {first.file.name}.")
+        _check_numbers(heads)
+        return [list(heads)], place
+    order = np.argsort(distances, kind="stable")
+    breaks = np.flatnonzero(np.diff(distances[order]) > SAME_SLICE) + 1
+    rows = [[heads[i] for i in sorted(row)] for row in np.split(order, breaks)]
+    _check_rows(rows)
+    return rows, _across(rows, place)
+
+
+def _distances(heads: Sequence[_Head], place: Place) -> Array:
+    """Distances of slices from the first file's, along its normal; the others must be parallel to it."""
+    first = place.affine[:3, :3] / np.linalg.norm(place.affine[:3, :3], axis=0)
+    spacing = np.linalg.norm(place.affine[:3, :2], axis=0)
+    offsets = []
+    for head in heads:
+        affine = head.grid.affine[:, [*place.order, 3]]
+        its_spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        cosines = np.clip((affine[:3, :3] / its_spacing * first).sum(axis=0), -1, 1)
+        angle = np.degrees(np.arccos(cosines)).max()
+        offset = first.T @ (affine[:3, 3] - place.affine[:3, 3])
+        name = heads[0].file.name
+        if not angle <= PARALLEL:
+            raise ValueError(
+                f"{head.file}: must be parallel to {name}, not turned by {angle:.0f} degrees."
+            )
+        if not np.allclose(its_spacing[:2], spacing, rtol=1e-3):
+            raise ValueError(f"{head.file}: the pixel spacing must be that of {name}.")
+        if (np.abs(offset[:2]) > spacing / 2).any():
+            raise ValueError(f"{head.file}: must lie behind {name}, not beside it.")
+        offsets.append(offset[2])
+    return np.array(offsets)
+
+
+def _check_rows(rows: Sequence[Sequence[_Head]]) -> None:
+    """Refuse slices that are there twice, or of which frames are missing or cannot be ordered."""
+    first = rows[0][0]
+    for row in rows:
+        if len(row) > 1 and first.n_frames > 1:
+            raise ValueError(f"{row[0].file} and {row[1].file.name} must not show the same slice.")
+        if len(row) != len(rows[0]):
+            raise ValueError(
+                f"{row[0].file}: its slice has {len(row)} files, that of {first.file.name} {len(rows[0])}; "
+                "each must have as many."
+            )
+        if len(row) > 1:
+            numbers = _numbers(row)
+            varying = numbers[:, np.ptp(numbers, axis=0) > 0]
+            if not varying.shape[1] or not (np.diff(varying, axis=0) > 0).all():
+                raise ValueError(
+                    f"{row[0].file}, {row[1].file.name}: the numbers in the names must tell the order of time."
+                )
+            _check_numbers(row)
+    _check_same_frames(rows)
+    if len(rows[0]) == 1 and first.n_frames == 1:
+        raise ValueError(
+            f"{first.file} and {rows[1][0].file.name} lie in different places, and each holds only one frame."
+        )
+
+
+def _check_same_frames(rows: Sequence[Sequence[_Head]]) -> None:
+    """Refuse slices of as many frames but other ones, as where one lacks its first and the rest their last.
+
+    Numbers that restart in each slice tell it; those that go on from slice to slice, or jump from slice to slice, do
+    not overlap, or not at the same place of the step.
+    """
+    heads = [head for row in rows for head in row]
+    for numbers in _numbers(heads).reshape(len(rows), len(rows[0]), -1).transpose(2, 0, 1):
+        steps = np.unique(np.diff(numbers, axis=1))
+        if len(steps) != 1 or steps[0] == 0:
+            continue
+        starts = numbers[:, 0].tolist()
+        usual = starts.index(max(starts, key=starts.count))
+        shift = np.abs(numbers[:, 0] - starts[usual])
+        other = (shift > 0) & (shift % steps[0] == 0) & (shift <= np.ptp(numbers[usual]))
+        if other.any():
+            row = int(other.argmax())
+            raise ValueError(
+                f"{rows[row][0].file}: its slice has frames {starts[row]} to {numbers[row, -1]}, that of "
+                f"{rows[usual][0].file.name} {starts[usual]} to {numbers[usual, -1]}; each must have the same."
+            )
+
+
+def _across(rows: Sequence[Sequence[_Head]], place: Place) -> Place:
+    """Return the place of a stack of single slices, which must be evenly spaced."""
+    origins = np.array([row[0].grid.affine[:3, 3] for row in rows])
+    steps = np.diff(origins, axis=0)
+    lengths = np.linalg.norm(steps, axis=1)
+    usual = float(np.median(lengths))
+    for length, (before, after) in zip(lengths, pairwise(rows), strict=True):
+        if abs(length - usual) > UNEVEN * usual:
+            raise ValueError(
+                f"{before[0].file} and {after[0].file.name}: the slices are {length:.1f} mm apart, "
+                f"and must be evenly spaced (others {usual:.1f} mm)."
+            )
+    normal = place.affine[:3, 2] / np.linalg.norm(place.affine[:3, 2])
+    affine = place.affine.copy()
+    affine[:3, 2] = normal * float(np.mean(steps @ normal))
+    affine[:3, 3] = origins[0]
+    said = f"one stack of {len(rows)} slices, each in {'files' if rows[0][1:] else 'a file'} of its own"
+    return Place(affine, place.order, place.corrections, [*place.notes, said])
+
+
+def _numbers(heads: Sequence[_Head]) -> Array:
+    """Numbers in the names of files, one row each; the place in the list where names have unlike numbers."""
+    found = [[int(number) for number in re.findall(r"\d+", str(head.file))] for head in heads]
+    same = len({len(numbers) for numbers in found}) == 1 and found[0]
+    return np.array(found) if same else np.arange(len(heads))[:, None]
+
+
+def _check_numbers(heads: Sequence[_Head]) -> None:
+    """Refuse frames that are numbered one by one, but for a gap."""
+    numbers = _numbers(heads)
+    varying = np.flatnonzero(np.ptp(numbers, axis=0))
+    if len(varying) == 1:
+        steps = np.diff(numbers[:, varying[0]])
+        if steps.min() == 1 and steps.max() > 1:
+            after = heads[int(steps.argmax()) + 1].file
+            raise ValueError(f"{after.parent}: a frame is missing before {after.name}.")

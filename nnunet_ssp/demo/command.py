@@ -1,0 +1,426 @@
+"""The main job from nothing to a report: `nnunet-ssp demo`.
+
+Every step is one of the commands a user would type, run in a process of its own and printed before
+it runs; what it says goes to `logs/`. All of nnU-Net's folders lie inside the demo's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_ssp.cohort.cases import read_cases, read_splits
+from nnunet_ssp.demo.report import (
+    CAVEAT,
+    DATASET_ID,
+    FINETUNER,
+    PLANS,
+    PRETRAINER,
+    SCRATCH,
+    Dataset,
+    Layout,
+    Step,
+    class_means,
+    report,
+    score,
+)
+from nnunet_ssp.files import nnunet as nnunet_files
+from nnunet_ssp.launch import (
+    choose_device,
+    command_environment,
+    environment_lines,
+    last_lines,
+    run_logged,
+)
+
+MARKER = ".nnunet-ssp-demo"  # a folder that holds this file is ours to start over in
+INTERMEDIATE = ("phantom", "nnUNet_raw", "nnUNet_preprocessed", "imagesVal")
+CREATED = (*INTERMEDIATE, "nnUNet_results", "predictions", "logs", "report.html")
+
+PLAN_FLAGS = ("-gpu_memory_target", "0.1", "-overwrite_plans_name", PLANS)
+
+# How many patches of 96 x 96 pixels each training sees, about five minutes on two cores in all;
+# of larger patches as many as take the same time.
+PRETRAINING_IMAGES = 2400
+FINETUNING_IMAGES = 1400
+REFERENCE_PIXELS = 96 * 96
+PRETRAINING_BATCH = 12
+EPOCHS = 10
+
+TAIL = 25  # lines of a log that are shown when its step failed
+
+# Share of each step in the progress bar: about its seconds on two cores.
+WEIGHTS = {
+    "phantom": 10,
+    "convert": 10,
+    "prepare": 20,
+    "pretrain": 270,
+    "finetune": 150,
+    "scratch": 150,
+    "predict_finetune": 25,
+    "predict_scratch": 25,
+}
+
+
+@dataclass
+class Run:
+    """Runs steps and keeps what ran."""
+
+    execute: Callable[[Step], None]
+    progress: Progress
+    seconds: dict[Step, float] = field(default_factory=dict)
+
+    def __call__(self, step: Step) -> None:
+        """Print the step's command, run it, note its time."""
+        self.progress.say(f"\n$ {step.line}")
+        start = time.monotonic()
+        self.execute(step)
+        self.seconds[step] = time.monotonic() - start
+        self.progress.finish(step.name)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `nnunet-ssp demo`, the keywords of `run`."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder in the layout of M&Ms (default: a synthetic phantom is made)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo"),
+        metavar="FOLDER",
+        help="where everything is written (default: %(default)s); new or empty, or the folder of "
+        "an earlier demo, which starts over",
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda", "mps"), help="default: cuda when there is a GPU"
+    )
+    parser.add_argument(
+        "--length",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="train this many times as long (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="also keep the phantom, its prepared data and the intermediate checkpoints "
+        "(with --data they always stay)",
+    )
+
+
+def run_arguments(arguments: argparse.Namespace) -> int:
+    """Run the demo with the parsed arguments of `add_arguments`."""
+    names = ("data", "output", "device", "length", "keep")
+    return run(**{name: getattr(arguments, name) for name in names})
+
+
+def run(
+    data: Path | None = None,
+    output: Path = Path("demo"),
+    device: str | None = None,
+    length: float = 1.0,
+    keep: bool = False,
+    execute: Callable[[Step], None] | None = None,
+) -> int:
+    """Convert, prepare, pretrain, fine-tune, predict, score, and write `report.html`.
+
+    Args:
+        data: Folder in the layout of M&Ms; None makes a phantom.
+        output: Folder for everything the demo writes.
+        device: "cpu", "cuda" or "mps"; None takes the GPU when there is one.
+        length: Factor on the number of training steps.
+        keep: Keep the phantom, its prepared data and the intermediate checkpoints.
+        execute: Runs a step; None runs its command in a process.
+
+    Returns:
+        0, the exit status.
+
+    Raises:
+        FileNotFoundError: `data` does not exist.
+        ValueError: An argument breaks its rule, or the data leave nothing to compare on.
+        RuntimeError: A step failed; the message shows its command and the end of its log.
+    """
+    if not 0 < length < math.inf:
+        raise ValueError(f"`--length` (={length}) must be above 0.")
+    device = choose_device(device)
+    open_folder(output, data)
+    layout = Layout(output, "Phantom" if data is None else "MNMs")
+
+    with Progress(sum(WEIGHTS.values()) - (WEIGHTS["phantom"] if data else 0)) as progress:
+        progress.say(f"Device: {device}. What the commands say goes to {output / 'logs'}\n")
+        progress.say("\n".join(environment_lines(output)))
+        command_runner = CommandRunner(demo_environment(output), output / "logs", progress)
+        do = Run(execute or command_runner, progress)
+        if data is None:
+            do(phantom_step(output))
+        do(convert_step(layout, data or output / "phantom"))
+        dataset = read_dataset(layout)
+        do(Step("prepare", ("nnunet-ssp", "prepare", DATASET_ID, *PLAN_FLAGS)))
+        plan = read_plan(layout.plans)
+        for step in training_steps(layout, device, plan, length):
+            do(step)
+        for step in prediction_steps(layout, device, dataset):
+            do(step)
+        scores = score(layout, dataset)
+        setup = environment_lines(output)
+        page = report(layout, dataset, plan, scores, do.seconds, setup, device)
+        page.write(output / "report.html")
+
+    print(f"\n{class_means(scores).round(3).to_string()}\n\n{CAVEAT}")
+    print(f"Report: {output / 'report.html'}")
+    if data is None and not keep:
+        for name in INTERMEDIATE:
+            remove(output / name)
+        for trainer in (PRETRAINER, FINETUNER, SCRATCH):
+            for name in ("checkpoint_latest.pth", "checkpoint_best.pth"):
+                remove(layout.fold(trainer) / name)
+    return 0
+
+
+def open_folder(output: Path, data: Path | None = None) -> None:
+    """Make the demo's folder, or clear the one of an earlier demo of what that one created.
+
+    Raises:
+        FileNotFoundError: `data` is not a folder.
+        ValueError: `output` holds something that is not ours, or `data` lies inside it.
+    """
+    if data is not None and not data.is_dir():
+        raise FileNotFoundError(f"`--data` (={data}) must be an existing folder.")
+    if data is not None and data.resolve().is_relative_to(output.resolve()):
+        raise ValueError(f"`--data` (={data}) must not lie in `--output` (={output}).")
+    ours = (output / MARKER).exists()
+    if output.exists() and not ours and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(
+            f"`--output` (={output}) must be new, empty, or the folder of an earlier demo."
+        )
+    for name in CREATED:
+        remove(output / name)
+    (output / "logs").mkdir(parents=True)
+    (output / MARKER).touch()
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def demo_environment(output: Path) -> dict[str, str]:
+    """The environment of every step: the user's, with nnU-Net's folders inside the demo's."""
+    environment = command_environment(output)
+    environment.setdefault("nnUNet_compile", "f")  # compiling takes longer than these trainings
+    environment["nnUNet_wandb_enabled"] = "0"  # nothing of a demo leaves the machine
+    return environment
+
+
+def phantom_step(output: Path) -> Step:
+    """Write synthetic cine: few labelled subjects, more without labels, and test subjects."""
+    code = (
+        "from nnunet_ssp.phantom import write_mnms; "
+        f"write_mnms({json.dumps(str(output / 'phantom'))}, "
+        "labelled=4, unlabelled=12, testing=4, seed=0, matrix=96, frames=10)"
+    )
+    return Step("phantom", ("python", "-c", code))
+
+
+def convert_step(layout: Layout, data: Path) -> Step:
+    """Make nnU-Net's raw dataset."""
+    where = ("-i", str(data), "-d", DATASET_ID, "--name", layout.name)
+    return Step("convert", ("nnunet-ssp", "convert", "mnms", *where))
+
+
+def training_steps(
+    layout: Layout, device: str, plan: Mapping[str, Any], length: float
+) -> list[Step]:
+    """Pretraining, fine-tuning and its control: same plans, number of steps and schedule.
+
+    Args:
+        layout: Where things are.
+        device: As in nnU-Net's `-device`.
+        plan: nnU-Net's 2d configuration: its `patch_size` (pixels) and `batch_size`.
+        length: Factor on the number of steps.
+    """
+    share = length * REFERENCE_PIXELS / math.prod(plan["patch_size"])
+
+    def iterations(images: int, batch_size: int) -> int:
+        return max(1, round(images * share / batch_size / EPOCHS))
+
+    def train(name: str, trainer: str, settings: str, *flags: str) -> Step:
+        what = (DATASET_ID, "2d", "0", "-p", PLANS, "-tr", trainer)
+        return Step(name, ("nnUNetv2_train", *what, *flags, "-device", device), settings)
+
+    pretraining = (
+        f"num_epochs={EPOCHS} "
+        f"iterations_per_epoch={iterations(PRETRAINING_IMAGES, PRETRAINING_BATCH)} "
+        f"batch_size={PRETRAINING_BATCH} seed=0"
+    )
+    finetuning = (
+        f"num_epochs={EPOCHS} "
+        f"iterations_per_epoch={iterations(FINETUNING_IMAGES, plan['batch_size'])} "
+        # nnU-Net's learning rate for both: in so few steps, half of it would decide the comparison.
+        "initial_lr=0.01 val_iterations_per_epoch=5 final_validation=no seed=0"
+    )
+    weights = ("-pretrained_weights", str(layout.checkpoint(PRETRAINER)))
+    return [
+        train("pretrain", PRETRAINER, pretraining),
+        train("finetune", FINETUNER, finetuning, *weights),
+        train("scratch", SCRATCH, finetuning),
+    ]
+
+
+def prediction_steps(layout: Layout, device: str, dataset: Dataset) -> list[Step]:
+    """Predictions of both models, without mirroring, which would take four times as long."""
+    model = ("-d", DATASET_ID, "-c", "2d", "-f", "0", "-p", PLANS, "-tr")
+    flags = ("--disable_tta", "-npp", "1", "-nps", "1", "-device", device)
+
+    def predict(name: str, trainer: str) -> Step:
+        folders = ("-i", str(dataset.images), "-o", str(layout.predictions(trainer)))
+        return Step(name, ("nnUNetv2_predict", *model, trainer, *folders, *flags))
+
+    return [predict("predict_finetune", FINETUNER), predict("predict_scratch", SCRATCH)]
+
+
+def read_plan(file: Path) -> dict[str, Any]:
+    """Read nnU-Net's 2d configuration."""
+    plans = nnunet_files.read_plans(file)
+    needed = ("patch_size", "batch_size")
+    return nnunet_files.configuration_of(plans, "2d", str(file), needed)
+
+
+def read_dataset(layout: Layout) -> Dataset:
+    """Read the converted dataset and choose the cases on which both models are compared.
+
+    These are the test subjects; where the data have none, fold 0's validation subjects, whose
+    images are copied to a folder of their own, because `nnUNetv2_predict` takes folders.
+
+    Raises:
+        ValueError: Fewer than two training subjects are labelled, so there is no fold 0.
+    """
+    cases = read_cases(layout.raw / "cases.csv")
+    splits_file = layout.raw / "splits_final.json"
+    splits = read_splits(splits_file) if splits_file.exists() else []
+    if not splits:
+        raise ValueError(f"{layout.raw} must have at least two labelled training subjects.")
+    dataset = nnunet_files.read_dataset(layout.raw / "dataset.json", ("labels", "file_ending"))
+
+    tested = [case.case for case in cases.values() if case.split == "test" and case.labelled]
+    what, images = "the test subjects", layout.raw / "imagesTs"
+    references = layout.raw / "labelsTs"
+    if not tested:
+        tested = splits[0]["val"]
+        what = "the validation subjects of fold 0 (these data have no test subjects)"
+        images, references = layout.output / "imagesVal", layout.raw / "labelsTr"
+        images.mkdir()
+        for case in tested:
+            file = f"{case}_0000{dataset['file_ending']}"
+            shutil.copy(layout.raw / "imagesTr" / file, images / file)
+    return Dataset(
+        cases=cases,
+        fold=splits[0],
+        labels={name: value for name, value in dataset["labels"].items() if value != 0},
+        ending=dataset["file_ending"],
+        tested=tested,
+        tested_what=what,
+        images=images,
+        references=references,
+    )
+
+
+class Progress:
+    """One bar over all steps; printed lines go above it.
+
+    Args:
+        total: Sum of the steps' weights.
+    """
+
+    def __init__(self, total: float) -> None:
+        from tqdm import tqdm
+
+        self._done = 0.0
+        self._bar = tqdm(
+            total=total,
+            disable=None,  # no bar where the output is no terminal
+            bar_format="{percentage:3.0f}% |{bar}| {elapsed}, about {remaining} left  {desc}",
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def say(self, text: str) -> None:
+        """Print above the bar."""
+        self._bar.write(text)
+        sys.stdout.flush()
+
+    def show(self, name: str, part: float) -> None:
+        """Name the running step, of which `part` (0 to 1) is done."""
+        self._bar.set_description_str(name, refresh=False)
+        self._bar.n = self._done + WEIGHTS[name] * part
+        self._bar.refresh()
+
+    def finish(self, name: str) -> None:
+        """Count a step as done."""
+        self.show(name, 1)
+        self._done += WEIGHTS[name]
+
+
+class CommandRunner:
+    """Runs steps as processes that write to log files.
+
+    Args:
+        environment: Environment variables of the commands.
+        logs: Folder for one log file per step.
+        progress: Shows how far a training is.
+    """
+
+    def __init__(self, environment: Mapping[str, str], logs: Path, progress: Progress) -> None:
+        self.environment = environment
+        self.logs = logs
+        self.progress = progress
+
+    def __call__(self, step: Step) -> None:
+        """Run a step to its end.
+
+        Raises:
+            FileNotFoundError: The command is not installed.
+            RuntimeError: It failed; the message names step, command and log, with its last lines.
+        """
+        log = self.logs / f"{list(WEIGHTS).index(step.name) + 1}_{step.name}.log"
+        settings = {"nnUNet_ssp_settings": step.settings} if step.settings else {}
+        with open(log, "wb") as sink:
+            status = run_logged(
+                step.command,
+                sink,
+                {**self.environment, **settings},
+                lambda: self.progress.show(step.name, trained_part(log)),
+            )
+        if status != 0:
+            raise RuntimeError(
+                f"The step `{step.name}` failed with exit status {status}.\nCommand: {step.line}\n"
+                f"Log: {log}, which ends with:\n\n{last_lines(log, TAIL) or '(nothing)'}"
+            )
+
+
+def trained_part(log: Path) -> float:
+    """How much of a training is done, 0 to 1, by the epochs its log names; 0 for other steps."""
+    # "Epoch 3" opens an epoch; "Epoch time: 12.3 s" closes it.
+    begun = re.findall(r"\bEpoch (\d+)\s*$", log.read_text("utf-8", "replace"), re.MULTILINE)
+    return min(1.0, int(begun[-1]) / EPOCHS) if begun else 0.0

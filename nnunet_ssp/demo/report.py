@@ -1,0 +1,326 @@
+"""What the demo made, and the page that shows it: Dice, curves, reconstructions, predictions, commands."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunet_ssp.cohort.cases import Case
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from nnunet_ssp.reporting.page import Page
+
+CAVEAT = (
+    "This run is short: it shows the workflow, not a benefit. A difference between the two models "
+    "below says nothing about pretraining."
+)
+
+DATASET_ID = "999"
+# With this memory nnU-Net plans 96 x 96 pixels in batches of 4 for the phantom and 128 x 128 in
+# batches of 2 for real cine: what two CPU cores train in minutes.
+PLANS = "demoPlans"
+
+PRETRAINER = "nnUNetTrainerMIMPretrain"
+MODELS = {"Fine-tuned": "nnUNetTrainerFinetune", "From scratch": "nnUNetTrainerScratch"}
+FINETUNER, SCRATCH = MODELS.values()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the demo."""
+
+    name: str  # a key of WEIGHTS; also names the log file
+    command: tuple[str, ...]
+    settings: str = ""  # value of nnUNet_ssp_settings
+
+    @property
+    def line(self) -> str:
+        """The command as typed in a shell."""
+        prefix = f"nnUNet_ssp_settings={shlex.quote(self.settings)} " if self.settings else ""
+        return prefix + shlex.join(self.command)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are, below the demo's folder as the user named it."""
+
+    output: Path
+    name: str  # the dataset's name without its number
+
+    @property
+    def dataset(self) -> str:
+        """Full name of the dataset."""
+        return f"Dataset{DATASET_ID}_{self.name}"
+
+    @property
+    def raw(self) -> Path:
+        """The converted dataset."""
+        return self.output / "nnUNet_raw" / self.dataset
+
+    @property
+    def plans(self) -> Path:
+        """The plans file."""
+        return self.output / "nnUNet_preprocessed" / self.dataset / f"{PLANS}.json"
+
+    def fold(self, trainer: str) -> Path:
+        """The results of a training."""
+        folder = self.output / "nnUNet_results" / self.dataset / f"{trainer}__{PLANS}__2d"
+        return folder / "fold_0"
+
+    def checkpoint(self, trainer: str) -> Path:
+        """The final checkpoint of a training."""
+        return self.fold(trainer) / "checkpoint_final.pth"
+
+    def predictions(self, trainer: str) -> Path:
+        """The predictions of the fine-tuned or the control model."""
+        return self.output / "predictions" / trainer
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What the conversion made, and on which of its cases both models are compared."""
+
+    cases: dict[str, Case]
+    fold: dict[str, list[str]]  # fold 0: the cases of `train` and `val`
+    labels: dict[str, int]  # without the background
+    ending: str  # of the image files
+    tested: list[str]
+    tested_what: str  # in words
+    images: Path  # of the tested cases
+    references: Path
+
+    def subjects(self, cases: list[str]) -> list[str]:
+        """The subjects of some cases, each once, in order."""
+        return list(dict.fromkeys(self.cases[case].subject for case in cases))
+
+
+def score(layout: Layout, dataset: Dataset) -> pd.DataFrame:
+    """3D Dice of both models.
+
+    Returns:
+        Columns `model`, `subject`, `case`, `class`, `dice` and more.
+    """
+    from nnunet_ssp.evaluation.files import References, find_pairs
+    from nnunet_ssp.evaluation.labels import Labels
+    from nnunet_ssp.evaluation.scoring import score_pairs
+
+    references = {c: dataset.references / f"{c}{dataset.ending}" for c in dataset.tested}
+    folders = {model: [layout.predictions(trainer)] for model, trainer in MODELS.items()}
+    pairs, _ = find_pairs(folders, References(references), dataset.ending)
+    labels = Labels({name: (value,) for name, value in dataset.labels.items()})
+    scores = score_pairs(pairs, labels).frames
+    return scores.assign(subject=[dataset.cases[case].subject for case in scores["case"]])
+
+
+def class_means(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean Dice over subjects, each the mean of its frames.
+
+    Returns:
+        Rows: the classes and `Mean`. Columns: the models.
+    """
+    subjects = scores.groupby(["model", "class", "subject"], sort=False)["dice"].mean()
+    table = subjects.groupby(level=["class", "model"], sort=False).mean().unstack("model")
+    table = table[list(MODELS)].rename_axis(index="3D Dice", columns=None)
+    table.loc["Mean"] = table.mean()
+    return table
+
+
+def report(
+    layout: Layout,
+    dataset: Dataset,
+    plan: Mapping[str, Any],
+    scores: pd.DataFrame,
+    seconds: Mapping[Step, float],
+    setup: Sequence[str],
+    device: str,
+) -> Page:
+    """The report of a run.
+
+    Args:
+        layout: Where things are.
+        dataset: The cases both models predicted.
+        plan: nnU-Net's 2d configuration.
+        scores: The models' Dice, from `score`.
+        seconds: The steps that ran and the time each took.
+        setup: The shell lines that set what the commands need.
+        device: The device of the trainings.
+    """
+    from nnunet_ssp.reporting.figures import OVERLAY_WIDTH
+    from nnunet_ssp.reporting.page import PIXELS_PER_INCH, Page
+
+    page = Page("Pretrain, fine-tune, predict: a run of nnunet-ssp", notice=CAVEAT)
+    pretraining = [
+        case.case
+        for case in dataset.cases.values()
+        if case.split == "train" and case.subject not in dataset.subjects(dataset.fold["val"])
+    ]
+    rows, columns = plan["patch_size"]
+    page.paragraph(
+        f"Masked image modelling saw {_counts(dataset, pretraining)}, without labels. Fine-tuning "
+        f"saw the labels of {_counts(dataset, dataset.fold['train'])}. Both models have the "
+        f"network that nnU-Net planned for patches of {rows} × {columns} pixels and differ only "
+        "in their initial weights. They are compared on "
+        f"{_counts(dataset, dataset.tested)}: {dataset.tested_what}."
+    )
+    _add_dice(page, dataset, scores)
+    _add_curves(page, layout)
+    _add_reconstructions(page, layout)
+    page.heading("Predictions")
+    page.image(
+        overlays(layout, dataset),
+        alt="The reference and both predictions in colour on one slice of each subject.",
+        caption="The slice in the middle of the heart, at the subject's first labelled frame. White: "
+        "outline of the reference.",
+        width=round(PIXELS_PER_INCH * OVERLAY_WIDTH),
+    )
+    page.heading("The commands")
+    page.paragraph(
+        "Exactly what ran. On your own data, convert your folder and leave out what makes this run "
+        "small: the two flags of prepare (then also -p) and nnUNet_ssp_settings."
+    )
+    page.code("\n\n".join(["\n".join(setup), *(step.line for step in seconds)]))
+    page.heading("Time and versions")
+    times = [(step.name, round(time)) for step, time in seconds.items()]
+    page.table(["Step", "Seconds"], [*times, ("All steps", sum(time for _, time in times))])
+    page.table(["Software", "Version"], versions(device))
+    return page
+
+
+def _counts(dataset: Dataset, cases: list[str]) -> str:
+    subjects = len(dataset.subjects(cases))
+    return f"{len(cases)} frames of {subjects} subject{'' if subjects == 1 else 's'}"
+
+
+def _add_dice(page: Page, dataset: Dataset, scores: pd.DataFrame) -> None:
+    page.heading("3D Dice")
+    means = class_means(scores)
+    fine, scratch = MODELS
+    page.table(
+        ["Class", fine, scratch, "Difference"],
+        [(str(name), a, b, a - b) for name, a, b in means.itertuples(name=None)],
+        caption="Mean over subjects, each the mean of its frames. A class that is in neither "
+        "prediction nor reference counts 1.",
+    )
+    subjects = scores.groupby("subject", sort=False)
+    tables = {str(subject): class_means(own) for subject, own in subjects}
+    page.table(
+        ["Subject", *(str(name) for name in means.index)],
+        [
+            (subject, *(f"{a:.2f} / {b:.2f}" for a, b in table.itertuples(index=False, name=None)))
+            for subject, table in tables.items()
+        ],
+        caption="Each subject: fine-tuned / from scratch.",
+    )
+
+
+def _add_curves(page: Page, layout: Layout) -> None:
+    def drawing(curves: Mapping[str, list[float]], ylabel: str) -> Callable[[Figure], None]:
+        def draw(figure: Figure) -> None:
+            axes = figure.subplots()
+            for label, values in curves.items():
+                axes.plot(range(1, len(values) + 1), values, marker="o", markersize=4, label=label)
+            axes.set(xlabel="Epoch", ylabel=ylabel)
+            axes.legend()
+
+        return draw
+
+    page.heading("Curves")
+    logged = read_curves(layout.checkpoint(PRETRAINER))
+    losses = {"training": logged["train_losses"], "validation": logged["val_losses"]}
+    page.plot(
+        drawing(losses, "Reconstruction loss"),
+        alt="Training and validation loss of the pretraining by epoch.",
+        caption="Pretraining: loss on the masked pixels.",
+    )
+    dice = {
+        model: read_curves(layout.checkpoint(trainer))["mean_fg_dice"]
+        for model, trainer in MODELS.items()
+    }
+    page.plot(
+        drawing(dice, "Pseudo Dice"),
+        alt="Pseudo Dice of fine-tuning and of training from scratch by epoch.",
+        caption="Fine-tuning and its control: nnU-Net's pseudo Dice, a rough estimate on random "
+        "patches of fold 0's validation subjects.",
+    )
+
+
+def read_curves(checkpoint: Path) -> dict[str, list[Any]]:
+    """What nnU-Net logged per epoch, from a checkpoint that this run wrote."""
+    from nnunet_ssp.files.checkpoints import load
+
+    # Memory-mapped, as the weights are not wanted.
+    logging: dict[str, list[Any]] = load(checkpoint, mmap=True).get("logging", {})
+    return logging
+
+
+def _add_reconstructions(page: Page, layout: Layout) -> None:
+    images = sorted((layout.fold(PRETRAINER) / "reconstructions").glob("epoch_*.png"))
+    if not images:
+        return
+    page.heading("Reconstructions")
+    for path in dict.fromkeys((images[0], images[-1])):
+        page.image(
+            path,
+            alt="Slices, the same with blocks masked, and their reconstructions.",
+            caption=f"Pretraining, {path.stem.replace('_', ' ')}.",
+        )
+
+
+def overlays(layout: Layout, dataset: Dataset, limit: int = 4) -> bytes:
+    """The reference and both predictions on the first labelled frame of some subjects.
+
+    Args:
+        layout: Where things are.
+        dataset: The cases both models predicted.
+        limit: Largest number of subjects shown.
+
+    Returns:
+        Content of a PNG file.
+    """
+    from nnunet_ssp.evaluation.files import read_array
+    from nnunet_ssp.reporting.figures import (
+        Panel,
+        label_window,
+        labelled_slices,
+        overlay_grid,
+    )
+
+    first_frames: dict[str, str] = {}
+    for case in dataset.tested:
+        first_frames.setdefault(dataset.cases[case].subject, case)
+    folders = {"Reference": dataset.references}
+    folders |= {model: layout.predictions(trainer) for model, trainer in MODELS.items()}
+    rows = {}
+    for subject, case in list(first_frames.items())[:limit]:
+        image = read_array(dataset.images / f"{case}_0000{dataset.ending}")
+        maps = [read_array(path / f"{case}{dataset.ending}") for path in folders.values()]
+        (z,), window = labelled_slices(maps[0], 1), label_window(maps[0])
+        reference = maps[0][z][window]
+        rows[subject] = [
+            Panel(image[z][window], labels[z][window], reference if i else None)
+            for i, labels in enumerate(maps)
+        ]
+    return overlay_grid(rows, list(folders), dataset.labels)
+
+
+def versions(device: str) -> list[tuple[str, str]]:
+    """The packages and the machine that made the report."""
+    import platform
+
+    import torch
+
+    cores = f"{os.cpu_count()} CPU cores"
+    return [
+        *((name, metadata.version(name)) for name in ("nnunet-ssp", "nnunetv2", "torch", "numpy")),
+        ("Python", platform.python_version()),
+        ("System", platform.system()),
+        ("Device", f"{torch.cuda.get_device_name()}, {cores}" if device == "cuda" else cores),
+    ]

@@ -1,0 +1,361 @@
+"""`nnunet-ssp evaluate`: from folders of predictions to tables, a summary and a report.
+
+For example, one model, and two models with three seeds each:
+
+    nnunet-ssp evaluate 114 predictions
+    nnunet-ssp evaluate 114 scratch=scratch_seed{0,1,2} MIM=mim_seed{0,1,2} -o evaluation
+
+The shell makes `scratch=scratch_seed0 scratch=scratch_seed1 ...` of the braces.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_ssp.cohort.cases import (
+    Case,
+    dataset_folder,
+    nnunet_folder,
+    read_cases,
+    subject_of,
+    write_json,
+    write_together,
+)
+from nnunet_ssp.files.nnunet import read_dataset
+from nnunet_ssp.parallel import number_of_workers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnunet_ssp.evaluation.labels import Labels
+    from nnunet_ssp.evaluation.results import Evaluation
+    from nnunet_ssp.evaluation.scoring import Scores
+
+CASE_COLUMNS = (  # of cases.csv, beside `case` and `subject`
+    *("source", "split", "frame", "phase", "base"),
+    *("vendor", "centre", "scanner", "field", "pathology"),
+)
+IN_ML_OR_MM = ["hd95_mm", "assd_mm", "reference_ml", "predicted_ml"]
+OUTPUTS = ("metrics.csv", "slices.csv", "clinical.csv", "summary.json", "report.html")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `nnunet-ssp evaluate`, the keywords of `evaluate`."""
+    parser.add_argument("dataset", help="dataset id or name: 114 or Dataset114_MNMs")
+    parser.add_argument(
+        "predictions",
+        nargs="+",
+        metavar="FOLDER",
+        help="what nnUNetv2_predict wrote, or the validation folder of a fold. NAME=FOLDER names "
+        "the model; folders of the same NAME are its seeds, or its folds",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="the model that the others are tested against (default: the first)",
+    )
+    parser.add_argument(
+        "--references",
+        type=Path,
+        metavar="FOLDER",
+        help="reference label maps (default: the dataset's labelsTs, gt_segmentations, labelsTr)",
+    )
+    parser.add_argument(
+        "-o",
+        dest="output",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write (default for a single folder: FOLDER_evaluation, beside it)",
+    )
+    for flag, structure in (
+        ("--lv", "left ventricle's cavity"),
+        ("--myo", "myocardium"),
+        ("--rv", "right ventricle's cavity"),
+    ):
+        parser.add_argument(
+            flag, metavar="CLASS", help=f"the class that is the {structure} (default: by its name)"
+        )
+    parser.add_argument(
+        "--spacing-unknown",
+        action="store_true",
+        help="the files' spacing is nominal: no distances, no volumes",
+    )
+    parser.add_argument(
+        "--subject-pattern",
+        metavar="REGEX",
+        help='without cases.csv: finds the subject in a case\'s name, e.g. "(.+)_frame"',
+    )
+    parser.add_argument(
+        "-np", dest="workers", metavar="N", type=int, help="processes (default: cores, at most 8)"
+    )
+
+
+def evaluate(
+    dataset: str | int,
+    predictions: Sequence[str],
+    baseline: str | None = None,
+    references: Path | None = None,
+    output: Path | None = None,
+    lv: str | None = None,
+    myo: str | None = None,
+    rv: str | None = None,
+    spacing_unknown: bool = False,
+    subject_pattern: str | None = None,
+    workers: int | None = None,
+) -> Path:
+    """Score one or more models on the same cases, print a table and write `OUTPUTS`.
+
+    Args:
+        dataset: Id or name of a dataset in `nnUNet_raw` or `nnUNet_preprocessed`.
+        predictions: `FOLDER` or `NAME=FOLDER`. Folders of one name with the same cases are a
+            model's seeds, folders with different cases the folds of a seed.
+        baseline: The model the others are compared with; by default the first.
+        references: Folder of reference label maps instead of the dataset's.
+        output: Folder to write to; by default `FOLDER_evaluation` for a single folder.
+        lv: Class of the left ventricle's cavity; by default found by its name, see `labels`.
+        myo: Class of the myocardium.
+        rv: Class of the right ventricle's cavity.
+        spacing_unknown: The spacing in the files is nominal: no distances and no volumes.
+        subject_pattern: Regular expression that finds the subject in a case's name, for datasets
+            without `cases.csv`; by default each case is a subject.
+        workers: Number of processes; by default see `number_of_workers`.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        FileNotFoundError: The dataset, a prediction or a reference is missing.
+        ValueError: An argument breaks its rule, a file cannot be read, or the files of a case lie
+            on different grids.
+    """
+    from nnunet_ssp.evaluation.console import summary_text
+    from nnunet_ssp.evaluation.files import (
+        WITHOUT_SPACING,
+        find_images,
+        find_pairs,
+        find_references,
+    )
+    from nnunet_ssp.evaluation.labels import read_labels
+    from nnunet_ssp.evaluation.results import Evaluation
+    from nnunet_ssp.evaluation.scoring import score_pairs
+
+    folders = _name_models(predictions)
+    baseline = baseline or next(iter(folders))
+    if baseline not in folders:
+        raise ValueError(f"`--baseline` (={baseline}) must be one of {', '.join(folders)}.")
+    output = _output_folder(output, folders, references)
+    workers = number_of_workers(workers)
+
+    raw, prepared = _dataset_folders(dataset)
+    home = next(f for f in (raw, prepared) if f is not None)
+    labels = read_labels(home / "dataset.json", {"LV": lv, "MYO": myo, "RV": rv})
+    ending = read_dataset(home / "dataset.json", ("file_ending",))["file_ending"]
+    found = find_references(raw, prepared, ending, references)
+    pairs, notes = find_pairs(folders, found, ending)
+    known = read_cases(home / "cases.csv") if (home / "cases.csv").is_file() else {}
+    about = _about_cases({pair.case for pair in pairs}, known, subject_pattern, home)
+
+    scores = score_pairs(pairs, labels, workers)
+    frames, slices, unlabelled = _with_cases(scores, about)
+    nominal = "the spacing is nominal (--spacing-unknown)" if spacing_unknown else ""
+    if ending in WITHOUT_SPACING:
+        nominal = f"{ending} files hold no spacing"
+        notes.append(f"{nominal}: there are no distances and no volumes.")
+    figures, refused = _clinical(frames, labels, nominal)
+    if nominal:
+        frames[IN_ML_OR_MM] = float("nan")
+    evaluation = Evaluation(
+        dataset=home.name,
+        models=folders,
+        baseline=baseline,
+        labels=labels,
+        pairs=pairs,
+        images=find_images(raw, ending),
+        frames=frames,
+        slices=slices,
+        figures=figures,
+        refused=refused,
+        notes=notes + unlabelled,
+    )
+    _write(evaluation, output)
+    print(summary_text(evaluation))
+    print(f"\nReport: {output / 'report.html'}")
+    return output
+
+
+# --- what to evaluate -------------------------------------------------------------------------
+
+
+def _name_models(predictions: Sequence[str]) -> dict[str, list[Path]]:
+    """The folders of each model, resolved, from `FOLDER` and `NAME=FOLDER`."""
+    models: dict[str, list[Path]] = {}
+    for word in predictions:
+        name, equals, path = word.partition("=")
+        if not equals or Path(word).is_dir():  # a folder may have an = in its name
+            name, path = _folder_name(Path(word).resolve()), word
+            if name in models:
+                raise ValueError(
+                    f"`predictions` (={word}) must have a name of its own, {name} is taken: give "
+                    "it as NAME=FOLDER."
+                )
+        elif not name or not path:
+            raise ValueError(f"`predictions` (={word}) must be FOLDER or NAME=FOLDER.")
+        folder = Path(path).resolve()
+        if any(folder in folders for folders in models.values()):
+            raise ValueError(f"`predictions` (={word}) must be a folder that is not given twice.")
+        models.setdefault(name, []).append(folder)
+    return models
+
+
+def _folder_name(folder: Path) -> str:
+    """A folder's name; for nnU-Net's `TRAINER__PLANS__2d/fold_0/validation` trainer and fold."""
+    if folder.name == "validation" and folder.parent.name.startswith("fold_"):
+        return f"{folder.parents[1].name.split('__')[0]} {folder.parent.name}"
+    return folder.name
+
+
+def _output_folder(
+    output: Path | None, folders: Mapping[str, Sequence[Path]], references: Path | None
+) -> Path:
+    inputs = [folder for model in folders.values() for folder in model]
+    if output is None:
+        if len(inputs) > 1:
+            raise ValueError("`-o` must name the folder to write to when there are several models.")
+        return inputs[0].with_name(f"{inputs[0].name}_evaluation")
+    # nnU-Net writes a summary.json of its own beside the predictions.
+    for folder in [*inputs, *([references] if references else [])]:
+        if output.resolve() == folder.resolve():
+            raise ValueError(f"`-o` (={output}) must be another folder than the label maps'.")
+    return output
+
+
+def _dataset_folders(dataset: str | int) -> tuple[Path | None, Path | None]:
+    """The dataset's folders in nnUNet_raw and nnUNet_preprocessed; one of the two is enough."""
+    found: list[Path | None] = [None, None]
+    errors: list[Exception] = []
+    for place, variable in enumerate(("nnUNet_raw", "nnUNet_preprocessed")):
+        try:
+            folder = dataset_folder(nnunet_folder(variable), dataset)
+            if not (folder / "dataset.json").is_file():
+                raise FileNotFoundError(f"{folder / 'dataset.json'} is missing.")
+            found[place] = folder
+        except (FileNotFoundError, RuntimeError) as error:
+            errors.append(error)
+    if len(errors) == 2:
+        raise errors[0]
+    return found[0], found[1]
+
+
+def _about_cases(
+    cases: set[str], known: Mapping[str, Case], pattern: str | None, home: Path
+) -> pd.DataFrame:
+    """One row per case: `subject` and `CASE_COLUMNS`, which are empty without cases.csv."""
+    import pandas as pd
+
+    unknown = sorted(cases - known.keys())
+    if known and unknown:
+        raise ValueError(f"{home / 'cases.csv'} must have a row for {unknown[0]}.")
+    several_sources = len({known[case].source for case in cases if case in known}) > 1
+    rows = []
+    for case in sorted(cases):
+        row: dict[str, object] = dict.fromkeys(CASE_COLUMNS, "")
+        row |= {"case": case, "subject": subject_of(case, known, pattern)}
+        if case in known:
+            row |= {name: getattr(known[case], name) for name in CASE_COLUMNS}
+            if not several_sources:  # then the code alone tells subjects apart
+                row["subject"] = known[case].subject
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# --- what was measured ------------------------------------------------------------------------
+
+
+def _with_cases(
+    scores: Scores, about: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """The tables of scores with the columns of cases.csv, without classes that are not labelled.
+
+    A class that no reference has at a phase was not labelled there: scoring its absence would
+    measure the labelling.
+    """
+    keys = ["model", "seed", "subject", "case"]
+    frames, slices = (
+        table.merge(about, on="case")[
+            [*keys, *CASE_COLUMNS, *(c for c in table.columns if c not in keys)]
+        ]
+        for table in scores
+    )
+    groups = frames.groupby(["class", "phase"], sort=False)["reference_ml"].max()
+    unlabelled = [group for group, volume in groups.items() if volume == 0]
+    if len(unlabelled) == len(groups):
+        raise ValueError("No reference holds any class of the dataset: there is nothing to score.")
+    notes = []
+    for name in dict.fromkeys(name for name, _ in unlabelled):
+        phases = [phase for own, phase in unlabelled if own == name]
+        where = "" if name not in groups[groups > 0] else f" at {' and '.join(phases)}"
+        notes.append(f"{name} is in no reference{where}, so it is left out{where and ' there'}.")
+        own = frames[(frames["class"] == name) & frames["phase"].isin(phases)]
+        if predicted := int((own["predicted_ml"] > 0).sum()):
+            notes[-1] += f" It is in {predicted} of {len(own)} predictions."
+
+    def labelled(table: pd.DataFrame) -> pd.DataFrame:
+        group = zip(table["class"], table["phase"], strict=True)
+        return table[[key not in unlabelled for key in group]].reset_index(drop=True)
+
+    from_base = slices["base"].map({"first": 1.0, "last": -1.0})  # NaN where it is unknown
+    slices["position"] = (from_base * (slices["position"] - 0.5) + 0.5).where(from_base.notna())
+    return labelled(frames), labelled(slices), notes
+
+
+def _clinical(
+    frames: pd.DataFrame, labels: Labels, nominal: str
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The clinical figures, or why there are none: for some subjects, or under `all`.
+
+    Args:
+        frames: From `_with_cases`.
+        labels: The structures.
+        nominal: Why the spacing is not known; empty if it is.
+    """
+    from nnunet_ssp.evaluation.volumes import FIGURE_COLUMNS, clinical_figures
+
+    reason = ""
+    if nominal:
+        reason = f"{nominal}, so there are no volumes in ml"
+    elif not labels.structures:
+        reason = "no class is named like LV, MYO or RV; --lv, --myo and --rv say which they are"
+    elif labels.overlap:
+        reason = labels.overlap
+    elif labels.ignore is not None:
+        reason = "the dataset has an ignore label, and what is ignored may be part of a volume"
+    elif (frames["phase"] == "").all():
+        reason = "there is no cases.csv that says which frames are ED and ES"
+    if not reason:
+        return clinical_figures(frames, labels.structures)
+    import pandas as pd
+
+    return pd.DataFrame(columns=FIGURE_COLUMNS), {"all": reason}
+
+
+# --- output -----------------------------------------------------------------------------------
+
+
+def _write(evaluation: Evaluation, output: Path) -> None:
+    from nnunet_ssp.evaluation.report import report
+
+    # Nothing is written before all is known: the files of a folder belong together.
+    summary, page = evaluation.summary(), report(evaluation)
+    tables = {
+        "metrics.csv": evaluation.frames.drop(columns="base"),
+        "slices.csv": evaluation.slices,
+        "clinical.csv": evaluation.figures,
+    }
+    with write_together(output) as temporary:
+        for name, table in tables.items():
+            table.to_csv(temporary / name, index=False, float_format="%.6g", lineterminator="\n")
+        write_json(temporary / "summary.json", summary)
+        page.write(temporary / "report.html")

@@ -1,0 +1,215 @@
+"""The one place where checkpoints are opened: without running what a file from elsewhere may hold.
+
+A checkpoint is a pickle, and a pickle may call any function. `load` allows tensors, Python's own values and the few
+NumPy types that nnU-Net stores in its logs; all else is refused with its name.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_ssp.files.contents import (
+    COUNT,
+    NAMES,
+    NUMBER,
+    TEXT,
+    TEXTS,
+    Rule,
+    check,
+    nests_too_deeply,
+    optional,
+    printable,
+)
+
+# Under these names pickles of NumPy 1 and of NumPy 2 know the function that makes a number.
+SCALAR = ("numpy.core.multiarray", "numpy._core.multiarray")
+# nnU-Net logs means in double or single precision; the others are as harmless.
+DTYPES = ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")
+
+
+def _is_whole_tensor(value: object) -> bool:
+    """Whether a value is an ordinary tensor; one that claims more elements than are stored would fill the memory."""
+    if type(value) not in (Tensor, torch.nn.Parameter):
+        return False
+    assert isinstance(value, Tensor)
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+WEIGHTS = Rule(
+    "tensors by name",
+    lambda v: NAMES.holds(v) and bool(v) and all(map(_is_whole_tensor, v.values())),
+)
+PARTS = {
+    "network_weights": WEIGHTS,
+    "optimizer_state": optional(NAMES),
+    "grad_scaler_state": optional(NAMES),
+    "logging": Rule(
+        "names with lists",
+        lambda v: NAMES.holds(v) and all(isinstance(curve, list) for curve in v.values()),
+    ),
+    "_best_ema": optional(NUMBER),
+    "current_epoch": COUNT,
+    "init_args": NAMES,
+    "trainer_name": TEXT,
+    "ssp": NAMES,
+    "ssp_state": NAMES,
+    "ssp_early_stopping": NAMES,
+}
+INIT_ARGS = {"plans": NAMES, "configuration": TEXT, "dataset_json": NAMES}
+SSP = {
+    "trainer": TEXT,
+    "method": TEXT,
+    "transfers": TEXT,
+    "weights_from": TEXT,
+    "settings": NAMES,
+    "versions": NAMES,
+    "subjects": TEXTS,
+    "papers": TEXTS,
+    "pretraining": NAMES,
+    "counts": Rule(
+        "numbers of subjects, frames and slices",
+        lambda v: NAMES.holds(v)
+        and all(COUNT.holds(v.get(name)) for name in ("subjects", "frames", "slices")),
+    ),
+    "preprocessing": NAMES,
+}
+SETTINGS = {"subject_pattern": optional(TEXT)}
+PLANS = {
+    "dataset_name": TEXT,
+    "plans_name": TEXT,
+    "configurations": Rule(
+        "names with configurations",
+        lambda v: NAMES.holds(v) and all(map(NAMES.holds, v.values())),
+    ),
+}
+WAY_OUT = "Only if you know and trust who made the file: --trust (commands) or the setting trust=yes (trainers)."
+# What a run needs to go on, beside the weights.
+TO_GO_ON = ("optimizer_state", "logging", "_best_ema", "current_epoch", "init_args")
+
+
+def load(file: str | Path, trust: bool = False, mmap: bool = False) -> dict[str, Any]:
+    """Open a checkpoint of ours or of nnU-Net on the CPU, and check its parts.
+
+    Args:
+        file: the file.
+        trust: run what the file asks for; only for files whose maker is trusted.
+        mmap: leave the tensors on disk until they are used.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no checkpoint of nnU-Net's form, a part has another type than it must have, or the file
+            would run code.
+    """
+    file = Path(file)
+    if not file.exists():
+        raise FileNotFoundError(f"Checkpoint {file} does not exist.")
+    if not file.is_file():
+        raise ValueError(f"{file} is not a readable checkpoint (it is no file).")
+    content = _open(file, trust, mmap)
+    if not isinstance(content, dict) or "network_weights" not in content:
+        raise ValueError(f"{file} is not an nnU-Net checkpoint: it has no `network_weights`.")
+    check(content, PARTS, str(file))
+    arguments, ssp = content.get("init_args", {}), content.get("ssp", {})
+    if nests_too_deeply([arguments, ssp, content.get("logging"), content.get("optimizer_state")]):
+        raise ValueError(
+            f"{file}: `init_args`, `ssp`, `logging` and `optimizer_state` nest too deeply."
+        )
+    check(arguments, INIT_ARGS, f"{file}, `init_args`")
+    check(arguments.get("plans", {}), PLANS, f"{file}, `init_args.plans`")
+    check(ssp, SSP, f"{file}, `ssp`")
+    check(ssp.get("settings", {}), SETTINGS, f"{file}, `ssp.settings`")
+    check(ssp.get("pretraining", {}), SSP, f"{file}, `ssp.pretraining`")
+    return content
+
+
+def non_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return [
+        name
+        for name, tensor in weights.items()
+        if (tensor.is_floating_point() or tensor.is_complex()) and not tensor.isfinite().all()
+    ]
+
+
+def refuse_non_finite(file: str | Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights from which no training can go on.
+
+    Raises:
+        ValueError: names the first tensor that holds NaN or infinity.
+    """
+    if wrong := non_finite(weights):
+        raise ValueError(f"{file}: {in_words(wrong, len(weights))}.")
+
+
+def in_words(wrong: list[str], n: int) -> str:
+    """What `non_finite` found, of ``n`` tensors."""
+    return (
+        f"{len(wrong)} of {n} tensors hold NaN or infinity, the first is {printable(wrong[0])}: "
+        "that training had diverged"
+    )
+
+
+def _open(file: Path, trust: bool, mmap: bool) -> Any:
+    with open(file, "rb") as stream:
+        start = stream.read(4)
+    is_zip = start == b"PK\x03\x04"
+    other = "it is neither a zip file of PyTorch nor a pickle"
+    if not (
+        trust or is_zip or start.startswith(b"\x80")
+    ):  # torch would try to unpack it as a tar file
+        raise ValueError(f"{file} is not a readable checkpoint ({other}).")
+    try:
+        # Torch warns of kinds of files that it then refuses.
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_allowed()):
+            warnings.simplefilter("ignore")
+            mapped = mmap and is_zip  # torch maps no others
+            return torch.load(str(file), map_location="cpu", weights_only=not trust, mmap=mapped)
+    except Exception as error:  # whatever a pickle of something else, or of nothing, may raise
+        message = str(error)
+        # Torch names the builtins without their module.
+        if found := re.search(r"GLOBAL (\S+) (?:was not|whose)", message):
+            raise ValueError(
+                f"{file} is not opened, for it would run code: it needs {printable(found[1][:80])}, which is no part "
+                f"of the weights and numbers of a checkpoint. {WAY_OUT}"
+            ) from None
+        if not is_zip and not start.startswith(b"\x80"):
+            reason = other
+        elif "weights_only" in message or "Weights only" in message:
+            raise ValueError(
+                f"{file} is not opened, for it may run code: PyTorch cannot read it as weights and numbers alone. "
+                f"{WAY_OUT}"
+            ) from None
+        else:
+            reason = "it is damaged or not whole"
+        raise ValueError(f"{file} is not a readable checkpoint ({reason}).") from error
+
+
+def _allowed() -> list[Any]:
+    """What nnU-Net's own checkpoints hold beside tensors and Python's values."""
+    kinds = [type(np.dtype(name)) for name in DTYPES]
+    return [np.dtype, *kinds, *map(_scalar, SCALAR)]
+
+
+def _scalar(module: str) -> Callable[[Any, Any], Any]:
+    """NumPy's function that makes a number of its bytes, for numbers alone, as pickles name it."""
+
+    def scalar(dtype: Any, content: Any) -> Any:
+        if not isinstance(dtype, np.dtype) or dtype.name not in DTYPES:
+            raise ValueError(f"a number of NumPy must be one of {', '.join(DTYPES)}")
+        # An old pickle holds the bytes as text.
+        raw = content.encode("latin1") if isinstance(content, str) else content
+        return np.frombuffer(raw, dtype, count=1)[0]
+
+    # Torch looks functions up by these.
+    scalar.__module__, scalar.__qualname__, scalar.__name__ = module, "scalar", "scalar"
+    return scalar

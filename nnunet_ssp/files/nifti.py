@@ -1,0 +1,279 @@
+"""NIfTI files: read as a whole or refused in words, checked, and written so that every tool reads them alike."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from nnunet_ssp.files.grids import Array as Array
+from nnunet_ssp.files.grids import Grid, read_grid
+
+CHUNK = 2**20  # bytes read at a time
+HEADER = 348  # bytes; of NIfTI 2 more
+# The largest intensity of an image: above, float32 cannot hold its square; below, nnU-Net's normalisation, which
+# divides by 1e-8 at least, leaves no image.
+SMALLEST, LARGEST = 1e-6, 1e18
+
+
+@dataclass(frozen=True)
+class Nifti:
+    """A NIfTI file as read."""
+
+    file: Path
+    voxels: Array  # native byte order; integers as stored, all else float32
+    grid: Grid
+
+
+def read_nifti(file: Path) -> tuple[Array, Array]:
+    """Read voxels and affine (4, 4) of a NIfTI file; see `read_image` for what is refused."""
+    image = read_image(file)
+    return image.voxels, image.grid.affine
+
+
+def read_image(file: Path) -> Nifti:
+    """Read a NIfTI file to its end; also one whose axes are not orthogonal, which SimpleITK refuses.
+
+    Whether it is compressed is seen from its first bytes, whatever its name is.
+
+    Raises:
+        ValueError: The file is missing, damaged or truncated, not NIfTI, or not of real numbers.
+    """
+    from nibabel.volumeutils import apply_read_scaling
+
+    header, raw = read_stored(file)
+    with _readable(file), np.errstate(all="ignore"):  # `check_cine` refuses what is not finite
+        grid = read_grid(header)
+        voxels = apply_read_scaling(raw, *header.get_slope_inter())
+        kept = voxels.dtype.newbyteorder("=") if voxels.dtype.kind in "iu" else np.dtype(np.float32)
+        return Nifti(file, voxels.astype(kept, copy=False), grid)
+
+
+def read_stored(file: Path) -> tuple[Any, Array]:
+    """Read the header of a NIfTI file, as it is, and its voxels as stored; see `read_image` for what is refused."""
+    with _readable(file), _opened(file) as stream:
+        header = _read_header(stream)
+        if np.isinf(
+            header["scl_slope"]
+        ):  # nibabel takes that for none, SimpleITK for infinite voxels
+            raise ValueError("the slope of its header is infinite")
+        dtype, shape = header.get_data_dtype(), tuple(header.get_data_shape())
+        if dtype.kind in "iuf":
+            return header, _read_voxels(stream, file, int(header["vox_offset"]), dtype, shape)
+    raise ValueError(f"{file}: voxels (={dtype}) must be integers or real numbers.")
+
+
+def read_header(file: Path) -> tuple[tuple[int, ...], Grid]:
+    """Read the shape and the grid of a NIfTI file from its header alone.
+
+    Raises:
+        ValueError: The file is missing or not NIfTI.
+    """
+    with _readable(file), _opened(file) as stream:
+        header = _read_header(stream)
+        return tuple(header.get_data_shape()), read_grid(header)
+
+
+def _read_header(stream: BinaryIO) -> Any:
+    """Read the header of NIfTI 1 or 2, as it is; nibabel's `load` goes by the name, and fails with some valid forms."""
+    import nibabel
+
+    start = stream.read(40)
+    stream.seek(0)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError("a git-lfs pointer in place of the file: run git lfs pull")
+    for size, kind in ((348, nibabel.Nifti1Header), (540, nibabel.Nifti2Header)):
+        if start[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")):
+            content = stream.read(size)
+            kind(content)  # raises where nibabel cannot mend it, as it would an edge of 0 mm
+            return kind(content, check=False)
+    raise ValueError("it has no NIfTI header")
+
+
+def _read_voxels(
+    stream: BinaryIO, file: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> Array:
+    """Read the voxels as stored, and a compressed file to its end, where its checksum is."""
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its header declares a shape of {shape}")
+    if offset < HEADER:
+        raise ValueError(f"its header says that voxels begin at byte {offset}, within itself")
+    n_bytes = math.prod(shape) * dtype.itemsize
+    compressed = isinstance(stream, gzip.GzipFile)
+    # Before memory is asked for; deflate shrinks to 1/1032 at best.
+    if offset + n_bytes > file.stat().st_size * (1032 if compressed else 1):
+        raise EOFError(f"its header declares {n_bytes} bytes of voxels, more than it can hold")
+    stream.seek(offset)
+    buffer = np.empty(n_bytes, np.uint8)
+    place = 0
+    while place < n_bytes:
+        part = stream.read(min(CHUNK, n_bytes - place))
+        if not part:
+            raise EOFError(f"its header declares {n_bytes} bytes of voxels, it holds {place}")
+        buffer[place : place + len(part)] = np.frombuffer(part, np.uint8)
+        place += len(part)
+    while compressed and stream.read(CHUNK):
+        pass
+    return buffer.view(dtype).reshape(shape, order="F")
+
+
+def as_frame(voxels: Array) -> Array:
+    """Drop axes of length 1 after the third, as in `(X, Y, Z, 1)`."""
+    kept = [n for axis, n in enumerate(voxels.shape) if axis < 3 or n > 1]
+    return voxels.reshape(kept, order="F")
+
+
+def as_cine(voxels: Array) -> Array:
+    """Drop axes of length 1 after the third, as in `(X, Y, Z, 1, T)`; a fourth axis stays."""
+    frame = as_frame(voxels)
+    return frame[..., None] if frame.ndim == 3 < voxels.ndim else frame
+
+
+def with_ending(file: Path) -> Path:
+    """Return a file that ends with `.nii.gz`, or where only that is there, its `.nii`."""
+    unpacked = file.with_suffix("")
+    return unpacked if unpacked.is_file() and not file.is_file() else file
+
+
+def has_packed_copy(file: Path) -> bool:
+    """Whether this is a `.nii` beside its `.nii.gz`, which is the one to read."""
+    return file.suffix == ".nii" and file.with_name(f"{file.name}.gz").is_file()
+
+
+def unpacked_copies(files: Iterable[Path]) -> list[str]:
+    """Say which `.nii` were left out because their `.nii.gz`, among `files`, were taken."""
+    copies = [
+        file.stem for file in files if file.suffix == ".gz" and file.with_suffix("").is_file()
+    ]
+    more = f" and {len(copies) - 1} more" if copies[1:] else ""
+    return [f"left out {copies[0]}{more}: .nii.gz is there, too"] if copies else []
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Say in words what is wrong with a file."""
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: the file is missing.") from error
+    except MemoryError as error:
+        raise ValueError(f"{file}: its voxels need more memory than there is.") from error
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        zlib.error,
+        HeaderDataError,
+        WrapStructError,
+    ) as error:
+        raise ValueError(f"{file}: not a complete NIfTI file ({error}).") from error
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    if file.exists() and not file.is_file():  # a pipe would be waited for, for ever
+        raise ValueError("it is no regular file")
+    with open(file, "rb") as stored:
+        compressed = stored.read(2) == b"\x1f\x8b"
+        stored.seek(0)
+        if compressed:
+            with gzip.GzipFile(fileobj=stored) as stream:
+                yield cast(BinaryIO, stream)
+        else:
+            yield stored
+
+
+def write_nifti(file: Path, voxels: Array, affine: Array) -> None:
+    """Write a 3D NIfTI with equal sform and qform.
+
+    Args:
+        file: Ends with `.nii.gz`.
+        voxels: `(X, Y, Z)`.
+        affine: (4, 4) with orthogonal axes, in mm.
+    """
+    import nibabel
+
+    image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, file)
+
+
+def check_axes(shape: Sequence[int], file: Path) -> None:
+    """Refuse a shape that is not 4D `(X, Y, Z, T)`, but for further axes of length 1.
+
+    Raises:
+        ValueError: Names the file and the rule.
+    """
+    if len(shape) < 4 or 0 in shape or sum(n > 1 for n in shape[3:]) > 1:
+        raise ValueError(
+            f"{file}: shape (={tuple(shape)}) must have 4 axes: columns, rows, slices, frames."
+        )
+
+
+def check_cine(voxels: Array, file: Path) -> None:
+    """Refuse what is no cine: not 4D `(X, Y, Z, T)`, without an image's intensities, or with a constant frame.
+
+    Raises:
+        ValueError: Names the file and the rule.
+    """
+    check_axes(voxels.shape, file)
+    if not np.isfinite(voxels).all():
+        raise ValueError(f"{file}: holds NaN or infinite values.")
+    largest = float(np.abs(voxels).max())
+    if voxels.dtype.kind == "f" and not (SMALLEST <= largest <= LARGEST or largest == 0):
+        raise ValueError(
+            f"{file}: the largest value (={largest:g}) must be within {SMALLEST:g} to {LARGEST:g}, as the intensities "
+            "of images are; look at the slope and intercept of its header."
+        )
+    constant = np.flatnonzero(voxels.min(axis=(0, 1, 2)) == voxels.max(axis=(0, 1, 2)))
+    if constant.size:
+        frames = "all frames" if constant.size == voxels.shape[3] else f"frame {constant[0]}"
+        raise ValueError(f"{file}: {frames} constant, there is no image.")
+
+
+WHOLE = 1e-3  # how far the values of a mask may be off whole numbers, as scaled headers make them
+
+
+def integer_labels(mask: Array, file: Path, classes: Iterable[int]) -> Array:
+    """Return a mask as integers; one stored as floating point, or under a scaled header, is rounded.
+
+    Args:
+        mask: Any shape.
+        file: For the message.
+        classes: The values that may occur.
+
+    Returns:
+        The mask as uint8, or as int32 where a class is above 255.
+
+    Raises:
+        ValueError: A value is not within 0.001 of a class.
+    """
+    rounded = np.rint(mask) if mask.dtype.kind == "f" else mask
+    with np.errstate(
+        invalid="ignore"
+    ):  # NaN and infinity fail: they are not close even to themselves
+        close = np.abs(mask - rounded) <= WHOLE if mask.dtype.kind == "f" else np.True_
+    if not close.all():
+        raise ValueError(
+            f"{file}: mask values must be whole numbers, not {mask[~close].flat[0]:g}; save the mask as integers "
+            "(uint8), without a scaling in its header."
+        )
+    classes = sorted(classes)
+    strange = sorted(set(np.unique(rounded).tolist()) - set(classes))
+    if strange:
+        found = ", ".join(f"{value:g}" for value in strange[:5])
+        raise ValueError(f"{file}: mask values (={found}) must be among {classes}.")
+    return rounded.astype(np.uint8 if max(classes, default=0) <= 255 else np.int32)

@@ -1,0 +1,58 @@
+"""Whether an image or mask file is sound, which nnU-Net's readers do not say.
+
+SimpleITK fills what a truncated NIfTI lacks with zeros, does not see a flipped bit, reads NaN and infinite values of
+NIfTI as 0, and a voxel edge of 0 mm as 1 mm.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_ssp.files.nifti import read_stored
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the file that git-lfs leaves begins
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether git-lfs has left its pointer in place of the file."""
+    with open(file, "rb") as stream:
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def check_sound(file: Path) -> None:
+    """Check that a file is whole and, for NIfTI, that its voxels and its voxel edges are numbers.
+
+    A compressed file is read once, to its checksum.
+
+    Raises:
+        OSError: The file cannot be opened.
+        ValueError: Names the file and what is wrong with it.
+    """
+    if is_lfs_pointer(file):
+        raise ValueError(f"{file}: a git-lfs pointer in place of the file: run git lfs pull.")
+    if file.name.endswith((".nii", ".nii.gz")):
+        _check_nifti(file)
+    elif file.suffix == ".gz":
+        try:
+            with gzip.open(file) as stream:
+                while stream.read(2**24):
+                    pass
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{file}: the compressed file is truncated or damaged.") from error
+
+
+def _check_nifti(file: Path) -> None:
+    header, voxels = read_stored(file)
+    if not voxels.size:
+        raise ValueError(f"{file}: shape (={voxels.shape}) must have no 0.")
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+        raise ValueError(f"{file}: holds NaN or infinite values.")
+    # An axis of one voxel needs no edge.
+    edges = [float(e) for e, n in zip(header["pixdim"][1:4], voxels.shape, strict=False) if n > 1]
+    if not all(np.isfinite(edge) and edge != 0 for edge in edges):
+        listed = " x ".join(f"{edge:g}" for edge in edges)
+        raise ValueError(f"{file}: the voxel edges (={listed}) must be numbers other than 0.")

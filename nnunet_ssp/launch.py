@@ -1,0 +1,203 @@
+"""How nnU-Net's commands and ours are run: the folder of our trainers, the environment, where the commands are."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import site
+import subprocess
+import sys
+import sysconfig
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import IO
+
+from nnunet_ssp.cohort.cases import NNUNET_FOLDERS
+from nnunet_ssp.parallel import small_machine_environment
+
+TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
+
+# Runs the command that its arguments name, and ends it with all that it started when its standard input closes, as it
+# does when the process at the other end has gone. nnU-Net's workers would go on alone. Signals go to the command alone:
+# a training ends its workers itself, once it has saved; what is left then ends, too.
+GUARD = """
+import os, signal, subprocess, sys, threading
+
+process, ends = None, False
+
+def watch():
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+
+def pass_on(number, frame):
+    global ends
+    ends = ends or number != signal.SIGUSR1
+    if process is not None:
+        process.send_signal(number)
+
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, pass_on)
+threading.Thread(target=watch, daemon=True).start()
+process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+status = process.wait()
+if ends:
+    os.killpg(0, signal.SIGKILL)
+os._exit(status if status >= 0 else 128 - status)
+"""
+SECONDS_TO_END = 30  # after a signal: a training saves
+
+
+def trainers_folder() -> Path:
+    """The folder of our trainers, in an editable and in a regular install."""
+    return Path(str(files("nnunet_ssp.trainers")))
+
+
+def trainer_paths() -> list[str]:
+    """The folders that `nnUNet_extTrainer` names."""
+    value = os.environ.get(TRAINERS_VARIABLE, "")
+    return [path for path in value.split(os.pathsep) if path.strip()]
+
+
+def with_trainers() -> str:
+    """The value of `nnUNet_extTrainer` with our trainers, besides those that it names."""
+    ours = trainers_folder()
+    others = [path for path in trainer_paths() if Path(path) != ours]
+    return os.pathsep.join([str(ours), *others])
+
+
+def command_environment(output: Path | None = None, here: bool = True) -> dict[str, str]:
+    """The environment for many commands: the user's, with our trainers and what suits the machine.
+
+    Args:
+        output: Folder for nnU-Net's three folders; None keeps the user's.
+        here: The commands run on this machine.
+    """
+    environment = {**os.environ, **(small_machine_environment(os.environ) if here else {})}
+    for name in NNUNET_FOLDERS:  # absolute, as the commands may run in another folder
+        if output is not None:
+            environment[name] = str((output / name).resolve())
+        elif environment.get(name):
+            environment[name] = str(Path(environment[name]).resolve())
+    environment[TRAINERS_VARIABLE] = with_trainers()
+    environment["PYTHONUNBUFFERED"] = "1"  # logs can be followed
+    environment.pop("nnUNet_ssp_settings", None)
+    return environment
+
+
+def environment_lines(output: Path) -> list[str]:
+    """The shell lines that lead nnU-Net to the folders in `output` and to our trainers."""
+    root = (
+        shlex.quote(str(output)) if output.is_absolute() else f'"$PWD"/{shlex.quote(str(output))}'
+    )
+    return [
+        *(f"export {name}={root}/{name}" for name in NNUNET_FOLDERS),
+        'eval "$(nnunet-ssp env)"',
+    ]
+
+
+def choose_device(device: str | None) -> str:
+    """The device asked for, or the GPU when there is one.
+
+    Raises:
+        ValueError: The device asked for is not there.
+    """
+    import torch
+
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if device is None:
+        return "cuda" if there["cuda"] else "cpu"
+    if not there.get(device):
+        found = ", ".join(name for name, available in there.items() if available)
+        raise ValueError(f"`--device` (={device}) must be one PyTorch finds here: {found}.")
+    return device
+
+
+def find_command(name: str) -> str:
+    """Path of a command of this Python environment, whether or not it is activated.
+
+    Raises:
+        FileNotFoundError: The environment has no such command.
+    """
+    if name == "python":
+        return sys.executable
+    # Beside the interpreter as it was called: its link's target is outside a virtual environment.
+    folders = [str(Path(sys.executable).parent), sysconfig.get_path("scripts")]
+    if site.ENABLE_USER_SITE:
+        folders.append(sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user")))
+    found = shutil.which(name, path=os.pathsep.join(folders))
+    if found is None:
+        raise FileNotFoundError(f"The command {name} is not in {' or '.join(folders)}.")
+    return found
+
+
+def run_logged(
+    command: Sequence[str],
+    log: IO[bytes],
+    environment: Mapping[str, str],
+    watch: Callable[[], int | None] = lambda: None,
+) -> int:
+    """Run a command to its end; when this process ends before, however it does, so do the command and its workers.
+
+    When this process is interrupted or exits, the command is asked to end first, so that a training saves.
+
+    Args:
+        command: Its words; the first is a command of this Python environment.
+        log: Takes what it says.
+        environment: Its environment variables.
+        watch: Called twice a second while it runs; a signal that it returns is passed on to the command.
+
+    Returns:
+        Its exit status.
+
+    Raises:
+        FileNotFoundError: The environment has no such command.
+    """
+    words = [find_command(command[0]), *command[1:]]
+    guard = [sys.executable, "-I", "-c", GUARD] if hasattr(os, "killpg") else []  # not on Windows
+    process = subprocess.Popen(
+        [*guard, *words],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=dict(environment),
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    try:
+        while not _ended(process, seconds=0.5):
+            number = watch()
+            if number is not None and guard:
+                process.send_signal(number)
+    except (KeyboardInterrupt, SystemExit):
+        if guard:
+            process.send_signal(signal.SIGTERM)
+            _ended(process, SECONDS_TO_END)
+        raise
+    finally:
+        process.stdin.close()
+        if not guard:
+            process.kill()
+        process.wait()
+    return process.returncode
+
+
+def last_lines(log: Path, number: int) -> str:
+    """The end of a log, to be shown when its command failed."""
+    with open(log, encoding="utf-8", errors="replace") as lines:
+        return "".join(deque(lines, maxlen=number)).rstrip()
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The pieces that methods are made of: views, masks, heads, losses."""

@@ -1,0 +1,1 @@
+"""Planning, preprocessing and the slice store: `nnunet-ssp prepare`."""

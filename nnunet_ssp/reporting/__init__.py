@@ -1,0 +1,1 @@
+"""Pages and figures, shared by demo, evaluation and study."""

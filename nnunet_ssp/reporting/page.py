@@ -1,0 +1,313 @@
+"""One self-contained HTML page: text, tables, plots and images in a single file.
+
+The page asks the network for nothing (a content security policy forbids it), follows the reader's
+light or dark setting, and fits a phone: wide tables scroll inside their own box.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+from nnunet_ssp.cohort.cases import atomic_write
+from nnunet_ssp.reporting.figures import render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PIXELS_PER_INCH = 110  # of the page; images have more, for screens that show more
+
+GAP = "–"  # in a table, for what is not there
+
+
+class Link(NamedTuple):
+    """A text that leads to a file beside the page or to a row on it."""
+
+    text: str
+    target: str  # path relative to the page, with `/`; or `#` and the row's name
+
+
+class Noted(NamedTuple):
+    """A text with smaller lines under it, each of one or more parts."""
+
+    text: str | Link
+    lines: Sequence[Sequence[str | Link]]
+
+
+Cell = str | int | float | Link | Noted | None
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2126; --soft: #5a646e; --paper: #fff; --line: #d6dbe0;
+  --panel: #f3f5f7; --notice: #fff3d1; --link: #0b5cad; }
+@media (prefers-color-scheme: dark) { :root { --ink: #d5dae0; --soft: #97a1ac; --paper: #101316;
+  --line: #333a42; --panel: #1a1f24; --notice: #3a2f10; --link: #7db7f2; } }
+* { box-sizing: border-box; }
+body { max-width: 58rem; margin: 0 auto; padding: 1rem 1rem 4rem; background: var(--paper);
+  color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 1.4rem 0 .6rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+.notice { margin: 0; padding: .7rem .9rem; border-radius: .4rem; background: var(--notice); }
+.scroll { overflow-x: auto; }
+table { min-width: min(100%, 26rem); border-collapse: collapse;
+  font-variant-numeric: tabular-nums; }
+figcaption, summary, .note { color: var(--soft); font-size: .9rem; text-align: left; }
+th, td { padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; }
+th { border-bottom: 2px solid var(--soft); }
+th, td:not(:last-child) { white-space: nowrap; }
+th:last-child, td:last-child { padding-right: 0; }
+td .note { display: block; white-space: nowrap; }
+.number .note { text-align: right; }
+tr:target { background: var(--notice); }
+a { color: var(--link); text-decoration-thickness: 1px; text-underline-offset: .15em; }
+td a { color: inherit; text-decoration-color: var(--soft); }
+.number { text-align: right; white-space: nowrap; }
+details, figure, .scroll { margin: 1rem 0; }
+summary { cursor: pointer; }
+img { display: block; max-width: 100%; height: auto; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr));
+  gap: 0 1.5rem; margin: 1rem 0; }
+.gallery figure { margin: .5rem 0; }
+@media (prefers-color-scheme: dark) { figure > img { filter: brightness(.85); } }
+figcaption { margin: .4rem 0; }
+figcaption + .scroll { margin: 0; }
+pre { padding: .7rem .9rem; border-radius: .4rem; background: var(--panel); overflow-x: auto;
+  font-size: .85rem; line-height: 1.5; }
+"""
+
+
+class Page:
+    """A page that grows from top to bottom and is written once.
+
+    All text is escaped: arguments are plain text, never HTML.
+
+    Args:
+        title: Title of the window and first heading.
+        notice: A line above the heading, for what must be read before anything else.
+    """
+
+    def __init__(self, title: str, notice: str = "") -> None:
+        self.title = title
+        self._parts: list[str] = []
+        if notice:
+            self._parts.append(f'<p class="notice">{html.escape(notice)}</p>')
+        self._parts.append(f"<h1>{html.escape(title)}</h1>")
+
+    def heading(self, text: str) -> None:
+        """Start a section."""
+        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+
+    def paragraph(self, *text: str | Link) -> None:
+        """Add a paragraph of running text, with links where they stand."""
+        self._parts.append(f"<p>{''.join(map(_inline, text))}</p>")
+
+    def code(self, text: str, *, summary: str = "") -> None:
+        """Add preformatted text, such as commands; line breaks are kept.
+
+        Args:
+            text: The text.
+            summary: Under this title the text is shown closed.
+        """
+        code = f"<pre><code>{html.escape(text)}</code></pre>"
+        self._parts.append(_collapsed(summary, code) if summary else code)
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Cell]],
+        *,
+        caption: str = "",
+        digits: int = 3,
+        collapse_above: int = 20,
+        names: Sequence[str] = (),
+    ) -> None:
+        """Add a table; a column of numbers, or of texts that begin with one, is set flush right.
+
+        The first column is set flush right only if it has no text.
+
+        Args:
+            columns: Headings, one per column.
+            rows: Cells, one sequence per row. Floats are rounded; None and NaN show as a dash.
+            caption: Text above the table.
+            digits: Decimals of the floats.
+            collapse_above: A table with more rows is shown closed, under its caption.
+            names: What a `Link` calls the rows, one for each; empty for rows that none leads to.
+
+        Raises:
+            ValueError: A row has not as many cells as there are columns, or a link leads elsewhere.
+        """
+        for row in rows:
+            if len(row) != len(columns):
+                raise ValueError(
+                    f"`row` (={list(row)}) must have one cell for each of the {len(columns)} "
+                    f"columns, has {len(row)}."
+                )
+        numeric = [_is_numeric([row[i] for row in rows], text=i > 0) for i in range(len(columns))]
+
+        def line(cells: Sequence[Cell], tag: str, name: str = "") -> str:
+            marks = (' class="number"' if number else "" for number in numeric)
+            inner = (
+                f"<{tag}{mark}>{_content(cell, digits)}</{tag}>"
+                for cell, mark in zip(cells, marks, strict=True)
+            )
+            target = f' id="{html.escape(name)}"' if name else ""
+            return f"<tr{target}>{''.join(inner)}</tr>"
+
+        collapsed = len(rows) > collapse_above
+        named = zip(rows, names or [""] * len(rows), strict=True)
+        body = "\n".join(line(row, "td", name) for row, name in named)
+        table = (
+            f'<div class="scroll"><table><thead>{line(columns, "th")}</thead>\n'
+            f"<tbody>{body}</tbody></table></div>"
+        )
+        if collapsed:
+            table = _collapsed(f"{caption} ({len(rows)} rows)".lstrip(), table)
+        elif caption:
+            # Not a <caption>, which would be as wide as the table and scroll with it.
+            table = f"<figure><figcaption>{html.escape(caption)}</figcaption>{table}</figure>"
+        self._parts.append(table)
+
+    def image(
+        self,
+        png: bytes | Path,
+        *,
+        alt: str,
+        caption: str = "",
+        width: int | None = None,
+        summary: str = "",
+    ) -> None:
+        """Add a PNG image.
+
+        Args:
+            png: The file's path or its content.
+            alt: What the image shows, for readers who do not see it.
+            caption: Text under the image.
+            width: Pixels of the page, where it has as many; by default those of the image.
+            summary: Under this title the image is shown closed.
+
+        Raises:
+            ValueError: `png` is no PNG image.
+        """
+        content = png if isinstance(png, bytes) else png.read_bytes()
+        if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+            raise ValueError(f"`png` (={str(png)[:80]}) must be a PNG image.")
+        size = "" if width is None else f' width="{width}"'
+        image = f'<img{size} src="{_data_uri(content)}" alt="{html.escape(alt)}">'
+        figure = _figure(image, caption)
+        self._parts.append(_collapsed(summary, figure) if summary else figure)
+
+    def plot(
+        self,
+        draw: Callable[[Figure], None],
+        *,
+        alt: str,
+        caption: str = "",
+        size: tuple[float, float] = (5.6, 2.8),
+    ) -> None:
+        """Add a plot, drawn twice: for readers with light and with dark pages.
+
+        Args:
+            draw: Draws on the empty figure it is given.
+            alt: What the plot shows, for readers who do not see it.
+            caption: Text under the plot.
+            size: Width and height in inches, at `PIXELS_PER_INCH` of the page each.
+        """
+        self._parts.append(_plot(draw, alt, caption, size))
+
+    def gallery(
+        self,
+        plots: Sequence[tuple[Callable[[Figure], None], str]],
+        *,
+        caption: str = "",
+        size: tuple[float, float] = (3.4, 2.6),
+    ) -> None:
+        """Add small plots, side by side where there is room and below each other on a phone.
+
+        Args:
+            plots: For each plot what draws it and what it shows, see `plot`.
+            caption: Text under all of them.
+            size: Width and height of each in inches.
+        """
+        inner = "\n".join(_plot(draw, alt, "", size) for draw, alt in plots)
+        note = f'<p class="note">{html.escape(caption)}</p>' if caption else ""
+        self._parts.append(f'<div class="gallery">{inner}</div>{note}')
+
+    def html(self) -> str:
+        """The whole document."""
+        policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        body = "\n".join(self._parts)
+        return (
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+            f'<title>{html.escape(self.title)}</title>\n<link rel="icon" href="data:,">\n'
+            f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the document; a reader sees the old file or the new one, never half of it."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(self.html(), encoding="utf-8")
+
+
+def _plot(draw: Callable[[Figure], None], alt: str, caption: str, size: tuple[float, float]) -> str:
+    light = _data_uri(render(draw, size=size))
+    dark = _data_uri(render(draw, size=size, theme="dark"))
+    image = (
+        f'<img width="{round(PIXELS_PER_INCH * size[0])}" src="{light}" alt="{html.escape(alt)}">'
+    )
+    source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+    return _figure(f"<picture>{source}{image}</picture>", caption)
+
+
+def _figure(content: str, caption: str) -> str:
+    note = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{content}{note}</figure>"
+
+
+def _collapsed(summary: str, content: str) -> str:
+    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+
+
+def _content(cell: Cell, digits: int) -> str:
+    """A cell as HTML."""
+    if isinstance(cell, Noted):
+        lines = (" · ".join(map(_inline, parts)) for parts in cell.lines)
+        return _inline(cell.text) + "".join(f'<span class="note">{line}</span>' for line in lines)
+    return _inline(cell if isinstance(cell, Link) else _text(cell, digits))
+
+
+def _inline(text: str | Link) -> str:
+    if isinstance(text, str):
+        return html.escape(text)
+    # Only what lies beside the page: it stays whole when it is moved together with its files.
+    if re.match(r"[a-zA-Z][\w+.-]*:|/", text.target):
+        raise ValueError(f"`target` (={text.target}) must be a relative path or # and a name.")
+    return f'<a href="{html.escape(quote(text.target, safe="/#+,="))}">{html.escape(text.text)}</a>'
+
+
+def _is_numeric(cells: Sequence[Cell], text: bool) -> bool:
+    """Whether a column has numbers and nothing else, but for gaps; with texts, also nothing but gaps."""
+    words = [cell.text if isinstance(cell, Noted) else cell for cell in cells]
+    plain = [word.text if isinstance(word, Link) else word for word in words]
+    filled = [cell for cell in plain if cell not in (None, GAP)]
+    return (text or bool(filled)) and all(
+        text and re.match(r"[+-]?\d", cell) is not None if isinstance(cell, str) else True
+        for cell in filled
+    )
+
+
+def _text(cell: str | int | float | None, digits: int) -> str:
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return GAP
+    return f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell)
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

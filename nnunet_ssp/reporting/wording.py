@@ -1,0 +1,52 @@
+"""How numbers and lists are written, in the terminal and on the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any
+
+from nnunet_ssp.evaluation.results import Evaluation
+from nnunet_ssp.reporting.page import GAP
+
+
+def introduction(evaluation: Evaluation) -> str:
+    """What was evaluated, in a sentence."""
+    frames = evaluation.frames
+    counts = frames.drop_duplicates("case")["phase"].value_counts()
+    named = [f"{counts[phase]} {phase}" for phase in evaluation.phases]
+    seeds = frames.groupby("model", sort=False)["seed"].nunique()
+    models = [f"{model} ({n} seeds)" if n > 1 else str(model) for model, n in seeds.items()]
+    return (
+        f"{count(frames['case'].nunique(), 'frame')} ({', '.join(named) or 'of unknown phase'}) "
+        f"of {count(frames['subject'].nunique(), 'subject')}, predicted by {listing(models)}."
+    )
+
+
+def count(number: int, noun: str) -> str:
+    """`1 frame` or `2 frames`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def listing(words: list[str]) -> str:
+    """`a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def decimal(number: float, digits: int) -> str:
+    """A rounded number, or a dash for NaN."""
+    # Adding zero makes a rounded -0.0 a 0.0.
+    return GAP if math.isnan(number) else f"{round(number, digits) + 0.0:.{digits}f}"
+
+
+def p_value(value: float) -> str:
+    """`0.012`, `<0.001`, or a dash for NaN."""
+    return GAP if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def interval(row: dict[Hashable, Any], score: str = "") -> str:
+    """The interval of a score, or of a difference, which has a sign."""
+    low, high = (row[f"{score}_{end}" if score else end] for end in ("low", "high"))
+    if math.isnan(low):
+        return GAP
+    return f"{low:.3f}–{high:.3f}" if score else f"{low:+.3f} to {high:+.3f}"

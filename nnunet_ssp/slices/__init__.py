@@ -1,0 +1,1 @@
+"""The slice store on disk, and how training draws from it."""

@@ -1,0 +1,483 @@
+"""The slice store: every slice of a dataset after nnU-Net's own preprocessing, ready to be drawn.
+
+On disk, `<data_identifier>_slices/` holds one float16 array (slices, channels, rows, cols) per case and `index.json`,
+which says which plans made it and what each case is. How training draws from it is in `drawing`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nnunet_ssp.cohort.cases import TEMPORARY, atomic_write, write_json
+from nnunet_ssp.files.contents import NAMES, Rule, check, is_whole, read_json
+from nnunet_ssp.files.names import must_all_be_plain, must_be_plain
+from nnunet_ssp.slices.intact import (
+    Stamps,
+    can_be_read,
+    file_stamp,
+    npy_header,
+    npy_size,
+    prepare_command,
+    require_size,
+)
+
+INDEX = "index.json"
+PREPROCESSED = (".b2nd", ".npz")  # endings of nnU-Net's preprocessed cases
+FLOAT16_MAX = 65504.0
+# Of an array of the store: a damaged index must not ask for more memory than there is.
+LONGEST_SIDE = 2**16
+
+
+def _is_side(value: object) -> bool:
+    return is_whole(value) and value < LONGEST_SIDE  # type: ignore[operator]
+
+
+def _is_stamp(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and isinstance(value[0], str)
+        and is_whole(value[1])
+        and is_whole(value[2], -(2**63))  # a file may be older than 1970
+    )
+
+
+_STAMPS = Rule(
+    "a list of [name, bytes, time]", lambda v: isinstance(v, list) and all(map(_is_stamp, v))
+)
+_SIDE = Rule(f"a whole number from 0, below {LONGEST_SIDE}", _is_side)
+ENTRY = {  # of a case in the index, see `StoredCase`
+    "shape": Rule(
+        f"four whole numbers from 0, below {LONGEST_SIDE}",
+        lambda v: isinstance(v, list) and len(v) == 4 and all(map(_is_side, v)),
+    ),
+    "first_slice": _SIDE,
+    "n_slices": _SIDE,
+    "source": _STAMPS,
+    "stored": _STAMPS,
+}
+REQUIRED = (
+    "shape",
+    "first_slice",
+    "n_slices",
+    "source",
+)  # an earlier version did not write `stored`
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """One case of the store.
+
+    Attributes:
+        shape: (slices, channels, rows, cols) of its array.
+        first_slice: position of its first slice in the original stack, which nnU-Net's crop may have shortened.
+        n_slices: slices of the original stack.
+        source: what it was made from, (file name, bytes, modification time in ns) per file: a changed file is
+            prepared again.
+        stored: the same of the files that were made of it; empty in an index of an earlier version.
+    """
+
+    shape: tuple[int, int, int, int]
+    first_slice: int
+    n_slices: int
+    source: Stamps = ()
+    stored: Stamps = ()
+
+
+def store_folder(preprocessed: str | Path, data_identifier: str) -> Path:
+    """The store that belongs to ``preprocessed/data_identifier``."""
+    return Path(preprocessed) / f"{must_be_plain(data_identifier, 'data_identifier')}_slices"
+
+
+def preprocessing_of(plans: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:
+    """What of the plans decides how a preprocessed slice looks; two stores fit together when these are equal.
+
+    Args:
+        plans: content of the plans file.
+        configuration: the resolved configuration (``ConfigurationManager.configuration``).
+    """
+    names = (
+        "spacing",
+        "normalization_schemes",
+        "use_mask_for_norm",
+        "resampling_fn_data",
+        "resampling_fn_data_kwargs",
+    )
+    chosen = {name: configuration[name] for name in names}
+    chosen["transpose_forward"] = plans["transpose_forward"]
+    # Only these schemes look at the intensities of the whole dataset.
+    if any(scheme == "CTNormalization" for scheme in configuration["normalization_schemes"]):
+        chosen["intensities"] = plans["foreground_intensity_properties_per_channel"]
+    return dict(json.loads(json.dumps(chosen)))
+
+
+def write_case(folder: Path, case: str, data: NDArray[Any]) -> tuple[int, int, int, int]:
+    """Write one case's slices.
+
+    Args:
+        folder: the store; created when missing.
+        case: name of the case.
+        data: (channels, slices, rows, cols), as nnU-Net's preprocessing returns it.
+
+    Returns:
+        The shape written: (slices, channels, rows, cols).
+
+    Raises:
+        ValueError: values that are not finite or beyond float16.
+    """
+    largest = float(np.abs(data).max(initial=0.0))
+    if not largest <= FLOAT16_MAX:  # also catches NaN
+        raise ValueError(
+            f"{case}: the largest preprocessed intensity (={largest}) must be finite and at most {FLOAT16_MAX:.0f}, "
+            f"float16's range; choose a normalisation in dataset.json's channel_names."
+        )
+    slices = np.ascontiguousarray(data.swapaxes(0, 1), dtype=np.float16)
+    must_be_plain(case, "case", str(folder))
+    with atomic_write(folder / f"{case}.npy", folder.parent / TEMPORARY) as temporary:
+        np.save(temporary, slices)
+    n, c, rows, cols = slices.shape
+    return n, c, rows, cols
+
+
+def write_index(
+    folder: Path,
+    preprocessing: dict[str, Any],
+    cases: dict[str, StoredCase],
+    missing: Mapping[str, str] | None = None,
+) -> None:
+    """Write `index.json` as a whole.
+
+    Args:
+        folder: the store.
+        preprocessing: see `preprocessing_of`.
+        cases: what each stored case is.
+        missing: the cases of the dataset that are not stored, and why.
+    """
+    entries = {case: asdict(entry) for case, entry in sorted(cases.items())}
+    content = {"preprocessing": preprocessing, "cases": entries, "missing": dict(missing or {})}
+    write_json(folder / INDEX, content)
+
+
+def read_missing(folder: Path) -> dict[str, str]:
+    """The cases that `prepare` left out of a store, and why; empty while it has not come to its end."""
+    if not (folder / INDEX).is_file():
+        return {}
+    read_index(folder)  # says what is wrong with a damaged one
+    return dict(read_json(folder / INDEX, dict).get("missing", {}))
+
+
+def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, StoredCase]]:
+    """Read `index.json`.
+
+    Returns:
+        The preprocessing that made the store, and its cases by name.
+
+    Raises:
+        FileNotFoundError: there is no store.
+        ValueError: the file is damaged.
+    """
+    file = folder / INDEX
+    try:
+        content = read_json(file, dict)
+        rules = dict.fromkeys(("cases", "preprocessing", "missing"), NAMES)
+        check(content, rules, "it", ("cases", "preprocessing"))
+        must_all_be_plain(content["cases"], "case", "it")
+        check(content["cases"], dict.fromkeys(content["cases"], NAMES), "`cases`")
+        for name, entry in content["cases"].items():
+            check(entry, ENTRY, name, REQUIRED)
+        cases = {name: _entry(name, entry) for name, entry in content["cases"].items()}
+        return content["preprocessing"], cases
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} is missing: run {prepare_command(folder)}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = str(error) if type(error) is ValueError else repr(error)
+        raise ValueError(
+            f"{file} is damaged ({why}): run {prepare_command(folder)}, or delete that folder if nnU-Net's own "
+            "preprocessing made it."
+        ) from error
+
+
+def _entry(case: str, content: dict[str, Any]) -> StoredCase:
+    """One case of an index whose values keep the rules of `ENTRY`, checked for what they mean together.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    shape, first, depth = tuple(content["shape"]), content["first_slice"], content["n_slices"]
+    if any(shape) and not all(shape):  # all are 0 where no slices are stored, as for 3D
+        raise ValueError(f"case {case}: `shape` (={list(shape)}) must be above 0")
+    if first + shape[0] > depth:
+        raise ValueError(
+            f"case {case}: {shape[0]} slices from `first_slice` (={first}) must be within `n_slices` (={depth})"
+        )
+    stamps = (content["source"], content.get("stored", ()))
+    source, stored = (tuple((str(n), int(s), int(t)) for n, s, t in files) for files in stamps)
+    return StoredCase(shape, first, depth, source, stored)
+
+
+# -- files that are as they were written ---------------------------------------------------------
+
+
+def checked(entry: StoredCase, files: Sequence[Path]) -> StoredCase | None:
+    """The entry of a case whose files are as they were written; None where they must be made anew.
+
+    Args:
+        entry: says what they were; where it does not, they are read once, and the entry returned says it.
+        files: all that were made of the case.
+    """
+    try:
+        stamps = tuple(file_stamp(file) for file in files)
+    except FileNotFoundError:
+        return None
+    if entry.stored:
+        return entry if entry.stored == stamps else None
+    whole = all(can_be_read(file, entry.shape) for file in files)
+    return replace(entry, stored=stamps) if whole else None
+
+
+def require_sizes(folder: Path, stored: Mapping[str, StoredCase], store: Path) -> None:
+    """Check that nnU-Net's files of some cases have the size with which they were written.
+
+    Args:
+        folder: nnU-Net's `<data_identifier>`.
+        stored: the cases, as the index of the slice store has them.
+        store: the slice store, for the message.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file was truncated, or replaced.
+    """
+    for entry in stored.values():
+        for name, size, _ in entry.stored:
+            if not name.endswith(".npy"):
+                require_size(folder / name, size, store)
+
+
+def add_preprocessed(folder: Path, preprocessed: Path, case: str) -> StoredCase:
+    """Copy one case of nnU-Net's preprocessed folder into the store.
+
+    Args:
+        folder: the store.
+        preprocessed: nnU-Net's `<data_identifier>` folder.
+        case: name of the case.
+
+    Raises:
+        ValueError: the case cannot be read, or its values do not fit float16.
+    """
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    dataset = infer_dataset_class(str(preprocessed))(str(preprocessed), [case])
+    try:
+        data, _, _, properties = dataset.load_case(case)
+        data = np.asarray(data[:])
+    except Exception as error:  # blosc2, numpy and pickle each have their own
+        raise ValueError(
+            f"{preprocessed / case}: cannot be read ({error}). Preprocess it again: {prepare_command(folder)}, or "
+            "nnUNetv2_preprocess."
+        ) from error
+    shape = write_case(folder, case, data)
+    stamps = (file_stamp(folder / f"{case}.npy"),)
+    return StoredCase(shape, *stack_position(properties), stored=stamps)
+
+
+def follow_preprocessed(store: Path, preprocessed: Path, preprocessing: dict[str, Any]) -> bool:
+    """Bring the store of a plain nnU-Net dataset up to date with nnU-Net's own folder.
+
+    New and changed cases are copied, those that are gone are dropped. A store that was made from raw images, or by
+    other plans, is left alone.
+
+    Args:
+        store: the slice store; it need not exist.
+        preprocessed: nnU-Net's `<data_identifier>` folder.
+        preprocessing: what the plans say now, see `preprocessing_of`.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        FileNotFoundError: there is neither a store nor the folder.
+        ValueError: a case cannot be read, or its values do not fit float16.
+    """
+    from tqdm import tqdm
+
+    done: dict[str, StoredCase] = {}
+    if (store / INDEX).is_file():
+        made_by, done = read_index(store)
+        from_folder = all(
+            len(e.source) == 1 and e.source[0][0].endswith(PREPROCESSED) for e in done.values()
+        )
+        if not from_folder or made_by != preprocessing:
+            return False
+    if not preprocessed.is_dir():
+        raise FileNotFoundError(
+            f"{preprocessed} does not exist: run nnunet-ssp prepare or nnUNetv2_plan_and_preprocess."
+        )
+    sources = {
+        file.stem: (file_stamp(file),)
+        for file in sorted(preprocessed.iterdir())
+        if file.name.endswith(PREPROCESSED) and not file.stem.endswith("_seg")
+    }
+    same = {case: entry for case, entry in done.items() if sources.get(case) == entry.source}
+    checks = {case: checked(entry, [store / f"{case}.npy"]) for case, entry in same.items()}
+    kept = {case: entry for case, entry in checks.items() if entry is not None}
+    missing = [case for case in sources if case not in kept]
+    if not missing and len(kept) == len(done):
+        return False
+    for case in tqdm(missing, desc="slice store", unit="case"):
+        entry = add_preprocessed(store, preprocessed, case)
+        kept[case] = replace(entry, source=sources[case])
+    write_index(store, preprocessing, kept)
+    shutil.rmtree(store.parent / TEMPORARY, ignore_errors=True)
+    return True
+
+
+def stack_position(properties: dict[str, Any]) -> tuple[int, int]:
+    """(first slice, slices of the original stack) from a case's properties: undoes nnU-Net's non-zero crop."""
+    first_slice = int(properties["bbox_used_for_cropping"][0][0])
+    return first_slice, int(properties["shape_before_cropping"][0])
+
+
+class SliceStore:
+    """Slices of the chosen cases, numbered from 0 in the order of the cases.
+
+    Opening reads the index and asks for the sizes of the files; a file is read when it is drawn from.
+
+    Args:
+        folder: the store.
+        cases: the cases to open; None opens all.
+        bases: by case, the end of the stack that is the base of the heart: ``first``, ``last`` or ``unknown``, which
+            is also what an absent case has.
+
+    Attributes:
+        names: names of the cases.
+        case_of: (n,) position in ``names`` of each slice.
+        slice_of: (n,) position of each slice in its array.
+        sizes: (n, 2) rows and columns of each slice.
+        positions: (n, 2) number of each slice in its original stack, counted from the base (as stored where the base
+            is unknown), and the number of slices of that stack.
+        bases: of each case.
+        channels: channels of every slice.
+
+    Raises:
+        FileNotFoundError: no store, or a case's file is missing.
+        ValueError: a case that is not in the store, a file of another size than the index says, or cases with
+            different numbers of channels.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        cases: Sequence[str] | None = None,
+        bases: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.preprocessing, index = read_index(self.folder)
+        self.names = list(index) if cases is None else list(cases)
+        absent = [name for name in self.names if name not in index]
+        if absent:
+            raise ValueError(
+                f"{self.folder}: {len(absent)} case(s) are not in the slice store, e.g. {absent[0]}: "
+                f"run {prepare_command(self.folder)}."
+            )
+        self.cases = [index[name] for name in self.names]
+        for name, entry in zip(self.names, self.cases, strict=True):
+            require_size(self.folder / f"{name}.npy", npy_size(entry.shape), self.folder)
+        channels = {entry.shape[1] for entry in self.cases}
+        if len(channels) > 1:
+            raise ValueError(
+                f"{self.folder}: cases must have equal channels, not {sorted(channels)}."
+            )
+        self.channels = channels.pop() if channels else 0
+        lengths = np.array([entry.shape[0] for entry in self.cases], dtype=np.int64)
+        self.case_of = np.repeat(np.arange(len(lengths)), lengths)
+        starts = np.concatenate([[0], lengths.cumsum()[:-1]]) if len(lengths) else lengths
+        self.slice_of = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+        shapes = np.array([entry.shape[2:] for entry in self.cases], dtype=np.int64).reshape(-1, 2)
+        self.sizes = shapes[self.case_of]
+        self.bases = [(bases or {}).get(name, "unknown") for name in self.names]
+        stacks = [(entry.first_slice, entry.n_slices) for entry in self.cases]
+        first, depth = np.array(stacks, dtype=np.int64).reshape(-1, 2)[self.case_of].T
+        number = first + self.slice_of
+        turned = np.array([base == "last" for base in self.bases], dtype=bool)[self.case_of]
+        self.positions = np.stack([np.where(turned, depth - 1 - number, number), depth], 1)
+
+    def __len__(self) -> int:
+        return len(self.case_of)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slices."""
+        return int(self.sizes.prod(1).sum()) * self.channels * 2
+
+    def array(self, case: int) -> NDArray[np.float16]:
+        """The memory-mapped (slices, channels, rows, cols) of case number ``case``.
+
+        Mapped anew each time: a map keeps its file open, and M&Ms has more files than a process may open.
+        """
+        file = self.folder / f"{self.names[case]}.npy"
+        try:
+            array: NDArray[np.float16] = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(
+                f"{file} cannot be read ({error}): run {prepare_command(self.folder)}, which makes it anew."
+            ) from error
+        expected = self.cases[case].shape
+        if array.shape != expected or array.dtype != np.float16:
+            raise ValueError(
+                f"{file}: {array.dtype} {array.shape} must be the index's float16 {expected}: "
+                f"run {prepare_command(self.folder)}."
+            )
+        return array
+
+    def slice(self, index: int) -> NDArray[np.float16]:
+        """The (channels, rows, cols) of slice number ``index``.
+
+        Read, not mapped: a fifth of the time where each slice comes from another file.
+        """
+        case, number = self.case_of[index], self.slice_of[index]
+        shape = self.cases[case].shape
+        nbytes = 2 * math.prod(shape[1:])
+        with (
+            suppress(OSError),
+            open(f"{self.folder}/{self.names[case]}.npy", "rb", buffering=0) as file,
+        ):
+            header = npy_header(shape)
+            if file.read(len(header)) == header:
+                file.seek(number * nbytes, os.SEEK_CUR)
+                content = file.read(nbytes)
+                if len(content) == nbytes:
+                    return np.frombuffer(content, np.float16).reshape(shape[1:])
+        return self.array(case)[number]  # says what is wrong
+
+    def read(self, indices: NDArray[np.int64], pin: bool = False) -> Tensor:
+        """Copy slices into one canvas.
+
+        Args:
+            indices: (B,) numbers of slices, or (B, 2).
+            pin: use page-locked memory, for copies to CUDA that do not block.
+
+        Returns:
+            (B, C, X, Y) float16, or (B, 2, C, X, Y): each slice in the top left corner, 0 beyond its size.
+        """
+        flat = indices.reshape(-1)
+        shape = (len(flat), self.channels, *self.sizes[flat].max(0))
+        canvas = torch.zeros(shape, dtype=torch.float16, pin_memory=pin)
+        target = canvas.numpy()
+        for row, index in enumerate(flat):
+            rows, columns = self.sizes[index]
+            target[row, :, :rows, :columns] = self.slice(int(index))
+        return canvas.reshape(*indices.shape, *shape[1:])

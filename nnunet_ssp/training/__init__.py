@@ -1,0 +1,1 @@
+"""The trainers that nnU-Net calls, and what they are made of."""

@@ -1,0 +1,375 @@
+"""Fine-tuning a pretrained network, and its control from scratch: stock nnU-Net training with our settings.
+
+Schedule, losses, augmentation and validation are nnU-Net's own. What is added: settings and seeds, checks of the
+pretrained file before anything starts, a report of what moved, and checkpoints that predict without this package.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_ssp.cohort import privacy
+from nnunet_ssp.cohort.consistency import some
+from nnunet_ssp.files.contents import shown
+from nnunet_ssp.network import in_encoder, is_output_layer
+from nnunet_ssp.settings import EncoderSettings, FinetuningSettings
+from nnunet_ssp.signals import ending_at_once
+from nnunet_ssp.slices.intact import prepare_command
+from nnunet_ssp.slices.store import (
+    INDEX,
+    PREPROCESSED,
+    read_index,
+    read_missing,
+    require_sizes,
+    store_folder,
+)
+from nnunet_ssp.training import transfer
+from nnunet_ssp.training.base import LATEST, SettingsTrainer, refuses_other_content
+from nnunet_ssp.training.monitor import learning_curve, write_curves
+
+STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
+# How random numbers follow from the seed. 1, of checkpoints without a number: seeded when the process starts.
+# 2: seeded at the start of each epoch, so that a run that was interrupted is the same.
+STREAMS = 2
+
+
+class FinetuningTrainer(SettingsTrainer):
+    """Train the planned segmentation network from pretrained weights (de Mooij et al.: all weights at once)."""
+
+    defaults = FinetuningSettings()
+    settings: FinetuningSettings
+    needs_weights = True
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_iterations_per_epoch = self.settings.iterations_per_epoch or STOCK_ITERATIONS
+        self.num_val_iterations_per_epoch = self.settings.val_iterations_per_epoch
+        self.pretrained: transfer.Pretrained | None = None
+        self.subjects: set[str] = set()  # hashes of all that the weights have seen, here and before
+        self.seen_in_validation: list[str] = []
+        self._loads_checkpoint = False
+        self._checked = False  # the preprocessed cases
+        self._resumed: dict[str, Any] = {}  # the record of the run that goes on
+        self.streams = STREAMS
+        self._boundary: dict[str, Any] | None = None  # the last epoch's checkpoint, if not on disk
+
+    def build(self) -> None:
+        """Build the network with the run's seed; check the pretrained file before its tensors are loaded.
+
+        Raises:
+            ValueError: a dataset without labels, or a pretrained file that does not fit; says what differs.
+        """
+        if not self.label_manager.foreground_labels and not self.label_manager.has_regions:
+            raise ValueError(
+                f"{self.plans_manager.dataset_name} has no labels (dataset.json names only background): "
+                f"{type(self).__name__} has nothing to learn. Pretrain on it, or convert labelled subjects."
+            )
+        file = self.pretrained_argument()
+        if file is not None and not self.needs_weights:
+            raise ValueError(
+                f"{type(self).__name__} trains from scratch and takes no -pretrained_weights; "
+                "use -tr nnUNetTrainerFinetune."
+            )
+        # Before nnU-Net's own loader, which runs what a file asks for.
+        pretrained = None if file is None else transfer.read(file, self.settings.trust)
+        torch.manual_seed(self.settings.seed)
+        super().build()
+        # Every loss is seen before its step; the validation's, between the steps, do no harm.
+        self.loss.register_forward_hook(lambda *called: self.guard.saw(called[-1]))
+        transfer.keep_own_fresh(self.network_module, self._take)
+        if pretrained is not None:
+            self._check_pretrained(pretrained)
+
+    def _check_pretrained(self, pretrained: transfer.Pretrained) -> None:
+        comparison = transfer.compare(
+            pretrained,
+            self.network_module,
+            self.plans_manager.plans,
+            self.configuration_manager.configuration,
+        )
+        ssp = pretrained.ssp
+        described = (
+            f"{shown(ssp['method'])}, {ssp['counts']['slices']} slices"
+            if ssp.keys() >= {"method", "counts"}
+            else "no record"
+        )
+        table = "\n".join(f"  {line}" for line in comparison.table)
+        notes = "".join(f"\n  note: {note}" for note in comparison.notes)
+        self.print_to_log_file(
+            f"Pretrained weights {pretrained.file} ({described}):\n{table}{notes}"
+        )
+        if comparison.refusals:
+            raise ValueError(
+                f"{pretrained.file} does not fit this dataset and its plans: "
+                + "; ".join(comparison.refusals)
+                + "."
+            )
+        self.pretrained = pretrained
+        self._check_leak(
+            privacy.hashed_subjects(ssp.get("subjects", [])),
+            ssp.get("settings", {}).get("subject_pattern"),
+        )
+
+    def _check_leak(self, pretrained_subjects: set[str], pattern: str | None) -> None:
+        """Refuse weights that have seen a test subject; say how many validation subjects they have seen.
+
+        Args:
+            pretrained_subjects: their hashes.
+            pattern: its ``subject_pattern``, to name ours the same way.
+        """
+        tests = {c.subject_key for c in self.cases.values() if c.split == "test"}
+        leaked = privacy.ours_among(tests, pretrained_subjects)
+        if leaked:
+            raise ValueError(
+                f"The pretrained weights have seen test subject {', '.join(leaked)}: every result would be wrong. "
+                "Pretrain again without it."
+            )
+        train, val = self.do_split()
+        ours = {self.subject_of(case, pattern) for case in val if isinstance(self.fold, int)}
+        self.seen_in_validation = privacy.ours_among(ours, pretrained_subjects)
+        trained = {self.subject_of(case, pattern) for case in train}
+        self.subjects = pretrained_subjects | privacy.hashed_subjects(trained)
+        if self.seen_in_validation:
+            self.print_to_log_file(
+                f"WARNING: pretraining has seen {len(self.seen_in_validation)} subject(s) of this fold's validation "
+                f"set ({', '.join(self.seen_in_validation[:5])}). Pretrain on fold {self.fold} for a "
+                "clean validation."
+            )
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """The fold's cases; where it holds nobody out, those to train on are validated on, as with nnU-Net's `all`.
+
+        Raises:
+            FileNotFoundError: a file of a case is missing.
+            ValueError: a fold that nnU-Net cannot train on, cases that are not preprocessed, or a damaged file.
+        """
+        train, val = super().do_split()
+        if not self._checked:
+            self._check_preprocessed({*train, *val})
+            self._checked = True
+        return train, val or train
+
+    def _check_preprocessed(self, names: set[str]) -> None:
+        """Check that every case is there as it was written, before nnU-Net's workers open it."""
+        folder = Path(self.preprocessed_dataset_folder)
+        store = store_folder(folder.parent, folder.name)
+        if isinstance(self.fold, int):
+            absent = {
+                n for n in names if not any((folder / f"{n}{e}").is_file() for e in PREPROCESSED)
+            }
+            if absent:
+                known = read_missing(store)
+                reasons = "".join(
+                    f"; {name}: {known[name]}" for name in sorted(absent) if name in known
+                )
+                raise ValueError(
+                    f"{folder}: {some(absent)} of fold {self.fold} must be there: run {prepare_command(store)}, or "
+                    f"leave them out of the fold{reasons}."
+                )
+        elif self.cases:
+            self.require_stored(self.known_cases() - names, folder, store)
+        if (store / INDEX).is_file():
+            _, index = read_index(store)
+            require_sizes(folder, {name: index[name] for name in names & index.keys()}, store)
+
+    def _take(self, fresh: set[str]) -> set[str]:
+        """Which tensors keep their own initialisation when weights are loaded, given those that nothing trained."""
+        if self._loads_checkpoint:
+            return fresh
+        if not self.needs_weights:
+            raise ValueError(
+                f"{type(self).__name__} trains from scratch and takes no pretrained weights."
+            )
+        own = self.network_module.state_dict()
+        decoder = {key for key in own if not in_encoder(key)}
+        kept = fresh | decoder if self.settings.transfer == "encoder" else fresh
+        self.weights_from = str(self.pretrained.file) if self.pretrained else "a pretrained file"
+        self.print_to_log_file(f"Loaded {self.weights_from}: {transfer.moved(own, kept)}")
+        if decoder <= fresh | {key for key in own if is_output_layer(key)}:
+            self.print_to_log_file(
+                "note: the file holds a pretrained encoder and no decoder; the decoder starts from this run's own "
+                "random weights."
+            )
+        self.weights_loaded({key for key in own if key not in kept and not is_output_layer(key)})
+        return kept
+
+    def weights_loaded(self, loaded: set[str]) -> None:
+        """Called with the names of the tensors that pretrained weights are about to fill."""
+
+    @refuses_other_content
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        content = self.open_checkpoint(filename_or_checkpoint)
+        ssp = content.get("ssp", {})
+        self.check_resume(ssp)
+        self._loads_checkpoint = True
+        started_with = self.my_init_kwargs
+        super().load_checkpoint(filename_or_checkpoint)
+        self.my_init_kwargs = started_with  # nnU-Net's takes the file's, which may list cases
+        self._loads_checkpoint = False
+        if "ssp_early_stopping" in content:
+            self.early_stopping.load_state_dict(content["ssp_early_stopping"])
+        if "ssp_skipped" in content:
+            self.guard.load_state_dict(content["ssp_skipped"])
+        self.streams = content.get("ssp_streams", 1)
+        self.weights_from = ssp.get("weights_from", "a checkpoint")
+        self._resumed = ssp
+        self.load_entries(content)
+
+    def on_train_start(self) -> None:
+        """Refuse a start that would silently be something else.
+
+        Raises:
+            ValueError: neither pretrained weights nor a checkpoint were loaded.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        if self.needs_weights and self.weights_from == "nothing yet":
+            raise ValueError(
+                f"{type(self).__name__} got no weights: give -pretrained_weights FILE to start, or --c to go on with a "
+                "run that has a checkpoint. For training from scratch use -tr nnUNetTrainerScratch."
+            )
+        if not self.needs_weights and self.weights_from == "nothing yet":
+            self.weights_from = "scratch"
+        if self.current_epoch == 0:
+            self.refuse_overwriting()
+        if not self.subjects:
+            trained = {self.subject_of(case, None) for case in self.do_split()[0]}
+            self.subjects = privacy.hashed_subjects(trained)
+        self._seed_epoch()
+        super().on_train_start()
+        self.print_to_log_file(
+            "The seed fixes the initial weights; it fixes the order of the data only with nnUNet_n_proc_DA=0."
+        )
+
+    def _seed_epoch(self) -> None:
+        """Seed all that is random in this process; nnU-Net's workers are unseeded.
+
+        Each rank has its own stream, and a resumed run does not repeat the first epochs'.
+        """
+        entropy = [self.settings.seed, self.current_epoch, self.local_rank]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    def on_train_epoch_start(self) -> None:
+        if self.streams >= 2:
+            self._seed_epoch()
+        super().on_train_epoch_start()
+
+    def batch_cases(self, step: int, batch: Any) -> Callable[[], list[str]]:
+        names = sorted(map(str, batch["keys"])) if isinstance(batch, dict) else []
+        return lambda: names
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's, but saved by the clock; what is not saved is kept."""
+        self.early_stopping.update(float(self.logger.get_value("val_losses", step=-1)))
+        self.save_every = self.num_epochs + 1  # nnU-Net saves before it knows of a new best
+        super().on_epoch_end()
+        if self.current_epoch < self.num_epochs:
+            self._keep_boundary()
+        if self.local_rank == 0:
+            logging = self.logger.local_logger.my_fantastic_logging
+            curve = learning_curve(
+                logging["mean_fg_dice"], logging["val_losses"], self.num_iterations_per_epoch
+            )
+            write_curves(Path(self.output_folder) / "learning_curve.csv", curve)
+
+    def record(self) -> dict[str, Any]:
+        # The subjects of both trainings: this file may start another one.
+        record = {**super().record(), "subjects": sorted(self.subjects)}
+        if self.pretrained is not None:
+            ssp = self.pretrained.ssp
+            record["pretraining"] = {
+                k: ssp[k] for k in ("method", "settings", "counts", "papers") if k in ssp
+            }
+            record["validation_subjects_seen_in_pretraining"] = len(self.seen_in_validation)
+        kept = ("pretraining", "validation_subjects_seen_in_pretraining", "weights_from_hash")
+        before = {k: self._resumed[k] for k in kept if k in self._resumed}
+        if "subjects" in self._resumed:
+            before["subjects"] = sorted(privacy.hashed_subjects(self._resumed["subjects"]))
+        return record | before
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint, under the name of nnU-Net's own trainer: it predicts without us."""
+        if self.local_rank == 0:
+            self.write_checkpoint(filename, self._content())
+
+    def _content(self, **entries: Any) -> dict[str, Any]:
+        return self.checkpoint(
+            transfer.to_cpu(self.network_module.state_dict()),
+            trainer_name="nnUNetTrainer",
+            ssp_streams=self.streams,
+            **self.checkpoint_entries(),
+            **entries,
+        )
+
+    def _keep_boundary(self) -> None:
+        """Save the epoch that has just ended, or keep a copy for a signal that comes before the next is saved."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        content = self._content(current_epoch=self.current_epoch)
+        if self._save_is_due():
+            self._boundary = None
+            self.write_checkpoint(Path(self.output_folder) / LATEST, content)
+        else:  # on the CPU these are the tensors that train
+            self._boundary = copy.deepcopy(content) if self.device.type == "cpu" else content
+
+    def keep(self) -> str:
+        """Save the last finished epoch; of an epoch nothing is saved in its middle."""
+        file = Path(self.output_folder) / LATEST
+        if self.disable_checkpointing:
+            return "nothing was saved (--disable_checkpointing)"
+        if self.current_epoch == 0:
+            return "no epoch was finished, so nothing is saved"
+        if self._boundary is not None:
+            self.write_checkpoint(file, self._boundary)
+            self._boundary = None
+        return f"{file} holds the training after epoch {self.current_epoch - 1}"
+
+    def checkpoint_entries(self) -> dict[str, Any]:
+        """What else a checkpoint shall hold."""
+        return {}
+
+    def load_entries(self, checkpoint: dict[str, Any]) -> None:
+        """Take back `checkpoint_entries`."""
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        if self.settings.final_validation:
+            with ending_at_once(lambda: f"validate with: {self.command('--val')}"):
+                super().perform_actual_validation(save_probabilities)
+            self.repeat_warnings()
+        else:
+            self.print_to_log_file(
+                "final_validation=no: no validation case was predicted. To do it later, set "
+                "final_validation=yes and run the same command with --val."
+            )
+
+
+class FinetuneEncoderTrainer(FinetuningTrainer):
+    """Fine-tune from the pretrained encoder alone (Dominic et al.'s choice): the decoder starts fresh."""
+
+    defaults = EncoderSettings()
+
+
+class ScratchTrainer(FinetuningTrainer):
+    """The control of fine-tuning: the same settings and steps, from nnU-Net's own random weights."""
+
+    defaults = FinetuningSettings(initial_lr=0.01)  # nnU-Net's, and de Mooij et al.'s baseline
+    needs_weights = False

@@ -1,0 +1,71 @@
+"""Files that are taken for our checkpoints, told by the names in their pickles; nothing is unpickled for it."""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+from nnunet_ssp.files.soundness import is_lfs_pointer
+
+OPCODES = 500_000  # read of a pickle, at most
+PICKLES = 4  # before torch 1.6 a file began with three others: magic number, protocol, machine
+LONGEST = 60  # characters of a name
+
+# Version 1 saved its checkpoint with these, and beside it a record FILE.pkl with those.
+VERSION_1 = {"epoch", "state_dict", "optimizer_state_dict", "plot_stuff"}
+VERSION_1_RECORD = {"init", "name", "class", "plans"}
+NNSSL = {"network_weights", "nnssl_adaptation_plan"}
+
+
+def name_foreign(file: Path) -> str:
+    """Say what a file is that other programs wrote and that is often taken for a checkpoint of nnU-Net version 2.
+
+    Returns:
+        What it is, in words; empty for every other file, also one of ours.
+    """
+    if is_lfs_pointer(file):
+        return "a git-lfs pointer in place of the file: run git lfs pull"
+    names = pickled_names(file)
+    if names >= NNSSL:
+        return (
+            "a checkpoint of nnssl, which pretrains 3D networks: it does not fit the 2D network that nnunet-ssp "
+            "pretrains"
+        )
+    if names >= VERSION_1:
+        return "a checkpoint of nnU-Net version 1, whose networks version 2 cannot load"
+    if names >= VERSION_1_RECORD and "network_weights" not in names:
+        return (
+            f"the record that nnU-Net version 1 wrote beside {file.name.removesuffix('.pkl')}, whose network version 2 "
+            "cannot load"
+        )
+    return ""
+
+
+def pickled_names(file: Path) -> set[str]:
+    """Return the short strings in the pickles of a file of torch's, of either format, or of pickle's.
+
+    The opcodes are listed, not run. A damaged file gives what was read until then.
+    """
+    names: set[str] = set()
+    with suppress(Exception):  # of pickletools, zipfile and zlib, whatever the content
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                for member in archive.namelist():
+                    if member.endswith("data.pkl"):
+                        with archive.open(member) as stream:
+                            _collect(stream, names)
+        else:
+            with open(file, "rb") as stream:
+                for _ in range(PICKLES):
+                    _collect(stream, names)
+    return names
+
+
+def _collect(stream: IO[bytes], names: set[str]) -> None:
+    for _, argument, _ in islice(pickletools.genops(stream), OPCODES):
+        if isinstance(argument, str) and len(argument) <= LONGEST:
+            names.add(argument)

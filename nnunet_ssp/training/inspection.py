@@ -1,0 +1,165 @@
+"""`nnunet-ssp inspect`: what a checkpoint holds, and whether it fits a dataset's plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from nnunet_ssp.cohort import privacy
+from nnunet_ssp.cohort.cases import dataset_folder, nnunet_folder
+from nnunet_ssp.files import checkpoints
+from nnunet_ssp.files.contents import printable
+from nnunet_ssp.files.names import is_plain, must_be_plain
+from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
+from nnunet_ssp.network import is_alias, is_output_layer
+from nnunet_ssp.training import transfer
+
+_NOTHING = "  nothing of persons or the house"
+
+
+def inspect(
+    checkpoint: str | Path,
+    dataset: str | None = None,
+    plans_name: str = "nnUNetPlans",
+    configuration: str = "2d",
+    trust: bool = False,
+    private: bool = False,
+    strip: str | Path | None = None,
+) -> int:
+    """Print a checkpoint's record and, for a dataset, a table of what would be loaded.
+
+    Args:
+        checkpoint: the file.
+        dataset: id or name.
+        plans_name: the dataset's plans.
+        configuration: of these plans.
+        trust: run what the file asks for, see `checkpoints.load`.
+        private: only list what the file reveals about persons and the house.
+        strip: write a checkpoint without that to this file, which must not exist.
+
+    Returns:
+        1 when the checkpoint does not fit the dataset, holds NaN or infinity, or reveals what `strip` would remove;
+        else 0.
+
+    Raises:
+        FileExistsError: the file to write exists.
+        FileNotFoundError: no such checkpoint, dataset or plans.
+        ValueError: not a checkpoint of nnU-Net's form, or the plans have no such configuration.
+    """
+    if private or strip is not None:
+        return reveal(Path(checkpoint), trust, None if strip is None else Path(strip))
+    pretrained = transfer.read(checkpoint, trust)
+    print("\n".join(map(printable, describe(pretrained))))
+    if dataset is None:
+        spoiled = checkpoints.non_finite(pretrained.weights)
+        if spoiled:
+            print(f"UNUSABLE: {checkpoints.in_words(spoiled, len(pretrained.weights))}")
+        return int(bool(spoiled))
+    comparison = compare_with_dataset(pretrained, dataset, plans_name, configuration)
+    print(f"\nAgainst dataset {dataset}, {plans_name} {configuration}:")
+    print("\n".join(f"  {line}" for line in comparison.table))
+    verdicts = [f"DOES NOT FIT: {refusal}" for refusal in comparison.refusals] or ["fits"]
+    print("\n".join(f"  {line}" for line in [*map("note: {}".format, comparison.notes), *verdicts]))
+    return int(bool(comparison.refusals))
+
+
+def reveal(file: Path, trust: bool, strip: Path | None) -> int:
+    """List what a checkpoint reveals about persons and the house; write one without, where a file is given.
+
+    Returns:
+        1 when there is something to strip and it was not, else 0.
+    """
+    if strip is not None and strip.exists():
+        raise FileExistsError(f"{strip} exists already: choose another name for --strip.")
+    content = checkpoints.load(file, trust)
+    found = privacy.findings(content)
+    removed = [finding for finding in found if not finding.remains]
+    lines = [f"{file}:", *(map(_line, found) if found else [_NOTHING])]
+    if strip is not None:
+        transfer.save(strip, privacy.stripped(content))
+        left = privacy.findings(checkpoints.load(strip, trust))
+        lines += [f"{strip}, written without:", *(map(_line, left) if left else [_NOTHING])]
+    elif removed:
+        lines.append(f"To write a checkpoint without: nnunet-ssp inspect {file} --strip OUT")
+    print("\n".join(map(printable, lines)))
+    return int(bool(removed) and strip is None)
+
+
+def _line(finding: privacy.Finding) -> str:
+    return f"  {finding.what:8s} {finding.text}"
+
+
+def describe(pretrained: transfer.Pretrained) -> list[str]:
+    """Lines on what a checkpoint holds."""
+    fresh = transfer.fresh_keys(pretrained.weights)
+    names = [k for k in pretrained.weights if not is_alias(k) and not is_output_layer(k)]
+    kept = [name for name in names if name not in fresh]
+    size = pretrained.file.stat().st_size / 1e6
+    lines = [f"{pretrained.file} ({size:.0f} MB)"]
+    ssp = pretrained.ssp
+    if not ssp:
+        lines.append("a plain nnU-Net checkpoint: every tensor counts as trained")
+    if "method" in ssp:
+        counts = ssp.get("counts", {})
+        seen = ", ".join(f"{n} {what}" for what, n in counts.items()) or "unknown data"
+        lines += [f"method: {ssp['method']}, pretrained on {seen}"]
+    elif ssp:
+        trainer, source = (ssp.get(name, "unknown") for name in ("trainer", "weights_from"))
+        lines += [f"{trainer}, started from {source}"]
+    encoder = sum(name.startswith("encoder.") for name in kept)
+    lines.append(
+        f"trained: encoder {encoder} tensors, decoder {len(kept) - encoder}; fresh: {len(names) - len(kept)} and the "
+        "output layers"
+    )
+    if pretrained.plans:
+        plans = pretrained.plans
+        names = [plans.get(name, "unknown") for name in ("dataset_name", "plans_name")]
+        lines.append(f"plans: {names[0]}, {names[1]} {pretrained.configuration}")
+    if ssp.get("settings"):
+        lines.append("settings: " + " ".join(f"{k}={_word(v)}" for k, v in ssp["settings"].items()))
+    if ssp.get("versions"):
+        lines.append("versions: " + ", ".join(f"{k} {v}" for k, v in ssp["versions"].items()))
+    for paper in ssp.get("papers", ssp.get("pretraining", {}).get("papers", [])):
+        lines.append(f"cite: {paper}")
+    return lines
+
+
+def _word(value: object) -> str:
+    """A setting's value as it is typed."""
+    if value is None:
+        return "none"
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
+
+
+def compare_with_dataset(
+    pretrained: transfer.Pretrained, dataset: str, plans_name: str, configuration: str
+) -> transfer.Comparison:
+    """Compare with the network that a dataset's plans describe."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    folder = dataset_folder(nnunet_folder("nnUNet_preprocessed"), dataset)
+    file = folder / f"{must_be_plain(plans_name, '-p')}.json"
+    if not file.is_file():
+        own = (pretrained.plans or {}).get("plans_name")
+        way = f"run nnunet-ssp prepare {dataset} first"
+        if isinstance(own, str) and is_plain(own) and (folder / f"{own}.json").is_file():
+            way = f"name the checkpoint's own plans, which are there, by -p {own}"
+        raise FileNotFoundError(f"{file} is missing: {way}.")
+    content = read_plans(file)
+    configuration_of(content, configuration, str(file))
+    plans = PlansManager(content)
+    manager = plans.get_configuration(configuration)
+    dataset_json = read_dataset(folder / "dataset.json")
+    with torch.device("meta"):  # only names and shapes are compared
+        network = get_network_from_plans(
+            manager.network_arch_class_name,
+            manager.network_arch_init_kwargs,
+            manager.network_arch_init_kwargs_req_import,
+            determine_num_input_channels(plans, manager, dataset_json),
+            plans.get_label_manager(dataset_json).num_segmentation_heads,
+            deep_supervision=True,
+        )
+    return transfer.compare(pretrained, network, plans.plans, manager.configuration)

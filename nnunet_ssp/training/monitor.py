@@ -1,0 +1,247 @@
+"""What a user sees while it trains: curves, reconstructions, and whether the whole network learns."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunet_ssp.cohort.cases import atomic_write
+from nnunet_ssp.network import parts
+
+# A stage counts as standing still when it has turned by less than this share of the stage that turned most.
+STANDING_STILL = 0.1
+LEARNING = 0.02  # change of the most changed stage from which on stages are compared at all
+
+
+class StageChange:
+    """How far the weights of each stage have turned away from their initial values.
+
+    The change of a stage is the sine of the angle between its convolution weights now and at the start: 0 when they
+    have not moved or have only shrunk under weight decay, 1 when nothing of the initial direction is left. The plain
+    norm of the difference cannot tell decay from learning.
+
+    Args:
+        network: the planned network, before its first step; parts that are not trained are left out.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        named = network.named_parameters(remove_duplicate=False)
+        weights = {k: p for k, p in named if p.ndim > 1 and p.requires_grad}
+        self.weights = {part: [weights[k] for k in keys] for part, keys in parts(weights).items()}
+        self.start = {
+            part: [w.detach().cpu().clone() for w in group] for part, group in self.weights.items()
+        }
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Change of each stage, in the order data flows: encoder 1 ... n, decoder n-1 ... 1."""
+        change = {}
+        for part, group in self.weights.items():
+            now = torch.cat([w.detach().cpu().float().flatten() for w in group]).double()
+            start = torch.cat([w.float().flatten() for w in self.start[part]]).double()
+            turned = now - start * (now @ start) / (start @ start).clamp_min(1e-30)
+            change[part] = float(turned.norm() / now.norm().clamp_min(1e-30))
+        return change
+
+
+def depth_warning(change: Mapping[str, float]) -> str | None:
+    """Say in words when the deep half of the network stands still while another part learns.
+
+    Args:
+        change: from `StageChange.measure`.
+    """
+    levels = {part: int(part.split()[1]) for part in change if part.split()[-1].isdigit()}
+    deepest = max(levels.values(), default=0)
+    deep = [change[part] for part, level in levels.items() if level > (deepest + 1) / 2]
+    largest = max(change.values(), default=0.0)
+    if not deep or largest < LEARNING or float(np.median(deep)) >= STANDING_STILL * largest:
+        return None
+    most = max(change, key=lambda part: change[part])
+    return (
+        f"WARNING: the deep stages hardly learn: {most} has changed by {largest:.3f} since "
+        f"initialisation, the deep half of the network by {float(np.median(deep)):.3f} (median). "
+        "The skip connections solve the task; fine-tuning "
+        'gains little from such a network. Consider nnUNet_ssp_settings="recipe=deep".'
+    )
+
+
+def describe_change(change: Mapping[str, float]) -> str:
+    """One line: ``encoder 0.12 0.08 ... | decoder 0.05 ...``, first to last."""
+    sides = {
+        side: " ".join(f"{v:.3f}" for part, v in change.items() if part.startswith(side))
+        for side in ("encoder", "decoder")
+    }
+    return " | ".join(f"{side} {values}" for side, values in sides.items() if values)
+
+
+def write_curves(file: Path, logging: Mapping[str, Sequence[Any]]) -> None:
+    """Write `monitor.csv`: one row per finished epoch, one column per curve; values that are absent or nan stay empty.
+
+    The file is written anew each time, so a resumed run cannot leave rows of an abandoned one.
+    """
+    columns = [
+        key for key, values in logging.items() if values and isinstance(values[0], int | float)
+    ]
+    n = max((len(logging[key]) for key in columns), default=0)
+    with atomic_write(file) as temporary, open(temporary, "w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["epoch", *columns])
+        for epoch in range(n):
+            row = [
+                logging[key][epoch] if epoch < len(logging[key]) else math.nan for key in columns
+            ]
+            writer.writerow([epoch, *("" if math.isnan(value) else value for value in row)])
+
+
+def learning_curve(
+    dice: Sequence[float], losses: Sequence[float], steps_per_epoch: int
+) -> dict[str, list[float]]:
+    """How fast a fine-tuning learns, for `write_curves`.
+
+    Args:
+        dice: nnU-Net's mean pseudo Dice of each epoch.
+        losses: its validation loss.
+        steps_per_epoch: optimiser steps.
+
+    Returns:
+        ``step``, ``pseudo_dice``, ``val_loss``, and for both the area under the curve up to that step divided by the
+        steps, which is its mean so far (the measure of convergence of Kalapos and Gyires-Toth, arXiv 2209.00314):
+        runs of equal length compare by their last row. Epochs whose Dice is not a number do not count in it.
+    """
+    curve: dict[str, list[float]] = {
+        "step": [steps_per_epoch * (epoch + 1) for epoch in range(len(dice))]
+    }
+    for name, values in (("pseudo_dice", dice), ("val_loss", losses)):
+        known = np.isfinite(values)
+        sums = np.cumsum(np.where(known, values, 0.0))
+        counts = np.cumsum(known)
+        area = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+        curve[name] = [float(value) for value in values]
+        curve[f"{name}_area"] = area.tolist()
+    return curve
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel of `plot_progress`.
+
+    Attributes:
+        label: of the vertical axis.
+        curves: label of each key that is drawn.
+        reference: a horizontal line, (value, label).
+        styles: line style of each curve, as arguments of matplotlib's ``plot``.
+    """
+
+    label: str
+    curves: Mapping[str, str]
+    reference: tuple[float, str] | None = None
+    styles: Sequence[Mapping[str, Any]] = ()
+
+
+def stage_panel(stages: Sequence[str]) -> Panel:
+    """The curves of `StageChange`: one colour per resolution, the decoder dashed."""
+    from matplotlib import colormaps
+
+    levels = [int(stage.split()[1]) if stage.split()[-1].isdigit() else 0 for stage in stages]
+    deepest = max(*levels, 1)
+    styles = [
+        {
+            "color": colormaps["viridis_r"](0.1 + 0.9 * level / deepest),
+            "linestyle": "-" if stage.startswith("encoder") else "--",
+        }
+        for stage, level in zip(stages, levels, strict=True)
+    ]
+    curves = {f"change {stage}": stage for stage in stages}
+    return Panel("change since initialisation", curves, styles=styles)
+
+
+def plot_progress(
+    file: Path, logging: Mapping[str, Sequence[Any]], panels: Sequence[Panel]
+) -> None:
+    """Draw curves over epochs, one panel below the other, in two columns when there are many.
+
+    Args:
+        file: the picture to write.
+        logging: values per epoch by key.
+        panels: what to draw.
+    """
+    from matplotlib.figure import Figure
+
+    shown = [p for p in panels if any(logging.get(key) for key in p.curves)]
+    columns = 1 if len(shown) <= 5 else 2
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(9 * columns, 3.2 * rows), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True)).ravel()
+    axes = grid[: len(shown)]
+    for unused in grid[len(shown) :]:
+        unused.remove()
+    for axis, panel in zip(axes, shown, strict=True):
+        for position, (key, label) in enumerate(panel.curves.items()):
+            points = [(i, v) for i, v in enumerate(logging.get(key) or [], 1) if math.isfinite(v)]
+            style = panel.styles[position] if panel.styles else {}
+            marker = "o" if len(points) < 3 else None
+            epochs, values = zip(*points, strict=True) if points else ((), ())
+            axis.plot(epochs, values, label=label, marker=marker, **style)
+        if panel.reference is not None:
+            axis.axhline(panel.reference[0], color="grey", linestyle=":", label=panel.reference[1])
+        axis.set_ylabel(panel.label)
+        if len(panel.curves) > 6:
+            axis.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+        else:
+            axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    for axis in axes[-columns:]:
+        axis.tick_params(labelbottom=True)
+        axis.set_xlabel("epoch")
+    with atomic_write(file) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def plot_images(file: Path, columns: Mapping[str, Tensor], title: str) -> None:
+    """Draw a table of images: one row per slice, one column per kind; the first channel, one grey scale per row.
+
+    Args:
+        file: the picture to write.
+        columns: (B, C, X, Y) by title; the first one sets the grey scale of its row.
+        title: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    images = {name: x[:, 0].float().cpu().numpy() for name, x in columns.items()}
+    n = len(next(iter(images.values())))
+    height, width = next(iter(images.values())).shape[1:]
+    figure = Figure(
+        figsize=(2.0 * len(images), 0.5 + 2.0 * n * height / width), layout="constrained"
+    )
+    axes = np.atleast_2d(figure.subplots(n, len(images)))
+    if axes.shape != (n, len(images)):
+        axes = axes.reshape(n, len(images))
+    first = next(iter(images.values()))
+    for row in range(n):
+        low, high = np.percentile(first[row], (0.5, 99.5))
+        for column, (name, stack) in enumerate(images.items()):
+            axis = axes[row, column]
+            axis.imshow(stack[row], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(name, fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    with atomic_write(file) as temporary:
+        figure.savefig(temporary, dpi=80)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``48 s``, ``12 min``, ``3.5 h``."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,352 @@
+"""The pretrained file: written so that stock nnU-Net can read it, read so that nothing moves in silence.
+
+`network_weights` holds the whole planned network under nnU-Net's own names. Tensors that pretraining trained are
+float32; those it did not are freshly initialised and stored in float16, which is how `keep_own_fresh` tells a
+fine-tuning network to keep its own seeded initialisation there. nnU-Net's decoder also holds the encoder
+(`decoder.encoder.*`) and blocks hold aliases (`...all_modules.*`): aliases share storage, dtype and fate.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_ssp.cohort.cases import atomic_write
+from nnunet_ssp.files import checkpoints
+from nnunet_ssp.files.contents import shown
+from nnunet_ssp.files.nnunet import resolve
+from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts
+from nnunet_ssp.training.foreign import name_foreign
+
+
+def pretrained_weights(network: nn.Module, transfers: str, num_classes: int) -> dict[str, Tensor]:
+    """The network's state for a file: on the CPU, trained float32, fresh float16, each storage converted once.
+
+    Args:
+        network: the planned network that was pretrained.
+        transfers: ``"encoder"`` or ``"encoder+decoder"``, what was trained.
+        num_classes: channels of the fresh output layers.
+    """
+    state = network.state_dict()
+    encoder = {t.data_ptr() for k, t in state.items() if k.startswith("encoder.")}
+    converted: dict[int, Tensor] = {}
+    for key, tensor in state.items():
+        if is_output_layer(key) or tensor.data_ptr() in converted:
+            continue
+        trained = transfers == "encoder+decoder" or tensor.data_ptr() in encoder
+        copy = tensor.detach().cpu()
+        if tensor.is_floating_point():
+            copy = copy.to(torch.float32 if trained else torch.float16)
+        converted[tensor.data_ptr()] = copy
+    fresh = _fresh_output_layers(network, num_classes)
+    return {k: fresh[k] if k in fresh else converted[t.data_ptr()] for k, t in state.items()}
+
+
+def _fresh_output_layers(network: nn.Module, num_classes: int) -> dict[str, Tensor]:
+    """Output layers for ``num_classes`` as nnU-Net initialises them (He, bias 0), by their names in the network."""
+    fresh: dict[str, Tensor] = {}
+    with torch.random.fork_rng(devices=[]):  # when a file is written must not change the run
+        for name, layer in network.named_modules():
+            if is_output_layer(f"{name}.") and isinstance(layer, nn.Conv2d):
+                weight = torch.empty(num_classes, layer.in_channels, *layer.kernel_size)
+                fresh[f"{name}.weight"] = nn.init.kaiming_normal_(weight, a=1e-2).half()
+                fresh[f"{name}.bias"] = torch.zeros(num_classes, dtype=torch.float16)
+    return fresh
+
+
+def to_builtin(value: Any) -> Any:
+    """Replace numpy numbers, paths and devices by Python's own, so that ``weights_only=True`` reads the file."""
+    if isinstance(value, Mapping):
+        return {k if isinstance(k, int) else str(k): to_builtin(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_builtin(v) for v in value]
+    if isinstance(value, str):
+        return str(value)  # numpy's text is a str, too
+    if value is None or isinstance(value, bool | Tensor):
+        return value
+    if isinstance(value, int | float) and type(value) in (int, float):
+        return value
+    if hasattr(value, "tolist"):  # numpy arrays and numbers
+        return to_builtin(value.tolist())
+    return str(value)
+
+
+def to_cpu(value: Any, moved: dict[Any, Tensor] | None = None) -> Any:
+    """Move every tensor of a nested state to the CPU; two names of one tensor stay one.
+
+    Args:
+        value: tensors in mappings and lists.
+        moved: what was moved already; for the recursion.
+    """
+    moved = {} if moved is None else moved
+    if isinstance(value, Tensor):
+        key = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        if key not in moved:
+            moved[key] = value.detach().cpu()
+        return moved[key]
+    if isinstance(value, Mapping):
+        return {k: to_cpu(v, moved) for k, v in value.items()}
+    return [to_cpu(v, moved) for v in value] if isinstance(value, list | tuple) else value
+
+
+def save(file: str | Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write a checkpoint as a whole or not at all.
+
+    Raises:
+        OSError: Among others, no space was left; names the file.
+    """
+    # To a path torch writes by itself, and its error for a full disk is one of its own file's inner state.
+    with atomic_write(file) as temporary, _Written(temporary) as stream:
+        torch.save(dict(checkpoint), stream)
+
+
+class _Written(io.FileIO):
+    """A file whose first failure to write is what leaves its `with` block; torch replaces it by its own."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "wb")
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            left = memoryview(data).cast("B")
+            while left:  # a raw file may take a part
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+        return memoryview(data).nbytes
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self.failure is not None:
+            raise self.failure from None
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint to start from.
+
+    Attributes:
+        file: where it is.
+        weights: tensors by nnU-Net's names.
+        ssp: what our trainers say about it; empty for a plain nnU-Net checkpoint.
+        plans: plans of the network, when the file holds them.
+        configuration: name of its configuration, when the file holds it.
+    """
+
+    file: Path
+    weights: dict[str, Tensor]
+    ssp: dict[str, Any]
+    plans: dict[str, Any]
+    configuration: str
+
+    def trained(self, key: str) -> bool:
+        """Whether pretraining trained this tensor."""
+        return key not in fresh_keys(self.weights) and not is_output_layer(key)
+
+
+def fresh_keys(weights: Mapping[str, Tensor]) -> set[str]:
+    """Keys of the tensors that pretraining did not train: float16 beside float32.
+
+    The number of batches that a BatchNorm has seen, an integer, shares the fate of its statistics. A file without any
+    float32 tensor outside the output layers is somebody's half-precision file: all of it counts as trained.
+    """
+    body = {k: t.dtype for k, t in weights.items() if not is_output_layer(k)}
+    if torch.float32 not in body.values():
+        return set()
+    return {
+        key
+        for key in body
+        if body.get(key.replace("num_batches_tracked", "running_mean")) == torch.float16
+    }
+
+
+def read(file: str | Path, trust: bool = False) -> Pretrained:
+    """Open a checkpoint of ours or of nnU-Net.
+
+    Args:
+        file: the checkpoint.
+        trust: see `checkpoints.load`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of nnU-Net's form, or one that would run code.
+    """
+    file = Path(file)
+    if file.is_file() and (foreign := name_foreign(file)):
+        raise ValueError(f"{file} is {foreign}.")
+    content = checkpoints.load(file, trust)
+    arguments = content.get("init_args", {})
+    return Pretrained(
+        file,
+        content["network_weights"],
+        content.get("ssp", {}),
+        arguments.get("plans", {}),
+        arguments.get("configuration", ""),
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a pretrained file fits a network and its plans.
+
+    Attributes:
+        table: one line per part of the network.
+        refusals: reasons why it must not be used.
+        notes: differences that do no harm.
+    """
+
+    table: list[str]
+    refusals: list[str]
+    notes: list[str]
+
+
+def compare(
+    pretrained: Pretrained,
+    network: nn.Module,
+    plans: dict[str, Any],
+    configuration: dict[str, Any],
+) -> Comparison:
+    """Compare a pretrained file with the network and plans of a dataset.
+
+    Architecture, input channels, spacing and normalisation must agree; patch size, batch size, dataset and intensity
+    statistics may differ.
+
+    Args:
+        pretrained: the file.
+        network: the planned segmentation network.
+        plans: content of the dataset's plans file.
+        configuration: its resolved configuration.
+    """
+    own, theirs = _shapes(network.state_dict()), _shapes(pretrained.weights)
+    wrong = [key for key in {**own, **theirs} if own.get(key) != theirs.get(key)]
+    refusals = []
+    first, their_first = _first_convolution(own), _first_convolution(theirs)
+    if first and first == their_first and theirs[first][1] != own[first][1]:
+        refusals.append(
+            f"channels: pretrained with {theirs[first][1]} input channel(s), these plans have {own[first][1]}"
+        )
+        wrong.remove(first)
+    if wrong:
+        refusals.append(
+            f"architecture: {len(wrong)} of {len(own)} tensors differ, the first is {wrong[0]}: "
+            f"{_words(theirs.get(wrong[0]))} in the file, {_words(own.get(wrong[0]))} in this network"
+        )
+    if spoiled := checkpoints.non_finite(pretrained.weights):
+        refusals.append(f"values: {checkpoints.in_words(spoiled, len(pretrained.weights))}")
+    their_configuration = _configuration(pretrained)
+    notes = [] if pretrained.ssp else ["a plain nnU-Net checkpoint, not one of nnunet-ssp"]
+    for name in ("spacing", "normalization_schemes", "use_mask_for_norm"):
+        if name in their_configuration:
+            there, here = their_configuration[name], configuration[name]
+            if not _equal(there, here):
+                refusals.append(
+                    f"{_NAMES[name]}: pretrained with {shown(there)}, these plans have {here}"
+                )
+    if not their_configuration:
+        notes.append("the file holds no plans: spacing and normalisation could not be compared")
+    for name in ("patch_size", "batch_size"):
+        if name in their_configuration:
+            there, here = their_configuration[name], configuration[name]
+            if not _equal(there, here):
+                notes.append(f"{_NAMES[name]}: pretrained {shown(there)}, here {here}")
+    pretrained_on = pretrained.plans.get("dataset_name")  # a stripped file does not say
+    if pretrained_on not in (None, plans.get("dataset_name")):
+        notes.append(f"pretrained on {shown(pretrained_on)}")
+    statistics = "foreground_intensity_properties_per_channel"
+    if pretrained.plans and pretrained.plans.get(statistics) != plans.get(statistics):
+        notes.append("intensity statistics of the data sets differ")
+    return Comparison(_table(pretrained, own, set(wrong)), refusals, notes)
+
+
+_NAMES = {
+    "spacing": "spacing",
+    "normalization_schemes": "normalisation",
+    "use_mask_for_norm": "normalisation within the non-zero mask",
+    "patch_size": "patch size",
+    "batch_size": "batch size",
+}
+
+
+def _configuration(pretrained: Pretrained) -> dict[str, Any]:
+    if pretrained.configuration not in pretrained.plans.get("configurations", {}):
+        return {}
+    return resolve(pretrained.plans, pretrained.configuration, f"{pretrained.file}, plans")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float | int) and isinstance(b, float | int):
+        return abs(a - b) <= 1e-3 * max(abs(a), abs(b))
+    return bool(a == b)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, without aliases and output layers."""
+    return {
+        key: tuple(tensor.shape)
+        for key, tensor in state.items()
+        if not is_alias(key) and not is_output_layer(key)
+    }
+
+
+def _first_convolution(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return next((k for k, s in shapes.items() if k.startswith("encoder.") and len(s) == 4), "")
+
+
+def _words(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else "x".join(map(str, shape))
+
+
+def _table(pretrained: Pretrained, own: Mapping[str, Any], wrong: set[str]) -> list[str]:
+    fresh = fresh_keys(pretrained.weights)
+    lines = []
+    for part, keys in parts(own).items():
+        fates = ["differs" if k in wrong else "fresh" if k in fresh else "pretrained" for k in keys]
+        counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in dict.fromkeys(fates))
+        lines.append(f"{part:12s} {counts}")
+    return lines
+
+
+def keep_own_fresh(network: nn.Module, choose: Callable[[set[str]], set[str]]) -> None:
+    """Make a network keep chosen tensors of its own, above all where a pretrained file holds only fresh ones.
+
+    Registers a ``load_state_dict`` pre-hook, through which stock nnU-Net's ``-pretrained_weights`` goes.
+
+    Args:
+        network: the planned segmentation network.
+        choose: called for each state dict that is loaded, with the keys of its fresh tensors; returns the keys of
+            those that stay as they are in the network.
+    """
+
+    def hook(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        if prefix:
+            return
+        own = module.state_dict()
+        for key in choose(fresh_keys(state)) & own.keys():
+            state[key] = own[key]
+
+    network.register_load_state_dict_pre_hook(hook)
+
+
+def moved(own: Mapping[str, Tensor], fresh: set[str]) -> str:
+    """``encoder 40 tensors, decoder 26, fresh 10``, each storage counted once; the output layers are fresh."""
+    counts = {"encoder": 0, "decoder": 0, "fresh": 0}
+    seen: set[int] = set()
+    for key, tensor in own.items():
+        if tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        side = "encoder" if in_encoder(key) else "decoder"
+        counts["fresh" if key in fresh or is_output_layer(key) else side] += 1
+    return (
+        f"encoder {counts['encoder']} tensors, decoder {counts['decoder']}, fresh {counts['fresh']}"
+    )

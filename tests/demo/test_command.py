@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+from nnunet_ssp.cohort.cases import Case, make_splits, write_cases, write_json
+from nnunet_ssp.demo import command as demo
+from nnunet_ssp.demo import report as demo_report
+from nnunet_ssp.reporting.figures import render
+
+SHAPE = (5, 24, 24)
+VENDORS = ("A", "B", "C", "D")
+
+
+def case(subject: str, frame: int, split: str, phase: str) -> Case:
+    return Case(
+        case=f"{subject}_frame{frame:02d}",
+        subject=subject,
+        source="mm1",
+        source_frame=frame,
+        split=split,
+        frame=frame,
+        n_frames=3,
+        phase=phase,
+        base="first",
+        vendor=VENDORS[int(subject[-1]) % 4],
+        centre="1",
+        scanner="",
+        field="",
+        pathology="",
+    )
+
+
+def heart(shift: int = 0) -> np.ndarray:
+    """A ring around a disc, beside a box."""
+    rows, columns = np.mgrid[: SHAPE[1], : SHAPE[2]]
+    radius = np.hypot(rows - 12, columns - 11 - shift)
+    slice_ = np.select([radius < 3, radius < 6, (abs(rows - 12) < 5) & (columns > 18)], [1, 2, 3])
+    return np.stack([np.zeros_like(slice_), *[slice_] * 3, np.zeros_like(slice_)])
+
+
+def write_image(path: Path, array: np.ndarray, kind: type) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array.astype(kind)), str(path))
+
+
+class Commands:
+    """Stands in for the real commands: writes what they would have written."""
+
+    def __init__(self, output: Path, labelled: int = 4, testing: int = 2) -> None:
+        self.output = output
+        self.steps: list[demo.Step] = []
+        self.labelled, self.testing = labelled, testing
+
+    def __call__(self, step: demo.Step) -> None:
+        self.steps.append(step)
+        words = list(step.command)
+        if step.name == "convert":
+            self.convert(words[words.index("--name") + 1])
+        elif step.name == "prepare":
+            configuration = {"patch_size": [96, 96], "batch_size": 4}
+            plans = {"configurations": {"2d": configuration}}
+            write_json(self.layout.plans, plans)
+        elif words[0] == "nnUNetv2_train":
+            self.train(words[words.index("-tr") + 1])
+        elif words[0] == "nnUNetv2_predict":
+            images, predictions = (Path(words[words.index(flag) + 1]) for flag in ("-i", "-o"))
+            for file in images.iterdir():
+                name = file.name.replace("_0000", "")
+                write_image(predictions / name, heart(shift=1), np.uint8)
+
+    def convert(self, name: str) -> None:
+        self.layout = demo.Layout(self.output, name)
+        raw = self.layout.raw
+        train = [f"train{i}" for i in range(self.labelled)]
+        test = [f"test{i}" for i in range(self.testing)]
+        cases = [
+            case(subject, frame, split, phase)
+            for split, subjects in (("train", train), ("test", test))
+            for subject in subjects
+            for frame, phase in enumerate(("ED", "", "ES"))
+            if split == "train" or phase
+        ]
+        raw.mkdir(parents=True)
+        write_cases(raw / "cases.csv", cases)
+        write_json(raw / "splits_final.json", make_splits({c.case: c for c in cases}))
+        labels = {"background": 0, "LV": 1, "MYO": 2, "RV": 3}
+        write_json(raw / "dataset.json", {"labels": labels, "file_ending": ".nii.gz"})
+        noise = np.random.default_rng(0).normal(0, 20, SHAPE)
+        for c in (c for c in cases if c.labelled):
+            end = "Ts" if c.split == "test" else "Tr"
+            write_image(raw / f"images{end}" / f"{c.case}_0000.nii.gz", heart() * 90 + noise, float)
+            write_image(raw / f"labels{end}" / f"{c.case}.nii.gz", heart(), np.uint8)
+
+    def train(self, trainer: str) -> None:
+        fold = self.layout.fold(trainer)
+        fold.mkdir(parents=True)
+        falling = (1 / np.arange(1, demo.EPOCHS + 1)).tolist()
+        logging = {"train_losses": falling, "val_losses": falling, "mean_fg_dice": falling[::-1]}
+        for name in ("latest", "best", "final"):
+            torch.save(
+                {"network_weights": {"w": torch.zeros(1)}, "logging": logging},
+                fold / f"checkpoint_{name}.pth",
+            )
+        if trainer == demo.PRETRAINER:
+            (fold / "reconstructions").mkdir()
+            for epoch in (0, 5, 9):
+                png = render(lambda figure: figure.subplots().plot([0, 1]), size=(4, 1))
+                (fold / "reconstructions" / f"epoch_{epoch:03d}.png").write_bytes(png)
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    commands = Commands(Path("demo"))
+    assert demo.run(device="cpu", execute=commands) == 0
+    return commands, capsys.readouterr().out
+
+
+def test_runs_each_command_once_in_order(finished):
+    commands, _ = finished
+    lines = [step.line for step in commands.steps]
+    results = "demo/nnUNet_results/Dataset999_Phantom"
+    train = "nnUNetv2_train 999 2d 0 -p demoPlans -tr"
+    finetuning = (
+        "nnUNet_ssp_settings='num_epochs=10 iterations_per_epoch=35 initial_lr=0.01 val_iterations_per_epoch=5 "
+        "final_validation=no seed=0'"
+    )
+    predict = "nnUNetv2_predict -d 999 -c 2d -f 0 -p demoPlans -tr"
+    flags = "--disable_tta -npp 1 -nps 1 -device cpu"
+    images = "demo/nnUNet_raw/Dataset999_Phantom/imagesTs"
+    assert shlex.split(lines[0])[:2] == ["python", "-c"]
+    assert lines[1:] == [
+        "nnunet-ssp convert mnms -i demo/phantom -d 999 --name Phantom",
+        "nnunet-ssp prepare 999 -gpu_memory_target 0.1 -overwrite_plans_name demoPlans",
+        "nnUNet_ssp_settings='num_epochs=10 iterations_per_epoch=20 batch_size=12 seed=0' "
+        f"{train} nnUNetTrainerMIMPretrain -device cpu",
+        f"{finetuning} {train} nnUNetTrainerFinetune -pretrained_weights {results}/"
+        "nnUNetTrainerMIMPretrain__demoPlans__2d/fold_0/checkpoint_final.pth -device cpu",
+        f"{finetuning} {train} nnUNetTrainerScratch -device cpu",
+        f"{predict} nnUNetTrainerFinetune -i {images} -o demo/predictions/nnUNetTrainerFinetune "
+        f"{flags}",
+        f"{predict} nnUNetTrainerScratch -i {images} -o demo/predictions/nnUNetTrainerScratch "
+        f"{flags}",
+    ]
+
+
+def test_prints_each_command_and_the_result(finished):
+    commands, printed = finished
+    for step in commands.steps:
+        assert f"\n$ {step.line}\n" in printed
+    assert 'export nnUNet_raw="$PWD"/demo/nnUNet_raw\n' in printed
+    assert demo_report.CAVEAT in printed
+    assert printed.endswith("Report: demo/report.html\n")
+
+
+def test_phantom_step_is_a_call_of_our_phantom(tmp_path):
+    phantom = pytest.importorskip("nnunet_ssp.phantom")
+    (_, _, code) = demo.phantom_step(tmp_path / "it's").command
+    seen = {}
+    stand_in = argparse.Namespace(write_mnms=lambda folder, **sizes: seen.update(sizes, f=folder))
+    compile(code, "step", "exec")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "nnunet_ssp.phantom", stand_in)
+        exec(code)
+    assert seen.pop("f") == str(tmp_path / "it's" / "phantom")
+    assert seen["testing"] == 4
+    assert seen["matrix"] <= 96
+    assert set(seen) <= set(phantom.write_mnms.__kwdefaults__ or ()) | {"labelled"}
+
+
+def test_report_opens_with_the_caveat_and_holds_every_part(finished):
+    commands, _ = finished
+    html = Path("demo/report.html").read_text(encoding="utf-8")
+    body = html.partition("<main>\n")[2]
+    assert body.startswith(f'<p class="notice">{demo_report.CAVEAT}</p>')
+    assert body.count("<img ") == 2 + 2 + 1  # curves, reconstructions, overlays
+    assert "epoch 000" in body
+    assert "epoch 009" in body
+    assert "epoch 005" not in body
+    for step in commands.steps:
+        assert f"<td>{step.name}</td>" in body
+    for name in ("LV", "MYO", "RV", "Mean", "test0", "test1", "nnunetv2"):
+        assert f"<td>{name}</td>" in body or f"<th>{name}</th>" in body
+    # Four labelled subjects, so fold 0 leaves one out of pretraining and of fine-tuning.
+    assert "saw 9 frames of 3 subjects, without labels" in body
+    assert "the labels of 6 frames of 3 subjects" in body
+    assert "4 frames of 2 subjects: the test subjects" in body
+
+
+def test_intermediate_files_go_and_models_stay(finished):
+    left = sorted(path.name for path in Path("demo").iterdir())
+    assert left == [demo.MARKER, "logs", "nnUNet_results", "predictions", "report.html"]
+    checkpoints = sorted(path.name for path in Path("demo").rglob("*.pth"))
+    assert checkpoints == ["checkpoint_final.pth"] * 3
+
+
+def test_keep_keeps_everything(tmp_path):
+    demo.run(output=tmp_path, device="cpu", keep=True, execute=Commands(tmp_path))
+    assert (tmp_path / "nnUNet_raw").is_dir()
+    assert len(list(tmp_path.rglob("*.pth"))) == 9
+
+
+def test_own_data_without_test_subjects_are_compared_on_the_validation_subjects(tmp_path):
+    (tmp_path / "M and Ms").mkdir()
+    commands = Commands(tmp_path / "demo", testing=0)
+    demo.run(tmp_path / "M and Ms", tmp_path / "demo", device="cpu", execute=commands)
+    convert = commands.steps[0]
+    assert convert.name == "convert"
+    assert f"-i '{tmp_path}/M and Ms' -d 999 --name MNMs" in convert.line
+    fold = json.loads((commands.layout.raw / "splits_final.json").read_text())[0]
+    images = sorted(path.name for path in (tmp_path / "demo" / "imagesVal").iterdir())
+    assert images == [f"{case}_0000.nii.gz" for case in fold["val"]]
+    predict = commands.steps[-1].command
+    assert predict[predict.index("-i") + 1] == str(tmp_path / "demo" / "imagesVal")
+    html = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "2 frames of 1 subject: the validation subjects of fold 0 (these data have" in html
+    assert commands.layout.raw.is_dir()  # own data are kept
+
+
+def test_data_without_two_labelled_training_subjects_are_refused_before_they_are_prepared(tmp_path):
+    commands = Commands(tmp_path, labelled=1)
+    with pytest.raises(ValueError, match=r"Phantom must have at least two labelled"):
+        demo.run(output=tmp_path, device="cpu", execute=commands)
+    assert [step.name for step in commands.steps] == ["phantom", "convert"]
+
+
+def test_scores_are_means_over_subjects_of_means_over_frames():
+    pd = pytest.importorskip("pandas")
+    rows = [
+        ("Fine-tuned", "s1", "a", "LV", 1.0),
+        ("Fine-tuned", "s1", "b", "LV", 0.0),
+        ("Fine-tuned", "s2", "c", "LV", 1.0),
+        ("Fine-tuned", "s1", "a", "RV", 0.25),
+        ("Fine-tuned", "s2", "c", "RV", 0.25),
+        ("From scratch", "s1", "a", "LV", 0.0),
+        ("From scratch", "s1", "a", "RV", 1.0),
+    ]
+    scores = pd.DataFrame(rows, columns=["model", "subject", "case", "class", "dice"])
+    means = demo_report.class_means(scores)
+    assert list(means.index) == ["LV", "RV", "Mean"]
+    assert means["Fine-tuned"].tolist() == [0.75, 0.25, 0.5]
+    assert means["From scratch"].tolist() == [0, 1, 0.5]
+
+
+def test_number_of_steps_follows_patch_batch_and_length():
+    layout = demo.Layout(Path("demo"), "Phantom")
+
+    def iterations(patch: int, batch: int, length: float) -> list[int]:
+        plan = {"patch_size": [patch, patch], "batch_size": batch}
+        steps = demo.training_steps(layout, "cpu", plan, length)
+        settings = [dict(pair.split("=") for pair in s.settings.split()) for s in steps]
+        return [int(s["iterations_per_epoch"]) for s in settings]
+
+    assert iterations(96, 4, 1) == [20, 35, 35]
+    assert iterations(192, 4, 4) == [20, 35, 35]
+    assert iterations(96, 2, 2) == [40, 140, 140]
+    assert iterations(96, 4, 1e-6) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("length", [0, -1, float("nan"), float("inf")])
+def test_length_is_checked(tmp_path, length):
+    with pytest.raises(ValueError, match=r"`--length` \(=.*\) must be above 0"):
+        demo.run(output=tmp_path, length=length)
+
+
+def test_arguments_are_the_keywords_of_run(monkeypatch):
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    monkeypatch.setattr(demo, "run", lambda **keywords: keywords)
+    assert demo.run_arguments(parser.parse_args([])) == {
+        "data": None,
+        "output": Path("demo"),
+        "device": None,
+        "length": 1.0,
+        "keep": False,
+    }
+    line = "--data a --output b --device mps --length 2 --keep"
+    assert demo.run_arguments(parser.parse_args(line.split())) == {
+        "data": Path("a"),
+        "output": Path("b"),
+        "device": "mps",
+        "length": 2.0,
+        "keep": True,
+    }
+
+
+def test_a_second_run_clears_only_what_a_first_one_made(tmp_path):
+    output = tmp_path / "demo"
+    demo.open_folder(output)
+    (output / "nnUNet_raw").mkdir()
+    (output / "report.html").touch()
+    (output / "notes.txt").touch()
+    demo.open_folder(output)
+    assert sorted(path.name for path in output.iterdir()) == [demo.MARKER, "logs", "notes.txt"]
+
+
+def test_other_folders_are_refused_and_left_alone(tmp_path):
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(ValueError, match=r"`--output` .* must be new, empty, or the folder of an"):
+        demo.open_folder(tmp_path)
+    assert (tmp_path / "logs").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"`--output` .* must be new, empty"):
+        demo.open_folder(tmp_path / "file")
+
+
+def test_data_must_exist_outside_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"`--data` \(=.*none\) must be an existing folder"):
+        demo.open_folder(tmp_path / "demo", tmp_path / "none")
+    demo.open_folder(tmp_path / "demo")
+    (tmp_path / "demo" / "phantom").mkdir()
+    with pytest.raises(ValueError, match=r"`--data` .* must not lie in `--output`"):
+        demo.open_folder(tmp_path / "demo", tmp_path / "demo" / "phantom")
+    assert (tmp_path / "demo" / "phantom").is_dir()
+
+
+def test_links_in_the_folder_are_removed_but_not_followed(tmp_path):
+    (tmp_path / "precious").mkdir()
+    demo.open_folder(tmp_path / "demo")
+    (tmp_path / "demo" / "phantom").symlink_to(tmp_path / "precious")
+    demo.open_folder(tmp_path / "demo")
+    assert (tmp_path / "precious").is_dir()
+    assert not (tmp_path / "demo" / "phantom").exists()
+
+
+def test_environment_keeps_the_users_folders_out_and_his_numbers_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", "/home/user/raw")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "5")
+    monkeypatch.setenv("nnUNet_extTrainer", "/home/user/trainers")
+    monkeypatch.setenv("nnUNet_ssp_settings", "num_epochs=1")
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
+    environment = demo.demo_environment(tmp_path)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        assert environment[name] == str(tmp_path / name)
+    trainers, users = environment["nnUNet_extTrainer"].split(":")
+    assert (Path(trainers) / "__init__.py").is_file()
+    assert users == "/home/user/trainers"
+    assert environment["nnUNet_n_proc_DA"] == "5"
+    assert environment["nnUNet_wandb_enabled"] == "0"
+    assert "nnUNet_ssp_settings" not in environment
+
+
+@pytest.fixture
+def runner(tmp_path):
+    with demo.Progress(100) as progress:
+        yield demo.CommandRunner({"GREETING": "hello", "PYTHONUNBUFFERED": "1"}, tmp_path, progress)
+
+
+def test_step_runs_with_its_settings_and_writes_its_log(runner, tmp_path):
+    code = "import os; print(os.environ['GREETING'], os.environ['nnUNet_ssp_settings'])"
+    runner(demo.Step("pretrain", ("python", "-c", code), settings="seed=1"))
+    assert (tmp_path / "4_pretrain.log").read_text() == "hello seed=1\n"
+
+
+def test_failed_step_shows_its_command_and_the_end_of_its_log(runner, tmp_path):
+    code = "print('\\n'.join(map(str, range(50)))); raise SystemExit('out of luck')"
+    with pytest.raises(RuntimeError) as caught:
+        runner(demo.Step("prepare", ("python", "-c", code), settings="seed=1"))
+    message = str(caught.value)
+    assert message.startswith("The step `prepare` failed with exit status 1.\nCommand: nnUNet_ssp_")
+    assert shlex.quote(code) in message
+    assert f"Log: {tmp_path / '3_prepare.log'}, which ends with:" in message
+    assert "\n49\n" in message
+    assert "out of luck" in message
+    assert "\n5\n" not in message
+
+
+def test_failed_step_ends_the_demo(tmp_path):
+    def fail(step: demo.Step) -> None:
+        raise RuntimeError(f"The step `{step.name}` failed")
+
+    with pytest.raises(RuntimeError, match="`phantom` failed"):
+        demo.run(output=tmp_path, device="cpu", execute=fail)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_progress_of_a_training_is_read_from_its_log(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("Using splits\n")
+    assert demo.trained_part(log) == 0
+    log.write_text("t: \nt: Epoch 0\nt: Epoch time: 2.1 s\n\nt: Epoch 4 \nt: train_loss 0.1\n")
+    assert demo.trained_part(log) == pytest.approx(4 / demo.EPOCHS)
+
+
+def test_import_is_light():
+    code = "import sys, nnunet_ssp.demo.command; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "numpy", "pandas", "matplotlib", "SimpleITK", "tqdm"} & set(modules)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_ssp.training.foreign import name_foreign, pickled_names
+from nnunet_ssp.training.inspection import inspect
+
+WEIGHTS = OrderedDict({"conv.weight": torch.zeros(2, 1, 3, 3)})
+
+
+def version_1() -> dict[str, Any]:
+    """What nnU-Net version 1 saves, with the NumPy numbers in it that the safe loader refuses."""
+    losses = [np.float32(0.5), np.float64(0.25)]
+    return {
+        "epoch": 3,
+        "state_dict": WEIGHTS,
+        "optimizer_state_dict": {"state": {}, "param_groups": []},
+        "lr_scheduler_state_dict": None,
+        "plot_stuff": (losses, losses, [], [np.float64(0.9)]),
+        "best_stuff": (0.1, 0.2, 0.3),
+        "amp_grad_scaler": {},
+    }
+
+
+def nnssl() -> dict[str, Any]:
+    plan = {
+        "architecture_plans": {"arch_class_name": "ResEncL"},
+        "key_to_encoder": "encoder.stages",
+    }
+    return {"network_weights": WEIGHTS, "citations": [], "nnssl_adaptation_plan": plan}
+
+
+class Runs:
+    """Runs code when it is unpickled: it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["torch 1.6 and later", "before"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(version_1(), "a checkpoint of nnU-Net version 1"), (nnssl(), "a checkpoint of nnssl")],
+    ids=["version 1", "nnssl"],
+)
+def test_checkpoints_of_others_are_named(
+    tmp_path: Path, zipped: bool, content: dict[str, Any], message: str
+):
+    file = tmp_path / "model_final_checkpoint.model"
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=rf"model_final_checkpoint.model is {message}"):
+        inspect(file)
+
+
+def test_the_record_of_version_1(tmp_path: Path):
+    file = tmp_path / "model_best.model.pkl"
+    record = {
+        "init": (1, 2),
+        "name": "nnUNetTrainerV2",
+        "class": "<class>",
+        "plans": {"a": np.ones(3)},
+    }
+    file.write_bytes(pickle.dumps(OrderedDict(record)))
+    with pytest.raises(
+        ValueError, match=r"the record that nnU-Net version 1 wrote beside model_best"
+    ):
+        inspect(file)
+
+
+def test_a_pointer_of_git_lfs(tmp_path: Path):
+    file = tmp_path / "checkpoint_final.pth"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(
+        ValueError, match=r"checkpoint_final.pth is a git-lfs pointer .*git lfs pull"
+    ):
+        inspect(file)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_is_unpickled(tmp_path: Path, zipped: bool):
+    marker = tmp_path / "ran"
+    file = tmp_path / "evil.model"
+    torch.save(version_1() | {"x": Runs(marker)}, file, _use_new_zipfile_serialization=zipped)
+    assert name_foreign(file).startswith("a checkpoint of nnU-Net version 1")
+    with pytest.raises(ValueError, match="nnU-Net version 1"):
+        inspect(file)
+    assert not marker.exists()
+
+
+def test_other_files_have_no_name(tmp_path: Path):
+    plain = tmp_path / "checkpoint_final.pth"
+    torch.save(
+        {"network_weights": WEIGHTS, "init_args": {}, "trainer_name": "nnUNetTrainer"}, plain
+    )
+    assert "network_weights" in pickled_names(plain) and name_foreign(plain) == ""
+    content = plain.read_bytes()
+    for number, damaged in enumerate((b"", b"\x80", content[: len(content) // 2], b"text\n" * 9)):
+        file = tmp_path / f"{number}.pth"
+        file.write_bytes(damaged)
+        assert name_foreign(file) == ""
