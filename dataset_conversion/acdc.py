@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ssp.conversion.convert import Cine, Common, Task, make_cases
 from nnunet_ssp.conversion.geometry import compare_grids, place_stack
 from nnunet_ssp.conversion.phases import LABELS, frame_number, label_phases, nearest_frame
+from nnunet_ssp.conversion.subjects import Cine, Common, Task, make_cases
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (

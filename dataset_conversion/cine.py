@@ -49,10 +49,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ssp.conversion.convert import Cine, Common, Look, Task, look_at_headers, make_cases
+from nnunet_ssp.conversion.convert import look_at_headers
 from nnunet_ssp.conversion.geometry import base_of_stack, clean_affine, same_grid
 from nnunet_ssp.conversion.phases import LABELS, label_phases
 from nnunet_ssp.conversion.stacks import Stack, look_at_stack, read_stack
+from nnunet_ssp.conversion.subjects import Cine, Common, Look, Task, make_cases
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.dataset_conversion.cine_files import (
     MASK,

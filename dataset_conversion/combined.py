@@ -17,21 +17,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nnunet_ssp.cohort.cases import case_name, check_dataset_id
+from nnunet_ssp.cohort.cases import case_name
 from nnunet_ssp.cohort.privacy import PUBLIC, hashed_path
 from nnunet_ssp.cohort.pseudonyms import extend_key, key_file
 from nnunet_ssp.console import run_command
-from nnunet_ssp.conversion.convert import (
-    Cine,
-    Look,
-    Renamed,
-    Task,
-    convert_subjects,
-    look_at_headers,
-)
+from nnunet_ssp.conversion.convert import convert_subjects, look_at_headers
+from nnunet_ssp.conversion.subjects import Cine, Look, Renamed, Task
 from nnunet_ssp.dataset_conversion import CONVERTERS, load
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.tables import read_names
+from nnunet_ssp.nnunet import check_dataset_id
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ssp.cohort.folds import PAPER, PUBLISHED, is_published
-from nnunet_ssp.conversion.convert import Common
+from nnunet_ssp.cohort.published import PAPER, PUBLISHED, is_published
+from nnunet_ssp.conversion.subjects import Common
 from nnunet_ssp.dataset_conversion import combined, mnms, mnms2
 from nnunet_ssp.dataset_conversion.combined import Source
 

@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from nnunet_ssp.cohort.cases import NNUNET_FOLDERS
 from nnunet_ssp.launch import trainer_paths, trainers_folder
+from nnunet_ssp.nnunet import NNUNET_FOLDERS
 from nnunet_ssp.parallel import available_cores, small_machine_environment
 
 Verdict = Literal["ok", "warning", "FAILED"]

@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import IO
 
-from nnunet_ssp.cohort.cases import NNUNET_FOLDERS
+from nnunet_ssp.nnunet import NNUNET_FOLDERS
 from nnunet_ssp.parallel import small_machine_environment
 
 TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling

@@ -22,7 +22,7 @@ import torch
 
 from nnunet_ssp.bench import rows
 from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Sizes, method_names
-from nnunet_ssp.cohort.cases import write_json
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.parallel import available_cores
 
 PACKAGES = ("nnunet-ssp", "nnunetv2", "torch", "batchgeneratorsv2", "lightly")

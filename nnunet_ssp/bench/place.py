@@ -18,12 +18,13 @@ import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from numpy.typing import NDArray
 
-from nnunet_ssp.cohort.cases import NNUNET_FOLDERS, write_json
 from nnunet_ssp.dataset_conversion import mnms
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.nnunet import read_dataset, read_plans
 from nnunet_ssp.launch import TRAINERS_VARIABLE, trainers_folder
+from nnunet_ssp.nnunet import NNUNET_FOLDERS, environment, quiet
 from nnunet_ssp.phantom import write_mnms
-from nnunet_ssp.preparation.command import environment, prepare, quiet
+from nnunet_ssp.preparation.command import prepare
 
 DATASET = "Dataset999_Bench"
 PLANS, NARROW = "nnUNetPlans", "narrow"

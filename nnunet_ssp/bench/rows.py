@@ -31,8 +31,8 @@ from nnunet_ssp.bench.place import (
 )
 from nnunet_ssp.methods.base import Method
 from nnunet_ssp.methods.parts.chunks import eager
+from nnunet_ssp.nnunet import quiet
 from nnunet_ssp.parallel import start_worker
-from nnunet_ssp.preparation.command import quiet
 from nnunet_ssp.slices.drawing import batch_indices
 from nnunet_ssp.slices.store import SliceStore, StoredCase, write_index
 

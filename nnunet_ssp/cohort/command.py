@@ -8,65 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 from nnunet_ssp.cohort import folds as splits
-from nnunet_ssp.cohort.cases import (
-    Case,
-    copy_tables,
-    dataset_folder,
-    dataset_id,
-    nnunet_folder,
-    read_cases,
-    read_splits,
-    remove_half_written,
-    trained_folds,
-    write_splits,
-)
 from nnunet_ssp.cohort.consistency import (
     HOLDS_NOBODY_OUT,
     differing_tables,
     require_known_names,
     unknown_names,
 )
-from nnunet_ssp.cohort.folds import Fold, subjects_of
-from nnunet_ssp.conversion.convert import case_files
+from nnunet_ssp.cohort.dataset import Dataset, _check_plain, open_dataset
+from nnunet_ssp.cohort.folds import (
+    Fold,
+    copy_tables,
+    read_splits,
+    subjects_of,
+    trained_folds,
+    write_splits,
+)
+from nnunet_ssp.files.atomic import remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
-from nnunet_ssp.files.tables import read_table, whole_number
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The tables of a dataset, and its folder in each of nnU-Net's three; only one of the first two must exist."""
-
-    raw: Path
-    prepared: Path
-    results: Path
-    cases: dict[str, Case]
-    folds: list[Fold]
-
-    @property
-    def home(self) -> Path:
-        """Where the tables are read from."""
-        return self.raw if self.raw.is_dir() else self.prepared
-
-    @cached_property
-    def n_slices(self) -> dict[str, int]:
-        """Slices of each labelled training frame, as far as its image or the slice store is here."""
-        import nibabel
-
-        found = {}
-        for name, case in self.cases.items():
-            if splits.is_trainable(case) and (image := case_files(self.raw, case)[0]).is_file():
-                found[name] = int(nibabel.load(image).shape[2])
-        if not found and any(self.prepared.glob("*_slices/index.json")):
-            from nnunet_ssp.slices.store import read_index
-
-            for index in self.prepared.glob("*_slices/index.json"):
-                found |= {name: e.n_slices for name, e in read_index(index.parent)[1].items()}
-        return found
+from nnunet_ssp.nnunet import dataset_id, nnunet_folder
 
 
 def folds(
@@ -182,74 +145,6 @@ def folds(
 
 
 # -- the dataset ---------------------------------------------------------------------------------
-
-
-def open_dataset(dataset: str | int) -> Dataset:
-    """Read the cases and folds of a dataset, from nnUNet_raw or, where it is not there, from nnUNet_preprocessed.
-
-    Raises:
-        FileNotFoundError: No such dataset, or one without our tables.
-        ValueError: A table is wrong.
-    """
-    raw_base, prepared_base, results_base = (
-        nnunet_folder(f"nnUNet_{place}") for place in ("raw", "preprocessed", "results")
-    )
-    try:
-        home = dataset_folder(raw_base, dataset)
-    except FileNotFoundError:
-        if not any(prepared_base.glob(f"Dataset{dataset_id(dataset):03d}_*")):
-            raise
-        home = dataset_folder(prepared_base, dataset)
-    if not (home / "dataset.json").is_file():
-        raise FileNotFoundError(
-            f"{home / 'dataset.json'} is missing: the conversion is unfinished, run nnunet-ssp convert again."
-        )
-    if not (home / "cases.csv").is_file():
-        raise FileNotFoundError(
-            f"{home}/cases.csv is missing: without it subjects are unknown, and nnU-Net's own folds by case apply. "
-            "nnunet-ssp convert writes it."
-        )
-    cases = read_cases(home / "cases.csv")
-    return Dataset(
-        raw_base / home.name,
-        prepared_base / home.name,
-        results_base / home.name,
-        cases,
-        read_folds(home),
-    )
-
-
-def _check_plain(raw: Path, subject_pattern: str | None) -> bool:
-    """Check a dataset of nnU-Net's own, which keeps its folds beside the preprocessed data."""
-    from nnunet_ssp.cohort.leaks import report_plain
-
-    prepared = nnunet_folder("nnUNet_preprocessed") / raw.name
-    folds = read_folds(prepared) or read_folds(raw)
-    return report_plain(raw, prepared, subject_pattern, folds)
-
-
-def read_folds(folder: Path) -> list[Fold]:
-    """The folds of a dataset's folder; names and sources from `folds.csv`, as far as it has them."""
-    if not (folder / "splits_final.json").is_file():
-        return []
-    rows: dict[int | None, dict[str, str]] = {}
-    if (folder / "folds.csv").is_file():
-        table = read_table(folder / "folds.csv", ["fold"], ["name", "source"], numbers=["fold"])
-        rows = {whole_number(row["fold"]): row for row in table}
-        if None in rows or len(rows) < len(table):
-            raise ValueError(f"{folder / 'folds.csv'}: `fold` must be a number from 0, each once.")
-    found = []
-    for number, sides in enumerate(read_splits(folder / "splits_final.json")):
-        row = rows.get(number, {})
-        found.append(
-            Fold(
-                row.get("name") or f"fold-{number}",
-                tuple(sides["train"]),
-                tuple(sides["val"]),
-                row.get("source") or "unknown",
-            )
-        )
-    return found
 
 
 def _try_to_repair(data: Dataset, overwrite: bool, dry_run: bool) -> list[str]:

@@ -7,49 +7,21 @@ of whole subjects. The published lists of subjects are not in here, only the pro
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
+import random
+import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from nnunet_ssp.cohort.cases import Case
-from nnunet_ssp.files.yaml_files import read_yaml
+from nnunet_ssp.files.atomic import atomic_write, write_json, write_table
+from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.files.names import must_all_be_plain
 
-PAPER = "de Mooij et al. 2024"
-VALIDATION_SHARE = 0.2  # of the development subjects; their config's `valid_partition`
-VALIDATION_SEED = 0
-SUBSET_SIZES = (50, 25, 15, 10)  # subjects; their Table 1
-SUBSET_SEEDS = (0, 1, 2)
-VENDOR_GROUPS = {"A_B": ("Siemens", "Philips"), "C_D": ("GE", "Canon")}  # M&Ms' letters
-SOURCES = ("mm1", "mm2")  # M&Ms and M&Ms-2 in `cases.csv`
 UNITS = ("subjects", "slices")  # that the size of a label subset may count
-
-# Number of subjects, and the first digits of the checksum, of each published list.
-PUBLISHED = {
-    "development": (370, "0282a107f4c514a2"),
-    "train": (296, "b20744b6ba1a7e5e"),
-    "valid": (74, "fa76c6617302ad65"),
-    "test": (140, "384c90a4cd02aa8f"),
-    "train A_B": (204, "cbfa3fe1f2066efc"),
-    "valid A_B": (52, "cd2707ae483fad00"),
-    "train C_D": (92, "9cc4be7db6269815"),
-    "valid C_D": (22, "6d57c2fda25d7aab"),
-    "nr50-seed0": (50, "388f1f5f16088e8b"),
-    "nr50-seed1": (50, "371217155f07b4e9"),
-    "nr50-seed2": (50, "1d22fd20e061d020"),
-    "nr25-seed0": (25, "e095e52977356a99"),
-    "nr25-seed1": (25, "96778b9439764cd2"),
-    "nr25-seed2": (25, "65c906666d946a80"),
-    "nr15-seed0": (15, "4b04c8bff85f45a6"),
-    "nr15-seed1": (15, "fa4af314552e047a"),
-    "nr15-seed2": (15, "dcf0f3b177c6123f"),
-    "nr10-seed0": (10, "b13399c83d8eedcf"),
-    "nr10-seed1": (10, "fba46ec1057b5683"),
-    "nr10-seed2": (10, "08a2089040f746b6"),
-}
 
 
 @dataclass(frozen=True)
@@ -86,142 +58,12 @@ def shuffled(names: Iterable[str], seed: int) -> list[str]:
     return order
 
 
-def checksum(subjects: Iterable[str]) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of the sorted subject keys, one a line."""
-    return hashlib.sha256("\n".join(sorted(subjects)).encode()).hexdigest()[:16]
-
-
-def is_published(name: str, subjects: Iterable[str]) -> bool:
-    """Whether these are the subjects of a published list."""
-    return checksum(subjects) == PUBLISHED[name][1]
-
-
 def is_from(vendor: str, wanted: Iterable[str]) -> bool:
     """Whether a vendor is one of those wanted: `GE` is also `GE MEDICAL SYSTEMS`, and SIEMENS is Siemens."""
     return any(vendor.casefold().startswith(name.casefold()) for name in wanted)
 
 
 # -- the published folds -------------------------------------------------------------------------
-
-
-def development_subjects(cases: Mapping[str, Case]) -> dict[str, str]:
-    """The subjects that the published procedure divides, with their vendors.
-
-    Where the dataset holds exactly the published ones, these, also such without labels; otherwise every subject with
-    a labelled frame that is not for the test.
-    """
-    development = [case for case in cases.values() if case.split == "train"]
-    published = {case.subject_key: case.vendor for case in development if case.source in SOURCES}
-    if is_published("development", published):
-        return published
-    return {case.subject_key: case.vendor for case in development if case.labelled}
-
-
-def test_subjects(cases: Mapping[str, Case]) -> list[str]:
-    """The test subjects, sorted; where there are published ones, only those of the published sources."""
-    tests = [case for case in cases.values() if case.split == "test"]
-    published = {case.subject_key for case in tests if case.source in SOURCES}
-    return sorted(published or {case.subject_key for case in tests})
-
-
-def development_split(subjects: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Divide subjects into training and validation by the published procedure.
-
-    Returns:
-        Training and validation subjects, each sorted.
-    """
-    order = shuffled(subjects, VALIDATION_SEED)
-    n_valid = round(VALIDATION_SHARE * len(order))
-    return sorted(order[n_valid:]), sorted(order[:n_valid])
-
-
-def published_lists(subjects: Mapping[str, str]) -> dict[str, list[str]]:
-    """What the published procedure makes of the development subjects.
-
-    Args:
-        subjects: Vendor of each.
-
-    Returns:
-        Sorted subjects by the names of `PUBLISHED`; without the test, which is no part of it, and without subsets
-        that are larger than what there is.
-    """
-    train, valid = development_split(subjects)
-    lists = {"development": sorted(subjects), "train": train, "valid": valid}
-    for group, vendors in VENDOR_GROUPS.items():
-        for side in ("train", "valid"):
-            lists[f"{side} {group}"] = [s for s in lists[side] if is_from(subjects[s], vendors)]
-    for size in SUBSET_SIZES:
-        for seed in SUBSET_SEEDS:
-            if size <= len(train):
-                lists[f"nr{size}-seed{seed}"] = draw_subjects(train, size, seed)
-    return lists
-
-
-# Name of each published fold: its training and validation lists, and the phase it is restricted to.
-PAPER_FOLDS = {
-    "paper": ("train", "valid", ""),
-    **{
-        f"paper-nr{size}-seed{seed}": (f"nr{size}-seed{seed}", "valid", "")
-        for size in SUBSET_SIZES
-        for seed in SUBSET_SEEDS
-    },
-    **{
-        f"paper-vendor-{group}": (f"train {group}", f"valid {group}", "") for group in VENDOR_GROUPS
-    },
-    "paper-ED": ("train", "valid", "ED"),
-    "paper-ES": ("train", "valid", "ES"),
-}
-
-
-def paper_folds(cases: Mapping[str, Case]) -> tuple[list[Fold], list[str]]:
-    """The folds of de Mooij et al., or what their procedure makes of another dataset.
-
-    Their subsets and the restriction to one phase leave the subjects of the validation as they are; restricted to a
-    phase, training and validation hold that phase only; restricted to vendors, subjects of those vendors only.
-
-    Returns:
-        The folds, and what the user should know about them.
-
-    Raises:
-        ValueError: There are too few subjects to divide.
-    """
-    subjects = development_subjects(cases)
-    lists = published_lists(subjects)
-    notes = []
-    source = PAPER
-    if not is_published("development", subjects):
-        source = f"procedure of {PAPER}"
-        notes.append(
-            f"The {len(subjects)} subjects are not the {PUBLISHED['development'][0]} of {PAPER}: the folds are made "
-            "by the same procedure, but are not the published ones."
-        )
-    found, left_out = [], []
-    for name, (train, valid, phase) in PAPER_FOLDS.items():
-        fold = make_fold(name, lists.get(train, ()), lists[valid], cases, source, phase)
-        if fold.train and fold.val:
-            found.append(fold)
-        else:
-            left_out.append(name.split("-seed")[0])
-    if not found:
-        raise ValueError(f"{len(subjects)} subject(s) are too few for training and validation.")
-    if left_out:
-        listed = ", ".join(dict.fromkeys(left_out))
-        notes.append(f"Left out, as there are too few subjects: {listed}")
-    development = {c.subject_key: c.source for c in cases.values() if c.split == "train"}
-    others = Counter(source for key, source in development.items() if key not in subjects)
-    if is_published("development", subjects):
-        notes += [
-            f"{n} subjects of {source} are in no fold; pretraining takes them in."
-            for source, n in sorted(others.items())
-        ]
-    labelled = subjects_of((name for name in cases if is_trainable(cases[name])), cases)
-    bare = [subject for subject in lists["valid"] if subject not in labelled]
-    if bare:
-        notes.append(
-            f"{len(bare)} validation subject(s) have no labelled frame, so no fold names them and pretraining sees "
-            f"them: {', '.join(bare)}"
-        )
-    return found, notes
 
 
 def make_fold(
@@ -416,88 +258,155 @@ def merge(folds: Sequence[Fold], new: Sequence[Fold], overwrite: bool = False) -
 
 # -- split files ---------------------------------------------------------------------------------
 
-SIDES = ("test", "train", "valid")
-
-
-def read_split_file(file: str | Path) -> dict[str, set[str]]:
-    """Read a split as published by de Mooij et al.: YAML, `test`, `train`, `valid` -> source -> ids.
-
-    Returns:
-        Subject keys of each side that the file has: all three, or `test` alone.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: It is no such file, or a subject is on two sides.
-    """
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"{file}: there is no such file.")
-    content = read_yaml(file)
-    if not isinstance(content, dict) or set(content) not in ({*SIDES}, {"test"}):
-        raise ValueError(f"{file}: must have the keys {', '.join(SIDES)}, or test alone.")
-    sides: dict[str, set[str]] = {}
-    for side, sources in content.items():
-        where = f"{file}: `{side}`"
-        if not isinstance(sources, dict):
-            raise ValueError(f"{where} must map each source (mm1, ...) to a list of subjects.")
-        for source, subjects in sources.items():
-            # Without quotes YAML reads 001 as the number 1.
-            if not isinstance(subjects, list) or not all(isinstance(s, str) for s in subjects):
-                raise ValueError(f'{where}, {source}: must be a list of ids in quotes ("001").')
-        sides[side] = {f"{source}-{s}" for source, subjects in sources.items() for s in subjects}
-    for number, side in enumerate(sides):
-        for other in list(sides)[:number]:
-            if both := sorted(sides[side] & sides[other]):
-                raise ValueError(
-                    f"{file}: {_some(both)} must not be in both `{other}` and `{side}`."
-                )
-    return sides
-
-
-def fold_from_file(file: str | Path, cases: Mapping[str, Case]) -> tuple[Fold, list[str]]:
-    """The fold that a published split file describes, named after the file.
-
-    A file with `test` alone stands for the published procedure on all other subjects. A source that the dataset does
-    not have at all is left out.
-
-    Returns:
-        The fold, and what the user should know about it.
-
-    Raises:
-        ValueError: The file names unknown subjects, or its test differs from the dataset's in a way that leaks.
-    """
-    sides = read_split_file(file)
-    split = {case.subject_key: case.split for case in cases.values()}
-    if leaked := sorted(s for s in sides["test"] if split.get(s) == "train"):
-        raise ValueError(
-            f"{file}: test subject {_some(leaked)} must be a test subject of the dataset too, else pretraining "
-            "sees it: convert again with these test subjects."
-        )
-    if "train" not in sides:
-        train, valid = development_split(development_subjects(cases))
-        sides |= {"train": set(train), "valid": set(valid)}
-    notes = []
-    sources = {case.source for case in cases.values()}
-    named = sides["train"] | sides["valid"]
-    absent = {s for s in named if s.split("-", 1)[0] not in sources}
-    if absent:
-        missing = ", ".join(sorted({s.split("-", 1)[0] for s in absent}))
-        notes.append(
-            f"{file}: {len(absent)} subjects of {missing} left out, the dataset has none of them."
-        )
-    if unknown := sorted(named - absent - split.keys()):
-        raise ValueError(f"{file}: {_some(unknown)} must be in cases.csv.")
-    if tests := sorted(s for s in named - absent if split[s] == "test"):
-        raise ValueError(f"{file}: {_some(tests)} must not be a test subject of the dataset.")
-    fold = make_fold(
-        Path(file).stem, sides["train"], sides["valid"], cases, f"file {Path(file).name}"
-    )
-    if not (fold.train and fold.val):
-        raise ValueError(f"{file}: no labelled frame of its training or validation subjects here.")
-    if bare := sorted(named - absent - subjects_of((*fold.train, *fold.val), cases)):
-        notes.append(f"{file}: without labelled frames, so in no fold: {_some(bare)}")
-    return fold, notes
-
 
 def _some(subjects: Sequence[str], limit: int = 10) -> str:
     more = [f"... ({len(subjects)} in all)"] if len(subjects) > limit else []
     return ", ".join([*subjects[:limit], *more])
+
+
+FOLD_COLUMNS = ("fold", "name", "n_train_subjects", "n_val_subjects", "source")
+
+
+FOLD_SEED = 12345  # nnU-Net's own seed for its cross-validation
+
+
+def subject_folds(
+    subjects: Mapping[str, str], n_folds: int = 5, seed: int = FOLD_SEED
+) -> list[list[str]]:
+    """Divide subjects into validation folds, stratified by vendor.
+
+    Every subject is in exactly one fold. Folds differ by at most one subject, in total and for
+    each vendor. There are never more folds than subjects, and none at all for a single subject.
+
+    Args:
+        subjects: Vendor of each subject.
+        n_folds: Number of folds wanted, at least 2.
+        seed: The same seed and subjects give the same folds.
+
+    Returns:
+        The validation subjects of each fold, sorted.
+    """
+    if n_folds < 2:
+        raise ValueError(f"`n_folds` (={n_folds}) must be at least 2.")
+    n_folds = min(n_folds, len(subjects))
+    if n_folds < 2:
+        return []
+    generator = random.Random(seed)
+    dealt: list[str] = []
+    for vendor in sorted(set(subjects.values())):
+        group = sorted(subject for subject in subjects if subjects[subject] == vendor)
+        generator.shuffle(group)
+        dealt += group
+    # Dealing on from vendor to vendor, like cards, keeps both each vendor and the total even.
+    return [sorted(dealt[fold::n_folds]) for fold in range(n_folds)]
+
+
+def make_splits(
+    cases: Mapping[str, Case], n_folds: int = 5, seed: int = FOLD_SEED
+) -> list[dict[str, list[str]]]:
+    """Cross-validation by subject over the labelled training cases, as nnU-Net's splits.
+
+    Returns:
+        `{"train": [...], "val": [...]}` for each fold; an empty list with fewer than two labelled
+        training subjects, where only nnU-Net's fold `all` makes sense.
+    """
+    labelled = [case for case in cases.values() if case.labelled and case.split == "train"]
+    folds = subject_folds({case.subject_key: case.vendor for case in labelled}, n_folds, seed)
+    return [
+        {
+            "train": sorted(case.case for case in labelled if case.subject_key not in val),
+            "val": sorted(case.case for case in labelled if case.subject_key in val),
+        }
+        for val in folds
+    ]
+
+
+def read_splits(file: str | Path) -> list[dict[str, list[str]]]:
+    """Read nnU-Net's `splits_final.json`.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not a list of folds with the case names of `train` and `val`.
+    """
+    splits = read_json(file, list)
+    for number, fold in enumerate(splits):
+        for side in ("train", "val"):
+            names = fold.get(side) if isinstance(fold, dict) else None
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"{file}: fold {number} must have a list of case names `{side}`.")
+            must_all_be_plain(names, "case", f"{file}, fold {number}, `{side}`")
+    return [{side: list(fold[side]) for side in ("train", "val")} for fold in splits]
+
+
+def write_splits(
+    folder: str | Path,
+    splits: Sequence[Mapping[str, Sequence[str]]],
+    cases: Mapping[str, Case],
+    names: Sequence[str],
+    source: str | Sequence[str],
+) -> None:
+    """Write `splits_final.json` and its description, `folds.csv`, into a dataset's folder.
+
+    Args:
+        folder: `nnUNet_raw/DatasetXXX_Name` or `nnUNet_preprocessed/DatasetXXX_Name`.
+        splits: Case names of `train` and `val` for each fold.
+        cases: Every case that the splits name.
+        names: One name for each fold.
+        source: Where the folds come from, all of them or each.
+    """
+    folder = Path(folder)
+    sources = [source] * len(splits) if isinstance(source, str) else source
+    rows = [
+        {
+            "fold": number,
+            "name": name,
+            "n_train_subjects": len({cases[case].subject_key for case in fold["train"]}),
+            "n_val_subjects": len({cases[case].subject_key for case in fold["val"]}),
+            "source": origin,
+        }
+        for number, (fold, name, origin) in enumerate(zip(splits, names, sources, strict=True))
+    ]
+    # A run that is killed between the two leaves names without folds; folds without names would be appended again.
+    write_table(folder / "folds.csv", FOLD_COLUMNS, rows)
+    write_json(folder / "splits_final.json", [dict(fold) for fold in splits])
+
+
+def trained_folds(
+    new: Sequence[Mapping[str, Sequence[str]]],
+    old: Sequence[Mapping[str, Sequence[str]]],
+    results: Path,
+) -> list[int]:
+    """The numbers of the folds that differ although `results`, a dataset's folder, were trained on them."""
+    changed = [fold for fold, (a, b) in enumerate(zip_longest(new, old)) if a != b]
+    return [fold for fold in changed if any(results.glob(f"*/fold_{fold}"))]
+
+
+def copy_tables(raw: Path, prepared: Path, results: Path, overwrite: bool) -> list[int]:
+    """Copy `cases.csv`, `folds.csv` and `splits_final.json`, those that there are, beside the prepared data.
+
+    Args:
+        raw: The dataset's folder in nnUNet_raw.
+        prepared: Its folder in nnUNet_preprocessed.
+        results: Its folder in nnUNet_results, which need not exist.
+        overwrite: Also replace folds on which results were trained.
+
+    Returns:
+        The numbers of the folds that changed although results were trained on them.
+
+    Raises:
+        FileExistsError: There are such folds, and `overwrite` is False. Nothing is copied then.
+    """
+    name = "splits_final.json"
+    trained = []
+    if (raw / name).is_file() and (prepared / name).is_file():
+        trained = trained_folds(read_splits(raw / name), read_splits(prepared / name), results)
+    if trained and not overwrite:
+        raise FileExistsError(
+            f"{raw / name}: fold {', '.join(map(str, trained))} differs from the one that results in {results} were "
+            "trained on; --overwrite replaces it."
+        )
+    for table in ("cases.csv", "folds.csv", name):
+        if (raw / table).is_file():
+            with atomic_write(prepared / table) as temporary:
+                shutil.copyfile(raw / table, temporary)
+    return trained

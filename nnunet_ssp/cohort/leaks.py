@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_ssp.cohort.cases import Case, read_splits
-from nnunet_ssp.cohort.folds import Fold, is_trainable, subjects_of
+from nnunet_ssp.cohort.cases import Case, case_files
+from nnunet_ssp.cohort.folds import Fold, is_trainable, read_splits, subjects_of
 from nnunet_ssp.cohort.lookalikes import SAME, UNSEEN, fingerprint, look_alikes
 from nnunet_ssp.cohort.plain_datasets import PlainCase, read_plain_cases, read_stack
 from nnunet_ssp.cohort.repeats import continuing_names, shared_prefixes
-from nnunet_ssp.conversion.convert import case_files
 from nnunet_ssp.files.contents import NAMES, check, read_json
 from nnunet_ssp.parallel import number_of_workers, process
 

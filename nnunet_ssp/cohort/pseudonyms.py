@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from nnunet_ssp.cohort.cases import atomic_write
+from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.tables import read_table
 
 FOLDER = ".ssp-keys"

@@ -15,139 +15,48 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any
 
 from nnunet_ssp import __version__
 from nnunet_ssp.cohort.cases import (
     COLUMNS,
-    FOLD_SEED,
-    SPLITS,
-    TEMPORARY,
+    IMAGE_FOLDERS,
+    LABEL_FOLDERS,
     Case,
-    case_name,
-    check_dataset_id,
-    copy_tables,
-    make_splits,
-    nnunet_folder,
+    case_files,
     write_cases,
-    write_json,
-    write_splits,
 )
+from nnunet_ssp.cohort.folds import FOLD_SEED, copy_tables, make_splits, write_splits
 from nnunet_ssp.cohort.privacy import cut_paths, hashed_path, map_texts
 from nnunet_ssp.cohort.pseudonyms import write_log
 from nnunet_ssp.conversion.geometry import place_stack
+from nnunet_ssp.conversion.subjects import Cine, Look, Outcome, Renamed, Task, TaskT
+from nnunet_ssp.conversion.summary import (
+    _refusals,
+    as_log,
+    dry_summary_lines,
+    same_patients,
+    splits_of,
+    summary_lines,
+)
+from nnunet_ssp.files.atomic import TEMPORARY, write_json
 from nnunet_ssp.files.contents import TEXTS, check, read_json
-from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.lock import LOCK, locked_dataset
 from nnunet_ssp.files.names import WORDS as NAME_RULE
 from nnunet_ssp.files.names import is_plain
 from nnunet_ssp.files.nifti import read_header, unpacked_copies, write_nifti
 from nnunet_ssp.files.tables import read_table
+from nnunet_ssp.nnunet import check_dataset_id, nnunet_folder
 from nnunet_ssp.parallel import number_of_workers, process
 
-IMAGE_FOLDERS = ("imagesTr", "imagesTs", "imagesUn")
-LABEL_FOLDERS = ("labelsTr", "labelsTs")
 ADDED_TO_SUBJECT = 20  # characters of a case's name
 FOLD_SOURCE = f"by subject, stratified by vendor, seed {FOLD_SEED}"
-
-
-class Common(TypedDict, total=False):
-    """Arguments that the `convert` of every converter takes besides its own.
-
-    `dataset_conversion.combined.convert_sources` describes them.
-    """
-
-    test: str | Path | None
-    add: Iterable[str]
-    overwrite: bool
-    workers: int | None
-    dry_run: bool
-    pseudonyms: bool
-
-
-@dataclass(frozen=True)
-class Task:
-    """One subject to convert; converters add what their reader needs."""
-
-    subject: str
-    split: str  # train or test
-    files: tuple[Path, ...]  # the input: a resumed run converts again what changed here
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether there are files with labels; what is in them only reading tells."""
-        return any("_gt." in file.name and file.is_file() for file in self.files)
-
-
-@dataclass
-class Cine:
-    """One subject as read and checked.
-
-    All frames are of shape `(X, Y, Z)`, axis order and slice order as in the source.
-    """
-
-    frames: Mapping[int, Array]  # by time index; integers or floating point
-    labels: Mapping[int, Array]  # uint8, only the labelled frames
-    affine: Array  # (4, 4), voxel to world in mm, RAS+, from `place_stack` or `clean_affine`
-    cases: list[Case]  # what to write; labelled cases have a frame in `labels`
-    corrections: list[str] = field(default_factory=list)  # what was wrong and is now right
-    warnings: list[str] = field(default_factory=list)  # what of the subject is lost
-    notes: list[str] = field(default_factory=list)  # what the user should know
-    patient: str = ""  # a digest that is equal for subjects of one patient; empty if unknown
-
-
-@dataclass
-class Outcome:
-    """What became of one subject."""
-
-    subject: str
-    split: str  # empty when unknown
-    cases: list[Case] = field(default_factory=list)
-    corrections: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    patient: str = ""  # as in `Cine`
-    refused: str = ""  # the reason
-
-
-@dataclass
-class Look:
-    """What the headers tell about a subject."""
-
-    subject: str
-    split: str  # empty when unknown
-    has_masks: bool = False
-    n_frames: int = 0  # 0 also when nothing tells
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    patient: str = ""  # as in `Cine`
-    refused: str = ""  # the reason
-
-
-TaskT = TypeVar("TaskT", bound=Task)
-
-
-@dataclass(frozen=True)
-class Renamed(Generic[TaskT]):
-    """Subjects under pseudonyms.
-
-    Attributes:
-        tasks: the subjects.
-        refused: those refused before reading, with the reason.
-        names: the user's name of each subject that has a pseudonym.
-        key: the file that holds these names.
-    """
-
-    tasks: Sequence[TaskT]
-    refused: Mapping[str, str]
-    names: Mapping[str, str]
-    key: Path
 
 
 def look_at_headers(task: Task, alike: bool = True) -> Look:
@@ -262,10 +171,10 @@ def convert_subjects(
             _check_folder(target, settings, overwrite)
         looks = [Look(subject, "", refused=reason) for subject, reason in refused.items()]
         looks += process(look, tasks, workers, "Looking", "subject")
-        remarks = [*remarks, *remark(_splits(looks)), *_same_patients(looks)]
+        remarks = [*remarks, *remark(splits_of(looks)), *same_patients(looks)]
         if rename is not None:
             remarks = [*remarks, "Local subjects will get pseudonyms."]
-        print("\n".join(_dry_summary(looks, target, remarks, prefixes)))
+        print("\n".join(dry_summary_lines(looks, target, remarks, prefixes)))
         return target
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
         _check_folder(target, settings, overwrite)
@@ -315,12 +224,12 @@ def convert_subjects(
             names=[f"{len(splits)}-fold-{number}" for number in range(len(splits))],
             source=FOLD_SOURCE,
         )
-        said = [*remarks, *remark(_splits(outcomes))]
-        shared = {"remarks": [*said, *_same_patients(outcomes)], **_log(outcomes)}
+        said = [*remarks, *remark(splits_of(outcomes))]
+        shared = {"remarks": [*said, *same_patients(outcomes)], **as_log(outcomes)}
         outcomes = _in_own_names(outcomes, names)
-        remarks = [*said, *_same_patients(outcomes)]
+        remarks = [*said, *same_patients(outcomes)]
         if key is not None:
-            log = write_log(key, {"remarks": remarks, **_log(outcomes)})
+            log = write_log(key, {"remarks": remarks, **as_log(outcomes)})
             shared = _without_texts(shared, names, f"see {log.parent.name}/{log.name}")
             remarks = [*remarks, _KEY.format(key=key, log=log.name)]
         shared = map_texts(shared, partial(_without_folder, folder=source))
@@ -347,7 +256,7 @@ def convert_subjects(
         ) from error
     finally:
         lock.close()
-    print("\n".join([*_summary(outcomes, len(splits), remarks, prefixes), *warnings]))
+    print("\n".join([*summary_lines(outcomes, len(splits), remarks, prefixes), *warnings]))
     print(f"\nConverted to {target}\nNext: nnunet-ssp prepare {dataset_id}")
     return target
 
@@ -497,15 +406,6 @@ def _remove_strays(target: Path, cases: Iterable[Case]) -> None:
                 file.unlink()
 
 
-def case_files(target: Path, case: Case) -> list[Path]:
-    """The image, and for a labelled case the mask, in a dataset of `nnUNet_raw`."""
-    part = {"train": "Tr", "test": "Ts"}[case.split] if case.labelled else "Un"
-    files = [target / f"images{part}" / f"{case.case}_0000.nii.gz"]
-    if case.labelled:
-        files.append(target / f"labels{part}" / f"{case.case}.nii.gz")
-    return files
-
-
 def _dataset_json(
     cases: Iterable[Case], labels: Mapping[str, int], description: str
 ) -> dict[str, object]:
@@ -626,197 +526,4 @@ def _write_subject(cine: Cine, target: Path, temporary: Path) -> None:
 # --- the rows of cases.csv ------------------------------------------------------------------
 
 
-def make_cases(
-    task: Task,
-    phases: Mapping[int, str],
-    n_frames: int,
-    *,
-    source: str,
-    base: str,
-    vendor: str,
-    frames: Iterable[int] | None = None,
-    first: int = 0,
-    centre: str = "",
-    scanner: str = "",
-    field: str = "",
-    pathology: str = "",
-) -> list[Case]:
-    """The rows of `cases.csv` of a subject: all frames for training, the labelled for testing.
-
-    Args:
-        task: The subject.
-        phases: ED or ES of the labelled frames, by time index.
-        n_frames: Frames of the cine.
-        source: As in `cases.csv`, like the arguments that are not explained here.
-        base: See `base_of_stack`.
-        vendor: The vendor.
-        frames: The frames that there are, by default all.
-        first: The source's number of the first frame.
-        centre: The centre.
-        scanner: The scanner.
-        field: Field strength in T.
-        pathology: The pathology.
-    """
-    return [
-        Case(
-            case=case_name(task.subject, frame),
-            subject=task.subject,
-            source=source,
-            source_frame=frame + first,
-            split=task.split,
-            frame=frame,
-            n_frames=n_frames,
-            phase=phases.get(frame, ""),
-            base=base,
-            vendor=vendor,
-            centre=centre,
-            scanner=scanner,
-            field=field,
-            pathology=pathology,
-        )
-        for frame in sorted(range(n_frames) if frames is None else frames)
-        if task.split == "train" or frame in phases
-    ]
-
-
 # --- the summary ------------------------------------------------------------------------------
-
-
-def _log(outcomes: Iterable[Outcome]) -> dict[str, dict[str, object]]:
-    """Everything that was said about the subjects, for `convert.json`."""
-    kinds = ("refused", "corrections", "warnings", "notes")
-    return {
-        kind: {o.subject: getattr(o, kind) for o in outcomes if getattr(o, kind)} for kind in kinds
-    }
-
-
-def _summary(
-    outcomes: Sequence[Outcome], n_folds: int, remarks: Sequence[str], prefixes: Sequence[str]
-) -> list[str]:
-    columns = ("subjects", "frames", "labelled", "unlabelled", "corrected", "refused")
-    lines = ["", _row("", columns)]
-    for name, mine in _groups(outcomes, prefixes):
-        cases = [case for outcome in mine for case in outcome.cases]
-        labelled = sum(case.labelled for case in cases)
-        numbers = (
-            sum(not outcome.refused for outcome in mine),
-            len(cases),
-            labelled,
-            len(cases) - labelled,
-            sum(bool(outcome.corrections) for outcome in mine),
-            sum(bool(outcome.refused) for outcome in mine),
-        )
-        lines.append(_row(name, numbers))
-    folds = f"{n_folds} folds" if n_folds else "no folds, only `all`"
-    lines += [f"\nCross-validation by subject: {folds}", *_remarks(remarks)]
-    for title, kind in (("Corrected", "corrections"), ("WARNING", "warnings"), ("Notes", "notes")):
-        lines += _said(outcomes, title, kind)
-    if any(outcome.refused for outcome in outcomes):
-        lines += ["\nREFUSED, not converted:", *_refusals(outcomes)]
-    return lines
-
-
-def _dry_summary(
-    looks: Sequence[Look], target: Path, remarks: Sequence[str], prefixes: Sequence[str]
-) -> list[str]:
-    columns = ("subjects", "with masks", "without", "frames", "refused")
-    lines = ["", _row("", columns)]
-    for name, mine in _groups(looks, prefixes):
-        usable = [look for look in mine if not look.refused]
-        masks = sum(look.has_masks for look in usable)
-        frames = sum(look.n_frames for look in usable)
-        numbers = (len(usable), masks, len(usable) - masks, frames, len(mine) - len(usable))
-        lines.append(_row(name, numbers))
-    lines.append("\nOnly headers were read: a mask may turn out to be empty, a file to be damaged.")
-    if any(look.split == "test" for look in looks):
-        lines.append("Only the labelled frames of test subjects will be converted.")
-    lines += _remarks(remarks)
-    for split in SPLITS:
-        subjects = [look.subject for look in looks if look.split == split and not look.refused]
-        if subjects:
-            lines.append(f"\n{split}: {_names(subjects)}")
-    for title, kind in (("WARNING", "warnings"), ("Notes", "notes")):
-        lines += _said(looks, title, kind)
-    if any(look.refused for look in looks):
-        lines += ["\nWould be REFUSED:", *_refusals(looks, limit=None)]
-    if all(look.refused for look in looks):
-        return [*lines, "\nDry run: nothing was written, and no subject could be converted."]
-    lines.append(f"\nDry run: nothing was written. The dataset would be {target}")
-    if (target / "dataset.json").exists():
-        lines.append("That folder holds a finished dataset: choose another id to keep it.")
-    return lines
-
-
-_Group = TypeVar("_Group", Outcome, Look)
-
-
-def _splits(outcomes: Iterable[Outcome | Look]) -> dict[str, str]:
-    """The split of each subject that was not refused."""
-    return {outcome.subject: outcome.split for outcome in outcomes if not outcome.refused}
-
-
-def _same_patients(outcomes: Iterable[Outcome | Look]) -> list[str]:
-    """A warning for each patient of whom there are several subjects."""
-    patients: dict[str, list[str]] = {}
-    for outcome in outcomes:
-        if outcome.patient:
-            patients.setdefault(outcome.patient, []).append(outcome.subject)
-    return [
-        f"WARNING: {_names(subjects)} have the same PatientID: one subject? use --by-patient-id"
-        for subjects in patients.values()
-        if len(subjects) > 1
-    ]
-
-
-def _groups(
-    outcomes: Sequence[_Group], prefixes: Sequence[str]
-) -> Iterator[tuple[str, list[_Group]]]:
-    """The rows of a summary: train, test, unread (refused while listing), all, and those of each source."""
-    names = {split: split for split in SPLITS} | {"": "unread"}
-    for split, name in names.items():
-        mine = [o for o in outcomes if o.split == split]
-        if mine or split:
-            yield name, mine
-    yield "all", list(outcomes)
-    for prefix in prefixes:
-        for split, name in names.items():
-            mine = [o for o in outcomes if o.subject.startswith(f"{prefix}-") and o.split == split]
-            if mine:
-                yield f"{prefix} {name}", mine
-
-
-def _said(outcomes: Iterable[Outcome | Look], title: str, kind: str) -> list[str]:
-    texts = [(o.subject, text) for o in outcomes for text in getattr(o, kind)]
-    return [f"\n{title}:", *_grouped(texts)] if texts else []
-
-
-def _row(name: str, values: Iterable[object]) -> str:
-    return f"{name:12}" + "".join(f"{value:>12}" for value in values)
-
-
-def _remarks(remarks: Sequence[str]) -> list[str]:
-    return ["", *remarks] if remarks else []
-
-
-def _refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list[str]:
-    refused = [(o.subject, o.refused) for o in outcomes if o.refused]
-    refused.sort(key=lambda pair: re.sub(r"\d+", lambda number: number[0].zfill(9), pair[0]))
-    return list(_grouped(refused, limit))
-
-
-def _grouped(texts: Iterable[tuple[str, str]], limit: int | None = 20) -> Iterator[str]:
-    """Lines of `subjects: text`, equal texts in one line, at most `limit` lines."""
-    groups: dict[str, list[str]] = {}
-    for subject, text in texts:
-        groups.setdefault(text, []).append(subject)
-    for number, (text, subjects) in enumerate(groups.items()):
-        if number == limit:
-            yield f"  ... and {len(groups) - limit} more, see convert.json"
-            return
-        yield f"  {_names(subjects)}: {text}"
-
-
-def _names(subjects: Sequence[str], limit: int = 10) -> str:
-    if len(subjects) <= limit:
-        return ", ".join(subjects)
-    return f"{', '.join(subjects[: limit - 2])}, ... {subjects[-1]} ({len(subjects)} subjects)"

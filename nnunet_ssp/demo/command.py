@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssp.cohort.cases import read_cases, read_splits
+from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.cohort.folds import read_splits
 from nnunet_ssp.demo.report import (
     CAVEAT,
     DATASET_ID,

@@ -15,16 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ssp.cohort.cases import (
-    Case,
-    dataset_folder,
-    nnunet_folder,
-    read_cases,
-    subject_of,
-    write_json,
-    write_together,
-)
+from nnunet_ssp.cohort.cases import Case, read_cases, subject_of
+from nnunet_ssp.files.atomic import write_json, write_together
 from nnunet_ssp.files.nnunet import read_dataset
+from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.parallel import number_of_workers
 
 if TYPE_CHECKING:

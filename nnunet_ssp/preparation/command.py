@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -30,22 +29,15 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunet_ssp.cohort.cases import (
-    TEMPORARY,
-    atomic_write,
-    copy_tables,
-    dataset_folder,
-    dataset_id,
-    nnunet_folder,
-    read_cases,
-    read_splits,
-)
+from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.consistency import require_known_names, some
-from nnunet_ssp.cohort.folds import is_trainable
+from nnunet_ssp.cohort.folds import copy_tables, is_trainable, read_splits
+from nnunet_ssp.files.atomic import TEMPORARY, atomic_write
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.files.names import must_all_be_plain, must_be_plain
 from nnunet_ssp.files.nnunet import check_dataset, configuration_of, read_plans
+from nnunet_ssp.nnunet import dataset_folder, dataset_id, environment, nnunet_folder, quiet
 from nnunet_ssp.parallel import number_of_workers, process
 from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.fingerprints import make_fingerprint, with_median_spacing
@@ -224,33 +216,6 @@ def _explained(target: Path) -> Iterator[None]:
             f"{target}: writing failed ({error}). Once there is space, or what else was missing, run the same "
             "command again: it continues where it stopped."
         ) from error
-
-
-@contextlib.contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables for a while."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what nnU-Net prints from the user, unless it fails."""
-    chatter = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(chatter):
-            yield
-    except Exception:
-        print(chatter.getvalue(), end="", file=sys.stderr)
-        raise
 
 
 # -- the raw dataset -----------------------------------------------------------------------------

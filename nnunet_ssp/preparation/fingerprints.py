@@ -18,7 +18,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from numpy.typing import NDArray
 
-from nnunet_ssp.cohort.cases import atomic_write, write_json
+from nnunet_ssp.files.atomic import atomic_write, write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.parallel import process
 from nnunet_ssp.preparation.raw_checks import (

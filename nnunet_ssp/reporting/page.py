@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from nnunet_ssp.cohort.cases import atomic_write
+from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.reporting.figures import render
 
 if TYPE_CHECKING:

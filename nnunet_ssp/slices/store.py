@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnunet_ssp.cohort.cases import TEMPORARY, atomic_write, write_json
+from nnunet_ssp.files.atomic import TEMPORARY, atomic_write, write_json
 from nnunet_ssp.files.contents import NAMES, Rule, check, is_whole, read_json
 from nnunet_ssp.files.names import must_all_be_plain, must_be_plain
 from nnunet_ssp.slices.intact import (

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ssp.cohort.cases import atomic_write
+from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import choose_device, command_environment, environment_lines
 from nnunet_ssp.study.workflow import WORKFLOW, run_workflow, unfinished, write_workflow

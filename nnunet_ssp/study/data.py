@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssp.cohort.cases import dataset_id
-from nnunet_ssp.cohort.command import Dataset, open_dataset
+from nnunet_ssp.cohort.dataset import Dataset, open_dataset
 from nnunet_ssp.cohort.folds import Fold, part_of, subjects_of, subset_name
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
+from nnunet_ssp.nnunet import dataset_id
 from nnunet_ssp.slices.store import StoredCase, read_index, store_folder
 
 USED = ("patch_size", "batch_size", "data_identifier")  # of the configuration

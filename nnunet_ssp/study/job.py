@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssp.cohort.cases import write_json
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import last_lines, run_logged

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_ssp.cohort.cases import write_json
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.launch import find_command
 from nnunet_ssp.study.data import Data, open_data

@@ -8,9 +8,9 @@ from typing import Literal
 
 import pandas as pd
 
-from nnunet_ssp.cohort.cases import atomic_write, write_json
 from nnunet_ssp.evaluation.signed_rank import METHOD
 from nnunet_ssp.evaluation.statistics import SUBJECTS_FOR_A_TEST
+from nnunet_ssp.files.atomic import atomic_write, write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import is_plain
 from nnunet_ssp.reporting.figures import render

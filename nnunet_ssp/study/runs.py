@@ -18,7 +18,7 @@ from typing import Any, Literal
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_ssp.launch import trainer_paths
-from nnunet_ssp.preparation.command import quiet
+from nnunet_ssp.nnunet import quiet
 from nnunet_ssp.settings import as_word, override
 from nnunet_ssp.study.data import CONFIGURATION, Data, digest
 from nnunet_ssp.study.spec import SEED, Settings, Study

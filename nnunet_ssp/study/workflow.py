@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ssp.cohort.cases import NNUNET_FOLDERS, write_json
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import TRAINERS_VARIABLE
+from nnunet_ssp.nnunet import NNUNET_FOLDERS
 from nnunet_ssp.signals import ENDS, SAVES, woken_by_signals
 from nnunet_ssp.study.job import SIGNALS
 from nnunet_ssp.study.record import read_record

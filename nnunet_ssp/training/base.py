@@ -26,24 +26,18 @@ from torch.nn.parallel import DistributedDataParallel
 import nnunet_ssp
 import nnunet_ssp.methods  # makes every method's settings known
 from nnunet_ssp.cohort import privacy
-from nnunet_ssp.cohort.cases import (
-    Case,
-    read_cases,
-    read_splits,
-    remove_half_written,
-    subject_of,
-    write_json,
-)
+from nnunet_ssp.cohort.cases import Case, read_cases, subject_of
 from nnunet_ssp.cohort.consistency import (
     HOLDS_NOBODY_OUT,
     differing_fold,
     some,
     unknown_names,
 )
-from nnunet_ssp.cohort.folds import is_trainable
+from nnunet_ssp.cohort.folds import is_trainable, read_splits
 from nnunet_ssp.console import DISK_FULL, Stopped
 from nnunet_ssp.distributed import ending_with_other_ranks, max_over_ranks, world_size
 from nnunet_ssp.files import checkpoints
+from nnunet_ssp.files.atomic import remove_half_written, write_json
 from nnunet_ssp.files.contents import NAMES, check, shown
 from nnunet_ssp.files.lock import holder_of, in_use, locked
 from nnunet_ssp.files.names import must_be_plain

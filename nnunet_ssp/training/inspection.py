@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from nnunet_ssp.cohort import privacy
-from nnunet_ssp.cohort.cases import dataset_folder, nnunet_folder
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.contents import printable
 from nnunet_ssp.files.names import is_plain, must_be_plain
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.network import is_alias, is_output_layer
+from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.training import transfer
 
 _NOTHING = "  nothing of persons or the house"

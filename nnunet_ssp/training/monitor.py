@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_ssp.cohort.cases import atomic_write
+from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.network import parts
 
 # A stage counts as standing still when it has turned by less than this share of the stage that turned most.

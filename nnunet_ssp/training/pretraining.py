@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssp.cohort import privacy
-from nnunet_ssp.cohort.cases import write_json
 from nnunet_ssp.cohort.folds import shuffled
 from nnunet_ssp.cohort.repeats import continuing_names, shared_prefixes
 from nnunet_ssp.distributed import share, sum_over_ranks, world_size
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.network import is_output_layer

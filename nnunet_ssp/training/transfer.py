@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_ssp.cohort.cases import atomic_write
 from nnunet_ssp.files import checkpoints
+from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.files.nnunet import resolve
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts

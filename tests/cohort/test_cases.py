@@ -13,28 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_ssp.cohort.cases import (
-    COLUMNS,
-    Case,
-    atomic_write,
-    case_name,
-    check_dataset_id,
+from nnunet_ssp.cohort.cases import COLUMNS, Case, case_name, read_cases, subject_of, write_cases
+from nnunet_ssp.cohort.folds import (
     copy_tables,
-    dataset_folder,
-    dataset_id,
     make_splits,
-    nnunet_folder,
-    read_cases,
     read_splits,
-    remove_half_written,
     subject_folds,
-    subject_of,
-    write_cases,
-    write_json,
     write_splits,
-    write_together,
 )
 from nnunet_ssp.console import in_words
+from nnunet_ssp.files.atomic import atomic_write, remove_half_written, write_json, write_together
+from nnunet_ssp.nnunet import check_dataset_id, dataset_folder, dataset_id, nnunet_folder
 
 
 def make_case(subject: str = "A1", frame: int = 0, **changes: object) -> Case:

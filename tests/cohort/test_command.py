@@ -13,18 +13,13 @@ import yaml
 from tests.test_splits import make_cases, numbered, published_cases
 
 from nnunet_ssp.cli import main
-from nnunet_ssp.cohort.cases import (
-    make_splits,
-    read_cases,
-    read_splits,
-    write_cases,
-    write_json,
-    write_splits,
-)
-from nnunet_ssp.cohort.command import folds, open_dataset, read_folds
-from nnunet_ssp.cohort.folds import PAPER_FOLDS, PUBLISHED, subjects_of
-from nnunet_ssp.conversion.convert import case_files
+from nnunet_ssp.cohort.cases import case_files, read_cases, write_cases
+from nnunet_ssp.cohort.command import folds
+from nnunet_ssp.cohort.dataset import open_dataset, read_folds
+from nnunet_ssp.cohort.folds import make_splits, read_splits, subjects_of, write_splits
+from nnunet_ssp.cohort.published import PAPER_FOLDS, PUBLISHED
 from nnunet_ssp.files import lock
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.nifti import write_nifti
 from nnunet_ssp.slices.store import StoredCase, write_index
 from tests.holders import held
@@ -422,7 +417,7 @@ def test_a_kill_between_the_tables_appends_no_fold_twice(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("nnunet_ssp.cohort.cases.write_json", killed)
+        patch.setattr("nnunet_ssp.files.atomic.write_json", killed)
         folds(114, phase="ED")
     folds(114, phase="ED")
     folds(114, phase="ED")

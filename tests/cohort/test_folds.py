@@ -13,25 +13,26 @@ from hypothesis import strategies as st
 from nnunet_ssp.cohort import folds as splits
 from nnunet_ssp.cohort.cases import Case, case_name
 from nnunet_ssp.cohort.folds import (
-    PAPER_FOLDS,
-    PUBLISHED,
     Fold,
-    checksum,
-    development_split,
     draw_slices,
     draw_subjects,
-    fold_from_file,
     is_from,
     make_fold,
     merge,
-    paper_folds,
-    published_lists,
-    read_split_file,
     restrict,
     shuffled,
     subjects_of,
     subsets,
 )
+from nnunet_ssp.cohort.published import (
+    PAPER_FOLDS,
+    PUBLISHED,
+    checksum,
+    development_split,
+    paper_folds,
+    published_lists,
+)
+from nnunet_ssp.cohort.split_files import fold_from_file, read_split_file
 
 VENDORS = ("SIEMENS", "Philips Medical Systems", "GE MEDICAL SYSTEMS", "Canon")
 

@@ -8,11 +8,11 @@ import pytest
 from tests.test_duplicates import picture
 from tests.test_splits import make_cases
 
-from nnunet_ssp.cohort.cases import Case, write_json, write_splits
-from nnunet_ssp.cohort.folds import Fold
+from nnunet_ssp.cohort.cases import Case, case_files
+from nnunet_ssp.cohort.folds import Fold, write_splits
 from nnunet_ssp.cohort.leaks import leaks_in_folds, leaks_in_store, report
 from nnunet_ssp.cohort.lookalikes import UNSEEN
-from nnunet_ssp.conversion.convert import case_files
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.nifti import write_nifti
 
 AFFINE = np.diag([6.0, 6.0, 8.0, 1.0])

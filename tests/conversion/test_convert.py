@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_ssp.cohort.cases import Case, case_name, read_cases, read_splits, write_splits
+from nnunet_ssp.cohort.cases import Case, case_name, read_cases
+from nnunet_ssp.cohort.folds import read_splits, write_splits
 from nnunet_ssp.conversion import convert as conversion
-from nnunet_ssp.conversion.convert import Cine, Task, convert_subjects, make_cases
+from nnunet_ssp.conversion.convert import convert_subjects
+from nnunet_ssp.conversion.subjects import Cine, Task, make_cases
 from nnunet_ssp.files.nifti import write_nifti
 
 LABELS = {"background": 0, "LV": 1, "RV": 2}

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.conversion.convert import Cine
 from nnunet_ssp.conversion.geometry import TOWARDS_APEX
+from nnunet_ssp.conversion.subjects import Cine
 from nnunet_ssp.dataset_conversion.cine import convert, list_tasks, read_subject
 from tests.any_cine import (
     UNITS,

@@ -8,7 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_ssp.cli import main
-from nnunet_ssp.cohort.cases import read_cases, read_splits
+from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.cohort.folds import read_splits
 from nnunet_ssp.cohort.privacy import hashed_path
 from nnunet_ssp.conversion.phases import LABELS
 from nnunet_ssp.dataset_conversion import CONVERTERS, acdc, load, mnms, mnms2

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_ssp.cohort.cases import read_cases, read_splits
+from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.cohort.folds import read_splits
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.dataset_conversion.mnms import convert
 from tests.cine_trees import AFFINE, ED, ES, cine, drawn, save

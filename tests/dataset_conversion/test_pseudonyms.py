@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.cohort import pseudonyms
-from nnunet_ssp.cohort.cases import read_cases, write_json
+from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.privacy import hashed_path
 from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, read_key
 from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.dataset_conversion import acdc, cine
+from nnunet_ssp.files.atomic import write_json
 from tests.cine_trees import ED, ES, add_acdc, drawn, save
 from tests.cine_trees import cine as voxels
 

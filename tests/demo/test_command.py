@@ -12,9 +12,11 @@ import pytest
 import SimpleITK
 import torch
 
-from nnunet_ssp.cohort.cases import Case, make_splits, write_cases, write_json
+from nnunet_ssp.cohort.cases import Case, write_cases
+from nnunet_ssp.cohort.folds import make_splits
 from nnunet_ssp.demo import command as demo
 from nnunet_ssp.demo import report as demo_report
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.reporting.figures import render
 
 SHAPE = (5, 24, 24)

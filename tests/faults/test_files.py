@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnunet_ssp.cohort.cases import read_cases, read_splits, write_json
+from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.cohort.folds import read_splits
 from nnunet_ssp.cohort.leaks import leaks_in_store
 from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.evaluation.labels import read_labels
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import DEEPEST, nests_too_deeply, printable, read_json, shown
 from nnunet_ssp.files.names import LONGEST, is_plain, must_be_plain
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans, resolve

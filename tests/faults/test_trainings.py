@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nnunet_ssp.cohort.cases import read_splits, write_json
+from nnunet_ssp.cohort.folds import read_splits
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.lock import LOCK
 from nnunet_ssp.slices import store as slices
 from tests.holders import held

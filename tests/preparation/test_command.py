@@ -29,9 +29,11 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 )
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ssp.cohort.cases import read_cases, read_splits, write_json
+from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.cohort.folds import read_splits
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.files import lock
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation import command as preparation
 from nnunet_ssp.preparation import fingerprints, raw_checks

@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from nnunet_ssp.cohort.cases import Case, write_cases, write_json, write_splits
-from nnunet_ssp.cohort.command import Dataset
-from nnunet_ssp.cohort.folds import Fold
+from nnunet_ssp.cohort.cases import Case, write_cases
+from nnunet_ssp.cohort.dataset import Dataset
+from nnunet_ssp.cohort.folds import Fold, write_splits
 from nnunet_ssp.evaluation.command import CASE_COLUMNS
 from nnunet_ssp.evaluation.volumes import FIGURE_COLUMNS
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.launch import TRAINERS_VARIABLE, trainers_folder
 from nnunet_ssp.reporting.figures import render
 from nnunet_ssp.slices.store import StoredCase, store_folder, write_index

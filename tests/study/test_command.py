@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.cli import main
-from nnunet_ssp.cohort.cases import write_json
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.launch import find_command
 from nnunet_ssp.study.command import PROFILES, STUDIES, find_profile, find_study
 from tests.study.test_spec import write

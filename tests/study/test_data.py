@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from nnunet_ssp.cohort.cases import write_json
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.study.data import Data, open_data
 from tests.study.conftest import BATCH, SLICES_OF_A_CASE, SUBJECTS
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_ssp.cohort.cases import write_json
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.study.estimate import hours, read_speeds
 from tests.study.conftest import BATCH, SLICES_OF_A_CASE, SUBJECTS
 from tests.study.test_runs import planned

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure as Canvas
 
-from nnunet_ssp.cohort.cases import write_json
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.reporting.figures import render
 from nnunet_ssp.reporting.page import Link
 from nnunet_ssp.study.figures import drawn, fit_power_law

@@ -1,0 +1,193 @@
+"""The published split of de Mooij et al. 2024 and the label subsets of its Table 1."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from nnunet_ssp.cohort.cases import Case
+from nnunet_ssp.cohort.folds import (
+    Fold,
+    draw_subjects,
+    is_from,
+    is_trainable,
+    make_fold,
+    shuffled,
+    subjects_of,
+)
+
+PAPER = "de Mooij et al. 2024"
+
+
+VALIDATION_SHARE = 0.2  # of the development subjects; their config's `valid_partition`
+
+
+VALIDATION_SEED = 0
+
+
+SUBSET_SIZES = (50, 25, 15, 10)  # subjects; their Table 1
+
+
+SUBSET_SEEDS = (0, 1, 2)
+
+
+VENDOR_GROUPS = {"A_B": ("Siemens", "Philips"), "C_D": ("GE", "Canon")}  # M&Ms' letters
+
+
+SOURCES = ("mm1", "mm2")  # M&Ms and M&Ms-2 in `cases.csv`
+
+
+# Number of subjects, and the first digits of the checksum, of each published list.
+PUBLISHED = {
+    "development": (370, "0282a107f4c514a2"),
+    "train": (296, "b20744b6ba1a7e5e"),
+    "valid": (74, "fa76c6617302ad65"),
+    "test": (140, "384c90a4cd02aa8f"),
+    "train A_B": (204, "cbfa3fe1f2066efc"),
+    "valid A_B": (52, "cd2707ae483fad00"),
+    "train C_D": (92, "9cc4be7db6269815"),
+    "valid C_D": (22, "6d57c2fda25d7aab"),
+    "nr50-seed0": (50, "388f1f5f16088e8b"),
+    "nr50-seed1": (50, "371217155f07b4e9"),
+    "nr50-seed2": (50, "1d22fd20e061d020"),
+    "nr25-seed0": (25, "e095e52977356a99"),
+    "nr25-seed1": (25, "96778b9439764cd2"),
+    "nr25-seed2": (25, "65c906666d946a80"),
+    "nr15-seed0": (15, "4b04c8bff85f45a6"),
+    "nr15-seed1": (15, "fa4af314552e047a"),
+    "nr15-seed2": (15, "dcf0f3b177c6123f"),
+    "nr10-seed0": (10, "b13399c83d8eedcf"),
+    "nr10-seed1": (10, "fba46ec1057b5683"),
+    "nr10-seed2": (10, "08a2089040f746b6"),
+}
+
+
+def checksum(subjects: Iterable[str]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the sorted subject keys, one a line."""
+    return hashlib.sha256("\n".join(sorted(subjects)).encode()).hexdigest()[:16]
+
+
+def is_published(name: str, subjects: Iterable[str]) -> bool:
+    """Whether these are the subjects of a published list."""
+    return checksum(subjects) == PUBLISHED[name][1]
+
+
+def development_subjects(cases: Mapping[str, Case]) -> dict[str, str]:
+    """The subjects that the published procedure divides, with their vendors.
+
+    Where the dataset holds exactly the published ones, these, also such without labels; otherwise every subject with
+    a labelled frame that is not for the test.
+    """
+    development = [case for case in cases.values() if case.split == "train"]
+    published = {case.subject_key: case.vendor for case in development if case.source in SOURCES}
+    if is_published("development", published):
+        return published
+    return {case.subject_key: case.vendor for case in development if case.labelled}
+
+
+def test_subjects(cases: Mapping[str, Case]) -> list[str]:
+    """The test subjects, sorted; where there are published ones, only those of the published sources."""
+    tests = [case for case in cases.values() if case.split == "test"]
+    published = {case.subject_key for case in tests if case.source in SOURCES}
+    return sorted(published or {case.subject_key for case in tests})
+
+
+def development_split(subjects: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Divide subjects into training and validation by the published procedure.
+
+    Returns:
+        Training and validation subjects, each sorted.
+    """
+    order = shuffled(subjects, VALIDATION_SEED)
+    n_valid = round(VALIDATION_SHARE * len(order))
+    return sorted(order[n_valid:]), sorted(order[:n_valid])
+
+
+def published_lists(subjects: Mapping[str, str]) -> dict[str, list[str]]:
+    """What the published procedure makes of the development subjects.
+
+    Args:
+        subjects: Vendor of each.
+
+    Returns:
+        Sorted subjects by the names of `PUBLISHED`; without the test, which is no part of it, and without subsets
+        that are larger than what there is.
+    """
+    train, valid = development_split(subjects)
+    lists = {"development": sorted(subjects), "train": train, "valid": valid}
+    for group, vendors in VENDOR_GROUPS.items():
+        for side in ("train", "valid"):
+            lists[f"{side} {group}"] = [s for s in lists[side] if is_from(subjects[s], vendors)]
+    for size in SUBSET_SIZES:
+        for seed in SUBSET_SEEDS:
+            if size <= len(train):
+                lists[f"nr{size}-seed{seed}"] = draw_subjects(train, size, seed)
+    return lists
+
+
+# Name of each published fold: its training and validation lists, and the phase it is restricted to.
+PAPER_FOLDS = {
+    "paper": ("train", "valid", ""),
+    **{
+        f"paper-nr{size}-seed{seed}": (f"nr{size}-seed{seed}", "valid", "")
+        for size in SUBSET_SIZES
+        for seed in SUBSET_SEEDS
+    },
+    **{
+        f"paper-vendor-{group}": (f"train {group}", f"valid {group}", "") for group in VENDOR_GROUPS
+    },
+    "paper-ED": ("train", "valid", "ED"),
+    "paper-ES": ("train", "valid", "ES"),
+}
+
+
+def paper_folds(cases: Mapping[str, Case]) -> tuple[list[Fold], list[str]]:
+    """The folds of de Mooij et al., or what their procedure makes of another dataset.
+
+    Their subsets and the restriction to one phase leave the subjects of the validation as they are; restricted to a
+    phase, training and validation hold that phase only; restricted to vendors, subjects of those vendors only.
+
+    Returns:
+        The folds, and what the user should know about them.
+
+    Raises:
+        ValueError: There are too few subjects to divide.
+    """
+    subjects = development_subjects(cases)
+    lists = published_lists(subjects)
+    notes = []
+    source = PAPER
+    if not is_published("development", subjects):
+        source = f"procedure of {PAPER}"
+        notes.append(
+            f"The {len(subjects)} subjects are not the {PUBLISHED['development'][0]} of {PAPER}: the folds are made "
+            "by the same procedure, but are not the published ones."
+        )
+    found, left_out = [], []
+    for name, (train, valid, phase) in PAPER_FOLDS.items():
+        fold = make_fold(name, lists.get(train, ()), lists[valid], cases, source, phase)
+        if fold.train and fold.val:
+            found.append(fold)
+        else:
+            left_out.append(name.split("-seed")[0])
+    if not found:
+        raise ValueError(f"{len(subjects)} subject(s) are too few for training and validation.")
+    if left_out:
+        listed = ", ".join(dict.fromkeys(left_out))
+        notes.append(f"Left out, as there are too few subjects: {listed}")
+    development = {c.subject_key: c.source for c in cases.values() if c.split == "train"}
+    others = Counter(source for key, source in development.items() if key not in subjects)
+    if is_published("development", subjects):
+        notes += [
+            f"{n} subjects of {source} are in no fold; pretraining takes them in."
+            for source, n in sorted(others.items())
+        ]
+    labelled = subjects_of((name for name in cases if is_trainable(cases[name])), cases)
+    bare = [subject for subject in lists["valid"] if subject not in labelled]
+    if bare:
+        notes.append(
+            f"{len(bare)} validation subject(s) have no labelled frame, so no fold names them and pretraining sees "
+            f"them: {', '.join(bare)}"
+        )
+    return found, notes

@@ -1,0 +1,153 @@
+"""What a conversion tells: log, summary, dry run, refusals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from nnunet_ssp.cohort.cases import (
+    SPLITS,
+)
+from nnunet_ssp.conversion.subjects import Look, Outcome
+
+
+def as_log(outcomes: Iterable[Outcome]) -> dict[str, dict[str, object]]:
+    """Everything that was said about the subjects, for `convert.json`."""
+    kinds = ("refused", "corrections", "warnings", "notes")
+    return {
+        kind: {o.subject: getattr(o, kind) for o in outcomes if getattr(o, kind)} for kind in kinds
+    }
+
+
+def summary_lines(
+    outcomes: Sequence[Outcome], n_folds: int, remarks: Sequence[str], prefixes: Sequence[str]
+) -> list[str]:
+    columns = ("subjects", "frames", "labelled", "unlabelled", "corrected", "refused")
+    lines = ["", _row("", columns)]
+    for name, mine in _groups(outcomes, prefixes):
+        cases = [case for outcome in mine for case in outcome.cases]
+        labelled = sum(case.labelled for case in cases)
+        numbers = (
+            sum(not outcome.refused for outcome in mine),
+            len(cases),
+            labelled,
+            len(cases) - labelled,
+            sum(bool(outcome.corrections) for outcome in mine),
+            sum(bool(outcome.refused) for outcome in mine),
+        )
+        lines.append(_row(name, numbers))
+    folds = f"{n_folds} folds" if n_folds else "no folds, only `all`"
+    lines += [f"\nCross-validation by subject: {folds}", *_remarks(remarks)]
+    for title, kind in (("Corrected", "corrections"), ("WARNING", "warnings"), ("Notes", "notes")):
+        lines += _said(outcomes, title, kind)
+    if any(outcome.refused for outcome in outcomes):
+        lines += ["\nREFUSED, not converted:", *_refusals(outcomes)]
+    return lines
+
+
+def dry_summary_lines(
+    looks: Sequence[Look], target: Path, remarks: Sequence[str], prefixes: Sequence[str]
+) -> list[str]:
+    columns = ("subjects", "with masks", "without", "frames", "refused")
+    lines = ["", _row("", columns)]
+    for name, mine in _groups(looks, prefixes):
+        usable = [look for look in mine if not look.refused]
+        masks = sum(look.has_masks for look in usable)
+        frames = sum(look.n_frames for look in usable)
+        numbers = (len(usable), masks, len(usable) - masks, frames, len(mine) - len(usable))
+        lines.append(_row(name, numbers))
+    lines.append("\nOnly headers were read: a mask may turn out to be empty, a file to be damaged.")
+    if any(look.split == "test" for look in looks):
+        lines.append("Only the labelled frames of test subjects will be converted.")
+    lines += _remarks(remarks)
+    for split in SPLITS:
+        subjects = [look.subject for look in looks if look.split == split and not look.refused]
+        if subjects:
+            lines.append(f"\n{split}: {_names(subjects)}")
+    for title, kind in (("WARNING", "warnings"), ("Notes", "notes")):
+        lines += _said(looks, title, kind)
+    if any(look.refused for look in looks):
+        lines += ["\nWould be REFUSED:", *_refusals(looks, limit=None)]
+    if all(look.refused for look in looks):
+        return [*lines, "\nDry run: nothing was written, and no subject could be converted."]
+    lines.append(f"\nDry run: nothing was written. The dataset would be {target}")
+    if (target / "dataset.json").exists():
+        lines.append("That folder holds a finished dataset: choose another id to keep it.")
+    return lines
+
+
+_Group = TypeVar("_Group", Outcome, Look)
+
+
+def splits_of(outcomes: Iterable[Outcome | Look]) -> dict[str, str]:
+    """The split of each subject that was not refused."""
+    return {outcome.subject: outcome.split for outcome in outcomes if not outcome.refused}
+
+
+def same_patients(outcomes: Iterable[Outcome | Look]) -> list[str]:
+    """A warning for each patient of whom there are several subjects."""
+    patients: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.patient:
+            patients.setdefault(outcome.patient, []).append(outcome.subject)
+    return [
+        f"WARNING: {_names(subjects)} have the same PatientID: one subject? use --by-patient-id"
+        for subjects in patients.values()
+        if len(subjects) > 1
+    ]
+
+
+def _groups(
+    outcomes: Sequence[_Group], prefixes: Sequence[str]
+) -> Iterator[tuple[str, list[_Group]]]:
+    """The rows of a summary: train, test, unread (refused while listing), all, and those of each source."""
+    names = {split: split for split in SPLITS} | {"": "unread"}
+    for split, name in names.items():
+        mine = [o for o in outcomes if o.split == split]
+        if mine or split:
+            yield name, mine
+    yield "all", list(outcomes)
+    for prefix in prefixes:
+        for split, name in names.items():
+            mine = [o for o in outcomes if o.subject.startswith(f"{prefix}-") and o.split == split]
+            if mine:
+                yield f"{prefix} {name}", mine
+
+
+def _said(outcomes: Iterable[Outcome | Look], title: str, kind: str) -> list[str]:
+    texts = [(o.subject, text) for o in outcomes for text in getattr(o, kind)]
+    return [f"\n{title}:", *_grouped(texts)] if texts else []
+
+
+def _row(name: str, values: Iterable[object]) -> str:
+    return f"{name:12}" + "".join(f"{value:>12}" for value in values)
+
+
+def _remarks(remarks: Sequence[str]) -> list[str]:
+    return ["", *remarks] if remarks else []
+
+
+def _refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list[str]:
+    refused = [(o.subject, o.refused) for o in outcomes if o.refused]
+    refused.sort(key=lambda pair: re.sub(r"\d+", lambda number: number[0].zfill(9), pair[0]))
+    return list(_grouped(refused, limit))
+
+
+def _grouped(texts: Iterable[tuple[str, str]], limit: int | None = 20) -> Iterator[str]:
+    """Lines of `subjects: text`, equal texts in one line, at most `limit` lines."""
+    groups: dict[str, list[str]] = {}
+    for subject, text in texts:
+        groups.setdefault(text, []).append(subject)
+    for number, (text, subjects) in enumerate(groups.items()):
+        if number == limit:
+            yield f"  ... and {len(groups) - limit} more, see convert.json"
+            return
+        yield f"  {_names(subjects)}: {text}"
+
+
+def _names(subjects: Sequence[str], limit: int = 10) -> str:
+    if len(subjects) <= limit:
+        return ", ".join(subjects)
+    return f"{', '.join(subjects[: limit - 2])}, ... {subjects[-1]} ({len(subjects)} subjects)"

@@ -1,0 +1,136 @@
+"""nnU-Net's folders, dataset numbers, environment and silence."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from nnunet_ssp.files.names import must_be_plain
+
+NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def nnunet_folder(variable: str) -> Path:
+    """The folder that one of nnU-Net's environment variables names.
+
+    Args:
+        variable: `nnUNet_raw`, `nnUNet_preprocessed` or `nnUNet_results`.
+
+    Raises:
+        RuntimeError: The variable is not set.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise RuntimeError(
+            f"The environment variable {variable} is not set. nnU-Net needs all three of "
+            f"{', '.join(NNUNET_FOLDERS)}, e.g. export {variable}=/data/{variable}"
+        )
+    return Path(value)
+
+
+def dataset_id(dataset: str | int) -> int:
+    """The number of a dataset given as a number or as `DatasetXXX_Name`.
+
+    Raises:
+        ValueError: It is neither, or the number is not within 1 to 999.
+    """
+    match = re.fullmatch(r"([0-9]+)|Dataset([0-9]{3})_.+", str(dataset))
+    if match is None:
+        raise ValueError(
+            f"`dataset` (={dataset}) must be a number (114) or a full name (Dataset114_MNMs)."
+        )
+    number = int(match[1] or match[2])
+    if not 1 <= number <= 999:
+        raise ValueError(f"dataset id (={number}) must be within 1 to 999, nnU-Net's three digits.")
+    return number
+
+
+def dataset_folder(base: str | Path, dataset: str | int) -> Path:
+    """The folder of a dataset within one of nnU-Net's three folders.
+
+    Args:
+        base: For example `nnunet_folder("nnUNet_raw")`.
+        dataset: Dataset id (114, "114") or full name ("Dataset114_MNMs").
+
+    Raises:
+        FileNotFoundError: `base` has no such dataset.
+        ValueError: `dataset` is no id or name, or several folders have this id.
+    """
+    base = Path(base)
+    found = _folders_with_id(base, dataset_id(dataset))
+    if str(dataset).startswith("Dataset"):
+        found = [folder for folder in found if folder.name == dataset]
+    if not found:
+        present = sorted(folder.name for folder in base.glob("Dataset*")) or ["no dataset"]
+        raise FileNotFoundError(f"{base}: no dataset {dataset} here; found {', '.join(present)}.")
+    if len(found) > 1:
+        names = ", ".join(folder.name for folder in found)
+        raise ValueError(f"{base}: dataset id {dataset} must belong to one folder, not to {names}.")
+    return found[0]
+
+
+def check_dataset_id(number: int, name: str) -> Path:
+    """Check that a new dataset of this id would be alone in all three of nnU-Net's folders.
+
+    A folder of the same id *and* name in `nnUNet_raw` is left to the caller to judge.
+
+    Args:
+        number: The dataset's id.
+        name: The part after the id: `MNMs` for `Dataset114_MNMs`.
+
+    Returns:
+        The dataset's folder in `nnUNet_raw`, existing or not.
+
+    Raises:
+        FileExistsError: The id is taken, in any of the folders.
+        RuntimeError: One of nnU-Net's three environment variables is not set.
+        ValueError: The id or the name is not one nnU-Net can use.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ValueError(f"`name` (={name}) must be made of letters, digits, `_`, `-` and `.`.")
+    full_name = must_be_plain(f"Dataset{dataset_id(number):03d}_{name}", "dataset")
+    bases = [nnunet_folder(variable) for variable in NNUNET_FOLDERS]
+    target = bases[0] / full_name
+    for base in bases:
+        for folder in _folders_with_id(base, number):
+            if folder.name != full_name or not target.is_dir():
+                raise FileExistsError(
+                    f"{folder}: dataset id {number} is taken; choose another id or remove it."
+                )
+    return target
+
+
+def _folders_with_id(base: Path, number: int) -> list[Path]:
+    return sorted(f for f in base.glob(f"Dataset{number:03d}_*") if f.is_dir())
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set environment variables for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what nnU-Net prints from the user, unless it fails."""
+    chatter = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(chatter):
+            yield
+    except Exception:
+        print(chatter.getvalue(), end="", file=sys.stderr)
+        raise
