@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnunet_ssp.cohort import folds as splits
+from nnunet_ssp.cohort import published, split_files
 from nnunet_ssp.cohort.consistency import (
     HOLDS_NOBODY_OUT,
     differing_tables,
@@ -55,7 +56,7 @@ def folds(
         dataset: Id or name.
         paper: Append the folds of de Mooij et al.
         files: Append a fold for each of these split files.
-        amounts: Append label subsets, see `splits.subsets`.
+        amounts: Append label subsets, see `folds.subsets`.
         unit: What `amounts` count; `subjects` by default.
         seeds: Of the subsets; 0, 1 and 2 by default.
         base: Number or name of the fold to draw from or to restrict; 0 by default.
@@ -186,10 +187,10 @@ def _published(data: Dataset, files: Sequence[Path]) -> tuple[list[Fold], list[s
     """The folds of split files or, without any, of de Mooij et al., and what to say of them."""
     _require_labels(data)
     if not files:
-        return splits.paper_folds(data.cases)
+        return published.paper_folds(data.cases)
     new, notes = [], []
     for file in files:
-        fold, said = splits.fold_from_file(file, data.cases)
+        fold, said = split_files.fold_from_file(file, data.cases)
         new.append(fold)
         notes += said
     return new, notes
@@ -337,25 +338,25 @@ def _verify(data: Dataset) -> bool:
         Whether a list differs.
     """
     cases = data.cases
-    lists = splits.published_lists(splits.development_subjects(cases))
-    lists["test"] = splits.test_subjects(cases)
+    lists = published.published_lists(published.development_subjects(cases))
+    lists["test"] = published.test_subjects(cases)
     places = {
-        published: (name, side)
-        for name, (train, valid, phase) in reversed(splits.PAPER_FOLDS.items())
+        which: (name, side)
+        for name, (train, valid, phase) in reversed(published.PAPER_FOLDS.items())
         if not phase
-        for published, side in ((train, "train"), (valid, "val"))
+        for which, side in ((train, "train"), (valid, "val"))
     }
-    print(f"Lists of {splits.PAPER}, and what their procedure makes of {data.home.name}:\n")
+    print(f"Lists of {published.PAPER}, and what their procedure makes of {data.home.name}:\n")
     print(f"{'list':12}{'published':>10}{'here':>6}  {'published':18}{'here':18}{'':9}in fold")
     differs = False
-    for name, (n, published) in splits.PUBLISHED.items():
+    for name, (n, digest) in published.PUBLISHED.items():
         here = lists.get(name)
-        same = here is not None and splits.is_published(name, here)
+        same = here is not None and published.is_published(name, here)
         fold, in_fold = _in_fold(here or (), places.get(name), data)
         differs |= not (same and in_fold)
         print(
-            f"{name:12}{n:10}{'-' if here is None else len(here):>6}  {published:18}"
-            f"{'-' if here is None else splits.checksum(here):18}{'match' if same else 'differs':9}{fold}".rstrip()
+            f"{name:12}{n:10}{'-' if here is None else len(here):>6}  {digest:18}"
+            f"{'-' if here is None else published.checksum(here):18}{'match' if same else 'differs':9}{fold}".rstrip()
         )
     print("\nThe numbers are first digits of the SHA-256 of the sorted subjects, one a line.")
     return differs

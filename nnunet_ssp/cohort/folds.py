@@ -268,6 +268,7 @@ FOLD_COLUMNS = ("fold", "name", "n_train_subjects", "n_val_subjects", "source")
 
 
 FOLD_SEED = 12345  # nnU-Net's own seed for its cross-validation
+FOLD_SOURCE = f"by subject, stratified by vendor, seed {FOLD_SEED}"
 
 
 def subject_folds(

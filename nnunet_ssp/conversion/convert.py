@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,21 @@ from nnunet_ssp.cohort.cases import (
     case_files,
     write_cases,
 )
-from nnunet_ssp.cohort.folds import FOLD_SEED, copy_tables, make_splits, write_splits
-from nnunet_ssp.cohort.privacy import cut_paths, hashed_path, map_texts
+from nnunet_ssp.cohort.folds import FOLD_SOURCE, copy_tables, make_splits, write_splits
+from nnunet_ssp.cohort.privacy import map_texts
 from nnunet_ssp.cohort.pseudonyms import write_log
 from nnunet_ssp.conversion.geometry import place_stack
+from nnunet_ssp.conversion.record import (
+    _KEY,
+    _without_folder,
+    appended_folds,
+    check_folder,
+    in_own_names,
+    read_marker,
+    was_finished,
+    without_paths,
+    without_texts,
+)
 from nnunet_ssp.conversion.subjects import Cine, Look, Outcome, Renamed, Task, TaskT
 from nnunet_ssp.conversion.summary import (
     _refusals,
@@ -46,17 +57,15 @@ from nnunet_ssp.conversion.summary import (
     summary_lines,
 )
 from nnunet_ssp.files.atomic import TEMPORARY, write_json
-from nnunet_ssp.files.contents import TEXTS, check, read_json
-from nnunet_ssp.files.lock import LOCK, locked_dataset
+from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.files.names import WORDS as NAME_RULE
 from nnunet_ssp.files.names import is_plain
 from nnunet_ssp.files.nifti import read_header, unpacked_copies, write_nifti
-from nnunet_ssp.files.tables import read_table
 from nnunet_ssp.nnunet import check_dataset_id, nnunet_folder
 from nnunet_ssp.parallel import number_of_workers, process
 
 ADDED_TO_SUBJECT = 20  # characters of a case's name
-FOLD_SOURCE = f"by subject, stratified by vendor, seed {FOLD_SEED}"
 
 
 def look_at_headers(task: Task, alike: bool = True) -> Look:
@@ -168,7 +177,7 @@ def convert_subjects(
     target = check_dataset_id(dataset_id, name)
     if dry_run:
         if not (target / "dataset.json").exists():
-            _check_folder(target, settings, overwrite)
+            check_folder(target, settings, overwrite)
         looks = [Look(subject, "", refused=reason) for subject, reason in refused.items()]
         looks += process(look, tasks, workers, "Looking", "subject")
         remarks = [*remarks, *remark(splits_of(looks)), *same_patients(looks)]
@@ -177,20 +186,20 @@ def convert_subjects(
         print("\n".join(dry_summary_lines(looks, target, remarks, prefixes)))
         return target
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
-        _check_folder(target, settings, overwrite)
+        check_folder(target, settings, overwrite)
     lock = ExitStack()
     try:
         prepared = nnunet_folder("nnUNet_preprocessed") / target.name
         lock.enter_context(locked_dataset(target, prepared, create=target))
         check_dataset_id(dataset_id, name)  # again: it may have been taken since
-        if not overwrite and _was_finished(target, settings):
+        if not overwrite and was_finished(target, settings):
             shutil.rmtree(target / TEMPORARY)
             print(f"{target}: converted before; removed what an interrupted run had left.")
             return target
-        _check_folder(target, settings, overwrite)
+        check_folder(target, settings, overwrite)
         deleted: list[str] = []
         if (target / "convert.json").is_file():
-            deleted = _appended_folds(target)
+            deleted = appended_folds(target)
             if overwrite:
                 _empty(target, deleted)
             else:
@@ -212,7 +221,7 @@ def convert_subjects(
                 target.rmdir()
             raise ValueError(
                 f"{source}: no subject could be converted.\n"
-                + "\n".join(_refusals(_in_own_names(outcomes, names)))
+                + "\n".join(_refusals(in_own_names(outcomes, names)))
             )
         _remove_strays(target, cases.values())
         write_cases(target / "cases.csv", cases.values())
@@ -226,11 +235,11 @@ def convert_subjects(
         )
         said = [*remarks, *remark(splits_of(outcomes))]
         shared = {"remarks": [*said, *same_patients(outcomes)], **as_log(outcomes)}
-        outcomes = _in_own_names(outcomes, names)
+        outcomes = in_own_names(outcomes, names)
         remarks = [*said, *same_patients(outcomes)]
         if key is not None:
             log = write_log(key, {"remarks": remarks, **as_log(outcomes)})
-            shared = _without_texts(shared, names, f"see {log.parent.name}/{log.name}")
+            shared = without_texts(shared, names, f"see {log.parent.name}/{log.name}")
             remarks = [*remarks, _KEY.format(key=key, log=log.name)]
         shared = map_texts(shared, partial(_without_folder, folder=source))
         write_json(target / "convert.json", settings | {"version": __version__, **shared})
@@ -261,114 +270,12 @@ def convert_subjects(
     return target
 
 
-_KEY = (
-    "Local subjects have pseudonyms. The key is {key}: it names patients, keep it, and apart from all that you share. "
-    "Beside it, {log} has all that was said."
-)
-
-
 # --- the dataset's folder ---------------------------------------------------------------------
-
-
-def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a conversion with hashes of folders: `convert.json` is a part of the dataset.
-
-    Hashes stay as they are; conversions of earlier versions hold paths.
-    """
-    options = settings.get("options")
-    if not isinstance(options, dict) or not isinstance(settings.get("input"), str):
-        return dict(settings)
-    options = {
-        k: hashed_path(v) if isinstance(v, str) and Path(v).is_absolute() else v
-        for k, v in options.items()
-    }
-    if isinstance(options.get("add"), list):
-        parted = [str(text).partition(":") for text in options["add"]]
-        options["add"] = [f"{name}:{hashed_path(folder)}" for name, _, folder in parted]
-    return {**settings, "input": hashed_path(settings["input"]), "options": options}
-
-
-def _without_folder(text: str, folder: Path) -> str:
-    """A text whose files are named from the input folder on, and files elsewhere by their last name."""
-    for beginning in (f"{folder.resolve()}{os.sep}", f"{folder}{os.sep}"):
-        text = text.replace(beginning, "")
-    return cut_paths(text)
-
-
-def _in_own_names(outcomes: Sequence[Outcome], names: Mapping[str, str]) -> list[Outcome]:
-    """The outcomes under the names that the user knows."""
-    return [replace(o, subject=names.get(o.subject, o.subject)) for o in outcomes]
-
-
-def _without_texts(
-    log: Mapping[str, Any], names: Mapping[str, str], instead: str
-) -> dict[str, Any]:
-    """What was said, without what may name patients, files and folders: all that is about pseudonyms."""
-    return {
-        kind: {s: [instead] if s in names else said for s, said in texts.items()}
-        if isinstance(texts, dict)
-        else texts
-        for kind, texts in log.items()
-    }
-
-
-def _check_folder(target: Path, settings: Mapping[str, object], overwrite: bool) -> None:
-    """Check that the folder is new, or ours to continue or to overwrite."""
-    marker = target / "convert.json"
-    if marker.is_file():
-        if overwrite:
-            return
-        if (target / "dataset.json").exists():
-            raise FileExistsError(
-                f"{target}: a finished dataset; --overwrite deletes it and converts again."
-            )
-        earlier = without_paths(_read_marker(target))
-        for key, value in settings.items():
-            if earlier.get(key) != value:
-                raise FileExistsError(
-                    f"{target}: an unfinished conversion with another `{key}` "
-                    f"(={earlier.get(key)}, now {value}); --overwrite deletes it."
-                )
-    elif target.exists() and any(
-        not f.name.startswith((TEMPORARY, LOCK)) for f in target.iterdir()
-    ):
-        raise FileExistsError(
-            f"{target}: holds no convert.json, so it is not ours to continue or overwrite; "
-            "choose another id or remove it."
-        )
-
-
-def _read_marker(target: Path) -> dict[str, Any]:
-    file = target / "convert.json"
-    content = read_json(file, dict)
-    check(content, {"deleted_folds": TEXTS}, str(file))
-    return content
-
-
-def _was_finished(target: Path, settings: Mapping[str, object]) -> bool:
-    """Whether a run of these settings was killed when only temporary files were left to remove."""
-    if not all((target / name).exists() for name in ("convert.json", "dataset.json", TEMPORARY)):
-        return False
-    earlier = without_paths(_read_marker(target))
-    return all(earlier.get(key) == value for key, value in settings.items())
-
-
-def _appended_folds(target: Path) -> list[str]:
-    """The folds that a user appended to an earlier conversion, or that an interrupted run deleted."""
-    marker = _read_marker(target)
-    table = target / "folds.csv"
-    rows = read_table(table, ["fold"], ["name", "source"]) if table.is_file() else []
-    there = [
-        f"fold {row['fold']} ({row['name']}: {row['source'] or 'unknown'})"
-        for row in rows
-        if row["source"] != FOLD_SOURCE
-    ]
-    return list(dict.fromkeys([*marker.get("deleted_folds", ()), *there]))
 
 
 def _empty(target: Path, folds: Sequence[str]) -> None:
     """Delete all but the marker: a run killed in here leaves a folder that is still ours, and the folds' names."""
-    marker = _read_marker(target)
+    marker = read_marker(target)
     write_json(target / "convert.json", marker | {"deleted_folds": list(folds)})
     (target / "dataset.json").unlink(missing_ok=True)
     for name in IMAGE_FOLDERS + LABEL_FOLDERS:

@@ -24,6 +24,7 @@ def as_log(outcomes: Iterable[Outcome]) -> dict[str, dict[str, object]]:
 def summary_lines(
     outcomes: Sequence[Outcome], n_folds: int, remarks: Sequence[str], prefixes: Sequence[str]
 ) -> list[str]:
+    """Return the lines that end a conversion: counts by split and source, then what was said of subjects."""
     columns = ("subjects", "frames", "labelled", "unlabelled", "corrected", "refused")
     lines = ["", _row("", columns)]
     for name, mine in _groups(outcomes, prefixes):
@@ -50,6 +51,7 @@ def summary_lines(
 def dry_summary_lines(
     looks: Sequence[Look], target: Path, remarks: Sequence[str], prefixes: Sequence[str]
 ) -> list[str]:
+    """Return the lines of a dry run: what the headers alone tell."""
     columns = ("subjects", "with masks", "without", "frames", "refused")
     lines = ["", _row("", columns)]
     for name, mine in _groups(looks, prefixes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnunet_ssp.evaluation.results import Evaluation
 from nnunet_ssp.evaluation.statistics import MEAN
 from nnunet_ssp.reporting.page import GAP
-from nnunet_ssp.reporting.wording import decimal, interval, introduction, p_value
+from nnunet_ssp.reporting.wording import count, decimal, interval, listing, p_value
 
 
 def summary_text(evaluation: Evaluation) -> str:
@@ -63,3 +63,16 @@ def _aligned(rows: list[list[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def introduction(evaluation: Evaluation) -> str:
+    """What was evaluated, in a sentence."""
+    frames = evaluation.frames
+    counts = frames.drop_duplicates("case")["phase"].value_counts()
+    named = [f"{counts[phase]} {phase}" for phase in evaluation.phases]
+    seeds = frames.groupby("model", sort=False)["seed"].nunique()
+    models = [f"{model} ({n} seeds)" if n > 1 else str(model) for model, n in seeds.items()]
+    return (
+        f"{count(frames['case'].nunique(), 'frame')} ({', '.join(named) or 'of unknown phase'}) "
+        f"of {count(frames['subject'].nunique(), 'subject')}, predicted by {listing(models)}."
+    )

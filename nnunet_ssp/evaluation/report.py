@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nnunet_ssp.evaluation.console import introduction
 from nnunet_ssp.evaluation.files import listed, read_array, read_image, read_label_map
 from nnunet_ssp.evaluation.results import POSITION_BINS, Evaluation
 from nnunet_ssp.evaluation.signed_rank import METHOD
@@ -26,7 +27,7 @@ from nnunet_ssp.reporting.figures import (
     overlay_grid,
 )
 from nnunet_ssp.reporting.page import GAP, PIXELS_PER_INCH, Cell, Page
-from nnunet_ssp.reporting.wording import decimal, interval, introduction, listing, p_value
+from nnunet_ssp.reporting.wording import decimal, interval, listing, p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

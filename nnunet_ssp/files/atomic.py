@@ -16,6 +16,7 @@ TEMPORARY = ".ssp-tmp"  # half-written files live in this folder of a dataset, n
 def write_table(
     file: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]
 ) -> None:
+    """Write a CSV table; an existing one is replaced as a whole."""
     with atomic_write(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, columns, lineterminator="\n")
         writer.writeheader()

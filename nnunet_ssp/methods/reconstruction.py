@@ -22,6 +22,7 @@ from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.methods.parts.losses import coarse_weights, masked_squared_error, masked_variance
 from nnunet_ssp.methods.parts.masking import auto_block
 from nnunet_ssp.methods.parts.views import ViewSettings, draw_views
+from nnunet_ssp.methods.parts.visible_norm import VisibleNorm
 from nnunet_ssp.settings import PretrainingSettings, require
 from nnunet_ssp.slices.store import SliceStore
 
@@ -220,39 +221,3 @@ def _pooled(x: Tensor, like: Tensor) -> Tensor:
     """Area averages at the resolution of another map."""
     height, width = like.shape[2:]
     return x if x.shape[2:] == like.shape[2:] else F.adaptive_avg_pool2d(x, (height, width))
-
-
-class VisibleNorm:
-    """Makes the InstanceNorm layers of an encoder take their statistics from visible pixels only.
-
-    Otherwise three hidden quarters of an image set the mean and variance of the rest, and pretraining sees other
-    statistics than fine-tuning on whole images does. At coarse stages a pixel counts by its visible share.
-
-    Attributes:
-        visible: (B, 1, X, Y) float in [0, 1], set before each pass; None leaves the layers as they are.
-    """
-
-    def __init__(self, encoder: Any) -> None:
-        self.visible: Tensor | None = None
-        layers = [m for m in encoder.modules() if isinstance(m, nn.InstanceNorm2d)]
-        if not layers:
-            raise ValueError(
-                "`visible_statistics` (=yes) must have InstanceNorm layers in the planned encoder; "
-                "these plans use another normalisation."
-            )
-        for layer in layers:
-            layer.register_forward_hook(self._normalise)
-
-    def _normalise(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
-        if self.visible is None:
-            return None
-        assert isinstance(layer, nn.InstanceNorm2d)
-        x = inputs[0].float()
-        weight = _pooled(self.visible, x)
-        weight = weight / weight.sum((2, 3), keepdim=True).clamp_min(1e-6)
-        mean = (x * weight).sum((2, 3), keepdim=True)
-        variance = ((x - mean).square() * weight).sum((2, 3), keepdim=True)
-        x = (x - mean) * torch.rsqrt(variance + layer.eps)
-        if layer.affine:
-            x = x * layer.weight[:, None, None] + layer.bias[:, None, None]
-        return x.to(output.dtype)

@@ -6,21 +6,7 @@ import math
 from collections.abc import Hashable
 from typing import Any
 
-from nnunet_ssp.evaluation.results import Evaluation
 from nnunet_ssp.reporting.page import GAP
-
-
-def introduction(evaluation: Evaluation) -> str:
-    """What was evaluated, in a sentence."""
-    frames = evaluation.frames
-    counts = frames.drop_duplicates("case")["phase"].value_counts()
-    named = [f"{counts[phase]} {phase}" for phase in evaluation.phases]
-    seeds = frames.groupby("model", sort=False)["seed"].nunique()
-    models = [f"{model} ({n} seeds)" if n > 1 else str(model) for model, n in seeds.items()]
-    return (
-        f"{count(frames['case'].nunique(), 'frame')} ({', '.join(named) or 'of unknown phase'}) "
-        f"of {count(frames['subject'].nunique(), 'subject')}, predicted by {listing(models)}."
-    )
 
 
 def count(number: int, noun: str) -> str:
@@ -50,3 +36,12 @@ def interval(row: dict[Hashable, Any], score: str = "") -> str:
     if math.isnan(low):
         return GAP
     return f"{low:.3f}–{high:.3f}" if score else f"{low:+.3f} to {high:+.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``48 s``, ``12 min``, ``3.5 h``."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

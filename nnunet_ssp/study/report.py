@@ -15,13 +15,12 @@ from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import is_plain
 from nnunet_ssp.reporting.figures import render
 from nnunet_ssp.reporting.page import GAP, Cell, Link, Noted, Page
-from nnunet_ssp.reporting.wording import count, decimal, interval, listing, p_value
+from nnunet_ssp.reporting.wording import count, decimal, duration, interval, listing, p_value
 from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
 from nnunet_ssp.study.results import STAGES, Place, Results
 from nnunet_ssp.study.runs import Run, slug
 from nnunet_ssp.study.tables import Filled, capitalised, fill, latex, markdown, size_of, tidy
-from nnunet_ssp.training.monitor import duration
 
 PAGE = "report.html"
 FORMATS: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")

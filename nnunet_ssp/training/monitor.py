@@ -236,12 +236,3 @@ def plot_images(file: Path, columns: Mapping[str, Tensor], title: str) -> None:
     figure.suptitle(title, fontsize=11)
     with atomic_write(file) as temporary:
         figure.savefig(temporary, dpi=80)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``48 s``, ``12 min``, ``3.5 h``."""
-    if not math.isfinite(seconds):
-        return "unknown"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -29,6 +29,7 @@ from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.network import is_output_layer
+from nnunet_ssp.reporting.wording import duration
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices.drawing import (
     DRAW,
@@ -55,7 +56,6 @@ from nnunet_ssp.training.monitor import (
     StageChange,
     depth_warning,
     describe_change,
-    duration,
     plot_images,
     plot_progress,
     stage_panel,

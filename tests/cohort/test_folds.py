@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_ssp.cohort import folds as splits
+from nnunet_ssp.cohort import published
 from nnunet_ssp.cohort.cases import Case, case_name
 from nnunet_ssp.cohort.folds import (
     Fold,
@@ -207,12 +208,12 @@ def test_other_sources_are_in_no_published_fold(real_data: Path):
     folds, notes = paper_folds(cases)
     assert notes == ["3 subjects of acdc are in no fold; pretraining takes them in."]
     assert all(cases[name].source != "acdc" for fold in folds for name in fold.train)
-    assert checksum(splits.test_subjects(cases)) == PUBLISHED["test"][1]
+    assert checksum(published.test_subjects(cases)) == PUBLISHED["test"][1]
 
 
 def test_test_subjects_of_other_data_are_all_of_them():
     cases = make_cases(numbered(2), "acdc", split="test") | make_cases({"A": "GE"}, "acdc")
-    assert splits.test_subjects(cases) == ["acdc-S000", "acdc-S001"]
+    assert published.test_subjects(cases) == ["acdc-S000", "acdc-S001"]
 
 
 def test_published_subjects_without_labels_do_not_change_the_lists(real_data: Path):

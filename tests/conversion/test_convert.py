@@ -19,7 +19,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_ssp.cohort.cases import Case, case_name, read_cases
-from nnunet_ssp.cohort.folds import read_splits, write_splits
+from nnunet_ssp.cohort.folds import FOLD_SOURCE, read_splits, write_splits
 from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.conversion.convert import convert_subjects
 from nnunet_ssp.conversion.subjects import Cine, Task, make_cases
@@ -313,7 +313,7 @@ def test_deleted_folds_are_named_also_after_an_interruption(
     target = run(tasks("A", "B"))
     splits = read_splits(target / "splits_final.json")
     cases = read_cases(target / "cases.csv")
-    sources = [conversion.FOLD_SOURCE] * 2 + ["1 subject of 2-fold-0, seed 0"]
+    sources = [FOLD_SOURCE] * 2 + ["1 subject of 2-fold-0, seed 0"]
     write_splits(target, [*splits, splits[0]], cases, ["2-fold-0", "2-fold-1", "few"], sources)
     with monkeypatch.context() as patch:
         fail_at(patch, 1)

@@ -14,7 +14,7 @@ from nnunet_ssp.methods import (
     MIMSettings,
 )
 from nnunet_ssp.methods.parts.losses import coarse_weights
-from nnunet_ssp.methods.reconstruction import VisibleNorm
+from nnunet_ssp.methods.parts.visible_norm import VisibleNorm
 from nnunet_ssp.settings import override
 
 pytestmark = pytest.mark.usefixtures("one_thread")

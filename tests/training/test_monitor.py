@@ -8,12 +8,12 @@ import pytest
 import torch
 from matplotlib import image as mpimg
 
+from nnunet_ssp.reporting.wording import duration
 from nnunet_ssp.training.monitor import (
     Panel,
     StageChange,
     depth_warning,
     describe_change,
-    duration,
     learning_curve,
     plot_images,
     plot_progress,

@@ -1,0 +1,116 @@
+"""nnU-Net's own planning, with what its planner takes for granted said first."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nnunetv2
+import torch
+from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_ssp.files.nnunet import configuration_of, read_plans
+from nnunet_ssp.nnunet import dataset_id, environment, quiet
+from nnunet_ssp.preparation.raw import (
+    Job,
+)
+from nnunet_ssp.preparation.raw_checks import (
+    Rules,
+    absurd_spacing,
+    label_values,
+)
+
+NNUNET_FOLDS = 5
+
+
+def reader_name(content: dict[str, Any], image: str) -> str:
+    """Name of nnU-Net's class that reads the images."""
+    tracebacks = io.StringIO()  # of every reader that was tried
+    try:
+        with contextlib.redirect_stdout(tracebacks), contextlib.redirect_stderr(tracebacks):
+            return str(determine_reader_writer_from_dataset_json(content, image).__name__)
+    except RuntimeError:
+        raise ValueError(f"{image}: none of nnU-Net's readers can read it.") from None
+
+
+def rules_of(content: dict[str, Any], jobs: Sequence[Job]) -> Rules:
+    """What every file must be; the labels are those that masks may have."""
+    reader = reader_name(content, jobs[0].images[0])
+    return Rules(reader, len(content["channel_names"]), label_values(content["labels"]))
+
+
+def find_planner(planner: str) -> Any:
+    """Return nnU-Net's planner class of this name.
+
+    Raises:
+        ValueError: nnU-Net has none.
+    """
+    folder = os.path.join(nnunetv2.__path__[0], "experiment_planning")
+    found = recursive_find_python_class(folder, planner, "nnunetv2.experiment_planning")
+    if found is None:
+        raise ValueError(
+            f"`planner` (={planner}) must be one of nnU-Net's, e.g. nnUNetPlannerResEncM."
+        )
+    return found
+
+
+def plan(
+    dataset: str | int, planner: Any, gpu_memory_target: float | None, plans_name: str | None
+) -> str:
+    """Run nnU-Net's experiment planner.
+
+    Returns:
+        The name of the plans.
+    """
+    # It builds dozens of networks only to count their feature maps; on this device they have no weights to draw. And
+    # it takes the number of augmentation workers for a number of threads, which 0 is not.
+    with quiet(), torch.device("meta"), environment(nnUNet_n_proc_DA="1"):
+        _, name = plan_experiment_dataset(
+            dataset_id(dataset), planner, gpu_memory_target, overwrite_plans_name=plans_name
+        )
+    return str(name)
+
+
+def read_planned(target: Path, plans_name: str, configurations: Sequence[str]) -> PlansManager:
+    """Read plans and check that nnU-Net can preprocess by them.
+
+    Raises:
+        FileNotFoundError: There are no such plans.
+        ValueError: They lack a configuration, name a class that nnU-Net lacks, or have another name.
+    """
+    file = target / f"{plans_name}.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: leave out -p to make plans.")
+    plans = read_plans(file)
+    for configuration in configurations:
+        require_classes(configuration_of(plans, configuration, str(file)), plans, file)
+    if plans["plans_name"] != plans_name:
+        raise ValueError(f"{file}: `plans_name` (={plans['plans_name']}) must be that of the file.")
+    return PlansManager(plans)
+
+
+def require_classes(configuration: dict[str, Any], plans: dict[str, Any], file: Path) -> None:
+    """Refuse names of classes that nnU-Net does not have; it would fail at each case, without naming the plans."""
+    named = [("preprocessing", "preprocessor_name", configuration.get("preprocessor_name"))]
+    named += [("imageio", "image_reader_writer", plans.get("image_reader_writer"))]
+    for scheme in configuration["normalization_schemes"]:
+        named.append(("preprocessing.normalization", "normalization_schemes", scheme))
+    for place, key, name in named:
+        folder = os.path.join(nnunetv2.__path__[0], *place.split("."))
+        if name and recursive_find_python_class(folder, name, f"nnunetv2.{place}") is None:
+            raise ValueError(f"{file}: `{key}` (={name}) must be a class of nnU-Net's.")
+
+
+def require_plausible_spacing(plans: PlansManager, configuration: str, rules: Rules) -> None:
+    """Refuse to resample every case to an absurd size."""
+    spacing = plans.get_configuration(configuration).spacing
+    median = [rules.spacing[axis] for axis in plans.transpose_forward] if rules.spacing else spacing
+    if text := absurd_spacing(spacing, median[-len(spacing) :]):
+        raise ValueError(f"{plans.plans_name}.json, configuration {configuration}: {text}")

@@ -1,0 +1,131 @@
+"""The raw dataset as `prepare` finds it: its cases and what `dataset.json` says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.cohort.consistency import require_known_names
+from nnunet_ssp.cohort.folds import is_trainable, read_splits
+from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.files.names import must_all_be_plain, must_be_plain
+from nnunet_ssp.files.nnunet import check_dataset
+from nnunet_ssp.slices.intact import Stamps, file_stamp
+
+REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")  # of dataset.json
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case to preprocess.
+
+    Attributes:
+        case: its name.
+        images: one file per channel.
+        label: the mask; None for an unlabelled case.
+    """
+
+    case: str
+    images: tuple[str, ...]
+    label: str | None
+
+    @property
+    def files(self) -> list[Path]:
+        """Images and mask."""
+        return [Path(file) for file in (*self.images, self.label) if file is not None]
+
+    def source(self) -> Stamps:
+        """Name, size in bytes and modification time in ns of each file."""
+        return tuple(file_stamp(file) for file in self.files)
+
+
+def read_dataset_json(raw: Path) -> dict[str, Any]:
+    """Return the checked content of `dataset.json`.
+
+    Raises:
+        FileNotFoundError: It is missing, perhaps because a conversion is unfinished.
+        ValueError: It breaks a rule of nnU-Net.
+    """
+    file = raw / "dataset.json"
+    if not file.is_file():
+        advice = "nnU-Net needs it."
+        if (raw / "convert.json").is_file():
+            advice = "the conversion is unfinished, run nnunet-ssp convert again."
+        raise FileNotFoundError(f"{file} is missing: {advice}")
+    content = read_json(file, dict)
+    if "modality" in content:  # nnU-Net's former name, which it still takes
+        content.setdefault("channel_names", content["modality"])
+    check_dataset(content, str(file), REQUIRED_KEYS)
+    return content
+
+
+def list_jobs(raw: Path, content: dict[str, Any]) -> list[Job]:
+    """Training cases as nnU-Net finds them, then those of `imagesUn`."""
+    training: dict[str, Any] = {}
+    if "dataset" in content or (raw / "imagesTr").is_dir():
+        # nnU-Net completes the paths of its argument in place.
+        training = get_filenames_of_train_images_and_targets(
+            str(raw), json.loads(json.dumps(content))
+        )
+    if not training:
+        raise ValueError(f"{raw}: no image in imagesTr, and dataset.json lists none in imagesUn.")
+    absent = [entry["label"] for entry in training.values() if not Path(entry["label"]).is_file()]
+    # Without any class and any mask the dataset is one of unlabelled images only.
+    unlabelled = len(absent) == len(training) and len(content["labels"]) == 1
+    if absent and not unlabelled:
+        raise FileNotFoundError(f"{absent[0]} is missing: every image of imagesTr needs a mask.")
+    must_all_be_plain(training, "case", str(raw))
+    jobs = {
+        case: Job(case, tuple(entry["images"]), None if unlabelled else entry["label"])
+        for case, entry in sorted(training.items())
+    }
+    ending = content["file_ending"]
+    channels: dict[str, list[str]] = {}
+    for file in sorted((raw / "imagesUn").glob(f"[!.]*_[0-9][0-9][0-9][0-9]{ending}")):
+        channels.setdefault(file.name.removesuffix(ending)[:-5], []).append(str(file))
+    for case, files in channels.items():
+        must_be_plain(case, "case", str(raw / "imagesUn"))
+        if case in training and not unlabelled:
+            raise ValueError(f"{raw}: case {case} must not be in both imagesTr and imagesUn.")
+        jobs[case] = Job(case, tuple(files), None)
+    most = max(len(job.images) for job in jobs.values())
+    for job in jobs.values():
+        if len(job.images) < most:
+            raise ValueError(
+                f"{raw}: case {job.case} has {len(job.images)} channel(s), but other cases have {most}."
+            )
+    return list(jobs.values())
+
+
+def check_subjects(raw: Path, jobs: Sequence[Job]) -> None:
+    """Where there is a `cases.csv`, every case must be in it, and no test subject may be among the cases."""
+    table = raw / "cases.csv"
+    if not table.is_file():
+        return
+    cases = read_cases(table)
+    tests = {case.subject_key for case in cases.values() if case.split == "test"}
+    for job in jobs:
+        if job.case not in cases:
+            raise ValueError(f"{table}: there is no row for case {job.case} ({job.images[0]}).")
+        if cases[job.case].subject_key in tests:
+            raise ValueError(
+                f"{job.images[0]}: test subject {cases[job.case].subject} must be in imagesTs only, not be trained on."
+            )
+
+
+def check_folds(raw: Path, target: Path, labelled: Sequence[Job]) -> None:
+    """Check that the folds, of which nnUNet_raw has the valid copy if it has one, name cases only."""
+    table = raw / "cases.csv"
+    known = {job.case for job in labelled}
+    if table.is_file():
+        known = {name for name, case in read_cases(table).items() if is_trainable(case)}
+    for file in (raw / "splits_final.json", target / "splits_final.json"):
+        if file.is_file():
+            require_known_names(file, read_splits(file), known)
+            return
