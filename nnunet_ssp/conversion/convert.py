@@ -37,13 +37,13 @@ from nnunet_ssp.cohort.privacy import map_texts
 from nnunet_ssp.cohort.pseudonyms import write_log
 from nnunet_ssp.conversion.geometry import place_stack
 from nnunet_ssp.conversion.record import (
-    _KEY,
-    _without_folder,
+    KEY_NOTE,
     appended_folds,
     check_folder,
     in_own_names,
     read_marker,
     was_finished,
+    without_folder,
     without_paths,
     without_texts,
 )
@@ -240,8 +240,8 @@ def convert_subjects(
         if key is not None:
             log = write_log(key, {"remarks": remarks, **as_log(outcomes)})
             shared = without_texts(shared, names, f"see {log.parent.name}/{log.name}")
-            remarks = [*remarks, _KEY.format(key=key, log=log.name)]
-        shared = map_texts(shared, partial(_without_folder, folder=source))
+            remarks = [*remarks, KEY_NOTE.format(key=key, log=log.name)]
+        shared = map_texts(shared, partial(without_folder, folder=source))
         write_json(target / "convert.json", settings | {"version": __version__, **shared})
         warnings = _update_copies(target)
         if deleted:

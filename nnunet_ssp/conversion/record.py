@@ -16,7 +16,7 @@ from nnunet_ssp.files.contents import TEXTS, check, read_json
 from nnunet_ssp.files.lock import LOCK
 from nnunet_ssp.files.tables import read_table
 
-_KEY = (
+KEY_NOTE = (
     "Local subjects have pseudonyms. The key is {key}: it names patients, keep it, and apart from all that you share. "
     "Beside it, {log} has all that was said."
 )
@@ -40,7 +40,7 @@ def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "input": hashed_path(settings["input"]), "options": options}
 
 
-def _without_folder(text: str, folder: Path) -> str:
+def without_folder(text: str, folder: Path) -> str:
     """A text whose files are named from the input folder on, and files elsewhere by their last name."""
     for beginning in (f"{folder.resolve()}{os.sep}", f"{folder}{os.sep}"):
         text = text.replace(beginning, "")

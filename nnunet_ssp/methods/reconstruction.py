@@ -13,13 +13,16 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunet_ssp.distributed import sum_over_ranks, world_size
 from nnunet_ssp.methods.base import Batch, Method
-from nnunet_ssp.methods.parts.losses import coarse_weights, masked_squared_error, masked_variance
+from nnunet_ssp.methods.parts.losses import (
+    coarse_weights,
+    error_sums,
+    masked_variance,
+)
 from nnunet_ssp.methods.parts.masking import auto_block
 from nnunet_ssp.methods.parts.views import ViewSettings, draw_views
 from nnunet_ssp.methods.parts.visible_norm import VisibleNorm
@@ -126,13 +129,13 @@ class Reconstruction(Method):
         masked = (hidden & inside).float()
         keep = batch.drawn["keep_skips"].to(target.device, non_blocking=True)
 
-        def error_sums(rows: slice) -> Tensor:
+        def sums_of(rows: slice) -> Tensor:
             outputs = self._run(corrupted[rows], hidden[rows], keep[rows])
-            return _error_sums(
+            return error_sums(
                 outputs, target[rows], weight[rows], masked[rows], inside[rows].float()
             )
 
-        parts = self.chunks.run(error_sums, len(batch), target.device)
+        parts = self.chunks.run(sums_of, len(batch), target.device)
         sums = torch.stack(parts).sum(0)  # (outputs + 1, 2)
         errors, counts = sums[:-1].unbind(1)
         error, norms = sums[-1].detach()
@@ -188,36 +191,3 @@ class Reconstruction(Method):
             skips = [*(s * k for s, k in zip(skips[:-1], kept, strict=True)), skips[-1]]
         outputs = network.decoder(skips)
         return list(outputs) if self.settings.coarse_heads else [outputs]
-
-
-def _error_sums(
-    outputs: list[Tensor], target: Tensor, weight: Tensor, masked: Tensor, inside: Tensor
-) -> Tensor:
-    """What the loss and its figures need of a chunk, as sums over its images.
-
-    Args:
-        outputs: of the decoder, finest first.
-        target: (B, C, X, Y).
-        weight: (B, 1, X, Y) of the pixels that count in the loss.
-        masked: (B, 1, X, Y) of the corrupted pixels.
-        inside: (B, 1, X, Y) of all pixels of the slice.
-
-    Returns:
-        (outputs + 1, 2): weighted squared error and weights of each output; last the squared error of the finest
-        output over the corrupted pixels, and the root of each slice's squared error, a mean over channels.
-    """
-    sums = []
-    for output in outputs:
-        pooled = _pooled(target, output), _pooled(weight, output)
-        sums.append(torch.stack(masked_squared_error(output, *pooled)))
-    with torch.no_grad():
-        squared = (outputs[0].float() - target).square()
-        norms = (squared * inside).sum((2, 3)).sqrt().mean(1).sum()
-        sums.append(torch.stack([(squared * masked).sum(), norms]))
-    return torch.stack(sums)
-
-
-def _pooled(x: Tensor, like: Tensor) -> Tensor:
-    """Area averages at the resolution of another map."""
-    height, width = like.shape[2:]
-    return x if x.shape[2:] == like.shape[2:] else F.adaptive_avg_pool2d(x, (height, width))

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tests.test_splits import make_cases, numbered, published_cases
 
 from nnunet_ssp.cli import main
 from nnunet_ssp.cohort.cases import case_files, read_cases, write_cases
@@ -22,6 +21,7 @@ from nnunet_ssp.files import lock
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.nifti import write_nifti
 from nnunet_ssp.slices.store import StoredCase, write_index
+from tests.cohort.test_folds import make_cases, numbered, published_cases
 from tests.holders import held
 
 NAME = "Dataset114_Toy"

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.test_duplicates import picture
-from tests.test_splits import make_cases
 
 from nnunet_ssp.cohort.cases import Case, case_files
 from nnunet_ssp.cohort.folds import Fold, write_splits
@@ -14,6 +12,8 @@ from nnunet_ssp.cohort.leaks import leaks_in_folds, leaks_in_store, report
 from nnunet_ssp.cohort.lookalikes import UNSEEN
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.nifti import write_nifti
+from tests.cohort.test_folds import make_cases
+from tests.cohort.test_lookalikes import picture
 
 AFFINE = np.diag([6.0, 6.0, 8.0, 1.0])
 CASES = make_cases(dict.fromkeys("ABC", "GE")) | make_cases({"T": "GE"}, split="test")

@@ -45,27 +45,21 @@ MEGABYTES = 4096
 
 def reader(target: str) -> Callable[[Path], object]:
     """The function of ours that reads a target's file."""
-    from nnunet_ssp import (
-        cases,
-        dicom,
-        dicom_pixels,
-        nifti,
-        nnunet_files,
-        slices,
-        splits,
-        tables,
-        transfer,
-    )
+    from nnunet_ssp.cohort import cases, folds, split_files
+    from nnunet_ssp.conversion.dicom import headers, pixels
     from nnunet_ssp.dataset_conversion import mnms
+    from nnunet_ssp.files import nifti, nnunet, tables
     from nnunet_ssp.methods.mim import MIMSettings
     from nnunet_ssp.settings import override
+    from nnunet_ssp.slices import store
+    from nnunet_ssp.training import transfer
 
     def read_mask(file: Path) -> object:
         return nifti.integer_labels(nifti.read_nifti(file)[0], file, range(4))
 
     def read_dicom(file: Path) -> object:
-        images, _ = dicom.read_headers([file])
-        return dicom_pixels.read_pixels(images[:4])
+        images, _ = headers.read_headers([file])
+        return pixels.read_pixels(images[:4])
 
     def read_table(file: Path) -> object:
         return tables.read_table(file, mnms.REQUIRED_COLUMNS, mnms.OPTIONAL_COLUMNS)
@@ -79,7 +73,7 @@ def reader(target: str) -> Callable[[Path], object]:
         return override(MIMSettings(), file.read_bytes().decode("utf-8", "replace"))
 
     def read_index(file: Path) -> object:
-        return slices.SliceStore(file.parent)
+        return store.SliceStore(file.parent)
 
     return {
         "nifti": nifti.read_nifti,
@@ -87,11 +81,11 @@ def reader(target: str) -> Callable[[Path], object]:
         "dicom": read_dicom,
         "table": read_table,
         "cases": cases.read_cases,
-        "splits": cases.read_splits,
+        "splits": folds.read_splits,
         "index": read_index,
-        "labels": nnunet_files.read_dataset,
-        "plans": nnunet_files.read_plans,
-        "split-file": splits.read_split_file,
+        "labels": nnunet.read_dataset,
+        "plans": nnunet.read_plans,
+        "split-file": split_files.read_split_file,
         "study": read_study,
         "settings": read_settings,
         "checkpoint": transfer.read,

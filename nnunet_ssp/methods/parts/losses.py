@@ -164,3 +164,39 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """
     cosine = F.cosine_similarity(prediction.float(), target.detach().float(), dim=1)
     return 2 - 2 * cosine.mean()
+
+
+def error_sums(
+    outputs: list[Tensor], target: Tensor, weight: Tensor, masked: Tensor, inside: Tensor
+) -> Tensor:
+    """What the loss and its figures need of a chunk, as sums over its images.
+
+    Args:
+        outputs: of the decoder, finest first.
+        target: (B, C, X, Y).
+        weight: (B, 1, X, Y) of the pixels that count in the loss.
+        masked: (B, 1, X, Y) of the corrupted pixels.
+        inside: (B, 1, X, Y) of all pixels of the slice.
+
+    Returns:
+        (outputs + 1, 2): weighted squared error and weights of each output; last the squared error of the finest
+        output over the corrupted pixels, and the root of each slice's squared error, a mean over channels.
+    """
+    sums = []
+    for output in outputs:
+        sums.append(
+            torch.stack(
+                masked_squared_error(output, pooled(target, output), pooled(weight, output))
+            )
+        )
+    with torch.no_grad():
+        squared = (outputs[0].float() - target).square()
+        norms = (squared * inside).sum((2, 3)).sqrt().mean(1).sum()
+        sums.append(torch.stack([(squared * masked).sum(), norms]))
+    return torch.stack(sums)
+
+
+def pooled(x: Tensor, like: Tensor) -> Tensor:
+    """Area averages at the resolution of another map."""
+    height, width = like.shape[2:]
+    return x if x.shape[2:] == like.shape[2:] else F.adaptive_avg_pool2d(x, (height, width))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_ssp.methods.reconstruction import _pooled
+from nnunet_ssp.methods.parts.losses import pooled
 
 
 class VisibleNorm:
@@ -36,7 +36,7 @@ class VisibleNorm:
             return None
         assert isinstance(layer, nn.InstanceNorm2d)
         x = inputs[0].float()
-        weight = _pooled(self.visible, x)
+        weight = pooled(self.visible, x)
         weight = weight / weight.sum((2, 3), keepdim=True).clamp_min(1e-6)
         mean = (x * weight).sum((2, 3), keepdim=True)
         variance = ((x - mean).square() * weight).sum((2, 3), keepdim=True)

@@ -1,0 +1,105 @@
+"""What a study would run and how long it would take: `--dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_ssp.study.workflow import unfinished
+
+if TYPE_CHECKING:
+    from nnunet_ssp.study.data import Data
+    from nnunet_ssp.study.runs import Run
+    from nnunet_ssp.study.spec import Study
+
+
+def list_runs(study: Study, output: Path, bench: Path | None) -> int:
+    """Print every run and how long they take."""
+    from nnunet_ssp.reporting.wording import count
+    from nnunet_ssp.study.data import open_data
+    from nnunet_ssp.study.preparing import missing_folds, phantom_name
+    from nnunet_ssp.study.results import Results
+    from nnunet_ssp.study.runs import study_jobs, study_runs
+
+    data, notes = None, []
+    dataset = phantom_name(study) if study.phantom else study.dataset
+    try:
+        if dataset is None:
+            raise FileNotFoundError("no dataset is named: give it with -d.")
+        data = open_data(dataset, study.plans)
+    except (FileNotFoundError, RuntimeError) as error:
+        notes.append(f"Without the data set: {error}")
+    if data is not None and (missing := missing_folds(study, data)):
+        notes.append(
+            f"Folds still to be made, with {' and '.join(study.make_folds)}: {', '.join(missing)}"
+        )
+        data = None
+    pretrainings, trainings = runs = study_runs(study, data)
+    left, untrained = [*pretrainings, *trainings], runs
+    if data is not None:
+        results = Results(study, *runs, data, output)
+        results.check()
+        notes += results.notes()
+        todo = unfinished(study_jobs(study, runs, data, "cpu"), output)
+        records = frozenset(job.record for job in todo)
+        results = replace(results, unfinished=records)
+        left = [run for run in left if not results.is_done(run)]
+        first, second = (
+            [run for run in part if f"{run.folder}/train.json" in records] for part in runs
+        )
+        untrained = first, second
+    print("\n".join(_listing(study, pretrainings, trainings)))
+    done = len(pretrainings) + len(trainings) - len(left)
+    print(
+        f"\n{count(len(pretrainings) + len(trainings), 'run')}: {count(len(pretrainings), 'pretraining')} and "
+        f"{len(trainings)} fine-tunings or trainings from scratch, each of these with its evaluation; {done} done."
+    )
+    print("\n".join([*notes, *_estimate(study, untrained, data, bench)]))
+    return 0
+
+
+def _listing(study: Study, pretrainings: Sequence[Run], trainings: Sequence[Run]) -> list[str]:
+    """A line for each pretraining, and for each model and fold."""
+    lines = [study.title, ""]
+    for run in pretrainings:
+        lines.append(f"pretrain  {run.name}: {run.trainer}, fold {run.fold}; {run.settings}")
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in trainings:
+        groups.setdefault((run.name, run.label), []).append(run)
+    for (name, label), runs in groups.items():
+        seeds = " ".join(str(run.seed) for run in runs)
+        weights = f" from {runs[0].weights.name}" if runs[0].weights else ""
+        lines.append(
+            f"train     {name} on {label}: {runs[0].trainer}{weights}, fold {study.folds[label]}, seeds {seeds}; "
+            f"{runs[0].settings_of_all_seeds}"
+        )
+    return lines
+
+
+def _estimate(
+    study: Study, untrained: tuple[list[Run], list[Run]], data: Data | None, bench: Path | None
+) -> list[str]:
+    from nnunet_ssp.study.estimate import hours, read_speeds
+
+    if bench is None:
+        return [
+            "Hours: nnunet-ssp bench --json bench.json measures the speeds here; then add --bench bench.json."
+        ]
+    speeds = read_speeds(bench)
+    found = hours(study, untrained, data, speeds)
+    if found is None:
+        return ["Hours: unknown without the data set."]
+    pretraining, finetuning = found
+    sizes = "" if data else ", with the sizes that the file gives"
+    total, first, second = map(_hours, (pretraining + finetuning, pretraining, finetuning))
+    return [
+        f"About {total} hours of one {speeds.device}{sizes}: {first} of pretraining, {second} of training for what is "
+        "not done. Without validations, predictions and evaluations; early stopping takes less, and so do nnU-Net's "
+        "worker processes, which the bench has not."
+    ]
+
+
+def _hours(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
