@@ -36,8 +36,9 @@ from nnunet_ssp.files import lock
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation import command as preparation
-from nnunet_ssp.preparation import fingerprints, raw_checks
+from nnunet_ssp.preparation import fingerprints, planning, preprocessing, raw_checks
 from nnunet_ssp.preparation.command import prepare
+from nnunet_ssp.preparation.raw import Job
 from nnunet_ssp.slices import store as slices
 from tests.holders import held
 
@@ -116,13 +117,13 @@ def extractions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def preprocessed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Lists the cases that are preprocessed, in order."""
     cases: list[str] = []
-    real = preparation.preprocess_case
+    real = preprocessing.preprocess_case
 
-    def spy(job: preparation.Job, **options: Any) -> slices.StoredCase | str:
+    def spy(job: Job, **options: Any) -> slices.StoredCase | str:
         cases.append(job.case)
         return real(job, **options)
 
-    monkeypatch.setattr(preparation, "preprocess_case", spy)
+    monkeypatch.setattr(preprocessing, "preprocess_case", spy)
     return cases
 
 
@@ -295,8 +296,8 @@ def test_the_residual_encoder_planner(target: Path, capsys: pytest.CaptureFixtur
 
 
 def test_planning_without_weights_gives_the_same_plans(base: Path, target: Path):
-    planner = preparation._find_planner("ExperimentPlanner")
-    preparation._plan(901, planner, 0.02, "meta")
+    planner = planning.find_planner("ExperimentPlanner")
+    planning.plan(901, planner, 0.02, "meta")
     with contextlib.redirect_stdout(io.StringIO()):
         planner(901, gpu_memory_target_in_gb=0.02, plans_name="real").plan_experiment()
     meta, real = ((target / f"{name}.json").read_text() for name in ("meta", "real"))
@@ -644,7 +645,7 @@ def test_what_is_not_valid_is_gone_before_the_work(
     def killed(*_: Any) -> Iterator[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preparation, "process", killed)
+    monkeypatch.setattr(preprocessing, "process", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare(901, plans_name="nnUNetPlans", workers=1)
     assert names(target / "nnUNetPlans_2d") == []
@@ -787,20 +788,20 @@ def test_a_killed_run_is_finished_by_a_second(
     base: Path, target: Path, preprocessed: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     """The index has what was done up to its last writing; the cases after it are prepared again."""
-    spy = preparation.preprocess_case
+    spy = preprocessing.preprocess_case
 
     class Killed(BaseException):
         pass
 
-    def die_at_eight(job: preparation.Job, **options: Any) -> slices.StoredCase | str:
+    def die_at_eight(job: Job, **options: Any) -> slices.StoredCase | str:
         if len(preprocessed) == 7:
             monkeypatch.setattr(slices, "write_index", lambda *_: None)  # nothing after the kill
             raise Killed
         return spy(job, **options)
 
-    monkeypatch.setattr(preparation, "SECONDS_BETWEEN_INDEXES", 0.0)
+    monkeypatch.setattr(preprocessing, "SECONDS_BETWEEN_INDEXES", 0.0)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(preparation, "preprocess_case", die_at_eight)
+        patch.setattr(preprocessing, "preprocess_case", die_at_eight)
         prepare(901, overwrite_plans_name="new", workers=1)
     monkeypatch.undo()
     set_folders(monkeypatch, base)
@@ -833,7 +834,7 @@ def test_a_dead_worker_is_explained(base: Path, monkeypatch: pytest.MonkeyPatch)
     def died(*_: Any) -> Iterator[str]:
         raise BrokenProcessPool
 
-    monkeypatch.setattr(preparation, "process", died)
+    monkeypatch.setattr(preprocessing, "process", died)
     with pytest.raises(
         RuntimeError, match=r"a worker process died.*-np.*continues where it stopped"
     ):
@@ -937,7 +938,7 @@ def test_a_failing_planner_says_what_it_said(
         print("the planner's words")
         raise RuntimeError("the planner's error")
 
-    monkeypatch.setattr(preparation, "plan_experiment_dataset", fail)
+    monkeypatch.setattr(planning, "plan_experiment_dataset", fail)
     with pytest.raises(RuntimeError, match="the planner's error"):
         prepare(901, workers=1)
     assert "the planner's words" in capsys.readouterr().err
@@ -1153,7 +1154,7 @@ def test_a_run_killed_by_the_system_is_finished_by_a_second(base: Path, target: 
     (raw / "cases.csv").unlink()
     script = (
         "from nnunet_ssp import preparation\n"
-        "preparation.SECONDS_BETWEEN_INDEXES = 0.2\n"
+        "preprocessing.SECONDS_BETWEEN_INDEXES = 0.2\n"
         "if __name__ == '__main__':\n"
         "    preparation.prepare(901, overwrite_plans_name='killed', workers=2)\n"
     )

@@ -1,0 +1,129 @@
+"""Who pretrains, who is held out, who is tested on: one rule for trainers, `prepare`, leak checks and studies.
+
+Test subjects are in no slice store and in no fold. Pretraining on a fold draws from every stored case, labelled or not,
+but those of subjects with a case in the fold's validation list. Fold `all` holds nobody out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from nnunet_ssp.cohort.cases import Case, subject_of
+from nnunet_ssp.cohort.folds import shuffled
+
+SHOWN = 10  # subjects that the log names
+
+
+def test_subjects(cases: Mapping[str, Case]) -> set[str]:
+    """Return the subjects that only the test may see."""
+    return {case.subject_key for case in cases.values() if case.split == "test"}
+
+
+def subjects_by_case(
+    names: Iterable[str], cases: Mapping[str, Case], pattern: str | None = None
+) -> dict[str, str]:
+    """Return the subject of each case, see `cases.subject_of`.
+
+    Raises:
+        ValueError: `pattern` is no regular expression, or finds no subject in a name.
+    """
+    return {name: subject_of(name, cases, pattern) for name in names}
+
+
+def held_out(
+    validation: Iterable[str], cases: Mapping[str, Case], pattern: str | None = None
+) -> set[str]:
+    """Return the subjects with a case in a fold's validation list, none of whose cases may be trained on."""
+    return set(subjects_by_case(validation, cases, pattern).values())
+
+
+def pretraining_cases(subjects: Mapping[str, str], excluded: Collection[str]) -> list[str]:
+    """Return the stored cases that a pretraining draws from, in the store's order.
+
+    Args:
+        subjects: Subject of each stored case.
+        excluded: Subjects that it must not see, see `held_out`.
+    """
+    return [case for case, subject in subjects.items() if subject not in excluded]
+
+
+def share_of(subjects: Collection[str], fraction: float, seed: int) -> set[str]:
+    """Draw a share of the subjects, at least one; with one seed the smaller share is part of the larger.
+
+    Args:
+        subjects: Drawn from.
+        fraction: Within (0, 1].
+        seed: The same seed and subjects give the same share.
+    """
+    n = max(1, round(fraction * len(subjects)))
+    return set(shuffled(subjects, seed)[:n])
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The stored cases as a pretraining on one fold sees them.
+
+    Attributes:
+        subjects: Subject of each stored case, in the store's order.
+        held_out: Subjects that the fold holds out.
+        drawn: Subjects that are trained on.
+    """
+
+    subjects: dict[str, str]
+    held_out: set[str]
+    drawn: set[str]
+
+    @property
+    def train(self) -> list[str]:
+        """The cases to train on."""
+        return [case for case, subject in self.subjects.items() if subject in self.drawn]
+
+    @property
+    def val(self) -> list[str]:
+        """The cases that give the validation loss."""
+        return [case for case, subject in self.subjects.items() if subject in self.held_out]
+
+
+def sides(
+    stored: Iterable[str],
+    validation: Iterable[str],
+    cases: Mapping[str, Case],
+    pattern: str | None = None,
+    fraction: float = 1.0,
+    seed: int = 0,
+) -> Sides:
+    """Return who trains and who validates in a pretraining.
+
+    Args:
+        stored: Cases of the slice store.
+        validation: Cases of the fold's validation list; none for fold `all`.
+        cases: Rows of `cases.csv`; none for a dataset without that file.
+        pattern: Finds the subject in the name of a case that `cases` lacks.
+        fraction: Share of the training subjects to draw from, within (0, 1].
+        seed: Which share.
+
+    Raises:
+        ValueError: `pattern` finds no subject in a name.
+    """
+    subjects = subjects_by_case(stored, cases, pattern)
+    out = held_out(validation, cases, pattern)
+    allowed = {subjects[case] for case in pretraining_cases(subjects, out)}
+    return Sides(subjects, out, share_of(allowed, fraction, seed))
+
+
+def tested_in_store(subjects: Mapping[str, str], cases: Mapping[str, Case]) -> list[str]:
+    """Return the stored cases whose subjects only the test may see, in the store's order.
+
+    Args:
+        subjects: Subject of each stored case.
+        cases: Rows of `cases.csv`.
+    """
+    tests = test_subjects(cases)
+    return [case for case, subject in subjects.items() if subject in tests]
+
+
+def named(subjects: Collection[str], none: str = "") -> str:
+    """Return the first `SHOWN` subjects in words."""
+    shown = sorted(subjects)[:SHOWN]
+    return ", ".join([*shown, *(["..."] if len(subjects) > SHOWN else [])]) or none
