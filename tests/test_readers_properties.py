@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_ssp.cohort.folds import read_splits
 from nnunet_ssp.cohort.split_files import SIDES, read_split_file
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.console import ERRORS
 from nnunet_ssp.files.nifti import integer_labels, read_header, read_nifti
 from nnunet_ssp.methods.mim import MIMSettings

@@ -20,14 +20,9 @@ from nnunet_ssp.cohort.consistency import (
     unknown_names,
 )
 from nnunet_ssp.cohort.dataset import Dataset, _check_plain, open_dataset
-from nnunet_ssp.cohort.folds import (
-    Fold,
-    copy_tables,
-    read_splits,
-    subjects_of,
-    trained_folds,
-    write_splits,
-)
+from nnunet_ssp.cohort.folds import Fold
+from nnunet_ssp.cohort.membership import is_trainable, subjects_of
+from nnunet_ssp.cohort.splits import copy_tables, read_splits, trained_folds, write_splits
 from nnunet_ssp.files.atomic import remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.nnunet import dataset_id, nnunet_folder
@@ -197,7 +192,7 @@ def _published(data: Dataset, files: Sequence[Path]) -> tuple[list[Fold], list[s
 
 
 def _require_labels(data: Dataset) -> None:
-    if not any(map(splits.is_trainable, data.cases.values())):
+    if not any(map(is_trainable, data.cases.values())):
         raise ValueError(
             f"{data.home}: no training subject has labels, so there are no folds; pretrain on `all`."
         )
@@ -209,7 +204,7 @@ def _faults(data: Dataset, folds: Sequence[Fold], refuse: bool) -> list[str]:
     Raises:
         ValueError: There are such names, and `refuse` is set.
     """
-    known = {name for name, case in data.cases.items() if splits.is_trainable(case)}
+    known = {name for name, case in data.cases.items() if is_trainable(case)}
     sides = [{"train": fold.train, "val": fold.val} for fold in folds]
     if refuse:
         require_known_names(data.home / "splits_final.json", sides, known)
@@ -339,7 +334,7 @@ def _verify(data: Dataset) -> bool:
     """
     cases = data.cases
     lists = published.published_lists(published.development_subjects(cases))
-    lists["test"] = published.test_subjects(cases)
+    lists["test"] = published.published_test_subjects(cases)
     places = {
         which: (name, side)
         for name, (train, valid, phase) in reversed(published.PAPER_FOLDS.items())
@@ -375,7 +370,7 @@ def _in_fold(
             if held == set(subjects):
                 return str(number), True
             labelled = subjects_of(
-                (n for n, c in data.cases.items() if splits.is_trainable(c)), data.cases
+                (n for n, c in data.cases.items() if is_trainable(c)), data.cases
             )
             if held == set(subjects) & labelled:
                 return f"{number}, the {len(held)} with labels", True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from nnunet_ssp.cohort.folds import read_splits
+from nnunet_ssp.cohort.splits import read_splits
 
 TABLES = ("cases.csv", "folds.csv", "splits_final.json")  # there are copies of
 HOLDS_NOBODY_OUT = (

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from nnunet_ssp.cohort import folds as splits
 from nnunet_ssp.cohort.cases import Case, case_files, read_cases
-from nnunet_ssp.cohort.folds import (
-    Fold,
-    read_splits,
-)
+from nnunet_ssp.cohort.folds import Fold
+from nnunet_ssp.cohort.membership import is_trainable
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files.tables import read_table, whole_number
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 
@@ -38,7 +36,7 @@ class Dataset:
 
         found = {}
         for name, case in self.cases.items():
-            if splits.is_trainable(case) and (image := case_files(self.raw, case)[0]).is_file():
+            if is_trainable(case) and (image := case_files(self.raw, case)[0]).is_file():
                 found[name] = int(nibabel.load(image).shape[2])
         if not found and any(self.prepared.glob("*_slices/index.json")):
             from nnunet_ssp.slices.store import read_index

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ssp.cohort.cases import Case, case_files
-from nnunet_ssp.cohort.folds import Fold, is_trainable, read_splits, subjects_of
+from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.cohort.lookalikes import SAME, UNSEEN, fingerprint, look_alikes
+from nnunet_ssp.cohort.membership import held_out, is_trainable, subjects_of, test_subjects
 from nnunet_ssp.cohort.plain_datasets import PlainCase, read_plain_cases, read_stack
 from nnunet_ssp.cohort.repeats import continuing_names, shared_prefixes
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files.contents import NAMES, check, read_json
 from nnunet_ssp.parallel import number_of_workers, process
 
@@ -137,7 +139,7 @@ def leaks_in_store(index: Path, cases: Mapping[str, Case], table: str = CASES) -
         cases: Every case.
         table: Where they are listed, for messages.
     """
-    tests = {case.subject_key for case in cases.values() if case.split == "test"}
+    tests = test_subjects(cases)
     content = read_json(index, dict)
     check(content, {"cases": NAMES}, str(index), ("cases",))
     for name in sorted(content["cases"]):
@@ -173,13 +175,13 @@ def _judge(
 
     Pretraining takes in every subject but those of the test and of the fold's validation.
     """
-    tests = {case.subject_key for case in cases.values() if case.split == "test"}
-    held_out = [subjects_of(cases.keys() & {*fold.val}, cases) for fold in folds]
+    tests = test_subjects(cases)
+    excluded = [held_out(cases.keys() & {*fold.val}, cases) for fold in folds]
     for first, second, similarity in pairs:
         surely = similarity >= SAME
         kind = "look like one heart" if surely else "resemble each other, look at them"
         text = f"{first} and {second} {kind} (similarity {similarity:.2f})"
-        apart = [n for n, val in enumerate(held_out) if (first in val) != (second in val)]
+        apart = [n for n, val in enumerate(excluded) if (first in val) != (second in val)]
         if (first in tests) != (second in tests):
             yield f"{text}: {first if first in tests else second} is for the test", surely
         elif apart:

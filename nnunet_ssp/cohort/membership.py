@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from nnunet_ssp.cohort.cases import Case, subject_of
-from nnunet_ssp.cohort.folds import shuffled
 
 SHOWN = 10  # subjects that the log names
 
@@ -18,6 +20,16 @@ SHOWN = 10  # subjects that the log names
 def test_subjects(cases: Mapping[str, Case]) -> set[str]:
     """Return the subjects that only the test may see."""
     return {case.subject_key for case in cases.values() if case.split == "test"}
+
+
+def is_trainable(case: Case) -> bool:
+    """Return whether a fold may hold the case: it is labelled, and of no test subject."""
+    return case.labelled and case.split == "train"
+
+
+def subjects_of(names: Iterable[str], cases: Mapping[str, Case]) -> set[str]:
+    """Return the keys of the subjects that these cases show."""
+    return {cases[name].subject_key for name in names}
 
 
 def subjects_by_case(
@@ -48,6 +60,13 @@ def pretraining_cases(subjects: Mapping[str, str], excluded: Collection[str]) ->
     return [case for case, subject in subjects.items() if subject not in excluded]
 
 
+def shuffled(names: Iterable[str], seed: int) -> list[str]:
+    """Sort, then shuffle as `numpy.random.seed(seed); numpy.random.shuffle` do, which no numpy will change."""
+    order = sorted(names)
+    np.random.RandomState(seed).shuffle(order)
+    return order
+
+
 def share_of(subjects: Collection[str], fraction: float, seed: int) -> set[str]:
     """Draw a share of the subjects, at least one; with one seed the smaller share is part of the larger.
 
@@ -68,11 +87,15 @@ class Sides:
         subjects: Subject of each stored case, in the store's order.
         held_out: Subjects that the fold holds out.
         drawn: Subjects that are trained on.
+        fraction: Share of those allowed that was drawn.
+        seed: Which share.
     """
 
     subjects: dict[str, str]
     held_out: set[str]
     drawn: set[str]
+    fraction: float = 1.0
+    seed: int = 0
 
     @property
     def train(self) -> list[str]:
@@ -109,7 +132,7 @@ def sides(
     subjects = subjects_by_case(stored, cases, pattern)
     out = held_out(validation, cases, pattern)
     allowed = {subjects[case] for case in pretraining_cases(subjects, out)}
-    return Sides(subjects, out, share_of(allowed, fraction, seed))
+    return Sides(subjects, out, share_of(allowed, fraction, seed), fraction, seed)
 
 
 def tested_in_store(subjects: Mapping[str, str], cases: Mapping[str, Case]) -> list[str]:
@@ -123,7 +146,53 @@ def tested_in_store(subjects: Mapping[str, str], cases: Mapping[str, Case]) -> l
     return [case for case, subject in subjects.items() if subject in tests]
 
 
-def named(subjects: Collection[str], none: str = "") -> str:
-    """Return the first `SHOWN` subjects in words."""
-    shown = sorted(subjects)[:SHOWN]
-    return ", ".join([*shown, *(["..."] if len(subjects) > SHOWN else [])]) or none
+def describe(
+    chosen: Sides,
+    n_slices: Mapping[str, int],
+    cases: Mapping[str, Case],
+    fold: int | str,
+    store: Path,
+) -> list[str]:
+    """Say who is in a pretraining and who is not, a line each.
+
+    Args:
+        chosen: The sides of the fold.
+        n_slices: Number of slices of each stored case.
+        cases: Rows of `cases.csv`.
+        fold: Number of the fold, or `all`.
+        store: Folder of the slice store.
+    """
+
+    def people(number: int) -> str:
+        return f"{number} subject" + "s" * (number != 1)
+
+    def counts(names: Collection[str]) -> str:
+        subjects = {chosen.subjects[name] for name in names}
+        slices = sum(n_slices[name] for name in names)
+        return f"{people(len(subjects))}, {len(names)} frames, {slices} slices"
+
+    def named(subjects: Collection[str], none: str) -> str:
+        shown = sorted(subjects)[:SHOWN]
+        return ", ".join([*shown, *(["..."] if len(subjects) > SHOWN else [])]) or none
+
+    train, val = chosen.train, chosen.val
+    lines = [f"Slice store {store}: {counts(list(chosen.subjects))}"]
+    allowed = len(set(chosen.subjects.values()) - chosen.held_out)
+    if len(chosen.drawn) < allowed:
+        lines.append(
+            f"data_fraction={chosen.fraction}: {len(chosen.drawn)} of {allowed} training subjects, drawn with "
+            f"seed={chosen.seed}"
+        )
+    lines += [f"Fold {fold} trains on {counts(train)}"]
+    if cases:
+        labelled = {case.subject_key for case in cases.values() if case.labelled}
+        present = {chosen.subjects[case] for case in train}
+        for kind, group in (("with", present & labelled), ("without", present - labelled)):
+            lines.append(f"  {people(len(group))} {kind} labelled frames: {named(group, 'none')}")
+    held = {chosen.subjects[case] for case in val}
+    return [
+        *lines,
+        f"  left out for validation: {named(held, 'nobody')}"
+        + (f" ({counts(val)})" if val else ""),
+        f"  test subjects, never in the store: {named(test_subjects(cases), 'none known')}",
+    ]

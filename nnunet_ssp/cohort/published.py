@@ -7,15 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from nnunet_ssp.cohort.cases import Case
-from nnunet_ssp.cohort.folds import (
-    Fold,
-    draw_subjects,
-    is_from,
-    is_trainable,
-    make_fold,
-    shuffled,
-    subjects_of,
-)
+from nnunet_ssp.cohort.folds import Fold, draw_subjects, is_from, make_fold
+from nnunet_ssp.cohort.membership import is_trainable, shuffled, subjects_of
 
 PAPER = "de Mooij et al. 2024"
 
@@ -86,7 +79,7 @@ def development_subjects(cases: Mapping[str, Case]) -> dict[str, str]:
     return {case.subject_key: case.vendor for case in development if case.labelled}
 
 
-def test_subjects(cases: Mapping[str, Case]) -> list[str]:
+def published_test_subjects(cases: Mapping[str, Case]) -> list[str]:
     """The test subjects, sorted; where there are published ones, only those of the published sources."""
     tests = [case for case in cases.values() if case.split == "test"]
     published = {case.subject_key for case in tests if case.source in SOURCES}

@@ -76,3 +76,25 @@ def _runs(numbers: Iterable[int]) -> list[list[int]]:
         else:
             runs.append([number])
     return runs
+
+
+def doubts(train: Sequence[str], val: Sequence[str]) -> list[str]:
+    """Say in words what looks like one subject on both sides of a fold.
+
+    Args:
+        train: Case names.
+        val: Case names.
+    """
+    found = []
+    if shared := shared_prefixes(train, val):
+        found.append(
+            f"WARNING: cases on both sides of this fold share a prefix, e.g. {shared[0]} ({len(shared)} such "
+            "prefixes). If they are one subject, set subject_pattern, or give the dataset a cases.csv."
+        )
+    if repeats := continuing_names(train, val):
+        found.append(
+            f"NOTE: numbers of cases continue across the sides of this fold, as in {' and '.join(repeats[0])} "
+            f"({len(repeats)} such pairs): possible repeats of one subject, not certain. nnunet-ssp folds --check "
+            "compares their images."
+        )
+    return found

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nnunet_ssp.cohort.cases import Case
-from nnunet_ssp.cohort.folds import Fold, _some, make_fold, subjects_of
+from nnunet_ssp.cohort.folds import Fold, _some, make_fold
+from nnunet_ssp.cohort.membership import subjects_of
 from nnunet_ssp.cohort.published import development_split, development_subjects
 from nnunet_ssp.files.yaml_files import read_yaml
 

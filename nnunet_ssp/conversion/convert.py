@@ -32,9 +32,9 @@ from nnunet_ssp.cohort.cases import (
     case_files,
     write_cases,
 )
-from nnunet_ssp.cohort.folds import FOLD_SOURCE, copy_tables, make_splits, write_splits
 from nnunet_ssp.cohort.privacy import map_texts
 from nnunet_ssp.cohort.pseudonyms import write_log
+from nnunet_ssp.cohort.splits import FOLD_SOURCE, copy_tables, make_splits, write_splits
 from nnunet_ssp.conversion.geometry import place_stack
 from nnunet_ssp.conversion.record import (
     KEY_NOTE,

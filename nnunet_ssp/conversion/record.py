@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssp.cohort.folds import FOLD_SOURCE
 from nnunet_ssp.cohort.privacy import cut_paths, hashed_path
+from nnunet_ssp.cohort.splits import FOLD_SOURCE
 from nnunet_ssp.conversion.subjects import Outcome
 from nnunet_ssp.files.atomic import TEMPORARY
 from nnunet_ssp.files.contents import TEXTS, check, read_json

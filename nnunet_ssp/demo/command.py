@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.cohort.folds import read_splits
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.demo.report import (
     CAVEAT,
     DATASET_ID,

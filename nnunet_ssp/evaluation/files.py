@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_ssp.cohort.folds import read_splits
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files.soundness import check_sound
 
 # nnU-Net's formats for natural images and TIFF stacks; what resolution they hold is not read by it.

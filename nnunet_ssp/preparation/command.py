@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from nnunet_ssp.cohort.folds import copy_tables, read_splits
+from nnunet_ssp.cohort.splits import copy_tables, read_splits
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.files.names import must_be_plain

@@ -12,7 +12,8 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.consistency import require_known_names
-from nnunet_ssp.cohort.folds import is_trainable, read_splits
+from nnunet_ssp.cohort.membership import is_trainable, test_subjects
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import must_all_be_plain, must_be_plain
 from nnunet_ssp.files.nnunet import check_dataset
@@ -109,7 +110,7 @@ def check_subjects(raw: Path, jobs: Sequence[Job]) -> None:
     if not table.is_file():
         return
     cases = read_cases(table)
-    tests = {case.subject_key for case in cases.values() if case.split == "test"}
+    tests = test_subjects(cases)
     for job in jobs:
         if job.case not in cases:
             raise ValueError(f"{table}: there is no row for case {job.case} ({job.images[0]}).")

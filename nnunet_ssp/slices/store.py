@@ -179,6 +179,25 @@ def read_missing(folder: Path) -> dict[str, str]:
     return dict(read_json(folder / INDEX, dict).get("missing", {}))
 
 
+def require_preprocessing(folder: Path, preprocessing: dict[str, Any]) -> None:
+    """Refuse a slice store that other plans made.
+
+    Args:
+        folder: The store.
+        preprocessing: What the present plans ask for, see `preprocessing_of`.
+
+    Raises:
+        ValueError: Names what differs.
+    """
+    made_by, _ = read_index(folder)
+    changed = [name for name in preprocessing if made_by.get(name) != preprocessing[name]]
+    if changed:
+        raise ValueError(
+            f"{folder} was made by other plans ({', '.join(changed)} differ): run nnunet-ssp prepare again, or delete "
+            "that folder if nnU-Net's own preprocessing is new."
+        )
+
+
 def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, StoredCase]]:
     """Read `index.json`.
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssp.cohort.dataset import Dataset, open_dataset
-from nnunet_ssp.cohort.folds import Fold, part_of, subjects_of, subset_name
+from nnunet_ssp.cohort.folds import Fold, part_of, subset_name
+from nnunet_ssp.cohort.membership import held_out, pretraining_cases, subjects_by_case, subjects_of
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.nnunet import dataset_id
@@ -155,8 +156,8 @@ class Data:
         """The cases of the slice store that a pretraining on a fold draws from."""
         cases = self.dataset.cases
         self._check_prepared(self.stored, cases)
-        held_out = {cases[name].subject_key for name in self.fold(fold)[1].val}
-        return [name for name in self.stored if cases[name].subject_key not in held_out]
+        subjects = subjects_by_case(self.stored, cases)
+        return pretraining_cases(subjects, held_out(self.fold(fold)[1].val, cases))
 
     def _check_prepared(self, names: Iterable[str], known: Container[str]) -> None:
         if missing := next((name for name in names if name not in known), None):

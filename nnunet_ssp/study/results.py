@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import pandas as pd
 
-from nnunet_ssp.cohort.folds import is_from, subjects_of
+from nnunet_ssp.cohort.folds import is_from
+from nnunet_ssp.cohort.membership import subjects_of
 from nnunet_ssp.evaluation.command import add_arguments
 from nnunet_ssp.evaluation.files import WITHOUT_SPACING
 from nnunet_ssp.evaluation.labels import SYNONYMS, Labels, read_labels

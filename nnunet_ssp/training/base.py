@@ -33,7 +33,8 @@ from nnunet_ssp.cohort.consistency import (
     some,
     unknown_names,
 )
-from nnunet_ssp.cohort.folds import is_trainable, read_splits
+from nnunet_ssp.cohort.membership import is_trainable
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.console import DISK_FULL, Stopped
 from nnunet_ssp.distributed import ending_with_other_ranks, max_over_ranks, world_size
 from nnunet_ssp.files import checkpoints
@@ -550,14 +551,14 @@ class SettingsTrainer(nnUNetTrainer):
             f"saving; {self.last_good()}"
         )
 
-    def command(self, *more: str) -> str:
-        """nnU-Net's command of this run, with more words."""
-        plans = self.plans_manager.plans_name
+    def command(self, *more: str, trainer: str = "") -> str:
+        """Return nnU-Net's command of this run, with more words, or of another trainer on the same data."""
+        plans, ranks = self.plans_manager.plans_name, 1 if trainer else world_size()
         words = ["nnUNetv2_train", self.dataset, self.configuration_name, str(self.fold)]
         words += ["-p", plans] if plans != "nnUNetPlans" else []
-        words += ["-tr", type(self).__name__]
+        words += ["-tr", trainer or type(self).__name__]
         words += ["-device", self.device.type] if self.device.type != "cuda" else []
-        words += ["-num_gpus", str(world_size())] if world_size() > 1 else []
+        words += ["-num_gpus", str(ranks)] if ranks > 1 else []
         return shlex.join([*words, *more])
 
     def last_good(self) -> str:

@@ -17,6 +17,7 @@ import torch
 
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.consistency import some
+from nnunet_ssp.cohort.membership import held_out, subjects_by_case, test_subjects
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.settings import EncoderSettings, FinetuningSettings
@@ -131,18 +132,17 @@ class FinetuningTrainer(SettingsTrainer):
             pretrained_subjects: their hashes.
             pattern: its ``subject_pattern``, to name ours the same way.
         """
-        tests = {c.subject_key for c in self.cases.values() if c.split == "test"}
-        leaked = privacy.ours_among(tests, pretrained_subjects)
+        leaked = privacy.ours_among(test_subjects(self.cases), pretrained_subjects)
         if leaked:
             raise ValueError(
                 f"The pretrained weights have seen test subject {', '.join(leaked)}: every result would be wrong. "
                 "Pretrain again without it."
             )
         train, val = self.do_split()
-        ours = {self.subject_of(case, pattern) for case in val if isinstance(self.fold, int)}
-        self.seen_in_validation = privacy.ours_among(ours, pretrained_subjects)
-        trained = {self.subject_of(case, pattern) for case in train}
-        self.subjects = pretrained_subjects | privacy.hashed_subjects(trained)
+        excluded = held_out(val if isinstance(self.fold, int) else (), self.cases, pattern)
+        self.seen_in_validation = privacy.ours_among(excluded, pretrained_subjects)
+        trained = subjects_by_case(train, self.cases, pattern)
+        self.subjects = pretrained_subjects | privacy.hashed_subjects(trained.values())
         if self.seen_in_validation:
             self.print_to_log_file(
                 f"WARNING: pretraining has seen {len(self.seen_in_validation)} subject(s) of this fold's validation "
@@ -249,8 +249,8 @@ class FinetuningTrainer(SettingsTrainer):
         if self.current_epoch == 0:
             self.refuse_overwriting()
         if not self.subjects:
-            trained = {self.subject_of(case, None) for case in self.do_split()[0]}
-            self.subjects = privacy.hashed_subjects(trained)
+            trained = subjects_by_case(self.do_split()[0], self.cases)
+            self.subjects = privacy.hashed_subjects(trained.values())
         self._seed_epoch()
         super().on_train_start()
         self.print_to_log_file(

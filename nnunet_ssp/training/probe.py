@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_ssp.slices.store import PREPROCESSED
+
 T = TypeVar("T")
 
 STAGE = 2  # from 0: the resolution of the regression, a quarter of the patch in most plans
@@ -287,3 +289,41 @@ def ridge(moments: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     system.diagonal().add_(RIDGE * max(float(system.diagonal().mean()), 1e-12))
     weight = torch.linalg.solve(system, scale[:, None] * covariance[:n, n + 1 :]).T * scale
     return weight, mean[n + 1 :] - weight @ (mean[:n] + shift)
+
+
+def find_probe(
+    folder: Path,
+    subjects: Mapping[str, str],
+    patch_size: Sequence[int],
+    labels: Any,
+    device: torch.device,
+) -> tuple[LinearProbe | None, str]:
+    """Build a probe on labelled slices of the training cases, where there are some.
+
+    Args:
+        folder: nnU-Net's preprocessed cases, of which the labelled ones are there.
+        subjects: Subject of each case of the training side.
+        patch_size: (X, Y) in pixels.
+        labels: nnU-Net's label manager.
+        device: Where the encoder is.
+
+    Returns:
+        The probe, or None; and what the log should say of it.
+    """
+    foreground = labels.foreground_labels
+    if not foreground or labels.has_regions:
+        return None, "No linear probe: this dataset has no labels, or regions."
+    labelled = {
+        case: subject
+        for case, subject in subjects.items()
+        if any((folder / f"{case}{ending}").is_file() for ending in PREPROCESSED)
+    }
+    data = labelled_slices(folder, labelled, patch_size, foreground)
+    if data is None:
+        return None, "No linear probe: fewer than two slices of this fold have labels."
+    parted = "other subjects" if data.by_subject else "other slices of the same subject"
+    return LinearProbe(data, device), (
+        f"Linear probe, a monitor: labels of {len(data.images)} slices of training subjects are read now and then, "
+        f"to fit a linear segmentation on the frozen encoder ({int(data.fit.sum())} slices) and to score it on "
+        f"{parted}. Training never sees them; probe=no leaves it out."
+    )

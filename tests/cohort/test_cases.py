@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_ssp.cohort.cases import COLUMNS, Case, case_name, read_cases, subject_of, write_cases
-from nnunet_ssp.cohort.folds import (
+from nnunet_ssp.cohort.splits import (
     copy_tables,
     make_splits,
     read_splits,
@@ -336,7 +336,7 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path):
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path):
-    code = "import os, sys; from nnunet_ssp.cohort.cases import atomic_write\n"
+    code = "import os, sys; from nnunet_ssp.files.atomic import atomic_write\n"
     code += "with atomic_write(sys.argv[1]) as path: path.touch(); os._exit(9)"
     file = tmp_path / "checkpoint_latest.pth"
     subprocess.run([sys.executable, "-c", code, str(file)], check=False)

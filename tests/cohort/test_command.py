@@ -15,8 +15,9 @@ from nnunet_ssp.cli import main
 from nnunet_ssp.cohort.cases import case_files, read_cases, write_cases
 from nnunet_ssp.cohort.command import folds
 from nnunet_ssp.cohort.dataset import open_dataset, read_folds
-from nnunet_ssp.cohort.folds import make_splits, read_splits, subjects_of, write_splits
+from nnunet_ssp.cohort.membership import subjects_of
 from nnunet_ssp.cohort.published import PAPER_FOLDS, PUBLISHED
+from nnunet_ssp.cohort.splits import make_splits, read_splits, write_splits
 from nnunet_ssp.files import lock
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.nifti import write_nifti
@@ -417,7 +418,7 @@ def test_a_kill_between_the_tables_appends_no_fold_twice(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("nnunet_ssp.files.atomic.write_json", killed)
+        patch.setattr("nnunet_ssp.cohort.splits.write_json", killed)
         folds(114, phase="ED")
     folds(114, phase="ED")
     folds(114, phase="ED")

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from nnunet_ssp.cohort.cases import Case, case_files
-from nnunet_ssp.cohort.folds import Fold, write_splits
+from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.cohort.leaks import leaks_in_folds, leaks_in_store, report
 from nnunet_ssp.cohort.lookalikes import UNSEEN
+from nnunet_ssp.cohort.splits import write_splits
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.nifti import write_nifti
 from tests.cohort.test_folds import make_cases

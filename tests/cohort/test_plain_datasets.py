@@ -9,7 +9,7 @@ import pytest
 import SimpleITK
 
 from nnunet_ssp.cli import main
-from nnunet_ssp.cohort.folds import is_trainable
+from nnunet_ssp.cohort.membership import is_trainable
 from nnunet_ssp.cohort.plain_datasets import read_plain_cases, read_stack
 
 NAMES = ("genius_0800", "genius_0801", "genius_0900", "genius_1000")

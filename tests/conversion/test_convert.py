@@ -19,7 +19,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_ssp.cohort.cases import Case, case_name, read_cases
-from nnunet_ssp.cohort.folds import FOLD_SOURCE, read_splits, write_splits
+from nnunet_ssp.cohort.splits import FOLD_SOURCE, read_splits, write_splits
 from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.conversion.convert import convert_subjects
 from nnunet_ssp.conversion.subjects import Cine, Task, make_cases

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.cohort.folds import read_splits
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.conversion.phases import LABELS
 from nnunet_ssp.dataset_conversion import acdc
 from nnunet_ssp.dataset_conversion.acdc import convert

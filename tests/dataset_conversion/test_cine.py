@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from nnunet_ssp.cohort.cases import Case, read_cases
-from nnunet_ssp.cohort.folds import read_splits
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.dataset_conversion import acdc, cine
 from tests.dicom_files import FOUR_CHAMBER, edit, series

@@ -9,8 +9,8 @@ import SimpleITK as sitk
 
 from nnunet_ssp.cli import main
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.cohort.folds import read_splits
 from nnunet_ssp.cohort.privacy import hashed_path
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.conversion.phases import LABELS
 from nnunet_ssp.dataset_conversion import CONVERTERS, acdc, load, mnms, mnms2
 from tests.cine_trees import ED, ES, add_acdc, add_mnms, add_mnms2, cine, drawn

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.cohort.folds import read_splits
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.dataset_conversion.mnms import convert
 from tests.cine_trees import AFFINE, ED, ES, cine, drawn, save

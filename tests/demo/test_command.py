@@ -13,7 +13,7 @@ import SimpleITK
 import torch
 
 from nnunet_ssp.cohort.cases import Case, write_cases
-from nnunet_ssp.cohort.folds import make_splits
+from nnunet_ssp.cohort.splits import make_splits
 from nnunet_ssp.demo import command as demo
 from nnunet_ssp.demo import report as demo_report
 from nnunet_ssp.files.atomic import write_json

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import nnunet_ssp
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.cohort.folds import read_splits
 from nnunet_ssp.cohort.leaks import leaks_in_store
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.conversion import convert as conversion
+from nnunet_ssp.conversion import record
 from nnunet_ssp.evaluation.labels import read_labels
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import DEEPEST, nests_too_deeply, printable, read_json, shown
@@ -88,7 +90,7 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
 
 
 def read_marker(file: Path) -> Any:
-    return conversion._read_marker(file.rename(file.with_name("convert.json")).parent)
+    return record.read_marker(file.rename(file.with_name("convert.json")).parent)
 
 
 def read_stored(file: Path) -> Any:
@@ -393,12 +395,12 @@ def test_overwriting_a_conversion_leaves_what_is_not_of_it(tmp_path):
 def test_the_marker_of_a_conversion_is_checked(tmp_path):
     write_json(tmp_path / "convert.json", {"deleted_folds": "all"})
     with pytest.raises(ValueError, match=r"`deleted_folds` \(=all\) must be a list of text"):
-        conversion._appended_folds(tmp_path)
+        record.appended_folds(tmp_path)
 
 
 def test_no_module_reads_json_or_checkpoints_by_itself():
     """A reader of its own would have rules of its own."""
-    package = Path(conversion.__file__).parent
+    package = Path(nnunet_ssp.__file__).parent
     places = [*package.rglob("*.py"), *(package.parent / "dataset_conversion").glob("*.py")]
     for file in places:
         text = file.read_text(encoding="utf-8")

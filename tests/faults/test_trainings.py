@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nnunet_ssp.cohort.folds import read_splits
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.lock import LOCK
 from nnunet_ssp.slices import store as slices

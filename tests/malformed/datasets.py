@@ -15,7 +15,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_ssp.cohort.cases import Case, write_cases
-from nnunet_ssp.cohort.folds import write_splits
+from nnunet_ssp.cohort.splits import write_splits
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.slices import store as slices
 from nnunet_ssp.training import transfer

@@ -30,7 +30,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.cohort.folds import read_splits
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.files import lock
 from nnunet_ssp.files.atomic import write_json
@@ -1153,7 +1153,7 @@ def test_a_run_killed_by_the_system_is_finished_by_a_second(base: Path, target: 
         )
     (raw / "cases.csv").unlink()
     script = (
-        "from nnunet_ssp import preparation\n"
+        "from nnunet_ssp.preparation import command as preparation\n"
         "preprocessing.SECONDS_BETWEEN_INDEXES = 0.2\n"
         "if __name__ == '__main__':\n"
         "    preparation.prepare(901, overwrite_plans_name='killed', workers=2)\n"

@@ -12,7 +12,8 @@ import pytest
 
 from nnunet_ssp.cohort.cases import Case, write_cases
 from nnunet_ssp.cohort.dataset import Dataset
-from nnunet_ssp.cohort.folds import Fold, write_splits
+from nnunet_ssp.cohort.folds import Fold
+from nnunet_ssp.cohort.splits import write_splits
 from nnunet_ssp.evaluation.command import CASE_COLUMNS
 from nnunet_ssp.evaluation.volumes import FIGURE_COLUMNS
 from nnunet_ssp.files.atomic import write_json

@@ -22,7 +22,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation.command import prepare
-from nnunet_ssp.training import pretraining
+from nnunet_ssp.training import progress
 
 DATASET = "Dataset901_Phantom"
 FEATURES = [4, 8, 16, 16, 16]  # instead of 32 to 512: the network's shape stays, its cost goes
@@ -144,8 +144,8 @@ def runs(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of the time of an epoch this short."""
     monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda *_: None)
-    monkeypatch.setattr(pretraining, "plot_progress", lambda *_: None)
-    monkeypatch.setattr(pretraining, "plot_images", lambda *_: None)
+    monkeypatch.setattr(progress, "plot_progress", lambda *_: None)
+    monkeypatch.setattr(progress, "plot_images", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

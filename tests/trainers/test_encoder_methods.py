@@ -138,13 +138,13 @@ def test_residual_networks_and_second_frames(runs, name):
     settings = small(name, "num_epochs=1 iterations_per_epoch=2 batch_size=4 pairs=frame")
     trainer = runs.run(name, settings, plans="tinyres")
     assert np.isfinite(trainer.logger.get_value("train_losses", step=-1))
-    indices = trainer._indices(0)
+    indices = trainer.batches.indices(0)
     assert indices.shape == (4, 2)
     store = trainer.store
     assert (store.positions[indices[:, 0]] == store.positions[indices[:, 1]]).all()
     subjects = [[store.names[store.case_of[i]].split("_")[0] for i in pair] for pair in indices]
     assert all(a == b for a, b in subjects)
-    drawn = np.concatenate([trainer._indices(step) for step in range(20)])
+    drawn = np.concatenate([trainer.batches.indices(step) for step in range(20)])
     assert (drawn[:, 0] != drawn[:, 1]).mean() > 0.5  # of 4 frames, 3 of 4 times another one
 
 
@@ -319,7 +319,7 @@ def test_where_the_slices_are_kept_changes_nothing(runs, name):
         trainer.on_train_epoch_start()
         for step in range(3):
             batch = next(trainer.dataloader_train)
-            assert torch.equal(batch.slices, trainer.store.read(trainer._indices(step)))
+            assert torch.equal(batch.slices, trainer.store.read(trainer.batches.indices(step)))
             loss = trainer.train_step(batch)["loss"]
         trained.append((loss, trainer.method.state_dict()))
     (host_loss, host), (device_loss, device) = trained

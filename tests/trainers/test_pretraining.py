@@ -403,7 +403,7 @@ def test_plain_dataset_builds_its_store_on_first_use(runs, plain, log):
 
 def test_plain_dataset_whose_numbers_continue(runs, plain, log, monkeypatch):
     pair = ("genius_0800", "genius_0801")
-    monkeypatch.setattr("nnunet_ssp.training.pretraining.continuing_names", lambda *_: [pair])
+    monkeypatch.setattr("nnunet_ssp.cohort.repeats.continuing_names", lambda *_: [pair])
     trainer = runs.make(MIM, "num_epochs=1 iterations_per_epoch=1 batch_size=2")
     trainer.on_train_start()
     said = (
@@ -469,7 +469,7 @@ def test_many_ranks_and_few_validation_slices(runs, monkeypatch):
     trainer.initialize()
     _, val = trainer.get_dataloaders()
     assert len(next(val)) == 1
-    assert len(trainer._picture_batch) == 6
+    assert len(trainer.progress.pictured) == 6
     with pytest.raises(
         ValueError, match=r"`batch_size` \(=19\) must be at least .* processes \(=20\)"
     ):

@@ -76,9 +76,8 @@ def test_signals_are_heard_while_the_main_thread_waits():
 
 
 def run(code: str, *words: str) -> subprocess.CompletedProcess[str]:
-    head = (
-        "import os, signal, sys, time\nimport torch\nfrom nnunet_ssp import interruption, signals\n"
-    )
+    head = "import os, signal, sys, time\nimport torch\nfrom nnunet_ssp import signals\n"
+    head += "from nnunet_ssp.training import interruption\n"
     command = [sys.executable, "-c", head + code, *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
@@ -120,7 +119,9 @@ def test_a_forked_worker_ends_when_its_parent_is_killed(tmp_path):
     import psutil
 
     code = WORKER.replace('open(sys.argv[1], "w").close()', "print(os.getpid(), flush=True)")
-    head = "import os, signal, sys, time\nimport torch\nfrom nnunet_ssp import interruption\n"
+    head = (
+        "import os, signal, sys, time\nimport torch\nfrom nnunet_ssp.training import interruption\n"
+    )
     command = [sys.executable, "-c", head + code, str(tmp_path / "never")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

@@ -1,0 +1,164 @@
+"""Batches of a pretraining: which slices each step draws, everything random about them, and the fixed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count, cycle
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nnunet_ssp.distributed import share, world_size
+from nnunet_ssp.methods.base import Batch, Method
+from nnunet_ssp.settings import PretrainingSettings
+from nnunet_ssp.slices.drawing import (
+    DRAW,
+    FRAME,
+    VALIDATION,
+    SameSlice,
+    SliceReader,
+    batch_indices,
+    fits_on_device,
+    random_stream,
+)
+from nnunet_ssp.slices.store import SliceStore
+
+VALIDATION_SLICES = 256  # at most, fixed for the whole run
+SHOWN_SLICES = 6  # rows of a picture
+
+
+class Batches:
+    """Draw a run's batches from its slice store; the number of ranks changes nothing.
+
+    Args:
+        method: Draws what is random about a batch, see `Method.draw`.
+        settings: Give batch size, seed, steps per epoch and where slices are kept.
+        store: The slices to train on.
+        validation: The slices of the validation loss; None takes those to train on.
+        subject_of: Returns the subject of a case, to find its other frames.
+        device: Where the batches are used.
+
+    Attributes:
+        per_epoch: Steps of an epoch.
+        validates_on: `validation` or `training`, the slices of the validation loss.
+
+    Raises:
+        ValueError: The batch exceeds the data, has too few slices for the ranks, or finds no second frames.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        settings: PretrainingSettings,
+        store: SliceStore,
+        validation: SliceStore | None,
+        subject_of: Callable[[str], str],
+        device: torch.device,
+    ) -> None:
+        self.method, self.settings, self.device = method, settings, device
+        self.store, self._subject_of = store, subject_of
+        self._shown = validation or store
+        self.validates_on = "training" if validation is None else "validation"
+        n, size = len(store), settings.batch_size
+        batch_indices(settings.seed, 0, n, size)  # refuses a batch larger than the data
+        if size < world_size():
+            raise ValueError(
+                f"`batch_size` (={size}) must be at least the number of processes (={world_size()})."
+            )
+        self.per_epoch = settings.iterations_per_epoch or n // size
+        # Every rank needs a slice of every batch, and some methods more than one; too few of them are repeated.
+        smallest = max(method.smallest_batch, world_size())
+        number = max(min(len(self._shown), VALIDATION_SLICES), smallest)
+        self.fixed = np.linspace(0, len(self._shown) - 1, number).round().astype(np.int64)
+        self.frames = self._frames_of(store)
+        if self.frames is not None and self.frames.counts.max(initial=0) < 2:
+            raise ValueError(
+                "`pairs` (=frame) must find several frames of a subject: every slice is there once. Cases are told "
+                "to be one subject by cases.csv or by the setting subject_pattern."
+            )
+
+    # -- training ------------------------------------------------------------------------------
+
+    def training(self, first: int) -> Iterator[Batch]:
+        """Yield this rank's share of each step's batch, without end.
+
+        Args:
+            first: The step to begin with, counted from 0 over the whole run.
+        """
+        kept = self.settings.data_device
+        on_device = kept == "device" or (kept == "auto" and fits_on_device(self.store, self.device))
+        reader = SliceReader(self.store, self.device, on_device)
+        own = share(self.settings.batch_size)
+        canvases = reader.steps(self.indices(step)[own] for step in count(first))
+        for step, slices in enumerate(canvases, first):
+            # Drawn for the global batch on every rank, so that the number of ranks changes nothing.
+            rng = random_stream(self.settings.seed, DRAW, step)
+            part = self._drawn(self.store, self.indices(step), rng).share(own)
+            if self.device.type == "cuda":
+                part = part.pinned()
+            part.slices, part.sizes = slices, part.sizes.to(self.device, non_blocking=True)
+            yield part
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Return the numbers of a step's slices: (B,), or (B, 2) with second frames."""
+        seed = self.settings.seed
+        indices = batch_indices(seed, step, len(self.store), self.settings.batch_size)
+        return _with_frames(self.frames, indices, random_stream(seed, FRAME, step))
+
+    def cases_of(self, step: int) -> list[str]:
+        """Return the names of the cases whose slices a step draws."""
+        numbers = self.store.case_of[self.indices(step).reshape(-1)]
+        return sorted({self.store.names[number] for number in numbers})
+
+    # -- validation and pictures ---------------------------------------------------------------
+
+    def n_validation(self) -> int:
+        """Return the number of validation batches, which differ by at most one slice."""
+        return max(1, len(self.fixed) // self.settings.batch_size)
+
+    def validation(self) -> Iterator[Batch]:
+        """Yield this rank's share of the fixed batches, round and round."""
+        parts = np.array_split(self.fixed, self.n_validation())
+        made = [
+            self._fixed_batch(part, i + 1).share(share(len(part))) for i, part in enumerate(parts)
+        ]
+        return cycle(made)
+
+    def pictured(self) -> Batch:
+        """Return the slices that pictures show, `SHOWN_SLICES` at most."""
+        chosen = self.fixed[:: max(1, len(self.fixed) // SHOWN_SLICES)][:SHOWN_SLICES]
+        return self._fixed_batch(chosen, 0)
+
+    def _fixed_batch(self, indices: NDArray[np.int64], number: int) -> Batch:
+        """Make a batch that is the same in every epoch and every run with this seed."""
+        rng = random_stream(self.settings.seed, VALIDATION, number)
+        indices = _with_frames(self._frames_of(self._shown), indices, rng)
+        batch = self._drawn(self._shown, indices, rng)
+        batch.slices = self._shown.read(indices).to(self.device)
+        batch.sizes = batch.sizes.to(self.device)
+        return batch
+
+    # -- both ----------------------------------------------------------------------------------
+
+    def _frames_of(self, store: SliceStore) -> SameSlice | None:
+        """Return where to find second frames, for a method that wants them."""
+        if not self.method.second_frames:
+            return None
+        return SameSlice(store, [self._subject_of(case) for case in store.names])
+
+    def _drawn(
+        self, store: SliceStore, indices: NDArray[np.int64], rng: np.random.Generator
+    ) -> Batch:
+        """Return a global batch with everything but its pixels."""
+        sizes = store.sizes[indices]
+        positions = store.positions[indices if indices.ndim == 1 else indices[:, 0]]
+        nothing = torch.empty(len(indices), 0)
+        drawn = self.method.draw(rng, sizes)
+        return Batch(nothing, torch.from_numpy(sizes), drawn, torch.from_numpy(positions))
+
+
+def _with_frames(
+    frames: SameSlice | None, indices: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    return indices if frames is None else np.stack([indices, frames.draw(rng, indices)], 1)

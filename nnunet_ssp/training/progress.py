@@ -1,0 +1,192 @@
+"""What a user sees of a pretraining: log lines, `monitor.csv`, `progress.png`, pictures and the linear probe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_ssp.methods.base import Batch, Method
+from nnunet_ssp.reporting.wording import duration
+from nnunet_ssp.training.monitor import (
+    Panel,
+    StageChange,
+    depth_warning,
+    describe_change,
+    plot_images,
+    plot_progress,
+    stage_panel,
+    write_curves,
+)
+from nnunet_ssp.training.probe import LinearProbe
+
+PICTURES = 20  # pictures and probes in 100 epochs, besides the untrained network's
+WARNINGS = 10  # times in 100 epochs that a warning is said
+PROBE = "probe_dice"
+
+
+def logged_curves(method: type[Method] | Method) -> dict[str, list[str]]:
+    """Return the curves of a method, and the keys that each is logged under."""
+    return {
+        **{curve: [f"train_{curve}", f"val_{curve}"] for curve in method.curves},
+        **{curve: [f"train_{curve}"] for curve in method.train_curves},
+        **{curve: [f"val_{curve}"] for curve in method.val_curves},
+    }
+
+
+class Progress:
+    """Say and draw how a pretraining goes.
+
+    Args:
+        method: What is trained.
+        stages: The change of each stage of the planned network.
+        logger: nnU-Net's logger, which holds a list of values per key.
+        say: Writes a line to the log.
+        folder: Where files are written; None on ranks that write none.
+        epochs: Planned number of epochs.
+        ends_early: Whether the training may stop before them.
+        validates_on: `validation` or `training`, the slices of the validation loss.
+        pictured: Slices that the pictures show.
+        precision: Returns the context that the network computes in.
+        probe: Measures the encoder now and then; None for no measuring.
+        untrained: The probe's Dice before training, NaN when it is not known.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        stages: StageChange,
+        logger: Any,
+        say: Callable[[str], None],
+        *,
+        folder: Path | None,
+        epochs: int,
+        ends_early: bool,
+        validates_on: str,
+        pictured: Batch,
+        precision: Callable[[], AbstractContextManager[object]],
+        probe: LinearProbe | None = None,
+        untrained: float = math.nan,
+    ) -> None:
+        self.method, self.stages, self.logger, self.say = method, stages, logger, say
+        self.folder, self.epochs, self.ends_early = folder, epochs, ends_early
+        self.validates_on, self.pictured, self.precision = validates_on, pictured, precision
+        self.probe, self.untrained = probe, untrained
+        self._drawing = False  # whether this epoch ends with a picture
+
+    def start(self) -> None:
+        """Draw and probe the untrained network."""
+        self._draw_pictures(0)
+        self.untrained = self._probe_dice()
+
+    def end_epoch(self, epoch: int, last: bool) -> None:
+        """Log an epoch whose losses are in the logger.
+
+        Args:
+            epoch: Its number, from 0.
+            last: Whether no epoch follows.
+        """
+        change = self.stages.measure()
+        for stage, value in change.items():
+            self.logger.log(f"change {stage}", value, epoch)
+        self._drawing = last or self._is_due(epoch, PICTURES)
+        if PROBE in self._logging:
+            self.logger.log(PROBE, self._probe_dice() if self._drawing else math.nan, epoch)
+        self._log_epoch(epoch, change, warn=last or self._is_due(epoch, WARNINGS))
+
+    def draw(self, epochs: int) -> None:
+        """Write curves and pictures after so many epochs; called once the checkpoint is safe."""
+        if self.folder is not None:
+            write_curves(self.folder / "monitor.csv", self._logging)
+            plot_progress(self.folder / "progress.png", self._logging, self._panels())
+        if self._drawing and self.method.reconstructs:  # views do not change
+            self._draw_pictures(epochs)
+
+    @property
+    def _logging(self) -> dict[str, list[Any]]:
+        logging: dict[str, list[Any]] = self.logger.local_logger.my_fantastic_logging
+        return logging
+
+    def _is_due(self, epoch: int, times: int) -> bool:
+        """Whether to do now what is done so often in 100 epochs, or in all of a shorter run."""
+        return (epoch + 1) % max(1, min(self.epochs, 100) // times) == 0
+
+    # -- the log -------------------------------------------------------------------------------
+
+    def _value(self, key: str) -> float:
+        return float(self.logger.get_value(key, step=-1))
+
+    def _log_epoch(self, epoch: int, change: dict[str, float], warn: bool) -> None:
+        value = self._value
+        self.say(f"train_loss {value('train_losses'):.4f}")
+        where = "" if self.validates_on == "validation" else " (on training slices)"
+        self.say(f"val_loss {value('val_losses'):.4f}{where}")
+        logged = logged_curves(self.method)
+        curves = {key: value(key) for keys in logged.values() for key in keys}
+        for curve, keys in logged.items():
+            values = ", ".join(f"{key.partition('_')[0]} {curves[key]:.4f}" for key in keys)
+            self.say(f"{curve.replace('_', ' ')}: {values}")
+        if self.probe is not None and math.isfinite(dice := value(PROBE)):
+            self.say(f"linear probe: Dice {dice:.4f} ({self.untrained:.4f} before training)")
+        self.say(f"change since initialisation: {describe_change(change)}")
+        if warn:
+            warnings = self.method.warnings(curves)
+            if self.method.reconstructs and (warning := depth_warning(change)):
+                warnings.append(warning)
+            for warning in warnings:
+                self.say(warning)
+        seconds = value("epoch_end_timestamps") - value("epoch_start_timestamps")
+        left = seconds * (self.epochs - epoch - 1)
+        self.say(
+            f"Epoch time: {seconds:.2f} s, {value('images_per_second'):.1f} images/s, "
+            f"{'at most ' if self.ends_early else ''}{duration(left)} left"
+        )
+
+    # -- the probe -----------------------------------------------------------------------------
+
+    def _probe_dice(self) -> float:
+        """Return the linear probe's Dice now, or NaN."""
+        if self.probe is None:
+            return math.nan
+        with self.precision():
+            return self.probe.score(self.method.handed_on())
+
+    # -- pictures ------------------------------------------------------------------------------
+
+    def _panels(self) -> list[Panel]:
+        val = f"{self.validates_on} slices, fixed views"
+        curves = []
+        for curve, keys in logged_curves(self.method).items():
+            lines = {key: "training" if key.startswith("train") else val for key in keys}
+            reference = self.method.references.get(curve)
+            curves.append(Panel(curve.replace("_", " "), lines, reference))
+        if self.probe is not None:
+            before = (self.untrained, "before training")
+            curves.append(Panel("linear probe", {PROBE: "Dice on training subjects"}, before))
+        return [
+            Panel("loss", {"train_losses": "training", "val_losses": val}),
+            *curves,
+            stage_panel(list(self.stages.start)),
+            Panel("learning rate", {"lrs": "learning rate"}),
+            Panel("images per second", {"images_per_second": "training"}),
+        ]
+
+    @torch.no_grad()
+    def _draw_pictures(self, epochs: int) -> None:
+        if self.folder is None:
+            return
+        self.method.eval()
+        with self.precision():
+            columns = self.method.panels(self.pictured)
+        if columns is None:
+            return
+        file = self.folder / "views.png"
+        title = f"{self.validates_on} slices as the encoder sees them"
+        if self.method.reconstructs:
+            file = file.with_name("reconstructions") / f"epoch_{epochs:03d}.png"
+            title = f"{self.validates_on} slices after {epochs} epochs"
+        plot_images(file, columns, title)
