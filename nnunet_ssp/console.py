@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import linecache
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
 
 ERRORS = (ValueError, RuntimeError, OSError)  # what a user can do something about
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -49,3 +52,30 @@ def run_command(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("interrupted; convert, prepare and study go on where they stopped", file=sys.stderr)
         return 130
+
+
+def end_in_words() -> None:
+    """Make nnU-Net's command, if one runs, end with one line where it would show a traceback of an error of ours.
+
+    Errors that nobody has put into words keep their traceback, and so do all with NNUNET_SSP_TRACEBACK set.
+    """
+    if Path(sys.argv[0]).name.startswith("nnUNetv2_") and sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _end
+
+
+def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if os.environ.get("NNUNET_SSP_TRACEBACK") or not _is_in_words(error, trace):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"error: {in_words(error)}", file=sys.stderr)
+
+
+def _is_in_words(error: BaseException, trace: TracebackType | None) -> bool:
+    """Whether we have raised the error, or the system has on a path of ours."""
+    ours, raised = False, False
+    while trace is not None:
+        here = str(trace.tb_frame.f_globals.get("__name__", "")).startswith("nnunet_ssp.")
+        line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        ours, raised = ours or here, here and line.lstrip().startswith("raise ")
+        trace = trace.tb_next
+    return isinstance(error, ERRORS) and (raised or (ours and isinstance(error, OSError)))

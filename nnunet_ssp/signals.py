@@ -39,7 +39,7 @@ def woken_by_signals(call: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def ending_at_once(say: Callable[[], str]) -> Iterator[None]:
-    """End with the exit status of the signal, from wherever it meets the block; for work that saves nothing.
+    """End with the exit status of the signal, from wherever it meets the block; for work that has nothing to save.
 
     Args:
         say: Returns the line to say then.
@@ -52,10 +52,10 @@ def ending_at_once(say: Callable[[], str]) -> Iterator[None]:
         raise SystemExit(128 + number)
 
     with ExitStack() as stack:
-        for number in ENDS:
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+        for number in (*ENDS, SAVES):
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
                 stack.callback(signal.signal, number, signal.getsignal(number))
-                signal.signal(number, end)
+                signal.signal(number, end if number in ENDS else signal.SIG_IGN)
         try:
             yield
         except SystemExit as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import shlex
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 from torch._dynamo import OptimizedModule
@@ -35,7 +37,7 @@ from nnunet_ssp.cohort.consistency import (
 )
 from nnunet_ssp.cohort.membership import is_trainable
 from nnunet_ssp.cohort.splits import read_splits
-from nnunet_ssp.console import DISK_FULL, Stopped
+from nnunet_ssp.console import DISK_FULL, Stopped, end_in_words
 from nnunet_ssp.distributed import ending_with_other_ranks, max_over_ranks, world_size
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import remove_half_written, write_json
@@ -58,6 +60,10 @@ SECONDS_BETWEEN_SAVES = 300  # a preempted job loses at most this and one epoch
 # Settings that change neither the data nor the mathematics of a run.
 WITHOUT_EFFECT = ("data_device", "chunk_size", "final_validation", "trust")
 LATEST, BEST, FINAL = (f"checkpoint_{name}.pth" for name in ("latest", "best", "final"))
+REPLACED = (
+    "replaced_"  # begins the names of a finished run's checkpoints until its repetition is finished
+)
+STEPS = "ssp_state.epoch.outputs"  # of a checkpoint: also of steps that were skipped as not finite
 
 
 def _check_files(
@@ -124,6 +130,7 @@ class SettingsTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
     ) -> None:
+        end_in_words()
         # First, so that a misspelt setting, or names that lead elsewhere, leave no folder behind.
         self.settings, foreign = from_environment(self.defaults)
         _check_files(plans, configuration, fold, dataset_json)
@@ -144,7 +151,8 @@ class SettingsTrainer(nnUNetTrainer):
         self.cases: dict[str, Case] = {}
         if self.preprocessed_dataset_folder_base is not None:
             table = Path(self.preprocessed_dataset_folder_base) / "cases.csv"
-            self.cases = read_cases(table) if table.is_file() else {}
+            with self._refusing():
+                self.cases = read_cases(table) if table.is_file() else {}
         self.outputs: list[Any] = []
         self.guard: StepGuard
         self.interruption: Interruption
@@ -193,10 +201,18 @@ class SettingsTrainer(nnUNetTrainer):
 
     @staticmethod
     def pretrained_argument() -> str | None:
-        """The file after ``-pretrained_weights`` on the command line.
+        """Return the file that nnU-Net is about to load weights from, before it opens it.
 
-        nnU-Net's argparse also takes beginnings of that word (``-pre FILE``) and ``-pretrained_weights=FILE``.
+        It is an argument of nnU-Net's function that initialises this trainer, where that function runs. Else it
+        follows `-pretrained_weights` on the command line, where nnU-Net's argparse also takes beginnings of that word
+        (`-pre FILE`) and `-pretrained_weights=FILE`.
         """
+        frame = inspect.currentframe()
+        while frame is not None:
+            if frame.f_code is maybe_load_checkpoint.__code__:
+                file = frame.f_locals.get("pretrained_weights_file")
+                return None if file is None else str(file)
+            frame = frame.f_back
         given = None
         for word, following in zip(sys.argv, [*sys.argv[1:], None], strict=True):
             flag, equals, value = word.partition("=")
@@ -319,6 +335,15 @@ class SettingsTrainer(nnUNetTrainer):
                 f"{file} was made with other settings ({'; '.join(changed)}). Move or delete it, or set another "
                 "nnUNet_results."
             )
+        self._set_aside()
+
+    def _set_aside(self) -> None:
+        """Rename the checkpoints of a finished run that this one repeats, or `--c` would go on from them."""
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            for name in (LATEST, BEST, FINAL):
+                file = Path(self.output_folder) / name
+                if file.is_file():
+                    file.replace(file.with_name(REPLACED + name))
 
     def _differences(self, old: dict[str, Any]) -> list[str]:
         """Differences between the settings of a file and this run's, without those that have no effect."""
@@ -418,6 +443,9 @@ class SettingsTrainer(nnUNetTrainer):
 
     def on_train_end(self) -> None:
         super().on_train_end()
+        if self.local_rank == 0:
+            for file in Path(self.output_folder).glob(f"{REPLACED}checkpoint_*.pth"):
+                file.unlink()
         self.repeat_warnings()
 
     # -- the loop ------------------------------------------------------------------------------
@@ -531,7 +559,9 @@ class SettingsTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             name = signal.Signals(number).name
             line = f"{name}: {said}; go on with: {self.command('--c')}"
-            if not any((Path(self.output_folder) / file).is_file() for file in (LATEST, FINAL)):
+            if not any(
+                (Path(self.output_folder) / file).is_file() for file in (LATEST, BEST, FINAL)
+            ):
                 line = f"{name}: {said}; start again with the same command, without --c"
             self.print_to_log_file(line)
         if world_size() > 1:
@@ -687,7 +717,7 @@ class SettingsTrainer(nnUNetTrainer):
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
         self._check_folder()
-        lost = first_not_finite(content)
+        lost = first_not_finite(content, but=(STEPS,))
         if lost:
             self._stop_not_finite(
                 f"{lost} is not finite after {self._last_batch()}; {Path(file).name} was not written"

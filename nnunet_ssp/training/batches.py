@@ -58,7 +58,7 @@ class Batches:
     ) -> None:
         self.method, self.settings, self.device = method, settings, device
         self.store, self._subject_of = store, subject_of
-        self._shown = validation or store
+        self._shown = store if validation is None else validation
         self.validates_on = "training" if validation is None else "validation"
         n, size = len(store), settings.batch_size
         batch_indices(settings.seed, 0, n, size)  # refuses a batch larger than the data

@@ -32,7 +32,7 @@ from nnunet_ssp.slices.store import (
     store_folder,
 )
 from nnunet_ssp.training import transfer
-from nnunet_ssp.training.base import LATEST, SettingsTrainer, refuses_other_content
+from nnunet_ssp.training.base import BEST, LATEST, SettingsTrainer, refuses_other_content
 from nnunet_ssp.training.monitor import learning_curve, write_curves
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
@@ -194,10 +194,15 @@ class FinetuningTrainer(SettingsTrainer):
             raise ValueError(
                 f"{type(self).__name__} trains from scratch and takes no pretrained weights."
             )
+        if self.pretrained is None:
+            raise ValueError(
+                f"{type(self).__name__} loads only weights that it has checked: give them to nnU-Net's command or to "
+                "its run_training, which initialise the trainer for them."
+            )
         own = self.network_module.state_dict()
         decoder = {key for key in own if not in_encoder(key)}
         kept = fresh | decoder if self.settings.transfer == "encoder" else fresh
-        self.weights_from = str(self.pretrained.file) if self.pretrained else "a pretrained file"
+        self.weights_from = str(self.pretrained.file)
         self.print_to_log_file(f"Loaded {self.weights_from}: {transfer.moved(own, kept)}")
         if decoder <= fresh | {key for key in own if is_output_layer(key)}:
             self.print_to_log_file(
@@ -341,6 +346,10 @@ class FinetuningTrainer(SettingsTrainer):
         if self._boundary is not None:
             self.write_checkpoint(file, self._boundary)
             self._boundary = None
+        if (
+            not file.is_file()
+        ):  # a run that went on from the best checkpoint and has finished no epoch since
+            return f"no epoch was finished since, {file.with_name(BEST).name} is unchanged"
         return f"{file} holds the training after epoch {self.current_epoch - 1}"
 
     def checkpoint_entries(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,8 @@ class Skipped:
 class StepGuard:
     """Keeps an optimiser from steps with a loss or a gradient that is not finite.
 
-    Weights, momenta and buffers stay as they were. All ranks skip the same steps. A step that fp16's scaler skips,
+    Trained weights, momenta and buffers stay as they were; a momentum teacher moves on towards them. All ranks skip the
+    same steps. A step that fp16's scaler skips,
     whose loss is finite, is its search for a scale and does not count, unless the scale has fallen below 1.
 
     Args:
@@ -75,17 +76,22 @@ class StepGuard:
         self._pending: list[tuple[int, Callable[[], list[str]], Tensor]] = []
         self._buffers: list[Tensor] = []
         self._loss: Tensor | None = None
+        self._norm: Tensor | None = None
         self._found: Tensor | None = None
         optimizer.register_step_pre_hook(self._before_update)
 
     def begin(self) -> None:
         """Remember what a forward pass may change; called before each step."""
-        self._loss = self._found = None
+        self._loss = self._norm = self._found = None
         self._buffers = [buffer.clone() for buffer in self.module.buffers()]
 
     def saw(self, loss: Tensor) -> None:
         """Take the loss of the step; called before the optimiser's step."""
         self._loss = loss.detach().float().mean()
+
+    def saw_norm(self, norm: Tensor) -> None:
+        """Take the norm of the gradients from before they were clipped, which makes 0 of one that overflows."""
+        self._norm = norm.detach().float()
 
     def end(self, step: int, cases: Callable[[], list[str]]) -> None:
         """Restore the buffers where the step was skipped, and count it.
@@ -142,6 +148,8 @@ class StepGuard:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # Multiplies by exactly 1 where the gradients are finite.
         norm = nn.utils.clip_grad_norm_(parameters, math.inf).to(self.device)
+        if self._norm is not None:
+            norm = torch.maximum(norm, self._norm.to(self.device))
         lost = self._loss_is_lost()
         bad = torch.maximum(lost, (~norm.isfinite()).float())
         self._found = max_over_ranks(torch.stack([lost, bad]))
@@ -156,14 +164,19 @@ class StepGuard:
                 parameter.grad = None  # an optimiser leaves such parameters alone
 
 
-def first_not_finite(state: Any, name: str = "", seen: set[int] | None = None) -> str | None:
+def first_not_finite(
+    state: Any, but: Collection[str] = (), name: str = "", seen: set[int] | None = None
+) -> str | None:
     """Return the name of the first tensor in a nested state that holds a value that is not finite.
 
     Args:
         state: Tensors in mappings and lists.
-        name: Of the state.
-        seen: Tensors looked at already; for the recursion.
+        but: Names of parts that may hold such values, as `ssp_state.epoch.outputs`.
+        name: Name of the state, for the recursion.
+        seen: Tensors looked at already, for the recursion.
     """
+    if name in but:
+        return None
     seen = set() if seen is None else seen
     if isinstance(state, Tensor):
         if not state.is_floating_point() or id(state) in seen:
@@ -177,7 +190,7 @@ def first_not_finite(state: Any, name: str = "", seen: set[int] | None = None) -
     else:
         return None
     for key, value in items:
-        found = first_not_finite(value, f"{name}.{key}" if name else key, seen)
+        found = first_not_finite(value, but, f"{name}.{key}" if name else key, seen)
         if found is not None:
             return found
     return None

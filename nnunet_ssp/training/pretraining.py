@@ -84,8 +84,8 @@ class PretrainingTrainer(SettingsTrainer):
         self.best_loss = float("inf")
         self._probed_untrained = float("nan")  # of a run that goes on
         self._resumed: tuple[dict[str, int], set[str]] | None = None  # counts and subjects before
-        self._resumed_buffers: dict[str, Tensor] = {}  # of the epoch in which the run stopped
-        self._epoch_seconds = 0.0  # of its steps
+        # What the steps before left in the epoch in which the run stopped, until that epoch goes on.
+        self._unfinished: dict[str, Any] = {}
         logging = self.logger.local_logger.my_fantastic_logging
         for keys in logged_curves(self.method_class).values():
             logging.update({key: [] for key in keys})
@@ -328,9 +328,8 @@ class PretrainingTrainer(SettingsTrainer):
     def on_train_epoch_start(self) -> None:
         self.network.train()
         self.method.start_epoch(self.current_epoch)
-        for name, buffer in self._resumed_buffers.items():
+        for name, buffer in self._unfinished.get("buffers", {}).items():
             self.method.get_buffer(name).copy_(buffer)
-        self._resumed_buffers = {}
         first = self.current_epoch * self.num_iterations_per_epoch
         self._step = first + len(self.outputs)
         lr = self.method.learning_rate(first, self.num_iterations_per_epoch)
@@ -338,8 +337,8 @@ class PretrainingTrainer(SettingsTrainer):
         self.print_to_log_file(f"Epoch {self.current_epoch}")
         self.print_to_log_file(f"Current learning rate: {lr:.5g}")
         self.logger.log("lrs", lr, self.current_epoch)
-        self._epoch_started = time.perf_counter() - self._epoch_seconds
-        self._epoch_seconds = 0.0
+        self._epoch_started = time.perf_counter() - self._unfinished.get("seconds", 0.0)
+        self._unfinished = {}
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One step; the results stay on the device until the epoch ends."""
@@ -358,7 +357,7 @@ class PretrainingTrainer(SettingsTrainer):
             output["loss"].backward()
         self.method.after_backward()
         if clip is not None:
-            nn.utils.clip_grad_norm_(parameters, clip)
+            self.guard.saw_norm(nn.utils.clip_grad_norm_(parameters, clip))
         if self.grad_scaler is not None:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
@@ -485,7 +484,9 @@ class PretrainingTrainer(SettingsTrainer):
         return f"{file} holds the training {done}"
 
     def _epoch_state(self) -> dict[str, Any]:
-        """What the steps of the current epoch have left for its end."""
+        """Return what the steps of the current epoch have left for its end."""
+        if self._unfinished:  # a signal came before the first step of a run that goes on
+            return self._unfinished
         self.guard.look()
         seconds = time.perf_counter() - self._epoch_started if self.outputs else 0.0
         return pack_steps(self.outputs, self.guard.skipped, self.method, seconds)
@@ -493,8 +494,7 @@ class PretrainingTrainer(SettingsTrainer):
     def _load_epoch_state(self, state: dict[str, Any]) -> None:
         self.outputs = unpack_steps(state["outputs"], self.device)
         self.guard.skipped = list(state["skipped"])
-        self._resumed_buffers = state["buffers"]
-        self._epoch_seconds = state["seconds"]
+        self._unfinished = state
 
     @refuses_other_content
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:

@@ -1,0 +1,160 @@
+"""Who pretrains, who is held out, who is tested on."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nnunet_ssp.cohort import membership
+from nnunet_ssp.cohort.cases import Case
+from nnunet_ssp.cohort.membership import (
+    Sides,
+    describe,
+    held_out,
+    is_trainable,
+    pretraining_cases,
+    share_of,
+    sides,
+    subjects_by_case,
+    subjects_of,
+)
+
+
+def case(subject: str, frame: int, phase: str = "", split: str = "train") -> Case:
+    return Case(
+        case=f"{subject}_frame{frame:02d}",
+        subject=subject,
+        source="mm1",
+        source_frame=frame,
+        split=split,
+        frame=frame,
+        n_frames=3,
+        phase=phase,
+        base="first",
+        vendor="Siemens",
+        centre="1",
+        scanner="",
+        field="1.5",
+        pathology="",
+    )
+
+
+# A and B are labelled at ED and have other frames, U is unlabelled only, T is for the test.
+ROWS = [
+    *(case("A", i, "ED" if i == 0 else "") for i in range(3)),
+    *(case("B", i, "ED" if i == 0 else "") for i in range(3)),
+    *(case("U", i) for i in range(2)),
+    case("T", 0, "ED", "test"),
+]
+CASES = {row.case: row for row in ROWS}
+STORED = [name for name, row in CASES.items() if row.split == "train"]
+
+
+def test_a_fold_holds_out_every_frame_of_its_validation_subjects():
+    chosen = sides(STORED, ["B_frame00"], CASES)
+    assert chosen.train == ["A_frame00", "A_frame01", "A_frame02", "U_frame00", "U_frame01"]
+    assert chosen.val == ["B_frame00", "B_frame01", "B_frame02"]
+    assert (chosen.held_out, chosen.drawn) == ({"mm1-B"}, {"mm1-A", "mm1-U"})
+
+
+def test_subjects_without_labels_train_in_every_fold():
+    for validation in (["A_frame00"], ["B_frame00"], ["A_frame00", "B_frame00"]):
+        assert {"U_frame00", "U_frame01"} <= set(sides(STORED, validation, CASES).train)
+
+
+def test_a_fold_with_few_labels_still_pretrains_on_everyone_else():
+    # The label subset's training side does not matter: only who is validated on is left out.
+    few, all_labels = (sides(STORED, ["B_frame00"], CASES) for _ in range(2))
+    assert few.train == all_labels.train
+
+
+def test_fold_all_holds_nobody_out():
+    chosen = sides(STORED, (), CASES)
+    assert chosen.train == STORED
+    assert chosen.val == []
+
+
+def test_without_a_table_each_case_is_a_subject():
+    chosen = sides(["x_1", "x_2", "y_1"], ["x_1"], {})
+    assert (chosen.train, chosen.val) == (["x_2", "y_1"], ["x_1"])
+
+
+def test_a_pattern_tells_who_is_who_without_a_table():
+    chosen = sides(["x_1", "x_2", "y_1"], ["x_1"], {}, pattern="(.+)_")
+    assert (chosen.train, chosen.val) == (["y_1"], ["x_1", "x_2"])
+
+
+def test_the_table_comes_before_the_pattern():
+    assert subjects_by_case(["A_frame00"], CASES, "nothing here") == {"A_frame00": "mm1-A"}
+
+
+def test_a_pattern_that_finds_nobody_is_refused():
+    with pytest.raises(ValueError, match="must match"):
+        sides(["x_1"], (), {}, pattern="(z+)_")
+
+
+def test_test_subjects_are_found_in_a_store():
+    assert membership.test_subjects(CASES) == {"mm1-T"}
+    subjects = subjects_by_case(CASES, CASES)
+    assert membership.tested_in_store(subjects, CASES) == ["T_frame00"]
+    assert membership.tested_in_store(subjects_by_case(STORED, CASES), CASES) == []
+
+
+def test_a_fold_may_hold_labelled_training_frames():
+    assert [name for name, row in CASES.items() if is_trainable(row)] == ["A_frame00", "B_frame00"]
+    assert subjects_of(["A_frame01", "U_frame00"], CASES) == {"mm1-A", "mm1-U"}
+
+
+subjects = st.dictionaries(st.text("abc123_", min_size=1, max_size=6), st.sampled_from("ABCDE"))
+
+
+@given(subjects, st.sets(st.sampled_from("ABCDE")))
+def test_nobody_is_on_two_sides(subject: dict[str, str], excluded: set[str]):
+    drawn = set(subject.values()) - excluded
+    chosen = Sides(subject, excluded, drawn)
+    assert sorted([*chosen.train, *chosen.val]) == sorted(subject)
+    assert not {subject[name] for name in chosen.train} & {subject[name] for name in chosen.val}
+    assert chosen.train == pretraining_cases(subject, excluded)
+
+
+@given(st.sets(st.text("abc", min_size=1), min_size=1), st.integers(0, 5))
+def test_shares_are_nested(people: set[str], seed: int):
+    parts = [share_of(people, fraction, seed) for fraction in (0.01, 0.3, 0.7, 1.0)]
+    assert [len(part) for part in parts] == [
+        max(1, round(f * len(people))) for f in (0.01, 0.3, 0.7, 1)
+    ]
+    assert all(small <= large for small, large in pairwise(parts))
+    assert parts[-1] == people
+
+
+def test_held_out_subjects_are_those_of_the_list():
+    assert held_out(["A_frame00", "B_frame00", "A_frame01"], CASES) == {"mm1-A", "mm1-B"}
+
+
+def test_the_log_says_who_is_in_and_who_is_out():
+    chosen = sides(STORED, ["B_frame00"], CASES, fraction=0.5, seed=3)
+    said = describe(chosen, dict.fromkeys(STORED, 10), CASES, 0, Path("store"))
+    (drawn,) = chosen.drawn
+    frames = len(chosen.train)
+    assert said[0] == "Slice store store: 3 subjects, 8 frames, 80 slices"
+    assert said[1] == "data_fraction=0.5: 1 of 2 training subjects, drawn with seed=3"
+    assert said[2] == f"Fold 0 trains on 1 subject, {frames} frames, {10 * frames} slices"
+    assert any(drawn in line for line in said[3:5])
+    assert said[5:] == [
+        "  left out for validation: mm1-B (1 subject, 3 frames, 30 slices)",
+        "  test subjects, never in the store: mm1-T",
+    ]
+
+
+def test_the_log_of_a_plain_dataset():
+    said = describe(sides(["x", "y"], (), {}), {"x": 1, "y": 2}, {}, "all", Path("store"))
+    assert said == [
+        "Slice store store: 2 subjects, 2 frames, 3 slices",
+        "Fold all trains on 2 subjects, 2 frames, 3 slices",
+        "  left out for validation: nobody",
+        "  test subjects, never in the store: none known",
+    ]
