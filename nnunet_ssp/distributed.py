@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,6 +66,18 @@ def _connection_failed(error: RuntimeError) -> bool:
     """Whether an error is one of the connection between ranks; gloo's have no class of their own."""
     words = r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe"
     return isinstance(error, dist.DistError) or bool(re.search(words, str(error), re.IGNORECASE))
+
+
+def mean_over_steps(outputs: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Return the mean of each scalar over steps and ranks; the only wait for the device in an epoch.
+
+    Args:
+        outputs: Scalars of each step by name.
+    """
+    names = list(outputs[0])
+    steps = torch.stack([torch.stack([o[name].float() for name in names]) for o in outputs])
+    means = (sum_over_ranks(steps.mean(0)) / world_size()).tolist()
+    return dict(zip(names, means, strict=True))
 
 
 def share(total: int, number: int | None = None) -> slice:

@@ -135,15 +135,28 @@ def sides(
     return Sides(subjects, out, share_of(allowed, fraction, seed), fraction, seed)
 
 
-def tested_in_store(subjects: Mapping[str, str], cases: Mapping[str, Case]) -> list[str]:
-    """Return the stored cases whose subjects only the test may see, in the store's order.
+def check_stored(subjects: Mapping[str, str], cases: Mapping[str, Case], store: Path) -> None:
+    """Refuse a slice store with cases that nobody knows, or that only the test may see.
 
     Args:
         subjects: Subject of each stored case.
-        cases: Rows of `cases.csv`.
+        cases: Rows of `cases.csv`; none for a dataset without that file.
+        store: Folder of the slice store.
+
+    Raises:
+        ValueError: Names the cases or subjects, and what to do.
     """
-    tests = test_subjects(cases)
-    return [case for case, subject in subjects.items() if subject in tests]
+    unknown = sorted(subjects.keys() - cases.keys()) if cases else []
+    if unknown:
+        raise ValueError(
+            f"{store}: {unknown[0]} is not in cases.csv ({len(unknown)} such case(s)): run nnunet-ssp prepare again."
+        )
+    leaked = sorted(set(subjects.values()) & test_subjects(cases))
+    if leaked:
+        raise ValueError(
+            f"{store}: test subject {', '.join(leaked)} must not be in the slice store. Delete that folder and run "
+            "nnunet-ssp prepare again."
+        )
 
 
 def describe(

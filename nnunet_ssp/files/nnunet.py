@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import (
     COUNT,
     NAMES,
@@ -207,3 +209,21 @@ def resolve(plans: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
         chain.append(parent)
         resolved = {**configurations[parent], **resolved}
     return resolved
+
+
+def write_descriptions(
+    base: str | Path, plans: dict[str, Any], dataset_json: dict[str, Any], prepared: str | Path
+) -> None:
+    """Write what nnU-Net keeps beside the folds of its results.
+
+    Args:
+        base: The trainer's folder in nnUNet_results.
+        plans: Content of `plans.json`.
+        dataset_json: Content of `dataset.json`.
+        prepared: The dataset's folder in nnUNet_preprocessed, which may hold a fingerprint.
+    """
+    write_json(Path(base, "plans.json"), plans)
+    write_json(Path(base, "dataset.json"), dataset_json)
+    fingerprint = Path(prepared, "dataset_fingerprint.json")
+    if fingerprint.is_file():
+        shutil.copyfile(fingerprint, Path(base, fingerprint.name))

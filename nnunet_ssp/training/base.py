@@ -5,25 +5,16 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import shlex
-import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection
 from dataclasses import asdict
-from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from nnunetv2.run.run_training import maybe_load_checkpoint
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 
 import nnunet_ssp
 import nnunet_ssp.methods  # makes every method's settings known
@@ -37,69 +28,30 @@ from nnunet_ssp.cohort.consistency import (
 )
 from nnunet_ssp.cohort.membership import is_trainable
 from nnunet_ssp.cohort.splits import read_splits
-from nnunet_ssp.console import DISK_FULL, Stopped, end_in_words
-from nnunet_ssp.distributed import ending_with_other_ranks, max_over_ranks, world_size
+from nnunet_ssp.console import end_in_words
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import remove_half_written, write_json
-from nnunet_ssp.files.contents import NAMES, check, shown
-from nnunet_ssp.files.lock import holder_of, in_use, locked
-from nnunet_ssp.files.names import must_be_plain
-from nnunet_ssp.files.nnunet import check_dataset, check_plans, configuration_of
+from nnunet_ssp.files.contents import check
+from nnunet_ssp.files.lock import holder_of, in_use
 from nnunet_ssp.schedules import EarlyStopping
-from nnunet_ssp.settings import TrainingSettings, as_word, differences, from_environment
-from nnunet_ssp.signals import ENDS
+from nnunet_ssp.settings import TrainingSettings, differences, from_environment
 from nnunet_ssp.slices.intact import prepare_command
 from nnunet_ssp.slices.store import PREPROCESSED, read_missing
 from nnunet_ssp.training import transfer
-from nnunet_ssp.training.finite import Skipped, StepGuard, first_not_finite
-from nnunet_ssp.training.interruption import GRACE, Interruption
-
-T = TypeVar("T")
+from nnunet_ssp.training.checks import check_files
+from nnunet_ssp.training.finite import StepGuard, first_not_finite
+from nnunet_ssp.training.loop import BEST, FINAL, LATEST, LoopTrainer
 
 SECONDS_BETWEEN_SAVES = 300  # a preempted job loses at most this and one epoch
 # Settings that change neither the data nor the mathematics of a run.
 WITHOUT_EFFECT = ("data_device", "chunk_size", "final_validation", "trust")
-LATEST, BEST, FINAL = (f"checkpoint_{name}.pth" for name in ("latest", "best", "final"))
 REPLACED = (
     "replaced_"  # begins the names of a finished run's checkpoints until its repetition is finished
 )
 STEPS = "ssp_state.epoch.outputs"  # of a checkpoint: also of steps that were skipped as not finite
 
 
-def _check_files(
-    plans: dict[str, Any], configuration: str, fold: int | str, dataset_json: dict[str, Any]
-) -> None:
-    """Check what nnU-Net has read of its files, before a path is made of it."""
-    name = shown(plans.get("plans_name", "")) if isinstance(plans, dict) else ""
-    check(
-        {"plans": plans, "dataset.json": dataset_json},
-        {"plans": NAMES, "dataset.json": NAMES},
-        name,
-    )
-    check_plans(plans, f"plans {name}")
-    configuration_of(plans, configuration, f"plans {name}")
-    check_dataset(dataset_json, f"dataset.json of {plans['dataset_name']}", ("labels",))
-    must_be_plain(str(fold), "fold")
-
-
-def refuses_other_content(load: Callable[[T, Any], None]) -> Callable[[T, Any], None]:
-    """Make a trainer's `load_checkpoint` say in words that a part of the file is not what this run needs."""
-
-    @wraps(load)
-    def loading(trainer: T, source: Any) -> None:
-        try:
-            load(trainer, source)
-        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-            file = source if isinstance(source, str) else "the checkpoint"
-            raise ValueError(
-                f"{file}: a part of it is not what this run can go on from "
-                f"({type(error).__name__}: {shown(str(error))})."
-            ) from error
-
-    return loading
-
-
-class SettingsTrainer(nnUNetTrainer):
+class SettingsTrainer(LoopTrainer):
     """An `nnUNetTrainer` that is controlled by settings; the constructor is exactly nnU-Net's.
 
     Attributes:
@@ -110,17 +62,6 @@ class SettingsTrainer(nnUNetTrainer):
     """
 
     defaults: ClassVar[TrainingSettings] = TrainingSettings()
-
-    # What nnU-Net's constructor sets and we use.
-    fold: int | str
-    current_epoch: int
-    num_iterations_per_epoch: int
-    was_initialized: bool
-    my_init_kwargs: dict[str, Any]
-    device: torch.device
-    network: Any
-    dataloader_train: Any
-    dataloader_val: Any
 
     def __init__(
         self,
@@ -133,7 +74,7 @@ class SettingsTrainer(nnUNetTrainer):
         end_in_words()
         # First, so that a misspelt setting, or names that lead elsewhere, leave no folder behind.
         self.settings, foreign = from_environment(self.defaults)
-        _check_files(plans, configuration, fold, dataset_json)
+        check_files(plans, configuration, fold, dataset_json)
         # nnU-Net puts the content into every checkpoint, and beside it.
         dataset_json = privacy.without_files(dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -153,12 +94,9 @@ class SettingsTrainer(nnUNetTrainer):
             table = Path(self.preprocessed_dataset_folder_base) / "cases.csv"
             with self._refusing():
                 self.cases = read_cases(table) if table.is_file() else {}
-        self.outputs: list[Any] = []
-        self.guard: StepGuard
-        self.interruption: Interruption
+        self.outputs = []
         self._saved_at = -math.inf
-        self._last_step = 0
-        self._last_cases: Callable[[], list[str]] = list
+        self._repeats = False  # a finished run
 
     def initialize(self) -> None:
         """Build the network and all that trains it; a run that is refused leaves no folder."""
@@ -171,33 +109,6 @@ class SettingsTrainer(nnUNetTrainer):
     def build(self) -> None:
         """Build the network and all that trains it."""
         super().initialize()
-
-    @contextmanager
-    def _refusing(self) -> Iterator[None]:
-        """Remove the run's folders when it is refused, if nothing else is in them than the log it began."""
-        try:
-            yield
-        except (ValueError, OSError):
-            folder = Path(self.output_folder)
-            if self.local_rank == 0 and set(folder.glob("*")) <= {Path(self.log_file)}:
-                Path(self.log_file).unlink(missing_ok=True)
-                with suppress(OSError):  # until one that is not empty
-                    for made in (folder, *folder.parents[:2]):
-                        made.rmdir()
-            raise
-
-    @property
-    def dataset(self) -> str:
-        """The dataset as people type it: 114 for Dataset114_MNMs."""
-        return str(int(self.plans_manager.dataset_name[7:10]))
-
-    @property
-    def network_module(self) -> nn.Module:
-        """The network without the wrappers of DDP and torch.compile."""
-        module = self.network
-        if isinstance(module, DistributedDataParallel):
-            module = module.module
-        return module._orig_mod if isinstance(module, OptimizedModule) else module
 
     @staticmethod
     def pretrained_argument() -> str | None:
@@ -335,11 +246,11 @@ class SettingsTrainer(nnUNetTrainer):
                 f"{file} was made with other settings ({'; '.join(changed)}). Move or delete it, or set another "
                 "nnUNet_results."
             )
-        self._set_aside()
+        self._repeats = True
 
     def _set_aside(self) -> None:
         """Rename the checkpoints of a finished run that this one repeats, or `--c` would go on from them."""
-        if self.local_rank == 0 and not self.disable_checkpointing:
+        if not self.disable_checkpointing:
             for name in (LATEST, BEST, FINAL):
                 file = Path(self.output_folder) / name
                 if file.is_file():
@@ -411,6 +322,8 @@ class SettingsTrainer(nnUNetTrainer):
         """Write `settings.json` and the same to the log; first of all that a run writes."""
         if self.local_rank == 0:
             remove_half_written(self.output_folder)
+            if self._repeats:
+                self._set_aside()
             write_json(
                 Path(self.output_folder) / "settings.json", transfer.to_builtin(self.record())
             )
@@ -421,26 +334,6 @@ class SettingsTrainer(nnUNetTrainer):
         )
         self.print_to_log_file(f"Settings (change with nnUNet_ssp_settings):\n{lines}")
 
-    @contextmanager
-    def _folder_lock(self) -> Iterator[None]:
-        """One training at a time in the fold's folder; rank 0 takes the lock for all ranks.
-
-        Raises:
-            RuntimeError: another process trains there; on every rank.
-        """
-        with ExitStack() as lock:
-            refusal = [""]
-            if self.local_rank == 0:
-                try:
-                    lock.enter_context(locked(Path(self.output_folder)))
-                except RuntimeError as error:
-                    refusal[0] = str(error)
-            if self.is_ddp:
-                dist.broadcast_object_list(refusal)
-            if refusal[0]:
-                raise RuntimeError(refusal[0])
-            yield
-
     def on_train_end(self) -> None:
         super().on_train_end()
         if self.local_rank == 0:
@@ -448,230 +341,7 @@ class SettingsTrainer(nnUNetTrainer):
                 file.unlink()
         self.repeat_warnings()
 
-    # -- the loop ------------------------------------------------------------------------------
-
-    def run_training(self) -> None:
-        """nnU-Net's loop, which can end early, skips what is not finite and heeds signals between steps.
-
-        Raises:
-            SystemExit: A signal, a full disk, too many steps that are not finite; says what to do.
-        """
-        with self._refusing(), self._ending_in_words(), self._folder_lock():
-            self.on_train_start()
-            self._refuse_lost_weights()
-            while self.current_epoch < self.num_epochs and not self._stops_early():
-                self._run_epoch()
-            self.on_train_end()
-            if self.interruption.asked(now=True) in ENDS:
-                self._end_by_signal(f"the training is finished, {FINAL} is saved")
-
-    def _run_epoch(self) -> None:
-        """One epoch, from its start or from where a signal has stopped it."""
-        self._check_folder()
-        self._heed_signals()
-        self.on_epoch_start()
-        self.on_train_epoch_start()
-        first = self.current_epoch * self.num_iterations_per_epoch
-        while len(self.outputs) < self.num_iterations_per_epoch:
-            self._heed_signals()
-            batch = next(self.dataloader_train)
-            self._last_step = step = first + len(self.outputs)
-            self._last_cases = self.batch_cases(step, batch)
-            self.guard.begin()
-            self.outputs.append(self.train_step(batch))
-            self.guard.end(step, self._last_cases)
-        self.guard.look()
-        skipped = set(self.guard.skipped)
-        kept = [o for step, o in enumerate(self.outputs, first) if step not in skipped]
-        if not kept:
-            self._stop_not_finite(
-                f"no step of epoch {self.current_epoch} had a finite loss and gradient, up to {self._last_batch()}"
-            )
-        self.on_train_epoch_end(kept)
-        with torch.no_grad():
-            self.on_validation_epoch_start()
-            validated = []
-            for _ in range(self.num_val_iterations_per_epoch):
-                self._heed_signals()
-                validated.append(self.validation_step(next(self.dataloader_val)))
-            self.on_validation_epoch_end(self._finite_validation(validated))
-        self.outputs = []
-        self.guard.skipped.clear()
-        self._check_folder()
-        self.on_epoch_end()
-
-    def batch_cases(self, step: int, batch: Any) -> Callable[[], list[str]]:
-        """Names of the cases of a batch, to be called when they are needed.
-
-        Args:
-            step: its number in the run, from 0.
-            batch: what the step trains on.
-        """
-        return lambda: []
-
-    @contextmanager
-    def _ending_in_words(self) -> Iterator[None]:
-        """Note signals; turn the errors of a disk and of other ranks into a line; end all workers."""
-        self.interruption = Interruption(self._stuck, self.device)
-        try:
-            with self.interruption, ending_with_other_ranks(self.last_good):
-                try:
-                    yield
-                except RuntimeError as error:
-                    # A signal to the whole process group ends nnU-Net's workers, too.
-                    if isinstance(error, Stopped) or not self._asked_to_end():
-                        raise
-                    self._end_by_signal(self.keep())
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            file = error.filename or self.output_folder
-            raise Stopped(f"{file}: no space left; {self.last_good()}") from None
-        finally:
-            self._end_workers()
-
-    def _asked_to_end(self) -> bool:
-        time.sleep(0.2)  # the signal may reach this process after its workers
-        return world_size() == 1 and self.interruption.asked() in ENDS
-
-    def _end_workers(self) -> None:
-        for loader in (self.dataloader_train, self.dataloader_val):
-            # nnU-Net's workers; the thread that reads our slices
-            end = getattr(loader, "_finish", None) or getattr(loader, "close", None)
-            if end is not None:
-                end()
-
-    # -- signals -------------------------------------------------------------------------------
-
-    def _heed_signals(self) -> None:
-        """Between two steps: save, and end, when a signal has asked for it."""
-        number = self.interruption.asked()
-        if number in ENDS:
-            self._end_by_signal(self.keep())
-        elif number:
-            said = self.keep()
-            if self.local_rank == 0:
-                name = signal.Signals(number).name
-                self.print_to_log_file(f"{name}: {said}; training goes on.")
-
-    def _end_by_signal(self, said: str) -> NoReturn:
-        number = self.interruption.number
-        if self.local_rank == 0:
-            name = signal.Signals(number).name
-            line = f"{name}: {said}; go on with: {self.command('--c')}"
-            if not any(
-                (Path(self.output_folder) / file).is_file() for file in (LATEST, BEST, FINAL)
-            ):
-                line = f"{name}: {said}; start again with the same command, without --c"
-            self.print_to_log_file(line)
-        if world_size() > 1:
-            dist.barrier()  # the launcher ends all when the first has ended: not before rank 0 has saved
-            dist.destroy_process_group()
-        raise SystemExit(128 + number)
-
-    def keep(self) -> str:
-        """Save what a run with --c needs to go on, between two steps; returns what was saved, in words."""
-        raise NotImplementedError
-
-    def _stuck(self) -> str:
-        """The line of a process that a signal ends although its step does not."""
-        others = ", as if another rank had gone" if world_size() > 1 else ""
-        return (
-            f"The step that runs did not end within {GRACE:.0f} s after the signal{others}: the training ends without "
-            f"saving; {self.last_good()}"
-        )
-
-    def command(self, *more: str, trainer: str = "") -> str:
-        """Return nnU-Net's command of this run, with more words, or of another trainer on the same data."""
-        plans, ranks = self.plans_manager.plans_name, 1 if trainer else world_size()
-        words = ["nnUNetv2_train", self.dataset, self.configuration_name, str(self.fold)]
-        words += ["-p", plans] if plans != "nnUNetPlans" else []
-        words += ["-tr", trainer or type(self).__name__]
-        words += ["-device", self.device.type] if self.device.type != "cuda" else []
-        words += ["-num_gpus", str(ranks)] if ranks > 1 else []
-        return shlex.join([*words, *more])
-
-    def last_good(self) -> str:
-        """The newest checkpoint to go on from, and how; none of ours holds a value that is not finite."""
-        files = [Path(self.output_folder) / name for name in (LATEST, BEST)]
-        saved = [file for file in files if file.is_file()]
-        if not saved:
-            return "no checkpoint was saved yet"
-        newest = max(saved, key=os.path.getmtime)
-        return f"last good checkpoint {newest}; continue with --c: {self.command('--c')}"
-
-    # -- what is not finite --------------------------------------------------------------------
-
-    def _skipped(self, step: Skipped) -> None:
-        """Say that a step was skipped, or end when there were too many."""
-        where = self._named(step.step, step.cases)
-        counted = f"{step.in_a_row} in a row, {step.total} of {step.steps} steps in all"
-        if step.too_many:
-            self._stop_not_finite(f"loss or gradient are not finite in {where}; {counted}")
-        self.print_to_log_file(
-            f"WARNING: loss or gradient are not finite, skipped {where}; {counted}."
-        )
-
-    def _named(self, step: int, cases: list[str]) -> str:
-        names = f"{', '.join(cases[:20])}{' ...' if len(cases) > 20 else ''}"
-        return (
-            f"step {step} (epoch {step // self.num_iterations_per_epoch}) with a batch of {names}"
-        )
-
-    def _last_batch(self) -> str:
-        return self._named(self._last_step, self._last_cases())
-
-    def _stop_not_finite(self, what: str) -> NoReturn:
-        settings = " ".join(f"{k}={as_word(v)}" for k, v in asdict(self.settings).items())
-        lost = first_not_finite(self.network_module.state_dict())
-        weights = f" The weights are lost ({lost})." if lost else ""
-        raise Stopped(
-            f"Training stopped: {what}.{weights} Either it has diverged (lower initial_lr, or set precision=fp32 where "
-            f"there is that setting), or these cases hold extreme values. Settings: {settings}. {self.last_good()}"
-        )
-
-    def _finite_validation(self, outputs: list[Any]) -> list[Any]:
-        """The outputs of the validation's batches without those whose loss is not finite on any rank."""
-        losses = [torch.as_tensor(o["loss"], dtype=torch.float32).mean() for o in outputs]
-        lost = max_over_ranks((~torch.stack(losses).to(self.device).isfinite()).float()).tolist()
-        kept = [output for output, is_lost in zip(outputs, lost, strict=True) if not is_lost]
-        if not kept:
-            self._stop_not_finite(
-                f"the validation loss of epoch {self.current_epoch} is not finite in any batch, after "
-                f"{self._last_batch()}"
-            )
-        if len(kept) < len(outputs):
-            self.print_to_log_file(
-                f"WARNING: the loss of {len(outputs) - len(kept)} of {len(outputs)} validation batches is not finite; "
-                "they were left out."
-            )
-        return kept
-
-    def _refuse_lost_weights(self) -> None:
-        lost = first_not_finite(self.network_module.state_dict())
-        if lost:
-            raise ValueError(f"{self.weights_from}: {lost} must be finite in all its values.")
-
-    def _stops_early(self) -> bool:
-        """Whether to stop, as rank 0 sees it."""
-        decision = [self.early_stopping.should_stop]
-        if self.is_ddp:
-            dist.broadcast_object_list(decision)
-        if decision[0]:
-            self.print_to_log_file(
-                f"Early stopping after epoch {self.current_epoch - 1}: the validation loss has not improved by "
-                f"{self.settings.early_stopping_delta:.3g} for {self.settings.early_stopping} epochs."
-            )
-        return decision[0]
-
     # -- files ---------------------------------------------------------------------------------
-
-    def _check_folder(self) -> None:
-        """Stop when the results' folder has gone; who writes would make it anew, and leave the rest behind."""
-        if self.local_rank == 0 and not Path(self.output_folder).is_dir():
-            raise Stopped(
-                f"{self.output_folder} has gone: nothing of this training can be saved. Bring it back, or start again."
-            )
 
     def _save_is_due(self) -> bool:
         """Whether to save now: by the clock, and once early to see that it works."""

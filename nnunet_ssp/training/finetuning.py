@@ -32,7 +32,9 @@ from nnunet_ssp.slices.store import (
     store_folder,
 )
 from nnunet_ssp.training import transfer
-from nnunet_ssp.training.base import BEST, LATEST, SettingsTrainer, refuses_other_content
+from nnunet_ssp.training.base import SettingsTrainer
+from nnunet_ssp.training.checks import refuses_other_content
+from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import learning_curve, write_curves
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
@@ -284,13 +286,15 @@ class FinetuningTrainer(SettingsTrainer):
 
     def on_epoch_end(self) -> None:
         """nnU-Net's, but saved by the clock; what is not saved is kept."""
+        # As a checkpoint holds it: nnU-Net's moving average of np.float32 and of float differ in their last digit.
+        logging = self.logger.local_logger.my_fantastic_logging
+        logging.update(transfer.to_builtin(logging))
         self.early_stopping.update(float(self.logger.get_value("val_losses", step=-1)))
         self.save_every = self.num_epochs + 1  # nnU-Net saves before it knows of a new best
         super().on_epoch_end()
         if self.current_epoch < self.num_epochs:
             self._keep_boundary()
         if self.local_rank == 0:
-            logging = self.logger.local_logger.my_fantastic_logging
             curve = learning_curve(
                 logging["mean_fg_dice"], logging["val_losses"], self.num_iterations_per_epoch
             )

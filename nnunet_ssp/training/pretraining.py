@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssp.cohort import privacy
-from nnunet_ssp.cohort.membership import Sides, describe, sides, subjects_by_case, tested_in_store
+from nnunet_ssp.cohort.membership import check_stored, describe, sides, subjects_by_case
 from nnunet_ssp.cohort.repeats import doubts
-from nnunet_ssp.distributed import sum_over_ranks, world_size
-from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.distributed import mean_over_steps
 from nnunet_ssp.files.lock import locked
+from nnunet_ssp.files.nnunet import write_descriptions
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices.store import (
@@ -36,20 +35,17 @@ from nnunet_ssp.slices.store import (
     store_folder,
 )
 from nnunet_ssp.training import transfer
-from nnunet_ssp.training.base import BEST, LATEST, SettingsTrainer, refuses_other_content
+from nnunet_ssp.training.base import SettingsTrainer
 from nnunet_ssp.training.batches import Batches
+from nnunet_ssp.training.checks import refuse_unsuitable, refuses_other_content
+from nnunet_ssp.training.compiling import compile_parts
+from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import StageChange
-from nnunet_ssp.training.optimizers import begin_momentum, make_optimizer
+from nnunet_ssp.training.optimizers import make_optimizer
 from nnunet_ssp.training.precision import choose_precision
 from nnunet_ssp.training.probe import find_probe
 from nnunet_ssp.training.progress import PROBE, Progress, logged_curves
-from nnunet_ssp.training.resuming import (
-    load_planned,
-    pack_steps,
-    random_state,
-    restore_random_state,
-    unpack_steps,
-)
+from nnunet_ssp.training.resuming import pack_steps, random_state, take_back, unpack_steps
 
 
 class PretrainingTrainer(SettingsTrainer):
@@ -90,13 +86,8 @@ class PretrainingTrainer(SettingsTrainer):
         for keys in logged_curves(self.method_class).values():
             logging.update({key: [] for key in keys})
         logging["images_per_second"] = []
-        if self._probes:
+        if getattr(self.settings, "probe", False):  # of methods whose encoder alone is trained
             logging[PROBE] = []
-
-    @property
-    def _probes(self) -> bool:
-        """Whether this method's encoder is measured with a linear probe."""
-        return getattr(self.settings, "probe", False)
 
     # -- building ------------------------------------------------------------------------------
 
@@ -108,7 +99,7 @@ class PretrainingTrainer(SettingsTrainer):
         """
         if self.was_initialized:
             raise RuntimeError("initialize was called twice.")
-        self._refuse_unsuitable()
+        refuse_unsuitable(self)
         self.batch_size = self.settings.batch_size
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
@@ -133,13 +124,7 @@ class PretrainingTrainer(SettingsTrainer):
         self.method.to(self.device)
         if self._do_i_compile():
             self.print_to_log_file("Using torch.compile on encoder and decoder...")
-            # In place, so that no key gets a prefix; the method around them is not worth compiling.
-            # Each batch size has its own graph: with symbolic sizes torch keeps a slower memory layout.
-            # Student and teacher, chunks, validation, probe: more graphs than torch keeps by default.
-            dynamo: Any = torch._dynamo.config
-            dynamo.cache_size_limit = max(dynamo.cache_size_limit, 64)
-            for part in self.method.compiled():
-                part.compile(dynamic=False)
+            compile_parts(self.method.compiled())
         self.network = self.method
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
@@ -150,22 +135,6 @@ class PretrainingTrainer(SettingsTrainer):
             self.grad_scaler = None
         self.was_initialized = True
         self.logger.update_config({"hparas": asdict(self.settings)})
-
-    def _refuse_unsuitable(self) -> None:
-        patch_size = self.configuration_manager.patch_size
-        if len(patch_size) != 2:
-            raise ValueError(
-                f"configuration (={self.configuration_name}) must be 2D: {type(self).__name__} pretrains "
-                f"the planned 2D network, this one has the patch {list(patch_size)}. "
-                f"Use: nnUNetv2_train {self.dataset} 2d ..."
-            )
-        if self.is_cascaded:
-            raise ValueError(f"configuration (={self.configuration_name}) must not be a cascade.")
-        if self.pretrained_argument() is not None:
-            raise ValueError(
-                f"{type(self).__name__} starts from scratch and takes no -pretrained_weights; give that file to "
-                "-tr nnUNetTrainerFinetune."
-            )
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         """Return the method's optimiser; the method says the learning rate of each step."""
@@ -185,38 +154,23 @@ class PretrainingTrainer(SettingsTrainer):
         _, index = read_index(self.store_folder)
         cases, pattern = self.cases, self.settings.subject_pattern
         subjects = subjects_by_case(index, cases, pattern)
-        if cases:
-            unknown = sorted(index.keys() - cases.keys())
-            if unknown:
-                raise ValueError(
-                    f"{self.store_folder}: {unknown[0]} is not in cases.csv ({len(unknown)} such case(s)): "
-                    "run nnunet-ssp prepare again."
-                )
-            training = {name for name, case in cases.items() if case.split == "train"}
-            self.require_stored(training - index.keys(), self.store_folder, self.store_folder)
-        leaked = sorted({subjects[case] for case in tested_in_store(subjects, cases)})
-        if leaked:
-            raise ValueError(
-                f"{self.store_folder}: test subject {', '.join(leaked)} must not be in the slice store. "
-                "Delete that folder and run nnunet-ssp prepare again."
-            )
+        check_stored(subjects, cases, self.store_folder)
+        training = {name for name, case in cases.items() if case.split == "train"}
+        self.require_stored(training - index.keys(), self.store_folder, self.store_folder)
         validation = super().do_split()[1] if isinstance(self.fold, int) else ()
         fraction, seed = self.settings.data_fraction, self.settings.seed
         chosen = sides(index, validation, cases, pattern, fraction, seed)
-        self._log_sides(chosen, {case: entry.shape[0] for case, entry in index.items()})
+        n_slices = {case: entry.shape[0] for case, entry in index.items()}
+        said = describe(chosen, n_slices, cases, self.fold, self.store_folder)
+        self.print_to_log_file("\n".join([*said, "No label is used in training."]))
+        if not cases and pattern is None:
+            for doubt in doubts(chosen.train, chosen.val):
+                self.print_to_log_file(doubt)
         self.train_subjects = sorted(chosen.drawn & set(subjects.values()))
         return chosen.train, chosen.val
 
     def known_cases(self) -> set[str]:
         return super().known_cases() or set(read_index(self.store_folder)[1])
-
-    def _log_sides(self, chosen: Sides, n_slices: dict[str, int]) -> None:
-        """Say who is in and who is out, and what looks like one subject on both sides."""
-        said = describe(chosen, n_slices, self.cases, self.fold, self.store_folder)
-        self.print_to_log_file("\n".join([*said, "No label is used in training."]))
-        if not self.cases and self.settings.subject_pattern is None:
-            for doubt in doubts(chosen.train, chosen.val):
-                self.print_to_log_file(doubt)
 
     @property
     def store_folder(self) -> Path:
@@ -230,13 +184,14 @@ class PretrainingTrainer(SettingsTrainer):
             self.plans_manager.plans, self.configuration_manager.configuration
         )
         if self.local_rank == 0 and not self.cases:
-            folder = Path(self.preprocessed_dataset_folder)
             base = Path(self.preprocessed_dataset_folder_base)
+            folder = Path(self.preprocessed_dataset_folder)
             saying = f"{base} is in use by another process: waiting for it"
             with locked(base, wait=math.inf, saying=saying):
                 if follow_preprocessed(self.store_folder, folder, preprocessing):
-                    built = f"Built the slice store {self.store_folder} from {folder}"
-                    self.print_to_log_file(built)
+                    self.print_to_log_file(
+                        f"Built the slice store {self.store_folder} from {folder}"
+                    )
                 if isinstance(self.fold, int):
                     self.folds()  # nnU-Net writes them where there are none
         if self.is_ddp:
@@ -286,12 +241,8 @@ class PretrainingTrainer(SettingsTrainer):
         self.print_plans()
         empty_cache(self.device)
         if self.local_rank == 0:
-            base = Path(self.output_folder_base)
-            write_json(base / "plans.json", self.plans_manager.plans)
-            write_json(base / "dataset.json", self.dataset_json)
-            fingerprint = Path(self.preprocessed_dataset_folder_base) / "dataset_fingerprint.json"
-            if fingerprint.is_file():
-                shutil.copyfile(fingerprint, base / "dataset_fingerprint.json")
+            base, prepared = self.output_folder_base, self.preprocessed_dataset_folder_base
+            write_descriptions(base, self.plans_manager.plans, self.dataset_json, prepared)
         self._save_debug_information()
         self.log_settings()
         self.progress = self._begin_progress()
@@ -300,7 +251,7 @@ class PretrainingTrainer(SettingsTrainer):
 
     def _begin_progress(self) -> Progress:
         probe = None
-        if self._probes and self.local_rank == 0:
+        if getattr(self.settings, "probe", False) and self.local_rank == 0:
             pattern = self.settings.subject_pattern
             probe, note = find_probe(
                 Path(self.preprocessed_dataset_folder),  # nnU-Net's: labelled cases only
@@ -392,9 +343,7 @@ class PretrainingTrainer(SettingsTrainer):
         return partial(self.batches.cases_of, step)
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of one fixed batch; the validation's batches differ by at most one slice."""
-        output = self._forward(batch)
-        return {name: value.detach() for name, value in output.items()}
+        return {name: value.detach() for name, value in self._forward(batch).items()}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Tensor]]) -> None:
         loss, curves = self._reduce(val_outputs)
@@ -403,14 +352,9 @@ class PretrainingTrainer(SettingsTrainer):
             self.logger.log(f"val_{name}", value, self.current_epoch)
 
     def _reduce(self, outputs: list[dict[str, Tensor]]) -> tuple[float, dict[str, float]]:
-        """Mean loss over steps and ranks, and the epoch's curves; the only wait for the device in an epoch."""
-        names = list(outputs[0])
-        total = torch.stack(
-            [torch.stack([o[name].float() for name in names]) for o in outputs]
-        ).mean(0)
-        values = (sum_over_ranks(total) / world_size()).tolist()
-        sums = dict(zip(names, values, strict=True))
-        return sums["loss"], self.method.summarise(sums)
+        """Return the mean loss and the epoch's curves."""
+        means = mean_over_steps(outputs)
+        return means["loss"], self.method.summarise(means)
 
     def on_epoch_end(self) -> None:
         """Log, save, draw: nnU-Net's own asks for a Dice that pretraining does not have."""
@@ -480,8 +424,8 @@ class PretrainingTrainer(SettingsTrainer):
             # Of an epoch that has not ended, all is logged again.
             content["logging"] = {k: curve[:epoch] for k, curve in content["logging"].items()}
             self.write_checkpoint(file, content)
-        done = f"after step {steps} of {self.num_iterations_per_epoch} of epoch {epoch}"
-        return f"{file} holds the training {done}"
+        n = self.num_iterations_per_epoch
+        return f"{file} holds the training after step {steps} of {n} of epoch {epoch}"
 
     def _epoch_state(self) -> dict[str, Any]:
         """Return what the steps of the current epoch have left for its end."""
@@ -490,11 +434,6 @@ class PretrainingTrainer(SettingsTrainer):
         self.guard.look()
         seconds = time.perf_counter() - self._epoch_started if self.outputs else 0.0
         return pack_steps(self.outputs, self.guard.skipped, self.method, seconds)
-
-    def _load_epoch_state(self, state: dict[str, Any]) -> None:
-        self.outputs = unpack_steps(state["outputs"], self.device)
-        self.guard.skipped = list(state["skipped"])
-        self._unfinished = state
 
     @refuses_other_content
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
@@ -507,21 +446,17 @@ class PretrainingTrainer(SettingsTrainer):
             self.initialize()
         checkpoint = self.open_checkpoint(filename_or_checkpoint)
         self.check_resume(checkpoint["ssp"])
-        load_planned(self.method.network, checkpoint["network_weights"])
+        take_back(checkpoint, self.method, self.optimizer, self.grad_scaler, self.device)
         state = checkpoint["ssp_state"]
-        self.method.load_extra_state(state["method"])
         self.early_stopping.load_state_dict(checkpoint["ssp_early_stopping"])
         if "ssp_skipped" in checkpoint:
             self.guard.load_state_dict(checkpoint["ssp_skipped"])
         if "epoch" in state:  # saved in the middle of one
-            self._load_epoch_state(state["epoch"])
+            self._unfinished = state["epoch"]
+            self.outputs = unpack_steps(self._unfinished["outputs"], self.device)
+            self.guard.skipped = list(self._unfinished["skipped"])
         self.best_loss = state["best_loss"]
         self._probed_untrained = state["probed_untrained"]
-        restore_random_state(state, self.device)
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-        begin_momentum(self.optimizer)
-        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.current_epoch = checkpoint["current_epoch"]
         self.logger.load_checkpoint(checkpoint["logging"])
         ssp = checkpoint["ssp"]
@@ -554,10 +489,10 @@ class PretrainingTrainer(SettingsTrainer):
             return
         file = Path(self.output_folder) / self.method_class.checkpoint
         line = self.command("-pretrained_weights", str(file), trainer="nnUNetTrainerFinetune")
-        if self.label_manager.foreground_labels or self.label_manager.has_regions:
-            self.print_to_log_file(f"Pretraining done. Fine-tune with:\n{line}")
-        else:
-            self.print_to_log_file(
-                f"Pretraining done. {self.plans_manager.dataset_name} has no labels; with another dataset "
-                f"of the same spacing and architecture in place of {self.dataset}, fine-tune with:\n{line}"
+        where = ""
+        if not (self.label_manager.foreground_labels or self.label_manager.has_regions):
+            where = (
+                f" {self.plans_manager.dataset_name} has no labels; with another dataset of the same spacing and "
+                f"architecture in place of {self.dataset}:"
             )
+        self.print_to_log_file(f"Pretraining done.{where} Fine-tune with:\n{line}")

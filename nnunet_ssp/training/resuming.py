@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_ssp.methods.base import Method
 from nnunet_ssp.network import is_output_layer
+from nnunet_ssp.training.optimizers import begin_momentum
 from nnunet_ssp.training.transfer import to_cpu
 
 
@@ -72,3 +74,25 @@ def load_planned(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     wrong = [name for name in missing if not is_output_layer(name)] + unexpected
     if wrong:
         raise ValueError(f"The checkpoint does not fit the planned network: {wrong[0]}.")
+
+
+def take_back(
+    checkpoint: Mapping[str, Any],
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    device: torch.device,
+) -> None:
+    """Load what changes with every step: weights, the method's own state, optimiser, loss scale, random states.
+
+    Raises:
+        ValueError: The weights do not fit the network, or the state does not fit the method.
+    """
+    load_planned(method.network, checkpoint["network_weights"])
+    state = checkpoint["ssp_state"]
+    method.load_extra_state(state["method"])
+    restore_random_state(state, device)
+    optimizer.load_state_dict(checkpoint["optimizer_state"])
+    begin_momentum(optimizer)
+    if scaler is not None and checkpoint["grad_scaler_state"] is not None:
+        scaler.load_state_dict(checkpoint["grad_scaler_state"])

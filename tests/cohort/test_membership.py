@@ -99,9 +99,19 @@ def test_a_pattern_that_finds_nobody_is_refused():
 
 def test_test_subjects_are_found_in_a_store():
     assert membership.test_subjects(CASES) == {"mm1-T"}
-    subjects = subjects_by_case(CASES, CASES)
-    assert membership.tested_in_store(subjects, CASES) == ["T_frame00"]
-    assert membership.tested_in_store(subjects_by_case(STORED, CASES), CASES) == []
+    membership.check_stored(subjects_by_case(STORED, CASES), CASES, Path("store"))
+    with pytest.raises(
+        ValueError, match="store: test subject mm1-T must not be in the slice store"
+    ):
+        membership.check_stored(subjects_by_case(CASES, CASES), CASES, Path("store"))
+
+
+def test_stored_cases_must_be_known_where_there_is_a_table():
+    with pytest.raises(ValueError, match=r"store: x is not in cases.csv \(2 such case"):
+        membership.check_stored(
+            {"x": "x", "y": "y", **dict.fromkeys(STORED, "A")}, CASES, Path("store")
+        )
+    membership.check_stored({"x": "x"}, {}, Path("store"))
 
 
 def test_a_fold_may_hold_labelled_training_frames():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from nnunet_ssp.training import transfer
+from tests.trainers.conftest import DATASET
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -239,3 +241,49 @@ def test_a_refused_run_leaves_the_results_of_others(runs, tmp_path):
     with pytest.raises(ValueError, match=r"fold \(=9\) must be"):
         runs.run(MIM, PRETRAIN, fold=9)
     assert (folder / "notes.txt").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_first_step_of_a_run_that_goes_on(runs, number):
+    """What the steps before have left, the method's sums over the epoch too, stays in the file."""
+    settings = PRETRAIN + SMALL_DINO
+    expected = load(runs.run(DINO, settings), "final")
+    shutil.rmtree(Path(os.environ["nnUNet_results"]) / DATASET)
+    stopped = runs.make(DINO, settings)
+    signal_at(stopped, signal.SIGTERM, 0, "train_step")
+    with pytest.raises(SystemExit):
+        stopped.run_training()
+    before = load(stopped, "latest")["ssp_state"]["epoch"]
+
+    resumed = runs.make(DINO, settings, resume=True)
+    signal_at(resumed, number, 0, "log_settings")
+    if number == signal.SIGTERM:
+        with pytest.raises(SystemExit):
+            resumed.run_training()
+        assert_same(load(resumed, "latest")["ssp_state"]["epoch"], before, "epoch")
+        resumed = runs.make(DINO, settings, resume=True)
+    resumed.run_training()
+    same_run(load(resumed, "final"), expected)
+
+
+def test_a_signal_after_a_skipped_step_saves(runs):
+    settings = PRETRAIN.replace("iterations_per_epoch=2", "iterations_per_epoch=4")
+    trainer = runs.make(MIM, settings)
+    own, count = trainer.train_step, iter(range(100))
+
+    def step(batch: Any) -> Any:
+        number = next(count)
+        if number == 1:
+            batch.slices = torch.full_like(batch.slices, math.nan)
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return own(batch)
+
+    trainer.train_step = step
+    with pytest.raises(SystemExit) as ended:
+        trainer.run_training()
+    assert ended.value.code == 143
+    assert load(trainer, "latest")["ssp_state"]["epoch"]["skipped"] == [1]
+    resumed = runs.make(MIM, settings, resume=True)
+    resumed.run_training()
+    assert all(map(math.isfinite, load(resumed, "final")["logging"]["train_losses"]))

@@ -1,0 +1,71 @@
+"""Checks of what a trainer is given, before it follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+from nnunet_ssp.files.contents import NAMES, check, shown
+from nnunet_ssp.files.names import must_be_plain
+from nnunet_ssp.files.nnunet import check_dataset, check_plans, configuration_of
+
+T = TypeVar("T")
+
+
+def check_files(
+    plans: dict[str, Any], configuration: str, fold: int | str, dataset_json: dict[str, Any]
+) -> None:
+    """Check what nnU-Net has read of its files, before a path is made of it."""
+    name = shown(plans.get("plans_name", "")) if isinstance(plans, dict) else ""
+    check(
+        {"plans": plans, "dataset.json": dataset_json},
+        {"plans": NAMES, "dataset.json": NAMES},
+        name,
+    )
+    check_plans(plans, f"plans {name}")
+    configuration_of(plans, configuration, f"plans {name}")
+    check_dataset(dataset_json, f"dataset.json of {plans['dataset_name']}", ("labels",))
+    must_be_plain(str(fold), "fold")
+
+
+def refuses_other_content(load: Callable[[T, Any], None]) -> Callable[[T, Any], None]:
+    """Make a trainer's `load_checkpoint` say in words that a part of the file is not what this run needs."""
+
+    @wraps(load)
+    def loading(trainer: T, source: Any) -> None:
+        try:
+            load(trainer, source)
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            file = source if isinstance(source, str) else "the checkpoint"
+            raise ValueError(
+                f"{file}: a part of it is not what this run can go on from "
+                f"({type(error).__name__}: {shown(str(error))})."
+            ) from error
+
+    return loading
+
+
+def refuse_unsuitable(trainer: Any) -> None:
+    """Refuse what cannot be pretrained: another dimension, a cascade, weights to start from.
+
+    Args:
+        trainer: A `PretrainingTrainer` that is about to build its network.
+
+    Raises:
+        ValueError: Says what to use instead.
+    """
+    name, configuration = type(trainer).__name__, trainer.configuration_name
+    patch_size = trainer.configuration_manager.patch_size
+    if len(patch_size) != 2:
+        raise ValueError(
+            f"configuration (={configuration}) must be 2D: {name} pretrains the planned 2D network, this one has the "
+            f"patch {list(patch_size)}. Use: nnUNetv2_train {trainer.dataset} 2d ..."
+        )
+    if trainer.is_cascaded:
+        raise ValueError(f"configuration (={configuration}) must not be a cascade.")
+    if trainer.pretrained_argument() is not None:
+        raise ValueError(
+            f"{name} starts from scratch and takes no -pretrained_weights; give that file to "
+            "-tr nnUNetTrainerFinetune."
+        )
