@@ -70,3 +70,44 @@ def test_the_end_of_a_training_is_one_line_below_any_command(capsys):
     assert capsys.readouterr().err == "error: no space left\n"
     with pytest.raises(RuntimeError, match="no space left"):
         stop()
+
+
+PROGRAM = """
+import sys
+from nnunet_ssp.console import end_in_words
+from nnunet_ssp.files.names import must_be_plain
+sys.argv[0] = {program!r}
+end_in_words()
+{failing}
+"""
+
+
+@pytest.mark.parametrize("program", ["/bin/nnUNetv2_train", "nnUNetv2_train.exe", "notebook"])
+@pytest.mark.parametrize(
+    ("failing", "words"),
+    [
+        ("must_be_plain('../x', 'fold')", "`fold` (=../x) must be"),
+        (
+            "from nnunet_ssp.files.atomic import atomic_write\n"
+            "with atomic_write('/proc/nowhere/x'): pass",
+            "/proc/nowhere: ",
+        ),
+        ("must_be_plain(None, 'fold')", None),  # a fault of the program's
+        ("raise ValueError('of somebody else')", None),
+    ],
+)
+def test_errors_of_ours_are_one_line_below_nnunets_commands(
+    program: str, failing: str, words: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    code = PROGRAM.format(program=program, failing=failing)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    if words is None or program == "notebook":
+        assert done.stderr.startswith("Traceback (most recent call last)")
+        return
+    assert done.stderr.startswith(f"error: {words}")
+    assert done.stderr.count("\n") == 1
+    monkeypatch.setenv("NNUNET_SSP_TRACEBACK", "1")
+    whole = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert whole.stderr.startswith("Traceback (most recent call last)")

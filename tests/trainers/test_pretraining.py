@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -592,3 +593,11 @@ def test_wandb_and_other_loggers_get_every_curve(runs):
     trainer.run_training()
     wanted = {"train_losses", "val_losses", "val_error_over_variance", "change decoder 1", "lrs"}
     assert wanted <= recorder.keys
+
+
+def test_a_table_that_is_refused_leaves_no_folder(runs, own_copy):
+    table = own_copy / "cases.csv"
+    table.write_text(table.read_text() + '"never closed,')
+    with pytest.raises(ValueError, match=r"cases\.csv"):
+        runs.make(MIM, SHORT)
+    assert not list(Path(os.environ["nnUNet_results"]).iterdir())

@@ -61,6 +61,38 @@ def test_pretrained_weights_run_nothing(runs, copied, tmp_path, monkeypatch, fla
     assert not marker.exists()
 
 
+def test_pretrained_weights_given_in_python_run_nothing(runs, copied, tmp_path, monkeypatch):
+    """As programs and notebooks call nnU-Net, with other words on their own command line."""
+    from nnunetv2.run import run_training
+
+    marker = tmp_path / "marker"
+    armed(copied, marker)
+    monkeypatch.setenv("nnUNet_ssp_settings", FEW)
+    monkeypatch.setattr("sys.argv", ["notebook", "-f", "kernel.json"])
+    with pytest.raises(ValueError, match=r"elsewhere\.pth is not opened, for it would run code"):
+        run_training.run_training(
+            "901",
+            "2d",
+            0,
+            "nnUNetTrainerFinetune",
+            "tiny",
+            pretrained_weights=str(copied),
+            device=torch.device("cpu"),
+        )
+    assert not marker.exists()
+
+
+def test_weights_that_nobody_has_checked_are_not_loaded(runs, copied, monkeypatch):
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    trainer = runs.make("nnUNetTrainerFinetune", FEW)
+    trainer.initialize()
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    with pytest.raises(ValueError, match="loads only weights that it has checked"):
+        load_pretrained_weights(trainer.network, str(copied))
+    assert all(torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
+
+
 def test_trust_opens_one_s_own_pretrained_weights(runs, copied, tmp_path):
     marker = tmp_path / "marker"
     armed(copied, marker)

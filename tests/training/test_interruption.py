@@ -134,6 +134,7 @@ def test_a_forked_worker_ends_when_its_parent_is_killed(tmp_path):
 def test_work_that_saves_nothing_ends_at_once():
     code = """
 with signals.ending_at_once(lambda: "validate with --val"):
+    os.kill(os.getpid(), signal.SIGUSR1)  # there is nothing to save
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
 """
