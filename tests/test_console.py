@@ -92,7 +92,7 @@ end_in_words()
             "with atomic_write('/proc/nowhere/x'): pass",
             "/proc/nowhere: ",
         ),
-        ("must_be_plain(None, 'fold')", None),  # a fault of the program's
+        ("must_be_plain()", None),  # a fault of the program's
         ("raise ValueError('of somebody else')", None),
     ],
 )
