@@ -766,6 +766,14 @@ def test_changed_folds_are_taken_over(raw: Path, target: Path):
     assert read_splits(target / "splits_final.json") == read_splits(raw / "splits_final.json")
 
 
+def test_a_damaged_copy_of_the_folds_is_made_anew(raw: Path, target: Path):
+    copy = target / "splits_final.json"
+    for content in (b"", copy.read_bytes()[:40], b"\xff"):
+        copy.write_bytes(content)
+        prepare(901, workers=1)
+        assert copy.read_bytes() == (raw / "splits_final.json").read_bytes()
+
+
 def test_changed_folds_with_results_need_overwrite(base: Path, raw: Path, target: Path):
     before = (target / "splits_final.json").read_bytes()
     change_fold(raw)
