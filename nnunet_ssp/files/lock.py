@@ -369,7 +369,7 @@ def _started(pid: int) -> str | None:
         try:
             text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
-            return ""
+            return "" if _is_gone(pid) else None  # hidepid=2 hides the processes of other users
         except OSError:
             return None
         # The name, in parentheses, may hold anything; state and starting time are fields 3 and 22.
@@ -391,6 +391,17 @@ def _started(pid: int) -> str | None:
         return None
     state, _, started = done.stdout.strip().partition(" ")
     return "" if state.startswith("Z") else started.strip()
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether there is certainly no process of this number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _ago(moment: float) -> str:

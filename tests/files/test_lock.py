@@ -67,6 +67,28 @@ def test_a_number_that_was_given_to_another_process_does_not_count(tmp_path):
 
 
 @linux
+@pytest.mark.parametrize("error", [None, PermissionError, ProcessLookupError, OverflowError])
+def test_a_process_that_proc_hides_is_not_dead(tmp_path, monkeypatch, error):
+    """With `hidepid=2` there is nothing in /proc of other users' processes."""
+    file = leave_lock(tmp_path)
+    pid = json.loads(file.read_text())["pid"]
+
+    def kill(number: int, signal: int) -> None:
+        assert (number, signal) == (pid, 0)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(os, "kill", kill)
+    if error in (None, PermissionError):
+        with pytest.raises(RuntimeError, match=f"process {pid} on"), locked(tmp_path):
+            raise AssertionError
+        assert file.is_file()
+    else:
+        with locked(tmp_path) as taken:
+            assert taken
+
+
+@linux
 def test_a_process_that_nobody_has_waited_for_is_dead(tmp_path):
     with held(tmp_path) as holder:
         os.kill(holder.pid, 9)
