@@ -104,5 +104,8 @@ def write_together(folder: str | Path) -> Iterator[Path]:
 
 def remove_half_written(folder: str | Path) -> None:
     """Remove what writers that were killed have left in a folder, where no other writes now."""
-    for file in Path(folder).glob(f"{TEMPORARY}-*"):
-        file.unlink(missing_ok=True)
+    for left in Path(folder).glob(f"{TEMPORARY}-*"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)

@@ -347,6 +347,20 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_folder_that_a_killed_writer_left_is_removed(tmp_path: Path):
+    """As `evaluate` leaves it; what a link leads to stays."""
+    code = "import os, sys; from nnunet_ssp.files.atomic import write_together\n"
+    code += "with write_together(sys.argv[1]) as folder: (folder / 'a').touch(); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "fold_0")], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.is_dir() and left.name.startswith(".ssp-tmp-")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "file").touch()
+    (tmp_path / ".ssp-tmp-link").symlink_to(tmp_path / "else")
+    remove_half_written(tmp_path)
+    assert [file.name for file in tmp_path.rglob("*")] == ["else", "file"]
+
+
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("raw", "preprocessed", "results"):

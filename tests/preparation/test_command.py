@@ -822,6 +822,14 @@ def test_a_killed_run_is_finished_by_a_second(
     assert not (target / ".ssp-tmp").exists()
 
 
+def test_what_a_killed_writer_left_is_removed(target: Path):
+    (target / ".ssp-tmp-1-together").mkdir()
+    for name in (".ssp-tmp-1-together/metrics.csv", ".ssp-tmp-1-cases.csv"):
+        (target / name).touch()
+    prepare(901, plans_name="nnUNetPlans", workers=1)
+    assert not list(target.glob(".ssp-tmp*"))
+
+
 def test_a_full_disk_is_told_from_a_bad_case(base: Path, target: Path):
     """A limit on the size of files stands in for the disk: blosc2 raises no OSError for either."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
