@@ -306,6 +306,22 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_writers_of_equal_numbers_do_not_share_a_file(tmp_path: Path, monkeypatch):
+    """As in two containers."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    file = tmp_path / "a.json"
+    with atomic_write(file) as one:
+        one.write_text("one")
+        with atomic_write(file) as other:
+            other.write_text("other")
+        assert file.read_text() == "other"
+    assert file.read_text() == "one"
+    with write_together(tmp_path) as one, write_together(tmp_path) as other:
+        (one / "x").touch()
+        (other / "y").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "x", "y"]
+
+
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch):
     """After a power cut there is the old file or the new one, and the name, too."""
     file, flushed = tmp_path / "a.json", []
