@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -87,7 +87,12 @@ class Holder:
 
 @contextmanager
 def locked(
-    folder: Path, *, wait: float = 0.0, saying: str = "", create: bool = False
+    folder: Path,
+    *,
+    wait: float = 0.0,
+    saying: str = "",
+    create: bool = False,
+    watch: Callable[[], object] = lambda: None,
 ) -> Iterator[bool]:
     """Hold a folder's lock; a process that holds it already may take it again.
 
@@ -96,6 +101,7 @@ def locked(
         wait: Seconds to wait for another holder.
         saying: Printed before waiting.
         create: Create a folder that is missing, and remove it again if it is still empty at the end.
+        watch: Called while it waits; what it raises ends the waiting.
 
     Yields:
         Whether it is held: a folder that this process may not write to has no lock, and is not changed by it either.
@@ -111,7 +117,7 @@ def locked(
         yield True
         return
     file = folder / LOCK
-    holder = _take(file, wait, saying)
+    holder = _take(file, wait, saying, watch)
     if holder is None:
         yield False
         return
@@ -171,7 +177,9 @@ def in_use(folder: Path, holder: Holder, last_beat: float | None = None) -> str:
 # -- taking and giving back ----------------------------------------------------------------------
 
 
-def _take(file: Path, wait: float, saying: str) -> Holder | None:
+def _take(
+    file: Path, wait: float, saying: str, watch: Callable[[], object] = lambda: None
+) -> Holder | None:
     """Take a lock.
 
     Returns:
@@ -204,6 +212,7 @@ def _take(file: Path, wait: float, saying: str) -> Holder | None:
         if saying:
             print(saying, flush=True)
             saying = ""
+        watch()
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
