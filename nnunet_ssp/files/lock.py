@@ -62,8 +62,11 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """Whether the process counts among those that this one can see."""
-        return (self.host, self.boot, self.space) == _place()
+        """Whether the process counts among those that this one can see; a machine may have got another name."""
+        host, boot, space = _place()
+        return (self.boot, self.space) == (boot, space) and (
+            bool(boot and space) or self.host == host
+        )
 
     @property
     def is_this(self) -> bool:
@@ -110,14 +113,14 @@ def locked(
         RuntimeError: Another process holds the lock; says which, and what to do.
     """
     created = create and not folder.is_dir()
-    if created:
+    if create:
         folder.mkdir(parents=True, exist_ok=True)
     present = holder_of(folder)
     if present is not None and present.is_this:
         yield True
         return
     file = folder / LOCK
-    holder = _take(file, wait, saying, watch)
+    holder = _take(file, wait, saying, watch, create)
     if holder is None:
         yield False
         return
@@ -178,7 +181,7 @@ def in_use(folder: Path, holder: Holder, last_beat: float | None = None) -> str:
 
 
 def _take(
-    file: Path, wait: float, saying: str, watch: Callable[[], object] = lambda: None
+    file: Path, wait: float, saying: str, watch: Callable[[], object], create: bool
 ) -> Holder | None:
     """Take a lock.
 
@@ -194,6 +197,12 @@ def _take(
         try:
             if me is not None and _create(file, me):
                 return me
+        except FileNotFoundError:
+            if not create:
+                raise
+            # Its holder has removed the folder, which it had created.
+            file.parent.mkdir(parents=True, exist_ok=True)
+            continue
         except OSError as error:
             if error.errno not in READ_ONLY:
                 raise
@@ -222,7 +231,8 @@ def _create(file: Path, holder: Holder) -> bool:
     own = file.with_name(f"{LOCK}-{holder.token}")
     try:
         own.write_text(content, encoding="utf-8")
-        own.chmod(0o644)  # who is refused may see by whom, also where new files are private
+        with suppress(OSError):  # some file systems have no permissions
+            own.chmod(0o644)  # who is refused may see by whom, also where new files are private
         try:
             os.link(own, file)
         except FileExistsError:
@@ -311,15 +321,17 @@ def _release(file: Path, holder: Holder) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what processes that were killed while they took or buried a lock have left; the lock is held."""
-    for left in folder.glob(f"{LOCK}-*"):
-        with suppress(OSError):
-            outdated = time.time() - left.stat().st_mtime > SECONDS_WITHOUT_BEAT
-            with suppress(ValueError, TypeError, RecursionError):
-                holder, beat = _parse(left)
-                outdated |= holder.has_died(beat)
-            if outdated:
-                left.unlink()
+    """Remove what processes that were killed while they took or buried a lock have left; the lock was just taken."""
+    with suppress(OSError):
+        now = (folder / LOCK).stat().st_mtime  # by the file system's clock, which a server may have
+        for left in folder.glob(f"{LOCK}-*"):
+            with suppress(OSError):
+                outdated = now - left.stat().st_mtime > SECONDS_WITHOUT_BEAT
+                with suppress(ValueError, TypeError, RecursionError):
+                    holder, beat = _parse(left)
+                    outdated |= holder.has_died(beat)
+                if outdated:
+                    left.unlink()
 
 
 def _beat(file: Path, holder: Holder, stop: threading.Event) -> None:
