@@ -11,7 +11,8 @@ import subprocess
 import sys
 import sysconfig
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import IO
@@ -23,7 +24,8 @@ TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
 
 # Runs the command that its arguments name, and ends it with all that it started when its standard input closes, as it
 # does when the process at the other end has gone. nnU-Net's workers would go on alone. Signals go to the command alone:
-# a training ends its workers itself, once it has saved; what is left then ends, too.
+# a training ends its workers itself, once it has saved; what is left then ends, too. SIGUSR1, which asks to save, waits
+# for the handlers here, and is kept from a command that has none yet, as one that imports: it would die of it.
 GUARD = """
 import os, signal, subprocess, sys, threading
 
@@ -33,14 +35,23 @@ def watch():
     os.read(0, 1)
     os.killpg(0, signal.SIGKILL)
 
+def handles(number):
+    try:
+        with open(f"/proc/{process.pid}/status") as lines:
+            caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    except (OSError, StopIteration):
+        return True
+    return int(caught, 16) >> (number - 1) & 1
+
 def pass_on(number, frame):
     global ends
     ends = ends or number != signal.SIGUSR1
-    if process is not None:
+    if process is not None and (number != signal.SIGUSR1 or handles(number)):
         process.send_signal(number)
 
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(number, pass_on)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 threading.Thread(target=watch, daemon=True).start()
 process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 status = process.wait()
@@ -162,14 +173,15 @@ def run_logged(
     """
     words = [find_command(command[0]), *command[1:]]
     guard = [sys.executable, "-I", "-c", GUARD] if hasattr(os, "killpg") else []  # not on Windows
-    process = subprocess.Popen(
-        [*guard, *words],
-        stdin=subprocess.PIPE,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=dict(environment),
-        start_new_session=True,
-    )
+    with _without_warnings() if guard else nullcontext():
+        process = subprocess.Popen(
+            [*guard, *words],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            start_new_session=True,
+        )
     assert process.stdin is not None
     try:
         while not _ended(process, seconds=0.5):
@@ -187,6 +199,16 @@ def run_logged(
             process.kill()
         process.wait()
     return process.returncode
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Block SIGUSR1 for what is started within; it would end a process that has no handler yet."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def last_lines(log: Path, number: int) -> str:

@@ -37,7 +37,12 @@ def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def leave_lock(folder: Path, **changed: object) -> Path:
-    """The lock of a process that was killed, or as if another machine's had it; returns the file."""
+    """The lock of a process that was killed, or as if another machine's had it; returns the file.
+
+    Another name alone makes no other machine: it has its own boot, too.
+    """
+    if "host" in changed:
+        changed = {"boot": f"boot of {changed['host']}", **changed}
     with held(folder) as holder:
         content = json.loads((folder / LOCK).read_text())
         holder.kill()

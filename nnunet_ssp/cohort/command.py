@@ -22,7 +22,13 @@ from nnunet_ssp.cohort.consistency import (
 from nnunet_ssp.cohort.dataset import Dataset, _check_plain, open_dataset
 from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.cohort.membership import is_trainable, subjects_of
-from nnunet_ssp.cohort.splits import copy_tables, read_splits, trained_folds, write_splits
+from nnunet_ssp.cohort.splits import (
+    copy_tables,
+    read_copy,
+    read_splits,
+    trained_folds,
+    write_splits,
+)
 from nnunet_ssp.files.atomic import remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.nnunet import dataset_id, nnunet_folder
@@ -220,8 +226,9 @@ def _write(data: Dataset, merged: Sequence[Fold], overwrite: bool, dry_run: bool
         The numbers of the folds that changed although results were trained on them.
     """
     new = [{"train": list(fold.train), "val": list(fold.val)} for fold in merged]
-    copy = data.prepared / "splits_final.json"
-    old = read_splits(copy if copy.is_file() else data.home / "splits_final.json")
+    old = read_copy(data.prepared)
+    if old is None:
+        old = read_splits(data.home / "splits_final.json")
     trained = trained_folds(new, old, data.results)
     if trained and not overwrite:
         raise FileExistsError(
@@ -259,7 +266,7 @@ def _derive(
         n_slices = data.n_slices
         if missing := [name for name in fold.train if name not in n_slices]:
             raise FileNotFoundError(
-                f"{data.raw}: {missing[0]} has no image to count the slices of."
+                f"{data.raw}: {missing[0]} has no readable image to count the slices of."
             )
     return splits.subsets(fold, data.cases, amounts, seeds, n_slices)
 

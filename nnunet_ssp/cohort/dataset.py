@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,13 +32,16 @@ class Dataset:
 
     @cached_property
     def n_slices(self) -> dict[str, int]:
-        """Slices of each labelled training frame, as far as its image or the slice store is here."""
-        import nibabel
+        """Slices of each labelled training frame, as far as its image can be read or the slice store is here."""
+        from nnunet_ssp.files.nifti import read_header
 
         found = {}
         for name, case in self.cases.items():
-            if is_trainable(case) and (image := case_files(self.raw, case)[0]).is_file():
-                found[name] = int(nibabel.load(image).shape[2])
+            if is_trainable(case):
+                with suppress(ValueError):  # missing or damaged
+                    shape, _ = read_header(case_files(self.raw, case)[0])
+                    if len(shape) > 2:
+                        found[name] = int(shape[2])
         if not found and any(self.prepared.glob("*_slices/index.json")):
             from nnunet_ssp.slices.store import read_index
 

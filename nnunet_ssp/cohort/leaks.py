@@ -17,7 +17,7 @@ from nnunet_ssp.cohort.lookalikes import SAME, UNSEEN, fingerprint, look_alikes
 from nnunet_ssp.cohort.membership import held_out, is_trainable, subjects_of, test_subjects
 from nnunet_ssp.cohort.plain_datasets import PlainCase, read_plain_cases, read_stack
 from nnunet_ssp.cohort.repeats import continuing_names, shared_prefixes
-from nnunet_ssp.cohort.splits import read_splits
+from nnunet_ssp.cohort.splits import read_copy, read_splits
 from nnunet_ssp.files.contents import NAMES, check, read_json
 from nnunet_ssp.parallel import number_of_workers, process
 
@@ -86,7 +86,7 @@ def report(
     file, copy = (folder / "splits_final.json" for folder in (raw, prepared))
     unequal = []
     if file.is_file() and copy.is_file():
-        if read_splits(file) != read_splits(copy):
+        if read_splits(file) != read_copy(prepared):
             unequal = [f"{copy} differs from {file}: run nnunet-ssp prepare"]
         _print("nnUNet_raw and nnUNet_preprocessed have the same folds", unequal, "DIFFER")
     elif file.is_file() or copy.is_file():

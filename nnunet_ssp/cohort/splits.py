@@ -90,6 +90,14 @@ def read_splits(file: str | Path) -> list[dict[str, list[str]]]:
     return [{side: list(fold[side]) for side in ("train", "val")} for fold in splits]
 
 
+def read_copy(prepared: Path) -> list[dict[str, list[str]]] | None:
+    """Read the folds beside the prepared data; None where there is no copy, or a damaged one, to be made anew."""
+    try:
+        return read_splits(prepared / "splits_final.json")
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def write_splits(
     folder: str | Path,
     splits: Sequence[Mapping[str, Sequence[str]]],
@@ -150,8 +158,9 @@ def copy_tables(raw: Path, prepared: Path, results: Path, overwrite: bool) -> li
     """
     name = "splits_final.json"
     trained = []
-    if (raw / name).is_file() and (prepared / name).is_file():
-        trained = trained_folds(read_splits(raw / name), read_splits(prepared / name), results)
+    if (raw / name).is_file():
+        new, old = read_splits(raw / name), read_copy(prepared)
+        trained = [] if old is None else trained_folds(new, old, results)
     if trained and not overwrite:
         raise FileExistsError(
             f"{raw / name}: fold {', '.join(map(str, trained))} differs from the one that results in {results} were "

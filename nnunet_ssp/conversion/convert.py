@@ -56,7 +56,7 @@ from nnunet_ssp.conversion.summary import (
     splits_of,
     summary_lines,
 )
-from nnunet_ssp.files.atomic import TEMPORARY, write_json
+from nnunet_ssp.files.atomic import TEMPORARY, remove_half_written, write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.files.names import WORDS as NAME_RULE
@@ -293,8 +293,7 @@ def _empty(target: Path, folds: Sequence[str]) -> None:
 
 
 def _remove_temporary(target: Path) -> None:
-    for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
-        left.unlink()
+    remove_half_written(target)
     shutil.rmtree(target / TEMPORARY, ignore_errors=True)
 
 

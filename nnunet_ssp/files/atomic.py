@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -47,7 +48,7 @@ def atomic_write(file: str | Path, folder: str | Path | None = None) -> Iterator
     folder = file.parent if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{TEMPORARY}-{os.getpid()}-{file.name}"
+    temporary = folder / f"{_temporary_name()}-{file.name}"
     try:
         yield temporary
         _flush(temporary)
@@ -61,6 +62,11 @@ def atomic_write(file: str | Path, folder: str | Path | None = None) -> Iterator
     finally:
         with suppress(OSError):  # the folder may have gone, the first error says so
             temporary.unlink(missing_ok=True)
+
+
+def _temporary_name() -> str:
+    """Return a name of one's own; processes of two containers that share a folder may have equal numbers."""
+    return f"{TEMPORARY}-{secrets.token_hex(4)}"
 
 
 def _flush(path: Path) -> None:
@@ -90,8 +96,7 @@ def write_together(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
-    temporary = existing / f"{TEMPORARY}-{os.getpid()}-together"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = existing / f"{_temporary_name()}-together"
     temporary.mkdir()
     try:
         yield temporary
@@ -104,5 +109,8 @@ def write_together(folder: str | Path) -> Iterator[Path]:
 
 def remove_half_written(folder: str | Path) -> None:
     """Remove what writers that were killed have left in a folder, where no other writes now."""
-    for file in Path(folder).glob(f"{TEMPORARY}-*"):
-        file.unlink(missing_ok=True)
+    for left in Path(folder).glob(f"{TEMPORARY}-*"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)

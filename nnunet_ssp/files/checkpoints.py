@@ -22,6 +22,7 @@ from nnunet_ssp.files.contents import (
     NUMBER,
     TEXT,
     TEXTS,
+    WAY_OUT,
     Rule,
     check,
     nests_too_deeply,
@@ -92,7 +93,6 @@ PLANS = {
         lambda v: NAMES.holds(v) and all(map(NAMES.holds, v.values())),
     ),
 }
-WAY_OUT = "Only if you know and trust who made the file: --trust (commands) or the setting trust=yes (trainers)."
 # What a run needs to go on, beside the weights.
 TO_GO_ON = ("optimizer_state", "logging", "_best_ema", "current_epoch", "init_args")
 

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 DEEPEST = 100  # levels of nesting; nnU-Net's own files have fewer than 10
 SHOWN = 80  # characters of a value in a message
+# Ends the refusal of a file that would run code.
+WAY_OUT = "Only if you know and trust who made the file: --trust (commands) or the setting trust=yes (trainers)."
 
 T = TypeVar("T")
 

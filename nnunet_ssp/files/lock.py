@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -62,8 +62,11 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """Whether the process counts among those that this one can see."""
-        return (self.host, self.boot, self.space) == _place()
+        """Whether the process counts among those that this one can see; a machine may have got another name."""
+        host, boot, space = _place()
+        return (self.boot, self.space) == (boot, space) and (
+            bool(boot and space) or self.host == host
+        )
 
     @property
     def is_this(self) -> bool:
@@ -87,7 +90,12 @@ class Holder:
 
 @contextmanager
 def locked(
-    folder: Path, *, wait: float = 0.0, saying: str = "", create: bool = False
+    folder: Path,
+    *,
+    wait: float = 0.0,
+    saying: str = "",
+    create: bool = False,
+    watch: Callable[[], object] = lambda: None,
 ) -> Iterator[bool]:
     """Hold a folder's lock; a process that holds it already may take it again.
 
@@ -96,6 +104,7 @@ def locked(
         wait: Seconds to wait for another holder.
         saying: Printed before waiting.
         create: Create a folder that is missing, and remove it again if it is still empty at the end.
+        watch: Called while it waits; what it raises ends the waiting.
 
     Yields:
         Whether it is held: a folder that this process may not write to has no lock, and is not changed by it either.
@@ -104,14 +113,14 @@ def locked(
         RuntimeError: Another process holds the lock; says which, and what to do.
     """
     created = create and not folder.is_dir()
-    if created:
+    if create:
         folder.mkdir(parents=True, exist_ok=True)
     present = holder_of(folder)
     if present is not None and present.is_this:
         yield True
         return
     file = folder / LOCK
-    holder = _take(file, wait, saying)
+    holder = _take(file, wait, saying, watch, create)
     if holder is None:
         yield False
         return
@@ -171,7 +180,9 @@ def in_use(folder: Path, holder: Holder, last_beat: float | None = None) -> str:
 # -- taking and giving back ----------------------------------------------------------------------
 
 
-def _take(file: Path, wait: float, saying: str) -> Holder | None:
+def _take(
+    file: Path, wait: float, saying: str, watch: Callable[[], object], create: bool
+) -> Holder | None:
     """Take a lock.
 
     Returns:
@@ -186,6 +197,12 @@ def _take(file: Path, wait: float, saying: str) -> Holder | None:
         try:
             if me is not None and _create(file, me):
                 return me
+        except FileNotFoundError:
+            if not create:
+                raise
+            # Its holder has removed the folder, which it had created.
+            file.parent.mkdir(parents=True, exist_ok=True)
+            continue
         except OSError as error:
             if error.errno not in READ_ONLY:
                 raise
@@ -204,6 +221,7 @@ def _take(file: Path, wait: float, saying: str) -> Holder | None:
         if saying:
             print(saying, flush=True)
             saying = ""
+        watch()
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
@@ -213,7 +231,8 @@ def _create(file: Path, holder: Holder) -> bool:
     own = file.with_name(f"{LOCK}-{holder.token}")
     try:
         own.write_text(content, encoding="utf-8")
-        own.chmod(0o644)  # who is refused may see by whom, also where new files are private
+        with suppress(OSError):  # some file systems have no permissions
+            own.chmod(0o644)  # who is refused may see by whom, also where new files are private
         try:
             os.link(own, file)
         except FileExistsError:
@@ -302,15 +321,17 @@ def _release(file: Path, holder: Holder) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what processes that were killed while they took or buried a lock have left; the lock is held."""
-    for left in folder.glob(f"{LOCK}-*"):
-        with suppress(OSError):
-            outdated = time.time() - left.stat().st_mtime > SECONDS_WITHOUT_BEAT
-            with suppress(ValueError, TypeError, RecursionError):
-                holder, beat = _parse(left)
-                outdated |= holder.has_died(beat)
-            if outdated:
-                left.unlink()
+    """Remove what processes that were killed while they took or buried a lock have left; the lock was just taken."""
+    with suppress(OSError):
+        now = (folder / LOCK).stat().st_mtime  # by the file system's clock, which a server may have
+        for left in folder.glob(f"{LOCK}-*"):
+            with suppress(OSError):
+                outdated = now - left.stat().st_mtime > SECONDS_WITHOUT_BEAT
+                with suppress(ValueError, TypeError, RecursionError):
+                    holder, beat = _parse(left)
+                    outdated |= holder.has_died(beat)
+                if outdated:
+                    left.unlink()
 
 
 def _beat(file: Path, holder: Holder, stop: threading.Event) -> None:
@@ -369,7 +390,7 @@ def _started(pid: int) -> str | None:
         try:
             text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
-            return ""
+            return "" if _is_gone(pid) else None  # hidepid=2 hides the processes of other users
         except OSError:
             return None
         # The name, in parentheses, may hold anything; state and starting time are fields 3 and 22.
@@ -391,6 +412,17 @@ def _started(pid: int) -> str | None:
         return None
     state, _, started = done.stdout.strip().partition(" ")
     return "" if state.startswith("Z") else started.strip()
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether there is certainly no process of this number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _ago(moment: float) -> str:

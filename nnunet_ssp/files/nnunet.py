@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import pydoc
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from nnunet_ssp.files.contents import (
     NAMES,
     TEXT,
     TEXTS,
+    WAY_OUT,
     Rule,
     check,
     is_whole,
+    nests_too_deeply,
     optional,
     read_json,
     shown,
@@ -90,7 +94,101 @@ CONFIGURATION = {
     "previous_stage": optional(PLAIN),
     "architecture": NAMES,
 }
-ARCHITECTURE = {"network_class_name": TEXT, "arch_kwargs": NAMES, "_kw_requires_import": TEXTS}
+# Limits of a network: nnU-Net plans at most 10 stages, 6 blocks in each and 512 features.
+STAGES, BLOCKS, LARGEST = 16, 64, 4096
+
+
+def _is_within(value: object, most: int) -> bool:
+    """Whether a value is a whole number from 1, or a list of them, or a list of such lists."""
+    if isinstance(value, list):
+        return len(value) <= STAGES and all(
+            _is_within(part, most) for item in value for part in _as_list(item)
+        )
+    return is_whole(value, 1) and value <= most  # type: ignore[operator]
+
+
+def _as_list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _per_stage(most: int) -> Rule:
+    words = f"a whole number from 1 to {most}, or a list of them for at most {STAGES} stages"
+    return Rule(words, lambda v: _is_within(v, most))
+
+
+def _has_small_numbers(value: object) -> bool:
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return all(map(_has_small_numbers, parts))
+    return not isinstance(value, int) or abs(value) <= LARGEST
+
+
+def _is_module(name: object, package: str) -> bool:
+    """Whether a name is that of a network or layer of a package, looked up as nnU-Net does: by importing it."""
+    if not isinstance(name, str) or not re.fullmatch(
+        rf"{re.escape(package)}(\.\w+)+", name, re.ASCII
+    ):
+        return False
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+    from torch.nn import Module
+
+    try:
+        found = pydoc.locate(name)
+        if found is None and package == NETWORKS:  # of another module, in earlier versions
+            folder = import_module(package).__path__[0]
+            found = recursive_find_python_class(folder, name.rpartition(".")[2], package)
+    except Exception:  # whatever an import may raise
+        return False
+    return (
+        isinstance(found, type)
+        and issubclass(found, Module)
+        and found.__module__.startswith(f"{package}.")
+    )
+
+
+NETWORKS, LAYERS = "dynamic_network_architectures.architectures", "torch.nn"
+NETWORK = Rule(f"a network of {NETWORKS}", lambda v: _is_module(v, NETWORKS))
+LAYER = optional(Rule(f"a layer of {LAYERS}", lambda v: _is_module(v, LAYERS)))
+ARCHITECTURE = {
+    "network_class_name": TEXT,
+    "arch_kwargs": Rule(
+        f"names with values, whose numbers are at most {LARGEST}",
+        lambda v: NAMES.holds(v) and not nests_too_deeply(v) and _has_small_numbers(v),
+    ),
+    "_kw_requires_import": TEXTS,
+}
+ARCH_KWARGS = {
+    "n_stages": Rule(
+        f"a whole number from 1 to {STAGES}", lambda v: is_whole(v, 1) and v <= STAGES
+    ),
+    **dict.fromkeys(("features_per_stage", "kernel_sizes", "strides"), _per_stage(LARGEST)),
+    **dict.fromkeys(
+        ("n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder"), _per_stage(BLOCKS)
+    ),
+    "conv_bias": Rule("true or false", lambda v: isinstance(v, bool)),
+    **dict.fromkeys(("norm_op_kwargs", "dropout_op_kwargs", "nonlin_kwargs"), optional(NAMES)),
+}
+# What earlier versions of nnU-Net wrote in place of `architecture`.
+FORMER = {
+    "UNet_class_name": Rule(
+        "PlainConvUNet or ResidualEncoderUNet",
+        lambda v: v in ("PlainConvUNet", "ResidualEncoderUNet"),
+    ),
+    **dict.fromkeys(
+        ("n_conv_per_stage_encoder", "n_conv_per_stage_decoder"),
+        Rule(
+            f"a list of whole numbers from 1 to {BLOCKS}, at most {STAGES}",
+            lambda v: isinstance(v, list) and _is_within(v, BLOCKS),
+        ),
+    ),
+    **dict.fromkeys(
+        (
+            *("UNet_base_num_features", "unet_max_num_features"),
+            *("conv_kernel_sizes", "pool_op_kernel_sizes"),
+        ),
+        _per_stage(LARGEST),
+    ),
+}
 # Without these nnU-Net can neither preprocess nor build a network.
 NEEDED = ("data_identifier", "patch_size", "batch_size", "spacing", "normalization_schemes")
 
@@ -126,20 +224,25 @@ def check_dataset(content: dict[str, Any], where: str, required: Collection[str]
         check(entry, LISTED, f"{place}, {case}", tuple(LISTED))
 
 
-def read_plans(file: Path) -> dict[str, Any]:
-    """Read a plans file.
+def read_plans(file: Path, trust: bool = False) -> dict[str, Any]:
+    """Read a plans file; see `check_plans`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no JSON, or a value breaks its rule.
     """
     plans = read_json(file, dict)
-    check_plans(plans, str(file))
+    check_plans(plans, str(file), trust)
     return plans
 
 
-def check_plans(plans: dict[str, Any], where: str) -> None:
-    """Check plans: names that become paths, kinds of values, and that no configuration inherits from itself.
+def check_plans(plans: dict[str, Any], where: str, trust: bool = False) -> None:
+    """Check plans: names that become paths or are imported, kinds of values, and that none inherits from itself.
+
+    Args:
+        plans: content of a plans file.
+        where: the file.
+        trust: let it name any class; nnU-Net imports and calls what is named.
 
     Raises:
         ValueError: a value breaks its rule.
@@ -150,7 +253,26 @@ def check_plans(plans: dict[str, Any], where: str) -> None:
         place = f"{where}, configuration {name}"
         resolved = resolve(plans, name, where)
         check(resolved, CONFIGURATION, place)
-        check(resolved.get("architecture", {}), ARCHITECTURE, f"{place}, `architecture`")
+        _check_architecture(resolved, place, trust)
+
+
+def _check_architecture(configuration: dict[str, Any], where: str, trust: bool) -> None:
+    if "architecture" not in configuration:
+        if "UNet_class_name" in configuration:
+            check(configuration, FORMER, where, FORMER)
+        return
+    architecture, where = configuration["architecture"], f"{where}, `architecture`"
+    check(architecture, ARCHITECTURE, where, ARCHITECTURE)
+    values, imported = architecture["arch_kwargs"], architecture["_kw_requires_import"]
+    inside = f"{where}, `arch_kwargs`"
+    check(values, ARCH_KWARGS, inside, imported)
+    if trust:
+        return
+    try:
+        check(architecture, {"network_class_name": NETWORK}, where)
+        check(values, dict.fromkeys(imported, LAYER), inside)
+    except ValueError as error:
+        raise ValueError(f"{error} {WAY_OUT}") from None
 
 
 def configuration_of(

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from nnunet_ssp.cohort.splits import copy_tables, read_splits
-from nnunet_ssp.files.atomic import TEMPORARY, atomic_write
+from nnunet_ssp.files.atomic import TEMPORARY, atomic_write, remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
@@ -125,8 +125,7 @@ def prepare(
             problems += preprocess(jobs, target, plans, content, configuration, workers, rules)
         prepared.record(target, {job.case for job in jobs})
         shutil.rmtree(target / TEMPORARY, ignore_errors=True)
-        for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
-            left.unlink()
+        remove_half_written(target)
     if problems:
         raise ValueError(
             f"{len(problems)} case(s) could not be preprocessed, all others are done:\n{listed(problems)}"

@@ -23,11 +23,12 @@ from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import last_lines, run_logged
 from nnunet_ssp.parallel import small_machine_environment
-from nnunet_ssp.signals import ENDS
+from nnunet_ssp.signals import ENDS, SAVES
 from nnunet_ssp.study.record import read_record
 
 SIGNALS = ".signals"  # in the study's folder: the signals that its process received
 TAIL = 15  # lines of a log that are shown when its command failed
+SAVING = ("pretrain", "finetune")  # kinds of jobs whose command saves at SIGUSR1
 DONE = {
     "pretrain": "pretrained",
     "finetune": "trained",
@@ -47,23 +48,32 @@ def main(arguments: Sequence[str]) -> int:
     jobs = content["jobs"]
     job = jobs[record]
     Path(record).parent.mkdir(parents=True, exist_ok=True)
+    signals = PassedOn(job["kind"] in SAVING)
     # One that outlived a killed study goes on to its end.
     waiting = f"{job['title']}: waits for another process that works on it"
-    with locked(Path(record).parent, wait=math.inf, saying=waiting):
+    with locked(Path(record).parent, wait=math.inf, saying=waiting, watch=signals):
         # Snakemake takes the record away before a job begins: another process has brought it since.
         if read_record(Path(record)).get("key") == job["key"]:
             return 0
-        return _run(record, job, jobs, content["environment"])
+        signals()  # the study may have been asked to end since
+        return _run(record, job, jobs, content["environment"], signals)
 
 
 class PassedOn:
-    """Signals for the command: those sent to this process, and those that the study's process has passed on."""
+    """Signals for the command: those sent to this process, and those that the study's process has passed on.
 
-    def __init__(self) -> None:
-        self.read = len(self._written())
-        self.received: list[int] = []
-        if hasattr(signal, "SIGUSR1"):
-            signal.signal(signal.SIGUSR1, lambda number, _: self.received.append(number))
+    Args:
+        saves: The command saves at a warning; others would die of it.
+    """
+
+    def __init__(self, saves: bool) -> None:
+        self.saves = saves
+        written = self._written()
+        self.read = len(written)
+        # Earlier warnings were for others; an end that came while this process started is for it, too.
+        self.received = [number for number in written if number in ENDS]
+        if SAVES is not None:
+            signal.signal(SAVES, lambda number, _: self.received.append(number))
 
     def __call__(self) -> int | None:
         """Return a signal to pass on to the command, or None.
@@ -72,12 +82,13 @@ class PassedOn:
             SystemExit: The study has been asked to end.
         """
         written = self._written()
-        self.received += written[self.read :]
+        # A shorter file is that of another study, which has begun since.
+        self.received += written[self.read if self.read <= len(written) else 0 :]
         self.read = len(written)
         number = self.received.pop(0) if self.received else None
         if number in ENDS:
             sys.exit(128 + number)
-        return number
+        return number if self.saves else None
 
     @staticmethod
     def _written() -> list[int]:
@@ -87,7 +98,13 @@ class PassedOn:
             return []
 
 
-def _run(record: str, job: dict[str, Any], jobs: dict[str, Any], shared: dict[str, str]) -> int:
+def _run(
+    record: str,
+    job: dict[str, Any],
+    jobs: dict[str, Any],
+    shared: dict[str, str],
+    signals: PassedOn,
+) -> int:
     command = job["command"]
     # Interrupted, or ended but for the last validation and the record; what is outdated was put away before.
     begun = (Path(file).is_file() for file in (job["latest"], job["makes"]) if job["latest"])
@@ -99,7 +116,7 @@ def _run(record: str, job: dict[str, Any], jobs: dict[str, Any], shared: dict[st
     with open(job["log"], "ab", buffering=0) as log:
         log.write(f"\n$ {line}\n".encode())
         inherited = {**os.environ, **small_machine_environment(os.environ), **shared}
-        status = run_logged(command, log, {**inherited, **job["variables"]}, PassedOn())
+        status = run_logged(command, log, {**inherited, **job["variables"]}, signals)
     if status == 0 and not Path(job["makes"]).exists():
         print(f"{job['makes']} is missing: the command made nothing.", file=sys.stderr)
         status = 1

@@ -21,6 +21,7 @@ from pydantic.functional_validators import AfterValidator, BeforeValidator
 from nnunet_ssp.evaluation.command import CASE_COLUMNS
 from nnunet_ssp.evaluation.statistics import SCORES
 from nnunet_ssp.evaluation.volumes import UNITS
+from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.yaml_files import read_yaml
 
 Value = bool | int | float | str | None
@@ -31,6 +32,36 @@ AREA = "area"  # the score of a learning curve
 DICE = "dice"
 TEST_COLUMNS = tuple(name for name in CASE_COLUMNS if name != "base")  # as in metrics.csv
 KNOWN_SCORES = (*SCORES, AREA, *UNITS)
+
+
+# What a study, which may be from elsewhere, may say to the commands that it runs: nothing that names a file to write,
+# changes what they work on, or is run. The number of values follows each option; None stands for one or more.
+OPTIONS: dict[str, dict[str, int | None]] = {
+    "prepare": {
+        **dict.fromkeys(("-gpu_memory_target", "-overwrite_plans_name", "-pl", "-np"), 1),
+        "--any-plane": 0,
+    },
+    "predict": {
+        **dict.fromkeys(("-step_size", "-chk", "-npp", "-nps"), 1),
+        **dict.fromkeys(("--disable_tta", "--save_probabilities", "--continue_prediction"), 0),
+        **dict.fromkeys(("--verbose", "--disable_progress_bar", "--not_on_device"), 0),
+    },
+    "evaluation": {
+        **dict.fromkeys(("--references", "--lv", "--myo", "--rv", "--subject-pattern", "-np"), 1),
+        "--spacing-unknown": 0,
+    },
+    "make_folds": {
+        "--paper": 0,
+        **dict.fromkeys(("--from", "--subsets", "--seeds", "--vendors"), None),
+        **dict.fromkeys(("--unit", "--phase", "--of"), 1),
+    },
+}
+VARIABLES = (
+    *("nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_npp", "nnUNet_nps", "nnUNet_compile"),
+    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+    *("TORCHINDUCTOR_COMPILE_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG"),
+    *("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),
+)
 
 
 def _as_list(value: object) -> object:
@@ -177,10 +208,10 @@ class Study(_Part):
         about: what it is and where it differs from what was published.
         dataset: id or name of a prepared dataset; `nnunet-ssp study -d` replaces it.
         phantom: makes a dataset instead.
-        prepare: more arguments of `nnunet-ssp prepare` for the phantom.
-        predict: more arguments of `nnUNetv2_predict`.
-        evaluation: more arguments of `nnunet-ssp evaluate`.
-        environment: environment variables of all commands, as nnUNet_n_proc_DA.
+        prepare: more arguments of `nnunet-ssp prepare` for the phantom, of those in `OPTIONS`.
+        predict: more arguments of `nnUNetv2_predict`, likewise.
+        evaluation: more arguments of `nnunet-ssp evaluate`, likewise.
+        environment: environment variables of all commands, of those in `VARIABLES`.
         make_folds: arguments of `nnunet-ssp folds` that make the folds that are missing.
         plans: name of the plans.
         folds: name of a fold in `folds.csv` by what the study calls it; ``{seed}`` stands for the training's.
@@ -224,9 +255,11 @@ class Study(_Part):
         if self.dataset is not None and self.phantom is not None:
             raise ValueError("dataset and phantom must not both be given")
         for name in ("prepare", "predict", "evaluation"):
-            _must_be_words(name, getattr(self, name))
+            _must_be_options(name, getattr(self, name))
         for arguments in self.make_folds:
-            _must_be_words("make_folds", arguments)
+            _must_be_options("make_folds", arguments)
+        for name in self.environment:
+            _must_know("environment", name, VARIABLES, "the variables that a study may set")
         for name, model in self.models.items():
             if not name or name.startswith("-") or "=" in name or "/" in name:
                 raise ValueError(
@@ -377,11 +410,27 @@ def _filled(content: Any, values: Mapping[str, Any]) -> Any:
     return content
 
 
-def _must_be_words(place: str, text: str) -> None:
+def _must_be_options(place: str, text: str) -> None:
+    """Refuse arguments of a command other than `OPTIONS`, also their abbreviations."""
     try:
-        shlex.split(text)
+        words = shlex.split(text)
     except ValueError as error:
         raise ValueError(f"{place} (={text}) must be arguments as in a shell: {error}") from None
+    given: list[tuple[str, list[str]]] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("-") or not given:
+            given.append((name, [value] if equals else []))
+        else:
+            given[-1][1].append(word)
+    for option, values in given:
+        _must_know(place, option, OPTIONS[place], "the options that a study may give")
+        n = OPTIONS[place][option]
+        if len(values) != n and not (n is None and values):
+            rule = "at least 1 value" if n is None else f"{n} value(s)"
+            raise ValueError(f"{place} (={text}): {option} must have {rule}")
+        if option == "-chk":
+            must_be_plain(values[0], option, place)
 
 
 def _must_match(

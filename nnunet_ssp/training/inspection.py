@@ -8,7 +8,7 @@ import torch
 
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.files import checkpoints
-from nnunet_ssp.files.contents import printable
+from nnunet_ssp.files.contents import printable, shown
 from nnunet_ssp.files.names import is_plain, must_be_plain
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.network import is_alias, is_output_layer
@@ -34,7 +34,7 @@ def inspect(
         dataset: id or name.
         plans_name: the dataset's plans.
         configuration: of these plans.
-        trust: run what the file asks for, see `checkpoints.load`.
+        trust: run what the file, or the dataset's plans, ask for, see `checkpoints.load`.
         private: only list what the file reveals about persons and the house.
         strip: write a checkpoint without that to this file, which must not exist.
 
@@ -56,7 +56,7 @@ def inspect(
         if spoiled:
             print(f"UNUSABLE: {checkpoints.in_words(spoiled, len(pretrained.weights))}")
         return int(bool(spoiled))
-    comparison = compare_with_dataset(pretrained, dataset, plans_name, configuration)
+    comparison = compare_with_dataset(pretrained, dataset, plans_name, configuration, trust)
     print(f"\nAgainst dataset {dataset}, {plans_name} {configuration}:")
     print("\n".join(f"  {line}" for line in comparison.table))
     verdicts = [f"DOES NOT FIT: {refusal}" for refusal in comparison.refusals] or ["fits"]
@@ -133,7 +133,11 @@ def _word(value: object) -> str:
 
 
 def compare_with_dataset(
-    pretrained: transfer.Pretrained, dataset: str, plans_name: str, configuration: str
+    pretrained: transfer.Pretrained,
+    dataset: str,
+    plans_name: str,
+    configuration: str,
+    trust: bool = False,
 ) -> transfer.Comparison:
     """Compare with the network that a dataset's plans describe."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -148,18 +152,24 @@ def compare_with_dataset(
         if isinstance(own, str) and is_plain(own) and (folder / f"{own}.json").is_file():
             way = f"name the checkpoint's own plans, which are there, by -p {own}"
         raise FileNotFoundError(f"{file} is missing: {way}.")
-    content = read_plans(file)
+    content = read_plans(file, trust)
     configuration_of(content, configuration, str(file))
-    plans = PlansManager(content)
-    manager = plans.get_configuration(configuration)
     dataset_json = read_dataset(folder / "dataset.json")
-    with torch.device("meta"):  # only names and shapes are compared
-        network = get_network_from_plans(
-            manager.network_arch_class_name,
-            manager.network_arch_init_kwargs,
-            manager.network_arch_init_kwargs_req_import,
-            determine_num_input_channels(plans, manager, dataset_json),
-            plans.get_label_manager(dataset_json).num_segmentation_heads,
-            deep_supervision=True,
-        )
+    plans = PlansManager(content)
+    try:
+        manager = plans.get_configuration(configuration)
+        with torch.device("meta"):  # only names and shapes are compared
+            network = get_network_from_plans(
+                manager.network_arch_class_name,
+                manager.network_arch_init_kwargs,
+                manager.network_arch_init_kwargs_req_import,
+                determine_num_input_channels(plans, manager, dataset_json),
+                plans.get_label_manager(dataset_json).num_segmentation_heads,
+                deep_supervision=True,
+            )
+    except Exception as error:  # whatever a network's constructor may raise
+        reason = shown(" ".join(str(error).split()))
+        raise ValueError(
+            f"{file}, configuration {configuration}: nnU-Net can build no network of it ({reason})."
+        ) from error
     return transfer.compare(pretrained, network, plans.plans, manager.configuration)

@@ -306,6 +306,22 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_writers_of_equal_numbers_do_not_share_a_file(tmp_path: Path, monkeypatch):
+    """As in two containers."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    file = tmp_path / "a.json"
+    with atomic_write(file) as one:
+        one.write_text("one")
+        with atomic_write(file) as other:
+            other.write_text("other")
+        assert file.read_text() == "other"
+    assert file.read_text() == "one"
+    with write_together(tmp_path) as one, write_together(tmp_path) as other:
+        (one / "x").touch()
+        (other / "y").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "x", "y"]
+
+
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch):
     """After a power cut there is the old file or the new one, and the name, too."""
     file, flushed = tmp_path / "a.json", []
@@ -345,6 +361,20 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path):
     file.touch()
     remove_half_written(tmp_path)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_that_a_killed_writer_left_is_removed(tmp_path: Path):
+    """As `evaluate` leaves it; what a link leads to stays."""
+    code = "import os, sys; from nnunet_ssp.files.atomic import write_together\n"
+    code += "with write_together(sys.argv[1]) as folder: (folder / 'a').touch(); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "fold_0")], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.is_dir() and left.name.startswith(".ssp-tmp-")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "file").touch()
+    (tmp_path / ".ssp-tmp-link").symlink_to(tmp_path / "else")
+    remove_half_written(tmp_path)
+    assert [file.name for file in tmp_path.rglob("*")] == ["else", "file"]
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import yaml
@@ -95,6 +97,23 @@ def test_slices_are_counted_from_images_or_from_the_store(raw: Path, prepared: P
     assert open_dataset(114).n_slices == {name: 11}
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"\x1f\x8b", b"no NIfTI", gzip.compress(b"abcd"), "cut", "flat"]
+)
+def test_an_image_that_cannot_be_read_is_no_traceback(raw: Path, capsys, content):
+    case = read_cases(raw / "cases.csv")[read_splits(raw / "splits_final.json")[0]["val"][0]]
+    image = case_files(raw, case)[0]
+    image.parent.mkdir()
+    if content == "flat":
+        nibabel.save(nibabel.Nifti1Image(np.ones((4, 5), np.uint8), np.eye(4)), image)
+    else:
+        write_nifti(image, np.ones((4, 5, 11), np.uint8), np.eye(4))
+        image.write_bytes(image.read_bytes()[:60] if content == "cut" else content)
+    assert main(["folds", "114"]) == 0
+    line = capsys.readouterr().out.splitlines()[4]
+    assert line.split()[:8] == ["0", "5-fold-0", "12", "24", "-", "4", "8", "-"]
+
+
 def test_appended_folds_are_in_both_copies_and_the_others_stay(
     raw: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -144,7 +163,7 @@ def test_a_dry_run_writes_nothing(raw: Path, capsys: pytest.CaptureFixture[str])
 
 def test_a_subset_by_slices(raw: Path):
     cases = read_cases(raw / "cases.csv")
-    with pytest.raises(FileNotFoundError, match="has no image to count the slices of"):
+    with pytest.raises(FileNotFoundError, match="has no readable image to count the slices of"):
         folds(114, amounts=[10], unit="slices")
     for name in read_splits(raw / "splits_final.json")[0]["train"]:
         image = case_files(raw, cases[name])[0]
@@ -394,6 +413,25 @@ def test_copies_that_a_kill_left_different_are_repaired(
     said = capsys.readouterr().out
     assert "Repaired: cases.csv in" in said and "Nothing to do" in said
     assert tables(raw) == tables(prepared)
+
+
+@pytest.mark.parametrize("content", ["", "[{", "\xff", "{}", '[{"train": 1}]'])
+@pytest.mark.parametrize("command", [["folds", "114"], ["folds", "114", "--subsets", "3"]])
+def test_a_damaged_copy_is_made_anew(raw: Path, prepared: Path, capsys, content, command):
+    before = tables(raw)
+    (prepared / "splits_final.json").write_bytes(content.encode("latin-1"))
+    assert main([*command, "--dry-run"]) == 0
+    assert main([*command, "--check"]) == 0
+    assert tables(prepared) == tables(raw)
+    assert (tables(raw) == before) == (len(command) == 2)
+    assert "Repaired: splits_final.json" in capsys.readouterr().out
+
+
+def test_a_damaged_table_of_the_raw_data_is_not_replaced(raw: Path, prepared: Path, capsys):
+    (raw / "splits_final.json").write_text("[{")
+    assert main(["folds", "114"]) == 1
+    assert f"{raw / 'splits_final.json'}: not a JSON file" in capsys.readouterr().err
+    assert read_splits(prepared / "splits_final.json")
 
 
 def test_a_trained_fold_is_not_repaired_unasked(

@@ -100,6 +100,14 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+def test_what_a_killed_writer_left_is_removed(raw: Path):
+    for overwrite in (False, True):
+        target = run(tasks("A", "B"), overwrite=overwrite)
+        (target / ".ssp-tmp-1-together").mkdir()
+        (target / ".ssp-tmp-1-together" / "file").touch()
+    assert not list(run(tasks("A", "B"), overwrite=True).glob(".ssp-tmp*"))
+
+
 def test_the_folder_of_a_conversion(raw: Path, capsys: pytest.CaptureFixture[str]):
     target = run(
         [*tasks("A", "B"), ToyTask("T", "test", ()), *tasks("U", labelled=False)],

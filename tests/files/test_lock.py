@@ -60,10 +60,85 @@ def forbid_links(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @linux
+def test_a_machine_with_another_name_is_the_same(tmp_path, monkeypatch):
+    boot, space = lock._place()[1:]
+    file = leave_lock(tmp_path, host="before", boot=boot)
+    with locked(tmp_path) as taken:
+        assert taken
+    # Where the system does not tell, its name counts.
+    monkeypatch.setattr(lock, "_place", lambda: ("after", "", space))
+    leave_lock(tmp_path, host="before", boot="", space=space)
+    with pytest.raises(RuntimeError, match="nobody can tell"), locked(tmp_path):
+        raise AssertionError
+    assert file.is_file()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_permissions_has_locks(tmp_path, monkeypatch, number):
+    def chmod(path: Path, mode: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "chmod", chmod)
+    with locked(tmp_path) as taken:
+        assert taken and names(tmp_path) == [LOCK]
+
+
+def test_a_folder_that_its_holder_removes_is_made_anew(tmp_path):
+    folder = tmp_path / "new"
+    folder.mkdir()
+    with held(folder) as holder:
+
+        def leave() -> None:
+            holder.communicate()
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+
+        threading.Timer(0.7, leave).start()
+        with locked(folder, wait=60, create=True) as taken:
+            assert taken and names(folder) == [LOCK]
+    folder.rmdir()
+    with pytest.raises(FileNotFoundError), locked(folder):
+        raise AssertionError
+
+
+@linux
+def test_a_server_s_clock_counts_for_what_is_swept(tmp_path, monkeypatch):
+    """Another process is just taking a lock; this machine's clock is an hour ahead."""
+    taking = tmp_path / f"{LOCK}-{'e' * 16}"
+    taking.write_text("{")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    with locked(tmp_path):
+        assert taking.is_file()
+
+
+@linux
 def test_a_number_that_was_given_to_another_process_does_not_count(tmp_path):
     leave_lock(tmp_path, pid=os.getppid())
     with locked(tmp_path) as taken:
         assert taken
+
+
+@linux
+@pytest.mark.parametrize("error", [None, PermissionError, ProcessLookupError, OverflowError])
+def test_a_process_that_proc_hides_is_not_dead(tmp_path, monkeypatch, error):
+    """With `hidepid=2` there is nothing in /proc of other users' processes."""
+    file = leave_lock(tmp_path)
+    pid = json.loads(file.read_text())["pid"]
+
+    def kill(number: int, signal: int) -> None:
+        assert (number, signal) == (pid, 0)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(os, "kill", kill)
+    if error in (None, PermissionError):
+        with pytest.raises(RuntimeError, match=f"process {pid} on"), locked(tmp_path):
+            raise AssertionError
+        assert file.is_file()
+    else:
+        with locked(tmp_path) as taken:
+            assert taken
 
 
 @linux

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.malformed import datasets, images
 from tests.malformed.entry import Damage, Entry, replaced
 from tests.malformed.images import PREPARED
@@ -159,6 +161,56 @@ OF_PLANS: dict[str, tuple[Damage, str]] = {
     "plans called with a path": (put("plans_name", "../../escaped"), "plans_name"),
     "no architecture": (without(*CONFIGURATION, "architecture"), "architecture"),
 }
+ARCHITECTURE = (*CONFIGURATION, "architecture")
+ARGUMENTS = (*ARCHITECTURE, "arch_kwargs")
+HUB = {"repo_or_dir": "HUB", "model": "f", "source": "local"}
+
+
+def from_the_hub(file: Path) -> None:
+    """Plans whose network is a function of a folder that is run to load it."""
+    hub = file.parents[2] / "hub"
+    hub.mkdir(exist_ok=True)
+    (hub / "hubconf.py").write_text("open('escaped', 'w')\ndef f(**_): pass\n")
+    put(*ARGUMENTS, {**HUB, "repo_or_dir": str(hub)})(file)
+    put(*ARCHITECTURE, "_kw_requires_import", [])(file)
+    put(*ARCHITECTURE, "network_class_name", "torch.hub.load")(file)
+
+
+OF_ARCHITECTURES: dict[str, tuple[Damage, str]] = {
+    "a network from the hub": (from_the_hub, r"network_class_name.*torch\.hub\.load.*trust"),
+    "a layer that is none": (put(*ARGUMENTS, "nonlin", "os.getcwd"), "nonlin.*layer.*trust"),
+    "a norm of NaN": (put(*ARGUMENTS, "norm_op", float("nan")), "norm_op.*layer"),
+    "kernels of null": (put(*ARGUMENTS, "kernel_sizes", None), "kernel_sizes.*whole number"),
+    "convolutions in words": (put(*ARGUMENTS, "n_conv_per_stage", "x"), "n_conv_per_stage"),
+    "a million convolutions": (
+        put(*ARGUMENTS, "n_conv_per_stage", [10**6, 1, 1]),
+        "n_conv_per_stage|4096",
+    ),
+    "a million stages": (put(*ARGUMENTS, "n_stages", 10**6), "n_stages|4096"),
+    "a network without a name": (
+        without(*ARCHITECTURE, "network_class_name"),
+        "network_class_name.*missing",
+    ),
+}
+# What fits its rule, and still makes no network.
+OF_NETWORKS: dict[str, tuple[Damage, str]] = {
+    "fewer convolutions than stages": (put(*ARGUMENTS, "n_conv_per_stage", [1]), "no network"),
+    "an argument that there is not": (put(*ARGUMENTS, "depth", 3), "no network.*depth"),
+    "a convolution by name": (
+        put(*ARCHITECTURE, "_kw_requires_import", ["norm_op"]),
+        "no network",
+    ),
+}
+
+
+def of_inspect_plans(spoil: Damage) -> Callable[[Path], list[str]]:
+    def make(root: Path) -> list[str]:
+        torch.save(datasets.checkpoint(), root / "good.pth")
+        spoil(datasets.prepared(root) / "nnUNetPlans.json")
+        return ["inspect", str(root / "good.pth"), "-d", datasets.NUMBER]
+
+    return make
+
 
 OF_SPLITS: dict[str, tuple[Damage, str]] = {
     "folds in an object": (replaced(b'{"0": {"train": [], "val": []}}'), "list"),
@@ -222,6 +274,12 @@ def entries() -> Iterator[Entry]:
         make = spoilt("nnUNetPlans.json", spoil, *PREPARE)
         says = rf"error:.*nnUNetPlans\.json.*({rule})"
         yield Entry(f"plans: {name}", make, says, writes=PREPARED)
+    for name, (spoil, rule) in {**OF_ARCHITECTURES, **OF_NETWORKS}.items():
+        says = rf"error:.*nnUNetPlans\.json.*({rule})"
+        yield Entry(f"plans in inspect: {name}", of_inspect_plans(spoil), says)
+        if name in OF_ARCHITECTURES:
+            make = spoilt("nnUNetPlans.json", spoil, *PREPARE)
+            yield Entry(f"plans: {name}", make, says, writes=PREPARED)
     for name in ("inheriting from itself", "inheriting in a circle", "no configurations"):
         spoil, rule = OF_PLANS[name]
         make = spoilt("nnUNetPlans.json", spoil, *STUDY)

@@ -85,6 +85,30 @@ OF_STUDIES: dict[str, tuple[bytes, str]] = {
     "plans with a path": (study(new="plans: ../../x\n"), "plans|x.json"),
     "a dataset with a path": (study("907", "../../x"), "dataset.*must be"),
     "arguments with a quote that is not closed": (study(new='predict: "\'"\n'), "predict"),
+    "a variable that runs code": (
+        study(new="environment: {PYTHONPATH: /tmp}\n"),
+        r"environment \(=PYTHONPATH\) must be one of the variables",
+    ),
+    "a variable of nnU-Net's trainers": (
+        study(new="environment: {nnUNet_extTrainer: /tmp}\n"),
+        "environment.*variables",
+    ),
+    "another output": (
+        study(new='evaluation: "-o /tmp/x"\n'),
+        r"evaluation \(=-o\) must be one of",
+    ),
+    "another output, joined": (study(new='evaluation: "-o=/tmp/x"\n'), r"evaluation \(=-o\) must"),
+    "another output for a value": (study(new='evaluation: "--lv -o"\n'), "--lv must have 1 value"),
+    "another output of predictions": (study(new='predict: "-o /tmp/x"\n'), r"predict \(=-o\) must"),
+    "an abbreviation": (study(new='predict: "--save"\n'), r"predict \(=--save\) must be one of"),
+    "another model": (study(new='evaluation: "b=/tmp"\n'), r"evaluation \(=b\) must be one of"),
+    "another trainer": (study(new='predict: "-tr=Evil"\n'), r"predict \(=-tr\) must be one of"),
+    "a checkpoint of elsewhere": (study(new='predict: "-chk ../x.pth"\n'), "predict.*-chk.*plain"),
+    "other plans": (study(new='prepare: "-p evil"\n'), r"prepare \(=-p\) must be one of"),
+    "folds that replace others": (
+        study(new="make_folds: [--paper --overwrite]\n"),
+        r"make_folds \(=--overwrite\) must be one of",
+    ),
     "a setting that there is not": (
         study("Scratch}", "Scratch, settings: {colour: red}}"),
         "colour",

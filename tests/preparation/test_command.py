@@ -766,6 +766,14 @@ def test_changed_folds_are_taken_over(raw: Path, target: Path):
     assert read_splits(target / "splits_final.json") == read_splits(raw / "splits_final.json")
 
 
+def test_a_damaged_copy_of_the_folds_is_made_anew(raw: Path, target: Path):
+    copy = target / "splits_final.json"
+    for content in (b"", copy.read_bytes()[:40], b"\xff"):
+        copy.write_bytes(content)
+        prepare(901, workers=1)
+        assert copy.read_bytes() == (raw / "splits_final.json").read_bytes()
+
+
 def test_changed_folds_with_results_need_overwrite(base: Path, raw: Path, target: Path):
     before = (target / "splits_final.json").read_bytes()
     change_fold(raw)
@@ -812,6 +820,14 @@ def test_a_killed_run_is_finished_by_a_second(
     assert len(index(target, "new_2d")) == 12
     assert len(done) == 18 and contents(target / "new_2d") == done  # the labelled ones came first
     assert not (target / ".ssp-tmp").exists()
+
+
+def test_what_a_killed_writer_left_is_removed(target: Path):
+    (target / ".ssp-tmp-1-together").mkdir()
+    for name in (".ssp-tmp-1-together/metrics.csv", ".ssp-tmp-1-cases.csv"):
+        (target / name).touch()
+    prepare(901, plans_name="nnUNetPlans", workers=1)
+    assert not list(target.glob(".ssp-tmp*"))
 
 
 def test_a_full_disk_is_told_from_a_bad_case(base: Path, target: Path):

@@ -289,3 +289,15 @@ def test_a_grid_has_the_product_of_its_values(tmp_path_factory, values):
     for numbers in values.values():
         expected *= len(numbers)
     assert len(study.models) == expected
+
+
+def test_what_a_study_may_say_to_its_commands(tmp_path):
+    said = {
+        "prepare": "-gpu_memory_target 0.1 -overwrite_plans_name=p --any-plane",
+        "predict": "--disable_tta -step_size 0.7 -chk checkpoint_best.pth",
+        "evaluation": "--lv 'left ventricle' --spacing-unknown",
+        "make_folds": ["--subsets 3 0.5 --seeds 0 1 --of all", '--vendors "GE MEDICAL" Philips'],
+        "environment": {"nnUNet_n_proc_DA": 0, "CUDA_VISIBLE_DEVICES": "1"},
+    }
+    study = read_study(write(tmp_path, **said))
+    assert {name: getattr(study, name) for name in said} == said

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.study.command import PROFILES
-from nnunet_ssp.study.job import SIGNALS
+from nnunet_ssp.study.job import SIGNALS, PassedOn
 from nnunet_ssp.study.runs import Job, Kind
 from nnunet_ssp.study.workflow import WORKFLOW, unfinished, write_workflow
 from tests.holders import held
@@ -373,6 +373,97 @@ def test_signals_of_a_study_reach_its_commands(tmp_path, number):
     assert "the running commands were asked to save and to end; the same command goes on" in said
     assert (tmp_path / "saved").is_file() and len(counted(tmp_path)) == 1
     assert records(tmp_path) == set() and not (tmp_path / SIGNALS).exists()
+
+
+@pytest.fixture
+def one_job(tmp_path, monkeypatch) -> Job:
+    """A pretraining that counts itself, in the study's folder."""
+    made = job("pretrain", "MIM/seed0")
+    write_workflow([made], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def run_job(made: Job) -> subprocess.Popen[str]:
+    """The process of a job as Snakemake starts it."""
+    words = [sys.executable, "-m", "nnunet_ssp.study.job", WORKFLOW, made.record, "--"]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_end_that_came_while_a_job_started_is_heeded(one_job, tmp_path, number):
+    """The study wrote it before the job's first line."""
+    (tmp_path / SIGNALS).write_text(f"{signal.SIGUSR1}\n{number}\n")
+    process = run_job(one_job)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert not (tmp_path / "count").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals are those of POSIX")
+def test_an_end_is_heeded_while_a_job_waits(one_job, tmp_path):
+    """Also after a warning, of which the waiting job must not die."""
+    folder = (tmp_path / one_job.record).parent
+    folder.mkdir(parents=True)
+    with held(folder):
+        process = run_job(one_job)
+        assert process.stdout is not None and "waits for another" in process.stdout.readline()
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)
+        assert process.poll() is None
+        (tmp_path / SIGNALS).write_text(f"{signal.SIGTERM}\n")
+        process.communicate(timeout=60)
+        assert process.returncode == 143
+    assert not (tmp_path / "count").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals are those of POSIX")
+@pytest.mark.parametrize("kind", ["predict", "evaluate"])
+def test_only_trainings_are_warned(tmp_path, monkeypatch, kind):
+    """A prediction, though it would count a warning, gets none, whoever was sent it."""
+    code = "import signal; signal.signal(signal.SIGUSR1, lambda *_: open('warned', 'w').close()); "
+    code += "open('begun', 'w').close(); time.sleep(3); "
+    made = job(kind, "baseline/all/seed0", code=code)
+    write_workflow([made], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    process = run_job(made)
+    wait_for(tmp_path / "begun")
+    process.send_signal(signal.SIGUSR1)
+    (tmp_path / SIGNALS).write_text(f"{signal.SIGUSR1}\n")
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and not (tmp_path / "warned").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
+def test_a_training_that_still_imports_does_not_die_of_a_warning(tmp_path, monkeypatch):
+    code = "open('begun', 'w').close(); time.sleep(3); "
+    made = job("pretrain", "MIM/seed0", code=code)
+    write_workflow([made], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    process = run_job(made)
+    wait_for(tmp_path / "begun")
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and (tmp_path / made.record).is_file()
+
+
+def test_a_file_of_signals_that_began_anew_is_read_from_its_start(tmp_path, monkeypatch):
+    """As when another study has begun, below which a job of the one before goes on."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        (tmp_path / SIGNALS).write_text(f"{signal.SIGUSR1}\n" * 3)
+        signals = PassedOn(saves=True)
+        assert signals() is None
+        (tmp_path / SIGNALS).write_text(f"{signal.SIGUSR1}\n")
+        assert (signals(), signals()) == (signal.SIGUSR1, None)
+        (tmp_path / SIGNALS).unlink()
+        assert signals() is None
+        (tmp_path / SIGNALS).write_text(f"{signal.SIGTERM}\n")
+        with pytest.raises(SystemExit, match="143"):
+            signals()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="groups of processes are those of POSIX")
