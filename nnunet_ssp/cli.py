@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_folds(commands)
     _add_prepare(commands)
     _add_inspect(commands)
+    _add_phantom(commands)
     _add_demo(commands)
     _add_evaluate(commands)
     _add_bench(commands)
@@ -282,6 +283,57 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         return inspect(**_without_run(args))
 
     parser.set_defaults(run=run)
+
+
+def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "phantom",
+        help="write synthetic cine MRI with labels, in the layout of M&Ms",
+        description="Write synthetic subjects as M&Ms publishes its own: for tests and demos, not for results. "
+        "Files of the same name are overwritten, other files stay.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to write")
+    parser.add_argument(
+        "--labelled", type=int, required=True, metavar="N", help="training subjects with masks"
+    )
+    for name, what in (
+        ("unlabelled", "training subjects without masks"),
+        ("validation", "validation subjects"),
+        ("testing", "test subjects"),
+        ("seed", "which population"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=0, metavar="N", help=f"{what} (default: %(default)s)"
+        )
+    parser.add_argument(
+        "--matrix",
+        type=int,
+        default=96,
+        metavar="PIXELS",
+        help="side of the largest image, at least 32 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=12,
+        metavar="N",
+        help="frames of a cycle, at least 2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--slices",
+        type=int,
+        metavar="N",
+        help="slices of a stack, at least 3 (default: 6 to 12, by vendor and heart)",
+    )
+    parser.set_defaults(run=_phantom)
+
+
+def _phantom(args: argparse.Namespace) -> None:
+    from nnunet_ssp.phantom import write_mnms
+
+    folder = write_mnms(**_without_run(args))
+    print(f"Phantom: {folder}")
+    print(f"Next: nnunet-ssp convert mnms -i {shlex.quote(str(folder))} -d ID")
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

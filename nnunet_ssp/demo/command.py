@@ -7,7 +7,6 @@ it runs; what it says goes to `logs/`. All of nnU-Net's folders lie inside the d
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import shutil
@@ -232,12 +231,9 @@ def demo_environment(output: Path) -> dict[str, str]:
 
 def phantom_step(output: Path) -> Step:
     """Write synthetic cine: few labelled subjects, more without labels, and test subjects."""
-    code = (
-        "from nnunet_ssp.phantom import write_mnms; "
-        f"write_mnms({json.dumps(str(output / 'phantom'))}, "
-        "labelled=4, unlabelled=12, testing=4, seed=0, matrix=96, frames=10)"
-    )
-    return Step("phantom", ("python", "-c", code))
+    subjects = ("--labelled", "4", "--unlabelled", "12", "--testing", "4")
+    what = (*subjects, "--matrix", "96", "--frames", "10")
+    return Step("phantom", ("nnunet-ssp", "phantom", str(output / "phantom"), *what))
 
 
 def convert_step(layout: Layout, data: Path) -> Step:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -43,27 +42,17 @@ def make_phantom(study: Study, output: Path) -> str:
                 f"{output} holds another phantom ({record}): give another folder with -o."
             )
         return phantom_name(study)
-    arguments = json.dumps(study.phantom.model_dump()).replace("null", "None")
-    code = f"from nnunet_ssp.phantom import write_mnms; write_mnms('phantom', **{arguments})"
+    given = study.phantom.model_dump(exclude_none=True)
+    fields = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     number = str(PHANTOM_NUMBER)
-    convert = (
-        "convert",
-        "mnms",
-        "-i",
-        "phantom",
-        "-d",
-        number,
-        "--name",
-        PHANTOM_NAME,
-        "--overwrite",
-    )
+    where = ("-i", "phantom", "-d", number, "--name", PHANTOM_NAME)
     print("Making the phantom ...", flush=True)
-    for command in (
-        ("python", "-c", code),
-        ("nnunet-ssp", *convert),
-        ("nnunet-ssp", "prepare", number, *shlex.split(study.prepare)),
+    for arguments in (
+        ("phantom", "phantom", *fields),
+        ("convert", "mnms", *where, "--overwrite"),
+        ("prepare", number, *shlex.split(study.prepare)),
     ):
-        _command(command, output)
+        _command(("nnunet-ssp", *arguments), output)
     write_json(record, wanted)
     return phantom_name(study)
 

@@ -12,6 +12,8 @@ import pytest
 import SimpleITK
 import torch
 
+from nnunet_ssp import phantom
+from nnunet_ssp.cli import main
 from nnunet_ssp.cohort.cases import Case, write_cases
 from nnunet_ssp.cohort.folds import make_splits
 from nnunet_ssp.demo import command as demo
@@ -140,8 +142,8 @@ def test_runs_each_command_once_in_order(finished):
     predict = "nnUNetv2_predict -d 999 -c 2d -f 0 -p demoPlans -tr"
     flags = "--disable_tta -npp 1 -nps 1 -device cpu"
     images = "demo/nnUNet_raw/Dataset999_Phantom/imagesTs"
-    assert shlex.split(lines[0])[:2] == ["python", "-c"]
-    assert lines[1:] == [
+    assert lines == [
+        "nnunet-ssp phantom demo/phantom --labelled 4 --unlabelled 12 --testing 4 --matrix 96 --frames 10",
         "nnunet-ssp convert mnms -i demo/phantom -d 999 --name Phantom",
         "nnunet-ssp prepare 999 -gpu_memory_target 0.1 -overwrite_plans_name demoPlans",
         "nnUNet_ssp_settings='num_epochs=10 iterations_per_epoch=20 batch_size=12 seed=0' "
@@ -165,19 +167,15 @@ def test_prints_each_command_and_the_result(finished):
     assert printed.endswith("Report: demo/report.html\n")
 
 
-def test_phantom_step_is_a_call_of_our_phantom(tmp_path):
-    phantom = pytest.importorskip("nnunet_ssp.phantom")
-    (_, _, code) = demo.phantom_step(tmp_path / "it's").command
+def test_phantom_step_is_a_call_of_our_phantom(tmp_path, monkeypatch):
     seen = {}
-    stand_in = argparse.Namespace(write_mnms=lambda folder, **sizes: seen.update(sizes, f=folder))
-    compile(code, "step", "exec")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "nnunet_ssp.phantom", stand_in)
-        exec(code)
-    assert seen.pop("f") == str(tmp_path / "it's" / "phantom")
-    assert seen["testing"] == 4
-    assert seen["matrix"] <= 96
-    assert set(seen) <= set(phantom.write_mnms.__kwdefaults__ or ()) | {"labelled"}
+    monkeypatch.setattr(
+        phantom, "write_mnms", lambda folder, **sizes: seen.update(sizes, f=folder) or folder
+    )
+    assert main(demo.phantom_step(tmp_path / "it's").command[1:]) == 0
+    assert seen.pop("f") == tmp_path / "it's" / "phantom"
+    sizes = {"labelled": 4, "unlabelled": 12, "validation": 0, "testing": 4, "seed": 0}
+    assert seen == {**sizes, "matrix": 96, "frames": 10, "slices": None}
 
 
 def test_report_opens_with_the_caveat_and_holds_every_part(finished):
