@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from nnunet_ssp.bench import rows
-from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Sizes, method_names
+from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Workload, method_names
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.parallel import available_cores
 
@@ -34,7 +34,7 @@ def run(
     methods: Sequence[str] | None = None,
     device: str | None = None,
     file: Path | None = None,
-    sizes: Sizes | None = None,
+    workload: Workload | None = None,
 ) -> dict[str, Any]:
     """Measure, print the table, and write the figures.
 
@@ -42,7 +42,7 @@ def run(
         methods: names of `method_names`, in any case; None measures all.
         device: "cpu" or "cuda"; None takes the GPU when there is one.
         file: JSON file for the figures.
-        sizes: how large everything is; None chooses by the device.
+        workload: how large everything is; None chooses by the device.
 
     Returns:
         The figures, as in the file.
@@ -62,14 +62,14 @@ def run(
     if where.type == "cuda":  # as nnUNetv2_train
         torch.set_num_threads(1)
         torch.backends.cudnn.benchmark = True
-    sizes = sizes or (ON_CUDA if where.type == "cuda" else ON_CPU)
+    workload = workload or (ON_CUDA if where.type == "cuda" else ON_CPU)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
 
     with _terminable(), tempfile.TemporaryDirectory(prefix="nnunet-ssp-bench-") as folder:
         _say("a phantom")
-        with Bench.prepared(Path(folder), where, sizes) as bench:
-            figures = {"setting": _setting(where, sizes), **_measure(bench, chosen)}
+        with Bench.prepared(Path(folder), where, workload) as bench:
+            figures = {"setting": _setting(where, workload), **_measure(bench, chosen)}
     print("\n".join(table(figures)))
     if file is not None:
         write_json(file, figures)
@@ -90,7 +90,7 @@ def _say(text: str) -> None:
     print(f"bench: {text} ...", file=sys.stderr, flush=True)
 
 
-def _setting(device: torch.device, sizes: Sizes) -> dict[str, Any]:
+def _setting(device: torch.device, workload: Workload) -> dict[str, Any]:
     versions = {}
     for package in PACKAGES:
         try:
@@ -106,18 +106,18 @@ def _setting(device: torch.device, sizes: Sizes) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "versions": versions,
-        "side": sizes.side,
-        "narrow": sizes.narrow,
+        "side": workload.side,
+        "narrow": workload.narrow,
     }
 
 
 def _measure(bench: Bench, methods: Sequence[str]) -> dict[str, Any]:
     """Every row of the table; the figures of a method are under ``methods`` and its name."""
-    sizes = bench.sizes
+    workload = bench.workload
     figures: dict[str, Any] = {"methods": {}, "rates": {}, "simclr_peak_memory_bytes": {}}
     for name in methods:
         _say(name)
-        seconds = sizes.seconds / len(methods)
+        seconds = workload.seconds / len(methods)
         found = rows.method_row(bench, name, figures["rates"], seconds)
         if bench.device.type == "cuda":
             found |= rows.from_host(bench, name, 2 * seconds)
@@ -125,10 +125,10 @@ def _measure(bench: Bench, methods: Sequence[str]) -> dict[str, Any]:
         found |= {"peak_memory_bytes": peak, "peak_memory_batch_size": batch}
         figures["methods"][name] = found
     _say("SimCLR's memory")
-    for size in sizes.batches:
+    for size in workload.batches:
         figures["simclr_peak_memory_bytes"][str(size)] = rows.peak_memory(bench, "SimCLR", size)[1]
     _say("the slice store's growth")
-    figures["growth"] = rows.growth(sizes.growth, bench.device)
+    figures["growth"] = rows.growth(workload.growth, bench.device)
     _say("lightly")
     figures["images_over_lightly"] = rows.over_lightly(bench)
     _say("fine-tuning")

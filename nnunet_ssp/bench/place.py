@@ -32,7 +32,7 @@ STOCK = "nnUNetTrainer"
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Workload:
     """How large everything is.
 
     Attributes:
@@ -56,8 +56,8 @@ class Sizes:
     growth: tuple[int, ...] = (1_000, 10_000, 100_000)
 
 
-ON_CPU = Sizes(side=64, batch=16, narrow=4)
-ON_CUDA = Sizes(side=256, batch=None, narrow=1)  # the papers' sizes
+ON_CPU = Workload(side=64, batch=16, narrow=4)
+ON_CUDA = Workload(side=256, batch=None, narrow=1)  # the papers' sizes
 
 
 def method_names() -> list[str]:
@@ -76,16 +76,16 @@ class Bench:
     Attributes:
         folder: of the preprocessed dataset.
         device: where training runs.
-        sizes: how large everything is.
+        workload: how large everything is.
     """
 
     folder: Path
     device: torch.device
-    sizes: Sizes
+    workload: Workload
 
     @classmethod
     @contextmanager
-    def prepared(cls, base: Path, device: torch.device, sizes: Sizes) -> Iterator[Bench]:
+    def prepared(cls, base: Path, device: torch.device, workload: Workload) -> Iterator[Bench]:
         """Make the phantom dataset in ``base``, with plans as planned and narrow ones, and nnU-Net's environment."""
         variables = {name: str(base / name) for name in NNUNET_FOLDERS}
         variables |= {TRAINERS_VARIABLE: str(trainers_folder()), "nnUNet_n_proc_DA": "0"}
@@ -97,10 +97,10 @@ class Bench:
                 source = write_mnms(
                     base / "source",
                     labelled=2,
-                    unlabelled=sizes.unlabelled,
+                    unlabelled=workload.unlabelled,
                     testing=0,
-                    matrix=sizes.side,
-                    frames=sizes.frames,
+                    matrix=workload.side,
+                    frames=workload.frames,
                     slices=8,
                 )
                 mnms.convert(source, int(DATASET[7:10]), DATASET[11:])
@@ -108,11 +108,11 @@ class Bench:
             plans = read_plans(folder / f"{PLANS}.json")
             widths = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
             widths["features_per_stage"] = [
-                max(1, n // sizes.narrow) for n in widths["features_per_stage"]
+                max(1, n // workload.narrow) for n in widths["features_per_stage"]
             ]
             plans["plans_name"] = NARROW
             write_json(folder / f"{NARROW}.json", plans)
-            yield cls(folder, device, sizes)
+            yield cls(folder, device, workload)
 
     def trainer(self, name: str, plans: str = PLANS, settings: str = "") -> Any:
         """A trainer, initialised."""

@@ -76,7 +76,7 @@ def method_row(
         rates: of `device_rates` by precision; missing ones are measured.
         seconds: for each of the four, about.
     """
-    with bench.pretraining(method, batch=bench.sizes.batch) as trainer:
+    with bench.pretraining(method, batch=bench.workload.batch) as trainer:
         found = speed(trainer, 2 * seconds)
         dtype = trainer.autocast_dtype or torch.float32
         if str(dtype) not in rates:
@@ -93,7 +93,7 @@ def from_host(bench: Bench, method: str, seconds: float) -> dict[str, Any]:
     Returns:
         The figures of `speed` by names that begin with ``host_``.
     """
-    with bench.pretraining(method, batch=bench.sizes.batch, data_device="host") as trainer:
+    with bench.pretraining(method, batch=bench.workload.batch, data_device="host") as trainer:
         found = speed(trainer, seconds)
     return {f"host_{name}": found[name] for name in found if name.startswith("end_to_end")}
 
@@ -337,11 +337,11 @@ def over_lightly(bench: Bench) -> dict[str, dict[str, Any]] | None:
         return None
     found = {}
     for name, peer in PEERS.items():
-        with bench.pretraining(name, NARROW, batch=bench.sizes.batch) as trainer:
+        with bench.pretraining(name, NARROW, batch=bench.workload.batch) as trainer:
             theirs = peer(trainer)
             ours = partial(_steps, trainer, theirs.steps)
             works: dict[str, Callable[[], object]] = {"lightly": theirs.one_pass, "ours": ours}
-            took = in_turns(works, bench.device, bench.sizes.seconds / 2)
+            took = in_turns(works, bench.device, bench.workload.seconds / 2)
         found[name] = ratio("images_over_lightly", took["lightly"], took["ours"])
     return found
 
@@ -356,7 +356,7 @@ def finetuning_over_stock(bench: Bench) -> dict[str, Any]:
             trainer.on_train_start()
         works[name] = partial(_steps, trainer, 1)
     with one_thread():  # small batches: threads would wait for each other
-        took = in_turns(works, bench.device, bench.sizes.seconds)
+        took = in_turns(works, bench.device, bench.workload.seconds)
     return {
         **ratio("finetuning_over_stock", took[STOCK], took[ours]),
         "finetuning_images_per_s": float(trainer.batch_size / statistics.median(took[ours])),

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.cohort.folds import read_splits
 from nnunet_ssp.demo.report import (
     CAVEAT,
     DATASET_ID,
@@ -26,11 +25,11 @@ from nnunet_ssp.demo.report import (
     PLANS,
     PRETRAINER,
     SCRATCH,
-    Dataset,
+    DemoData,
     Layout,
     Step,
     class_means,
-    report,
+    demo_page,
     score,
 )
 from nnunet_ssp.files import nnunet as nnunet_files
@@ -72,8 +71,8 @@ WEIGHTS = {
 
 
 @dataclass
-class Run:
-    """Runs steps and keeps what ran."""
+class StepTimer:
+    """Announces, runs and times steps."""
 
     execute: Callable[[Step], None]
     progress: Progress
@@ -164,11 +163,11 @@ def run(
         progress.say(f"Device: {device}. What the commands say goes to {output / 'logs'}\n")
         progress.say("\n".join(environment_lines(output)))
         command_runner = CommandRunner(demo_environment(output), output / "logs", progress)
-        do = Run(execute or command_runner, progress)
+        do = StepTimer(execute or command_runner, progress)
         if data is None:
             do(phantom_step(output))
         do(convert_step(layout, data or output / "phantom"))
-        dataset = read_dataset(layout)
+        dataset = read_demo_data(layout)
         do(Step("prepare", ("nnunet-ssp", "prepare", DATASET_ID, *PLAN_FLAGS)))
         plan = read_plan(layout.plans)
         for step in training_steps(layout, device, plan, length):
@@ -177,7 +176,7 @@ def run(
             do(step)
         scores = score(layout, dataset)
         setup = environment_lines(output)
-        page = report(layout, dataset, plan, scores, do.seconds, setup, device)
+        page = demo_page(layout, dataset, plan, scores, do.seconds, setup, device)
         page.write(output / "report.html")
 
     print(f"\n{class_means(scores).round(3).to_string()}\n\n{CAVEAT}")
@@ -281,7 +280,7 @@ def training_steps(
     ]
 
 
-def prediction_steps(layout: Layout, device: str, dataset: Dataset) -> list[Step]:
+def prediction_steps(layout: Layout, device: str, dataset: DemoData) -> list[Step]:
     """Predictions of both models, without mirroring, which would take four times as long."""
     model = ("-d", DATASET_ID, "-c", "2d", "-f", "0", "-p", PLANS, "-tr")
     flags = ("--disable_tta", "-npp", "1", "-nps", "1", "-device", device)
@@ -300,7 +299,7 @@ def read_plan(file: Path) -> dict[str, Any]:
     return nnunet_files.configuration_of(plans, "2d", str(file), needed)
 
 
-def read_dataset(layout: Layout) -> Dataset:
+def read_demo_data(layout: Layout) -> DemoData:
     """Read the converted dataset and choose the cases on which both models are compared.
 
     These are the test subjects; where the data have none, fold 0's validation subjects, whose
@@ -309,6 +308,8 @@ def read_dataset(layout: Layout) -> Dataset:
     Raises:
         ValueError: Fewer than two training subjects are labelled, so there is no fold 0.
     """
+    from nnunet_ssp.cohort.folds import read_splits
+
     cases = read_cases(layout.raw / "cases.csv")
     splits_file = layout.raw / "splits_final.json"
     splits = read_splits(splits_file) if splits_file.exists() else []
@@ -327,7 +328,7 @@ def read_dataset(layout: Layout) -> Dataset:
         for case in tested:
             file = f"{case}_0000{dataset['file_ending']}"
             shutil.copy(layout.raw / "imagesTr" / file, images / file)
-    return Dataset(
+    return DemoData(
         cases=cases,
         fold=splits[0],
         labels={name: value for name, value in dataset["labels"].items() if value != 0},

@@ -85,7 +85,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class DemoData:
     """What the conversion made, and on which of its cases both models are compared."""
 
     cases: dict[str, Case]
@@ -102,7 +102,7 @@ class Dataset:
         return list(dict.fromkeys(self.cases[case].subject for case in cases))
 
 
-def score(layout: Layout, dataset: Dataset) -> pd.DataFrame:
+def score(layout: Layout, dataset: DemoData) -> pd.DataFrame:
     """3D Dice of both models.
 
     Returns:
@@ -133,9 +133,9 @@ def class_means(scores: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def report(
+def demo_page(
     layout: Layout,
-    dataset: Dataset,
+    dataset: DemoData,
     plan: Mapping[str, Any],
     scores: pd.DataFrame,
     seconds: Mapping[Step, float],
@@ -194,12 +194,12 @@ def report(
     return page
 
 
-def _counts(dataset: Dataset, cases: list[str]) -> str:
+def _counts(dataset: DemoData, cases: list[str]) -> str:
     subjects = len(dataset.subjects(cases))
     return f"{len(cases)} frames of {subjects} subject{'' if subjects == 1 else 's'}"
 
 
-def _add_dice(page: Page, dataset: Dataset, scores: pd.DataFrame) -> None:
+def _add_dice(page: Page, dataset: DemoData, scores: pd.DataFrame) -> None:
     page.heading("3D Dice")
     means = class_means(scores)
     fine, scratch = MODELS
@@ -274,7 +274,7 @@ def _add_reconstructions(page: Page, layout: Layout) -> None:
         )
 
 
-def overlays(layout: Layout, dataset: Dataset, limit: int = 4) -> bytes:
+def overlays(layout: Layout, dataset: DemoData, limit: int = 4) -> bytes:
     """The reference and both predictions on the first labelled frame of some subjects.
 
     Args:
@@ -287,10 +287,10 @@ def overlays(layout: Layout, dataset: Dataset, limit: int = 4) -> bytes:
     """
     from nnunet_ssp.evaluation.files import read_array
     from nnunet_ssp.reporting.figures import (
-        Panel,
+        Overlay,
         label_window,
-        labelled_slices,
         overlay_grid,
+        slices_to_show,
     )
 
     first_frames: dict[str, str] = {}
@@ -302,10 +302,10 @@ def overlays(layout: Layout, dataset: Dataset, limit: int = 4) -> bytes:
     for subject, case in list(first_frames.items())[:limit]:
         image = read_array(dataset.images / f"{case}_0000{dataset.ending}")
         maps = [read_array(path / f"{case}{dataset.ending}") for path in folders.values()]
-        (z,), window = labelled_slices(maps[0], 1), label_window(maps[0])
+        (z,), window = slices_to_show(maps[0], 1), label_window(maps[0])
         reference = maps[0][z][window]
         rows[subject] = [
-            Panel(image[z][window], labels[z][window], reference if i else None)
+            Overlay(image[z][window], labels[z][window], reference if i else None)
             for i, labels in enumerate(maps)
         ]
     return overlay_grid(rows, list(folders), dataset.labels)

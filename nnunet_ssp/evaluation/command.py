@@ -126,9 +126,43 @@ def evaluate(
             on different grids.
     """
     from nnunet_ssp.evaluation.console import summary_text
+
+    folders = _name_models(predictions)
+    baseline = baseline or next(iter(folders))
+    if baseline not in folders:
+        raise ValueError(f"`--baseline` (={baseline}) must be one of {', '.join(folders)}.")
+    output = _output_folder(output, folders, references)
+    evaluation = _measure(
+        dataset,
+        folders,
+        baseline=baseline,
+        references=references,
+        structures={"LV": lv, "MYO": myo, "RV": rv},
+        spacing_unknown=spacing_unknown,
+        subject_pattern=subject_pattern,
+        workers=number_of_workers(workers),
+    )
+    _write(evaluation, output)
+    print(summary_text(evaluation))
+    print(f"\nReport: {output / 'report.html'}")
+    return output
+
+
+def _measure(
+    dataset: str | int,
+    folders: Mapping[str, Sequence[Path]],
+    *,
+    baseline: str,
+    references: Path | None,
+    structures: Mapping[str, str | None],
+    spacing_unknown: bool,
+    subject_pattern: str | None,
+    workers: int,
+) -> Evaluation:
+    """Score the predictions in the folders of each model; arguments as in `evaluate`."""
     from nnunet_ssp.evaluation.files import (
         WITHOUT_SPACING,
-        find_images,
+        find_image_files,
         find_pairs,
         find_references,
     )
@@ -136,16 +170,9 @@ def evaluate(
     from nnunet_ssp.evaluation.results import Evaluation
     from nnunet_ssp.evaluation.scoring import score_pairs
 
-    folders = _name_models(predictions)
-    baseline = baseline or next(iter(folders))
-    if baseline not in folders:
-        raise ValueError(f"`--baseline` (={baseline}) must be one of {', '.join(folders)}.")
-    output = _output_folder(output, folders, references)
-    workers = number_of_workers(workers)
-
     raw, prepared = _dataset_folders(dataset)
     home = next(f for f in (raw, prepared) if f is not None)
-    labels = read_labels(home / "dataset.json", {"LV": lv, "MYO": myo, "RV": rv})
+    labels = read_labels(home / "dataset.json", structures)
     ending = read_dataset(home / "dataset.json", ("file_ending",))["file_ending"]
     found = find_references(raw, prepared, ending, references)
     pairs, notes = find_pairs(folders, found, ending)
@@ -158,26 +185,22 @@ def evaluate(
     if ending in WITHOUT_SPACING:
         nominal = f"{ending} files hold no spacing"
         notes.append(f"{nominal}: there are no distances and no volumes.")
-    figures, refused = _clinical(frames, labels, nominal)
+    clinical, refused = _clinical(frames, labels, nominal)
     if nominal:
         frames[IN_ML_OR_MM] = float("nan")
-    evaluation = Evaluation(
+    return Evaluation(
         dataset=home.name,
         models=folders,
         baseline=baseline,
         labels=labels,
         pairs=pairs,
-        images=find_images(raw, ending),
+        images=find_image_files(raw, ending),
         frames=frames,
         slices=slices,
-        figures=figures,
+        clinical=clinical,
         refused=refused,
         notes=notes + unlabelled,
     )
-    _write(evaluation, output)
-    print(summary_text(evaluation))
-    print(f"\nReport: {output / 'report.html'}")
-    return output
 
 
 # --- what to evaluate -------------------------------------------------------------------------
@@ -308,14 +331,14 @@ def _with_cases(
 def _clinical(
     frames: pd.DataFrame, labels: Labels, nominal: str
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The clinical figures, or why there are none: for some subjects, or under `all`.
+    """The clinical metrics, or why there are none: for some subjects, or under `all`.
 
     Args:
         frames: From `_with_cases`.
         labels: The structures.
         nominal: Why the spacing is not known; empty if it is.
     """
-    from nnunet_ssp.evaluation.volumes import FIGURE_COLUMNS, clinical_figures
+    from nnunet_ssp.evaluation.volumes import METRIC_COLUMNS, clinical_metrics
 
     reason = ""
     if nominal:
@@ -329,24 +352,24 @@ def _clinical(
     elif (frames["phase"] == "").all():
         reason = "there is no cases.csv that says which frames are ED and ES"
     if not reason:
-        return clinical_figures(frames, labels.structures)
+        return clinical_metrics(frames, labels.structures)
     import pandas as pd
 
-    return pd.DataFrame(columns=FIGURE_COLUMNS), {"all": reason}
+    return pd.DataFrame(columns=METRIC_COLUMNS), {"all": reason}
 
 
 # --- output -----------------------------------------------------------------------------------
 
 
 def _write(evaluation: Evaluation, output: Path) -> None:
-    from nnunet_ssp.evaluation.report import report
+    from nnunet_ssp.evaluation.report import evaluation_page
 
     # Nothing is written before all is known: the files of a folder belong together.
-    summary, page = evaluation.summary(), report(evaluation)
+    summary, page = evaluation.summary(), evaluation_page(evaluation)
     tables = {
         "metrics.csv": evaluation.frames.drop(columns="base"),
         "slices.csv": evaluation.slices,
-        "clinical.csv": evaluation.figures,
+        "clinical.csv": evaluation.clinical,
     }
     with write_together(output) as temporary:
         for name, table in tables.items():

@@ -24,7 +24,7 @@ def summary_text(evaluation: Evaluation) -> str:
         if distances:
             lines += _compared(evaluation, "HD95 (mm)", " where neither missed a class")
     if len(evaluation.agreement):
-        rows = [["model", "figure", "subjects", "reference", "bias", "95 % limits", "r"]]
+        rows = [["model", "metric", "subjects", "reference", "bias", "95 % limits", "r"]]
         for row in evaluation.agreement.to_dict("records"):
             limits = f"{decimal(row['lower'], 1)} to {decimal(row['upper'], 1)}"
             cells = [row["model"], f"{row['figure']} ({row['unit']})", str(row["n_subjects"])]
@@ -34,7 +34,7 @@ def summary_text(evaluation: Evaluation) -> str:
     remarks = [f"Note: {note}" for note in evaluation.notes]
     for subject, reason in evaluation.refused.items():
         whose = "" if subject == "all" else f" of {subject}"
-        remarks.append(f"No clinical figures{whose}: {reason}.")
+        remarks.append(f"No clinical metrics{whose}: {reason}.")
     return "\n".join([*lines, "", *remarks] if remarks else lines)
 
 

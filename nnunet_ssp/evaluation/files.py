@@ -105,9 +105,11 @@ def find_pairs(
             files = _require_files(folder, ending)
             expected = _expected(folder, files, references)
             if missing := [case for case in expected if case not in files]:
-                raise FileNotFoundError(f"{folder} has no prediction for {listed(missing)}.")
+                raise FileNotFoundError(f"{folder} has no prediction for {case_list(missing)}.")
             if extra := [case for case in files if case not in expected]:
-                notes.append(f"{folder}: left out, as no reference is asked for: {listed(extra)}.")
+                notes.append(
+                    f"{folder}: left out, as no reference is asked for: {case_list(extra)}."
+                )
             found.append({case: (files[case], expected[case]) for case in expected})
         for seed, folder_files in zip(_seeds(model, found), found, strict=True):
             pairs += [Pair(model, seed, case, *files) for case, files in folder_files.items()]
@@ -116,7 +118,7 @@ def find_pairs(
         if different := sorted(cases ^ others):
             raise ValueError(
                 f"{one} and {other} must have predicted the same cases; only one of them has "
-                f"{listed(different)}."
+                f"{case_list(different)}."
             )
     return pairs, notes
 
@@ -131,10 +133,10 @@ def _expected(folder: Path, files: Collection[str], references: References) -> d
     if fold and folder.name == "validation" and int(fold[1]) < len(references.folds):
         cases = sorted(references.folds[int(fold[1])]["val"])
         if missing := [case for case in cases if case not in references.training]:
-            raise FileNotFoundError(f"{folder}: there is no reference for {listed(missing)}.")
+            raise FileNotFoundError(f"{folder}: there is no reference for {case_list(missing)}.")
     if not cases:
         raise FileNotFoundError(
-            f"{folder}: there is no reference for any of {listed(sorted(files))}. References are "
+            f"{folder}: there is no reference for any of {case_list(sorted(files))}. References are "
             "looked up in labelsTs, gt_segmentations and labelsTr; --references names another "
             "folder."
         )
@@ -156,7 +158,7 @@ def _seeds(model: str, found: Sequence[Mapping[str, object]]) -> list[int]:
             raise ValueError(
                 f"{model}: its folders must hold the same cases (seeds) or different ones (folds, "
                 f"all of them for each seed); only one of seeds 0 and {number} has "
-                f"{listed(different)}."
+                f"{case_list(different)}."
             )
     return numbers
 
@@ -170,7 +172,7 @@ def _require_files(folder: Path, ending: str) -> dict[str, Path]:
     return files
 
 
-def find_images(raw: Path | None, ending: str) -> dict[str, Path]:
+def find_image_files(raw: Path | None, ending: str) -> dict[str, Path]:
     """The first channel of the test and training images by case."""
     folders = [] if raw is None else [raw / "imagesTr", raw / "imagesTs"]
     return {
@@ -180,7 +182,7 @@ def find_images(raw: Path | None, ending: str) -> dict[str, Path]:
     }
 
 
-def listed(cases: Sequence[str], limit: int = 10) -> str:
+def case_list(cases: Sequence[str], limit: int = 10) -> str:
     """`1 case: a` or `12 cases: a, b, ... and 2 more`."""
     more = f" and {len(cases) - limit} more" if len(cases) > limit else ""
     noun = "case" if len(cases) == 1 else "cases"
@@ -190,7 +192,7 @@ def listed(cases: Sequence[str], limit: int = 10) -> str:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def read_image(path: Path) -> Any:
+def read_sitk_image(path: Path) -> Any:
     """Read a 3D image file as a `SimpleITK.Image`; a natural image (PNG, ...) is its one slice.
 
     Raises:
@@ -217,7 +219,7 @@ def read_array(path: Path) -> npt.NDArray[Any]:
     """Voxel values of a 3D image file. Shape: (slices, rows, columns)."""
     import SimpleITK
 
-    return SimpleITK.GetArrayFromImage(read_image(path))
+    return SimpleITK.GetArrayFromImage(read_sitk_image(path))
 
 
 def read_label_map(path: Path) -> npt.NDArray[Any]:
@@ -237,7 +239,7 @@ def read_pair(pair: Pair) -> tuple[npt.NDArray[Any], npt.NDArray[Any], tuple[flo
     """
     import SimpleITK
 
-    prediction, reference = (read_image(path) for path in (pair.prediction, pair.reference))
+    prediction, reference = (read_sitk_image(path) for path in (pair.prediction, pair.reference))
     # The tolerances pass what header formats round, 1e-3 mm and 1e-4 of the rest.
     grid = [("Size", 0), ("Spacing", 1e-3), ("Origin", 1e-3), ("Direction", 1e-3)]
     for name, tolerance in grid[: 1 if pair.reference.suffix in WITHOUT_SPACING else None]:

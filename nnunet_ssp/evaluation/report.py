@@ -1,6 +1,6 @@
 """The page that shows an evaluation.
 
-Tables, box plots, the best and the worst cases, the agreement of clinical figures.
+Tables, box plots, the best and the worst cases, the agreement of clinical metrics.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_ssp.evaluation.console import introduction
-from nnunet_ssp.evaluation.files import listed, read_array, read_image, read_label_map
+from nnunet_ssp.evaluation.files import case_list, read_array, read_label_map, read_sitk_image
 from nnunet_ssp.evaluation.results import POSITION_BINS, Evaluation
 from nnunet_ssp.evaluation.signed_rank import METHOD
 from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST, subject_means
 from nnunet_ssp.reporting.figures import (
     OVERLAY_WIDTH,
-    Panel,
+    Overlay,
     bland_altman,
     box_plot,
     curves_with_bands,
     label_window,
-    labelled_slices,
     overlay_grid,
+    slices_to_show,
 )
 from nnunet_ssp.reporting.page import GAP, PIXELS_PER_INCH, Cell, Page
 from nnunet_ssp.reporting.wording import decimal, interval, listing, p_value
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MODELS_PER_OVERLAY = 4
 
 
-def report(evaluation: Evaluation) -> Page:
+def evaluation_page(evaluation: Evaluation) -> Page:
     """The page of an evaluation."""
     models = list(evaluation.models)
     page = Page(f"{evaluation.dataset}: {listing(models)}")
@@ -116,7 +116,7 @@ def _add_comparisons(page: Page, evaluation: Evaluation) -> None:
         ),
         (
             "lower",
-            "Distances and absolute errors of the clinical figures, likewise; here a negative difference is better. "
+            "Distances and absolute errors of the clinical metrics, likewise; here a negative difference is better. "
             f"Missed: how many of them the model / {evaluation.baseline} does not have, over all seeds. What one of "
             "the two does not have in one of its seeds is left out for both.",
             0,
@@ -209,7 +209,7 @@ def _add_overlays(page: Page, evaluation: Evaluation) -> None:
     if left_out:
         page.paragraph(
             "Note: left out, as the image cannot be read or has another size than the reference: "
-            f"{listed(left_out)}."
+            f"{case_list(left_out)}."
         )
     for title, case in _best_median_worst(ranked).items():
         for models in _chunks(list(evaluation.models), MODELS_PER_OVERLAY):
@@ -236,7 +236,7 @@ def _has_image(evaluation: Evaluation, case: str) -> bool:
     """Whether the image of a case can be read and has the size of the reference."""
     reference = next(pair.reference for pair in evaluation.pairs if pair.case == case)
     try:
-        image, label_map = (read_image(path) for path in (evaluation.images[case], reference))
+        image, label_map = (read_sitk_image(path) for path in (evaluation.images[case], reference))
     except ValueError:
         return False
     return bool(image.GetSize() == label_map.GetSize())
@@ -262,12 +262,12 @@ def _overlay(evaluation: Evaluation, case: str, models: list[str]) -> bytes:
     reference = read_label_map(pairs[models[0]].reference)
     predictions = {name: read_label_map(pairs[name].prediction) for name in models}
     maps = {"Reference": reference, **predictions}
-    z, window = labelled_slices(reference, 3), label_window(reference)
+    z, window = slices_to_show(reference, 3), label_window(reference)
     base = evaluation.frames.loc[evaluation.frames["case"] == case, "base"].iloc[0]
     titles = {"first": ["basal", "middle", "apical"], "last": ["apical", "middle", "basal"]}
     rows = {
         name: [
-            Panel(image[i][window], labels[i][window], reference[i][window] if row else None)
+            Overlay(image[i][window], labels[i][window], reference[i][window] if row else None)
             for i in z
         ]
         for row, (name, labels) in enumerate(maps.items())
@@ -277,7 +277,7 @@ def _overlay(evaluation: Evaluation, case: str, models: list[str]) -> bytes:
 
 
 def _add_clinical(page: Page, evaluation: Evaluation) -> None:
-    page.heading("Clinical figures")
+    page.heading("Clinical metrics")
     if everyone := evaluation.refused.get("all"):
         page.paragraph(f"None: {everyone}.")
         return
@@ -285,9 +285,9 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
         page.table(
             ["Subject", "Refused because of"],
             list(evaluation.refused.items()),
-            caption="Subjects without clinical figures",
+            caption="Subjects without clinical metrics",
         )
-    if evaluation.figures.empty:
+    if evaluation.clinical.empty:
         return
     rows: list[list[Cell]] = []
     for row in evaluation.agreement.to_dict("records"):
@@ -308,12 +308,12 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
         page,
         evaluation,
         [
-            *("Model", "Figure", "Subjects", "Reference", "Predicted", "Bias", "SD"),
+            *("Model", "Metric", "Subjects", "Reference", "Predicted", "Bias", "SD"),
             *("95 % limits", "MAE", "Error (%)", "r"),
         ],
         rows,
         caption="Volumes are those of the voxels at the reference’s ED and ES frames; mass is that of the myocardium "
-        "at ED, 1.05 g/ml. Means over the subjects that have the figure in reference and prediction, of which a model "
+        "at ED, 1.05 g/ml. Means over the subjects that have the metric in reference and prediction, of which a model "
         "may have fewer than another (no EF without an EDV); their number is that of the seed with fewest. "
         "Bias: predicted minus reference, and its standard deviation; limits: bias ± 1.96 SD (Bland and Altman); "
         "MAE: mean absolute error; error (%): mean of the errors in percent of the reference; r: Pearson’s "
@@ -331,11 +331,11 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
 def _bland_altman_plots(
     evaluation: Evaluation, model: str
 ) -> Iterator[tuple[Callable[[Figure], None], str]]:
-    figures = evaluation.figures[evaluation.figures["model"] == model]
+    clinical = evaluation.clinical[evaluation.clinical["model"] == model]
     agreement = evaluation.agreement
     rows = agreement[agreement["model"] == model].set_index("figure")
-    for figure, own in figures.groupby("figure", sort=False):
-        line = rows.loc[figure]
+    for metric, own in clinical.groupby("figure", sort=False):
+        line = rows.loc[metric]
         lines = (float(line["lower"]), float(line["bias"]), float(line["upper"]))
         own = own.dropna(subset="error")
         if own.empty:
@@ -345,10 +345,10 @@ def _bland_altman_plots(
                 own["reference"].to_numpy(),
                 own["predicted"].to_numpy(),
                 lines,
-                str(figure),
+                str(metric),
                 line["unit"],
             ),
-            f"Bland-Altman plot of {figure}.",
+            f"Bland-Altman plot of {metric}.",
         )
 
 

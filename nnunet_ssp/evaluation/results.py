@@ -19,7 +19,7 @@ from nnunet_ssp.evaluation.statistics import (
     SCORES,
     Better,
     bootstrap_interval,
-    compare,
+    compare_models,
     summarise,
     with_mean,
 )
@@ -45,8 +45,8 @@ class Evaluation:
     images: Mapping[str, Path]  # by case; some may be missing
     frames: pd.DataFrame  # `Scores.frames` with the case's columns of cases.csv
     slices: pd.DataFrame  # `Scores.slices`, likewise
-    figures: pd.DataFrame  # from `clinical_figures`; empty where there are none
-    refused: Mapping[str, str]  # why subjects have no clinical figures; key `all` for everyone
+    clinical: pd.DataFrame  # from `clinical_metrics`; empty where there are none
+    refused: Mapping[str, str]  # why subjects have no clinical metrics; key `all` for everyone
     notes: Sequence[str]
 
     @property
@@ -90,22 +90,22 @@ class Evaluation:
 
     @cached_property
     def agreement(self) -> pd.DataFrame:
-        """How clinical figures agree with the reference."""
-        return agreement(self.figures)
+        """How clinical metrics agree with the reference."""
+        return agreement(self.clinical)
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
         """Every model against the baseline: `score`, and the columns of `compare`.
 
         Dice and the distances, each for the mean and for the classes, then the absolute errors of
-        the clinical figures, where `missed` counts the figures that a model does not have.
+        the clinical metrics, where `missed` counts those that a model does not have.
         """
         import pandas as pd
 
         compared: list[pd.DataFrame] = []
 
         def add(title: str, table: pd.DataFrame, score: str, better: Better) -> None:
-            rows = compare(table, score, self.baseline, better)
+            rows = compare_models(table, score, self.baseline, better)
             compared.append(rows.assign(score=title, better=better))
 
         for score, title in COMPARED.items():
@@ -113,13 +113,13 @@ class Evaluation:
                 add(f"{title}, {MEAN}", self.frames, score, SCORES[score])
                 for name, own in self.frames.groupby("class", sort=False):
                     add(f"{title}, {name}", own, score, SCORES[score])
-        errors = self.figures.assign(
-            error=self.figures["error"].abs(),
-            missed=self.figures["reference"].notna() & self.figures["predicted"].isna(),
-            case=self.figures["subject"],
+        errors = self.clinical.assign(
+            error=self.clinical["error"].abs(),
+            missed=self.clinical["reference"].notna() & self.clinical["predicted"].isna(),
+            case=self.clinical["subject"],
         ).rename(columns={"figure": "class"})
-        for figure, own in errors.groupby("class", sort=False):
-            title = f"{figure} ({own['unit'].iloc[0]}), absolute error"
+        for metric, own in errors.groupby("class", sort=False):
+            title = f"{metric} ({own['unit'].iloc[0]}), absolute error"
             add(title, own, "error", "lower")
         return pd.concat(compared, ignore_index=True)
 

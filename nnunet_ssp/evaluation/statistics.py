@@ -138,7 +138,7 @@ def bootstrap_interval(
     return limits
 
 
-def compare(
+def compare_models(
     table: pd.DataFrame, score: str, baseline: str, better: Better = "higher", seed: int = 0
 ) -> pd.DataFrame:
     """Test for each model whether it is better than the baseline, on what both have scores of.

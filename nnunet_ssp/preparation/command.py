@@ -37,9 +37,7 @@ from nnunet_ssp.preparation.raw import (
     list_jobs,
     read_dataset_json,
 )
-from nnunet_ssp.preparation.raw_checks import (
-    listed,
-)
+from nnunet_ssp.preparation.raw_checks import problem_lines
 
 
 def prepare(
@@ -77,17 +75,7 @@ def prepare(
             a 2D plane across the slices, or impossible options.
     """
     workers = number_of_workers(workers)
-    if plans_name is not None and (gpu_memory_target, overwrite_plans_name) != (None, None):
-        raise ValueError(
-            f"-p {plans_name} takes existing plans, so it must not come with options of a planner "
-            "(-gpu_memory_target, -overwrite_plans_name)."
-        )
-    if gpu_memory_target is not None and not gpu_memory_target > 0:
-        raise ValueError(f"`gpu_memory_target` (={gpu_memory_target}) must be above 0 GB.")
-    for name, what in ((plans_name, "-p"), (overwrite_plans_name, "-overwrite_plans_name")):
-        if name is not None:
-            must_be_plain(name, what)
-    must_be_plain(planner, "-pl")
+    _check_options(plans_name, planner, gpu_memory_target, overwrite_plans_name)
     raw = dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
     target = nnunet_folder("nnUNet_preprocessed") / raw.name
     with contextlib.ExitStack() as stack:
@@ -124,20 +112,48 @@ def prepare(
         for configuration in configurations:
             problems += preprocess(jobs, target, plans, content, configuration, workers, rules)
         prepared.record(target, {job.case for job in jobs})
-        shutil.rmtree(target / TEMPORARY, ignore_errors=True)
-        for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
-            left.unlink()
+        _clear_temporary(target)
     if problems:
         raise ValueError(
-            f"{len(problems)} case(s) could not be preprocessed, all others are done:\n{listed(problems)}"
+            f"{len(problems)} case(s) could not be preprocessed, all others are done:\n{problem_lines(problems)}"
         )
     print(f"Prepared {target}")
     if "2d" in configurations:
         fold = _first_fold(target / "splits_final.json", len(labelled))
-        flag = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
-        command = f"nnUNetv2_train {dataset_id(dataset)} 2d {fold}{flag}"
-        print(f"Next: {command} -tr nnUNetTrainerMIMPretrain")
+        print(f"Next: {_pretraining_command(dataset, fold, plans_name)}")
     return target
+
+
+def _check_options(
+    plans_name: str | None,
+    planner: str,
+    gpu_memory_target: float | None,
+    overwrite_plans_name: str | None,
+) -> None:
+    """Refuse options of `prepare` that contradict each other or that nnU-Net would misread."""
+    if plans_name is not None and (gpu_memory_target, overwrite_plans_name) != (None, None):
+        raise ValueError(
+            f"-p {plans_name} takes existing plans, so it must not come with options of a planner "
+            "(-gpu_memory_target, -overwrite_plans_name)."
+        )
+    if gpu_memory_target is not None and not gpu_memory_target > 0:
+        raise ValueError(f"`gpu_memory_target` (={gpu_memory_target}) must be above 0 GB.")
+    for name, what in ((plans_name, "-p"), (overwrite_plans_name, "-overwrite_plans_name")):
+        if name is not None:
+            must_be_plain(name, what)
+    must_be_plain(planner, "-pl")
+
+
+def _clear_temporary(target: Path) -> None:
+    """Delete the temporary files of this run and of killed ones."""
+    shutil.rmtree(target / TEMPORARY, ignore_errors=True)
+    for left in target.glob(f"{TEMPORARY}-*"):  # tables that a killed run was writing
+        left.unlink()
+
+
+def _pretraining_command(dataset: str | int, fold: str, plans_name: str) -> str:
+    flag = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
+    return f"nnUNetv2_train {dataset_id(dataset)} 2d {fold}{flag} -tr nnUNetTrainerMIMPretrain"
 
 
 def _first_fold(splits: Path, n_labelled: int) -> str:
@@ -163,12 +179,3 @@ def _explained(target: Path) -> Iterator[None]:
             f"{target}: writing failed ({error}). Once there is space, or what else was missing, run the same "
             "command again: it continues where it stopped."
         ) from error
-
-
-# -- the raw dataset -----------------------------------------------------------------------------
-
-
-# -- fingerprint and plans -----------------------------------------------------------------------
-
-
-# -- preprocessing -------------------------------------------------------------------------------

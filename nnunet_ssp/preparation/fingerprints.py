@@ -26,9 +26,9 @@ from nnunet_ssp.preparation.raw_checks import (
     RefusedError,
     Rules,
     absurd_spacing,
-    in_words,
     is_natural,
-    listed,
+    one_line,
+    problem_lines,
 )
 
 FILE, MADE_OF = "dataset_fingerprint.json", "dataset_fingerprint.sha256"
@@ -54,7 +54,7 @@ class CaseFiles(Protocol):
 
 
 @dataclass(frozen=True)
-class Described:
+class CaseDescription:
     """What a fingerprint needs of one case.
 
     Attributes:
@@ -102,21 +102,22 @@ def make_fingerprint(
         n = max(1, min(SAMPLES_PER_CASE, SAMPLES // len(jobs)))
     describe = partial(_describe, rules=rules, n_samples=n)
     found = list(process(describe, jobs, workers, "Fingerprint", "case"))
-    cases = [entry for entry in found if isinstance(entry, Described)]
+    cases = [entry for entry in found if isinstance(entry, CaseDescription)]
     problems = [entry for entry in found if isinstance(entry, str)]
     if labelled and cases:
         problems += _absurd_spacings(cases)
+    listing = problem_lines(problems)
     if problems and labelled:
         raise ValueError(
-            f"{len(problems)} labelled case(s) must be mended first, the plans depend on all:\n{listed(problems)}"
+            f"{len(problems)} labelled case(s) must be mended first, the plans depend on all:\n{listing}"
         )
     if not cases:
-        raise ValueError(f"{raw}: none of the {len(jobs)} images can be used:\n{listed(problems)}")
+        raise ValueError(f"{raw}: none of the {len(jobs)} images can be used:\n{listing}")
     if not all(any(len(c.intensities[i]) for c in cases) for i in range(rules.channels)):
         raise ValueError(f"{raw}: no mask has a labelled voxel, so nnU-Net cannot plan.")
     notes = [note for case in cases for note in case.notes]
     if notes:
-        print(f"WARNING: masks lie elsewhere than their images:\n{listed(notes)}")
+        print(f"WARNING: masks lie elsewhere than their images:\n{problem_lines(notes)}")
     write_json(file, fingerprint_of(cases))
     with atomic_write(made_of) as temporary:
         temporary.write_text(sources)
@@ -134,13 +135,13 @@ def _median(spacings: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(float(edge) for edge in middle)
 
 
-def _absurd_spacings(cases: Sequence[Described]) -> list[str]:
+def _absurd_spacings(cases: Sequence[CaseDescription]) -> list[str]:
     median = _median([case.spacing for case in cases if not is_natural(case.spacing)] or [[1] * 3])
     found = ((case.file, absurd_spacing(case.spacing, median)) for case in cases)
     return [f"{file}: {text}" for file, text in found if text]
 
 
-def _describe(job: CaseFiles, rules: Rules, n_samples: int) -> Described | str:
+def _describe(job: CaseFiles, rules: Rules, n_samples: int) -> CaseDescription | str:
     """Describe a case as nnU-Net would, an unlabelled one as if its non-zero voxels were labelled.
 
     Returns:
@@ -157,8 +158,8 @@ def _describe(job: CaseFiles, rules: Rules, n_samples: int) -> Described | str:
     except RefusedError as error:
         return str(error)
     except Exception as error:
-        return f"{job.images[0]}: nnU-Net cannot analyse it ({in_words(error)})."
-    return Described(
+        return f"{job.images[0]}: nnU-Net cannot analyse it ({one_line(error)})."
+    return CaseDescription(
         job.images[0],
         [float(edge) for edge in spacing],
         [int(n) for n in shape],
@@ -168,7 +169,9 @@ def _describe(job: CaseFiles, rules: Rules, n_samples: int) -> Described | str:
     )
 
 
-def _describe_unlabelled(job: CaseFiles, reader: CheckedReader, n_samples: int) -> Described | str:
+def _describe_unlabelled(
+    job: CaseFiles, reader: CheckedReader, n_samples: int
+) -> CaseDescription | str:
     image, properties = reader.read_images(list(job.images))
     if not image.any():
         return f"{job.images[0]}: all voxels are 0, there is no image."
@@ -177,7 +180,7 @@ def _describe_unlabelled(job: CaseFiles, reader: CheckedReader, n_samples: int) 
     drawn, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
         foreground, cropped, num_samples=n_samples
     )
-    return Described(
+    return CaseDescription(
         job.images[0],
         [float(edge) for edge in properties["spacing"]],
         [int(n) for n in cropped.shape[1:]],
@@ -186,7 +189,7 @@ def _describe_unlabelled(job: CaseFiles, reader: CheckedReader, n_samples: int) 
     )
 
 
-def fingerprint_of(cases: Sequence[Described]) -> dict[str, Any]:
+def fingerprint_of(cases: Sequence[CaseDescription]) -> dict[str, Any]:
     """Return a dataset fingerprint in nnU-Net's form."""
     properties = {}
     for channel in range(len(cases[0].intensities)):

@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_ssp.files.nnunet import configuration_of, read_plans
 from nnunet_ssp.nnunet import dataset_id, environment, quiet
 from nnunet_ssp.preparation.raw import (
-    Job,
+    CaseJob,
 )
 from nnunet_ssp.preparation.raw_checks import (
     Rules,
@@ -40,7 +40,7 @@ def reader_name(content: dict[str, Any], image: str) -> str:
         raise ValueError(f"{image}: none of nnU-Net's readers can read it.") from None
 
 
-def rules_of(content: dict[str, Any], jobs: Sequence[Job]) -> Rules:
+def rules_of(content: dict[str, Any], jobs: Sequence[CaseJob]) -> Rules:
     """What every file must be; the labels are those that masks may have."""
     reader = reader_name(content, jobs[0].images[0])
     return Rules(reader, len(content["channel_names"]), label_values(content["labels"]))

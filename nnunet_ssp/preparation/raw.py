@@ -22,7 +22,7 @@ REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")  # of 
 
 
 @dataclass(frozen=True)
-class Job:
+class CaseJob:
     """One case to preprocess.
 
     Attributes:
@@ -65,7 +65,7 @@ def read_dataset_json(raw: Path) -> dict[str, Any]:
     return content
 
 
-def list_jobs(raw: Path, content: dict[str, Any]) -> list[Job]:
+def list_jobs(raw: Path, content: dict[str, Any]) -> list[CaseJob]:
     """Training cases as nnU-Net finds them, then those of `imagesUn`."""
     training: dict[str, Any] = {}
     if "dataset" in content or (raw / "imagesTr").is_dir():
@@ -82,7 +82,7 @@ def list_jobs(raw: Path, content: dict[str, Any]) -> list[Job]:
         raise FileNotFoundError(f"{absent[0]} is missing: every image of imagesTr needs a mask.")
     must_all_be_plain(training, "case", str(raw))
     jobs = {
-        case: Job(case, tuple(entry["images"]), None if unlabelled else entry["label"])
+        case: CaseJob(case, tuple(entry["images"]), None if unlabelled else entry["label"])
         for case, entry in sorted(training.items())
     }
     ending = content["file_ending"]
@@ -93,7 +93,7 @@ def list_jobs(raw: Path, content: dict[str, Any]) -> list[Job]:
         must_be_plain(case, "case", str(raw / "imagesUn"))
         if case in training and not unlabelled:
             raise ValueError(f"{raw}: case {case} must not be in both imagesTr and imagesUn.")
-        jobs[case] = Job(case, tuple(files), None)
+        jobs[case] = CaseJob(case, tuple(files), None)
     most = max(len(job.images) for job in jobs.values())
     for job in jobs.values():
         if len(job.images) < most:
@@ -103,7 +103,7 @@ def list_jobs(raw: Path, content: dict[str, Any]) -> list[Job]:
     return list(jobs.values())
 
 
-def check_subjects(raw: Path, jobs: Sequence[Job]) -> None:
+def check_subjects(raw: Path, jobs: Sequence[CaseJob]) -> None:
     """Where there is a `cases.csv`, every case must be in it, and no test subject may be among the cases."""
     table = raw / "cases.csv"
     if not table.is_file():
@@ -119,7 +119,7 @@ def check_subjects(raw: Path, jobs: Sequence[Job]) -> None:
             )
 
 
-def check_folds(raw: Path, target: Path, labelled: Sequence[Job]) -> None:
+def check_folds(raw: Path, target: Path, labelled: Sequence[CaseJob]) -> None:
     """Check that the folds, of which nnUNet_raw has the valid copy if it has one, name cases only."""
     table = raw / "cases.csv"
     known = {job.case for job in labelled}

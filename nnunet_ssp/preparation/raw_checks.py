@@ -135,11 +135,11 @@ class CheckedReader:
                 yield
         except (ValueError, FileNotFoundError) as error:
             named = Path(file).name in str(error)
-            text = str(error) if named else f"{file}: cannot be read ({in_words(error)})."
+            text = str(error) if named else f"{file}: cannot be read ({one_line(error)})."
             raise RefusedError(text) from error
         except Exception as error:
             # nnU-Net prints why the files of a case do not fit each other, and raises an error without words.
-            reason = in_words(error) if str(error) else chatter.getvalue().partition("\n")[0]
+            reason = one_line(error) if str(error) else chatter.getvalue().partition("\n")[0]
             reader = type(self._reader).__name__
             raise RefusedError(f"{file}: nnU-Net's {reader} cannot read it ({reason}).") from error
 
@@ -235,13 +235,13 @@ class CheckedPlans(PlansManager):
         return lambda: self._checked
 
 
-def in_words(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return type and message in one line; SimpleITK's messages begin with a place in its source."""
     message = str(error).rpartition("sitk::ERROR: ")[-1]
     return f"{type(error).__name__}: {' '.join(message.split())}"
 
 
-def listed(problems: Collection[str]) -> str:
+def problem_lines(problems: Collection[str]) -> str:
     """Return problems as indented lines, at most `LISTED`."""
     lines = list(problems)
     more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []

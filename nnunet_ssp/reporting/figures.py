@@ -245,7 +245,7 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
 # --- label maps on images ---------------------------------------------------------------------
 
 
-class Panel(NamedTuple):
+class Overlay(NamedTuple):
     """One picture of an overlay. Shape of each array: (rows, columns)."""
 
     image: Array
@@ -254,7 +254,7 @@ class Panel(NamedTuple):
 
 
 def overlay_grid(
-    rows: Mapping[str, Sequence[Panel]],
+    rows: Mapping[str, Sequence[Overlay]],
     columns: Sequence[str],
     labels: Mapping[str, int | tuple[int, ...]],
 ) -> bytes:
@@ -272,9 +272,9 @@ def overlay_grid(
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
-        for line, (name, panels) in zip(grid, rows.items(), strict=True):
-            for axes, panel in zip(line, panels, strict=True):
-                _draw_panel(axes, panel, {colours[name]: labels[name] for name in labels})
+        for line, (name, overlays) in zip(grid, rows.items(), strict=True):
+            for axes, overlay in zip(line, overlays, strict=True):
+                _draw_overlay(axes, overlay, {colours[name]: labels[name] for name in labels})
             line[0].set_ylabel(textwrap.fill(name, 18))
         for axes, title in zip(grid[0], columns, strict=True):
             axes.set_title(title)
@@ -284,17 +284,17 @@ def overlay_grid(
     return render(draw, size=size, theme="both")
 
 
-def _draw_panel(axes: Axes, panel: Panel, paint: Mapping[str, int | tuple[int, ...]]) -> None:
+def _draw_overlay(axes: Axes, overlay: Overlay, paint: Mapping[str, int | tuple[int, ...]]) -> None:
     from matplotlib.colors import to_rgba
 
-    low, high = np.percentile(panel.image, (1, 99))
-    axes.imshow(panel.image, cmap="gray", vmin=low, vmax=high)
-    painted = np.zeros((*panel.image.shape, 4))
+    low, high = np.percentile(overlay.image, (1, 99))
+    axes.imshow(overlay.image, cmap="gray", vmin=low, vmax=high)
+    painted = np.zeros((*overlay.image.shape, 4))
     for colour, values in paint.items():
-        painted[np.isin(panel.labels, values)] = to_rgba(colour, 0.5)
+        painted[np.isin(overlay.labels, values)] = to_rgba(colour, 0.5)
     axes.imshow(painted)
     for values in paint.values():
-        if panel.outline is not None and (inside := np.isin(panel.outline, values)).any():
+        if overlay.outline is not None and (inside := np.isin(overlay.outline, values)).any():
             axes.contour(inside, levels=[0.5], colors="white", linewidths=0.8)
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
@@ -323,7 +323,7 @@ def label_window(labels: Array) -> tuple[slice, slice]:
     return around(rows, labels.shape[1]), around(columns, labels.shape[2])
 
 
-def labelled_slices(labels: Array, count: int) -> list[int]:
+def slices_to_show(labels: Array, count: int) -> list[int]:
     """The middle slices of equal parts of the labelled stack; without labels, of the whole stack.
 
     Args:

@@ -23,9 +23,9 @@ from nnunet_ssp.reporting.figures import (
 )
 from nnunet_ssp.reporting.page import Cell, Link
 from nnunet_ssp.reporting.wording import count, decimal
-from nnunet_ssp.study.results import TITLES, Place, Results, Value
+from nnunet_ssp.study.results import TITLES, Coordinates, Results, Value
 from nnunet_ssp.study.spec import AREA, Axis, Figure
-from nnunet_ssp.study.tables import capitalised, describe, fold_sizes, matching
+from nnunet_ssp.study.tables import capitalised, describe_axis, fold_sizes, matching
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +122,7 @@ def _fixed(figure: Figure, results: Results) -> str:
     """What all pictures show."""
     shown = results.study.entries(figure)
     axes: tuple[Axis, ...] = ("tests", "classes")
-    words = [describe(axis, shown[axis][0], results) for axis in axes if len(shown[axis]) == 1]
+    words = [describe_axis(axis, shown[axis][0], results) for axis in axes if len(shown[axis]) == 1]
     return f"{capitalised(', '.join(words))}." if words else ""
 
 
@@ -142,7 +142,7 @@ def _labels(figure: Figure, results: Results) -> Drawn:
             points = [
                 (
                     sizes[fold][slices],
-                    results.value(Place(model, fold, test, name, score), figure.seeds),
+                    results.value(Coordinates(model, fold, test, name, score), figure.seeds),
                 )
                 for fold in shown["folds"]
             ]
@@ -282,7 +282,7 @@ def _unlabelled(figure: Figure, results: Results) -> Drawn:
         for fold in shown["folds"]:
             points = []
             for model, amount in amounts.items():
-                value = results.value(Place(model, fold, test, name, score), figure.seeds)
+                value = results.value(Coordinates(model, fold, test, name, score), figure.seeds)
                 if amount is not None and value.seeds:
                     points.append((float(amount), value))
             if not points:
@@ -355,7 +355,7 @@ def _boxes(figure: Figure, results: Results) -> Drawn:
             raise ValueError(f"{figure.title}: scores (={AREA}) is no score of subjects.")
         groups: dict[str, dict[str, Array]] = {fold: {} for fold in shown["folds"]}
         for fold, model in itertools.product(shown["folds"], shown["models"]):
-            table = results.subject_values(Place(model, fold, test, name, score))
+            table = results.subject_values(Coordinates(model, fold, test, name, score))
             own = table[table["seed"].isin(figure.seeds or results.study.seeds)]
             groups[fold][model] = own.groupby("subject")["value"].mean().to_numpy()
         if any(len(values) for group in groups.values() for values in group.values()):
@@ -381,7 +381,7 @@ def _learning(figure: Figure, results: Results) -> Drawn:
             found = (results.learning_curve(runs[seed]) for seed in seeds if seed in runs)
             if own := [curve for curve in found if curve is not None]:
                 curves[model] = _mean_curve(own)
-            value = results.value(Place(model, fold, score=AREA), seeds)
+            value = results.value(Coordinates(model, fold, score=AREA), seeds)
             target = f"#{results.anchors[model, fold]}" if (model, fold) in results.anchors else ""
             text = _area_text(value)
             areas.append(Link(text, target) if text and target else text)

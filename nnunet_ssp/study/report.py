@@ -18,9 +18,17 @@ from nnunet_ssp.reporting.page import GAP, Cell, Link, Noted, Page
 from nnunet_ssp.reporting.wording import count, decimal, duration, interval, listing, p_value
 from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
-from nnunet_ssp.study.results import STAGES, Place, Results
+from nnunet_ssp.study.results import STAGES, Coordinates, Results
 from nnunet_ssp.study.runs import Run, slug
-from nnunet_ssp.study.tables import Filled, capitalised, fill, latex, markdown, size_of, tidy
+from nnunet_ssp.study.tables import (
+    Filled,
+    capitalised,
+    fill_table,
+    fold_size,
+    latex,
+    markdown,
+    tidy,
+)
 
 PAGE = "report.html"
 FORMATS: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
@@ -45,7 +53,9 @@ def write_results(results: Results, setup: Sequence[str]) -> Path:
     """
     study, output = results.study, results.output
     names = _names([table.title for table in study.tables])
-    tables = {name: fill(table, results) for name, table in zip(names, study.tables, strict=True)}
+    tables = {
+        name: fill_table(table, results) for name, table in zip(names, study.tables, strict=True)
+    }
     figures = [drawn(figure, results) for figure in study.figures]
     pictures = [(figure.title, plot) for figure in figures for plot in figure.plots]
     names = _names([f"{title} {plot.name}".strip() for title, plot in pictures])
@@ -96,7 +106,7 @@ def _remove_earlier(output: Path, written: list[str]) -> None:
 
 
 def _write_table(filled: Filled, name: str, folder: Path, links: Links) -> None:
-    def target(place: Place) -> str:
+    def target(place: Coordinates) -> str:
         return f"../{PAGE}#{links[place.model, place.fold]}"
 
     _write_csv(tidy(filled), folder / f"{name}.csv")
@@ -339,7 +349,7 @@ def _add_runs(page: Page, results: Results) -> None:
     every = {(run.name, run.label, run.seed): run for run in results.trainings}
     rows: list[list[Cell]] = []
     for model, fold in results.done:
-        cells: list[Cell] = [Noted(model, [[f"on {fold}: {size_of(fold, results)}"]])]
+        cells: list[Cell] = [Noted(model, [[f"on {fold}: {fold_size(fold, results)}"]])]
         for seed in seeds:
             run = every.get((model, fold, seed))
             cells.append(None if run is None else _run_cell(results, run))

@@ -25,7 +25,7 @@ from nnunet_ssp.evaluation.labels import SYNONYMS, Labels, read_labels
 from nnunet_ssp.evaluation.statistics import (
     MEAN,
     SCORES,
-    compare,
+    compare_models,
     holm,
     with_mean,
 )
@@ -53,7 +53,7 @@ DISTANCES = tuple(name for name in SCORES if name.endswith("_mm"))
 STAGES = {"train": "training", "predict": "prediction", "evaluate": "evaluation"}
 
 
-class Place(NamedTuple):
+class Coordinates(NamedTuple):
     """Where a value belongs, by the study's names."""
 
     model: str
@@ -111,7 +111,7 @@ class Results:
     data: Data
     output: Path
     unfinished: Collection[str] = frozenset()
-    _values: dict[Place, pd.DataFrame] = field(init=False, default_factory=dict, repr=False)
+    _values: dict[Coordinates, pd.DataFrame] = field(init=False, default_factory=dict, repr=False)
     _curves: dict[str, pd.DataFrame | None] = field(init=False, default_factory=dict, repr=False)
 
     def check(self) -> None:
@@ -245,7 +245,7 @@ class Results:
 
     # -- what they scored -----------------------------------------------------------------------
 
-    def value(self, place: Place, seeds: Sequence[int] | None = None) -> Value:
+    def value(self, place: Coordinates, seeds: Sequence[int] | None = None) -> Value:
         """The value at a place.
 
         Args:
@@ -263,7 +263,7 @@ class Results:
         spread = float(table["sd_subjects"].mean())
         return Value(values, spread, len(wanted), len(table), int(table["missed"].sum()))
 
-    def seed_values(self, place: Place) -> pd.DataFrame:
+    def seed_values(self, place: Coordinates) -> pd.DataFrame:
         """The values of the finished trainings.
 
         Returns:
@@ -273,7 +273,7 @@ class Results:
             self._values[place] = self._seed_values(place)
         return self._values[place]
 
-    def _seed_values(self, place: Place) -> pd.DataFrame:
+    def _seed_values(self, place: Coordinates) -> pd.DataFrame:
         runs = self.done.get((place.model, place.fold), {})
         rows = []
         subjects = None if place.score == AREA else self.subject_values(place)
@@ -293,25 +293,25 @@ class Results:
         names = ["seed", "value", "sd_subjects", "n_subjects", "missed", "run"]
         return pd.DataFrame(rows, columns=names)
 
-    def _frames(self, place: Place) -> pd.DataFrame:
+    def _frames(self, place: Coordinates) -> pd.DataFrame:
         """The rows of `metrics.csv` at a place."""
         frames = self._of_test(self.frames[place.model, place.fold], place.test)
         return frames[frames["class"] == self.class_of(place.class_name)]
 
-    def subject_values(self, place: Place) -> pd.DataFrame:
+    def subject_values(self, place: Coordinates) -> pd.DataFrame:
         """The values of the subjects, each the mean of its frames.
 
         Returns:
-            One row per seed and subject: `seed, subject, value`. Of a clinical figure it is the absolute error.
+            One row per seed and subject: `seed, subject, value`. Of a clinical metric it is the absolute error.
 
         Raises:
             ValueError: the study names a class that there is not.
         """
         frames = self._frames(place)
         if place.score in UNITS:
-            figures = self.figures[place.model, place.fold]
-            figures = figures[figures["figure"] == place.score]
-            shown = figures[figures["subject"].isin(frames["subject"])]
+            clinical = self.clinical[place.model, place.fold]
+            clinical = clinical[clinical["figure"] == place.score]
+            shown = clinical[clinical["subject"].isin(frames["subject"])]
             return shown.assign(value=shown["error"].astype(float).abs())[
                 ["seed", "subject", "value"]
             ]
@@ -333,7 +333,7 @@ class Results:
         }
 
     @cached_property
-    def figures(self) -> dict[tuple[str, str], pd.DataFrame]:
+    def clinical(self) -> dict[tuple[str, str], pd.DataFrame]:
         """`clinical.csv` of all finished trainings, by model and fold."""
         return {
             key: self._read_all(runs.values(), "clinical.csv") for key, runs in self.done.items()
@@ -440,7 +440,7 @@ class Results:
         have the same baseline.
 
         Returns:
-            The columns of `evaluation.statistics.compare`, and `n_seeds`. No row where the baseline is not done.
+            The columns of `evaluation.statistics.compare_models`, and `n_seeds`. No row where the baseline is not done.
         """
         tables = []
         for (model, label), runs in self.done.items():
@@ -452,7 +452,7 @@ class Results:
                 continue
             both = pd.concat([self.frames[baseline, fold], self.frames[model, fold]])
             both = both[both["seed"].isin(seeds) & (both["class"] == MEAN)]
-            table = compare(both, DICE, baseline)
+            table = compare_models(both, DICE, baseline)
             tables.append(table.assign(n_seeds=len(seeds)))
         if not tables:
             return pd.DataFrame()

@@ -219,18 +219,18 @@ def steps_per_epoch(
         data: the dataset; without it the study's `sizes` count, and without those an epoch has one step.
         seed: of the training, for a fold of each seed.
     """
-    n = labelled_slices(study, label, data, seed)
+    n = count_labelled_slices(study, label, data, seed)
     if not n:
         return 1
     if largest is not None:
         folds = {(other, own) for _, other, own in study.needed()}
-        most = max(labelled_slices(study, other, data, own) for other, own in folds)
+        most = max(count_labelled_slices(study, other, data, own) for other, own in folds)
         return max(1, round(largest * n / most))
     batch = data.batch_size if data else study.sizes.batch_size if study.sizes else 1
     return max(1, n // batch)
 
 
-def labelled_slices(study: Study, label: str, data: Data | None, seed: int) -> int:
+def count_labelled_slices(study: Study, label: str, data: Data | None, seed: int) -> int:
     """Labelled slices of a fold; 0 where that is not known."""
     if data is not None:
         return data.labelled_slices(study.fold_of(label, seed))

@@ -15,7 +15,7 @@ from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.reporting.page import GAP
 from nnunet_ssp.reporting.wording import decimal, listing
 from nnunet_ssp.study.published import Published, read_published
-from nnunet_ssp.study.results import DISTANCES, TITLES, Place, Results, Value
+from nnunet_ssp.study.results import DISTANCES, TITLES, Coordinates, Results, Value
 from nnunet_ssp.study.spec import AREA, AXES, DICE, Axis, Figure, Table
 
 HEADINGS: dict[Axis, str] = {
@@ -41,7 +41,7 @@ class Entry:
         runs: folders of the finished runs, below the study's.
     """
 
-    place: Place
+    place: Coordinates
     value: Value
     spread: float
     published: Published | None
@@ -115,7 +115,7 @@ def _for_readers(axes: Sequence[Axis], names: Sequence[str]) -> list[str]:
     return [SHORT.get(name, name) if axis == "scores" else name for axis, name in paired]
 
 
-def fill(table: Table, results: Results) -> Filled:
+def fill_table(table: Table, results: Results) -> Filled:
     """Fill a table with the values of the finished runs.
 
     Raises:
@@ -130,7 +130,7 @@ def fill(table: Table, results: Results) -> Filled:
     def entry(row: tuple[str, ...], column: tuple[str, ...]) -> Entry:
         names = fixed | dict(zip(table.rows, row, strict=True))
         names |= dict(zip(table.columns, column, strict=True))
-        place = Place(*(names[axis] for axis in AXES))
+        place = Coordinates(*(names[axis] for axis in AXES))
         value = results.value(place, table.seeds)
         runs = results.done.get((place.model, place.fold), {})
         printed = (place.model, place.fold, place.test, results.structure_of(place.class_name))
@@ -167,12 +167,12 @@ def _what(table: Table, results: Results) -> str:
     of_subjects = shown["scores"] != [AREA]
     of_classes = any(score != AREA and score not in UNITS for score in shown["scores"])
     fixed = [
-        describe(axis, shown[axis][0], results)
+        describe_axis(axis, shown[axis][0], results)
         for axis in reversed(AXES)
         if axis not in (*table.rows, *table.columns) and (axis != "classes" or of_classes)
     ]
     if len(shown["scores"]) > 1:
-        fixed += ["absolute errors of the clinical figures"] * bool(UNITS.keys() & shown["scores"])
+        fixed += ["absolute errors of the clinical metrics"] * bool(UNITS.keys() & shown["scores"])
         fixed += ["area: mean pseudo Dice of the learning curve"] * (AREA in shown["scores"])
     means = ["mean over subjects, each the mean of its frames"] if of_subjects else []
     several = len(seeds) > 1
@@ -190,7 +190,7 @@ def _what(table: Table, results: Results) -> str:
     return f"{capitalised('; '.join([*fixed, *means]))}."
 
 
-def describe(axis: Axis, name: str, results: Results) -> str:
+def describe_axis(axis: Axis, name: str, results: Results) -> str:
     """An entry of an axis in words."""
     if axis == "scores":
         return TITLES.get(name, name)
@@ -244,11 +244,11 @@ def _range(numbers: set[int]) -> str:
 def fold_sizes(part: Table | Figure, results: Results) -> str:
     """The labelled subjects and slices of the folds."""
     folds = results.study.entries(part)["folds"]
-    each = (f"{fold}: {size_of(fold, results)}" for fold in folds)
+    each = (f"{fold}: {fold_size(fold, results)}" for fold in folds)
     return f"Trained on, in labelled subjects (slices): {'; '.join(each)}."
 
 
-def size_of(fold: str, results: Results) -> str:
+def fold_size(fold: str, results: Results) -> str:
     """Labelled subjects and slices of a fold, as `10 (231)`."""
     return "{:,.0f} ({:,.0f})".format(*results.labelled(fold))
 
@@ -287,7 +287,7 @@ def tidy(filled: Filled) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def markdown(filled: Filled, target: Callable[[Place], str]) -> str:
+def markdown(filled: Filled, target: Callable[[Coordinates], str]) -> str:
     """The table in Markdown.
 
     Args:

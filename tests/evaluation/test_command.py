@@ -56,7 +56,7 @@ def strict_json(path: Path) -> dict:
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures but where a test asks for them: drawing takes longer than all the rest."""
     if not {"reports", "with_page"} & set(request.fixturenames):
-        monkeypatch.setattr(report, "report", lambda evaluation: Page("no pictures"))
+        monkeypatch.setattr(report, "evaluation_page", lambda evaluation: Page("no pictures"))
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_a_plain_dataset_has_no_clinical_figures_and_takes_a_pattern(nnunet, cap
     assert run("27 -np 1", predicted) == 0
     *_, clinical, summary = tables(nnunet / "predicted_evaluation")
     assert summary["n_subjects"] == 8 and clinical.empty
-    assert "No clinical figures: there is no cases.csv that says" in capsys.readouterr().out
+    assert "No clinical metrics: there is no cases.csv that says" in capsys.readouterr().out
     assert run('27 -np 1 --subject-pattern "(.+)_frame"', predicted) == 0
     *_, summary = tables(nnunet / "predicted_evaluation")
     assert summary["n_subjects"] == 4
@@ -317,7 +317,7 @@ def test_structures_that_share_a_value_have_no_volumes(nnunet, capsys):
     *_, clinical, _ = tables(nnunet / "predicted_evaluation")
     assert clinical.empty
     printed = capsys.readouterr().out
-    assert "No clinical figures: LV, which is taken for LV, and MYO, for MYO, share the" in printed
+    assert "No clinical metrics: LV, which is taken for LV, and MYO, for MYO, share the" in printed
 
 
 @pytest.mark.parametrize(("ending", "part"), [(".tif", slice(None)), (".png", 2)])
@@ -341,7 +341,7 @@ def test_files_without_spacing_have_neither_distances_nor_volumes(
     assert metrics[["hd95_mm", "assd_mm", "reference_ml", "predicted_ml"]].isna().all(axis=None)
     printed = capsys.readouterr().out
     assert f"Note: {ending} files hold no spacing: there are no distances and no vol" in printed
-    assert f"No clinical figures: {ending} files hold no spacing, so there are no vol" in printed
+    assert f"No clinical metrics: {ending} files hold no spacing, so there are no vol" in printed
     html = (nnunet / "predicted_evaluation/report.html").read_text()
     # Of two cases none is both the best and the median.
     assert "Best: a" in html and "Worst: a" in html and "Median: " not in html
@@ -354,7 +354,7 @@ def test_regions_overlap_and_an_ignore_label_forbids_volumes(nnunet, capsys):
     metrics, *_ = tables(nnunet / "predicted_evaluation")
     own = metrics.set_index(["case", "class"])["reference_ml"].unstack()
     assert (own["heart"] > own["LV"] + own["RV"]).all()
-    assert "No clinical figures: the dataset has an ignore label" in capsys.readouterr().out
+    assert "No clinical metrics: the dataset has an ignore label" in capsys.readouterr().out
 
 
 def test_nominal_spacing_has_no_distances_and_no_volumes(
@@ -367,7 +367,7 @@ def test_nominal_spacing_has_no_distances_and_no_volumes(
     assert clinical.empty
     assert "nominal" in summary["clinical_refused"]["all"]
     printed = capsys.readouterr().out
-    assert "No clinical figures: the spacing is nominal (--spacing-unknown)" in printed
+    assert "No clinical metrics: the spacing is nominal (--spacing-unknown)" in printed
     html = (tmp_path / "mim_evaluation/report.html").read_text()
     assert "HD95 (mm)" not in html and "None: the spacing is nominal" in html
 
@@ -378,7 +378,7 @@ def test_subjects_without_es_are_refused_with_the_reason(dataset, predict, tmp_p
     *_, clinical, summary = tables(tmp_path / "mim_evaluation")
     assert "T2" not in set(clinical["subject"])
     assert summary["clinical_refused"] == {"T2": "no ES frame"}
-    assert "No clinical figures of T2: no ES frame." in capsys.readouterr().out
+    assert "No clinical metrics of T2: no ES frame." in capsys.readouterr().out
 
 
 def test_classes_that_were_not_labelled_are_left_out_and_said_so(
@@ -456,7 +456,7 @@ def test_nothing_is_written_if_the_page_fails(dataset, predict, tmp_path, monkey
     def fail(evaluation: object) -> Page:
         raise ValueError("no page")
 
-    monkeypatch.setattr(report, "report", fail)
+    monkeypatch.setattr(report, "evaluation_page", fail)
     assert run("114 -np 1", predict("mim", 1.0)) == 1
     assert not (tmp_path / "mim_evaluation").exists()
 
@@ -557,7 +557,7 @@ def test_the_page_has_every_part_and_asks_for_nothing(reports):
             "Overlap and distance",
             *compared,
             "Best, median and worst",
-            "Clinical figures",
+            "Clinical metrics",
             "From base to apex",
             "By phase, vendor, centre and pathology",
             "Subjects",
@@ -654,7 +654,7 @@ def test_real_acdc_has_nominal_spacing(real_data: Path, nnunet: Path, capsys):
     assert (len(metrics), summary["n_subjects"]) == (60, 10)
     assert clinical.empty and metrics["hd95_mm"].isna().all()
     assert summary["structures"] == {"LV": "LVC", "MYO": "MLV", "RV": "RV"}
-    assert "No clinical figures: the spacing is nominal" in capsys.readouterr().out
+    assert "No clinical metrics: the spacing is nominal" in capsys.readouterr().out
 
 
 def test_a_full_disk_leaves_the_earlier_files(

@@ -10,7 +10,7 @@ import SimpleITK
 from nnunet_ssp.evaluation.files import (
     Pair,
     References,
-    find_images,
+    find_image_files,
     find_pairs,
     find_references,
     read_array,
@@ -152,11 +152,11 @@ def test_hidden_files_are_no_cases(places, tmp_path):
 def test_images_are_found_by_case(tmp_path):
     touch(tmp_path / "imagesTr", "a_0000", "a_0001")
     touch(tmp_path / "imagesTs", "t_0000")
-    assert {case: path.name for case, path in find_images(tmp_path, END).items()} == {
+    assert {case: path.name for case, path in find_image_files(tmp_path, END).items()} == {
         "a": f"a_0000{END}",
         "t": f"t_0000{END}",
     }
-    assert find_images(None, END) == {}
+    assert find_image_files(None, END) == {}
 
 
 # -- reading -------------------------------------------------------------------------------------

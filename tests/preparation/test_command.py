@@ -38,7 +38,7 @@ from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation import command as preparation
 from nnunet_ssp.preparation import fingerprints, planning, preprocessing, raw_checks
 from nnunet_ssp.preparation.command import prepare
-from nnunet_ssp.preparation.raw import Job
+from nnunet_ssp.preparation.raw import CaseJob
 from nnunet_ssp.slices import store as slices
 from tests.holders import held
 
@@ -57,7 +57,7 @@ def quicken_fingerprint(patch: pytest.MonkeyPatch, voxels: int = 10**5) -> list[
     made: list[int] = []
     real = fingerprints.fingerprint_of
 
-    def counted(cases: Sequence[fingerprints.Described]) -> dict[str, Any]:
+    def counted(cases: Sequence[fingerprints.CaseDescription]) -> dict[str, Any]:
         made.append(len(cases))
         return real(cases)
 
@@ -119,7 +119,7 @@ def preprocessed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     cases: list[str] = []
     real = preprocessing.preprocess_case
 
-    def spy(job: Job, **options: Any) -> slices.StoredCase | str:
+    def spy(job: CaseJob, **options: Any) -> slices.StoredCase | str:
         cases.append(job.case)
         return real(job, **options)
 
@@ -386,7 +386,7 @@ def test_the_fingerprint_without_labels_takes_no_more_memory_for_more_cases(
     drawn: list[int] = []
     fingerprint = fingerprints.fingerprint_of
 
-    def counted(cases: list[fingerprints.Described]) -> dict[str, Any]:
+    def counted(cases: list[fingerprints.CaseDescription]) -> dict[str, Any]:
         drawn.append(sum(len(case.intensities[0]) for case in cases))
         return fingerprint(cases)
 
@@ -793,7 +793,7 @@ def test_a_killed_run_is_finished_by_a_second(
     class Killed(BaseException):
         pass
 
-    def die_at_eight(job: Job, **options: Any) -> slices.StoredCase | str:
+    def die_at_eight(job: CaseJob, **options: Any) -> slices.StoredCase | str:
         if len(preprocessed) == 7:
             monkeypatch.setattr(slices, "write_index", lambda *_: None)  # nothing after the kill
             raise Killed

@@ -14,7 +14,7 @@ from nnunet_ssp.cohort.cases import Case, write_cases
 from nnunet_ssp.cohort.dataset import Dataset
 from nnunet_ssp.cohort.folds import Fold, write_splits
 from nnunet_ssp.evaluation.command import CASE_COLUMNS
-from nnunet_ssp.evaluation.volumes import FIGURE_COLUMNS
+from nnunet_ssp.evaluation.volumes import METRIC_COLUMNS
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.launch import TRAINERS_VARIABLE, trainers_folder
 from nnunet_ssp.reporting.figures import render
@@ -135,7 +135,7 @@ def measured(run: Run, dice: Dice) -> tuple[pd.DataFrame, pd.DataFrame]:
         numbers = (60.0, 60.0 + error, error, error / 0.6)
         figures.append((run.name, 0, name, "LV EF", "%", *numbers))
     table = pd.DataFrame(frames).drop(columns="base")
-    return table, pd.DataFrame(figures, columns=list(FIGURE_COLUMNS))
+    return table, pd.DataFrame(figures, columns=list(METRIC_COLUMNS))
 
 
 def make_data(folder: Path) -> Data:

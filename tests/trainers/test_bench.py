@@ -20,7 +20,7 @@ from nnunet_ssp.bench.place import (
     ON_CUDA,
     PLANS,
     Bench,
-    Sizes,
+    Workload,
     both_clocks,
     in_turns,
     method_names,
@@ -32,7 +32,7 @@ from nnunet_ssp.slices.store import SliceStore
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-TINY = Sizes(
+TINY = Workload(
     side=48, batch=4, narrow=8, seconds=0, unlabelled=1, frames=4, batches=(4, 8), growth=(20, 40)
 )
 # What every method must say, by name.
@@ -171,7 +171,7 @@ def test_sigterm_ends_it_as_an_error_does(bench, scratch, monkeypatch):
     monkeypatch.setattr(command, "_measure", terminated)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit, match="143"):
-        command.run(["MIM"], "cpu", sizes=TINY)
+        command.run(["MIM"], "cpu", workload=TINY)
     assert not list(scratch.iterdir())
     assert signal.getsignal(signal.SIGTERM) is before
 
