@@ -33,7 +33,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# -- help ----------------------------------------------------------------------------------------
+# -- help ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_nothing_heavy_is_imported_to_help(words: str):
     assert done.stdout.splitlines()[-1] == "HEAVY"
 
 
-# -- errors --------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 def failing(error: BaseException) -> Callable[..., int]:
@@ -175,7 +175,7 @@ def test_variables_that_are_not_set(
     assert "error: The environment variable nnUNet_raw is not set" in capsys.readouterr().err
 
 
-# -- env -----------------------------------------------------------------------------------------
+# -- env -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_env_names_the_folder_of_the_trainers():
     assert (trainers_folder() / "nnUNetTrainerMIMPretrain.py").is_file()
 
 
-# -- what the commands hand on -------------------------------------------------------------------
+# -- what the commands hand on ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -295,7 +295,7 @@ def test_the_status_of_doctor_is_that_of_the_command(status: int, monkeypatch: p
     assert main(["doctor"]) == status
 
 
-# -- the real functions --------------------------------------------------------------------------
+# -- the real functions ----------------------------------------------------------------------------
 
 
 def test_a_phantom_is_that_of_its_function(tmp_path: Path):

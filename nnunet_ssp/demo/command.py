@@ -1,7 +1,7 @@
-"""The main job from nothing to a report: `nnunet-ssp demo`.
+"""`nnunet-ssp demo`: the whole path from nothing to a report.
 
-Every step is one of the commands a user would type, run in a process of its own and printed before
-it runs; what it says goes to `logs/`. All of nnU-Net's folders lie inside the demo's folder.
+Every step is a command that a user would type. It is printed, then run in a process of its own, and its output goes
+to `logs/`. All of nnU-Net's folders lie inside the demo's folder.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from nnunet_ssp.launch import (
     run_logged,
 )
 
-MARKER = ".nnunet-ssp-demo"  # a folder that holds this file is ours to start over in
+MARKER = ".nnunet-ssp-demo"  # a demo may start over in a folder that holds this file
 INTERMEDIATE = ("phantom", "nnUNet_raw", "nnUNet_preprocessed", "imagesVal")
 CREATED = (*INTERMEDIATE, "nnUNet_results", "predictions", "logs", "report.html")
 
 PLAN_FLAGS = ("-gpu_memory_target", "0.1", "-overwrite_plans_name", PLANS)
 
-# How many patches of 96 x 96 pixels each training sees, about five minutes on two cores in all;
-# of larger patches as many as take the same time.
+# Patches of 96 x 96 pixels that each training sees, about five minutes on two cores in all;
+# larger patches are as many as take the same time.
 PRETRAINING_IMAGES = 2400
 FINETUNING_IMAGES = 1400
 REFERENCE_PIXELS = 96 * 96
@@ -79,7 +79,7 @@ class StepTimer:
     seconds: dict[Step, float] = field(default_factory=dict)
 
     def __call__(self, step: Step) -> None:
-        """Print the step's command, run it, note its time."""
+        """Print the step's command, run it, and note its time."""
         self.progress.say(f"\n$ {step.line}")
         start = time.monotonic()
         self.execute(step)
@@ -122,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_arguments(arguments: argparse.Namespace) -> int:
-    """Run the demo with the parsed arguments of `add_arguments`."""
+    """Run the demo with arguments that were parsed by the parser of `add_arguments`."""
     names = ("data", "output", "device", "length", "keep")
     return run(**{name: getattr(arguments, name) for name in names})
 
@@ -135,11 +135,11 @@ def run(
     keep: bool = False,
     execute: Callable[[Step], None] | None = None,
 ) -> int:
-    """Convert, prepare, pretrain, fine-tune, predict, score, and write `report.html`.
+    """Convert, prepare, pretrain, fine-tune, predict and score, then write `report.html`.
 
     Args:
         data: Folder in the layout of M&Ms; None makes a phantom.
-        output: Folder for everything the demo writes.
+        output: Folder for everything that the demo writes.
         device: "cpu", "cuda" or "mps"; None takes the GPU when there is one.
         length: Factor on the number of training steps.
         keep: Keep the phantom, its prepared data and the intermediate checkpoints.
@@ -191,7 +191,7 @@ def run(
 
 
 def open_folder(output: Path, data: Path | None = None) -> None:
-    """Make the demo's folder, or clear the one of an earlier demo of what that one created.
+    """Make the demo's folder, or remove from an earlier demo's folder what that demo made.
 
     Raises:
         FileNotFoundError: `data` is not a folder.
@@ -221,7 +221,7 @@ def remove(path: Path) -> None:
 
 
 def demo_environment(output: Path) -> dict[str, str]:
-    """The environment of every step: the user's, with nnU-Net's folders inside the demo's."""
+    """Make the environment of every step: the user's, with nnU-Net's folders inside the demo's."""
     environment = command_environment(output)
     environment.setdefault("nnUNet_compile", "f")  # compiling takes longer than these trainings
     environment["nnUNet_wandb_enabled"] = "0"  # nothing of a demo leaves the machine
@@ -229,7 +229,7 @@ def demo_environment(output: Path) -> dict[str, str]:
 
 
 def phantom_step(output: Path) -> Step:
-    """Write synthetic cine: few labelled subjects, more without labels, and test subjects."""
+    """Write synthetic cine: a few labelled subjects, more without labels, and test subjects."""
     subjects = ("--labelled", "4", "--unlabelled", "12", "--testing", "4")
     what = (*subjects, "--matrix", "96", "--frames", "10")
     return Step("phantom", ("nnunet-ssp", "phantom", str(output / "phantom"), *what))
@@ -244,7 +244,7 @@ def convert_step(layout: Layout, data: Path) -> Step:
 def training_steps(
     layout: Layout, device: str, plan: Mapping[str, Any], length: float
 ) -> list[Step]:
-    """Pretraining, fine-tuning and its control: same plans, number of steps and schedule.
+    """List pretraining, fine-tuning and its control; the last two have the same plans, steps and schedule.
 
     Args:
         layout: Where things are.
@@ -281,7 +281,7 @@ def training_steps(
 
 
 def prediction_steps(layout: Layout, device: str, dataset: DemoData) -> list[Step]:
-    """Predictions of both models, without mirroring, which would take four times as long."""
+    """List the predictions of both models, without mirroring, which would take four times as long."""
     model = ("-d", DATASET_ID, "-c", "2d", "-f", "0", "-p", PLANS, "-tr")
     flags = ("--disable_tta", "-npp", "1", "-nps", "1", "-device", device)
 
@@ -302,8 +302,8 @@ def read_plan(file: Path) -> dict[str, Any]:
 def read_demo_data(layout: Layout) -> DemoData:
     """Read the converted dataset and choose the cases on which both models are compared.
 
-    These are the test subjects; where the data have none, fold 0's validation subjects, whose
-    images are copied to a folder of their own, because `nnUNetv2_predict` takes folders.
+    These are the test subjects or, where the data have none, fold 0's validation subjects. The images of the latter
+    are copied to a folder of their own, because `nnUNetv2_predict` takes folders.
 
     Raises:
         ValueError: Fewer than two training subjects are labelled, so there is no fold 0.
@@ -341,7 +341,7 @@ def read_demo_data(layout: Layout) -> DemoData:
 
 
 class Progress:
-    """One bar over all steps; printed lines go above it.
+    """Progress bar over all steps; printed lines go above it.
 
     Args:
         total: Sum of the steps' weights.
@@ -381,12 +381,12 @@ class Progress:
 
 
 class CommandRunner:
-    """Runs steps as processes that write to log files.
+    """Runner of steps, as processes that write to log files.
 
     Args:
         environment: Environment variables of the commands.
         logs: Folder for one log file per step.
-        progress: Shows how far a training is.
+        progress: Shows how far a training has come.
     """
 
     def __init__(self, environment: Mapping[str, str], logs: Path, progress: Progress) -> None:
@@ -418,7 +418,7 @@ class CommandRunner:
 
 
 def trained_part(log: Path) -> float:
-    """How much of a training is done, 0 to 1, by the epochs its log names; 0 for other steps."""
+    """Read from a log the part of a training that is done, 0 to 1; 0 for other steps."""
     # "Epoch 3" opens an epoch; "Epoch time: 12.3 s" closes it.
     begun = re.findall(r"\bEpoch (\d+)\s*$", log.read_text("utf-8", "replace"), re.MULTILINE)
     return min(1.0, int(begun[-1]) / EPOCHS) if begun else 0.0

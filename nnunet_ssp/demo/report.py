@@ -1,4 +1,4 @@
-"""What the demo made, and the page that shows it: Dice, curves, reconstructions, predictions, commands."""
+"""The results of the demo and their page: Dice, curves, reconstructions, predictions, commands."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ FINETUNER, SCRATCH = MODELS.values()
 class Step:
     """One command of the demo."""
 
-    name: str  # a key of WEIGHTS; also names the log file
+    # A key of WEIGHTS; also names the log file.
+    name: str
     command: tuple[str, ...]
-    settings: str = ""  # value of nnUNet_ssp_settings
+    # Value of nnUNet_ssp_settings.
+    settings: str = ""
 
     @property
     def line(self) -> str:
@@ -50,10 +52,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are, below the demo's folder as the user named it."""
+    """Paths below the demo's folder, as the user named it."""
 
     output: Path
-    name: str  # the dataset's name without its number
+    # The dataset's name without its number.
+    name: str
 
     @property
     def dataset(self) -> str:
@@ -71,39 +74,44 @@ class Layout:
         return self.output / "nnUNet_preprocessed" / self.dataset / f"{PLANS}.json"
 
     def fold(self, trainer: str) -> Path:
-        """The results of a training."""
+        """Return the folder of a training's results."""
         folder = self.output / "nnUNet_results" / self.dataset / f"{trainer}__{PLANS}__2d"
         return folder / "fold_0"
 
     def checkpoint(self, trainer: str) -> Path:
-        """The final checkpoint of a training."""
+        """Return the final checkpoint of a training."""
         return self.fold(trainer) / "checkpoint_final.pth"
 
     def predictions(self, trainer: str) -> Path:
-        """The predictions of the fine-tuned or the control model."""
+        """Return the folder of the predictions of the fine-tuned or the control model."""
         return self.output / "predictions" / trainer
 
 
 @dataclass(frozen=True)
 class DemoData:
-    """What the conversion made, and on which of its cases both models are compared."""
+    """The converted dataset, and the cases on which both models are compared."""
 
     cases: dict[str, Case]
-    fold: dict[str, list[str]]  # fold 0: the cases of `train` and `val`
-    labels: dict[str, int]  # without the background
-    ending: str  # of the image files
+    # Fold 0: the cases of `train` and `val`.
+    fold: dict[str, list[str]]
+    # Without the background.
+    labels: dict[str, int]
+    # Of the image files.
+    ending: str
     tested: list[str]
-    tested_what: str  # in words
-    images: Path  # of the tested cases
+    # In words.
+    tested_what: str
+    # Of the tested cases.
+    images: Path
     references: Path
 
     def subjects(self, cases: list[str]) -> list[str]:
-        """The subjects of some cases, each once, in order."""
+        """Return the subjects of some cases, each once, in order."""
         return list(dict.fromkeys(self.cases[case].subject for case in cases))
 
 
 def score(layout: Layout, dataset: DemoData) -> pd.DataFrame:
-    """3D Dice of both models.
+    """Score the 3D Dice of both models.
 
     Returns:
         Columns `model`, `subject`, `case`, `class`, `dice` and more.
@@ -121,7 +129,7 @@ def score(layout: Layout, dataset: DemoData) -> pd.DataFrame:
 
 
 def class_means(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean Dice over subjects, each the mean of its frames.
+    """Compute the mean Dice over subjects, each the mean of its frames.
 
     Returns:
         Rows: the classes and `Mean`. Columns: the models.
@@ -142,11 +150,11 @@ def demo_page(
     setup: Sequence[str],
     device: str,
 ) -> Page:
-    """The report of a run.
+    """Build the report of a run.
 
     Args:
-        layout: Where things are.
-        dataset: The cases both models predicted.
+        layout: The paths of the demo.
+        dataset: The cases that both models predicted.
         plan: nnU-Net's 2d configuration.
         scores: The models' Dice, from `score`.
         seconds: The steps that ran and the time each took.
@@ -253,10 +261,10 @@ def _add_curves(page: Page, layout: Layout) -> None:
 
 
 def read_curves(checkpoint: Path) -> dict[str, list[Any]]:
-    """What nnU-Net logged per epoch, from a checkpoint that this run wrote."""
+    """Read the curves that nnU-Net logged by epoch, from a checkpoint of this run."""
     from nnunet_ssp.files.checkpoints import load
 
-    # Memory-mapped, as the weights are not wanted.
+    # Memory-mapped: the weights are not needed.
     logging: dict[str, list[Any]] = load(checkpoint, mmap=True).get("logging", {})
     return logging
 
@@ -275,15 +283,15 @@ def _add_reconstructions(page: Page, layout: Layout) -> None:
 
 
 def overlays(layout: Layout, dataset: DemoData, limit: int = 4) -> bytes:
-    """The reference and both predictions on the first labelled frame of some subjects.
+    """Draw the reference and both predictions on the first labelled frame of some subjects.
 
     Args:
-        layout: Where things are.
-        dataset: The cases both models predicted.
+        layout: The paths of the demo.
+        dataset: The cases that both models predicted.
         limit: Largest number of subjects shown.
 
     Returns:
-        Content of a PNG file.
+        The content of a PNG file.
     """
     from nnunet_ssp.evaluation.files import read_array
     from nnunet_ssp.reporting.figures import (
@@ -312,7 +320,7 @@ def overlays(layout: Layout, dataset: DemoData, limit: int = 4) -> bytes:
 
 
 def versions(device: str) -> list[tuple[str, str]]:
-    """The packages and the machine that made the report."""
+    """List the packages and the machine that made the report."""
     import platform
 
     import torch

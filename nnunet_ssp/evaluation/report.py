@@ -1,7 +1,4 @@
-"""The page that shows an evaluation.
-
-Tables, box plots, the best and the worst cases, the agreement of clinical metrics.
-"""
+"""The page of an evaluation: tables, box plots, best and worst cases, agreement of clinical metrics."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ MODELS_PER_OVERLAY = 4
 
 
 def evaluation_page(evaluation: Evaluation) -> Page:
-    """The page of an evaluation."""
+    """Build the page of an evaluation."""
     models = list(evaluation.models)
     page = Page(f"{evaluation.dataset}: {listing(models)}")
     page.paragraph(introduction(evaluation))
@@ -90,7 +87,7 @@ def _add_scores(page: Page, evaluation: Evaluation) -> None:
 
 
 def _box_groups(evaluation: Evaluation) -> dict[str, dict[str, np.ndarray]]:
-    """The subjects' Dice by class and model; of a single model by class and phase."""
+    """Group the subjects' Dice by class and model; for a single model by class and phase."""
     groups = {}
     for name in evaluation.classes:
         own = evaluation.scores[evaluation.scores["class"] == name]
@@ -227,7 +224,7 @@ def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
 
 
 def _best_median_worst(ranked: list[str]) -> dict[str, str]:
-    """Of cases from the worst to the best; two have no median, a single one is the best."""
+    """Pick from cases sorted from worst to best; two have no median, a single one is the best."""
     places = {0: "Worst", len(ranked) // 2: "Median", len(ranked) - 1: "Best"}
     return {title: ranked[place] for place, title in reversed(places.items())} if ranked else {}
 
@@ -243,7 +240,7 @@ def _has_image(evaluation: Evaluation, case: str) -> bool:
 
 
 def _described(evaluation: Evaluation, case: str, models: list[str]) -> str:
-    """The case's name, phase and the Dice of what is shown, in words."""
+    """Describe in words the case, its phase, and the Dice of the predictions shown."""
     scores = evaluation.scores
     own = scores[(scores["case"] == case) & (scores["seed"] == 0) & scores["model"].isin(models)]
     lines = []
@@ -256,7 +253,7 @@ def _described(evaluation: Evaluation, case: str, models: list[str]) -> str:
 
 
 def _overlay(evaluation: Evaluation, case: str, models: list[str]) -> bytes:
-    """Basal, middle and apical slice of a case: the reference and each model's first seed."""
+    """Draw a basal, middle and apical slice of a case: the reference and each model's first seed."""
     image = read_array(evaluation.images[case])
     pairs = {pair.model: pair for pair in evaluation.pairs if (pair.case, pair.seed) == (case, 0)}
     reference = read_label_map(pairs[models[0]].reference)
@@ -390,6 +387,6 @@ def _add_table(
     rows: list[list[Cell]],
     **options: Any,
 ) -> None:
-    """`Page.table` without the column `Model` where there is only one."""
+    """Add a table; leave out the column `Model` if there is only one model."""
     kept = [i for i, name in enumerate(columns) if name != "Model" or len(evaluation.models) > 1]
     page.table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows], **options)

@@ -1,4 +1,4 @@
-"""Clinical metrics of the ventricles from voxel volumes, and how well two methods agree on them.
+"""Clinical metrics of the ventricles from voxel volumes, and the agreement of two methods on them.
 
 Volumes are taken at the end-diastolic (ED) and end-systolic (ES) frames of the reference: EDV and
 ESV; stroke volume SV = EDV - ESV; ejection fraction EF = SV / EDV; the mass is that of the left
@@ -36,17 +36,16 @@ def clinical_metrics(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Compute the clinical metrics of each subject, by prediction and by reference.
 
-    A structure that the reference does not have at a frame is not labelled there: metrics that
-    need it are NaN, and left out if that is so for all subjects. One that only the prediction does
-    not have is 0 ml.
+    A structure that the reference lacks at a frame is not labelled there. Metrics that need it are NaN, and left out if
+    they are NaN for all subjects. A structure that only the prediction lacks has 0 ml.
 
     Args:
         frames: Columns `model, seed, subject, case, phase, class, reference_ml, predicted_ml`.
-        structures: Class of LV, MYO and RV, those there are.
+        structures: Class of LV, MYO and RV, as far as there are such.
 
     Returns:
-        A table with one row per `model, seed, subject, figure` and the columns `unit, reference,
-        predicted, error, percent_error`; and the subjects that are refused, with the reason.
+        A table with one row per `model, seed, subject, figure` and the columns `unit, reference, predicted, error,
+        percent_error`; and the refused subjects with the reason. The column `figure` holds the metric's name.
     """
     import pandas as pd
 
@@ -96,7 +95,7 @@ def clinical_metrics(
 
 
 def _refused(frames: pd.DataFrame) -> dict[str, str]:
-    """The subjects without exactly one ED and one ES frame, and why."""
+    """Find the subjects without exactly one ED and one ES frame, with the reason."""
     reasons = {}
     for subject, own in frames.groupby("subject", sort=False):
         counts = own.drop_duplicates("case")["phase"].value_counts()
@@ -114,17 +113,17 @@ def _refused(frames: pd.DataFrame) -> dict[str, str]:
 def agreement(clinical: pd.DataFrame) -> pd.DataFrame:
     """Compute how the predicted metrics agree with the reference, over subjects.
 
-    Each number is taken over the subjects of a seed and then averaged over seeds, so that the
-    limits are those of one trained model.
+    Each number is computed over the subjects of a seed, then averaged over seeds, so that the limits are those of one
+    trained model.
 
     Args:
-        clinical: From `clinical_metrics`.
+        clinical: Table from `clinical_metrics`.
 
     Returns:
-        One row per `model, figure`: `unit`; `n_subjects`; the means of `reference` and
-        `predicted`; the `bias`, which is the mean error, its sample standard deviation `sd` and
-        the 95 % limits of agreement `lower` and `upper`, bias ± 1.96 sd (Bland and Altman 1986);
-        the mean absolute error `mae`, the mean `percent_error` and Pearson's `correlation`.
+        One row per `model, figure`: `unit`; `n_subjects`; the means of `reference` and `predicted`; the mean error
+        `bias`, the sample standard deviation `sd` of the errors, and the 95 % limits of agreement `lower` and `upper`,
+        bias ± 1.96 sd (Bland and Altman 1986); the mean absolute error `mae`; the mean `percent_error`; and Pearson's
+        `correlation`.
     """
     import pandas as pd
 

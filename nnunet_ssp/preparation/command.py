@@ -1,8 +1,8 @@
 """`nnunet-ssp prepare`: nnU-Net's own fingerprint, plan and preprocessing, then the slice store.
 
-Everything is done case by case with nnU-Net's public classes and renamed into place, so that an interrupted run goes
-on where it stopped. (nnU-Net's `DefaultPreprocessor.run` would empty its folder first.) The index of the slice store
-is the record of what is done; a case whose files or plans changed is prepared again.
+nnU-Net's public classes do everything case by case. Results are renamed into place, so that an interrupted run goes on
+where it stopped. (nnU-Net's `DefaultPreprocessor.run` would empty its folder first.) The index of the slice store
+records what is done; a case whose files or plans changed is prepared again.
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ def prepare(
     overwrite: bool = False,
     any_plane: bool = False,
 ) -> Path:
-    """Plan and preprocess a dataset, labelled and unlabelled images with the same plans; print a summary.
+    """Plan and preprocess a dataset, with the same plans for labelled and unlabelled images; print a summary.
 
     Args:
-        dataset: id or name.
-        configurations: nnU-Net's; slices are stored for the 2D ones.
-        plans_name: use this existing plans file and do not plan.
+        dataset: Id or name.
+        configurations: nnU-Net's configurations; slices are stored for the 2D ones.
+        plans_name: Existing plans to use instead of planning.
         planner: nnU-Net's experiment planner, e.g. nnUNetPlannerResEncM.
         gpu_memory_target: GB, as in nnU-Net.
-        overwrite_plans_name: name of the plans made, as in nnU-Net.
-        workers: processes; default: ``nnUNet_def_n_proc`` or the cores, at most 8.
-        overwrite: replace folds that differ from those that results were trained on.
-        any_plane: take 2D plans also across the stack of slices, or with a patch below 32 x 32 pixels.
+        overwrite_plans_name: Name of the plans made, as in nnU-Net.
+        workers: Processes; by default `nnUNet_def_n_proc` or the cores, at most 8.
+        overwrite: Replace folds that differ from those that results were trained on.
+        any_plane: Accept 2D plans across the stack of slices, or with a patch below 32 x 32 pixels.
 
     Returns:
         The dataset's folder in nnUNet_preprocessed.
 
     Raises:
-        FileExistsError: results were trained on folds that have changed since.
-        FileNotFoundError: no such dataset, an unfinished conversion, or a missing mask or plans file.
-        RuntimeError: a worker died, the disk is full, or another process works on this dataset; a second run continues.
-        ValueError: cases that nnU-Net cannot preprocess (all others are done), labelled cases that it would misread,
-            a 2D plane across the slices, or impossible options.
+        FileExistsError: Results were trained on folds that have changed since.
+        FileNotFoundError: The dataset, a mask or the plans file is missing, or a conversion is unfinished.
+        RuntimeError: A worker died, the disk is full, or another process works on this dataset; a second run continues.
+        ValueError: nnU-Net cannot preprocess some cases (all others are done), it would misread labelled cases, a 2D
+            plane lies across the slices, or the options contradict each other.
     """
     workers = number_of_workers(workers)
     _check_options(plans_name, planner, gpu_memory_target, overwrite_plans_name)
@@ -157,14 +157,14 @@ def _pretraining_command(dataset: str | int, fold: str, plans_name: str) -> str:
 
 
 def _first_fold(splits: Path, n_labelled: int) -> str:
-    """The first fold to train on: without the file nnU-Net draws five, which need as many cases."""
+    """Return the first fold to train on; without the file nnU-Net draws five, which need as many cases."""
     validated = bool(read_splits(splits)) if splits.is_file() else n_labelled >= NNUNET_FOLDS
     return "0" if n_labelled and validated else "all"
 
 
 @contextlib.contextmanager
 def _explained(target: Path) -> Iterator[None]:
-    """Say what to do when the machine, not the data, stopped the work."""
+    """Explain what to do if the machine, not the data, stopped the work."""
     try:
         yield
     except BrokenProcessPool as error:

@@ -1,4 +1,4 @@
-"""The dataset fingerprint that nnU-Net plans by, made in the same pass over the files that checks them."""
+"""The dataset fingerprint that nnU-Net plans by; the pass over the files that makes it also checks them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from nnunet_ssp.preparation.raw_checks import (
 )
 
 FILE, MADE_OF = "dataset_fingerprint.json", "dataset_fingerprint.sha256"
-LABELLED_SAMPLES = (
-    10**8
-)  # foreground voxels of a labelled dataset, drawn with replacement, as in nnU-Net
-SAMPLES_PER_CASE, SAMPLES = 10_000, 10**6  # voxels of an unlabelled fingerprint, at most
+# Foreground voxels that are drawn from a labelled dataset, with replacement, as in nnU-Net.
+LABELLED_SAMPLES = 10**8
+# The most voxels that are drawn for an unlabelled fingerprint.
+SAMPLES_PER_CASE, SAMPLES = 10_000, 10**6
 
 
 class CaseFiles(Protocol):
@@ -50,20 +50,20 @@ class CaseFiles(Protocol):
         """The mask."""
 
     def source(self) -> tuple[tuple[str, int, int], ...]:
-        """Stamps of the files."""
+        """Return stamps of the files."""
 
 
 @dataclass(frozen=True)
 class CaseDescription:
-    """What a fingerprint needs of one case.
+    """The properties of one case that a fingerprint needs.
 
     Attributes:
-        file: first image.
-        spacing: mm, per axis.
-        shape: after nnU-Net's non-zero crop.
-        share: of the voxels that the crop left.
-        intensities: samples of the foreground, one array per channel.
-        notes: what to say about the case.
+        file: First image.
+        spacing: Edges in mm, by axis.
+        shape: Voxels after nnU-Net's non-zero crop, by axis.
+        share: Share of the voxels that the crop left.
+        intensities: Samples of the foreground, one array per channel.
+        notes: Warnings about the case.
     """
 
     file: str
@@ -77,16 +77,16 @@ class CaseDescription:
 def make_fingerprint(
     raw: Path, target: Path, jobs: Sequence[CaseFiles], rules: Rules, workers: int
 ) -> None:
-    """Check the files of the cases that plans depend on and write their fingerprint.
+    """Check the files of the cases that plans depend on, and write their fingerprint.
 
-    Nothing is done where the same files were found right by the same rules.
+    Nothing is done if the same files passed the same rules before.
 
     Args:
-        raw: the dataset's folder in nnUNet_raw.
-        target: its folder in nnUNet_preprocessed.
-        jobs: all labelled cases or, without any, all cases.
-        rules: what their files must be.
-        workers: processes.
+        raw: The dataset's folder in nnUNet_raw.
+        target: Its folder in nnUNet_preprocessed.
+        jobs: All labelled cases or, without any, all cases.
+        rules: The rules for their files.
+        workers: Number of processes.
 
     Raises:
         ValueError: Labelled cases are wrong, or no unlabelled one can be used.
@@ -109,7 +109,7 @@ def make_fingerprint(
     listing = problem_lines(problems)
     if problems and labelled:
         raise ValueError(
-            f"{len(problems)} labelled case(s) must be mended first, the plans depend on all:\n{listing}"
+            f"{len(problems)} labelled case(s) must be corrected first, since the plans depend on all:\n{listing}"
         )
     if not cases:
         raise ValueError(f"{raw}: none of the {len(jobs)} images can be used:\n{listing}")
@@ -130,7 +130,7 @@ def with_median_spacing(rules: Rules, target: Path) -> Rules:
 
 
 def _median(spacings: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Return the lower median of each axis: one that occurs, not the mean of a right and a wrong one."""
+    """Return the lower median of each axis: a spacing that occurs, not the mean of a right and a wrong one."""
     middle = np.percentile(spacings, 50, axis=0, method="lower")
     return tuple(float(edge) for edge in middle)
 
@@ -142,10 +142,10 @@ def _absurd_spacings(cases: Sequence[CaseDescription]) -> list[str]:
 
 
 def _describe(job: CaseFiles, rules: Rules, n_samples: int) -> CaseDescription | str:
-    """Describe a case as nnU-Net would, an unlabelled one as if its non-zero voxels were labelled.
+    """Describe a case as nnU-Net would; in an unlabelled case the non-zero voxels count as labelled.
 
     Returns:
-        What is wrong with it, in words, when it is refused.
+        The description or, for a refused case, the reason in words.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""nnU-Net's own preprocessing of every case, and its slices for the store."""
+"""nnU-Net's own preprocessing of every case, and the case's slices for the store."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def preprocess(
     """Bring nnU-Net's folder and, for a 2D configuration, the slice store up to date.
 
     Returns:
-        What is wrong with the cases that failed.
+        The problems of the cases that failed, in words.
     """
     manager = plans.get_configuration(configuration)
     folder = target / manager.data_identifier
@@ -175,7 +175,7 @@ def _collect(
     """Add the results to `done` as they come, and write the index now and then.
 
     Returns:
-        What is wrong with the cases that failed, by case.
+        The problems of the cases that failed, in words, by case.
     """
     problems: dict[str, str] = {}
     written = time.monotonic()
@@ -195,20 +195,20 @@ def _collect(
 
 
 def _files(job: CaseJob, folder: Path, store: Path | None) -> list[Path]:
-    """All that is made of a case: in nnU-Net's folder where it is labelled, in the store where slices are stored."""
+    """List the files made of a case: in nnU-Net's folder if it is labelled, in the store if slices are stored."""
     own = [store / f"{job.case}.npy"] if store else []
     return own + [folder / f"{job.case}{ending}" for ending in ENDINGS if job.label]
 
 
 def _without_image(target: Path, jobs: Sequence[CaseJob]) -> dict[str, str]:
-    """The training cases of `cases.csv` that have no image, and what to say of them; prints who they are."""
+    """Find and print the training cases of `cases.csv` without an image; return them with the reason."""
     table = target / "cases.csv"
     cases = read_cases(table) if table.is_file() else {}
     training = {name for name, case in cases.items() if case.split == "train"}
     absent = training - {job.case for job in jobs}
     if absent:
         print(
-            f"WARNING: {table} names cases that have no image, so nobody trains on them: {some(absent)}"
+            f"WARNING: {table} names cases that have no image, so no training sees them: {some(absent)}"
         )
     return dict.fromkeys(sorted(absent), "there is no image of it")
 
@@ -216,7 +216,7 @@ def _without_image(target: Path, jobs: Sequence[CaseJob]) -> dict[str, str]:
 def _recipe(
     plans: PlansManager, manager: ConfigurationManager, content: dict[str, Any]
 ) -> dict[str, Any]:
-    """What decides how preprocessed cases look: that of the images, which trainers check, and that of the masks."""
+    """Collect what determines preprocessed cases: the part for images, which trainers check, and that for masks."""
     configuration = manager.configuration
     names = ("preprocessor_name", "resampling_fn_seg", "resampling_fn_seg_kwargs")
     masks = {name: configuration[name] for name in names}
@@ -233,13 +233,13 @@ def preprocess_case(
     content: dict[str, Any],
     rules: Rules,
 ) -> slices.StoredCase | str:
-    """Preprocess one case with nnU-Net's own preprocessor; labelled ones also into nnU-Net's folder.
+    """Preprocess one case with nnU-Net's own preprocessor; write a labelled one also to nnU-Net's folder.
 
     Returns:
-        Its entry of the slice store or, when it failed, what is wrong in words.
+        The case's entry of the slice store or, if it failed, the problem in words.
 
     Raises:
-        OSError: there is no space to write to.
+        OSError: The disk is full.
     """
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)  # there are as many processes as cores
@@ -282,10 +282,10 @@ def preprocess_case(
 
 
 def require_space(folder: Path) -> None:
-    """Tell a full disk from a bad case: blosc2 and numpy report it as errors of many kinds.
+    """Tell a full disk from a bad case; blosc2 and numpy report a full disk by errors of many kinds.
 
     Raises:
-        OSError: the system's, when there is no space for a case.
+        OSError: The system's error, if there is no space for a case.
     """
     probe = folder / "space"
     try:

@@ -1,4 +1,4 @@
-"""The raw dataset as `prepare` finds it: its cases and what `dataset.json` says of them."""
+"""The raw dataset as `prepare` finds it: its cases, and the content of `dataset.json`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class CaseJob:
     """One case to preprocess.
 
     Attributes:
-        case: its name.
-        images: one file per channel.
-        label: the mask; None for an unlabelled case.
+        case: Its name.
+        images: One file per channel.
+        label: The mask; None for an unlabelled case.
     """
 
     case: str
@@ -41,7 +41,7 @@ class CaseJob:
         return [Path(file) for file in (*self.images, self.label) if file is not None]
 
     def source(self) -> Stamps:
-        """Name, size in bytes and modification time in ns of each file."""
+        """Read name, size in bytes and modification time in ns of each file."""
         return tuple(file_stamp(file) for file in self.files)
 
 
@@ -59,14 +59,14 @@ def read_dataset_json(raw: Path) -> dict[str, Any]:
             advice = "the conversion is unfinished, run nnunet-ssp convert again."
         raise FileNotFoundError(f"{file} is missing: {advice}")
     content = read_json(file, dict)
-    if "modality" in content:  # nnU-Net's former name, which it still takes
+    if "modality" in content:  # nnU-Net's former name, which it still accepts
         content.setdefault("channel_names", content["modality"])
     check_dataset(content, str(file), REQUIRED_KEYS)
     return content
 
 
 def list_jobs(raw: Path, content: dict[str, Any]) -> list[CaseJob]:
-    """Training cases as nnU-Net finds them, then those of `imagesUn`."""
+    """List the training cases as nnU-Net finds them, then those of `imagesUn`."""
     training: dict[str, Any] = {}
     if "dataset" in content or (raw / "imagesTr").is_dir():
         # nnU-Net completes the paths of its argument in place.
@@ -76,7 +76,7 @@ def list_jobs(raw: Path, content: dict[str, Any]) -> list[CaseJob]:
     if not training:
         raise ValueError(f"{raw}: no image in imagesTr, and dataset.json lists none in imagesUn.")
     absent = [entry["label"] for entry in training.values() if not Path(entry["label"]).is_file()]
-    # Without any class and any mask the dataset is one of unlabelled images only.
+    # A dataset without any class and any mask has unlabelled images only.
     unlabelled = len(absent) == len(training) and len(content["labels"]) == 1
     if absent and not unlabelled:
         raise FileNotFoundError(f"{absent[0]} is missing: every image of imagesTr needs a mask.")
@@ -104,7 +104,7 @@ def list_jobs(raw: Path, content: dict[str, Any]) -> list[CaseJob]:
 
 
 def check_subjects(raw: Path, jobs: Sequence[CaseJob]) -> None:
-    """Where there is a `cases.csv`, every case must be in it, and no test subject may be among the cases."""
+    """Refuse cases that a `cases.csv` does not name, or that are of a test subject; do nothing without one."""
     table = raw / "cases.csv"
     if not table.is_file():
         return
@@ -115,12 +115,12 @@ def check_subjects(raw: Path, jobs: Sequence[CaseJob]) -> None:
             raise ValueError(f"{table}: there is no row for case {job.case} ({job.images[0]}).")
         if cases[job.case].subject_key in tests:
             raise ValueError(
-                f"{job.images[0]}: test subject {cases[job.case].subject} must be in imagesTs only, not be trained on."
+                f"{job.images[0]}: test subject {cases[job.case].subject} must be in imagesTs only, never in training."
             )
 
 
 def check_folds(raw: Path, target: Path, labelled: Sequence[CaseJob]) -> None:
-    """Check that the folds, of which nnUNet_raw has the valid copy if it has one, name cases only."""
+    """Check that the folds name known cases only; the copy in nnUNet_raw, if there is one, is the valid one."""
     table = raw / "cases.csv"
     known = {job.case for job in labelled}
     if table.is_file():

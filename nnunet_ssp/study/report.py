@@ -1,4 +1,4 @@
-"""What a study's results become: tables, figures, `cells.csv`, and one page that shows them all."""
+"""Output of a study's results: tables, figures, `cells.csv`, and one page that shows them all."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from nnunet_ssp.study.tables import (
 
 PAGE = "report.html"
 FORMATS: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
-WRITTEN = ".written.json"  # the tables and figures that are ours
+WRITTEN = ".written.json"  # list of the tables and figures that the study wrote
 TABLE_FORMATS = ("md", "tex", "csv")
 LONGEST_NAME = 100  # of a file, before its ending
 GALLERY = (3.6, 2.8)  # inches, of one of several pictures
 
 
 def write_results(results: Results, setup: Sequence[str]) -> Path:
-    """Write what the finished runs of a study give: `tables/`, `figures/`, `cells.csv` and `report.html`.
+    """Write the results of a study's finished runs: `tables/`, `figures/`, `cells.csv` and `report.html`.
 
     Args:
-        results: of the study; some runs may not be done.
-        setup: the shell lines that set what the commands need.
+        results: Results of the study; some runs may not be done.
+        setup: Shell lines that set what the commands need.
 
     Returns:
         The page.
 
     Raises:
-        ValueError: a table or figure names a class, score, column or published table that there is not.
+        ValueError: A table or figure names an unknown class, score, column or published table.
     """
     study, output = results.study, results.output
     names = _names([table.title for table in study.tables])
@@ -74,7 +74,7 @@ def write_results(results: Results, setup: Sequence[str]) -> Path:
 
 
 def _names(titles: Sequence[str]) -> list[str]:
-    """A file name for each title, all different."""
+    """Make a file name for each title, all different."""
     names: list[str] = []
     for title in titles:
         name = own = slug(title)[:LONGEST_NAME]
@@ -88,17 +88,17 @@ def _names(titles: Sequence[str]) -> list[str]:
 Links = dict[tuple[str, str], str]  # name of a row of runs on the page, by model and fold
 
 
-# -- files ---------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def _remove_earlier(output: Path, written: list[str]) -> None:
-    """Remove the tables and figures of an earlier file of the study, which would be taken for those of this one."""
+    """Remove the tables and figures of an earlier version of the study, which would pass for current ones."""
     file = output / WRITTEN
     earlier = read_json(file, list) if file.is_file() else []
     kinds = {"tables": TABLE_FORMATS, "figures": FORMATS}
     for name in earlier:
         folder, _, own = name.partition("/") if isinstance(name, str) else ("", "", "")
-        # Nothing but what a study writes, whatever the list says.
+        # Remove nothing but what a study writes, whatever the list says.
         ours = is_plain(own) and own.rpartition(".")[2] in kinds.get(folder, ())
         if ours and name not in written and not (output / folder).is_symlink():
             (output / name).unlink(missing_ok=True)
@@ -121,7 +121,7 @@ def _write_plot(plot: Plot, name: str, folder: Path) -> None:
 
 
 def _cells(results: Results, tables: Sequence[Filled]) -> pd.DataFrame:
-    """The values of all places in the tables, one row per finished seed."""
+    """Collect the values of all places in the tables, one row per finished seed."""
     places = dict.fromkeys(
         entry.place for filled in tables for line in filled.entries for entry in line
     )
@@ -145,7 +145,7 @@ def _write_text(text: str, file: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-# -- the page ------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 def _page(
@@ -323,17 +323,17 @@ def _add_pretrainings(page: Page, results: Results) -> None:
 
 
 def _curves(results: Results, run: Run) -> str | None:
-    """The picture of a training's curves, below the study's folder."""
+    """Find the picture of a training's curves, below the study's folder."""
     file = f"{run.fold_folder(results.data)}/progress.png"
     return file if (results.output / file).is_file() else None
 
 
 def _train_cell(results: Results, run: Run) -> Cell:
-    """The time of a pretraining with its files; how far it has come where it is not done."""
+    """Show the time of a pretraining with its files or, if it is not done, its state."""
     record = results.record(run, "train")
     if not record:
         return _state_cell(results, run)
-    curves = _curves(results, run)  # to be enlarged: on a phone the picture in the page is small
+    curves = _curves(results, run)  # a link, because the picture in the page is small on a phone
     files = [*_files(run), *([Link("curves", curves)] if curves else [])]
     return Noted(duration(record["seconds"]), [files])
 
@@ -373,7 +373,7 @@ def _run_cell(results: Results, run: Run) -> Cell:
 
 
 def _files(run: Run) -> list[str | Link]:
-    """What a training said, and how it was started."""
+    """Link to the log and the command of a training."""
     return [Link("log", f"{run.folder}/train.log"), Link("command", f"{run.folder}/train.json")]
 
 

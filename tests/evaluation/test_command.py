@@ -64,7 +64,7 @@ def with_page() -> None:
     """Write the whole page."""
 
 
-# -- one model -----------------------------------------------------------------------------------
+# -- one model -------------------------------------------------------------------------------------
 
 
 def test_a_model_from_its_folder_to_its_report(dataset: Path, predict: Predict, capsys):
@@ -176,7 +176,7 @@ def test_positions_count_from_the_base(dataset, predict, tmp_path, base, bins):
         assert dice == {}
 
 
-# -- several models ------------------------------------------------------------------------------
+# -- several models --------------------------------------------------------------------------------
 
 
 def test_models_are_compared_by_subject(dataset, predict, tmp_path, capsys):
@@ -281,7 +281,7 @@ def test_a_cross_validation_is_one_model(nnunet, predict, dataset, capsys):
     assert f"validation has no prediction for 1 case: {val[0][3]}." in capsys.readouterr().err
 
 
-# -- other datasets ------------------------------------------------------------------------------
+# -- other datasets --------------------------------------------------------------------------------
 
 
 def plain_dataset(nnunet: Path, labels: dict[str, int | list[int]]) -> Path:
@@ -412,7 +412,7 @@ def test_references_without_any_label_are_refused(dataset, predict, capsys):
     assert "error: No reference holds any class of the dataset" in capsys.readouterr().err
 
 
-# -- what users get wrong ------------------------------------------------------------------------
+# -- what users get wrong --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,7 @@ def test_combined_sources_tell_their_subjects_apart(dataset, predict, tmp_path):
     assert sorted(metrics["subject"].unique())[::4] == ["mm1-T4", "mm2-T0"]
 
 
-# -- the page ------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -605,7 +605,7 @@ def test_the_page_fits_a_phone(reports, tmp_path):
         assert seen["text"] >= 14
 
 
-# -- real masks ----------------------------------------------------------------------------------
+# -- real masks ------------------------------------------------------------------------------------
 
 
 def moved(source: Path, target: Path, name: str) -> None:

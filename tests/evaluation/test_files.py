@@ -159,7 +159,7 @@ def test_images_are_found_by_case(tmp_path):
     assert find_image_files(None, END) == {}
 
 
-# -- reading -------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def test_a_pair_is_read_with_its_spacing_in_the_order_of_the_axes(tmp_path):

@@ -97,7 +97,7 @@ def test_groups():
     assert table.loc[("ES", "c1"), "dice_mean"] == pytest.approx(DICE[:, :, 1, 1].mean())
 
 
-# -- bootstrap -----------------------------------------------------------------------------------
+# -- bootstrap -------------------------------------------------------------------------------------
 
 
 def test_the_interval_agrees_with_scipy():
@@ -134,7 +134,7 @@ def test_equal_values_have_an_interval_of_no_width():
     np.testing.assert_allclose(bootstrap_interval(np.full((9, 1), 0.7)), 0.7)
 
 
-# -- comparison ----------------------------------------------------------------------------------
+# -- comparison ------------------------------------------------------------------------------------
 
 
 def table_of(**models: list[float]) -> pd.DataFrame:

@@ -180,7 +180,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# -- what is made --------------------------------------------------------------------------------
+# -- what is made ----------------------------------------------------------------------------------
 
 
 def test_the_prepared_folder(raw: Path, target: Path):
@@ -335,7 +335,7 @@ def test_three_dimensional_configurations_store_no_slices(
     assert "6 of 6 cases are up to date" in capsys.readouterr().out
 
 
-# -- datasets of other kinds ---------------------------------------------------------------------
+# -- datasets of other kinds -----------------------------------------------------------------------
 
 
 def test_a_dataset_without_any_label(
@@ -462,7 +462,7 @@ def test_the_fingerprint_is_that_of_nnunets_own_extractor(
     assert json.loads(fingerprint.read_text()) == ours
 
 
-# -- what is refused or said before anything is planned -------------------------------------------
+# -- what is refused or said before anything is planned --------------------------------------------
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(np.uint8, "0.996"), (np.int16, "1.00001526")])
@@ -569,7 +569,7 @@ def test_a_dataset_without_a_labelled_voxel(folders: Path):
         prepare(913, workers=1)
 
 
-# -- what has changed since ----------------------------------------------------------------------
+# -- what has changed since ------------------------------------------------------------------------
 
 
 def test_only_changed_cases_are_prepared_again(
@@ -781,7 +781,7 @@ def test_changed_folds_with_results_need_overwrite(base: Path, raw: Path, target
     assert read_splits(target / "splits_final.json") == read_splits(raw / "splits_final.json")
 
 
-# -- interruptions -------------------------------------------------------------------------------
+# -- interruptions ---------------------------------------------------------------------------------
 
 
 def test_a_killed_run_is_finished_by_a_second(
@@ -841,7 +841,7 @@ def test_a_dead_worker_is_explained(base: Path, monkeypatch: pytest.MonkeyPatch)
         prepare(901, workers=1)
 
 
-# -- bad input -----------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -879,7 +879,7 @@ def test_a_bad_unlabelled_image_is_named_and_all_others_are_done(
 
 
 def test_long_lists_of_bad_cases_are_cut(folders: Path):
-    listed = raw_checks.listed([str(n) for n in range(25)]).splitlines()
+    listed = raw_checks.problem_lines([str(n) for n in range(25)]).splitlines()
     assert len(listed) == 21 and listed[-1] == "  ... and 5 more"
 
 
@@ -912,7 +912,7 @@ def test_a_bad_labelled_case_is_named_before_anything_is_planned(
     plans = target / "nnUNetPlans.json"
     plans.unlink()
     with pytest.raises(
-        ValueError, match=rf"(?s)1 labelled case\(s\) must be mended first.*{message}"
+        ValueError, match=rf"(?s)1 labelled case\(s\) must be corrected first.*{message}"
     ):
         prepare(901, workers=1)
     assert not plans.exists() and preprocessed == []
@@ -1083,7 +1083,7 @@ def test_a_dataset_that_is_not_there(base: Path):
         prepare(333)
 
 
-# -- against nnU-Net's own commands --------------------------------------------------------------
+# -- against nnU-Net's own commands ----------------------------------------------------------------
 
 
 def run_command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -1180,7 +1180,7 @@ def test_a_run_killed_by_the_system_is_finished_by_a_second(base: Path, target: 
     assert not (target / ".ssp-tmp").exists()
 
 
-# -- nothing lost --------------------------------------------------------------------------------
+# -- nothing lost ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["nnUNet_raw", "nnUNet_preprocessed"])
@@ -1248,7 +1248,7 @@ def test_the_index_tells_which_cases_are_missing_and_why(raw, target, capsys):
     with pytest.raises(ValueError, match=r"1 case\(s\) could not be preprocessed"):
         prepare(901, workers=1)
     assert (
-        f"names cases that have no image, so nobody trains on them: {gone}"
+        f"names cases that have no image, so no training sees them: {gone}"
         in capsys.readouterr().out
     )
     missing = slices.read_missing(target / "nnUNetPlans_2d_slices")

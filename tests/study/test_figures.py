@@ -165,7 +165,7 @@ def test_boxes_are_of_subjects(miniature):
     dots = [line.get_ydata() for line in axes.lines if line.get_marker() == "."]
     assert [len(values) for values in dots] == [8] * 4
     assert sorted(dots[0]) == pytest.approx([0.69 + 0.004 * i for i in range(8)])
-    with pytest.raises(ValueError, match=r"A figure: scores \(=area\) is no score of subjects"):
+    with pytest.raises(ValueError, match=r"A figure: scores \(=area\) must be scores of subjects"):
         drawn(figure(kind="boxes", scores="area"), miniature().finish().results)
 
 
