@@ -10,7 +10,9 @@ import pytest
 import SimpleITK
 
 from nnunet_ssp.cohort.cases import Case, write_cases
+from nnunet_ssp.evaluation import report
 from nnunet_ssp.evaluation.files import Pair
+from nnunet_ssp.reporting.page import Page
 
 SPACING = (8.0, 1.5, 2.0)  # mm: slices, rows, columns
 SHAPE = (6, 40, 44)
@@ -155,3 +157,10 @@ def write_pair(
         for name, array in (("predicted", prediction), ("true", reference))
     ]
     return Pair("model", 0, "a", *paths)
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pictures but where a test asks for them: drawing takes longer than all the rest."""
+    if not {"reports", "with_page"} & set(request.fixturenames):
+        monkeypatch.setattr(report, "evaluation_page", lambda evaluation: Page("no pictures"))

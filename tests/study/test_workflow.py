@@ -8,85 +8,28 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from nnunet_ssp.study.command import PROFILES
 from nnunet_ssp.study.job import SIGNALS
-from nnunet_ssp.study.runs import Job, Kind
-from nnunet_ssp.study.workflow import WORKFLOW, unfinished, write_workflow
+from nnunet_ssp.study.workflow import unfinished, write_workflow
 from tests.holders import held
+from tests.study.small_workflows import (
+    counted,
+    job,
+    kill_alone,
+    records,
+    run,
+    small,
+    start,
+    wait_for,
+)
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("snakemake") is None, reason="Snakemake needs Python 3.11"
 )
-
-COUNT = "open('count', 'a').write(NAME + ' '); "
-
-
-def job(kind: Kind, name: str, needs: Sequence[Job] = (), code: str = "", resumed: str = "") -> Job:
-    """A command that counts itself, and makes its file after `code`."""
-    folder = f"pretraining/{name}" if kind == "pretrain" else f"runs/{name}"
-    makes = f"{folder}/{kind}.txt"
-
-    def command(code: str) -> tuple[str, ...]:
-        count = COUNT.replace("NAME", repr(f"{kind}:{name}"))
-        return ("python", "-c", f"import time; {count}{code}open({makes!r}, 'w').close()")
-
-    return Job(
-        kind=kind,
-        record=f"{folder}/{'train' if kind in ('pretrain', 'finetune') else kind}.json",
-        needs=tuple(before.record for before in needs),
-        title=name,
-        variables={"WHO": name},
-        command=command(code),
-        makes=makes,
-        log=f"{folder}/{kind}.log",
-        results=f"{folder}/{'results' if kind in ('pretrain', 'finetune') else kind}",
-        key=f"{kind} {name} {code}",
-        resumed=command(resumed) if resumed else None,
-        latest=f"{folder}/latest.txt" if resumed else None,
-    )
-
-
-def small(pretraining: str = "", training: str = "") -> list[Job]:
-    """A model from scratch, and one from a pretraining, each predicted and evaluated."""
-    before = job("pretrain", "MIM/seed0", code=pretraining)
-    jobs = [before]
-    for name, needs in (("baseline/all/seed0", []), ("MIM/all/seed0", [before])):
-        train = job("finetune", name, needs, training)
-        predict = job("predict", name, [train])
-        jobs += [train, predict, job("evaluate", name, [predict])]
-    return jobs
-
-
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    code = (
-        "import sys; from pathlib import Path; from nnunet_ssp.study.workflow import run_workflow; "
-        "profile = [Path(sys.argv[i + 1]) for i, word in enumerate(sys.argv) if word == '--profile'] or [None]; "
-        "sys.exit(not run_workflow(Path(sys.argv[1]), 1, profile[0], sys.argv[2:]))"
-    )
-    command = [sys.executable, "-c", code, str(folder), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def run(folder: Path, jobs: Sequence[Job], *more: str) -> tuple[int, str]:
-    write_workflow(jobs, folder)
-    process = start(folder, *more)
-    said, _ = process.communicate(timeout=300)
-    return process.returncode, said
-
-
-def counted(folder: Path) -> list[str]:
-    return (folder / "count").read_text().split()
-
-
-def records(folder: Path) -> set[str]:
-    return {str(file.relative_to(folder)) for file in folder.rglob("*.json")} - {WORKFLOW}
 
 
 def test_every_command_once_and_in_order(tmp_path):
@@ -144,27 +87,6 @@ def test_a_failure_does_not_stop_the_others(tmp_path):
     status, _ = run(tmp_path, unfinished(jobs, tmp_path, forget=True) and jobs)
     assert status == 0
     assert counted(tmp_path).count("finetune:baseline/all/seed0") == 1
-
-
-def test_a_command_that_makes_nothing_has_failed(tmp_path):
-    made = job("pretrain", "MIM/seed0", code="raise SystemExit; ")
-    status, said = run(tmp_path, [made])
-    assert status == 1
-    assert "pretraining/MIM/seed0/pretrain.txt is missing" in said
-
-
-def test_what_an_orphan_has_finished_is_not_done_again(tmp_path):
-    """Snakemake takes for incomplete what ran when it was killed; the record says that it is done."""
-    jobs = [job("pretrain", "MIM/seed0", code="open('begun', 'w').close(); time.sleep(3); ")]
-    jobs.append(job("pretrain", "other/seed0"))
-    write_workflow(jobs[:1], tmp_path)
-    first = start(tmp_path)
-    wait_for(tmp_path / "begun")
-    kill_alone(first)
-    wait_for(tmp_path / jobs[0].record)
-    status, said = run(tmp_path, unfinished(jobs, tmp_path, forget=True) and jobs)
-    assert status == 0, said
-    assert counted(tmp_path) == ["pretrain:MIM/seed0", "pretrain:other/seed0"]
 
 
 def test_how_old_files_are_says_nothing(tmp_path):
@@ -257,47 +179,6 @@ def test_jobs_have_the_folders_of_who_submits_them(tmp_path, monkeypatch):
     assert "\n/data/raw\n" in (tmp_path / made.log).read_text()
 
 
-def test_one_record_may_be_asked_for(tmp_path):
-    jobs = small()
-    status, said = run(tmp_path, jobs, jobs[2].record)
-    assert status == 0, said
-    assert records(tmp_path) == {jobs[1].record, jobs[2].record}
-
-
-def test_a_training_that_only_lacks_its_record_is_not_done_again(tmp_path):
-    made = job("finetune", "MIM/all/seed0", resumed="open('resumed', 'w').close(); ")
-    (tmp_path / made.makes).parent.mkdir(parents=True)
-    (tmp_path / made.makes).touch()
-    status, said = run(tmp_path, [made])
-    assert status == 0, said
-    assert (tmp_path / "resumed").is_file()
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": "of another command"}'])
-def test_a_damaged_record_is_none(tmp_path, content):
-    (made,) = jobs = [job("pretrain", "MIM/seed0")]
-    (tmp_path / made.record).parent.mkdir(parents=True)
-    (tmp_path / made.record).write_text(content)
-    assert unfinished(jobs, tmp_path, forget=True) == jobs
-    assert run(tmp_path, jobs)[0] == 0
-    assert unfinished(jobs, tmp_path) == []
-
-
-def kill_alone(process: subprocess.Popen[str]) -> None:
-    """`kill -9` of a study; its commands go on."""
-    process.kill()
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
-
-
-def wait_for(file: Path) -> None:
-    end = time.monotonic() + 120
-    while not file.is_file():
-        assert time.monotonic() < end, f"{file} did not come"
-        time.sleep(0.05)
-
-
 def test_a_kill_loses_at_most_the_running_command(tmp_path):
     """`kill -9` of everything in the middle: what is done stays, what ran goes on from its last checkpoint."""
     code = "open('runs/baseline/all/seed0/latest.txt', 'w').close(); time.sleep(600); "
@@ -373,29 +254,6 @@ def test_signals_of_a_study_reach_its_commands(tmp_path, number):
     assert "the running commands were asked to save and to end; the same command goes on" in said
     assert (tmp_path / "saved").is_file() and len(counted(tmp_path)) == 1
     assert records(tmp_path) == set() and not (tmp_path / SIGNALS).exists()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="groups of processes are those of POSIX")
-def test_a_command_whose_job_is_killed_ends_with_it(tmp_path):
-    """Else two would work in one folder."""
-    import psutil
-
-    (made,) = jobs = [
-        job("pretrain", "MIM/seed0", code="open('begun', 'w').close(); time.sleep(600); ")
-    ]
-    write_workflow(jobs, tmp_path)
-    study = start(tmp_path)
-    wait_for(tmp_path / "begun")
-    everyone = psutil.Process(study.pid).children(recursive=True)
-    lines = [(one, one.cmdline()) for one in everyone]
-    (command,) = (one for one, line in lines if line[2:] and line[2].startswith("import time; "))
-    (runner,) = (one for one, line in lines if line[1:3] == ["-m", "nnunet_ssp.study.job"])
-    runner.kill()
-    psutil.wait_procs([command], 20)
-    assert not command.is_running()
-    said, _ = study.communicate(timeout=120)
-    assert study.returncode == 1, said
-    assert not (tmp_path / made.record).is_file()
 
 
 def test_the_cluster_profile_plans_the_same_jobs(tmp_path):
