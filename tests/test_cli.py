@@ -211,7 +211,7 @@ def test_env_names_the_folder_of_the_trainers():
 
 @pytest.fixture
 def handed_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """The arguments of the function that a command runs."""
+    """Record the arguments of the function that a command runs."""
     arguments: dict[str, object] = {}
     for module, name in [(preparation, "prepare"), (inspection, "inspect"), (demo, "run")]:
         monkeypatch.setattr(module, name, lambda **keywords: arguments.update(keywords))

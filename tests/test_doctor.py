@@ -33,7 +33,7 @@ WORKERS = (
 
 @pytest.fixture(autouse=True)
 def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine on which all is well; returns the parent of nnU-Net's folders."""
+    """Set up a machine without faults; return the parent of nnU-Net's folders."""
     for name in FOLDERS:
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
 from nnunet_ssp.cohort.folds import copy_tables, read_splits
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write
 from nnunet_ssp.files.lock import locked_dataset
@@ -37,7 +39,7 @@ from nnunet_ssp.preparation.raw import (
     list_jobs,
     read_dataset_json,
 )
-from nnunet_ssp.preparation.raw_checks import problem_lines
+from nnunet_ssp.preparation.raw_checks import Rules, problem_lines
 
 
 def prepare(
@@ -98,10 +100,7 @@ def prepare(
             plans_name = plan(dataset, planner_class, gpu_memory_target, overwrite_plans_name)
         plans = read_planned(target, plans_name, configurations)
         ours = (raw / "cases.csv").is_file()
-        for configuration in configurations:
-            require_plausible_spacing(plans, configuration, rules)
-            for line in check_plane(plans, configuration, target, ours, any_plane):
-                print(f"WARNING: {line}")
+        _check_plans(plans, configurations, rules, target, ours, any_plane)
         with atomic_write(target / "dataset.json") as temporary:
             shutil.copyfile(raw / "dataset.json", temporary)
         known = prepared.recorded(target)
@@ -142,6 +141,21 @@ def _check_options(
         if name is not None:
             must_be_plain(name, what)
     must_be_plain(planner, "-pl")
+
+
+def _check_plans(
+    plans: PlansManager,
+    configurations: Sequence[str],
+    rules: Rules,
+    target: Path,
+    ours: bool,
+    any_plane: bool,
+) -> None:
+    """Refuse plans with an absurd spacing or plane; print the warnings of `check_plane`."""
+    for configuration in configurations:
+        require_plausible_spacing(plans, configuration, rules)
+        for line in check_plane(plans, configuration, target, ours, any_plane):
+            print(f"WARNING: {line}")
 
 
 def _clear_temporary(target: Path) -> None:

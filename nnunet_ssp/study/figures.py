@@ -106,7 +106,7 @@ def _incomplete(figure: Figure, results: Results) -> str:
     return f"Incomplete: {'; '.join(found[:MOST_NAMED])}{more}." if found else ""
 
 
-def _panels(figure: Figure, results: Results) -> Iterator[tuple[str, str, str, str, str]]:
+def _each_plot(figure: Figure, results: Results) -> Iterator[tuple[str, str, str, str, str]]:
     """Yield test, class and score of each picture, with its name and title; both are empty for a single picture."""
     shown = results.study.entries(figure)
     for score in shown["scores"]:
@@ -136,7 +136,7 @@ def _labels(figure: Figure, results: Results) -> Drawn:
     slices = len({subjects for subjects, _ in sizes.values()}) < len(sizes)
     unit = "slices" if slices else "subjects"
     plots = []
-    for test, name, score, file, title in _panels(figure, results):
+    for test, name, score, file, title in _each_plot(figure, results):
         curves = {}
         for model in shown["models"]:
             points = [
@@ -277,7 +277,7 @@ def _unlabelled(figure: Figure, results: Results) -> Drawn:
     amounts = {model: results.unlabelled_slices(model) for model in shown["models"]}
     plots, few = [], False
     rows: list[list[Cell]] = []
-    for test, name, score, file, title in _panels(figure, results):
+    for test, name, score, file, title in _each_plot(figure, results):
         curves = {}
         for fold in shown["folds"]:
             points = []
@@ -350,7 +350,7 @@ def _draw_unlabelled(
 def _boxes(figure: Figure, results: Results) -> Drawn:
     shown = results.study.entries(figure)
     plots = []
-    for test, name, score, file, title in _panels(figure, results):
+    for test, name, score, file, title in _each_plot(figure, results):
         if score == AREA:
             raise ValueError(f"{figure.title}: scores (={AREA}) must be scores of subjects.")
         groups: dict[str, dict[str, Array]] = {fold: {} for fold in shown["folds"]}

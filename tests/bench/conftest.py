@@ -28,7 +28,7 @@ TINY = Workload(
 
 @pytest.fixture
 def bench(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """The prepared phantom of the trainers' tests, whose network is narrow everywhere."""
+    """Bench on the prepared phantom of the trainers' tests, with a narrow network everywhere."""
     tiny = json.loads((own_copy / "tiny.json").read_text())
     for name in (PLANS, NARROW):
         (own_copy / f"{name}.json").write_text(json.dumps({**tiny, "plans_name": name}))

@@ -53,16 +53,16 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_the_table_and_the_figures(bench, scratch, tmp_path, monkeypatch, capsys):
+def test_the_table_and_the_metrics(bench, scratch, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
     peer = {name: {"images_over_lightly": x} for name, x in (("SimCLR", 1.25), ("DINO", 1.5))}
     monkeypatch.setattr(rows, "over_lightly", lambda _: peer)
-    file = tmp_path / "figures" / "bench.json"
-    figures = command.run(["contextprediction", "PCL"], "cpu", file, TINY)
+    file = tmp_path / "metrics" / "bench.json"
+    metrics = command.run(["contextprediction", "PCL"], "cpu", file, TINY)
 
-    assert json.loads(file.read_text()) == figures
-    assert list(figures["methods"]) == ["ContextPrediction", "PCL"]
-    for found in figures["methods"].values():
+    assert json.loads(file.read_text()) == metrics
+    assert list(metrics["methods"]) == ["ContextPrediction", "PCL"]
+    for found in metrics["methods"].values():
         assert set(KEYS) <= found.keys()
         assert all(math.isfinite(found[key]) and found[key] > 0 for key in KEYS)
         for key in ("end_to_end_over_compute", "views_over_stock_loader"):
@@ -71,13 +71,13 @@ def test_the_table_and_the_figures(bench, scratch, tmp_path, monkeypatch, capsys
             assert found[f"{key}_rounds"] == 3
         share = found["end_to_end_images_per_s"] / found["compute_images_per_s"]
         assert share == pytest.approx(found["end_to_end_over_compute"])
-    assert figures["methods"]["ContextPrediction"]["peak_memory_batch_size"] == 9
-    assert list(figures["simclr_peak_memory_bytes"]) == ["4", "8"]
-    assert list(figures["growth"]) == ["20", "40"]
-    assert figures["finetuning_over_stock"] > 0
-    assert isinstance(figures["finetuning_images_per_s"], float)
-    assert figures["finetuning_images_per_s"] > 0
-    assert torch.__version__.startswith(figures["setting"]["versions"]["torch"])
+    assert metrics["methods"]["ContextPrediction"]["peak_memory_batch_size"] == 9
+    assert list(metrics["simclr_peak_memory_bytes"]) == ["4", "8"]
+    assert list(metrics["growth"]) == ["20", "40"]
+    assert metrics["finetuning_over_stock"] > 0
+    assert isinstance(metrics["finetuning_images_per_s"], float)
+    assert metrics["finetuning_images_per_s"] > 0
+    assert torch.__version__.startswith(metrics["setting"]["versions"]["torch"])
     assert not list(scratch.iterdir()), "everything temporary is removed"
 
     said = capsys.readouterr()
@@ -94,7 +94,7 @@ def test_the_table_and_the_figures(bench, scratch, tmp_path, monkeypatch, capsys
 
 def test_absolute_times_come_from_a_gpu():
     method = {key: 0.5 for key in KEYS} | {"batch_size": 9, "peak_memory_batch_size": 9}
-    figures = {
+    metrics = {
         "setting": {
             **command._setting(CPU, ON_CUDA),
             "device": "cuda",
@@ -112,7 +112,7 @@ def test_absolute_times_come_from_a_gpu():
         "images_over_lightly": None,
         "finetuning_over_stock": 1.0,
     }
-    text = "\n".join(command.table(figures))
+    text = "\n".join(command.table(metrics))
     assert "| 1234 |" in text
     header, _, row = (line.split(" | ") for line in text.splitlines()[4:7])
     assert row[header.index("from the host / compute")] == "0.93"

@@ -18,8 +18,8 @@ def test_lightlys_row(bench):
     found = rows.over_lightly(bench)
     assert found is not None
     assert list(found) == ["SimCLR", "DINO"]
-    for figures in found.values():
-        value = figures["images_over_lightly"]
+    for metrics in found.values():
+        value = metrics["images_over_lightly"]
         assert math.isfinite(value) and value > 0
 
 

@@ -41,7 +41,7 @@ def case(subject: str, frame: int, split: str, phase: str) -> Case:
 
 
 def heart(shift: int = 0) -> np.ndarray:
-    """A ring around a disc, beside a box."""
+    """Draw a ring around a disc, beside a box."""
     rows, columns = np.mgrid[: SHAPE[1], : SHAPE[2]]
     radius = np.hypot(rows - 12, columns - 11 - shift)
     slice_ = np.select([radius < 3, radius < 6, (abs(rows - 12) < 5) & (columns > 18)], [1, 2, 3])
@@ -54,7 +54,7 @@ def write_image(path: Path, array: np.ndarray, kind: type) -> None:
 
 
 class Commands:
-    """Stands in for the real commands: writes what they would have written."""
+    """Stand-in for the real commands that writes what they would have written."""
 
     def __init__(self, output: Path, labelled: int = 4, testing: int = 2) -> None:
         self.output = output

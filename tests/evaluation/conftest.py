@@ -109,7 +109,7 @@ def write_dataset(raw: Path) -> None:
 
 
 def write_predictions(folder: Path, references: Path, pixels: float, seed: int = 0) -> Path:
-    """The references with each slice moved by random pixels and cut at a random row."""
+    """Write the references with each slice moved by random pixels and cut at a random row."""
     generator = np.random.default_rng(seed)
     for path in sorted(references.iterdir()):
         stack = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
@@ -123,7 +123,7 @@ def write_predictions(folder: Path, references: Path, pixels: float, seed: int =
 
 @pytest.fixture
 def nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The three folders of nnU-Net, empty, in the folder that is given."""
+    """Make nnU-Net's three folders, empty, in a temporary folder; return that folder."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
@@ -151,7 +151,7 @@ def predict(dataset: Path, nnunet: Path) -> Callable[..., Path]:
 def write_pair(
     folder: Path, prediction: np.ndarray, reference: np.ndarray, **kwargs: object
 ) -> Pair:
-    """A pair of files of two arrays."""
+    """Write two arrays as a pair of files."""
     paths = [
         write_image(folder / name / "a.nii.gz", array, **kwargs)  # type: ignore[arg-type]
         for name, array in (("predicted", prediction), ("true", reference))
@@ -161,6 +161,11 @@ def write_pair(
 
 @pytest.fixture(autouse=True)
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pictures but where a test asks for them: drawing takes longer than all the rest."""
+    """Leave out pictures unless a test asks for them; drawing takes longer than all the rest."""
     if not {"reports", "with_page"} & set(request.fixturenames):
         monkeypatch.setattr(report, "evaluation_page", lambda evaluation: Page("no pictures"))
+
+
+@pytest.fixture
+def with_page() -> None:
+    """Write the whole page."""

@@ -24,7 +24,7 @@ def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict
 
 
 def strict_json(path: Path) -> dict:
-    """JSON as the standard has it: without NaN."""
+    """Read JSON by the standard, which has no NaN."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)

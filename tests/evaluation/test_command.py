@@ -94,7 +94,7 @@ def test_a_cross_validation_is_one_model(nnunet, predict, dataset, capsys):
 
 
 def plain_dataset(nnunet: Path, labels: dict[str, int | list[int]]) -> Path:
-    """A dataset without cases.csv: four subjects with two frames, and perfect predictions."""
+    """Write a dataset without cases.csv, four subjects with two frames, and perfect predictions."""
     raw = nnunet / "nnUNet_raw" / "Dataset027_ACDC"
     write_dataset_json(raw, labels)
     for subject in range(4):
@@ -105,7 +105,7 @@ def plain_dataset(nnunet: Path, labels: dict[str, int | list[int]]) -> Path:
     return nnunet / "predicted"
 
 
-def test_a_plain_dataset_has_no_clinical_figures_and_takes_a_pattern(nnunet, capsys):
+def test_a_plain_dataset_has_no_clinical_metrics_and_takes_a_pattern(nnunet, capsys):
     predicted = plain_dataset(nnunet, {"background": 0, "RV": 1, "MLV": 2, "LVC": 3})
     assert run("27 -np 1", predicted) == 0
     *_, clinical, summary = tables(nnunet / "predicted_evaluation")
@@ -305,7 +305,7 @@ def test_combined_sources_tell_their_subjects_apart(dataset, predict, tmp_path):
 
 
 def moved(source: Path, target: Path, name: str) -> None:
-    """A label map moved by two pixels, on the same grid."""
+    """Write a label map moved by two pixels, on the same grid."""
     image = SimpleITK.ReadImage(str(source))
     array = np.roll(SimpleITK.GetArrayFromImage(image), 2, axis=2)
     prediction = SimpleITK.GetImageFromArray(array)

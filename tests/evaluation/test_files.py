@@ -30,7 +30,7 @@ def touch(folder: Path, *cases: str) -> Path:
 
 @pytest.fixture
 def places(tmp_path: Path) -> tuple[Path, Path]:
-    """A raw and a prepared dataset: test cases t1, t2, training cases a to d, two folds."""
+    """Write a raw and a prepared dataset: test cases t1, t2, training cases a to d, two folds."""
     raw, prepared = tmp_path / "raw", tmp_path / "prepared"
     touch(raw / "labelsTs", "t1", "t2")
     touch(raw / "labelsTr", *"abcd")

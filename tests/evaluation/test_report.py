@@ -20,11 +20,6 @@ from tests.evaluation.conftest import (
 from tests.evaluation.running import run, tables
 
 
-@pytest.fixture
-def with_page() -> None:
-    """Write the whole page."""
-
-
 def test_images_that_do_not_fit_are_left_out_of_the_overlays(dataset, predict, tmp_path, with_page):
     predictions = predict("m$im", 1.0)
     images = sorted((dataset / "imagesTs").iterdir())
@@ -58,7 +53,7 @@ def test_captions_say_which_seed_is_shown(dataset, predict, tmp_path, with_page)
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The reports of one model and of two, with an overlay for each."""
+    """Write the reports of one model and of two, with an overlay for each."""
     folder = tmp_path_factory.mktemp("reports")
     raw = folder / "raw" / "Dataset114_MNMs"
     write_dataset(raw)

@@ -30,7 +30,7 @@ def set_folders(patch: pytest.MonkeyPatch, base: Path) -> None:
 
 
 def quicken_fingerprint(patch: pytest.MonkeyPatch, voxels: int = 10**5) -> list[int]:
-    """Draw fewer than nnU-Net's 1e8 voxels; returns the list of the fingerprints made, by their cases."""
+    """Draw fewer than nnU-Net's 1e8 voxels; return a list that will hold the number of cases of each fingerprint."""
     made: list[int] = []
     real = fingerprints.fingerprint_of
 
@@ -53,7 +53,7 @@ def listing_in_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in M&Ms' layout (`source`), converted and prepared: 3 labelled subjects, 1 unlabelled, 1 test."""
+    """Make a folder in M&Ms' layout (`source`), converted and prepared: 3 labelled subjects, 1 unlabelled, 1 test."""
     base = tmp_path_factory.mktemp("preparation")
     counts = {"labelled": 3, "unlabelled": 1, "testing": 1}
     write_mnms(base / "source", **counts, matrix=48, frames=3, slices=3)
@@ -68,7 +68,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def base(phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy that a test may change; times of modification are those of the original."""
+    """Copy what `phantom` made, with its times of modification, so that a test may change it."""
     for name in FOLDERS:
         shutil.copytree(phantom / name, tmp_path / name)
     set_folders(monkeypatch, tmp_path)
@@ -87,13 +87,13 @@ def target(base: Path) -> Path:
 
 @pytest.fixture
 def extractions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lists the cases of the fingerprints made, made quick."""
+    """List the numbers of cases of the fingerprints made, and make them quickly."""
     return quicken_fingerprint(monkeypatch)
 
 
 @pytest.fixture
 def preprocessed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Lists the cases that are preprocessed, in order."""
+    """List the cases that are preprocessed, in order."""
     cases: list[str] = []
     real = preprocessing.preprocess_case
 
@@ -134,7 +134,7 @@ def noise(seed: int, shape: tuple[int, int, int] = (40, 36, 3)) -> np.ndarray:
 def plain_dataset(
     base: Path, name: str, channels: int = 1, labelled: int = 2, unlabelled: int = 2
 ) -> Path:
-    """A dataset of nnU-Net's own making, without our tables; labels in a corner."""
+    """Write a plain dataset of nnU-Net, without our tables; labels lie in a corner."""
     raw = base / "nnUNet_raw" / name
     for number in range(labelled + unlabelled):
         part = "Tr" if number < labelled else "Un"

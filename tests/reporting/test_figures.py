@@ -36,7 +36,7 @@ def line(figure: Figure) -> None:
 
 
 def drawn(draw) -> Figure:
-    """A figure that was also rendered, which finds what drawing alone does not."""
+    """Draw and also render a figure, which finds more faults than drawing alone."""
     render(draw)
     figure = Figure()
     draw(figure)

@@ -139,7 +139,7 @@ def measured(run: Run, dice: Dice) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def make_data(folder: Path) -> Data:
-    """A prepared dataset of eight labelled subjects: `paper` trains on six, `nr10-seed0` to `5` on two."""
+    """Make a prepared dataset of eight labelled subjects: `paper` trains on six, `nr10-seed0` to `5` on two."""
     prepared = folder / "nnUNet_preprocessed" / "Dataset114_MNMs"
     labels = {"background": 0} | {name: i for i, name in enumerate(CLASSES, 1)}
     write_json(prepared / "dataset.json", {"labels": labels, "file_ending": ".nii.gz"})
@@ -166,7 +166,7 @@ def make_data(folder: Path) -> Data:
 
 @pytest.fixture
 def miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Miniature]:
-    """A study of `SPECIFICATION` with some parts replaced, and none of its runs done."""
+    """Make a study of `SPECIFICATION` with some parts replaced, and none of its runs done."""
     monkeypatch.setenv(TRAINERS_VARIABLE, str(trainers_folder()))
 
     def make(**parts: Any) -> Miniature:
@@ -215,7 +215,7 @@ def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, nnunet_folders: None) -> Data:
-    """A prepared dataset without images: 10 labelled subjects, 2 without labels, 1 for the test; one fold."""
+    """Make a prepared dataset without images: 10 labelled subjects, 2 without labels, 1 for the test; one fold."""
     names = [f"S{number}" for number in range(SUBJECTS + 3)]  # the last one for the test
     phases = ("ED", "ES")
     cases = [

@@ -23,7 +23,7 @@ COUNT = "open('count', 'a').write(NAME + ' '); "
 
 
 def job(kind: Kind, name: str, needs: Sequence[Job] = (), code: str = "", resumed: str = "") -> Job:
-    """A command that counts itself, and makes its file after `code`."""
+    """Make a command that counts itself, and makes its file after `code`."""
     folder = f"pretraining/{name}" if kind == "pretrain" else f"runs/{name}"
     makes = f"{folder}/{kind}.txt"
 
@@ -48,7 +48,7 @@ def job(kind: Kind, name: str, needs: Sequence[Job] = (), code: str = "", resume
 
 
 def small(pretraining: str = "", training: str = "") -> list[Job]:
-    """A model from scratch, and one from a pretraining, each predicted and evaluated."""
+    """List the commands of a model from scratch and one from a pretraining, each predicted and evaluated."""
     before = job("pretrain", "MIM/seed0", code=pretraining)
     jobs = [before]
     for name, needs in (("baseline/all/seed0", []), ("MIM/all/seed0", [before])):
@@ -91,7 +91,7 @@ def wait_for(file: Path) -> None:
 
 
 def kill_alone(process: subprocess.Popen[str]) -> None:
-    """`kill -9` of a study; its commands go on."""
+    """Kill a study with SIGKILL; its commands go on."""
     process.kill()
     process.wait()
     assert process.stdout is not None

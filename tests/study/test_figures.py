@@ -59,7 +59,7 @@ def figure(**parts: object) -> Figure:
 
 
 def axes_of(plot):
-    """The axes of a picture that was also rendered, which finds what drawing alone does not."""
+    """Draw and also render a picture, which finds more faults than drawing alone; return its axes."""
     render(plot.draw)
     canvas = Canvas()
     plot.draw(canvas)
@@ -115,7 +115,7 @@ def test_one_seed_has_no_band(miniature):
 
 
 def amounts(miniature, number: int):
-    """A study of one method on growing parts of the unlabelled data: Dice is 0.5 + 0.1 sqrt(share)."""
+    """Make a study of one method on growing parts of the unlabelled data: Dice is 0.5 + 0.1 sqrt(share)."""
     names = [f"MIM {share}" for share in range(1, number)]
     mini = miniature(
         pretraining={name: {"trainer": "MIM", "fold": "all"} for name in names},

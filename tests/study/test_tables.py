@@ -26,7 +26,7 @@ def filled(mini, **parts: object) -> Filled:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of a Markdown table without its rule."""
+    """Return the cells of a Markdown table without its rule."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return [line for line in cells if not set(line[-1]) <= set("-:")]
