@@ -47,8 +47,8 @@ CREATED = (*INTERMEDIATE, "nnUNet_results", "predictions", "logs", "report.html"
 
 PLAN_FLAGS = ("-gpu_memory_target", "0.1", "-overwrite_plans_name", PLANS)
 
-# Patches of 96 x 96 pixels that each training sees, about five minutes on two cores in all;
-# larger patches are as many as take the same time.
+# Patches of 96 x 96 pixels that each training sees: about five minutes on two cores in all. Of larger patches a
+# training sees as many as take the same time.
 PRETRAINING_IMAGES = 2400
 FINETUNING_IMAGES = 1400
 REFERENCE_PIXELS = 96 * 96

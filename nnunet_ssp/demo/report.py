@@ -92,16 +92,16 @@ class DemoData:
     """The converted dataset, and the cases on which both models are compared."""
 
     cases: dict[str, Case]
-    # Fold 0: the cases of `train` and `val`.
+    # Cases of `train` and `val` in fold 0.
     fold: dict[str, list[str]]
-    # Without the background.
+    # Values by name, without the background.
     labels: dict[str, int]
-    # Of the image files.
+    # File ending of the images.
     ending: str
     tested: list[str]
-    # In words.
+    # Description of the tested cases, in words.
     tested_what: str
-    # Of the tested cases.
+    # Folders of the tested cases.
     images: Path
     references: Path
 

@@ -38,7 +38,7 @@ class References:
     # A folder of predictions with one of these cases must have all of them.
     test: dict[str, Path]
     training: dict[str, Path] = field(default_factory=dict)
-    # Of splits_final.json.
+    # Folds of splits_final.json.
     folds: Sequence[Mapping[str, Sequence[str]]] = ()
 
 

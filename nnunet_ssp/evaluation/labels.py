@@ -32,7 +32,7 @@ class Labels:
     # Values of each class; several for a region.
     classes: dict[str, tuple[int, ...]]
     ignore: int | None = None
-    # LV, MYO, RV: those there are.
+    # Class by structure, for those of LV, MYO and RV that exist.
     structures: dict[str, str] = field(default_factory=dict)
 
     @property

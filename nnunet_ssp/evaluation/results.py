@@ -44,13 +44,13 @@ class Evaluation:
     baseline: str
     labels: Labels
     pairs: Sequence[Pair]
-    # By case; some may be missing.
+    # Images by case; some may be missing.
     images: Mapping[str, Path]
     # `Scores.frames` with the case's columns of cases.csv.
     frames: pd.DataFrame
     # `Scores.slices`, likewise.
     slices: pd.DataFrame
-    # From `clinical_metrics`; empty where there are none.
+    # Table from `clinical_metrics`; may be empty.
     clinical: pd.DataFrame
     # Why subjects have no clinical metrics; key `all` for everyone.
     refused: Mapping[str, str]

@@ -44,7 +44,7 @@ def with_mean(frames: pd.DataFrame) -> pd.DataFrame:
     means = own[list(SCORES)].mean().join(own["missed"].sum()).reset_index()
     shared = frames.drop(columns=[*SCORES, "missed", "class", "reference_ml", "predicted_ml"])
     means = means.merge(shared.drop_duplicates(keys), on=keys).assign(**{"class": MEAN})
-    # The class comes last in each model.
+    # The mean comes last in each model.
     order = {model: place for place, model in enumerate(frames["model"].unique())}
     both = pd.concat([frames, means], ignore_index=True)
     return both.sort_values(

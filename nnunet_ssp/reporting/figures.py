@@ -25,7 +25,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
 MORE_COLOURS = ("#8811FF", "#00EE00", "#FF11CC", "#FF0066", "#DDCCAA", "#77AA11", "#776622")
 
 LETTERS_PER_INCH = 12  # of text in matplotlib's default size
-OVERLAY_WIDTH = 4.8  # inches; on a phone a wider one would have tiny letters
+OVERLAY_WIDTH = 4.8  # inches; a wider picture would have tiny letters on a phone
 
 
 def render(
@@ -248,7 +248,7 @@ class Overlay(NamedTuple):
     """Labels in colour on one slice. Shape of each array: (rows, columns)."""
 
     image: Array
-    # Painted.
+    # Label map to paint.
     labels: Array
     # A label map whose classes get an outline.
     outline: Array | None = None

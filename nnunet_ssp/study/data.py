@@ -28,7 +28,7 @@ class Data:
 
     dataset: Dataset
     plans_name: str
-    # Of the plans.
+    # 2d configuration of the plans.
     configuration: dict[str, Any]
 
     @property

@@ -107,9 +107,9 @@ class Model(_Part):
     """Training of one compared model: `trainer=Finetune` is nnUNetTrainerFinetune."""
 
     trainer: str
-    # None: from scratch.
+    # Name of a pretraining; None trains from scratch.
     pretraining: str | None = None
-    # The model that it is tested against; None: the study's.
+    # Model that it is tested against; None stands for the study's baseline.
     baseline: str | None = None
     settings: Settings = {}
 
@@ -169,9 +169,9 @@ class Sizes(_Part):
     """Published sizes, for the estimate of a dry run without the data set."""
 
     pretraining_slices: int = Field(ge=1)
-    # By fold, as named in `folds`.
+    # Slices by fold, as named in `folds`.
     labelled_slices: Named[int]
-    # Of fine-tuning.
+    # Batch size of fine-tuning.
     batch_size: int = Field(ge=1)
     patch_size: tuple[int, int]
 

@@ -48,7 +48,7 @@ def test_captions_say_which_seed_is_shown(dataset, predict, tmp_path, with_page)
     for title in ("Best", "Median", "Worst"):
         (caption,) = (line for line in page.text if line.startswith(f"{title}: "))
         assert caption.endswith("Dice of LVBP 1.00, LVM 1.00, RV 1.00, mean 1.00.")
-    assert "Means over the subjects that have the figure in reference and prediction" in text
+    assert "Means over the subjects that have the metric in reference and prediction" in text
 
 
 @pytest.fixture(scope="module")
