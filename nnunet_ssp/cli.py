@@ -289,8 +289,8 @@ def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = commands.add_parser(
         "phantom",
         help="write synthetic cine MRI with labels, in the layout of M&Ms",
-        description="Write synthetic subjects as M&Ms publishes its own: for tests and demos, not for results. "
-        "Files of the same name are overwritten, other files stay.",
+        description="Write synthetic subjects in the layout of M&Ms, for tests and demos: results on them say "
+        "nothing about patients. Files of the same name are overwritten, other files stay.",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to write")
     parser.add_argument(
