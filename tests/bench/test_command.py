@@ -32,7 +32,7 @@ KEYS = (
 
 
 class Prepared:
-    """Instead of `Bench.prepared`."""
+    """Stand-in for `Bench.prepared`."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench

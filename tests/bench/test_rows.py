@@ -39,7 +39,7 @@ def test_fixed_views_are_the_batchs_own_and_made_once(bench, method):
 
 
 def test_waiting_for_slices_is_seen(bench):
-    """Core-seconds alone do not see it: a process that waits keeps no core busy."""
+    """Core-seconds alone miss it, because a waiting process keeps no core busy."""
     with bench.pretraining("SimCLR", batch=4) as trainer:
         read = trainer.store.read
 

@@ -61,7 +61,7 @@ def make_case(subject: str, phase: str, split: str = "test", base: str = "first"
 
 
 class Document(HTMLParser):
-    """What a test wants to know of a page: elements, attributes, text."""
+    """Parsed page: elements, attributes, text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def write_dataset_json(
 
 
 def write_dataset(raw: Path) -> None:
-    """Eight test subjects at ED and ES, as `convert` leaves them."""
+    """Write eight test subjects at ED and ES, as `convert` does."""
     cases = [make_case(f"T{i}", phase) for i in range(8) for phase in ("ED", "ES")]
     noise = np.random.default_rng(0)
     for case in cases:

@@ -211,7 +211,7 @@ def test_files_that_are_no_3d_image_are_named(tmp_path):
 @pytest.mark.parametrize("side", ["prediction", "reference"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "nan"])
 def test_damaged_files_and_nan_are_refused(tmp_path, side, damage):
-    """SimpleITK reads what is missing, and NaN, as 0; larger files with a wrong checksum, too."""
+    """SimpleITK reads missing parts and NaN as 0; it also reads larger files with a wrong checksum."""
     pair = write_pair(tmp_path, heart(), heart())
     file = pair.prediction if side == "prediction" else pair.reference
     content = bytearray(file.read_bytes())

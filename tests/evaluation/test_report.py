@@ -97,7 +97,7 @@ def test_the_page_has_every_part_and_asks_for_nothing(reports):
 
 
 def test_the_page_fits_a_phone(reports, tmp_path):
-    """In a headless browser, where there is one: nothing but boxes that scroll is wider than it."""
+    """In a headless browser, if there is one, only boxes that scroll are wider than the page."""
     browser = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )

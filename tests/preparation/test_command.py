@@ -63,7 +63,7 @@ def test_a_second_run_does_nothing_again(
     target: Path, preprocessed: list[str], capsys: pytest.CaptureFixture[str]
 ):
     def data() -> dict[str, tuple[int, bytes]]:
-        """Without the small files that are always written."""
+        """Read all files but the small ones that every run writes."""
         small = (
             "plans",
             "cases.csv",
@@ -162,7 +162,7 @@ def test_changed_folds_with_results_need_overwrite(base: Path, raw: Path, target
 def test_a_killed_run_is_finished_by_a_second(
     base: Path, target: Path, preprocessed: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """The index has what was done up to its last writing; the cases after it are prepared again."""
+    """The index holds the cases done before its last writing; later cases are prepared again."""
     spy = preprocessing.preprocess_case
 
     class Killed(BaseException):
@@ -298,7 +298,7 @@ def test_nnunet_trains_and_validates_on_the_prepared_folder_alone(
 
 @pytest.mark.slow
 def test_a_run_killed_by_the_system_is_finished_by_a_second(base: Path, target: Path, raw: Path):
-    """With worker processes: they end with the killed parent, and the second run keeps what was done."""
+    """Worker processes end with the killed parent, and the second run keeps the finished cases."""
     case = names(raw / "imagesUn")[0].removesuffix("_0000.nii.gz")
     for number in range(300):
         shutil.copy(

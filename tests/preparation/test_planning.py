@@ -74,7 +74,7 @@ def test_existing_plans_are_taken_as_they_are(target: Path, preprocessed: list[s
 
 @pytest.mark.parametrize("name", ["../../outside", "..", "/tmp/outside", "a/b", ".x"])
 def test_plans_that_lead_elsewhere_are_refused(base: Path, target: Path, name: str):
-    """Files beside nnU-Net's folders were written and deleted, see issue 14."""
+    """Without this check files beside nnU-Net's folders could be written and deleted."""
     (base / "outside").mkdir()
     (base / "outside" / "mine.b2nd").touch()
     content = json.loads((target / "nnUNetPlans.json").read_text())

@@ -104,7 +104,7 @@ def test_cases_that_are_gone_leave_nothing(raw: Path, target: Path, extractions:
 def test_preparing_after_another_conversion(
     phantom: Path, raw: Path, target: Path, preprocessed: list[str], extractions: list[int]
 ):
-    """One subject fewer, another division: nothing of the earlier conversion stays."""
+    """With one subject fewer and another division, nothing of the earlier conversion stays."""
     source = raw.parent / "source"
     shutil.copytree(phantom / "source", source)
     removed = sorted((source / "Training" / "Labeled").iterdir())[0]
@@ -135,7 +135,7 @@ def test_changed_plans_or_labels_prepare_everything_again(
 def test_what_is_not_valid_is_gone_before_the_work(
     raw: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A run killed now must not leave cases of other plans for nnU-Net to train on."""
+    """A run that is killed here must not leave cases of other plans for nnU-Net to train on."""
     content = json.loads((target / "nnUNetPlans.json").read_text())
     content["configurations"]["2d"]["spacing"] = [3.0, 3.0]
     write_json(target / "nnUNetPlans.json", content)
@@ -184,7 +184,7 @@ def test_files_of_others_stay_and_are_named(
 
 
 def test_a_full_disk_is_told_from_a_bad_case(base: Path, target: Path):
-    """A limit on the size of files stands in for the disk: blosc2 raises no OSError for either."""
+    """A limit on file sizes stands in for a full disk; blosc2 raises an OSError for neither."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit = next((target / "nnUNetPlans_2d").glob("*0.b2nd")).stat().st_size - 1
     resource.setrlimit(resource.RLIMIT_FSIZE, (max(limit, 6000), hard))
@@ -249,7 +249,7 @@ def test_a_failure_of_nnunet_is_shown_in_words(raw: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("ending", [".npy", ".b2nd", "_seg.b2nd", ".pkl"])
 def test_a_damaged_file_of_the_store_is_made_anew(base, target, preprocessed, ending, old):
-    """Also where the index is of an earlier version and knows no sizes."""
+    """This also holds for an index of an earlier version without sizes."""
     folder = target / ("nnUNetPlans_2d_slices" if ending == ".npy" else "nnUNetPlans_2d")
     case = sorted(
         file.name.removesuffix(".pkl") for file in (target / "nnUNetPlans_2d").glob("*.pkl")

@@ -22,7 +22,7 @@ from nnunet_ssp.reporting.figures import (
 
 @pytest.fixture(autouse=True)
 def matplotlibs_own_style():
-    """Others may have left a style behind, as nnU-Net's progress.png does; `render` has its own."""
+    """`render` has its own style, even if others left one behind, as nnU-Net's progress.png does."""
     with matplotlib.style.context("default"):
         yield
 

@@ -55,7 +55,7 @@ Dice = Callable[[Run, int, str, str], float]
 
 
 def dice(run: Run, subject: int, phase: str, class_name: str) -> float:
-    """Different for everything it depends on."""
+    """Return a Dice that differs with every argument."""
     value = 0.5 + 0.1 * (run.name == "MIM") + 0.2 * (run.label == "all") + 0.01 * run.seed
     value += 0.004 * subject + 0.02 * (phase == "ED")
     return value - 0.03 * CLASSES.index(class_name)
@@ -63,7 +63,7 @@ def dice(run: Run, subject: int, phase: str, class_name: str) -> float:
 
 @dataclass
 class Miniature:
-    """A study whose runs are made up."""
+    """Study with made-up runs."""
 
     study: Study
     data: Data

@@ -34,7 +34,7 @@ def test_dry_run_without_the_data(tmp_path, capsys, monkeypatch):
 
 
 def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):
-    """With the published sizes: 100 epochs of 90,618 slices for each method, 1000 passes over what is labelled."""
+    """The published sizes are 100 epochs of 90,618 slices for each method, and 1000 passes over the labelled slices."""
     monkeypatch.chdir(tmp_path)
     speeds = {
         "setting": {"name": "a card", "date": "2026-01-01", "side": 256},

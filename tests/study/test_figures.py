@@ -190,7 +190,7 @@ def test_learning_curves_go_as_far_as_all_seeds(miniature):
 
 
 def test_learning_curves_of_seeds_with_epochs_of_different_length(miniature):
-    """As with match=epochs, where the seeds' subsets have other numbers of slices."""
+    """With match=epochs the seeds' subsets may have different numbers of slices."""
     mini = miniature(seeds=[0, 1]).finish()
     for seed, steps in enumerate(([30, 60, 90], [20, 40, 60, 80])):
         run = mini.run("MIM", "10", seed)

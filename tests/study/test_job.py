@@ -30,7 +30,7 @@ def test_a_command_that_makes_nothing_has_failed(tmp_path):
 
 
 def test_what_an_orphan_has_finished_is_not_done_again(tmp_path):
-    """Snakemake takes for incomplete what ran when it was killed; the record says that it is done."""
+    """Snakemake believes incomplete what ran when it was killed; the record states that it is done."""
     jobs = [job("pretrain", "MIM/seed0", code="open('begun', 'w').close(); time.sleep(3); ")]
     jobs.append(job("pretrain", "other/seed0"))
     write_workflow(jobs[:1], tmp_path)
@@ -61,7 +61,7 @@ def test_a_training_that_only_lacks_its_record_is_not_done_again(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="groups of processes are those of POSIX")
 def test_a_command_whose_job_is_killed_ends_with_it(tmp_path):
-    """Else two would work in one folder."""
+    """Otherwise two commands would work in one folder."""
     import psutil
 
     (made,) = jobs = [

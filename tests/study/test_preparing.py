@@ -13,7 +13,7 @@ PHANTOM = {"labelled": 2, "unlabelled": 0, "testing": 1, "matrix": 32, "frames":
 
 
 def test_the_phantom_is_written_converted_and_prepared_once(tmp_path, monkeypatch):
-    """Here without the last two, which `test_command` runs."""
+    """The last two commands do not run here; `test_command` runs them."""
     commands = []
 
     def command(words, folder):

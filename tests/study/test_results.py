@@ -169,7 +169,7 @@ def test_nothing_is_compared_with_a_baseline_that_is_missing(miniature):
 
 
 def test_models_are_compared_with_their_own_baseline(miniature):
-    """And p values corrected for those that have the same one."""
+    """p values are corrected for the models with the same baseline."""
     models = {
         "baseline": {"trainer": "Scratch"},
         "plain": {"trainer": "Scratch", "baseline": "plain"},

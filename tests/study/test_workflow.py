@@ -104,7 +104,7 @@ def test_how_old_files_are_says_nothing(tmp_path):
 
 
 def test_old_weights_are_never_taken_for_new(tmp_path):
-    """When a pretraining is done again, what was trained from it is put away, not continued."""
+    """If a pretraining runs again, trainings from it are put away, not continued."""
     jobs = small()
     run(tmp_path, jobs)
     weights = tmp_path / jobs[4].results / "checkpoint_final.pth"
@@ -122,7 +122,7 @@ def test_old_weights_are_never_taken_for_new(tmp_path):
 
 
 def test_an_interrupted_training_does_not_go_on_from_old_weights(tmp_path):
-    """It has no record, but its pretraining is done again."""
+    """The training has no record, but its pretraining runs again."""
     jobs = small()
     run(tmp_path, jobs[:4])
     weights = tmp_path / jobs[4].results / "checkpoint_latest.pth"
@@ -136,7 +136,7 @@ def test_an_interrupted_training_does_not_go_on_from_old_weights(tmp_path):
 
 
 def test_what_cannot_be_put_away_keeps_its_record(tmp_path, monkeypatch):
-    """Else the next call would take the old results for an interrupted command's."""
+    """Otherwise the next call would mistake the old results for those of an interrupted command."""
     (made,) = jobs = [job("finetune", "MIM/all/seed0")]
     run(tmp_path, jobs)
     (tmp_path / made.results).mkdir()
@@ -167,7 +167,7 @@ def test_results_are_not_put_away_below_a_running_command(tmp_path):
 
 
 def test_jobs_have_the_folders_of_who_submits_them(tmp_path, monkeypatch):
-    """Not every cluster hands the environment on."""
+    """Not every cluster passes the environment on."""
     monkeypatch.setenv("nnUNet_raw", "/data/raw")
     (made,) = jobs = [
         job("pretrain", "MIM/seed0", code="import os; print(os.environ['nnUNet_raw']); ")
@@ -180,7 +180,7 @@ def test_jobs_have_the_folders_of_who_submits_them(tmp_path, monkeypatch):
 
 
 def test_a_kill_loses_at_most_the_running_command(tmp_path):
-    """`kill -9` of everything in the middle: what is done stays, what ran goes on from its last checkpoint."""
+    """After `kill -9` of everything, finished commands stay, and the running one goes on from its last checkpoint."""
     code = "open('runs/baseline/all/seed0/latest.txt', 'w').close(); time.sleep(600); "
     jobs = small()
     jobs[1] = job(
@@ -212,7 +212,7 @@ def _kill_all(process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="locks are those of POSIX")
 def test_a_command_that_outlives_its_study_is_waited_for(tmp_path):
-    """`kill -9` of the study alone: its command goes on, and the next study takes what it makes."""
+    """After `kill -9` of the study alone its command goes on, and the next study takes its results."""
     code = "import os; open('begun', 'w').close(); exists = lambda: os.path.exists('go'); "
     code += "[time.sleep(0.1) for _ in iter(exists, True)]; "
     jobs = [job("pretrain", "MIM/seed0", code=code)]
@@ -236,7 +236,7 @@ def test_a_command_that_outlives_its_study_is_waited_for(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals are those of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_of_a_study_reach_its_commands(tmp_path, number):
-    """A warning goes to the command; after an end it has saved, no other has begun, and all are gone."""
+    """A warning reaches the command. After an end it has saved, no other has begun, and all processes are gone."""
     code = (
         "import signal, sys; signal.signal(signal.SIGUSR1, lambda *_: open('warned', 'w').close()); "
         "signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w').close(), sys.exit(143))); "
@@ -272,7 +272,7 @@ def test_the_cluster_profile_plans_the_same_jobs(tmp_path):
 
 
 def test_with_an_executor_of_a_cluster(tmp_path):
-    """Jobs that are submitted, here to a shell, read the workflow again and run as on this machine."""
+    """Submitted jobs, here to a shell, read the workflow again and run as on this machine."""
     pytest.importorskip("snakemake_executor_plugin_cluster_generic")
     jobs = small()[1:4]
     status, said = run(
