@@ -1,4 +1,4 @@
-"""The `nnunet-ssp` command. A subcommand imports what it needs when it runs, so `--help` is quick."""
+"""The `nnunet-ssp` command; a subcommand imports what it needs when it runs, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnunet_ssp.console import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; errors that a user can mend are one line, without a traceback.
+    """Run the command line; errors that a user can mend print one line, without a traceback.
 
     Returns:
         The exit status: 0, 1 for an error, 130 when interrupted.
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_folds(commands)
     _add_prepare(commands)
     _add_inspect(commands)
+    _add_phantom(commands)
     _add_demo(commands)
     _add_evaluate(commands)
     _add_bench(commands)
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_env(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
-        "env", help='print the line that shows our trainers to nnU-Net: eval "$(nnunet-ssp env)"'
+        "env", help='print the line that makes nnU-Net find our trainers: eval "$(nnunet-ssp env)"'
     )
     parser.set_defaults(run=_env)
 
@@ -171,7 +172,7 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _amount(text: str) -> int | float:
-    """A number, or a fraction when it is written with a point."""
+    """Read a number, or a fraction if it is written with a point."""
     try:
         return float(text) if "." in text else int(text)
     except ValueError:
@@ -268,12 +269,12 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--private",
         action="store_true",
-        help="list what the file reveals about persons and the house: names, paths, dates",
+        help="list what the file reveals about persons and the institution: names, paths, dates",
     )
     parser.add_argument(
         "--strip",
         metavar="OUT",
-        help="write a checkpoint without that, which can be used as before",
+        help="write a checkpoint without those, which can be used as before",
     )
 
     def run(args: argparse.Namespace) -> int:
@@ -282,6 +283,57 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         return inspect(**_without_run(args))
 
     parser.set_defaults(run=run)
+
+
+def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "phantom",
+        help="write synthetic cine MRI with labels, in the layout of M&Ms",
+        description="Write synthetic subjects in the layout of M&Ms, for tests and demos: results on them say "
+        "nothing about patients. Files of the same name are overwritten, other files stay.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to write")
+    parser.add_argument(
+        "--labelled", type=int, required=True, metavar="N", help="training subjects with masks"
+    )
+    for name, what in (
+        ("unlabelled", "training subjects without masks"),
+        ("validation", "validation subjects"),
+        ("testing", "test subjects"),
+        ("seed", "which population"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=0, metavar="N", help=f"{what} (default: %(default)s)"
+        )
+    parser.add_argument(
+        "--matrix",
+        type=int,
+        default=96,
+        metavar="PIXELS",
+        help="side of the largest image, at least 32 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=12,
+        metavar="N",
+        help="frames of a cycle, at least 2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--slices",
+        type=int,
+        metavar="N",
+        help="slices of a stack, at least 3 (default: 6 to 12, by vendor and heart)",
+    )
+    parser.set_defaults(run=_phantom)
+
+
+def _phantom(args: argparse.Namespace) -> None:
+    from nnunet_ssp.phantom import write_mnms
+
+    folder = write_mnms(**_without_run(args))
+    print(f"Phantom: {folder}")
+    print(f"Next: nnunet-ssp convert mnms -i {shlex.quote(str(folder))} -d ID")
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -318,7 +370,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--device", choices=("cpu", "cuda"), help="default: cuda when there is a GPU"
     )
     parser.add_argument(
-        "--json", dest="file", type=Path, metavar="FILE", help="write all figures there, too"
+        "--json", dest="file", type=Path, metavar="FILE", help="also write all numbers to this file"
     )
 
     def run(args: argparse.Namespace) -> None:
@@ -341,7 +393,7 @@ def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _suit_this_machine() -> None:
-    """Set what nnU-Net reads when it is imported."""
+    """Set the variables that nnU-Net reads when it is imported."""
     from nnunet_ssp.parallel import small_machine_environment
 
     os.environ.update(small_machine_environment(os.environ))

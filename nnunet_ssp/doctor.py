@@ -1,4 +1,4 @@
-"""`nnunet-ssp doctor`: does everything fit together on this machine, and if not, what to do."""
+"""`nnunet-ssp doctor`: check that everything fits together on this machine, and advise what to do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def examine() -> int:
         1 when something failed, else 0.
     """
     failures = 0
-    for verdict, found, advice in findings():
+    for verdict, found, advice in all_findings():
         print(f"{verdict:8s} {found}", flush=True)
         if advice:
             print(f"{'':8s} -> {advice}", flush=True)
@@ -41,8 +41,8 @@ def examine() -> int:
     return int(failures > 0)
 
 
-def findings() -> Iterator[Finding]:
-    """All findings, in the order a user needs them."""
+def all_findings() -> Iterator[Finding]:
+    """Yield all findings, in the order in which a user needs them."""
     yield from _versions()
     yield from _folders()
     yield from _trainers()
@@ -50,7 +50,7 @@ def findings() -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    """What this package requires, as its own metadata says."""
+    """Check the versions that this package's own metadata requires."""
     from packaging.requirements import Requirement  # comes with matplotlib and scikit-image
 
     try:
@@ -73,7 +73,7 @@ def _versions() -> Iterator[Finding]:
         if requirement.specifier.contains(found, prereleases=True):
             good.append(f"{requirement.name} {found}")
         else:
-            bad.append(("FAILED", f"{requirement.name} {found} does not suit", advice))
+            bad.append(("FAILED", f"{requirement.name} {found} is not supported", advice))
     yield "ok", ", ".join(good), ""
     yield from bad
 
@@ -86,9 +86,9 @@ def _folders() -> Iterator[Finding]:
             continue
         folder = Path(value)
         if not folder.is_dir():
-            yield "FAILED", f"{variable}={value} is no folder", f"mkdir -p {shlex.quote(value)}"
+            yield "FAILED", f"{variable}={value} is not a folder", f"mkdir -p {shlex.quote(value)}"
         elif not os.access(folder, os.W_OK | os.X_OK):
-            # Only `convert` writes raw data; all else can do with somebody else's.
+            # Only `convert` writes raw data; other commands can read somebody else's.
             verdict: Verdict = "warning" if variable == "nnUNet_raw" else "FAILED"
             yield verdict, f"{variable}={value} is not writable", "choose a folder of your own"
         else:
@@ -102,7 +102,7 @@ def _folders() -> Iterator[Finding]:
 
 
 def _trainers() -> Iterator[Finding]:
-    """Whether nnU-Net's own search finds each of our trainers."""
+    """Check that nnU-Net's own search finds each of our trainers."""
     ours = trainers_folder()
     paths = trainer_paths()
     start_file = 'eval "$(nnunet-ssp env)", also in your shell\'s start file'
@@ -111,7 +111,7 @@ def _trainers() -> Iterator[Finding]:
         return
     for path in paths:
         if not os.path.isdir(path):
-            yield "warning", f"nnUNet_extTrainer names {path}, which is no folder", "remove it"
+            yield "warning", f"nnUNet_extTrainer names {path}, which is not a folder", "remove it"
 
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
@@ -121,10 +121,10 @@ def _trainers() -> Iterator[Finding]:
         try:
             with contextlib.redirect_stdout(search), contextlib.redirect_stderr(search):
                 recursive_find_trainer_class_by_name(name)
-        except (Exception, SystemExit) as error:  # what stops this search stops nnUNetv2_train, too
+        except (Exception, SystemExit) as error:  # what stops this search also stops nnUNetv2_train
             last = re.findall(r"Searching in: (.+)|Inspecting module: (.+)", search.getvalue())[-2:]
             culprit = "/".join(folder or f"{module}.py" for folder, module in last)
-            advice = f"mend or remove {culprit}, where the search ended; or name our folder first"
+            advice = f"repair or remove {culprit}, where the search ended; or name our folder first"
             if not culprit:  # it has not left nnU-Net's own trainers
                 advice = "pip install --force-reinstall nnunetv2"
             yield "FAILED", f"nnU-Net does not find {name}: {type(error).__name__}: {error}", advice

@@ -1,9 +1,8 @@
 """Synthetic short-axis cine MRI with labels, for tests and for a demo without patient data.
 
-A beating left ventricle (LV), myocardium and right ventricle (RV) of analytic shape lie in a chest
-with fat, lung, liver, bowel, spine and aorta, imaged by four "vendors" that differ in contrast,
-shading, noise, blur, spacing, matrix and slice gap. From a distance it looks like cine MRI; results
-on it say nothing about patients.
+A left ventricle (LV), myocardium and right ventricle (RV) of analytic shape beat in a chest with fat, lung, liver,
+bowel, spine and aorta. Four "vendors" image it, with different contrast, shading, noise, blur, spacing, matrix and
+slice gap. From a distance it looks like cine MRI; results on it say nothing about patients.
 
 Axes in this file: T frames, S slices, X and Y pixels. Distances are mm, negative inside.
 """
@@ -31,7 +30,7 @@ OUTFLOW = 0.08  # part of the LV's length, from the valve plane, where the aorta
 
 
 class _Vendor(NamedTuple):
-    """How one vendor images; signal in units of the brightest vendor's blood."""
+    """Imaging by one vendor; signal in units of the brightest vendor's blood."""
 
     centres: tuple[str, ...]  # M&Ms: vendor B has two centres
     spacing: float  # mm at matrix 96
@@ -99,7 +98,7 @@ class _Heart(NamedTuple):
 
 
 class _View(NamedTuple):
-    """What the scanner looks at, base first."""
+    """The field of view of the scanner, base first."""
 
     vendor: _Vendor
     contraction: Array  # (T,): 0 relaxed, 1 end-systole
@@ -110,13 +109,13 @@ class _View(NamedTuple):
     b: Array  # (S, X, Y): mm downwards
 
     def noise(self, rng: np.random.Generator, length: float) -> Array:
-        """Random field (S, X, Y) of unit variance, smooth over `length` mm; slices share half."""
+        """Draw a random field (S, X, Y) of unit variance, smooth over `length` mm; slices share half."""
         white = rng.standard_normal(self.a.shape) + rng.standard_normal(self.a.shape[1:])
         field = _smooth(white, length / self.spacing).real
         return ((field - field.mean()) / field.std()).astype(np.float32)
 
     def inside(self, distance: Array, edge: Array | float = 0.0) -> Array:
-        """Part of each pixel inside; `edge` is the mm an oblique wall moves within the slice."""
+        """Compute the part of each pixel inside; `edge` is the mm that an oblique wall moves within the slice."""
         return np.clip(0.5 - distance / np.hypot(np.float32(self.spacing), edge), 0, 1)
 
 
@@ -129,18 +128,18 @@ def make_subject(
     frames: int = 12,
     slices: int | None = None,
 ) -> PhantomSubject:
-    """Make one subject; it depends on these arguments only, not on how many others are made.
+    """Make one subject, which depends on these arguments only, not on how many others are made.
 
     Args:
-        index: which subject, from 0.
-        seed: which population, from 0.
+        index: Which subject, from 0.
+        seed: Which population, from 0.
         vendor: A, B, C or D; by default they take turns.
-        matrix: pixels of the longest side any vendor uses, at least 32; the field of view stays.
-        frames: frames of the cycle, at least 2.
-        slices: slices from base to apex, at least 3; by default as the vendor's gap asks, 6 to 12.
+        matrix: Pixels of the longest side of any vendor, at least 32; the field of view stays.
+        frames: Frames of the cycle, at least 2.
+        slices: Slices from base to apex, at least 3; by default 6 to 12, by the vendor's gap.
 
     Raises:
-        ValueError: an argument is outside its range.
+        ValueError: An argument is outside its range.
     """
     _at_least(index=(index, 0))
     _check(seed, matrix, frames, slices)
@@ -201,27 +200,27 @@ def write_mnms(
     frames: int = 12,
     slices: int | None = None,
 ) -> Path:
-    """Write subjects as the M&Ms challenge publishes them: folder tree, 4D NIfTI and CSV.
+    """Write subjects in the layout of the M&Ms challenge: folder tree, 4D NIfTI and CSV.
 
     In each group the vendors take turns; a group's subjects do not depend on the others' sizes.
     Files of the same name are overwritten, other files in `folder` stay.
 
     Args:
-        folder: made where absent.
-        labelled: subjects of `Training/Labeled`, at least 1.
-        unlabelled: subjects of `Training/Unlabeled`, written without masks.
-        validation: subjects of `Validation`.
-        testing: subjects of `Testing`.
-        seed: this and the rest as in `make_subject`.
-        matrix: pixels.
-        frames: frames of the cycle.
-        slices: slices from base to apex.
+        folder: Where to write; made if absent.
+        labelled: Subjects of `Training/Labeled`, at least 1.
+        unlabelled: Subjects of `Training/Unlabeled`, written without masks.
+        validation: Subjects of `Validation`.
+        testing: Subjects of `Testing`.
+        seed: Population, as in `make_subject`.
+        matrix: Pixels, as in `make_subject`.
+        frames: Frames of the cycle.
+        slices: Slices from base to apex.
 
     Returns:
         `folder`.
 
     Raises:
-        ValueError: an argument is outside its range; nothing is written then.
+        ValueError: An argument is outside its range; nothing is written then.
     """
     import nibabel as nib
     from tqdm import tqdm
@@ -273,7 +272,7 @@ def _check(seed: int, matrix: int, frames: int, slices: int | None) -> None:
 
 
 def _code(index: int, seed: int) -> str:
-    """Letter and digit three times, unique among the first 260^3 indices of one seed."""
+    """Make a code of letter and digit, three times; unique among the first 260^3 indices of a seed."""
     # The factor shares no divisor with 260, so multiplying permutes the codes.
     number = (7_654_321 * (index + 1) + 1_234_567 * seed) % 260**3
     pairs = [number // 260**k % 260 for k in range(3)]
@@ -281,7 +280,7 @@ def _code(index: int, seed: int) -> str:
 
 
 def _contraction(phase: Array, systole: float) -> Array:
-    """Contraction (0 relaxed, 1 end-systole) at parts of the cycle in [0, 1) from end-diastole."""
+    """Compute the contraction (0 relaxed, 1 end-systole) at parts of the cycle in [0, 1) from end-diastole."""
     rise = np.sin(np.pi / 2 * phase / systole) ** 2
     # The power makes early filling fast and late filling slow.
     fall = np.cos(np.pi / 2 * (np.maximum(phase - systole, 0) / (1 - systole)) ** 0.6) ** 2
@@ -289,7 +288,7 @@ def _contraction(phase: Array, systole: float) -> Array:
 
 
 def _radii(heart: _Heart, contraction: Array, z: Array) -> tuple[Array, Array, Array]:
-    """Mean radii of the LV (mm) and the place along it, each of shape (T, S, 1, 1).
+    """Compute mean radii of the LV (mm) and the place along it, each of shape (T, S, 1, 1).
 
     The wall's volume stays: at a given part of the length its area grows as the length shrinks.
 
@@ -316,13 +315,13 @@ def _radii(heart: _Heart, contraction: Array, z: Array) -> tuple[Array, Array, A
 
 
 def _ellipse(a: Array, b: Array, centre: Sequence[Any], half_axes: tuple[Any, Any]) -> Array:
-    """Signed distance (mm, exact at the shorter axis) to an ellipse."""
+    """Compute the signed distance (mm, exact at the shorter axis) to an ellipse."""
     scaled = np.hypot((a - centre[0]) / half_axes[0], (b - centre[1]) / half_axes[1])
     return (scaled - 1) * np.minimum(*half_axes).astype(np.float32)
 
 
 def _smooth(field: Array, sigma: float) -> Array:
-    """Gaussian smoothing over the last two axes through k-space, `sigma` in pixels."""
+    """Smooth the last two axes with a Gaussian through k-space; `sigma` in pixels."""
     kx, ky = (np.exp(-2 * (np.pi * sigma * np.fft.fftfreq(k)) ** 2) for k in field.shape[-2:])
     return np.fft.ifft2(np.fft.fft2(field) * (kx[:, None] * ky))
 
@@ -333,7 +332,7 @@ def _over(signal: Any, paint: Any, inside: Array) -> Array:
 
 
 def _chest(rng: np.random.Generator, view: _View) -> Array:
-    """Signal of everything but the heart, which does not move: shape (S, X, Y)."""
+    """Draw the signal (S, X, Y) of everything but the heart; it does not move."""
     v, a, b, inside = view.vendor, view.a, view.b, view.inside
     fine, folds, slow = (view.noise(rng, length) for length in (2.5, 5, 18))
     muscle, wall, fat = 0.8 * v.myo, rng.uniform(9, 14), rng.uniform(8, 24)
@@ -371,7 +370,7 @@ def _chest(rng: np.random.Generator, view: _View) -> Array:
 def _beat(
     rng: np.random.Generator, heart: _Heart, view: _View, chest: Array
 ) -> tuple[Array, Array]:
-    """Signal and label (T, S, X, Y) of the heart beating in a chest (S, X, Y)."""
+    """Draw signal and labels (T, S, X, Y) of the heart that beats in a chest (S, X, Y)."""
     v, z, inside = view.vendor, view.z[:, None, None], view.inside
     beat = view.contraction[:, None, None, None].astype(np.float32)
     inner, outer, u = _radii(heart, view.contraction, view.z)
@@ -444,7 +443,7 @@ def _beat(
 
 
 def _acquire(rng: np.random.Generator, signal: Array, view: _View) -> npt.NDArray[np.int16]:
-    """What the scanner shows of a signal (T, S, X, Y): shading, blur, Rician noise, grey values."""
+    """Image a signal (T, S, X, Y): shading, blur, Rician noise, grey values."""
     v, a, b = view.vendor, view.a / 100, view.b / 100
     fall = rng.uniform(0.4, 1) * a + rng.uniform(0.4, 1) * b  # the coil lies on the chest
     shading = np.exp(-v.bias * fall + rng.normal(0, 0.15) * a * b)
@@ -466,11 +465,11 @@ def _affine(
     gap: float,
     first: float,
 ) -> npt.NDArray[np.float64]:
-    """Pixel index to RAS mm of an oblique stack.
+    """Make the matrix from pixel index to RAS mm of an oblique stack.
 
-    `turn` (radians) leads from `_View`'s a and b to the pixel axes, `centre` (mm) is the middle of
-    the view in a and b, `first` (mm) how far the first stored slice lies below the valve plane;
-    `gap` (mm) is negative where the stored slices run towards the base.
+    `turn` (radians) leads from `_View`'s a and b to the pixel axes; `centre` (mm) is the middle of the view in a and b.
+    `first` (mm) is the depth of the first stored slice below the valve plane. `gap` (mm) is negative if the stored
+    slices run towards the base.
     """
 
     def unit(vector: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Signals of the operating system: which of them mean what to our commands, and how they are heard at any time."""
+"""Signals of the operating system: what they mean to our commands, and how to receive them at any time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAVES = getattr(signal, "SIGUSR1", None)  # Windows has none
 
 @contextmanager
 def woken_by_signals(call: Callable[[int], None]) -> Iterator[None]:
-    """Call a function in a thread for each signal that has a handler, whatever the main thread waits for."""
+    """Call a function in a thread for each signal that has a handler, even while the main thread waits."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -31,7 +31,7 @@ def woken_by_signals(call: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        writer.shutdown(socket.SHUT_WR)  # workers that were forked have it open, too
+        writer.shutdown(socket.SHUT_WR)  # forked workers also have it open
         thread.join()
         writer.close()
         reader.close()
@@ -42,7 +42,7 @@ def ending_at_once(say: Callable[[], str]) -> Iterator[None]:
     """End with the exit status of the signal, from wherever it meets the block; for work that has nothing to save.
 
     Args:
-        say: Returns the line to say then.
+        say: Returns the line to print then.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import os
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import nnunet_ssp
-from nnunet_ssp import cli, doctor
+from nnunet_ssp import cli, doctor, phantom
 from nnunet_ssp.cli import main
 from nnunet_ssp.demo import command as demo
 from nnunet_ssp.launch import trainers_folder
@@ -32,7 +33,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# -- help ----------------------------------------------------------------------------------------
+# -- help ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "folds",
         "prepare",
         "inspect",
+        "phantom",
         "demo",
         "evaluate",
         "bench",
@@ -71,7 +73,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(
-    "words", ["", "paint", "convert", "convert mnms", "prepare", "inspect", "evaluate 1"]
+    "words", ["", "paint", "convert", "convert mnms", "prepare", "inspect", "phantom", "evaluate 1"]
 )
 def test_wrong_usage(words: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ending:
@@ -81,7 +83,8 @@ def test_wrong_usage(words: str, capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "env", "convert mnms --help", "prepare --help", "evaluate --help"]
+    "words",
+    ["--help", "env", "convert mnms --help", "prepare --help", "phantom --help", "evaluate --help"],
 )
 def test_nothing_heavy_is_imported_to_help(words: str):
     script = (
@@ -98,7 +101,7 @@ def test_nothing_heavy_is_imported_to_help(words: str):
     assert done.stdout.splitlines()[-1] == "HEAVY"
 
 
-# -- errors --------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 def failing(error: BaseException) -> Callable[..., int]:
@@ -149,6 +152,8 @@ def test_an_interruption_is_no_error(
         ("convert mnms -i nowhere -d 1", "nowhere: no such folder."),
         ("inspect nowhere.pth", "Checkpoint nowhere.pth does not exist."),
         ("evaluate 333 nowhere", "no dataset 333 here"),
+        ("phantom here --labelled 0", "`labelled` (=0) must be at least 1."),
+        ("phantom here --labelled 1 --matrix 16", "`matrix` (=16) must be at least 32."),
         ("demo --data nowhere", "`--data` (=nowhere) must be an existing folder."),
     ],
 )
@@ -170,7 +175,7 @@ def test_variables_that_are_not_set(
     assert "error: The environment variable nnUNet_raw is not set" in capsys.readouterr().err
 
 
-# -- env -----------------------------------------------------------------------------------------
+# -- env -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -201,12 +206,12 @@ def test_env_names_the_folder_of_the_trainers():
     assert (trainers_folder() / "nnUNetTrainerMIMPretrain.py").is_file()
 
 
-# -- what the commands hand on -------------------------------------------------------------------
+# -- what the commands hand on ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def handed_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """The arguments of the function that a command runs."""
+    """Record the arguments of the function that a command runs."""
     arguments: dict[str, object] = {}
     for module, name in [(preparation, "prepare"), (inspection, "inspect"), (demo, "run")]:
         monkeypatch.setattr(module, name, lambda **keywords: arguments.update(keywords))
@@ -271,13 +276,45 @@ def test_inspect_hands_on_everything(handed_on: dict[str, object]):
     assert [handed_on[name] for name in ("trust", "private", "strip")] == [True, True, "y.pth"]
 
 
+def test_the_defaults_of_phantom_are_those_of_its_function(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    calls = []
+    defaults = write_mnms.__kwdefaults__
+    monkeypatch.setattr(
+        phantom, "write_mnms", lambda folder, **sizes: calls.append(sizes) or folder
+    )
+    assert main(["phantom", "my phantom", "--labelled", "2"]) == 0
+    assert calls == [{"labelled": 2, **defaults}]
+    assert capsys.readouterr().out.endswith("convert mnms -i 'my phantom' -d ID\n")
+
+
 @pytest.mark.parametrize("status", [0, 1])
 def test_the_status_of_doctor_is_that_of_the_command(status: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "examine", lambda: status)
     assert main(["doctor"]) == status
 
 
-# -- the real functions --------------------------------------------------------------------------
+# -- the real functions ----------------------------------------------------------------------------
+
+
+def test_a_phantom_is_that_of_its_function(tmp_path: Path):
+    sizes = {"labelled": 1, "unlabelled": 1, "matrix": 32, "frames": 2, "slices": 3, "seed": 4}
+    words = [word for name, number in sizes.items() for word in (f"--{name}", str(number))]
+    assert main(["phantom", str(tmp_path / "a"), *words]) == 0
+    write_mnms(tmp_path / "b", **sizes)
+    ours, theirs = (
+        {
+            file.relative_to(tmp_path / name): file.read_bytes()
+            for file in (tmp_path / name).rglob("*.csv")
+        }
+        | {
+            file.relative_to(tmp_path / name): gzip.decompress(file.read_bytes())
+            for file in (tmp_path / name).rglob("*.nii.gz")
+        }
+        for name in "ab"
+    )
+    assert ours == theirs and len(ours) == 4
 
 
 def test_from_a_folder_to_a_prepared_dataset(

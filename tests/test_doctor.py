@@ -33,7 +33,7 @@ WORKERS = (
 
 @pytest.fixture(autouse=True)
 def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine on which all is well; returns the parent of nnU-Net's folders."""
+    """Set up a machine without faults; return the parent of nnU-Net's folders."""
     for name in FOLDERS:
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
@@ -88,7 +88,7 @@ def test_warnings_are_no_failures(
     assert "warning  no CUDA GPU" in capsys.readouterr().out
 
 
-# -- versions ------------------------------------------------------------------------------------
+# -- versions --------------------------------------------------------------------------------------
 
 
 def versions(monkeypatch: pytest.MonkeyPatch, changed: dict[str, str | None]) -> list[Finding]:
@@ -107,7 +107,7 @@ def versions(monkeypatch: pytest.MonkeyPatch, changed: dict[str, str | None]) ->
 @pytest.mark.parametrize("version", ["2.5.1", "3.0", "2.8rc1"])
 def test_a_version_that_does_not_suit(monkeypatch: pytest.MonkeyPatch, version: str):
     [(verdict, found, advice)] = versions(monkeypatch, {"nnunetv2": version})
-    assert (verdict, found) == ("FAILED", f"nnunetv2 {version} does not suit")
+    assert (verdict, found) == ("FAILED", f"nnunetv2 {version} is not supported")
     assert shlex.split(advice) == ["pip", "install", "nnunetv2<3,>=2.8"]
 
 
@@ -130,7 +130,7 @@ def test_we_are_not_installed(monkeypatch: pytest.MonkeyPatch):
     )
 
 
-# -- folders -------------------------------------------------------------------------------------
+# -- folders ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variable", FOLDERS)
@@ -138,7 +138,7 @@ def test_a_folder_is_not_there(healthy: Path, monkeypatch: pytest.MonkeyPatch, v
     missing = healthy / "not there"
     monkeypatch.setenv(variable, str(missing))
     [(verdict, found, advice)] = bad(doctor._folders)
-    assert (verdict, found) == ("FAILED", f"{variable}={missing} is no folder")
+    assert (verdict, found) == ("FAILED", f"{variable}={missing} is not a folder")
     assert shlex.split(advice) == ["mkdir", "-p", str(missing)]
 
 
@@ -166,7 +166,7 @@ def test_there_is_little_space(healthy: Path, monkeypatch: pytest.MonkeyPatch):
     assert len(bad(doctor._folders)) == 2  # results need less
 
 
-# -- trainers ------------------------------------------------------------------------------------
+# -- trainers --------------------------------------------------------------------------------------
 
 
 def test_our_folder_is_not_named(monkeypatch: pytest.MonkeyPatch):
@@ -185,7 +185,7 @@ def test_a_named_folder_is_not_there(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("nnUNet_extTrainer", f"{trainers_folder()}:/not/there: ")
     assert trainer_paths() == [str(trainers_folder()), "/not/there"]
     assert bad(doctor._trainers) == [
-        ("warning", "nnUNet_extTrainer names /not/there, which is no folder", "remove it")
+        ("warning", "nnUNet_extTrainer names /not/there, which is not a folder", "remove it")
     ]
 
 
@@ -206,7 +206,9 @@ def test_somebody_elses_broken_trainer_is_named(
     [(verdict, found, advice)] = bad(doctor._trainers)
     assert verdict == "FAILED"
     assert re.fullmatch(rf"nnU-Net does not find nnUNetTrainer\w+: {re.escape(error)}", found)
-    assert advice.startswith(f"mend or remove {foreign}/abroken_trainer.py, where the search ended")
+    assert advice.startswith(
+        f"repair or remove {foreign}/abroken_trainer.py, where the search ended"
+    )
     monkeypatch.setenv("nnUNet_extTrainer", f"{trainers_folder()}:{foreign}")
     assert bad(doctor._trainers) == []
 
@@ -221,7 +223,7 @@ def test_nnunets_own_trainers_are_broken(monkeypatch: pytest.MonkeyPatch):
     assert found.endswith("ImportError: no such symbol")
 
 
-# -- hardware ------------------------------------------------------------------------------------
+# -- hardware --------------------------------------------------------------------------------------
 
 
 def test_few_cores_and_nothing_set(monkeypatch: pytest.MonkeyPatch):

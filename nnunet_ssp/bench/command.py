@@ -1,7 +1,7 @@
 """Measure everything and print one table.
 
-A phantom is converted and prepared for the occasion, and the trainers that users run are run on it, step by step. What
-is compared is run in turns, so that a busy machine slows both sides, and is given as the median of the ratios.
+The bench converts and prepares a phantom, and runs the trainers that users run on it, step by step. Works that are
+compared run in turns, so that a busy machine slows both sides. The result is the median of the ratios.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from typing import Any
 import torch
 
 from nnunet_ssp.bench import rows
-from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Sizes, method_names
+from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Workload, method_names
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.parallel import available_cores
 
 PACKAGES = ("nnunet-ssp", "nnunetv2", "torch", "batchgeneratorsv2", "lightly")
 MIB = 2**20
-OPENED = 5  # seconds in which a store shall be open
+OPENED = 5  # seconds in which a store must be open
 
 
 def run(
     methods: Sequence[str] | None = None,
     device: str | None = None,
     file: Path | None = None,
-    sizes: Sizes | None = None,
+    workload: Workload | None = None,
 ) -> dict[str, Any]:
-    """Measure, print the table, and write the figures.
+    """Measure, print the table, and write the metrics.
 
     Args:
-        methods: names of `method_names`, in any case; None measures all.
+        methods: Names from `method_names`, in upper or lower case; None measures all.
         device: "cpu" or "cuda"; None takes the GPU when there is one.
-        file: JSON file for the figures.
-        sizes: how large everything is; None chooses by the device.
+        file: JSON file for the metrics.
+        workload: How large everything is; None chooses by the device.
 
     Returns:
-        The figures, as in the file.
+        The metrics, as in the file.
 
     Raises:
-        ValueError: an unknown method, or a device that is not there.
+        ValueError: A method is unknown, or the device is not there.
     """
     known = {name.lower(): name for name in method_names()}
     unknown = [name for name in methods or () if name.lower() not in known]
@@ -62,23 +62,23 @@ def run(
     if where.type == "cuda":  # as nnUNetv2_train
         torch.set_num_threads(1)
         torch.backends.cudnn.benchmark = True
-    sizes = sizes or (ON_CUDA if where.type == "cuda" else ON_CPU)
+    workload = workload or (ON_CUDA if where.type == "cuda" else ON_CPU)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
 
     with _terminable(), tempfile.TemporaryDirectory(prefix="nnunet-ssp-bench-") as folder:
         _say("a phantom")
-        with Bench.prepared(Path(folder), where, sizes) as bench:
-            figures = {"setting": _setting(where, sizes), **_measure(bench, chosen)}
-    print("\n".join(table(figures)))
+        with Bench.prepared(Path(folder), where, workload) as bench:
+            metrics = {"setting": _setting(where, workload), **_measure(bench, chosen)}
+    print("\n".join(table(metrics)))
     if file is not None:
-        write_json(file, figures)
-    return figures
+        write_json(file, metrics)
+    return metrics
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end this process as an error does, so that temporary folders go."""
+    """Let SIGTERM end this process as an error does, so that temporary folders are removed."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
@@ -90,7 +90,7 @@ def _say(text: str) -> None:
     print(f"bench: {text} ...", file=sys.stderr, flush=True)
 
 
-def _setting(device: torch.device, sizes: Sizes) -> dict[str, Any]:
+def _setting(device: torch.device, workload: Workload) -> dict[str, Any]:
     versions = {}
     for package in PACKAGES:
         try:
@@ -106,39 +106,39 @@ def _setting(device: torch.device, sizes: Sizes) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "versions": versions,
-        "side": sizes.side,
-        "narrow": sizes.narrow,
+        "side": workload.side,
+        "narrow": workload.narrow,
     }
 
 
 def _measure(bench: Bench, methods: Sequence[str]) -> dict[str, Any]:
-    """Every row of the table; the figures of a method are under ``methods`` and its name."""
-    sizes = bench.sizes
-    figures: dict[str, Any] = {"methods": {}, "rates": {}, "simclr_peak_memory_bytes": {}}
+    """Measure every row of the table; the metrics of a method stand under `methods` and its name."""
+    workload = bench.workload
+    metrics: dict[str, Any] = {"methods": {}, "rates": {}, "simclr_peak_memory_bytes": {}}
     for name in methods:
         _say(name)
-        seconds = sizes.seconds / len(methods)
-        found = rows.method_row(bench, name, figures["rates"], seconds)
+        seconds = workload.seconds / len(methods)
+        found = rows.method_row(bench, name, metrics["rates"], seconds)
         if bench.device.type == "cuda":
             found |= rows.from_host(bench, name, 2 * seconds)
         batch, peak = rows.peak_memory(bench, name)
         found |= {"peak_memory_bytes": peak, "peak_memory_batch_size": batch}
-        figures["methods"][name] = found
+        metrics["methods"][name] = found
     _say("SimCLR's memory")
-    for size in sizes.batches:
-        figures["simclr_peak_memory_bytes"][str(size)] = rows.peak_memory(bench, "SimCLR", size)[1]
+    for size in workload.batches:
+        metrics["simclr_peak_memory_bytes"][str(size)] = rows.peak_memory(bench, "SimCLR", size)[1]
     _say("the slice store's growth")
-    figures["growth"] = rows.growth(sizes.growth, bench.device)
+    metrics["growth"] = rows.growth(workload.growth, bench.device)
     _say("lightly")
-    figures["images_over_lightly"] = rows.over_lightly(bench)
+    metrics["images_over_lightly"] = rows.over_lightly(bench)
     _say("fine-tuning")
-    figures |= rows.finetuning_over_stock(bench)
-    return figures
+    metrics |= rows.finetuning_over_stock(bench)
+    return metrics
 
 
-def table(figures: dict[str, Any]) -> Iterator[str]:
-    """The figures in Markdown, with absolute times on a GPU only: those of a CPU belong to the machine."""
-    s = figures["setting"]
+def table(metrics: dict[str, Any]) -> Iterator[str]:
+    """Write the metrics as Markdown; absolute times stand there for a GPU only, since those of a CPU say little."""
+    s = metrics["setting"]
     on_gpu = s["device"] == "cuda"
     versions = ", ".join(f"{name} {version}" for name, version in s["versions"].items())
     yield (
@@ -158,7 +158,7 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
     columns += ["peak memory, MiB (slices)"]
     yield _line(columns)
     yield _line(["---"] * len(columns))
-    for name, f in figures["methods"].items():
+    for name, f in metrics["methods"].items():
         cells = [name, str(f["batch_size"])]
         if on_gpu:
             cells += [f"{f[k]:.0f}" for k in ("compute_images_per_s", "end_to_end_images_per_s")]
@@ -168,16 +168,16 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
         memory = f"{f['peak_memory_bytes'] / MIB:.0f} ({f['peak_memory_batch_size']})"
         yield _line([*cells, memory])
     yield ""
-    for dtype, rates in figures["rates"].items() if on_gpu else ():
+    for dtype, rates in metrics["rates"].items() if on_gpu else ():
         speed, copy = rates["flops_per_s"] / 1e12, rates["bytes_per_s"] / 1e9
         yield f"- Floor: {speed:.1f} TFLOP/s and {copy:.0f} GB/s measured here in {dtype}."
-    peaks = figures["simclr_peak_memory_bytes"]
+    peaks = metrics["simclr_peak_memory_bytes"]
     smallest = next(iter(peaks.values()))
     shown = ", ".join(
         f"{n} slices {b / MIB:.0f} MiB ({b / smallest:.2f}x)" for n, b in peaks.items()
     )
     yield f"- SimCLR's memory: {shown}."
-    for n, g in figures["growth"].items():
+    for n, g in metrics["growth"].items():
         opened = g["open_s"]
         took = f"under {OPENED} s" if opened < OPENED else f"{opened:.0f} s, not under {OPENED}"
         grown = g["grown_bytes"]
@@ -187,13 +187,13 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
             f"{g['batch_over_first']:.2f}x the time; a process that opens it and reads grows by "
             f"{grows}; opened in {took}."
         )
-    peer = figures["images_over_lightly"]
+    peer = metrics["images_over_lightly"]
     if peer is None:
         yield "- Lightly: left out, it is not installed (pip install 'nnunet-ssp[bench]')."
     else:
         shown = ", ".join(f"{name} {f['images_over_lightly']:.2f}x" for name, f in peer.items())
         yield f"- Images per second over lightly's, end to end: {shown}."
-    yield f"- Fine-tuning over stock nnU-Net, steps per second: {figures['finetuning_over_stock']:.2f}x."
+    yield f"- Fine-tuning over stock nnU-Net, steps per second: {metrics['finetuning_over_stock']:.2f}x."
 
 
 def _line(cells: Sequence[str]) -> str:

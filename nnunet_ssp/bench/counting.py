@@ -1,4 +1,4 @@
-"""Counts what a piece of work takes, operator by operator: memory, and the time that a device needs at least."""
+"""Count what a piece of work takes, operator by operator: memory, and the least time that a device needs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils.flop_counter import flop_registry
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that came into being inside of it, the same on every machine.
+    """Count of the bytes of all tensors made inside the block, the same on every machine.
 
     Attributes:
-        alive: bytes of each tensor's memory that still exists.
-        peak: the largest sum of them.
+        alive: Bytes of each tensor's memory that still exists.
+        peak: Largest sum of them.
     """
 
     def __init__(self) -> None:
@@ -27,14 +27,14 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        self.note((args, kwargs), count=False)  # not yet known: it was there before
+        self.note((args, kwargs), count=False)  # not known yet, so it was there before
         result = function(*args, **(kwargs or {}))
         self.note(result, count=True)
         self.peak = max(self.peak, sum(self.alive.values()))
         return result
 
     def note(self, tensors: Any, count: bool) -> None:
-        """Remember the memory of tensors, with its size or as none of ours."""
+        """Remember the memory of tensors: with its size, or as memory that does not count."""
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
@@ -44,19 +44,19 @@ class LiveBytes(TorchDispatchMode):
 
 
 class Floor(TorchDispatchMode):
-    """Adds up the time that each operator needs at the least: its arithmetic or its traffic, whichever takes longer.
+    """Sum of the least time of each operator: its arithmetic or its traffic, whichever takes longer.
 
-    Traffic is every operator's arguments read once and its results written once; views cost nothing. A program that
-    fuses operators can be faster, one that reads an argument twice (a normalisation) cannot reach it.
+    An operator's traffic is its arguments read once and its results written once; views cost nothing. A program that
+    fuses operators can be faster. One that reads an argument twice (a normalisation) cannot reach the floor.
 
     Args:
-        flops_per_s: floating-point operations per second, multiplication and addition apart.
-        bytes_per_s: read and written.
+        flops_per_s: Floating-point operations per second; a multiplication and an addition count two.
+        bytes_per_s: Bytes per second, read and written.
 
     Attributes:
-        flops: counted so far; convolutions and matrix products.
-        bytes: counted so far.
-        seconds: the floor so far.
+        flops: Operations so far, of convolutions and matrix products.
+        bytes: Bytes moved so far.
+        seconds: Floor so far.
     """
 
     def __init__(self, flops_per_s: float, bytes_per_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The same encoder and the same images with lightly's transforms, heads and losses."""
+"""Our encoder and images with lightly's transforms, heads and losses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_WORKERS = 12  # as nnU-Net
 
 
 class Images(Dataset[list[Tensor]]):
-    """Slices as lightly takes images, 8 bits deep, and their views."""
+    """Slices as the 8-bit images that lightly takes, and their views."""
 
     def __init__(self, slices: Sequence[NDArray[Any]], transform: Any) -> None:
         self.images = [_grey(x) for x in slices]
@@ -46,15 +46,15 @@ def _grey(x: NDArray[Any]) -> Image.Image:
 
 
 class Peer(ABC):
-    """A training with lightly that does what one of our trainers does.
+    """A training with lightly that does the work of one of our trainers.
 
     A subclass gives `transform`, `heads` and `loss`.
 
     Args:
-        trainer: ours, at its first step.
+        trainer: Our trainer, at its first step.
 
     Attributes:
-        steps: of a pass.
+        steps: Steps of a pass.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -73,9 +73,9 @@ class Peer(ABC):
         cuda = self.device.type == "cuda"
         slices = [trainer.store.read(np.array([i]))[0, 0] for i in range(len(trainer.store))]
         images = Images([x.numpy() for x in slices], self.transform())
-        # Core-seconds of the CPU, by which it is measured there, are those of this process.
+        # On a CPU the bench counts the core-seconds of this process only.
         workers = min(available_cores(), MOST_WORKERS) if cuda else 0
-        # Long beside the start of the workers, and beside the batches that they make at once.
+        # Long compared with the start of the workers, and with the batches that they make ahead.
         self.steps = STEPS * max(1, 2 * workers)
         self.loader: DataLoader[list[Tensor]] = DataLoader(
             images,
@@ -87,23 +87,23 @@ class Peer(ABC):
 
     @abstractmethod
     def transform(self) -> Any:
-        """From an image to its views."""
+        """Make the transform from an image to its views."""
 
     @abstractmethod
     def heads(self) -> list[nn.Module]:
-        """What comes after the encoder, made once."""
+        """Make what follows the encoder; called once."""
 
     @abstractmethod
     def loss(self, views: list[Tensor]) -> Tensor:
-        """Of views on the device."""
+        """Compute the loss of views on the device."""
 
     def embed(self, encoder: Any, views: list[Tensor]) -> Tensor:
-        """Features of views of one size, one after the other."""
+        """Encode views of one size, joined along the batch."""
         features: Tensor = encoder(torch.cat(views))[-1].mean((2, 3)).float()
         return features
 
     def step(self, views: list[Tensor]) -> None:
-        """One step of training."""
+        """Train one step."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.trainer._autocast():
             loss = self.loss([view.to(self.device, non_blocking=True) for view in views])
@@ -111,13 +111,13 @@ class Peer(ABC):
         self.optimizer.step()
 
     def one_pass(self) -> None:
-        """Train on as many batches as ``steps``, from starting the loader's workers to their end."""
+        """Train `steps` batches, from the start of the loader's workers to their end."""
         for views in self.loader:
             self.step(views)
 
 
 class SimCLRPeer(Peer):
-    """Chen et al.'s method as lightly has it."""
+    """SimCLR (Chen et al.) as lightly implements it."""
 
     def transform(self) -> Any:
         return SimCLRTransform(self.trainer.method.patch_size[0], normalize=GREY)
@@ -134,7 +134,7 @@ class SimCLRPeer(Peer):
 
 
 class DINOPeer(Peer):
-    """Caron et al.'s method as lightly has it."""
+    """DINO (Caron et al.) as lightly implements it."""
 
     def transform(self) -> Any:
         method = self.trainer.method

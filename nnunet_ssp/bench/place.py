@@ -1,4 +1,4 @@
-"""Where things are measured: a prepared phantom, trainers on it, and clocks."""
+"""The place of the measurements: a prepared phantom, trainers on it, and clocks."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ STOCK = "nnUNetTrainer"
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How large everything is.
+class Workload:
+    """Sizes of everything that is measured.
 
     Attributes:
-        side: rows and columns of the phantom's slices, and so of the planned patch.
-        batch: slices in a step where speed is measured; None: each method's own.
-        narrow: what the planned widths are divided by where memory is measured, and beside lightly.
-        seconds: for each row of the table, about.
-        unlabelled: subjects besides the two labelled ones.
-        frames: of each subject, of eight slices.
-        batches: slices in a step where SimCLR's memory is measured.
-        growth: slices in the synthetic stores, 256 x 256 pixels each.
+        side: Rows and columns of the phantom's slices, and so of the planned patch.
+        batch: Slices in a step where speed is measured; None takes each method's own.
+        narrow: Divisor of the planned widths where memory is measured and for lightly.
+        seconds: Approximate seconds for each row of the table.
+        unlabelled: Subjects besides the two labelled ones.
+        frames: Frames of each subject, of eight slices each.
+        batches: Slices in a step where SimCLR's memory is measured.
+        growth: Slices in the synthetic stores, 256 x 256 pixels each.
     """
 
     side: int
@@ -56,12 +56,12 @@ class Sizes:
     growth: tuple[int, ...] = (1_000, 10_000, 100_000)
 
 
-ON_CPU = Sizes(side=64, batch=16, narrow=4)
-ON_CUDA = Sizes(side=256, batch=None, narrow=1)  # the papers' sizes
+ON_CPU = Workload(side=64, batch=16, narrow=4)
+ON_CUDA = Workload(side=256, batch=None, narrow=1)  # the papers' sizes
 
 
 def method_names() -> list[str]:
-    """The pretraining trainers, without the beginnings and ends of their names."""
+    """List the pretraining trainers, without the beginnings and ends of their names."""
     found = (
         re.fullmatch(rf"{STOCK}(\w+)Pretrain\.py", file.name)
         for file in trainers_folder().iterdir()
@@ -74,19 +74,19 @@ class Bench:
     """A prepared phantom, and trainers on it as `nnUNetv2_train` makes them.
 
     Attributes:
-        folder: of the preprocessed dataset.
-        device: where training runs.
-        sizes: how large everything is.
+        folder: Folder of the preprocessed dataset.
+        device: Where training runs.
+        workload: Sizes of everything.
     """
 
     folder: Path
     device: torch.device
-    sizes: Sizes
+    workload: Workload
 
     @classmethod
     @contextmanager
-    def prepared(cls, base: Path, device: torch.device, sizes: Sizes) -> Iterator[Bench]:
-        """Make the phantom dataset in ``base``, with plans as planned and narrow ones, and nnU-Net's environment."""
+    def prepared(cls, base: Path, device: torch.device, workload: Workload) -> Iterator[Bench]:
+        """Make the phantom dataset in `base`, with the planned and with narrow plans, inside nnU-Net's environment."""
         variables = {name: str(base / name) for name in NNUNET_FOLDERS}
         variables |= {TRAINERS_VARIABLE: str(trainers_folder()), "nnUNet_n_proc_DA": "0"}
         variables |= {"nnUNet_wandb_enabled": "0", "nnUNet_ssp_settings": ""}
@@ -97,10 +97,10 @@ class Bench:
                 source = write_mnms(
                     base / "source",
                     labelled=2,
-                    unlabelled=sizes.unlabelled,
+                    unlabelled=workload.unlabelled,
                     testing=0,
-                    matrix=sizes.side,
-                    frames=sizes.frames,
+                    matrix=workload.side,
+                    frames=workload.frames,
                     slices=8,
                 )
                 mnms.convert(source, int(DATASET[7:10]), DATASET[11:])
@@ -108,14 +108,14 @@ class Bench:
             plans = read_plans(folder / f"{PLANS}.json")
             widths = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
             widths["features_per_stage"] = [
-                max(1, n // sizes.narrow) for n in widths["features_per_stage"]
+                max(1, n // workload.narrow) for n in widths["features_per_stage"]
             ]
             plans["plans_name"] = NARROW
             write_json(folder / f"{NARROW}.json", plans)
-            yield cls(folder, device, sizes)
+            yield cls(folder, device, workload)
 
     def trainer(self, name: str, plans: str = PLANS, settings: str = "") -> Any:
-        """A trainer, initialised."""
+        """Make and initialise a trainer."""
         content = read_plans(self.folder / f"{plans}.json")
         content["continue_training"] = False
         dataset = read_dataset(self.folder / "dataset.json")
@@ -129,8 +129,8 @@ class Bench:
     def pretraining(
         self, method: str, plans: str = PLANS, batch: int | None = None, **settings: object
     ) -> Iterator[Any]:
-        """A pretraining trainer at its first step; with the method's own batch size, unless one is given."""
-        gc.collect()  # nnU-Net's trainers refer to themselves: the one before may still be there
+        """Make a pretraining trainer at its first step; without `batch` it has the method's own batch size."""
+        gc.collect()  # nnU-Net's trainers refer to themselves, so the one before may still be there
         settings["iterations_per_epoch"] = 1000  # schedules are those of a long run
         if batch is not None:
             settings["batch_size"] = batch
@@ -144,9 +144,9 @@ class Bench:
 
 
 def now(device: torch.device) -> float:
-    """Seconds of a clock, when the device is done with what it was given.
+    """Read the clock in seconds, once the device has done all its work.
 
-    On the CPU they are core-seconds of this process, which another program on the machine does not lengthen.
+    On the CPU these are core-seconds of this process, which other programs on the machine do not lengthen.
     """
     if device.type != "cuda":
         return time.process_time()
@@ -155,7 +155,7 @@ def now(device: torch.device) -> float:
 
 
 def both_clocks(device: torch.device) -> NDArray[np.float64]:
-    """Seconds of `now`, and of the clock on the wall, which also sees the process wait."""
+    """Read `now` and the wall clock, which also counts the time that the process waits."""
     return np.array([now(device), time.perf_counter()])
 
 
@@ -169,14 +169,14 @@ def in_turns(
     """Run some works in turns, after one round that does not count.
 
     Args:
-        works: by name.
-        device: where they run.
-        seconds: of counted rounds, after which no new one begins; three are counted at least.
-        most: rounds that are counted.
-        clock: returns the device's seconds, of one clock or several.
+        works: Functions by name.
+        device: Where they run.
+        seconds: Time after which no new round begins; at least three rounds count.
+        most: Largest number of counted rounds.
+        clock: Returns the device's seconds, of one clock or several.
 
     Returns:
-        For each name the seconds of each round.
+        The seconds of each round, by name.
     """
     took: dict[str, list[Any]] = {name: [] for name in works}
     end = 0.0
@@ -195,10 +195,11 @@ def in_turns(
 def ratio(
     name: str, slow: Sequence[float], fast: Sequence[float], factor: float = 1.0
 ) -> dict[str, Any]:
-    """``factor * slow / fast`` over rounds.
+    """Compute `factor * slow / fast` over rounds.
 
     Returns:
-        The median under ``name``, the first and third quartile under ``name_quartiles``, and ``name_rounds``.
+        The median under `name`, the first and third quartile under `name_quartiles`, and the number of rounds under
+        `name_rounds`.
     """
     ratios = factor * np.divide(slow, fast)
     low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
@@ -206,7 +207,7 @@ def ratio(
 
 
 def core_seconds(device: torch.device) -> float:
-    """Seconds that this process has kept cores busy, waiting for the device included."""
+    """Read the seconds that this process has kept cores busy, including its waits for the device."""
     now(device)
     return time.process_time()
 

@@ -44,7 +44,7 @@ Make = Callable[..., tuple[Tensor, Tensor]]  # Method.make_views
 
 @contextmanager
 def make_views_with(method: Method, make: Make) -> Iterator[None]:
-    """Let a method take its views from elsewhere for a while."""
+    """Let a method take its views from another function inside the block."""
     method.make_views = make  # type: ignore[method-assign]
     try:
         yield
@@ -53,7 +53,7 @@ def make_views_with(method: Method, make: Make) -> Iterator[None]:
 
 
 def fixed_views(method: Method) -> Make:
-    """Views that are made once for each row of parameters, and kept on the device."""
+    """Make a `make_views` that makes the views of each set of parameters once, and keeps them on the device."""
     make, made = method.make_views, dict[bytes, tuple[Tensor, Tensor]]()
 
     def views(slices: Tensor, sizes: Tensor, views: Any, patch: tuple[int, int]) -> Any:
@@ -68,15 +68,15 @@ def fixed_views(method: Method) -> Make:
 def method_row(
     bench: Bench, method: str, rates: dict[str, dict[str, float]], seconds: float
 ) -> dict[str, Any]:
-    """Speed of a method: compute alone, end to end, beside the floor and beside nnU-Net's data loader.
+    """Measure the speed of a method: compute alone, end to end, against the floor and against nnU-Net's data loader.
 
     Args:
-        bench: where.
-        method: its name.
-        rates: of `device_rates` by precision; missing ones are measured.
-        seconds: for each of the four, about.
+        bench: Where it is measured.
+        method: Its name.
+        rates: Results of `device_rates` by precision; missing ones are measured and added.
+        seconds: Approximate seconds for each of the four.
     """
-    with bench.pretraining(method, batch=bench.sizes.batch) as trainer:
+    with bench.pretraining(method, batch=bench.workload.batch) as trainer:
         found = speed(trainer, 2 * seconds)
         dtype = trainer.autocast_dtype or torch.float32
         if str(dtype) not in rates:
@@ -88,21 +88,21 @@ def method_row(
 
 
 def from_host(bench: Bench, method: str, seconds: float) -> dict[str, Any]:
-    """End to end as in `speed`, with the slices on the host and read ahead, as on a GPU that they do not fit.
+    """Measure `speed` end to end with the slices on the host, read ahead, as on a GPU that cannot hold them.
 
     Returns:
-        The figures of `speed` by names that begin with ``host_``.
+        The metrics of `speed`, under names that begin with `host_`.
     """
-    with bench.pretraining(method, batch=bench.sizes.batch, data_device="host") as trainer:
+    with bench.pretraining(method, batch=bench.workload.batch, data_device="host") as trainer:
         found = speed(trainer, seconds)
     return {f"host_{name}": found[name] for name in found if name.startswith("end_to_end")}
 
 
 def speed(trainer: Any, seconds: float) -> dict[str, Any]:
-    """The training step with views fixed on the device, and with slice store and views.
+    """Measure the training step with views fixed on the device, and with slice store and views.
 
-    On the CPU their ratio is the smaller one of two: core-seconds do not see the process wait for its slices, and the
-    wall clock does not see work that another core takes over.
+    On the CPU their ratio is the smaller of two. Core-seconds do not count the time that the process waits for its
+    slices, and the wall clock does not count work that another core takes over.
     """
     cuda = trainer.device.type == "cuda"
     steps = 5 if cuda else 1
@@ -135,7 +135,7 @@ def speed(trainer: Any, seconds: float) -> dict[str, Any]:
 
 
 def floor_seconds(trainer: Any, flops_per_s: float, bytes_per_s: float) -> float:
-    """The least time of a training step with fixed views: see `counting.Floor`."""
+    """Compute the least time of a training step with fixed views, see `counting.Floor`."""
     batch, fixed = next(trainer.dataloader_train), fixed_views(trainer.method)
     with make_views_with(trainer.method, fixed), eager():
         trainer.train_step(batch)
@@ -145,10 +145,10 @@ def floor_seconds(trainer: Any, flops_per_s: float, bytes_per_s: float) -> float
 
 
 def device_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """What the device can do, the best of some trials.
+    """Measure the peak rates of the device, the best of several trials.
 
     Returns:
-        ``flops_per_s`` of a large matrix product or convolution, whichever is faster, and ``bytes_per_s`` of a copy.
+        `flops_per_s` of a large matrix product or convolution, whichever is faster, and `bytes_per_s` of a copy.
     """
     large = device.type == "cuda"
     n, channels, size = (8192, 512, 64) if large else (2048, 256, 32)
@@ -173,7 +173,7 @@ def device_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 
 def calls_of_make_views(trainer: Any) -> list[tuple[Any, ...]]:
-    """The arguments of every call in a step."""
+    """Record the arguments of every call of `make_views` in a step."""
     made: list[tuple[Any, ...]] = []
     make = trainer.method.make_views
 
@@ -187,18 +187,18 @@ def calls_of_make_views(trainer: Any) -> list[tuple[Any, ...]]:
 
 
 def number_of_views(calls: Sequence[tuple[Any, ...]], patch_size: tuple[int, int]) -> float:
-    """Different views among those of `calls_of_make_views`, counted by their pixels in whole patches.
+    """Count the different views among the calls of `calls_of_make_views`, by their pixels in whole patches.
 
-    Student and teacher make the same views, each for itself: these count once.
+    Views that student and teacher both compute count once.
     """
     pixels = {v.matrix.numpy().tobytes(): len(v) * np.prod(patch) for _, _, v, patch in calls}
     return float(sum(pixels.values()) / np.prod(patch_size))
 
 
 def views_over_stock(bench: Bench, trainer: Any, seconds: float) -> dict[str, Any]:
-    """Views that the method's data path makes in a core-second, over those of nnU-Net's data loader.
+    """Compare the views per core-second of the method's data path with those of nnU-Net's data loader.
 
-    nnU-Net's has the same patch, and the augmentation of de Mooij et al., or none for methods without one.
+    nnU-Net's loader has the same patch, and the augmentation of de Mooij et al., or none for methods without one.
     """
     calls, make = calls_of_make_views(trainer), trainer.method.make_views
     views = number_of_views(calls, trainer.method.patch_size)
@@ -224,14 +224,14 @@ def views_over_stock(bench: Bench, trainer: Any, seconds: float) -> dict[str, An
     return ratio("views_over_stock_loader", took["theirs"], took["ours"], factor)
 
 
-# -- memory --------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
 def peak_memory(bench: Bench, method: str, batch: int | None = None) -> tuple[int, int]:
-    """Bytes on the device at the peak of a training step: weights, optimiser, slices, activations.
+    """Measure the bytes on the device at the peak of a training step: weights, optimiser, slices, activations.
 
     Returns:
-        Slices in the step, and bytes.
+        The slices in the step, and the bytes.
     """
     with bench.pretraining(method, NARROW, batch, chunk_size=CHUNK) as trainer:
         trainer.train_step(next(trainer.dataloader_train))  # makes the optimiser's state
@@ -250,10 +250,10 @@ def peak_memory(bench: Bench, method: str, batch: int | None = None) -> tuple[in
 
 
 def growth(numbers: Sequence[int], device: torch.device) -> dict[str, dict[str, Any]]:
-    """Opening and reading stores of different lengths, from sparse files on the host.
+    """Measure opening and reading stores of different lengths, from sparse files on the host.
 
     Returns:
-        By number of slices: ``open_s``, ``grown_bytes`` (see there), ``stored_bytes``, and ``batch_over_first``, the
+        By number of slices: `open_s`, `grown_bytes` (see the function), `stored_bytes`, and `batch_over_first`, the
         time to read a batch over that of the first store.
     """
     found: dict[str, dict[str, Any]] = {}
@@ -267,7 +267,7 @@ def growth(numbers: Sequence[int], device: torch.device) -> dict[str, dict[str, 
             store = SliceStore(folder)
             opened = time.perf_counter() - start
             reading[str(n)] = _reading(store, size, device)
-            # A process that has worked before has room for a store without growing.
+            # A process that has worked before could take in a store without growing.
             with ProcessPoolExecutor(
                 1, multiprocessing.get_context("spawn"), initializer=start_worker
             ) as fresh:
@@ -284,7 +284,7 @@ def growth(numbers: Sequence[int], device: torch.device) -> dict[str, dict[str, 
 
 
 def _reading(store: SliceStore, size: int, device: torch.device) -> Callable[[], object]:
-    """Reads the next of some batches at each call; all were read before, so no disk is measured."""
+    """Make a function that reads the next batch; all batches were read before, so no disk is measured."""
     n = len(store)
     batches = [batch_indices(0, step, n, size) for step in range(min(n // size, 8))]
     for batch in batches:
@@ -294,7 +294,7 @@ def _reading(store: SliceStore, size: int, device: torch.device) -> Callable[[],
 
 
 def write_sparse_store(folder: Path, n_slices: int, side: int = 256) -> None:
-    """A slice store of zeros that takes next to no space on the disk."""
+    """Write a slice store of zeros that takes almost no space on the disk."""
     folder.mkdir(parents=True)
     cases = {}
     for start in range(0, n_slices, SLICES_PER_CASE):
@@ -306,9 +306,10 @@ def write_sparse_store(folder: Path, n_slices: int, side: int = 256) -> None:
 
 
 def grown_bytes(folder: Path, size: int) -> int | None:
-    """What this process's memory grows by, at its peak, while it opens a store and reads batches of it.
+    """Measure by how much this process's memory grows, at its peak, while it opens a store and reads batches of it.
 
-    None where the system does not tell.
+    Returns:
+        The bytes; None where the system does not report them.
     """
     before = _resident("VmRSS")
     read = _reading(SliceStore(folder), size, torch.device("cpu"))
@@ -318,7 +319,7 @@ def grown_bytes(folder: Path, size: int) -> int | None:
 
 
 def _resident(which: str) -> int | None:
-    """Bytes that this process holds (VmRSS), or held at most (VmHWM); None where the system does not tell."""
+    """Read the bytes that this process holds (VmRSS) or held at most (VmHWM); None without Linux's table."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(which):
@@ -326,28 +327,28 @@ def _resident(which: str) -> int | None:
     return None
 
 
-# -- others --------------------------------------------------------------------------------------------
+# -- others ----------------------------------------------------------------------------------------
 
 
 def over_lightly(bench: Bench) -> dict[str, dict[str, Any]] | None:
-    """Images per second of our SimCLR and DINO over lightly's, end to end; None where lightly is not installed."""
+    """Compare the images per second of our SimCLR and DINO with lightly's, end to end; None without lightly."""
     try:
         from nnunet_ssp.bench.peer import PEERS
     except ImportError:
         return None
     found = {}
     for name, peer in PEERS.items():
-        with bench.pretraining(name, NARROW, batch=bench.sizes.batch) as trainer:
+        with bench.pretraining(name, NARROW, batch=bench.workload.batch) as trainer:
             theirs = peer(trainer)
             ours = partial(_steps, trainer, theirs.steps)
             works: dict[str, Callable[[], object]] = {"lightly": theirs.one_pass, "ours": ours}
-            took = in_turns(works, bench.device, bench.sizes.seconds / 2)
+            took = in_turns(works, bench.device, bench.workload.seconds / 2)
         found[name] = ratio("images_over_lightly", took["lightly"], took["ours"])
     return found
 
 
 def finetuning_over_stock(bench: Bench) -> dict[str, Any]:
-    """Training steps per second of our fine-tuning, data loading included, over stock nnU-Net's; and its images."""
+    """Compare the steps per second of our fine-tuning, with data loading, with stock nnU-Net's; count its images."""
     ours = f"{STOCK}Scratch"
     works: dict[str, Callable[[], object]] = {}
     for name in (STOCK, ours):
@@ -356,7 +357,7 @@ def finetuning_over_stock(bench: Bench) -> dict[str, Any]:
             trainer.on_train_start()
         works[name] = partial(_steps, trainer, 1)
     with one_thread():  # small batches: threads would wait for each other
-        took = in_turns(works, bench.device, bench.sizes.seconds)
+        took = in_turns(works, bench.device, bench.workload.seconds)
     return {
         **ratio("finetuning_over_stock", took[STOCK], took[ours]),
         "finetuning_images_per_s": float(trainer.batch_size / statistics.median(took[ours])),

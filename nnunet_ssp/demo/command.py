@@ -1,13 +1,12 @@
-"""The main job from nothing to a report: `nnunet-ssp demo`.
+"""`nnunet-ssp demo`: the whole path from nothing to a report.
 
-Every step is one of the commands a user would type, run in a process of its own and printed before
-it runs; what it says goes to `logs/`. All of nnU-Net's folders lie inside the demo's folder.
+Every step is a command that a user would type. It is printed, then run in a process of its own, and its output goes
+to `logs/`. All of nnU-Net's folders lie inside the demo's folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import shutil
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.demo.report import (
     CAVEAT,
     DATASET_ID,
@@ -27,11 +25,11 @@ from nnunet_ssp.demo.report import (
     PLANS,
     PRETRAINER,
     SCRATCH,
-    Dataset,
+    DemoData,
     Layout,
     Step,
     class_means,
-    report,
+    demo_page,
     score,
 )
 from nnunet_ssp.files import nnunet as nnunet_files
@@ -43,14 +41,14 @@ from nnunet_ssp.launch import (
     run_logged,
 )
 
-MARKER = ".nnunet-ssp-demo"  # a folder that holds this file is ours to start over in
+MARKER = ".nnunet-ssp-demo"  # a demo may start over in a folder that holds this file
 INTERMEDIATE = ("phantom", "nnUNet_raw", "nnUNet_preprocessed", "imagesVal")
 CREATED = (*INTERMEDIATE, "nnUNet_results", "predictions", "logs", "report.html")
 
 PLAN_FLAGS = ("-gpu_memory_target", "0.1", "-overwrite_plans_name", PLANS)
 
-# How many patches of 96 x 96 pixels each training sees, about five minutes on two cores in all;
-# of larger patches as many as take the same time.
+# Patches of 96 x 96 pixels that each training sees: about five minutes on two cores in all. Of larger patches a
+# training sees as many as take the same time.
 PRETRAINING_IMAGES = 2400
 FINETUNING_IMAGES = 1400
 REFERENCE_PIXELS = 96 * 96
@@ -73,15 +71,15 @@ WEIGHTS = {
 
 
 @dataclass
-class Run:
-    """Runs steps and keeps what ran."""
+class StepTimer:
+    """Announces, runs and times steps."""
 
     execute: Callable[[Step], None]
     progress: Progress
     seconds: dict[Step, float] = field(default_factory=dict)
 
     def __call__(self, step: Step) -> None:
-        """Print the step's command, run it, note its time."""
+        """Print the step's command, run it, and note its time."""
         self.progress.say(f"\n$ {step.line}")
         start = time.monotonic()
         self.execute(step)
@@ -124,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_arguments(arguments: argparse.Namespace) -> int:
-    """Run the demo with the parsed arguments of `add_arguments`."""
+    """Run the demo with arguments that were parsed by the parser of `add_arguments`."""
     names = ("data", "output", "device", "length", "keep")
     return run(**{name: getattr(arguments, name) for name in names})
 
@@ -137,11 +135,11 @@ def run(
     keep: bool = False,
     execute: Callable[[Step], None] | None = None,
 ) -> int:
-    """Convert, prepare, pretrain, fine-tune, predict, score, and write `report.html`.
+    """Convert, prepare, pretrain, fine-tune, predict and score, then write `report.html`.
 
     Args:
         data: Folder in the layout of M&Ms; None makes a phantom.
-        output: Folder for everything the demo writes.
+        output: Folder for everything that the demo writes.
         device: "cpu", "cuda" or "mps"; None takes the GPU when there is one.
         length: Factor on the number of training steps.
         keep: Keep the phantom, its prepared data and the intermediate checkpoints.
@@ -165,11 +163,11 @@ def run(
         progress.say(f"Device: {device}. What the commands say goes to {output / 'logs'}\n")
         progress.say("\n".join(environment_lines(output)))
         command_runner = CommandRunner(demo_environment(output), output / "logs", progress)
-        do = Run(execute or command_runner, progress)
+        do = StepTimer(execute or command_runner, progress)
         if data is None:
             do(phantom_step(output))
         do(convert_step(layout, data or output / "phantom"))
-        dataset = read_dataset(layout)
+        dataset = read_demo_data(layout)
         do(Step("prepare", ("nnunet-ssp", "prepare", DATASET_ID, *PLAN_FLAGS)))
         plan = read_plan(layout.plans)
         for step in training_steps(layout, device, plan, length):
@@ -178,7 +176,7 @@ def run(
             do(step)
         scores = score(layout, dataset)
         setup = environment_lines(output)
-        page = report(layout, dataset, plan, scores, do.seconds, setup, device)
+        page = demo_page(layout, dataset, plan, scores, do.seconds, setup, device)
         page.write(output / "report.html")
 
     print(f"\n{class_means(scores).round(3).to_string()}\n\n{CAVEAT}")
@@ -193,7 +191,7 @@ def run(
 
 
 def open_folder(output: Path, data: Path | None = None) -> None:
-    """Make the demo's folder, or clear the one of an earlier demo of what that one created.
+    """Make the demo's folder, or remove from an earlier demo's folder what that demo made.
 
     Raises:
         FileNotFoundError: `data` is not a folder.
@@ -223,7 +221,7 @@ def remove(path: Path) -> None:
 
 
 def demo_environment(output: Path) -> dict[str, str]:
-    """The environment of every step: the user's, with nnU-Net's folders inside the demo's."""
+    """Make the environment of every step: the user's, with nnU-Net's folders inside the demo's."""
     environment = command_environment(output)
     environment.setdefault("nnUNet_compile", "f")  # compiling takes longer than these trainings
     environment["nnUNet_wandb_enabled"] = "0"  # nothing of a demo leaves the machine
@@ -231,13 +229,10 @@ def demo_environment(output: Path) -> dict[str, str]:
 
 
 def phantom_step(output: Path) -> Step:
-    """Write synthetic cine: few labelled subjects, more without labels, and test subjects."""
-    code = (
-        "from nnunet_ssp.phantom import write_mnms; "
-        f"write_mnms({json.dumps(str(output / 'phantom'))}, "
-        "labelled=4, unlabelled=12, testing=4, seed=0, matrix=96, frames=10)"
-    )
-    return Step("phantom", ("python", "-c", code))
+    """Write synthetic cine: a few labelled subjects, more without labels, and test subjects."""
+    subjects = ("--labelled", "4", "--unlabelled", "12", "--testing", "4")
+    what = (*subjects, "--matrix", "96", "--frames", "10")
+    return Step("phantom", ("nnunet-ssp", "phantom", str(output / "phantom"), *what))
 
 
 def convert_step(layout: Layout, data: Path) -> Step:
@@ -249,7 +244,7 @@ def convert_step(layout: Layout, data: Path) -> Step:
 def training_steps(
     layout: Layout, device: str, plan: Mapping[str, Any], length: float
 ) -> list[Step]:
-    """Pretraining, fine-tuning and its control: same plans, number of steps and schedule.
+    """List pretraining, fine-tuning and its control; the last two have the same plans, steps and schedule.
 
     Args:
         layout: Where things are.
@@ -285,8 +280,8 @@ def training_steps(
     ]
 
 
-def prediction_steps(layout: Layout, device: str, dataset: Dataset) -> list[Step]:
-    """Predictions of both models, without mirroring, which would take four times as long."""
+def prediction_steps(layout: Layout, device: str, dataset: DemoData) -> list[Step]:
+    """List the predictions of both models, without mirroring, which would take four times as long."""
     model = ("-d", DATASET_ID, "-c", "2d", "-f", "0", "-p", PLANS, "-tr")
     flags = ("--disable_tta", "-npp", "1", "-nps", "1", "-device", device)
 
@@ -304,15 +299,17 @@ def read_plan(file: Path) -> dict[str, Any]:
     return nnunet_files.configuration_of(plans, "2d", str(file), needed)
 
 
-def read_dataset(layout: Layout) -> Dataset:
+def read_demo_data(layout: Layout) -> DemoData:
     """Read the converted dataset and choose the cases on which both models are compared.
 
-    These are the test subjects; where the data have none, fold 0's validation subjects, whose
-    images are copied to a folder of their own, because `nnUNetv2_predict` takes folders.
+    These are the test subjects or, where the data have none, fold 0's validation subjects. The images of the latter
+    are copied to a folder of their own, because `nnUNetv2_predict` takes folders.
 
     Raises:
         ValueError: Fewer than two training subjects are labelled, so there is no fold 0.
     """
+    from nnunet_ssp.cohort.splits import read_splits
+
     cases = read_cases(layout.raw / "cases.csv")
     splits_file = layout.raw / "splits_final.json"
     splits = read_splits(splits_file) if splits_file.exists() else []
@@ -331,7 +328,7 @@ def read_dataset(layout: Layout) -> Dataset:
         for case in tested:
             file = f"{case}_0000{dataset['file_ending']}"
             shutil.copy(layout.raw / "imagesTr" / file, images / file)
-    return Dataset(
+    return DemoData(
         cases=cases,
         fold=splits[0],
         labels={name: value for name, value in dataset["labels"].items() if value != 0},
@@ -344,7 +341,7 @@ def read_dataset(layout: Layout) -> Dataset:
 
 
 class Progress:
-    """One bar over all steps; printed lines go above it.
+    """Progress bar over all steps; printed lines go above it.
 
     Args:
         total: Sum of the steps' weights.
@@ -384,12 +381,12 @@ class Progress:
 
 
 class CommandRunner:
-    """Runs steps as processes that write to log files.
+    """Runner of steps, as processes that write to log files.
 
     Args:
         environment: Environment variables of the commands.
         logs: Folder for one log file per step.
-        progress: Shows how far a training is.
+        progress: Shows how far a training has come.
     """
 
     def __init__(self, environment: Mapping[str, str], logs: Path, progress: Progress) -> None:
@@ -421,7 +418,7 @@ class CommandRunner:
 
 
 def trained_part(log: Path) -> float:
-    """How much of a training is done, 0 to 1, by the epochs its log names; 0 for other steps."""
+    """Read from a log the part of a training that is done, 0 to 1; 0 for other steps."""
     # "Epoch 3" opens an epoch; "Epoch time: 12.3 s" closes it.
     begun = re.findall(r"\bEpoch (\d+)\s*$", log.read_text("utf-8", "replace"), re.MULTILINE)
     return min(1.0, int(begun[-1]) / EPOCHS) if begun else 0.0

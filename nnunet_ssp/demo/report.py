@@ -1,4 +1,4 @@
-"""What the demo made, and the page that shows it: Dice, curves, reconstructions, predictions, commands."""
+"""The results of the demo and their page: Dice, curves, reconstructions, predictions, commands."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ FINETUNER, SCRATCH = MODELS.values()
 class Step:
     """One command of the demo."""
 
-    name: str  # a key of WEIGHTS; also names the log file
+    # A key of WEIGHTS; also names the log file.
+    name: str
     command: tuple[str, ...]
-    settings: str = ""  # value of nnUNet_ssp_settings
+    # Value of nnUNet_ssp_settings.
+    settings: str = ""
 
     @property
     def line(self) -> str:
@@ -50,10 +52,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are, below the demo's folder as the user named it."""
+    """Paths below the demo's folder, as the user named it."""
 
     output: Path
-    name: str  # the dataset's name without its number
+    # The dataset's name without its number.
+    name: str
 
     @property
     def dataset(self) -> str:
@@ -71,39 +74,44 @@ class Layout:
         return self.output / "nnUNet_preprocessed" / self.dataset / f"{PLANS}.json"
 
     def fold(self, trainer: str) -> Path:
-        """The results of a training."""
+        """Return the folder of a training's results."""
         folder = self.output / "nnUNet_results" / self.dataset / f"{trainer}__{PLANS}__2d"
         return folder / "fold_0"
 
     def checkpoint(self, trainer: str) -> Path:
-        """The final checkpoint of a training."""
+        """Return the final checkpoint of a training."""
         return self.fold(trainer) / "checkpoint_final.pth"
 
     def predictions(self, trainer: str) -> Path:
-        """The predictions of the fine-tuned or the control model."""
+        """Return the folder of the predictions of the fine-tuned or the control model."""
         return self.output / "predictions" / trainer
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """What the conversion made, and on which of its cases both models are compared."""
+class DemoData:
+    """The converted dataset, and the cases on which both models are compared."""
 
     cases: dict[str, Case]
-    fold: dict[str, list[str]]  # fold 0: the cases of `train` and `val`
-    labels: dict[str, int]  # without the background
-    ending: str  # of the image files
+    # Cases of `train` and `val` in fold 0.
+    fold: dict[str, list[str]]
+    # Values by name, without the background.
+    labels: dict[str, int]
+    # File ending of the images.
+    ending: str
     tested: list[str]
-    tested_what: str  # in words
-    images: Path  # of the tested cases
+    # Description of the tested cases, in words.
+    tested_what: str
+    # Folders of the tested cases.
+    images: Path
     references: Path
 
     def subjects(self, cases: list[str]) -> list[str]:
-        """The subjects of some cases, each once, in order."""
+        """Return the subjects of some cases, each once, in order."""
         return list(dict.fromkeys(self.cases[case].subject for case in cases))
 
 
-def score(layout: Layout, dataset: Dataset) -> pd.DataFrame:
-    """3D Dice of both models.
+def score(layout: Layout, dataset: DemoData) -> pd.DataFrame:
+    """Score the 3D Dice of both models.
 
     Returns:
         Columns `model`, `subject`, `case`, `class`, `dice` and more.
@@ -121,7 +129,7 @@ def score(layout: Layout, dataset: Dataset) -> pd.DataFrame:
 
 
 def class_means(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean Dice over subjects, each the mean of its frames.
+    """Compute the mean Dice over subjects, each the mean of its frames.
 
     Returns:
         Rows: the classes and `Mean`. Columns: the models.
@@ -133,20 +141,20 @@ def class_means(scores: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def report(
+def demo_page(
     layout: Layout,
-    dataset: Dataset,
+    dataset: DemoData,
     plan: Mapping[str, Any],
     scores: pd.DataFrame,
     seconds: Mapping[Step, float],
     setup: Sequence[str],
     device: str,
 ) -> Page:
-    """The report of a run.
+    """Build the report of a run.
 
     Args:
-        layout: Where things are.
-        dataset: The cases both models predicted.
+        layout: The paths of the demo.
+        dataset: The cases that both models predicted.
         plan: nnU-Net's 2d configuration.
         scores: The models' Dice, from `score`.
         seconds: The steps that ran and the time each took.
@@ -194,12 +202,12 @@ def report(
     return page
 
 
-def _counts(dataset: Dataset, cases: list[str]) -> str:
+def _counts(dataset: DemoData, cases: list[str]) -> str:
     subjects = len(dataset.subjects(cases))
     return f"{len(cases)} frames of {subjects} subject{'' if subjects == 1 else 's'}"
 
 
-def _add_dice(page: Page, dataset: Dataset, scores: pd.DataFrame) -> None:
+def _add_dice(page: Page, dataset: DemoData, scores: pd.DataFrame) -> None:
     page.heading("3D Dice")
     means = class_means(scores)
     fine, scratch = MODELS
@@ -253,10 +261,10 @@ def _add_curves(page: Page, layout: Layout) -> None:
 
 
 def read_curves(checkpoint: Path) -> dict[str, list[Any]]:
-    """What nnU-Net logged per epoch, from a checkpoint that this run wrote."""
+    """Read the curves that nnU-Net logged by epoch, from a checkpoint of this run."""
     from nnunet_ssp.files.checkpoints import load
 
-    # Memory-mapped, as the weights are not wanted.
+    # Memory-mapped: the weights are not needed.
     logging: dict[str, list[Any]] = load(checkpoint, mmap=True).get("logging", {})
     return logging
 
@@ -274,23 +282,23 @@ def _add_reconstructions(page: Page, layout: Layout) -> None:
         )
 
 
-def overlays(layout: Layout, dataset: Dataset, limit: int = 4) -> bytes:
-    """The reference and both predictions on the first labelled frame of some subjects.
+def overlays(layout: Layout, dataset: DemoData, limit: int = 4) -> bytes:
+    """Draw the reference and both predictions on the first labelled frame of some subjects.
 
     Args:
-        layout: Where things are.
-        dataset: The cases both models predicted.
+        layout: The paths of the demo.
+        dataset: The cases that both models predicted.
         limit: Largest number of subjects shown.
 
     Returns:
-        Content of a PNG file.
+        The content of a PNG file.
     """
     from nnunet_ssp.evaluation.files import read_array
     from nnunet_ssp.reporting.figures import (
-        Panel,
+        Overlay,
         label_window,
-        labelled_slices,
         overlay_grid,
+        slices_to_show,
     )
 
     first_frames: dict[str, str] = {}
@@ -302,17 +310,17 @@ def overlays(layout: Layout, dataset: Dataset, limit: int = 4) -> bytes:
     for subject, case in list(first_frames.items())[:limit]:
         image = read_array(dataset.images / f"{case}_0000{dataset.ending}")
         maps = [read_array(path / f"{case}{dataset.ending}") for path in folders.values()]
-        (z,), window = labelled_slices(maps[0], 1), label_window(maps[0])
+        (z,), window = slices_to_show(maps[0], 1), label_window(maps[0])
         reference = maps[0][z][window]
         rows[subject] = [
-            Panel(image[z][window], labels[z][window], reference if i else None)
+            Overlay(image[z][window], labels[z][window], reference if i else None)
             for i, labels in enumerate(maps)
         ]
     return overlay_grid(rows, list(folders), dataset.labels)
 
 
 def versions(device: str) -> list[tuple[str, str]]:
-    """The packages and the machine that made the report."""
+    """List the packages and the machine that made the report."""
     import platform
 
     import torch

@@ -1,11 +1,11 @@
 """`nnunet-ssp evaluate`: from folders of predictions to tables, a summary and a report.
 
-For example, one model, and two models with three seeds each:
+Examples with one model, and with two models of three seeds each:
 
     nnunet-ssp evaluate 114 predictions
     nnunet-ssp evaluate 114 scratch=scratch_seed{0,1,2} MIM=mim_seed{0,1,2} -o evaluation
 
-The shell makes `scratch=scratch_seed0 scratch=scratch_seed1 ...` of the braces.
+The shell expands the braces to `scratch=scratch_seed0 scratch=scratch_seed1 ...`.
 """
 
 from __future__ import annotations
@@ -100,21 +100,21 @@ def evaluate(
     subject_pattern: str | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Score one or more models on the same cases, print a table and write `OUTPUTS`.
+    """Score one or more models on the same cases, print a table, and write `OUTPUTS`.
 
     Args:
         dataset: Id or name of a dataset in `nnUNet_raw` or `nnUNet_preprocessed`.
-        predictions: `FOLDER` or `NAME=FOLDER`. Folders of one name with the same cases are a
-            model's seeds, folders with different cases the folds of a seed.
-        baseline: The model the others are compared with; by default the first.
+        predictions: `FOLDER` or `NAME=FOLDER`. Folders of one name with the same cases are seeds of a model; those with
+            different cases are folds of a seed.
+        baseline: Model that the others are compared with; by default the first.
         references: Folder of reference label maps instead of the dataset's.
         output: Folder to write to; by default `FOLDER_evaluation` for a single folder.
         lv: Class of the left ventricle's cavity; by default found by its name, see `labels`.
         myo: Class of the myocardium.
         rv: Class of the right ventricle's cavity.
-        spacing_unknown: The spacing in the files is nominal: no distances and no volumes.
-        subject_pattern: Regular expression that finds the subject in a case's name, for datasets
-            without `cases.csv`; by default each case is a subject.
+        spacing_unknown: The spacing in the files is nominal, so distances and volumes are left out.
+        subject_pattern: Regular expression that finds the subject in a case's name, for datasets without `cases.csv`;
+            by default each case is a subject.
         workers: Number of processes; by default see `number_of_workers`.
 
     Returns:
@@ -122,13 +122,46 @@ def evaluate(
 
     Raises:
         FileNotFoundError: The dataset, a prediction or a reference is missing.
-        ValueError: An argument breaks its rule, a file cannot be read, or the files of a case lie
-            on different grids.
+        ValueError: An argument breaks its rule, a file cannot be read, or the files of a case lie on different grids.
     """
     from nnunet_ssp.evaluation.console import summary_text
+
+    folders = _name_models(predictions)
+    baseline = baseline or next(iter(folders))
+    if baseline not in folders:
+        raise ValueError(f"`--baseline` (={baseline}) must be one of {', '.join(folders)}.")
+    output = _output_folder(output, folders, references)
+    evaluation = _measure(
+        dataset,
+        folders,
+        baseline=baseline,
+        references=references,
+        structures={"LV": lv, "MYO": myo, "RV": rv},
+        spacing_unknown=spacing_unknown,
+        subject_pattern=subject_pattern,
+        workers=number_of_workers(workers),
+    )
+    _write(evaluation, output)
+    print(summary_text(evaluation))
+    print(f"\nReport: {output / 'report.html'}")
+    return output
+
+
+def _measure(
+    dataset: str | int,
+    folders: Mapping[str, Sequence[Path]],
+    *,
+    baseline: str,
+    references: Path | None,
+    structures: Mapping[str, str | None],
+    spacing_unknown: bool,
+    subject_pattern: str | None,
+    workers: int,
+) -> Evaluation:
+    """Score the predictions in the folders of each model; arguments as in `evaluate`."""
     from nnunet_ssp.evaluation.files import (
         WITHOUT_SPACING,
-        find_images,
+        find_image_files,
         find_pairs,
         find_references,
     )
@@ -136,16 +169,9 @@ def evaluate(
     from nnunet_ssp.evaluation.results import Evaluation
     from nnunet_ssp.evaluation.scoring import score_pairs
 
-    folders = _name_models(predictions)
-    baseline = baseline or next(iter(folders))
-    if baseline not in folders:
-        raise ValueError(f"`--baseline` (={baseline}) must be one of {', '.join(folders)}.")
-    output = _output_folder(output, folders, references)
-    workers = number_of_workers(workers)
-
     raw, prepared = _dataset_folders(dataset)
     home = next(f for f in (raw, prepared) if f is not None)
-    labels = read_labels(home / "dataset.json", {"LV": lv, "MYO": myo, "RV": rv})
+    labels = read_labels(home / "dataset.json", structures)
     ending = read_dataset(home / "dataset.json", ("file_ending",))["file_ending"]
     found = find_references(raw, prepared, ending, references)
     pairs, notes = find_pairs(folders, found, ending)
@@ -158,33 +184,29 @@ def evaluate(
     if ending in WITHOUT_SPACING:
         nominal = f"{ending} files hold no spacing"
         notes.append(f"{nominal}: there are no distances and no volumes.")
-    figures, refused = _clinical(frames, labels, nominal)
+    clinical, refused = _clinical(frames, labels, nominal)
     if nominal:
         frames[IN_ML_OR_MM] = float("nan")
-    evaluation = Evaluation(
+    return Evaluation(
         dataset=home.name,
         models=folders,
         baseline=baseline,
         labels=labels,
         pairs=pairs,
-        images=find_images(raw, ending),
+        images=find_image_files(raw, ending),
         frames=frames,
         slices=slices,
-        figures=figures,
+        clinical=clinical,
         refused=refused,
         notes=notes + unlabelled,
     )
-    _write(evaluation, output)
-    print(summary_text(evaluation))
-    print(f"\nReport: {output / 'report.html'}")
-    return output
 
 
-# --- what to evaluate -------------------------------------------------------------------------
+# -- what to evaluate ------------------------------------------------------------------------------
 
 
 def _name_models(predictions: Sequence[str]) -> dict[str, list[Path]]:
-    """The folders of each model, resolved, from `FOLDER` and `NAME=FOLDER`."""
+    """Resolve the folders of each model, from `FOLDER` and `NAME=FOLDER`."""
     models: dict[str, list[Path]] = {}
     for word in predictions:
         name, equals, path = word.partition("=")
@@ -205,7 +227,7 @@ def _name_models(predictions: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def _folder_name(folder: Path) -> str:
-    """A folder's name; for nnU-Net's `TRAINER__PLANS__2d/fold_0/validation` trainer and fold."""
+    """Return a folder's name, or trainer and fold of nnU-Net's `TRAINER__PLANS__2d/fold_0/validation`."""
     if folder.name == "validation" and folder.parent.name.startswith("fold_"):
         return f"{folder.parents[1].name.split('__')[0]} {folder.parent.name}"
     return folder.name
@@ -227,7 +249,7 @@ def _output_folder(
 
 
 def _dataset_folders(dataset: str | int) -> tuple[Path | None, Path | None]:
-    """The dataset's folders in nnUNet_raw and nnUNet_preprocessed; one of the two is enough."""
+    """Find the dataset's folders in nnUNet_raw and nnUNet_preprocessed; one of the two is enough."""
     found: list[Path | None] = [None, None]
     errors: list[Exception] = []
     for place, variable in enumerate(("nnUNet_raw", "nnUNet_preprocessed")):
@@ -246,7 +268,7 @@ def _dataset_folders(dataset: str | int) -> tuple[Path | None, Path | None]:
 def _about_cases(
     cases: set[str], known: Mapping[str, Case], pattern: str | None, home: Path
 ) -> pd.DataFrame:
-    """One row per case: `subject` and `CASE_COLUMNS`, which are empty without cases.csv."""
+    """Make one row per case with `subject` and `CASE_COLUMNS`; without cases.csv the columns are empty."""
     import pandas as pd
 
     unknown = sorted(cases - known.keys())
@@ -265,16 +287,18 @@ def _about_cases(
     return pd.DataFrame(rows)
 
 
-# --- what was measured ------------------------------------------------------------------------
+# -- what was measured -----------------------------------------------------------------------------
 
 
 def _with_cases(
     scores: Scores, about: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """The tables of scores with the columns of cases.csv, without classes that are not labelled.
+    """Add the columns of cases.csv to the tables of scores, and drop classes that are not labelled.
 
-    A class that no reference has at a phase was not labelled there: scoring its absence would
-    measure the labelling.
+    A class that no reference has at a phase was not labelled there. Scoring its absence would measure the labelling.
+
+    Returns:
+        The frames, the slices, and notes on what was dropped.
     """
     keys = ["model", "seed", "subject", "case"]
     frames, slices = (
@@ -308,14 +332,17 @@ def _with_cases(
 def _clinical(
     frames: pd.DataFrame, labels: Labels, nominal: str
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The clinical figures, or why there are none: for some subjects, or under `all`.
+    """Compute the clinical metrics.
 
     Args:
-        frames: From `_with_cases`.
-        labels: The structures.
-        nominal: Why the spacing is not known; empty if it is.
+        frames: Table from `_with_cases`.
+        labels: Labels with the structures.
+        nominal: Why the spacing is unknown; empty if it is known.
+
+    Returns:
+        The metrics, and the reasons why subjects have none; the key `all` stands for every subject.
     """
-    from nnunet_ssp.evaluation.volumes import FIGURE_COLUMNS, clinical_figures
+    from nnunet_ssp.evaluation.volumes import METRIC_COLUMNS, clinical_metrics
 
     reason = ""
     if nominal:
@@ -329,24 +356,24 @@ def _clinical(
     elif (frames["phase"] == "").all():
         reason = "there is no cases.csv that says which frames are ED and ES"
     if not reason:
-        return clinical_figures(frames, labels.structures)
+        return clinical_metrics(frames, labels.structures)
     import pandas as pd
 
-    return pd.DataFrame(columns=FIGURE_COLUMNS), {"all": reason}
+    return pd.DataFrame(columns=METRIC_COLUMNS), {"all": reason}
 
 
-# --- output -----------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------------
 
 
 def _write(evaluation: Evaluation, output: Path) -> None:
-    from nnunet_ssp.evaluation.report import report
+    from nnunet_ssp.evaluation.report import evaluation_page
 
-    # Nothing is written before all is known: the files of a folder belong together.
-    summary, page = evaluation.summary(), report(evaluation)
+    # All is computed before anything is written, because the files of a folder belong together.
+    summary, page = evaluation.summary(), evaluation_page(evaluation)
     tables = {
         "metrics.csv": evaluation.frames.drop(columns="base"),
         "slices.csv": evaluation.slices,
-        "clinical.csv": evaluation.figures,
+        "clinical.csv": evaluation.clinical,
     }
     with write_together(output) as temporary:
         for name, table in tables.items():

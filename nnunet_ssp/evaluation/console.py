@@ -9,7 +9,7 @@ from nnunet_ssp.reporting.wording import count, decimal, interval, listing, p_va
 
 
 def summary_text(evaluation: Evaluation) -> str:
-    """The main results for the terminal."""
+    """Write the main results for the terminal."""
     distances = evaluation.has_distances
     columns = ["model", "class", "Dice", "95 % CI", *["HD95 mm", "ASSD mm"] * distances, "missed"]
     rows = [columns]
@@ -24,7 +24,7 @@ def summary_text(evaluation: Evaluation) -> str:
         if distances:
             lines += _compared(evaluation, "HD95 (mm)", " where neither missed a class")
     if len(evaluation.agreement):
-        rows = [["model", "figure", "subjects", "reference", "bias", "95 % limits", "r"]]
+        rows = [["model", "metric", "subjects", "reference", "bias", "95 % limits", "r"]]
         for row in evaluation.agreement.to_dict("records"):
             limits = f"{decimal(row['lower'], 1)} to {decimal(row['upper'], 1)}"
             cells = [row["model"], f"{row['figure']} ({row['unit']})", str(row["n_subjects"])]
@@ -34,12 +34,12 @@ def summary_text(evaluation: Evaluation) -> str:
     remarks = [f"Note: {note}" for note in evaluation.notes]
     for subject, reason in evaluation.refused.items():
         whose = "" if subject == "all" else f" of {subject}"
-        remarks.append(f"No clinical figures{whose}: {reason}.")
+        remarks.append(f"No clinical metrics{whose}: {reason}.")
     return "\n".join([*lines, "", *remarks] if remarks else lines)
 
 
 def _compared(evaluation: Evaluation, score: str, where: str = "") -> list[str]:
-    """The models' mean of a score against the baseline's; with `where`, also what was missed."""
+    """Compare the models' mean of a score with the baseline's; with `where`, also count what was missed."""
     lines = ["", f"Mean {score} compared with {evaluation.baseline}{where}:"]
     table = evaluation.comparisons
     for row in table[table["score"] == f"{score}, {MEAN}"].to_dict("records"):
@@ -54,7 +54,7 @@ def _compared(evaluation: Evaluation, score: str, where: str = "") -> list[str]:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Columns for the terminal, the first two flush left."""
+    """Align columns for the terminal, the first two flush left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -66,7 +66,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 
 def introduction(evaluation: Evaluation) -> str:
-    """What was evaluated, in a sentence."""
+    """Say in a sentence what was evaluated."""
     frames = evaluation.frames
     counts = frames.drop_duplicates("case")["phase"].value_counts()
     named = [f"{counts[phase]} {phase}" for phase in evaluation.phases]

@@ -16,20 +16,19 @@ def dice(
     axis: tuple[int, ...] | None = None,
     empty: EmptyRule = "one",
 ) -> Any:
-    """Dice, 2|A∩B| / (|A| + |B|), of two masks.
+    """Compute the Dice, 2|A∩B| / (|A| + |B|), of two masks.
 
     A mask that is empty in only one of the two scores 0 under both rules.
 
     Args:
         prediction: Mask of any shape, True inside.
         reference: Mask of the same shape.
-        axis: The axes to count over; the others remain. None counts over all.
-        empty: The score where both masks are empty: "one" gives 1, as in the papers (de Mooij et
-            al., Dominic et al.); "nan" gives NaN, as in nnU-Net's evaluator, whose means then
-            leave the case out.
+        axis: Axes to count over; the others remain. None counts over all.
+        empty: Score where both masks are empty: "one" gives 1, as in the papers (de Mooij et al., Dominic et al.);
+            "nan" gives NaN, as in nnU-Net's evaluator, whose means leave the case out.
 
     Returns:
-        Dice in [0, 1] or NaN. Shape: the remaining axes; a number for None.
+        Dice in [0, 1] or NaN, of the shape of the remaining axes; a number for None.
 
     Raises:
         ValueError: The shapes differ, or `empty` is neither "one" nor "nan".

@@ -10,10 +10,12 @@ import numpy.typing as npt
 
 
 class SurfaceDistances(NamedTuple):
-    """Both are NaN where a mask is empty: there is no surface to measure to."""
+    """Distances between two surfaces; both are NaN where a mask is empty and has no surface."""
 
-    hd95: float  # the larger of the two directions' 95th percentiles
-    assd: float  # mean over the surface voxels of both masks
+    # The larger of the two directions' 95th percentiles.
+    hd95: float
+    # Mean over the surface voxels of both masks.
+    assd: float
 
 
 def surface_distances(
@@ -21,10 +23,10 @@ def surface_distances(
     reference: npt.NDArray[np.bool_],
     spacing: Sequence[float],
 ) -> SurfaceDistances:
-    """95 % Hausdorff distance and average symmetric surface distance, as MONAI defines them.
+    """Compute the 95 % Hausdorff distance and average symmetric surface distance, as MONAI defines them.
 
-    The surface of a mask are its voxels with a face to the outside; what lies beyond the array is
-    outside. Distances are between voxel centres.
+    The surface of a mask consists of its voxels with a face to the outside, which includes all beyond the array.
+    Distances are between voxel centres.
 
     Args:
         prediction: Mask, True inside.
@@ -35,7 +37,7 @@ def surface_distances(
 
     if not prediction.any() or not reference.any():
         return SurfaceDistances(np.nan, np.nan)
-    # All that matters lies in the joint bounding box: the surfaces, and so what is nearest.
+    # The joint bounding box holds both surfaces, and so every nearest point.
     (box,) = ndimage.find_objects((prediction | reference).astype(np.uint8))
     surfaces = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (prediction, reference)]
     there, back = (

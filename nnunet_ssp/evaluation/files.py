@@ -1,4 +1,4 @@
-"""Finding what to compare: the predictions of each model, and the reference of each case."""
+"""Search for the files to compare: the predictions of each model, and the reference of each case."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files.soundness import check_sound
 
-# nnU-Net's formats for natural images and TIFF stacks; what resolution they hold is not read by it.
+# nnU-Net's formats for natural images and TIFF stacks; it does not read their resolution.
 WITHOUT_SPACING = (".png", ".bmp", ".tif", ".tiff")
 
 
@@ -24,7 +24,8 @@ class Pair:
     """A prediction and its reference."""
 
     model: str
-    seed: int  # number of the model's training, from 0
+    # Number of the model's training, from 0.
+    seed: int
     case: str
     prediction: Path
     reference: Path
@@ -32,15 +33,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class References:
-    """The reference label maps of a dataset by case."""
+    """Reference label maps of a dataset by case."""
 
-    test: dict[str, Path]  # a folder of predictions with one of these cases must have all of them
+    # A folder of predictions with one of these cases must have all of them.
+    test: dict[str, Path]
     training: dict[str, Path] = field(default_factory=dict)
-    folds: Sequence[Mapping[str, Sequence[str]]] = ()  # of splits_final.json
+    # Folds of splits_final.json.
+    folds: Sequence[Mapping[str, Sequence[str]]] = ()
 
 
 def label_files(folder: Path, ending: str) -> dict[str, Path]:
-    """The files of a folder by case; none if there is no such folder."""
+    """List the files of a folder by case; none if there is no such folder."""
     files = sorted(folder.glob(f"*{ending}"))
     return {f.name.removesuffix(ending): f for f in files if not f.name.startswith(".")}
 
@@ -53,8 +56,8 @@ def find_references(
     Args:
         raw: The dataset's folder in nnUNet_raw, if there is one: `labelsTs` and `labelsTr`.
         prepared: Its folder in nnUNet_preprocessed, if there is one: `gt_segmentations`.
-        ending: Of the files.
-        folder: The folder the user names instead.
+        ending: File ending.
+        folder: Folder that the user names instead.
 
     Raises:
         FileNotFoundError: `folder` holds no such file.
@@ -80,14 +83,13 @@ def find_pairs(
 ) -> tuple[list[Pair], list[str]]:
     """Match the predictions of all models with their references.
 
-    Folders of a model with the same cases are its seeds; folders with different ones are the folds
-    of a cross-validation and make up one seed. All seeds, and all models, must have predicted the
-    same cases.
+    Folders of a model with the same cases are its seeds. Folders with different cases are the folds of a
+    cross-validation, and together make one seed. All seeds, and all models, must have predicted the same cases.
 
     Args:
-        models: The folders of predictions of each model.
-        references: From `find_references`.
-        ending: Of the files.
+        models: Folders of predictions of each model.
+        references: References from `find_references`.
+        ending: File ending.
 
     Returns:
         The pairs, and notes on files that are left out.
@@ -105,9 +107,11 @@ def find_pairs(
             files = _require_files(folder, ending)
             expected = _expected(folder, files, references)
             if missing := [case for case in expected if case not in files]:
-                raise FileNotFoundError(f"{folder} has no prediction for {listed(missing)}.")
+                raise FileNotFoundError(f"{folder} has no prediction for {case_list(missing)}.")
             if extra := [case for case in files if case not in expected]:
-                notes.append(f"{folder}: left out, as no reference is asked for: {listed(extra)}.")
+                notes.append(
+                    f"{folder}: left out, as no reference is asked for: {case_list(extra)}."
+                )
             found.append({case: (files[case], expected[case]) for case in expected})
         for seed, folder_files in zip(_seeds(model, found), found, strict=True):
             pairs += [Pair(model, seed, case, *files) for case, files in folder_files.items()]
@@ -116,14 +120,14 @@ def find_pairs(
         if different := sorted(cases ^ others):
             raise ValueError(
                 f"{one} and {other} must have predicted the same cases; only one of them has "
-                f"{listed(different)}."
+                f"{case_list(different)}."
             )
     return pairs, notes
 
 
 def _expected(folder: Path, files: Collection[str], references: References) -> dict[str, Path]:
-    """The references of the cases that a folder should hold, judged by those it does hold."""
-    folder = folder.resolve()  # a fold is known by its place, also from within or through a link
+    """Find the references of the cases that a folder should hold, judged by those that it does hold."""
+    folder = folder.resolve()  # a fold is known by its path, also from inside it or through a link
     if any(case in references.test for case in files):
         return references.test
     fold = re.fullmatch(r"fold_(\d+)", folder.parent.name)
@@ -131,10 +135,10 @@ def _expected(folder: Path, files: Collection[str], references: References) -> d
     if fold and folder.name == "validation" and int(fold[1]) < len(references.folds):
         cases = sorted(references.folds[int(fold[1])]["val"])
         if missing := [case for case in cases if case not in references.training]:
-            raise FileNotFoundError(f"{folder}: there is no reference for {listed(missing)}.")
+            raise FileNotFoundError(f"{folder}: there is no reference for {case_list(missing)}.")
     if not cases:
         raise FileNotFoundError(
-            f"{folder}: there is no reference for any of {listed(sorted(files))}. References are "
+            f"{folder}: there is no reference for any of {case_list(sorted(files))}. References are "
             "looked up in labelsTs, gt_segmentations and labelsTr; --references names another "
             "folder."
         )
@@ -142,7 +146,7 @@ def _expected(folder: Path, files: Collection[str], references: References) -> d
 
 
 def _seeds(model: str, found: Sequence[Mapping[str, object]]) -> list[int]:
-    """The seed of each folder: the first one of whose cases it holds none."""
+    """Assign a seed to each folder: the first seed that has none of its cases yet."""
     seeds: list[set[str]] = []
     numbers = []
     for cases in found:
@@ -156,7 +160,7 @@ def _seeds(model: str, found: Sequence[Mapping[str, object]]) -> list[int]:
             raise ValueError(
                 f"{model}: its folders must hold the same cases (seeds) or different ones (folds, "
                 f"all of them for each seed); only one of seeds 0 and {number} has "
-                f"{listed(different)}."
+                f"{case_list(different)}."
             )
     return numbers
 
@@ -170,8 +174,8 @@ def _require_files(folder: Path, ending: str) -> dict[str, Path]:
     return files
 
 
-def find_images(raw: Path | None, ending: str) -> dict[str, Path]:
-    """The first channel of the test and training images by case."""
+def find_image_files(raw: Path | None, ending: str) -> dict[str, Path]:
+    """List the first channel of the test and training images by case."""
     folders = [] if raw is None else [raw / "imagesTr", raw / "imagesTs"]
     return {
         case: path
@@ -180,18 +184,18 @@ def find_images(raw: Path | None, ending: str) -> dict[str, Path]:
     }
 
 
-def listed(cases: Sequence[str], limit: int = 10) -> str:
-    """`1 case: a` or `12 cases: a, b, ... and 2 more`."""
+def case_list(cases: Sequence[str], limit: int = 10) -> str:
+    """List cases: `1 case: a` or `12 cases: a, b, ... and 2 more`."""
     more = f" and {len(cases) - limit} more" if len(cases) > limit else ""
     noun = "case" if len(cases) == 1 else "cases"
     return f"{len(cases)} {noun}: {', '.join(cases[:limit])}{more}"
 
 
-# --- reading ----------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
-def read_image(path: Path) -> Any:
-    """Read a 3D image file as a `SimpleITK.Image`; a natural image (PNG, ...) is its one slice.
+def read_sitk_image(path: Path) -> Any:
+    """Read a 3D image file as a `SimpleITK.Image`; a natural image (PNG, ...) becomes a single slice.
 
     Raises:
         ValueError: The file is damaged, holds NaN, cannot be read or is not 3D; the message names it.
@@ -214,14 +218,14 @@ def read_image(path: Path) -> Any:
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
-    """Voxel values of a 3D image file. Shape: (slices, rows, columns)."""
+    """Read the voxel values of a 3D image file, of shape (slices, rows, columns)."""
     import SimpleITK
 
-    return SimpleITK.GetArrayFromImage(read_image(path))
+    return SimpleITK.GetArrayFromImage(read_sitk_image(path))
 
 
 def read_label_map(path: Path) -> npt.NDArray[Any]:
-    """Return the labels of a file that was scored, as whole numbers. Shape: (slices, rows, columns)."""
+    """Read the labels of a scored file as whole numbers, of shape (slices, rows, columns)."""
     return np.rint(read_array(path)).astype(np.int32)
 
 
@@ -229,16 +233,15 @@ def read_pair(pair: Pair) -> tuple[npt.NDArray[Any], npt.NDArray[Any], tuple[flo
     """Read both label maps of a pair and check that they lie on the same grid.
 
     Returns:
-        Prediction and reference, shape (slices, rows, columns), and the spacing in mm in the same
-        order.
+        Prediction and reference, of shape (slices, rows, columns), and the spacing in mm in the same order.
 
     Raises:
         ValueError: A file cannot be read, or the grids differ.
     """
     import SimpleITK
 
-    prediction, reference = (read_image(path) for path in (pair.prediction, pair.reference))
-    # The tolerances pass what header formats round, 1e-3 mm and 1e-4 of the rest.
+    prediction, reference = (read_sitk_image(path) for path in (pair.prediction, pair.reference))
+    # The tolerances allow for the rounding of header formats: 1e-3 mm, and 1e-4 of all else.
     grid = [("Size", 0), ("Spacing", 1e-3), ("Origin", 1e-3), ("Direction", 1e-3)]
     for name, tolerance in grid[: 1 if pair.reference.suffix in WITHOUT_SPACING else None]:
         ours, theirs = (getattr(image, f"Get{name}")() for image in (prediction, reference))

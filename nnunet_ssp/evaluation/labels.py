@@ -1,4 +1,4 @@
-"""What a dataset's labels mean: the classes to score, and which of them are LV, myocardium and RV."""
+"""The meaning of a dataset's labels: the classes to score, and which of them are LV, myocardium and RV."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from nnunet_ssp.files.nnunet import read_dataset
 
-# Names by which `structures` finds the three, in lower case and letters only. The first of each
-# line is ours, then those of nnU-Net's conversions of M&Ms and ACDC.
+# Names of the three structures, in lower case and letters only. The first of each is ours; those of
+# nnU-Net's conversions of M&Ms and ACDC follow.
 SYNONYMS = {
     "LV": "lv lvbp lvc lvcav lvcavity lvblood lvbloodpool lvendo leftventricle leftventriclecavity "
     "leftventricularcavity leftventriclebloodpool leftventricularbloodpool",
@@ -24,14 +24,16 @@ SYNONYMS = {
 
 @dataclass(frozen=True)
 class Labels:
-    """The label values of a dataset.
+    """Label values of a dataset.
 
-    A voxel whose *reference* is the ignore label counts nowhere, as in nnU-Net's evaluator.
+    Voxels whose *reference* is the ignore label do not count, as in nnU-Net's evaluator.
     """
 
-    classes: dict[str, tuple[int, ...]]  # values of each class; several for a region
+    # Values of each class; several for a region.
+    classes: dict[str, tuple[int, ...]]
     ignore: int | None = None
-    structures: dict[str, str] = field(default_factory=dict)  # LV, MYO, RV: those there are
+    # Class by structure, for those of LV, MYO and RV that exist.
+    structures: dict[str, str] = field(default_factory=dict)
 
     @property
     def values(self) -> set[int]:
@@ -41,7 +43,7 @@ class Labels:
 
     @property
     def overlap(self) -> str:
-        """Two structures that share a label value, so that one's volume holds the other's; or empty."""
+        """Why volumes are wrong if two structures share a label value; empty if none do."""
         for one, other in combinations(self.structures, 2):
             names = self.structures[one], self.structures[other]
             if shared := set(self.classes[names[0]]) & set(self.classes[names[1]]):
@@ -58,12 +60,12 @@ def read_labels(dataset_json: Path, named: Mapping[str, str | None] | None = Non
 
     Args:
         dataset_json: The file; its regions become classes of several values.
-        named: Class of `LV`, `MYO` and `RV`, where the user says it; None looks at the names.
+        named: Class of `LV`, `MYO` and `RV`; None finds it by the name.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: It has no class, a class the user named is not there, or two classes have
-            names of the same structure.
+        ValueError: It has no class, it lacks a class that the user named, or two classes have names of the same
+            structure.
     """
     entries: dict[str, int | list[int]] = read_dataset(dataset_json)["labels"]
     ignore = entries.get("ignore")

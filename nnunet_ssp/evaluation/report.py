@@ -1,7 +1,4 @@
-"""The page that shows an evaluation.
-
-Tables, box plots, the best and the worst cases, the agreement of clinical figures.
-"""
+"""The page of an evaluation: tables, box plots, best and worst cases, agreement of clinical metrics."""
 
 from __future__ import annotations
 
@@ -12,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_ssp.evaluation.console import introduction
-from nnunet_ssp.evaluation.files import listed, read_array, read_image, read_label_map
+from nnunet_ssp.evaluation.files import case_list, read_array, read_label_map, read_sitk_image
 from nnunet_ssp.evaluation.results import POSITION_BINS, Evaluation
 from nnunet_ssp.evaluation.signed_rank import METHOD
 from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST, subject_means
 from nnunet_ssp.reporting.figures import (
     OVERLAY_WIDTH,
-    Panel,
+    Overlay,
     bland_altman,
     box_plot,
     curves_with_bands,
     label_window,
-    labelled_slices,
     overlay_grid,
+    slices_to_show,
 )
 from nnunet_ssp.reporting.page import GAP, PIXELS_PER_INCH, Cell, Page
 from nnunet_ssp.reporting.wording import decimal, interval, listing, p_value
@@ -35,8 +32,8 @@ if TYPE_CHECKING:
 MODELS_PER_OVERLAY = 4
 
 
-def report(evaluation: Evaluation) -> Page:
-    """The page of an evaluation."""
+def evaluation_page(evaluation: Evaluation) -> Page:
+    """Build the page of an evaluation."""
     models = list(evaluation.models)
     page = Page(f"{evaluation.dataset}: {listing(models)}")
     page.paragraph(introduction(evaluation))
@@ -90,7 +87,7 @@ def _add_scores(page: Page, evaluation: Evaluation) -> None:
 
 
 def _box_groups(evaluation: Evaluation) -> dict[str, dict[str, np.ndarray]]:
-    """The subjects' Dice by class and model; of a single model by class and phase."""
+    """Group the subjects' Dice by class and model; for a single model by class and phase."""
     groups = {}
     for name in evaluation.classes:
         own = evaluation.scores[evaluation.scores["class"] == name]
@@ -116,7 +113,7 @@ def _add_comparisons(page: Page, evaluation: Evaluation) -> None:
         ),
         (
             "lower",
-            "Distances and absolute errors of the clinical figures, likewise; here a negative difference is better. "
+            "Distances and absolute errors of the clinical metrics, likewise; here a negative difference is better. "
             f"Missed: how many of them the model / {evaluation.baseline} does not have, over all seeds. What one of "
             "the two does not have in one of its seeds is left out for both.",
             0,
@@ -209,7 +206,7 @@ def _add_overlays(page: Page, evaluation: Evaluation) -> None:
     if left_out:
         page.paragraph(
             "Note: left out, as the image cannot be read or has another size than the reference: "
-            f"{listed(left_out)}."
+            f"{case_list(left_out)}."
         )
     for title, case in _best_median_worst(ranked).items():
         for models in _chunks(list(evaluation.models), MODELS_PER_OVERLAY):
@@ -227,7 +224,7 @@ def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
 
 
 def _best_median_worst(ranked: list[str]) -> dict[str, str]:
-    """Of cases from the worst to the best; two have no median, a single one is the best."""
+    """Pick from cases sorted from worst to best; two have no median, a single one is the best."""
     places = {0: "Worst", len(ranked) // 2: "Median", len(ranked) - 1: "Best"}
     return {title: ranked[place] for place, title in reversed(places.items())} if ranked else {}
 
@@ -236,14 +233,14 @@ def _has_image(evaluation: Evaluation, case: str) -> bool:
     """Whether the image of a case can be read and has the size of the reference."""
     reference = next(pair.reference for pair in evaluation.pairs if pair.case == case)
     try:
-        image, label_map = (read_image(path) for path in (evaluation.images[case], reference))
+        image, label_map = (read_sitk_image(path) for path in (evaluation.images[case], reference))
     except ValueError:
         return False
     return bool(image.GetSize() == label_map.GetSize())
 
 
 def _described(evaluation: Evaluation, case: str, models: list[str]) -> str:
-    """The case's name, phase and the Dice of what is shown, in words."""
+    """Describe in words the case, its phase, and the Dice of the predictions shown."""
     scores = evaluation.scores
     own = scores[(scores["case"] == case) & (scores["seed"] == 0) & scores["model"].isin(models)]
     lines = []
@@ -256,18 +253,18 @@ def _described(evaluation: Evaluation, case: str, models: list[str]) -> str:
 
 
 def _overlay(evaluation: Evaluation, case: str, models: list[str]) -> bytes:
-    """Basal, middle and apical slice of a case: the reference and each model's first seed."""
+    """Draw a basal, middle and apical slice of a case: the reference and each model's first seed."""
     image = read_array(evaluation.images[case])
     pairs = {pair.model: pair for pair in evaluation.pairs if (pair.case, pair.seed) == (case, 0)}
     reference = read_label_map(pairs[models[0]].reference)
     predictions = {name: read_label_map(pairs[name].prediction) for name in models}
     maps = {"Reference": reference, **predictions}
-    z, window = labelled_slices(reference, 3), label_window(reference)
+    z, window = slices_to_show(reference, 3), label_window(reference)
     base = evaluation.frames.loc[evaluation.frames["case"] == case, "base"].iloc[0]
     titles = {"first": ["basal", "middle", "apical"], "last": ["apical", "middle", "basal"]}
     rows = {
         name: [
-            Panel(image[i][window], labels[i][window], reference[i][window] if row else None)
+            Overlay(image[i][window], labels[i][window], reference[i][window] if row else None)
             for i in z
         ]
         for row, (name, labels) in enumerate(maps.items())
@@ -277,7 +274,7 @@ def _overlay(evaluation: Evaluation, case: str, models: list[str]) -> bytes:
 
 
 def _add_clinical(page: Page, evaluation: Evaluation) -> None:
-    page.heading("Clinical figures")
+    page.heading("Clinical metrics")
     if everyone := evaluation.refused.get("all"):
         page.paragraph(f"None: {everyone}.")
         return
@@ -285,9 +282,9 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
         page.table(
             ["Subject", "Refused because of"],
             list(evaluation.refused.items()),
-            caption="Subjects without clinical figures",
+            caption="Subjects without clinical metrics",
         )
-    if evaluation.figures.empty:
+    if evaluation.clinical.empty:
         return
     rows: list[list[Cell]] = []
     for row in evaluation.agreement.to_dict("records"):
@@ -308,12 +305,12 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
         page,
         evaluation,
         [
-            *("Model", "Figure", "Subjects", "Reference", "Predicted", "Bias", "SD"),
+            *("Model", "Metric", "Subjects", "Reference", "Predicted", "Bias", "SD"),
             *("95 % limits", "MAE", "Error (%)", "r"),
         ],
         rows,
         caption="Volumes are those of the voxels at the reference’s ED and ES frames; mass is that of the myocardium "
-        "at ED, 1.05 g/ml. Means over the subjects that have the figure in reference and prediction, of which a model "
+        "at ED, 1.05 g/ml. Means over the subjects that have the metric in reference and prediction, of which a model "
         "may have fewer than another (no EF without an EDV); their number is that of the seed with fewest. "
         "Bias: predicted minus reference, and its standard deviation; limits: bias ± 1.96 SD (Bland and Altman); "
         "MAE: mean absolute error; error (%): mean of the errors in percent of the reference; r: Pearson’s "
@@ -331,11 +328,11 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
 def _bland_altman_plots(
     evaluation: Evaluation, model: str
 ) -> Iterator[tuple[Callable[[Figure], None], str]]:
-    figures = evaluation.figures[evaluation.figures["model"] == model]
+    clinical = evaluation.clinical[evaluation.clinical["model"] == model]
     agreement = evaluation.agreement
     rows = agreement[agreement["model"] == model].set_index("figure")
-    for figure, own in figures.groupby("figure", sort=False):
-        line = rows.loc[figure]
+    for metric, own in clinical.groupby("figure", sort=False):
+        line = rows.loc[metric]
         lines = (float(line["lower"]), float(line["bias"]), float(line["upper"]))
         own = own.dropna(subset="error")
         if own.empty:
@@ -345,10 +342,10 @@ def _bland_altman_plots(
                 own["reference"].to_numpy(),
                 own["predicted"].to_numpy(),
                 lines,
-                str(figure),
+                str(metric),
                 line["unit"],
             ),
-            f"Bland-Altman plot of {figure}.",
+            f"Bland-Altman plot of {metric}.",
         )
 
 
@@ -390,6 +387,6 @@ def _add_table(
     rows: list[list[Cell]],
     **options: Any,
 ) -> None:
-    """`Page.table` without the column `Model` where there is only one."""
+    """Add a table; leave out the column `Model` if there is only one model."""
     kept = [i for i, name in enumerate(columns) if name != "Model" or len(evaluation.models) > 1]
     page.table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows], **options)

@@ -1,4 +1,4 @@
-"""What an evaluation found, and the tables made of it."""
+"""The results of an evaluation, and the tables made of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nnunet_ssp.evaluation.statistics import (
     SCORES,
     Better,
     bootstrap_interval,
-    compare,
+    compare_models,
     summarise,
     with_mean,
 )
@@ -35,18 +35,25 @@ COMPARED = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)"}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One or more models on the same cases."""
+    """Results of one or more models on the same cases."""
 
     dataset: str
-    models: Mapping[str, Sequence[Path]]  # the folders of each model's seeds or folds
-    baseline: str  # the model that the others are compared with
+    # The folders of each model's seeds or folds.
+    models: Mapping[str, Sequence[Path]]
+    # The model that the others are compared with.
+    baseline: str
     labels: Labels
     pairs: Sequence[Pair]
-    images: Mapping[str, Path]  # by case; some may be missing
-    frames: pd.DataFrame  # `Scores.frames` with the case's columns of cases.csv
-    slices: pd.DataFrame  # `Scores.slices`, likewise
-    figures: pd.DataFrame  # from `clinical_figures`; empty where there are none
-    refused: Mapping[str, str]  # why subjects have no clinical figures; key `all` for everyone
+    # Images by case; some may be missing.
+    images: Mapping[str, Path]
+    # `Scores.frames` with the case's columns of cases.csv.
+    frames: pd.DataFrame
+    # `Scores.slices`, likewise.
+    slices: pd.DataFrame
+    # Table from `clinical_metrics`; may be empty.
+    clinical: pd.DataFrame
+    # Why subjects have no clinical metrics; key `all` for everyone.
+    refused: Mapping[str, str]
     notes: Sequence[str]
 
     @property
@@ -56,7 +63,7 @@ class Evaluation:
 
     @property
     def phases(self) -> list[str]:
-        """Which of ED and ES there are."""
+        """Those of ED and ES that occur."""
         return [phase for phase in ("ED", "ES") if (self.frames["phase"] == phase).any()]
 
     @property
@@ -81,7 +88,7 @@ class Evaluation:
 
     @cached_property
     def groups(self) -> dict[str, pd.DataFrame]:
-        """`summarise` by each column of `GROUPS` that says anything."""
+        """`summarise` by each column of `GROUPS` that is not empty."""
         return {
             column: summarise(self.scores[self.scores[column] != ""], [column])
             for column in GROUPS
@@ -90,22 +97,22 @@ class Evaluation:
 
     @cached_property
     def agreement(self) -> pd.DataFrame:
-        """How clinical figures agree with the reference."""
-        return agreement(self.figures)
+        """Agreement of the clinical metrics with the reference."""
+        return agreement(self.clinical)
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
-        """Every model against the baseline: `score`, and the columns of `compare`.
+        """Every model against the baseline: `score`, and the columns of `compare_models`.
 
-        Dice and the distances, each for the mean and for the classes, then the absolute errors of
-        the clinical figures, where `missed` counts the figures that a model does not have.
+        Dice and the distances come first, each for the mean and for the classes. The absolute errors of the clinical
+        metrics follow; there `missed` counts the metrics that a model lacks.
         """
         import pandas as pd
 
         compared: list[pd.DataFrame] = []
 
         def add(title: str, table: pd.DataFrame, score: str, better: Better) -> None:
-            rows = compare(table, score, self.baseline, better)
+            rows = compare_models(table, score, self.baseline, better)
             compared.append(rows.assign(score=title, better=better))
 
         for score, title in COMPARED.items():
@@ -113,13 +120,13 @@ class Evaluation:
                 add(f"{title}, {MEAN}", self.frames, score, SCORES[score])
                 for name, own in self.frames.groupby("class", sort=False):
                     add(f"{title}, {name}", own, score, SCORES[score])
-        errors = self.figures.assign(
-            error=self.figures["error"].abs(),
-            missed=self.figures["reference"].notna() & self.figures["predicted"].isna(),
-            case=self.figures["subject"],
+        errors = self.clinical.assign(
+            error=self.clinical["error"].abs(),
+            missed=self.clinical["reference"].notna() & self.clinical["predicted"].isna(),
+            case=self.clinical["subject"],
         ).rename(columns={"figure": "class"})
-        for figure, own in errors.groupby("class", sort=False):
-            title = f"{figure} ({own['unit'].iloc[0]}), absolute error"
+        for metric, own in errors.groupby("class", sort=False):
+            title = f"{metric} ({own['unit'].iloc[0]}), absolute error"
             add(title, own, "error", "lower")
         return pd.concat(compared, ignore_index=True)
 
@@ -127,12 +134,11 @@ class Evaluation:
     def positions(self) -> pd.DataFrame:
         """Dice of slices from base (0) to apex (1), in `POSITION_BINS` equal parts.
 
-        Slices with the class in neither label map are left out, and so are stacks of which it is
-        not known where the base is.
+        Slices with the class in neither label map are left out, as are stacks whose base is unknown.
 
         Returns:
-            One row per `model, class, bin`: `n_subjects`, `mean` over subjects and `low, high`,
-            its 95 % bootstrap interval.
+            One row per `model, class, bin`: `n_subjects`, `mean` over subjects, and its 95 % bootstrap interval
+            `low, high`.
         """
         import pandas as pd
 
@@ -148,7 +154,7 @@ class Evaluation:
         return pd.DataFrame(rows, columns=[*keys, "n_subjects", "mean", "low", "high"])
 
     def summary(self) -> dict[str, Any]:
-        """Everything for `summary.json`; what is not known is None."""
+        """Return the content of `summary.json`; unknown values are None."""
         groups = {"all": self.overall} | self.groups
         return {
             "dataset": self.dataset,
@@ -168,7 +174,7 @@ class Evaluation:
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table, numbers to six digits; NaN, which JSON does not know, becomes None."""
+    """Return the rows of a table, with six digits; NaN becomes None, since JSON has no NaN."""
 
     def plain(value: Any) -> Any:
         if not isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Everything that is measured on one prediction and its reference, and on many in parallel."""
+"""The scores of one prediction and its reference, and of many in parallel."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ SLICE_COLUMNS = ("model", "seed", "case", "class", "slice", "position", *DICE_RU
 
 
 class Scores(NamedTuple):
-    """Two tidy tables.
+    """Scores as two tidy tables.
 
-    Both have `model, seed, case, class, dice, dice_nan`: 3D or per slice, with the papers' and
-    with nnU-Net's rule for classes that are in neither label map.
+    Both have `model, seed, case, class, dice, dice_nan`, in 3D or by slice. The two Dice follow the papers' and
+    nnU-Net's rule for classes that are in neither label map.
 
-    `frames`, one row per pair and class, adds `hd95_mm, assd_mm, missed` (1 where the class is in
-    only one of the two, which has no distance) and the volumes `reference_ml, predicted_ml`.
+    `frames` has one row per pair and class. It adds `hd95_mm, assd_mm`, `missed` (1 where the class is in only one of
+    the two and has no distance), and the volumes `reference_ml, predicted_ml`.
 
-    `slices`, one row per pair, class and slice from the first to the last one with any reference
-    label, adds `slice`, the index in the file, and `position`: 0 at the first of these slices, 1
-    at the last (de Mooij et al., code: `summary_2d`).
+    `slices` has one row per pair, class and slice, from the first to the last slice with any reference label. It adds
+    `slice`, the index in the file, and `position`, from 0 at the first of these slices to 1 at the last (de Mooij et
+    al., code: `summary_2d`).
     """
 
     frames: pd.DataFrame
@@ -48,12 +48,12 @@ def score_pairs(pairs: Sequence[Pair], labels: Labels, workers: int = 1) -> Scor
 
     Args:
         pairs: Prediction and reference of each case, in the order of the tables.
-        labels: The classes to score.
+        labels: Labels with the classes to score.
         workers: At most this many processes.
 
     Raises:
-        ValueError: A file cannot be read, the files of a pair lie on different grids, or one holds
-            a value that is no label.
+        ValueError: A file cannot be read, the files of a pair lie on different grids, or one holds a value that is no
+            label.
     """
     import pandas as pd
 
@@ -66,7 +66,7 @@ def score_pairs(pairs: Sequence[Pair], labels: Labels, workers: int = 1) -> Scor
 
 
 def score_pair(pair: Pair, labels: Labels) -> tuple[list[Row], list[Row]]:
-    """The rows of one pair for the tables of `Scores`."""
+    """Score one pair, as rows for the two tables of `Scores`."""
     prediction, reference, spacing = read_pair(pair)
     prediction = integer_labels(prediction, pair.prediction, labels.values)
     reference = integer_labels(reference, pair.reference, labels.values)
@@ -107,14 +107,14 @@ def score_pair(pair: Pair, labels: Labels) -> tuple[list[Row], list[Row]]:
 
 
 def relative_positions(reference: npt.NDArray[Any]) -> tuple[int, list[float]]:
-    """Where the labelled part of a stack begins, and how far along it each of its slices lies.
+    """Compute where the labelled part of a stack begins, and the position of each slice within it.
 
     Args:
-        reference: Label map; 0 is the background. Shape: (slices, rows, columns).
+        reference: Label map of shape (slices, rows, columns); 0 is the background.
 
     Returns:
-        Index of the first labelled slice, and the positions from 0 there to 1 at the last labelled
-        slice; 0.5 for a single one, none without any.
+        The index of the first labelled slice, and positions from 0 there to 1 at the last labelled slice. A single
+        labelled slice has 0.5; without labels there are no positions.
     """
     labelled = np.flatnonzero(reference.any(axis=(1, 2)))
     if len(labelled) == 0:

@@ -1,7 +1,7 @@
-"""The exact Wilcoxon signed-rank test, also with ties, which are usual among Dice scores.
+"""The exact Wilcoxon signed-rank test, also with ties, which are common among Dice scores.
 
-SciPy turns to the normal approximation at the first tie from 14 pairs on; where all of 14 subjects gain, its p value
-is five times the exact one.
+From 14 pairs on, SciPy uses the normal approximation as soon as there is a tie. If all of 14 subjects gain, its p
+value is five times the exact one.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ METHOD = (
 def signed_rank_p(gains: npt.NDArray[np.float64]) -> float:
     """Return the one-sided p value of the hypothesis that gains are above 0.
 
-    Under the null hypothesis each sign is a fair coin, given the sizes of the gains. The distribution of the
-    sum of the positive ranks is summed up over all signs, rank by rank. Gains of 0 are dropped (Wilcoxon 1945),
-    equal sizes have the mean of their ranks.
+    Under the null hypothesis each sign is a fair coin, given the absolute gains. The distribution of the sum of the
+    positive ranks follows by adding one rank after the other. Gains of 0 are dropped (Wilcoxon 1945); equal absolute
+    gains share the mean of their ranks.
 
     Args:
-        gains: One finite value per subject. Shape: (n,).
+        gains: One finite value per subject, of shape (n,).
 
     Returns:
-        The p value: exact for up to `EXACT` gains other than 0, else the normal approximation with the variance
-        of the tied ranks; 1 without any gain other than 0.
+        The p value: exact for up to `EXACT` gains other than 0, else by the normal approximation with the variance of
+        the tied ranks; 1 if all gains are 0.
     """
     from scipy.stats import rankdata
 

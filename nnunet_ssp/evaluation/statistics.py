@@ -1,7 +1,7 @@
 """Summaries over subjects and seeds, and the comparison of models.
 
-The unit is the subject. Its ED and ES frames are not independent, nor are the seeds of a model on
-the same subject, so a subject's score is first averaged over both.
+The unit is the subject. Its ED and ES frames are not independent, nor are the seeds of a model on the same subject, so
+a subject's score is first averaged over both.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ SCORES: dict[str, Better] = {
     "hd95_mm": "lower",
     "assd_mm": "lower",
 }
-MEAN = "mean"  # the class that stands for all
+MEAN = "mean"  # the class that stands for the mean of all classes
 DIFFERENCE_DIGITS = 9
-SUBJECTS_FOR_A_TEST = 6  # with fewer, no difference could have a two-sided p below 0.05
+SUBJECTS_FOR_A_TEST = 6  # with fewer, no two-sided p can be below 0.05
 
 
 def with_mean(frames: pd.DataFrame) -> pd.DataFrame:
     """Add the class `mean` to each frame: the mean of its classes, without those that are NaN.
 
     Args:
-        frames: The frames' scores: `model, seed, case, class`, `SCORES`, `missed` and any columns
-            that are the same for all classes of a case.
+        frames: Scores of frames: `model, seed, case, class`, `SCORES`, `missed`, and any columns that are the same for
+            all classes of a case.
     """
     import pandas as pd
 
@@ -44,7 +44,7 @@ def with_mean(frames: pd.DataFrame) -> pd.DataFrame:
     means = own[list(SCORES)].mean().join(own["missed"].sum()).reset_index()
     shared = frames.drop(columns=[*SCORES, "missed", "class", "reference_ml", "predicted_ml"])
     means = means.merge(shared.drop_duplicates(keys), on=keys).assign(**{"class": MEAN})
-    # The class comes last in each model.
+    # The mean comes last in each model.
     order = {model: place for place, model in enumerate(frames["model"].unique())}
     both = pd.concat([frames, means], ignore_index=True)
     return both.sort_values(
@@ -53,7 +53,7 @@ def with_mean(frames: pd.DataFrame) -> pd.DataFrame:
 
 
 def subject_means(table: pd.DataFrame, score: str) -> pd.DataFrame:
-    """A score of each subject: the mean over seeds and frames, each the mean of its classes.
+    """Average a score by subject, over seeds and frames, each the mean of its classes.
 
     Args:
         table: Columns `model, seed, subject, case` and the score, one row per class.
@@ -68,21 +68,19 @@ def subject_means(table: pd.DataFrame, score: str) -> pd.DataFrame:
 
 
 def summarise(frames: pd.DataFrame, by: Sequence[str] = (), seed: int = 0) -> pd.DataFrame:
-    """Mean and spread of all scores by model and class.
+    """Compute mean and spread of all scores by model and class.
 
     Args:
-        frames: From `with_mean`.
+        frames: Table from `with_mean`.
         by: More columns to group by: `phase`, `vendor`, ...
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
-        One row per `model, *by, class` with `n_subjects`, `missed` (class and frames that are
-        empty in only one label map, summed over seeds) and for each score
-        `mean`, over subjects and seeds;
-        `sd_subjects`, the sample standard deviation over subjects, averaged over seeds (de Mooij
-        et al., Appendix B); `sd_seeds`, that of the seeds' means (their Tables 1 to 4), NaN for
-        one seed; and the 95 % confidence interval `low, high` of the mean over subjects. The
-        names are joined as in `dice_mean`.
+        One row per `model, *by, class`. `n_subjects` and `missed` count subjects, and frames whose class is empty in
+        only one label map, summed over seeds. Each score has, with names joined as in `dice_mean`: `mean`, over
+        subjects and seeds; `sd_subjects`, the sample standard deviation over subjects, averaged over seeds (de Mooij et
+        al., Appendix B); `sd_seeds`, that of the seeds' means (their Tables 1 to 4), NaN for one seed; and `low, high`,
+        the 95 % confidence interval of the mean over subjects.
     """
     import pandas as pd
 
@@ -111,20 +109,20 @@ def summarise(frames: pd.DataFrame, by: Sequence[str] = (), seed: int = 0) -> pd
 def bootstrap_interval(
     values: npt.NDArray[np.float64], seed: int = 0, resamples: int = 10_000
 ) -> npt.NDArray[np.float64]:
-    """95 % percentile bootstrap interval of the mean, resampling rows (Efron 1979).
+    """Compute the 95 % percentile bootstrap interval of the mean, resampling rows (Efron 1979).
 
     Args:
-        values: One row per subject; NaN are left out. Shape: (n, columns).
+        values: One row per subject, of shape (n, columns); NaN are left out.
         seed: The same seed gives the same interval; all columns see the same resamples.
         resamples: Number of resamples.
 
     Returns:
-        Lower and upper limits, NaN for a column with fewer than two values. Shape: (2, columns).
+        Lower and upper limits, of shape (2, columns); NaN for a column with fewer than two values.
     """
     n = len(values)
     draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
     draws += n * np.arange(resamples)[:, None]
-    # How often each resample holds each subject: the means of all columns are then one product.
+    # Counts of each subject in each resample; the means of all columns are then one product.
     weights = (
         np.bincount(draws.ravel(), minlength=resamples * n).reshape(resamples, n).astype(float)
     )
@@ -138,30 +136,28 @@ def bootstrap_interval(
     return limits
 
 
-def compare(
+def compare_models(
     table: pd.DataFrame, score: str, baseline: str, better: Better = "higher", seed: int = 0
 ) -> pd.DataFrame:
-    """Test for each model whether it is better than the baseline, on what both have scores of.
+    """Test for each model whether it is better than the baseline, where both have scores.
 
-    A model that misses a class has no distance there, and its mean would be one of easier classes
-    and frames. So a case's class without a score, in one seed of either model, is left out for
-    both, before any mean is taken.
+    A model that misses a class has no distance there, so its mean would cover easier classes and frames only. A class
+    of a case without a score, in any seed of either model, is therefore left out for both before any mean is taken.
 
-    The test is the paired one-sided Wilcoxon signed-rank test (Dominic et al.), exact whatever the
-    ties, see `signed_rank`, its p values corrected for the number of models after Holm (1979).
+    The test is the paired one-sided Wilcoxon signed-rank test (Dominic et al.), exact also with ties, see
+    `signed_rank`. Its p values are corrected for the number of models after Holm (1979).
 
     Args:
         table: One row per `model, seed, case, class`, with `subject`, `missed` and the score.
         score: Name of the column.
-        baseline: The model the others are compared with.
+        baseline: Model that the others are compared with.
         better: Which scores are better.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
-        One row per other model: `model`, `baseline`, `n_subjects`, the mean `difference` to the
-        baseline with its 95 % bootstrap interval `low, high`, the number of subjects on which the
-        model is better, `n_better`, how much each has `missed` and `missed_baseline`, summed over
-        the table, and `p` and `p_holm`, both NaN for fewer than 6 subjects.
+        One row per other model: `model`, `baseline` and `n_subjects`; the mean `difference` to the baseline with its
+        95 % bootstrap interval `low, high`; `n_better`, the number of subjects on which the model is better; `missed`
+        and `missed_baseline`, summed over the table; `p` and `p_holm`, both NaN for fewer than 6 subjects.
     """
     import pandas as pd
 
@@ -172,7 +168,7 @@ def compare(
         known = both[score].notna().groupby([both["case"], both["class"]]).transform("all")
         scores = subject_means(both[known], score).reindex(columns=[model, baseline])
         differences = (scores[model] - scores[baseline]).to_numpy()
-        # The noise of floating point is no gain; adding zero makes a rounded -0.0 a 0.0.
+        # Rounding removes the noise of floating point; adding zero turns -0.0 into 0.0.
         differences = differences.round(DIFFERENCE_DIGITS) + 0.0
         gains = differences if better == "higher" else -differences
         p = np.nan
@@ -201,10 +197,10 @@ def holm(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Correct p values for their number after Holm (1979); NaN stay and do not count.
 
     Args:
-        p: One value per test. Shape: (n,).
+        p: One value per test, of shape (n,).
 
     Returns:
-        The corrected values, at most 1. Shape: (n,).
+        The corrected values, at most 1, of shape (n,).
     """
     corrected = np.full(len(p), np.nan)
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN sort last

@@ -1,4 +1,4 @@
-"""Clinical figures of the ventricles from voxel volumes, and how well two methods agree on them.
+"""Clinical metrics of the ventricles from voxel volumes, and the agreement of two methods on them.
 
 Volumes are taken at the end-diastolic (ED) and end-systolic (ES) frames of the reference: EDV and
 ESV; stroke volume SV = EDV - ESV; ejection fraction EF = SV / EDV; the mass is that of the left
@@ -25,28 +25,27 @@ UNITS = {
     "RV ESV": "ml",
     "RV EF": "%",
 }
-FIGURE_COLUMNS = (
+METRIC_COLUMNS = (
     *("model", "seed", "subject", "figure", "unit"),
     *("reference", "predicted", "error", "percent_error"),
 )
 
 
-def clinical_figures(
+def clinical_metrics(
     frames: pd.DataFrame, structures: Mapping[str, str]
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The figures of each subject, by prediction and by reference.
+    """Compute the clinical metrics of each subject, by prediction and by reference.
 
-    A structure that the reference does not have at a frame is not labelled there: figures that
-    need it are NaN, and left out if that is so for all subjects. One that only the prediction does
-    not have is 0 ml.
+    A structure that the reference lacks at a frame is not labelled there. Metrics that need it are NaN, and left out if
+    they are NaN for all subjects. A structure that only the prediction lacks has 0 ml.
 
     Args:
         frames: Columns `model, seed, subject, case, phase, class, reference_ml, predicted_ml`.
-        structures: Class of LV, MYO and RV, those there are.
+        structures: Class of LV, MYO and RV, as far as there are such.
 
     Returns:
-        A table with one row per `model, seed, subject, figure` and the columns `unit, reference,
-        predicted, error, percent_error`; and the subjects that are refused, with the reason.
+        A table with one row per `model, seed, subject, figure` and the columns `unit, reference, predicted, error,
+        percent_error`; and the refused subjects with the reason. The column `figure` holds the metric's name.
     """
     import pandas as pd
 
@@ -61,7 +60,7 @@ def clinical_figures(
     # `pivot` sorts; the models and subjects keep their order.
     volumes = volumes.reindex(pd.MultiIndex.from_frame(frames[volumes.index.names]).unique())
 
-    def figures(kind: str) -> pd.Series[float]:
+    def metrics(kind: str) -> pd.Series[float]:
         def volume(structure: str, phase: str) -> pd.Series[float]:
             name = structures.get(structure), phase
             if ("reference_ml", *name) not in volumes:
@@ -85,7 +84,7 @@ def clinical_figures(
         long = table.melt(ignore_index=False, var_name="figure", value_name=kind)
         return long.set_index("figure", append=True)[kind]
 
-    table = pd.concat([figures("reference"), figures("predicted")], axis=1).reset_index()
+    table = pd.concat([metrics("reference"), metrics("predicted")], axis=1).reset_index()
     table.insert(4, "unit", table["figure"].map(UNITS))
     table["error"] = table["predicted"] - table["reference"]
     table["percent_error"] = (
@@ -96,7 +95,7 @@ def clinical_figures(
 
 
 def _refused(frames: pd.DataFrame) -> dict[str, str]:
-    """The subjects without exactly one ED and one ES frame, and why."""
+    """Find the subjects without exactly one ED and one ES frame, with the reason."""
     reasons = {}
     for subject, own in frames.groupby("subject", sort=False):
         counts = own.drop_duplicates("case")["phase"].value_counts()
@@ -111,20 +110,20 @@ def _refused(frames: pd.DataFrame) -> dict[str, str]:
     return reasons
 
 
-def agreement(figures: pd.DataFrame) -> pd.DataFrame:
-    """How the predicted figures agree with the reference, over subjects.
+def agreement(clinical: pd.DataFrame) -> pd.DataFrame:
+    """Compute how the predicted metrics agree with the reference, over subjects.
 
-    Each number is taken over the subjects of a seed and then averaged over seeds, so that the
-    limits are those of one trained model.
+    Each number is computed over the subjects of a seed, then averaged over seeds, so that the limits are those of one
+    trained model.
 
     Args:
-        figures: From `clinical_figures`.
+        clinical: Table from `clinical_metrics`.
 
     Returns:
-        One row per `model, figure`: `unit`; `n_subjects`; the means of `reference` and
-        `predicted`; the `bias`, which is the mean error, its sample standard deviation `sd` and
-        the 95 % limits of agreement `lower` and `upper`, bias ± 1.96 sd (Bland and Altman 1986);
-        the mean absolute error `mae`, the mean `percent_error` and Pearson's `correlation`.
+        One row per `model, figure`: `unit`; `n_subjects`; the means of `reference` and `predicted`; the mean error
+        `bias`, the sample standard deviation `sd` of the errors, and the 95 % limits of agreement `lower` and `upper`,
+        bias ± 1.96 sd (Bland and Altman 1986); the mean absolute error `mae`; the mean `percent_error`; and Pearson's
+        `correlation`.
     """
     import pandas as pd
 
@@ -146,8 +145,8 @@ def agreement(figures: pd.DataFrame) -> pd.DataFrame:
         }
 
     rows = []
-    for (model, figure), own in figures.groupby(["model", "figure"], sort=False):
+    for (model, metric), own in clinical.groupby(["model", "figure"], sort=False):
         seeds = pd.DataFrame([one_seed(seed) for _, seed in own.groupby("seed")])
-        key = {"model": model, "figure": figure, "unit": UNITS[str(figure)]}
+        key = {"model": model, "figure": metric, "unit": UNITS[str(metric)]}
         rows.append(key | seeds.mean().to_dict() | {"n_subjects": int(seeds["n_subjects"].min())})
     return pd.DataFrame(rows)

@@ -1,8 +1,8 @@
 """`nnunet-ssp prepare`: nnU-Net's own fingerprint, plan and preprocessing, then the slice store.
 
-Everything is done case by case with nnU-Net's public classes and renamed into place, so that an interrupted run goes
-on where it stopped. (nnU-Net's `DefaultPreprocessor.run` would empty its folder first.) The index of the slice store
-is the record of what is done; a case whose files or plans changed is prepared again.
+nnU-Net's public classes do everything case by case. Results are renamed into place, so that an interrupted run goes on
+where it stopped. (nnU-Net's `DefaultPreprocessor.run` would empty its folder first.) The index of the slice store
+records what is done; a case whose files or plans changed is prepared again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssp.cohort.splits import copy_tables, read_splits
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write, remove_half_written
@@ -37,9 +39,7 @@ from nnunet_ssp.preparation.raw import (
     list_jobs,
     read_dataset_json,
 )
-from nnunet_ssp.preparation.raw_checks import (
-    listed,
-)
+from nnunet_ssp.preparation.raw_checks import Rules, problem_lines
 
 
 def prepare(
@@ -53,41 +53,31 @@ def prepare(
     overwrite: bool = False,
     any_plane: bool = False,
 ) -> Path:
-    """Plan and preprocess a dataset, labelled and unlabelled images with the same plans; print a summary.
+    """Plan and preprocess a dataset, with the same plans for labelled and unlabelled images; print a summary.
 
     Args:
-        dataset: id or name.
-        configurations: nnU-Net's; slices are stored for the 2D ones.
-        plans_name: use this existing plans file and do not plan.
+        dataset: Id or name.
+        configurations: nnU-Net's configurations; slices are stored for the 2D ones.
+        plans_name: Existing plans to use instead of planning.
         planner: nnU-Net's experiment planner, e.g. nnUNetPlannerResEncM.
         gpu_memory_target: GB, as in nnU-Net.
-        overwrite_plans_name: name of the plans made, as in nnU-Net.
-        workers: processes; default: ``nnUNet_def_n_proc`` or the cores, at most 8.
-        overwrite: replace folds that differ from those that results were trained on.
-        any_plane: take 2D plans also across the stack of slices, or with a patch below 32 x 32 pixels.
+        overwrite_plans_name: Name of the plans made, as in nnU-Net.
+        workers: Processes; by default `nnUNet_def_n_proc` or the cores, at most 8.
+        overwrite: Replace folds that differ from those that results were trained on.
+        any_plane: Accept 2D plans across the stack of slices, or with a patch below 32 x 32 pixels.
 
     Returns:
         The dataset's folder in nnUNet_preprocessed.
 
     Raises:
-        FileExistsError: results were trained on folds that have changed since.
-        FileNotFoundError: no such dataset, an unfinished conversion, or a missing mask or plans file.
-        RuntimeError: a worker died, the disk is full, or another process works on this dataset; a second run continues.
-        ValueError: cases that nnU-Net cannot preprocess (all others are done), labelled cases that it would misread,
-            a 2D plane across the slices, or impossible options.
+        FileExistsError: Results were trained on folds that have changed since.
+        FileNotFoundError: The dataset, a mask or the plans file is missing, or a conversion is unfinished.
+        RuntimeError: A worker died, the disk is full, or another process works on this dataset; a second run continues.
+        ValueError: nnU-Net cannot preprocess some cases (all others are done), it would misread labelled cases, a 2D
+            plane lies across the slices, or the options contradict each other.
     """
     workers = number_of_workers(workers)
-    if plans_name is not None and (gpu_memory_target, overwrite_plans_name) != (None, None):
-        raise ValueError(
-            f"-p {plans_name} takes existing plans, so it must not come with options of a planner "
-            "(-gpu_memory_target, -overwrite_plans_name)."
-        )
-    if gpu_memory_target is not None and not gpu_memory_target > 0:
-        raise ValueError(f"`gpu_memory_target` (={gpu_memory_target}) must be above 0 GB.")
-    for name, what in ((plans_name, "-p"), (overwrite_plans_name, "-overwrite_plans_name")):
-        if name is not None:
-            must_be_plain(name, what)
-    must_be_plain(planner, "-pl")
+    _check_options(plans_name, planner, gpu_memory_target, overwrite_plans_name)
     raw = dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
     target = nnunet_folder("nnUNet_preprocessed") / raw.name
     with contextlib.ExitStack() as stack:
@@ -110,10 +100,7 @@ def prepare(
             plans_name = plan(dataset, planner_class, gpu_memory_target, overwrite_plans_name)
         plans = read_planned(target, plans_name, configurations)
         ours = (raw / "cases.csv").is_file()
-        for configuration in configurations:
-            require_plausible_spacing(plans, configuration, rules)
-            for line in check_plane(plans, configuration, target, ours, any_plane):
-                print(f"WARNING: {line}")
+        _check_plans(plans, configurations, rules, target, ours, any_plane)
         with atomic_write(target / "dataset.json") as temporary:
             shutil.copyfile(raw / "dataset.json", temporary)
         known = prepared.recorded(target)
@@ -124,30 +111,73 @@ def prepare(
         for configuration in configurations:
             problems += preprocess(jobs, target, plans, content, configuration, workers, rules)
         prepared.record(target, {job.case for job in jobs})
-        shutil.rmtree(target / TEMPORARY, ignore_errors=True)
-        remove_half_written(target)
+        _clear_temporary(target)
     if problems:
         raise ValueError(
-            f"{len(problems)} case(s) could not be preprocessed, all others are done:\n{listed(problems)}"
+            f"{len(problems)} case(s) could not be preprocessed, all others are done:\n{problem_lines(problems)}"
         )
     print(f"Prepared {target}")
     if "2d" in configurations:
         fold = _first_fold(target / "splits_final.json", len(labelled))
-        flag = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
-        command = f"nnUNetv2_train {dataset_id(dataset)} 2d {fold}{flag}"
-        print(f"Next: {command} -tr nnUNetTrainerMIMPretrain")
+        print(f"Next: {_pretraining_command(dataset, fold, plans_name)}")
     return target
 
 
+def _check_options(
+    plans_name: str | None,
+    planner: str,
+    gpu_memory_target: float | None,
+    overwrite_plans_name: str | None,
+) -> None:
+    """Refuse options of `prepare` that contradict each other or that nnU-Net would misread."""
+    if plans_name is not None and (gpu_memory_target, overwrite_plans_name) != (None, None):
+        raise ValueError(
+            f"-p {plans_name} takes existing plans, so it must not come with options of a planner "
+            "(-gpu_memory_target, -overwrite_plans_name)."
+        )
+    if gpu_memory_target is not None and not gpu_memory_target > 0:
+        raise ValueError(f"`gpu_memory_target` (={gpu_memory_target}) must be above 0 GB.")
+    for name, what in ((plans_name, "-p"), (overwrite_plans_name, "-overwrite_plans_name")):
+        if name is not None:
+            must_be_plain(name, what)
+    must_be_plain(planner, "-pl")
+
+
+def _check_plans(
+    plans: PlansManager,
+    configurations: Sequence[str],
+    rules: Rules,
+    target: Path,
+    ours: bool,
+    any_plane: bool,
+) -> None:
+    """Refuse plans with an absurd spacing or plane; print the warnings of `check_plane`."""
+    for configuration in configurations:
+        require_plausible_spacing(plans, configuration, rules)
+        for line in check_plane(plans, configuration, target, ours, any_plane):
+            print(f"WARNING: {line}")
+
+
+def _clear_temporary(target: Path) -> None:
+    """Delete the temporary files of this run and of killed ones."""
+    shutil.rmtree(target / TEMPORARY, ignore_errors=True)
+    remove_half_written(target)  # tables that a killed run was writing
+
+
+def _pretraining_command(dataset: str | int, fold: str, plans_name: str) -> str:
+    flag = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
+    return f"nnUNetv2_train {dataset_id(dataset)} 2d {fold}{flag} -tr nnUNetTrainerMIMPretrain"
+
+
 def _first_fold(splits: Path, n_labelled: int) -> str:
-    """The first fold to train on: without the file nnU-Net draws five, which need as many cases."""
+    """Return the first fold to train on; without the file nnU-Net draws five, which need as many cases."""
     validated = bool(read_splits(splits)) if splits.is_file() else n_labelled >= NNUNET_FOLDS
     return "0" if n_labelled and validated else "all"
 
 
 @contextlib.contextmanager
 def _explained(target: Path) -> Iterator[None]:
-    """Say what to do when the machine, not the data, stopped the work."""
+    """Explain what to do if the machine, not the data, stopped the work."""
     try:
         yield
     except BrokenProcessPool as error:
@@ -162,12 +192,3 @@ def _explained(target: Path) -> Iterator[None]:
             f"{target}: writing failed ({error}). Once there is space, or what else was missing, run the same "
             "command again: it continues where it stopped."
         ) from error
-
-
-# -- the raw dataset -----------------------------------------------------------------------------
-
-
-# -- fingerprint and plans -----------------------------------------------------------------------
-
-
-# -- preprocessing -------------------------------------------------------------------------------

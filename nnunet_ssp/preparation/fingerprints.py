@@ -1,4 +1,4 @@
-"""The dataset fingerprint that nnU-Net plans by, made in the same pass over the files that checks them."""
+"""The dataset fingerprint that nnU-Net plans by; the pass over the files that makes it also checks them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from nnunet_ssp.preparation.raw_checks import (
     RefusedError,
     Rules,
     absurd_spacing,
-    in_words,
     is_natural,
-    listed,
+    one_line,
+    problem_lines,
 )
 
 FILE, MADE_OF = "dataset_fingerprint.json", "dataset_fingerprint.sha256"
-LABELLED_SAMPLES = (
-    10**8
-)  # foreground voxels of a labelled dataset, drawn with replacement, as in nnU-Net
-SAMPLES_PER_CASE, SAMPLES = 10_000, 10**6  # voxels of an unlabelled fingerprint, at most
+# Foreground voxels that are drawn from a labelled dataset, with replacement, as in nnU-Net.
+LABELLED_SAMPLES = 10**8
+# The most voxels that are drawn for an unlabelled fingerprint.
+SAMPLES_PER_CASE, SAMPLES = 10_000, 10**6
 
 
 class CaseFiles(Protocol):
@@ -50,20 +50,20 @@ class CaseFiles(Protocol):
         """The mask."""
 
     def source(self) -> tuple[tuple[str, int, int], ...]:
-        """Stamps of the files."""
+        """Return stamps of the files."""
 
 
 @dataclass(frozen=True)
-class Described:
-    """What a fingerprint needs of one case.
+class CaseDescription:
+    """The properties of one case that a fingerprint needs.
 
     Attributes:
-        file: first image.
-        spacing: mm, per axis.
-        shape: after nnU-Net's non-zero crop.
-        share: of the voxels that the crop left.
-        intensities: samples of the foreground, one array per channel.
-        notes: what to say about the case.
+        file: First image.
+        spacing: Edges in mm, by axis.
+        shape: Voxels after nnU-Net's non-zero crop, by axis.
+        share: Share of the voxels that the crop left.
+        intensities: Samples of the foreground, one array per channel.
+        notes: Warnings about the case.
     """
 
     file: str
@@ -77,16 +77,16 @@ class Described:
 def make_fingerprint(
     raw: Path, target: Path, jobs: Sequence[CaseFiles], rules: Rules, workers: int
 ) -> None:
-    """Check the files of the cases that plans depend on and write their fingerprint.
+    """Check the files of the cases that plans depend on, and write their fingerprint.
 
-    Nothing is done where the same files were found right by the same rules.
+    Nothing is done if the same files passed the same rules before.
 
     Args:
-        raw: the dataset's folder in nnUNet_raw.
-        target: its folder in nnUNet_preprocessed.
-        jobs: all labelled cases or, without any, all cases.
-        rules: what their files must be.
-        workers: processes.
+        raw: The dataset's folder in nnUNet_raw.
+        target: Its folder in nnUNet_preprocessed.
+        jobs: All labelled cases or, without any, all cases.
+        rules: The rules for their files.
+        workers: Number of processes.
 
     Raises:
         ValueError: Labelled cases are wrong, or no unlabelled one can be used.
@@ -102,21 +102,22 @@ def make_fingerprint(
         n = max(1, min(SAMPLES_PER_CASE, SAMPLES // len(jobs)))
     describe = partial(_describe, rules=rules, n_samples=n)
     found = list(process(describe, jobs, workers, "Fingerprint", "case"))
-    cases = [entry for entry in found if isinstance(entry, Described)]
+    cases = [entry for entry in found if isinstance(entry, CaseDescription)]
     problems = [entry for entry in found if isinstance(entry, str)]
     if labelled and cases:
         problems += _absurd_spacings(cases)
+    listing = problem_lines(problems)
     if problems and labelled:
         raise ValueError(
-            f"{len(problems)} labelled case(s) must be mended first, the plans depend on all:\n{listed(problems)}"
+            f"{len(problems)} labelled case(s) must be corrected first, since the plans depend on all:\n{listing}"
         )
     if not cases:
-        raise ValueError(f"{raw}: none of the {len(jobs)} images can be used:\n{listed(problems)}")
+        raise ValueError(f"{raw}: none of the {len(jobs)} images can be used:\n{listing}")
     if not all(any(len(c.intensities[i]) for c in cases) for i in range(rules.channels)):
         raise ValueError(f"{raw}: no mask has a labelled voxel, so nnU-Net cannot plan.")
     notes = [note for case in cases for note in case.notes]
     if notes:
-        print(f"WARNING: masks lie elsewhere than their images:\n{listed(notes)}")
+        print(f"WARNING: masks lie elsewhere than their images:\n{problem_lines(notes)}")
     write_json(file, fingerprint_of(cases))
     with atomic_write(made_of) as temporary:
         temporary.write_text(sources)
@@ -129,22 +130,22 @@ def with_median_spacing(rules: Rules, target: Path) -> Rules:
 
 
 def _median(spacings: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Return the lower median of each axis: one that occurs, not the mean of a right and a wrong one."""
+    """Return the lower median of each axis: a spacing that occurs, not the mean of a right and a wrong one."""
     middle = np.percentile(spacings, 50, axis=0, method="lower")
     return tuple(float(edge) for edge in middle)
 
 
-def _absurd_spacings(cases: Sequence[Described]) -> list[str]:
+def _absurd_spacings(cases: Sequence[CaseDescription]) -> list[str]:
     median = _median([case.spacing for case in cases if not is_natural(case.spacing)] or [[1] * 3])
     found = ((case.file, absurd_spacing(case.spacing, median)) for case in cases)
     return [f"{file}: {text}" for file, text in found if text]
 
 
-def _describe(job: CaseFiles, rules: Rules, n_samples: int) -> Described | str:
-    """Describe a case as nnU-Net would, an unlabelled one as if its non-zero voxels were labelled.
+def _describe(job: CaseFiles, rules: Rules, n_samples: int) -> CaseDescription | str:
+    """Describe a case as nnU-Net would; in an unlabelled case the non-zero voxels count as labelled.
 
     Returns:
-        What is wrong with it, in words, when it is refused.
+        The description or, for a refused case, the reason in words.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -157,8 +158,8 @@ def _describe(job: CaseFiles, rules: Rules, n_samples: int) -> Described | str:
     except RefusedError as error:
         return str(error)
     except Exception as error:
-        return f"{job.images[0]}: nnU-Net cannot analyse it ({in_words(error)})."
-    return Described(
+        return f"{job.images[0]}: nnU-Net cannot analyse it ({one_line(error)})."
+    return CaseDescription(
         job.images[0],
         [float(edge) for edge in spacing],
         [int(n) for n in shape],
@@ -168,7 +169,9 @@ def _describe(job: CaseFiles, rules: Rules, n_samples: int) -> Described | str:
     )
 
 
-def _describe_unlabelled(job: CaseFiles, reader: CheckedReader, n_samples: int) -> Described | str:
+def _describe_unlabelled(
+    job: CaseFiles, reader: CheckedReader, n_samples: int
+) -> CaseDescription | str:
     image, properties = reader.read_images(list(job.images))
     if not image.any():
         return f"{job.images[0]}: all voxels are 0, there is no image."
@@ -177,7 +180,7 @@ def _describe_unlabelled(job: CaseFiles, reader: CheckedReader, n_samples: int) 
     drawn, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
         foreground, cropped, num_samples=n_samples
     )
-    return Described(
+    return CaseDescription(
         job.images[0],
         [float(edge) for edge in properties["spacing"]],
         [int(n) for n in cropped.shape[1:]],
@@ -186,7 +189,7 @@ def _describe_unlabelled(job: CaseFiles, reader: CheckedReader, n_samples: int) 
     )
 
 
-def fingerprint_of(cases: Sequence[Described]) -> dict[str, Any]:
+def fingerprint_of(cases: Sequence[CaseDescription]) -> dict[str, Any]:
     """Return a dataset fingerprint in nnU-Net's form."""
     properties = {}
     for channel in range(len(cases[0].intensities)):

@@ -1,7 +1,7 @@
-"""Whether the 2D network that nnU-Net plans sees the acquired slices, and not planes across them.
+"""The check that nnU-Net's planned 2D network sees the acquired slices, and not planes across them.
 
-nnU-Net takes the axis of the largest median spacing for that of the slices. Slices thinner than their pixels, as in 2D
-images joined to a volume with a spacing of 1 mm, make it plan for planes across the stack.
+nnU-Net assumes that the axis of the largest median spacing is that of the slices. If slices are thinner than their
+pixels are wide, it plans for planes across the stack. 2D images joined with a spacing of 1 mm are an example.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from nnunet_ssp.preparation.raw_checks import is_natural
 
 SMALLEST_PATCH = 32  # pixels; below it little is left for the deeper stages of a U-Net
 ISOTROPIC = 1.1  # largest by smallest spacing
-SHORT = 4  # an axis with this much fewer voxels than the others is that of the slices
+SHORT = 4  # an axis with this many times fewer voxels than the others is that of the slices
 AXES = ("slice", "row", "column")  # nnU-Net's order, the reverse of NIfTI's
-WAY_OUT = "Mend the spacing in the headers of the images, or take these plans as they are with --any-plane."
+WAY_OUT = (
+    "Correct the spacing in the headers of the images, or accept these plans with --any-plane."
+)
 
 
 def check_plane(
@@ -30,21 +32,21 @@ def check_plane(
 ) -> list[str]:
     """Compare a planned 2D plane with the acquired one.
 
-    Datasets of our converters have their slices on the last NIfTI axis. Others record no acquired plane, so for them
-    only planes one pixel thick are refused; of 2D images, such as PNG, nothing is asked.
+    Datasets of our converters have their slices on the last NIfTI axis. Other datasets do not record the acquired
+    plane, so only planes one pixel thick are refused. 2D images, such as PNG, are not checked.
 
     Args:
-        plans: of the dataset.
-        configuration: its name; a 3D one has no plane.
-        target: the dataset's folder in nnUNet_preprocessed, for the fingerprint.
-        ours: whether the dataset has a `cases.csv`.
-        any_plane: warn only.
+        plans: Plans of the dataset.
+        configuration: Name of the configuration; a 3D one has no plane.
+        target: The dataset's folder in nnUNet_preprocessed, which holds the fingerprint.
+        ours: The dataset has a `cases.csv`.
+        any_plane: Warn instead of refusing.
 
     Returns:
         Warnings.
 
     Raises:
-        ValueError: The plane is one pixel thick; or, for a dataset of ours, lies across the slices, or the patch is
+        ValueError: The plane is one pixel thick; or, in a dataset of ours, it lies across the slices or the patch is
             below 32 x 32.
     """
     patch = tuple(int(side) for side in plans.get_configuration(configuration).patch_size)
@@ -71,7 +73,7 @@ def check_plane(
         problems.append(
             (
                 ours,
-                f"the patch must be at least {wanted} pixels, which a larger -gpu_memory_target may give",
+                f"the patch must be at least {wanted} pixels (a larger -gpu_memory_target may give that)",
             )
         )
     refused = [text for refuse, text in problems if refuse and not any_plane]

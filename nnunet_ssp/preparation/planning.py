@@ -1,4 +1,4 @@
-"""nnU-Net's own planning, with what its planner takes for granted said first."""
+"""nnU-Net's own planning, with checks of what its planner takes for granted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_ssp.files.nnunet import configuration_of, read_plans
 from nnunet_ssp.nnunet import dataset_id, environment, quiet
 from nnunet_ssp.preparation.raw import (
-    Job,
+    CaseJob,
 )
 from nnunet_ssp.preparation.raw_checks import (
     Rules,
@@ -31,7 +31,7 @@ NNUNET_FOLDS = 5
 
 
 def reader_name(content: dict[str, Any], image: str) -> str:
-    """Name of nnU-Net's class that reads the images."""
+    """Find the name of nnU-Net's class that reads the images."""
     tracebacks = io.StringIO()  # of every reader that was tried
     try:
         with contextlib.redirect_stdout(tracebacks), contextlib.redirect_stderr(tracebacks):
@@ -40,8 +40,8 @@ def reader_name(content: dict[str, Any], image: str) -> str:
         raise ValueError(f"{image}: none of nnU-Net's readers can read it.") from None
 
 
-def rules_of(content: dict[str, Any], jobs: Sequence[Job]) -> Rules:
-    """What every file must be; the labels are those that masks may have."""
+def rules_of(content: dict[str, Any], jobs: Sequence[CaseJob]) -> Rules:
+    """Make the rules for the files of a dataset; its labels are the values that masks may have."""
     reader = reader_name(content, jobs[0].images[0])
     return Rules(reader, len(content["channel_names"]), label_values(content["labels"]))
 
@@ -69,8 +69,8 @@ def plan(
     Returns:
         The name of the plans.
     """
-    # It builds dozens of networks only to count their feature maps; on this device they have no weights to draw. And
-    # it takes the number of augmentation workers for a number of threads, which 0 is not.
+    # The planner builds dozens of networks only to count their feature maps; on this device they have no weights to
+    # draw. It also uses the number of augmentation workers as a number of threads, which must not be 0.
     with quiet(), torch.device("meta"), environment(nnUNet_n_proc_DA="1"):
         _, name = plan_experiment_dataset(
             dataset_id(dataset), planner, gpu_memory_target, overwrite_plans_name=plans_name
@@ -97,7 +97,7 @@ def read_planned(target: Path, plans_name: str, configurations: Sequence[str]) -
 
 
 def require_classes(configuration: dict[str, Any], plans: dict[str, Any], file: Path) -> None:
-    """Refuse names of classes that nnU-Net does not have; it would fail at each case, without naming the plans."""
+    """Refuse names of classes that nnU-Net lacks; it would fail at each case without naming the plans."""
     named = [("preprocessing", "preprocessor_name", configuration.get("preprocessor_name"))]
     named += [("imageio", "image_reader_writer", plans.get("image_reader_writer"))]
     for scheme in configuration["normalization_schemes"]:

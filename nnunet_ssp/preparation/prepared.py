@@ -1,4 +1,4 @@
-"""The record of the cases that `prepare` has written files of: what is removed later is theirs, and nothing else."""
+"""The record of the cases whose files `prepare` has written; only their files are removed later."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RECORD = "prepared_cases.json"  # in the dataset's folder in nnUNet_preprocessed
 
 
 def recorded(target: Path) -> set[str]:
-    """The cases on record; none where there is no record, or a damaged one."""
+    """Read the recorded cases; none if the record is missing or damaged."""
     try:
         names = read_json(target / RECORD, list)
     except (OSError, ValueError):
@@ -22,7 +22,7 @@ def recorded(target: Path) -> set[str]:
 
 
 def record(target: Path, cases: Iterable[str]) -> None:
-    """Put cases on record, before their first file is written, in place of those that were."""
+    """Replace the recorded cases, before the first file of a new one is written."""
     names = set(cases)
     if names != recorded(target):
         write_json(target / RECORD, sorted(names))
@@ -31,13 +31,13 @@ def record(target: Path, cases: Iterable[str]) -> None:
 def remove_others(
     folder: Path, cases: Collection[str], endings: Sequence[str], keep: Collection[str]
 ) -> None:
-    """Remove the files of recorded cases that are no longer wanted; other files are somebody else's.
+    """Remove the files of recorded cases that are no longer wanted; other files are not ours.
 
     Args:
-        folder: where they are.
-        cases: the recorded cases.
-        endings: of a case's files.
-        keep: names of the files that stay.
+        folder: Where the files are.
+        cases: The recorded cases.
+        endings: Endings of a case's files.
+        keep: Names of the files that stay.
     """
     for file in folder.iterdir() if folder.is_dir() else ():
         ours = any(

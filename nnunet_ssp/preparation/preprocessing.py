@@ -1,4 +1,4 @@
-"""nnU-Net's own preprocessing of every case, and its slices for the store."""
+"""nnU-Net's own preprocessing of every case, and the case's slices for the store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,37 +22,27 @@ from nnunet_ssp.files.atomic import TEMPORARY, atomic_write
 from nnunet_ssp.parallel import process
 from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.raw import (
-    Job,
+    CaseJob,
 )
 from nnunet_ssp.preparation.raw_checks import (
     CheckedPlans,
     CheckedReader,
     RefusedError,
     Rules,
-    in_words,
+    one_line,
 )
 from nnunet_ssp.slices import store as slices
 from nnunet_ssp.slices.intact import file_stamp
 
-ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")  # of a preprocessed case; it exists when its .b2nd does
-
-
-REMOVED = (
-    *ENDINGS,
-    "_seg.npz",
-    ".npz",
-    "_seg.npy",
-    ".npy",
-)  # also those of older versions of nnU-Net
-
-
-SECONDS_BETWEEN_INDEXES = 10.0  # a killed run prepares the cases of at most this time again
-
-
+# The files of a preprocessed case, which exists once its .b2nd does.
+ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")
+# Older versions of nnU-Net left the others.
+REMOVED = (*ENDINGS, "_seg.npz", ".npz", "_seg.npy", ".npy")
+SECONDS_BETWEEN_INDEXES = 10.0  # a killed run loses the cases of at most this time
 SPACE_FOR_A_CASE = 2**24  # bytes; more than most cases take
 
 
-def copy_labels(labelled: Sequence[Job], target: Path, ending: str) -> None:
+def copy_labels(labelled: Sequence[CaseJob], target: Path, ending: str) -> None:
     """Copy masks to `gt_segmentations`, where nnU-Net's validation looks for them."""
     folder = target / "gt_segmentations"
     for job in labelled:
@@ -69,7 +59,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 def preprocess(
-    jobs: Sequence[Job],
+    jobs: Sequence[CaseJob],
     target: Path,
     plans: PlansManager,
     content: dict[str, Any],
@@ -80,7 +70,7 @@ def preprocess(
     """Bring nnU-Net's folder and, for a 2D configuration, the slice store up to date.
 
     Returns:
-        What is wrong with the cases that failed.
+        The problems of the cases that failed, in words.
     """
     manager = plans.get_configuration(configuration)
     folder = target / manager.data_identifier
@@ -92,40 +82,8 @@ def preprocess(
         f"{len(manager.network_arch_init_kwargs['features_per_stage'])} stages"
     )
     recipe = _recipe(plans, manager, content)
-    try:
-        made_by, done = slices.read_index(store)
-    except (FileNotFoundError, ValueError):
-        made_by, done = recipe, {}
-    known = prepared.recorded(target) | done.keys()
-    if made_by != recipe:
-        print("The plans or labels have changed: all cases are preprocessed again.")
-        done = {}
     wanted = [job for job in jobs if flat or job.label]
-    done = {
-        job.case: entry
-        for job in wanted
-        if job.case in done
-        and done[job.case].source == job.source()
-        and (entry := slices.checked(done[job.case], _files(job, folder, store if flat else None)))
-    }
-    # From here on the index speaks of valid cases only, and no other is there to be trained on.
-    slices.write_index(store, recipe, done)
-    valid = {
-        f"{job.case}{end}" for job in wanted if job.label and job.case in done for end in ENDINGS
-    }
-    prepared.remove_others(folder, known, REMOVED, valid)
-    prepared.remove_others(store, known, (".npy",), {f"{case}.npy" for case in done})
-    foreign = sorted(
-        file.stem
-        for file in folder.glob("*.b2nd")
-        if not file.name.endswith(ENDINGS[0]) and file.stem not in known
-    )
-    if foreign:
-        print(
-            f"WARNING: {folder} holds {len(foreign)} case(s) that are not of this dataset, e.g. {foreign[0]}. "
-            "nnU-Net's fold all would train on them: remove them unless you put them there."
-        )
-
+    done = _keep_valid(wanted, recipe, target, folder, store, flat)
     todo = [job for job in wanted if job.case not in done]
     if done:
         print(f"{len(done)} of {len(wanted)} cases are up to date.")
@@ -137,21 +95,8 @@ def preprocess(
         content=content,
         rules=replace(rules, reader=str(plans.plans["image_reader_writer"])),
     )
-    problems: dict[str, str] = {}  # by case
-    written = time.monotonic()
-    try:
-        results = process(run, todo, workers, f"Preprocessing {configuration}", "case")
-        for job, result in zip(todo, results, strict=True):
-            if isinstance(result, str):
-                problems[job.case] = result
-                continue
-            done[job.case] = result
-            if time.monotonic() - written > SECONDS_BETWEEN_INDEXES:
-                slices.write_index(store, recipe, done)
-                written = time.monotonic()
-    except BaseException:
-        slices.write_index(store, recipe, done)
-        raise
+    results = process(run, todo, workers, f"Preprocessing {configuration}", "case")
+    problems = _collect(todo, results, done, partial(slices.write_index, store, recipe))
     missing = {**_without_image(target, jobs), **problems} if flat else problems
     slices.write_index(store, recipe, done, missing)
     if flat:
@@ -163,21 +108,107 @@ def preprocess(
     return list(problems.values())
 
 
-def _files(job: Job, folder: Path, store: Path | None) -> list[Path]:
-    """All that is made of a case: in nnU-Net's folder where it is labelled, in the store where slices are stored."""
+def _keep_valid(
+    wanted: Sequence[CaseJob],
+    recipe: dict[str, Any],
+    target: Path,
+    folder: Path,
+    store: Path,
+    flat: bool,
+) -> dict[str, slices.StoredCase]:
+    """Return the cases that are up to date, and remove the files of all others from folder and store.
+
+    Args:
+        wanted: All cases that belong there.
+        recipe: How cases are preprocessed now.
+        target: The dataset's folder in nnUNet_preprocessed.
+        folder: nnU-Net's folder of the configuration.
+        store: The folder of its slice store and index.
+        flat: Slices are stored.
+    """
+    try:
+        made_by, done = slices.read_index(store)
+    except (FileNotFoundError, ValueError):
+        made_by, done = recipe, {}
+    known = prepared.recorded(target) | done.keys()
+    if made_by != recipe:
+        print("The plans or labels have changed: all cases are preprocessed again.")
+        done = {}
+    done = {
+        job.case: entry
+        for job in wanted
+        if job.case in done
+        and done[job.case].source == job.source()
+        and (entry := slices.checked(done[job.case], _files(job, folder, store if flat else None)))
+    }
+    # From here on the index names valid cases only, and no other case is there to be trained on.
+    slices.write_index(store, recipe, done)
+    valid = {
+        f"{job.case}{end}" for job in wanted if job.label and job.case in done for end in ENDINGS
+    }
+    prepared.remove_others(folder, known, REMOVED, valid)
+    prepared.remove_others(store, known, (".npy",), {f"{case}.npy" for case in done})
+    _warn_of_foreign(folder, known)
+    return done
+
+
+def _warn_of_foreign(folder: Path, known: Collection[str]) -> None:
+    """Warn of preprocessed cases that are not of this dataset."""
+    foreign = sorted(
+        file.stem
+        for file in folder.glob("*.b2nd")
+        if not file.name.endswith(ENDINGS[0]) and file.stem not in known
+    )
+    if foreign:
+        print(
+            f"WARNING: {folder} holds {len(foreign)} case(s) that are not of this dataset, e.g. {foreign[0]}. "
+            "nnU-Net's fold all would train on them: remove them unless you put them there."
+        )
+
+
+def _collect(
+    todo: Sequence[CaseJob],
+    results: Iterable[slices.StoredCase | str],
+    done: dict[str, slices.StoredCase],
+    write_index: Callable[[dict[str, slices.StoredCase]], None],
+) -> dict[str, str]:
+    """Add the results to `done` as they come, and write the index now and then.
+
+    Returns:
+        The problems of the cases that failed, in words, by case.
+    """
+    problems: dict[str, str] = {}
+    written = time.monotonic()
+    try:
+        for job, result in zip(todo, results, strict=True):
+            if isinstance(result, str):
+                problems[job.case] = result
+                continue
+            done[job.case] = result
+            if time.monotonic() - written > SECONDS_BETWEEN_INDEXES:
+                write_index(done)
+                written = time.monotonic()
+    except BaseException:
+        write_index(done)
+        raise
+    return problems
+
+
+def _files(job: CaseJob, folder: Path, store: Path | None) -> list[Path]:
+    """List the files made of a case: in nnU-Net's folder if it is labelled, in the store if slices are stored."""
     own = [store / f"{job.case}.npy"] if store else []
     return own + [folder / f"{job.case}{ending}" for ending in ENDINGS if job.label]
 
 
-def _without_image(target: Path, jobs: Sequence[Job]) -> dict[str, str]:
-    """The training cases of `cases.csv` that have no image, and what to say of them; prints who they are."""
+def _without_image(target: Path, jobs: Sequence[CaseJob]) -> dict[str, str]:
+    """Find and print the training cases of `cases.csv` without an image; return them with the reason."""
     table = target / "cases.csv"
     cases = read_cases(table) if table.is_file() else {}
     training = {name for name, case in cases.items() if case.split == "train"}
     absent = training - {job.case for job in jobs}
     if absent:
         print(
-            f"WARNING: {table} names cases that have no image, so nobody trains on them: {some(absent)}"
+            f"WARNING: {table} names cases that have no image, so no training sees them: {some(absent)}"
         )
     return dict.fromkeys(sorted(absent), "there is no image of it")
 
@@ -185,7 +216,7 @@ def _without_image(target: Path, jobs: Sequence[Job]) -> dict[str, str]:
 def _recipe(
     plans: PlansManager, manager: ConfigurationManager, content: dict[str, Any]
 ) -> dict[str, Any]:
-    """What decides how preprocessed cases look: that of the images, which trainers check, and that of the masks."""
+    """Collect what determines preprocessed cases: the part for images, which trainers check, and that for masks."""
     configuration = manager.configuration
     names = ("preprocessor_name", "resampling_fn_seg", "resampling_fn_seg_kwargs")
     masks = {name: configuration[name] for name in names}
@@ -195,20 +226,20 @@ def _recipe(
 
 
 def preprocess_case(
-    job: Job,
+    job: CaseJob,
     target: Path,
     plans_file: Path,
     configuration: str,
     content: dict[str, Any],
     rules: Rules,
 ) -> slices.StoredCase | str:
-    """Preprocess one case with nnU-Net's own preprocessor; labelled ones also into nnU-Net's folder.
+    """Preprocess one case with nnU-Net's own preprocessor; write a labelled one also to nnU-Net's folder.
 
     Returns:
-        Its entry of the slice store or, when it failed, what is wrong in words.
+        The case's entry of the slice store or, if it failed, the problem in words.
 
     Raises:
-        OSError: there is no space to write to.
+        OSError: The disk is full.
     """
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)  # there are as many processes as cores
@@ -245,16 +276,16 @@ def preprocess_case(
         return str(error)
     except Exception as error:
         require_space(temporary)
-        return f"{job.images[0]}: nnU-Net cannot preprocess it ({in_words(error)})."
+        return f"{job.images[0]}: nnU-Net cannot preprocess it ({one_line(error)})."
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def require_space(folder: Path) -> None:
-    """Tell a full disk from a bad case: blosc2 and numpy report it as errors of many kinds.
+    """Tell a full disk from a bad case; blosc2 and numpy report a full disk by errors of many kinds.
 
     Raises:
-        OSError: the system's, when there is no space for a case.
+        OSError: The system's error, if there is no space for a case.
     """
     probe = folder / "space"
     try:

@@ -1,4 +1,4 @@
-"""The raw dataset as `prepare` finds it: its cases and what `dataset.json` says of them."""
+"""The raw dataset as `prepare` finds it: its cases, and the content of `dataset.json`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")  # of 
 
 
 @dataclass(frozen=True)
-class Job:
+class CaseJob:
     """One case to preprocess.
 
     Attributes:
-        case: its name.
-        images: one file per channel.
-        label: the mask; None for an unlabelled case.
+        case: Its name.
+        images: One file per channel.
+        label: The mask; None for an unlabelled case.
     """
 
     case: str
@@ -42,7 +42,7 @@ class Job:
         return [Path(file) for file in (*self.images, self.label) if file is not None]
 
     def source(self) -> Stamps:
-        """Name, size in bytes and modification time in ns of each file."""
+        """Read name, size in bytes and modification time in ns of each file."""
         return tuple(file_stamp(file) for file in self.files)
 
 
@@ -60,14 +60,14 @@ def read_dataset_json(raw: Path) -> dict[str, Any]:
             advice = "the conversion is unfinished, run nnunet-ssp convert again."
         raise FileNotFoundError(f"{file} is missing: {advice}")
     content = read_json(file, dict)
-    if "modality" in content:  # nnU-Net's former name, which it still takes
+    if "modality" in content:  # nnU-Net's former name, which it still accepts
         content.setdefault("channel_names", content["modality"])
     check_dataset(content, str(file), REQUIRED_KEYS)
     return content
 
 
-def list_jobs(raw: Path, content: dict[str, Any]) -> list[Job]:
-    """Training cases as nnU-Net finds them, then those of `imagesUn`."""
+def list_jobs(raw: Path, content: dict[str, Any]) -> list[CaseJob]:
+    """List the training cases as nnU-Net finds them, then those of `imagesUn`."""
     training: dict[str, Any] = {}
     if "dataset" in content or (raw / "imagesTr").is_dir():
         # nnU-Net completes the paths of its argument in place.
@@ -77,13 +77,13 @@ def list_jobs(raw: Path, content: dict[str, Any]) -> list[Job]:
     if not training:
         raise ValueError(f"{raw}: no image in imagesTr, and dataset.json lists none in imagesUn.")
     absent = [entry["label"] for entry in training.values() if not Path(entry["label"]).is_file()]
-    # Without any class and any mask the dataset is one of unlabelled images only.
+    # A dataset without any class and any mask has unlabelled images only.
     unlabelled = len(absent) == len(training) and len(content["labels"]) == 1
     if absent and not unlabelled:
         raise FileNotFoundError(f"{absent[0]} is missing: every image of imagesTr needs a mask.")
     must_all_be_plain(training, "case", str(raw))
     jobs = {
-        case: Job(case, tuple(entry["images"]), None if unlabelled else entry["label"])
+        case: CaseJob(case, tuple(entry["images"]), None if unlabelled else entry["label"])
         for case, entry in sorted(training.items())
     }
     ending = content["file_ending"]
@@ -94,7 +94,7 @@ def list_jobs(raw: Path, content: dict[str, Any]) -> list[Job]:
         must_be_plain(case, "case", str(raw / "imagesUn"))
         if case in training and not unlabelled:
             raise ValueError(f"{raw}: case {case} must not be in both imagesTr and imagesUn.")
-        jobs[case] = Job(case, tuple(files), None)
+        jobs[case] = CaseJob(case, tuple(files), None)
     most = max(len(job.images) for job in jobs.values())
     for job in jobs.values():
         if len(job.images) < most:
@@ -104,8 +104,8 @@ def list_jobs(raw: Path, content: dict[str, Any]) -> list[Job]:
     return list(jobs.values())
 
 
-def check_subjects(raw: Path, jobs: Sequence[Job]) -> None:
-    """Where there is a `cases.csv`, every case must be in it, and no test subject may be among the cases."""
+def check_subjects(raw: Path, jobs: Sequence[CaseJob]) -> None:
+    """Refuse cases that a `cases.csv` does not name, or that are of a test subject; do nothing without one."""
     table = raw / "cases.csv"
     if not table.is_file():
         return
@@ -116,12 +116,12 @@ def check_subjects(raw: Path, jobs: Sequence[Job]) -> None:
             raise ValueError(f"{table}: there is no row for case {job.case} ({job.images[0]}).")
         if cases[job.case].subject_key in tests:
             raise ValueError(
-                f"{job.images[0]}: test subject {cases[job.case].subject} must be in imagesTs only, not be trained on."
+                f"{job.images[0]}: test subject {cases[job.case].subject} must be in imagesTs only, never in training."
             )
 
 
-def check_folds(raw: Path, target: Path, labelled: Sequence[Job]) -> None:
-    """Check that the folds, of which nnUNet_raw has the valid copy if it has one, name cases only."""
+def check_folds(raw: Path, target: Path, labelled: Sequence[CaseJob]) -> None:
+    """Check that the folds name known cases only; the copy in nnUNet_raw, if there is one, is the valid one."""
     table = raw / "cases.csv"
     known = {job.case for job in labelled}
     if table.is_file():

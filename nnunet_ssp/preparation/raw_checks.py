@@ -1,7 +1,7 @@
-"""Checks of a raw dataset at the moment nnU-Net's own reader reads it, so that nothing is read twice for them.
+"""Checks of a raw dataset while nnU-Net's own reader reads it, so that no file is read twice.
 
-nnU-Net itself casts masks to integers by truncation (0.996 becomes background), pairs masks and images by index
-whatever their headers say, and takes a file of several volumes for as many channels.
+nnU-Net itself truncates masks to integers (0.996 becomes background), pairs masks and images by index whatever their
+headers say, and treats the volumes of one file as channels.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from nnunet_ssp.files.nifti import integer_labels
 from nnunet_ssp.files.soundness import check_sound
 
 LISTED = 20  # problems shown
-# How far the spacing of a case may be from the dataset's median, as a factor: 10 is known from stacks with and without
-# gaps beside volumes, and even that only between slices.
+# The largest factor between the spacing of a case and the dataset's median. Stacks with and without gaps and volumes in
+# one dataset reach 10, and only between slices.
 ABSURD = 30.0
 UNIT = 1000.0  # between metres, millimetres and micrometres
 STACK_OF_2D = 999.0  # nnU-Net's factor for the third spacing of a 2D image, or that spacing itself
 
 
 class RefusedError(ValueError):
-    """A file that must not be used; the message names it and the reason."""
+    """Refusal of a file; the message names it and the reason."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the files of a dataset must be.
+    """Rules for the files of a dataset.
 
     Attributes:
-        reader: name of nnU-Net's class that reads them.
-        channels: of each case.
-        labels: values that a mask may have.
-        spacing: median of the dataset in mm, in the reader's order of axes; None where it is not known yet.
+        reader: Name of nnU-Net's class that reads them.
+        channels: Channels of each case.
+        labels: Values that a mask may have.
+        spacing: Median of the dataset in mm, in the reader's order of axes; None before it is known.
     """
 
     reader: str
@@ -68,13 +68,13 @@ def label_values(labels: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 class CheckedReader:
-    """nnU-Net's reader, which refuses in words what nnU-Net would misread.
+    """nnU-Net's reader; it refuses in words what nnU-Net would misread.
 
     Args:
-        rules: of the dataset.
+        rules: Rules of the dataset.
 
     Attributes:
-        notes: what to say about the case that was read last.
+        notes: Warnings about the case that was read last.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -128,18 +128,18 @@ class CheckedReader:
 
     @contextlib.contextmanager
     def _explained(self, file: str) -> Iterator[None]:
-        """Keep what the reader prints, and say in words what it raises."""
+        """Catch what the reader prints, and turn what it raises into words."""
         chatter = io.StringIO()
         try:
             with contextlib.redirect_stdout(chatter):
                 yield
         except (ValueError, FileNotFoundError) as error:
             named = Path(file).name in str(error)
-            text = str(error) if named else f"{file}: cannot be read ({in_words(error)})."
+            text = str(error) if named else f"{file}: cannot be read ({one_line(error)})."
             raise RefusedError(text) from error
         except Exception as error:
             # nnU-Net prints why the files of a case do not fit each other, and raises an error without words.
-            reason = in_words(error) if str(error) else chatter.getvalue().partition("\n")[0]
+            reason = one_line(error) if str(error) else chatter.getvalue().partition("\n")[0]
             reader = type(self._reader).__name__
             raise RefusedError(f"{file}: nnU-Net's {reader} cannot read it ({reason}).") from error
 
@@ -153,10 +153,10 @@ class CheckedReader:
         return f"{files[0]}: the case has {found} channels, but {named}."
 
     def _compare_grids(self, file: str, mask: dict[str, NDArray[Any]]) -> None:
-        """Refuse a mask of another shape, note one that lies elsewhere: nnU-Net pairs voxels by index."""
+        """Refuse a mask of another shape; note one with another grid, since nnU-Net pairs voxels by index."""
         for name in self._grid.keys() & mask.keys():
             ours, theirs = mask[name], self._grid[name]
-            # The tolerances pass what header formats round.
+            # The tolerances allow for the rounding of header formats.
             if ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-4, atol=1e-3):
                 continue
             listed = f"{name} (={_numbers(ours)}) must be that of the image (={_numbers(theirs)})"
@@ -166,7 +166,7 @@ class CheckedReader:
 
 
 def _grid(shape: Sequence[int], properties: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """Return what a reader says of the place of an image, without the axis of the channels."""
+    """Return the grid of an image as its reader reports it, without the axis of the channels."""
     grid = {"shape": np.array(shape[1:]), "spacing": np.array(properties["spacing"], float)}
     if itk := properties.get("sitk_stuff"):
         n = len(itk["origin"])
@@ -182,14 +182,14 @@ def _numbers(values: NDArray[Any]) -> str:
 
 
 def absurd_spacing(spacing: Sequence[float], median: Sequence[float]) -> str:
-    """Say what is wrong with a spacing that would make nnU-Net resample a case to an absurd size.
+    """Explain why a spacing would make nnU-Net resample a case to an absurd size.
 
     Args:
-        spacing: in mm, in the reader's order of axes.
-        median: of the dataset.
+        spacing: Edges in mm, in the reader's order of axes.
+        median: Median of the dataset in mm.
 
     Returns:
-        The reason in words; empty where the spacing is plausible.
+        The reason in words; empty for a plausible spacing.
     """
     listed = f"spacing (={' x '.join(f'{edge:.4g}' for edge in spacing)} mm)"
     if not all(np.isfinite(edge) and edge > 0 for edge in spacing):
@@ -221,8 +221,8 @@ class CheckedPlans(PlansManager):
     """Plans whose reader is a `CheckedReader`.
 
     Args:
-        file: of the plans.
-        reader: for the images and masks.
+        file: The plans file.
+        reader: Reader of the images and masks.
     """
 
     def __init__(self, file: Path, reader: CheckedReader) -> None:
@@ -231,17 +231,17 @@ class CheckedPlans(PlansManager):
 
     @property
     def image_reader_writer_class(self) -> Any:
-        """What nnU-Net calls to get its reader."""
+        """The class that nnU-Net calls to get its reader."""
         return lambda: self._checked
 
 
-def in_words(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return type and message in one line; SimpleITK's messages begin with a place in its source."""
     message = str(error).rpartition("sitk::ERROR: ")[-1]
     return f"{type(error).__name__}: {' '.join(message.split())}"
 
 
-def listed(problems: Collection[str]) -> str:
+def problem_lines(problems: Collection[str]) -> str:
     """Return problems as indented lines, at most `LISTED`."""
     lines = list(problems)
     more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []

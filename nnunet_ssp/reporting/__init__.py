@@ -1,1 +1,1 @@
-"""Pages and figures, shared by demo, evaluation and study."""
+"""Pages and figures that demo, evaluation and study share."""

@@ -21,11 +21,11 @@ Array = npt.NDArray[Any]
 
 # Okabe and Ito's colours: told apart by colour-blind readers, on white and on black.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
-# For more than six: each as far as can be from all before it, in CIELAB.
+# For more than six curves: each as far as possible from all before it, in CIELAB.
 MORE_COLOURS = ("#8811FF", "#00EE00", "#FF11CC", "#FF0066", "#DDCCAA", "#77AA11", "#776622")
 
-LETTERS_PER_INCH = 12  # of text of matplotlib's size
-OVERLAY_WIDTH = 4.8  # inches; on a phone a wider one would have tiny letters
+LETTERS_PER_INCH = 12  # of text in matplotlib's default size
+OVERLAY_WIDTH = 4.8  # inches; a wider picture would have tiny letters on a phone
 
 
 def render(
@@ -35,14 +35,14 @@ def render(
     theme: Literal["light", "dark", "both"] = "light",
     format: Literal["png", "pdf"] = "png",
 ) -> bytes:
-    """Draw a figure and return it as the content of a file.
+    """Draw a figure, and return the content of its file.
 
     Args:
         draw: Draws on the empty figure it is given.
         size: Width and height in inches, at 150 pixels each.
-        theme: The page it is for: dark lines on white, light ones on the page's dark background,
-            or grey ones on nothing, which can be read on both.
-        format: Of the file.
+        theme: Page of the figure: dark lines on white, light lines on the page's dark background, or grey lines without
+            a background, which are legible on both.
+        format: Format of the file.
     """
     from cycler import cycler
     from matplotlib import style
@@ -72,12 +72,12 @@ def render(
         "ytick.color": ink,
     }
     buffer = io.BytesIO()
-    # Figures made without pyplot: no display, nothing left open. From matplotlib's own style, because nnU-Net's
-    # progress.png leaves seaborn's behind.
+    # Without pyplot no display is needed and nothing stays open. The style starts from matplotlib's own, because
+    # nnU-Net's progress.png leaves seaborn's behind.
     with style.context(["default", settings]):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        # No date: the same figure is the same file.
+        # Without a date the same figure gives the same file.
         undated = {"CreationDate": None} if format == "pdf" else None
         figure.savefig(buffer, format=format, dpi=150, metadata=undated)
     return buffer.getvalue()
@@ -86,16 +86,16 @@ def render(
 def box_plot(
     groups: Mapping[str, Mapping[str, Array]], ylabel: str, top: float | None = None
 ) -> Callable[[Figure], None]:
-    """Boxes (quartiles; whiskers to 1.5 times their distance) with every value as a dot.
+    """Make boxes (quartiles; whiskers to 1.5 times their distance) with every value as a dot.
 
     Args:
-        groups: Values by group, which has a place on the x axis, and by series, which has a
-            colour. NaN are left out. Shape of each array: (n,).
+        groups: Values by group (a place on the x axis) and series (a colour), each of shape (n,). NaN are left
+            out.
         ylabel: Name of the values.
         top: Upper end of the y axis; by default matplotlib's.
 
     Returns:
-        Draws on an empty figure.
+        A function that draws on an empty figure.
     """
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
     colours = _colours(series)
@@ -138,17 +138,16 @@ def box_plot(
 def curves_with_bands(
     curves: Mapping[str, tuple[Array, Array, Array]], xlabel: str, ylabel: str, title: str
 ) -> Callable[[Figure], None]:
-    """Curves with a band, for numbers of at most 1 at places from 0 to 1.
+    """Make curves with a band, for numbers of at most 1 at places from 0 to 1.
 
     Args:
-        curves: Place, shape (n,), mean, shape (n,), and lower and upper limit, shape (2, n), by
-            the curve's name.
+        curves: Place (n,), mean (n,), and lower and upper limit (2, n), by the curve's name.
         xlabel: Name of the place.
         ylabel: Name of the mean.
         title: Title of the axes.
 
     Returns:
-        Draws on an empty figure.
+        A function that draws on an empty figure.
     """
     colours = _colours(curves)
 
@@ -167,17 +166,17 @@ def curves_with_bands(
 def bland_altman(
     reference: Array, predicted: Array, lines: tuple[float, float, float], name: str, unit: str
 ) -> Callable[[Figure], None]:
-    """Difference of two methods against their mean (Bland and Altman 1986).
+    """Plot the difference of two methods against their mean (Bland and Altman 1986).
 
     Args:
-        reference: Values of the one. Shape: (n,).
-        predicted: Values of the other. Shape: (n,).
+        reference: Values of the one, of shape (n,).
+        predicted: Values of the other, of shape (n,).
         lines: Lower limit of agreement, bias and upper limit.
         name: What is measured.
         unit: Its unit.
 
     Returns:
-        Draws on an empty figure.
+        A function that draws on an empty figure.
     """
 
     def draw(figure: Figure) -> None:
@@ -224,11 +223,11 @@ def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Put a legend under a figure, which grows by what does not fit into one line.
+    """Put a legend under a figure, and make the figure higher by what does not fit into one line.
 
     Args:
         figure: The figure.
-        handles: What it explains, with labels.
+        handles: The artists that it explains, with labels.
     """
     room = int(LETTERS_PER_INCH * figure.get_figwidth())
     for handle in handles:
@@ -242,23 +241,25 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 
 
-# --- label maps on images ---------------------------------------------------------------------
+# -- label maps on images --------------------------------------------------------------------------
 
 
-class Panel(NamedTuple):
-    """One picture of an overlay. Shape of each array: (rows, columns)."""
+class Overlay(NamedTuple):
+    """Labels in colour on one slice. Shape of each array: (rows, columns)."""
 
     image: Array
-    labels: Array  # painted
-    outline: Array | None = None  # a label map whose classes get an outline
+    # Label map to paint.
+    labels: Array
+    # A label map whose classes get an outline.
+    outline: Array | None = None
 
 
 def overlay_grid(
-    rows: Mapping[str, Sequence[Panel]],
+    rows: Mapping[str, Sequence[Overlay]],
     columns: Sequence[str],
     labels: Mapping[str, int | tuple[int, ...]],
 ) -> bytes:
-    """Label maps in colour on images.
+    """Draw label maps in colour on images.
 
     Args:
         rows: Panels by the row's name, one for each column.
@@ -266,15 +267,15 @@ def overlay_grid(
         labels: Name and value, or values, of each class to paint.
 
     Returns:
-        Content of a PNG file.
+        The content of a PNG file.
     """
     colours = _colours(labels)
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
-        for line, (name, panels) in zip(grid, rows.items(), strict=True):
-            for axes, panel in zip(line, panels, strict=True):
-                _draw_panel(axes, panel, {colours[name]: labels[name] for name in labels})
+        for line, (name, overlays) in zip(grid, rows.items(), strict=True):
+            for axes, overlay in zip(line, overlays, strict=True):
+                _draw_overlay(axes, overlay, {colours[name]: labels[name] for name in labels})
             line[0].set_ylabel(textwrap.fill(name, 18))
         for axes, title in zip(grid[0], columns, strict=True):
             axes.set_title(title)
@@ -284,17 +285,17 @@ def overlay_grid(
     return render(draw, size=size, theme="both")
 
 
-def _draw_panel(axes: Axes, panel: Panel, paint: Mapping[str, int | tuple[int, ...]]) -> None:
+def _draw_overlay(axes: Axes, overlay: Overlay, paint: Mapping[str, int | tuple[int, ...]]) -> None:
     from matplotlib.colors import to_rgba
 
-    low, high = np.percentile(panel.image, (1, 99))
-    axes.imshow(panel.image, cmap="gray", vmin=low, vmax=high)
-    painted = np.zeros((*panel.image.shape, 4))
+    low, high = np.percentile(overlay.image, (1, 99))
+    axes.imshow(overlay.image, cmap="gray", vmin=low, vmax=high)
+    painted = np.zeros((*overlay.image.shape, 4))
     for colour, values in paint.items():
-        painted[np.isin(panel.labels, values)] = to_rgba(colour, 0.5)
+        painted[np.isin(overlay.labels, values)] = to_rgba(colour, 0.5)
     axes.imshow(painted)
     for values in paint.values():
-        if panel.outline is not None and (inside := np.isin(panel.outline, values)).any():
+        if overlay.outline is not None and (inside := np.isin(overlay.outline, values)).any():
             axes.contour(inside, levels=[0.5], colors="white", linewidths=0.8)
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
@@ -302,14 +303,14 @@ def _draw_panel(axes: Axes, panel: Panel, paint: Mapping[str, int | tuple[int, .
 
 
 def label_window(labels: Array) -> tuple[slice, slice]:
-    """The part of a stack's slices around all labels.
+    """Find the window of a stack's slices around all labels.
 
     Args:
-        labels: Label map; 0 is the background. Shape: (slices, rows, columns).
+        labels: Label map of shape (slices, rows, columns); 0 is the background.
 
     Returns:
-        Rows and columns of a square window that is twice as wide as the labels, or as the slice
-        where that is less. Without labels: all of them.
+        Rows and columns of a square window that is twice as wide as the labels, at most as wide as the slice; without
+        labels all rows and columns.
     """
     rows, columns = (np.flatnonzero(labels.any(axis=axes)) for axes in ((0, 2), (0, 1)))
     if len(rows) == 0:
@@ -323,11 +324,11 @@ def label_window(labels: Array) -> tuple[slice, slice]:
     return around(rows, labels.shape[1]), around(columns, labels.shape[2])
 
 
-def labelled_slices(labels: Array, count: int) -> list[int]:
-    """The middle slices of equal parts of the labelled stack; without labels, of the whole stack.
+def slices_to_show(labels: Array, count: int) -> list[int]:
+    """Choose the middle slices of equal parts of the labelled stack; without labels, of the whole stack.
 
     Args:
-        labels: Label map; 0 is the background. Shape: (slices, rows, columns).
+        labels: Label map of shape (slices, rows, columns); 0 is the background.
         count: Number of parts: 1 gives the middle slice, 3 the middles of three thirds.
     """
     found = np.flatnonzero(labels.any(axis=(1, 2)))

@@ -1,6 +1,6 @@
 """One self-contained HTML page: text, tables, plots and images in a single file.
 
-The page asks the network for nothing (a content security policy forbids it), follows the reader's
+The page loads nothing from the network (a content security policy forbids it), follows the reader's
 light or dark setting, and fits a phone: wide tables scroll inside their own box.
 """
 
@@ -21,20 +21,21 @@ from nnunet_ssp.reporting.figures import render
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PIXELS_PER_INCH = 110  # of the page; images have more, for screens that show more
+PIXELS_PER_INCH = 110  # of the page; images have more, for sharper screens
 
-GAP = "–"  # in a table, for what is not there
+GAP = "–"  # stands in a table for a missing value
 
 
 class Link(NamedTuple):
-    """A text that leads to a file beside the page or to a row on it."""
+    """Text that leads to a file beside the page, or to a row on it."""
 
     text: str
-    target: str  # path relative to the page, with `/`; or `#` and the row's name
+    # Path relative to the page, with `/`; or `#` and the row's name.
+    target: str
 
 
 class Noted(NamedTuple):
-    """A text with smaller lines under it, each of one or more parts."""
+    """Text with smaller lines below it, each of one or more parts."""
 
     text: str | Link
     lines: Sequence[Sequence[str | Link]]
@@ -89,7 +90,7 @@ class Page:
 
     Args:
         title: Title of the window and first heading.
-        notice: A line above the heading, for what must be read before anything else.
+        notice: Line above the heading that must be read first.
     """
 
     def __init__(self, title: str, notice: str = "") -> None:
@@ -104,7 +105,7 @@ class Page:
         self._parts.append(f"<h2>{html.escape(text)}</h2>")
 
     def paragraph(self, *text: str | Link) -> None:
-        """Add a paragraph of running text, with links where they stand."""
+        """Add a paragraph of text and links."""
         self._parts.append(f"<p>{''.join(map(_inline, text))}</p>")
 
     def code(self, text: str, *, summary: str = "") -> None:
@@ -112,7 +113,7 @@ class Page:
 
         Args:
             text: The text.
-            summary: Under this title the text is shown closed.
+            summary: Title under which the text is collapsed.
         """
         code = f"<pre><code>{html.escape(text)}</code></pre>"
         self._parts.append(_collapsed(summary, code) if summary else code)
@@ -127,20 +128,20 @@ class Page:
         collapse_above: int = 20,
         names: Sequence[str] = (),
     ) -> None:
-        """Add a table; a column of numbers, or of texts that begin with one, is set flush right.
+        """Add a table; columns of numbers, or of texts that begin with one, are set flush right.
 
-        The first column is set flush right only if it has no text.
+        The first column is set flush right only if it holds no text.
 
         Args:
             columns: Headings, one per column.
             rows: Cells, one sequence per row. Floats are rounded; None and NaN show as a dash.
             caption: Text above the table.
             digits: Decimals of the floats.
-            collapse_above: A table with more rows is shown closed, under its caption.
-            names: What a `Link` calls the rows, one for each; empty for rows that none leads to.
+            collapse_above: A table with more rows is collapsed under its caption.
+            names: Names by which a `Link` leads to the rows, one for each; empty for rows without a link.
 
         Raises:
-            ValueError: A row has not as many cells as there are columns, or a link leads elsewhere.
+            ValueError: A row does not have one cell for each column, or a link leads outside the folder.
         """
         for row in rows:
             if len(row) != len(columns):
@@ -188,8 +189,8 @@ class Page:
             png: The file's path or its content.
             alt: What the image shows, for readers who do not see it.
             caption: Text under the image.
-            width: Pixels of the page, where it has as many; by default those of the image.
-            summary: Under this title the image is shown closed.
+            width: Largest width in pixels of the page; by default the width of the image.
+            summary: Title under which the image is collapsed.
 
         Raises:
             ValueError: `png` is no PNG image.
@@ -210,7 +211,7 @@ class Page:
         caption: str = "",
         size: tuple[float, float] = (5.6, 2.8),
     ) -> None:
-        """Add a plot, drawn twice: for readers with light and with dark pages.
+        """Add a plot, drawn twice: for light and for dark pages.
 
         Args:
             draw: Draws on the empty figure it is given.
@@ -227,10 +228,10 @@ class Page:
         caption: str = "",
         size: tuple[float, float] = (3.4, 2.6),
     ) -> None:
-        """Add small plots, side by side where there is room and below each other on a phone.
+        """Add small plots, side by side where they fit and below each other on a phone.
 
         Args:
-            plots: For each plot what draws it and what it shows, see `plot`.
+            plots: For each plot the function that draws it and its text, see `plot`.
             caption: Text under all of them.
             size: Width and height of each in inches.
         """
@@ -239,7 +240,7 @@ class Page:
         self._parts.append(f'<div class="gallery">{inner}</div>{note}')
 
     def html(self) -> str:
-        """The whole document."""
+        """Return the whole document."""
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
         body = "\n".join(self._parts)
         return (
@@ -251,7 +252,7 @@ class Page:
         )
 
     def write(self, path: Path) -> None:
-        """Write the document; a reader sees the old file or the new one, never half of it."""
+        """Write the document; a reader sees the old file or the new one, never a part."""
         with atomic_write(path) as temporary:
             temporary.write_text(self.html(), encoding="utf-8")
 
@@ -276,7 +277,7 @@ def _collapsed(summary: str, content: str) -> str:
 
 
 def _content(cell: Cell, digits: int) -> str:
-    """A cell as HTML."""
+    """Write a cell as HTML."""
     if isinstance(cell, Noted):
         lines = (" · ".join(map(_inline, parts)) for parts in cell.lines)
         return _inline(cell.text) + "".join(f'<span class="note">{line}</span>' for line in lines)
@@ -286,14 +287,14 @@ def _content(cell: Cell, digits: int) -> str:
 def _inline(text: str | Link) -> str:
     if isinstance(text, str):
         return html.escape(text)
-    # Only what lies beside the page: it stays whole when it is moved together with its files.
+    # Links lead only to files beside the page, so that they still work when all are moved together.
     if re.match(r"[a-zA-Z][\w+.-]*:|/", text.target):
         raise ValueError(f"`target` (={text.target}) must be a relative path or # and a name.")
     return f'<a href="{html.escape(quote(text.target, safe="/#+,="))}">{html.escape(text.text)}</a>'
 
 
 def _is_numeric(cells: Sequence[Cell], text: bool) -> bool:
-    """Whether a column has numbers and nothing else, but for gaps; with texts, also nothing but gaps."""
+    """Whether a column holds numbers only, besides gaps; with `text`, also texts that begin with a number."""
     words = [cell.text if isinstance(cell, Noted) else cell for cell in cells]
     plain = [word.text if isinstance(word, Link) else word for word in words]
     filled = [cell for cell in plain if cell not in (None, GAP)]

@@ -1,4 +1,4 @@
-"""How numbers and lists are written, in the terminal and on the page."""
+"""Wording of numbers and lists, in the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from nnunet_ssp.reporting.page import GAP
 
 
 def count(number: int, noun: str) -> str:
-    """`1 frame` or `2 frames`."""
+    """Count things: `1 frame` or `2 frames`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def listing(words: list[str]) -> str:
-    """`a, b and c`."""
+    """Join words: `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def decimal(number: float, digits: int) -> str:
-    """A rounded number, or a dash for NaN."""
+    """Round a number; NaN gives a dash."""
     # Adding zero makes a rounded -0.0 a 0.0.
     return GAP if math.isnan(number) else f"{round(number, digits) + 0.0:.{digits}f}"
 
 
 def p_value(value: float) -> str:
-    """`0.012`, `<0.001`, or a dash for NaN."""
+    """Write a p value: `0.012`, `<0.001`, or a dash for NaN."""
     return GAP if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def interval(row: dict[Hashable, Any], score: str = "") -> str:
-    """The interval of a score, or of a difference, which has a sign."""
+    """Write the interval of a score, or that of a difference, with signs."""
     low, high = (row[f"{score}_{end}" if score else end] for end in ("low", "high"))
     if math.isnan(low):
         return GAP
@@ -39,7 +39,7 @@ def interval(row: dict[Hashable, Any], score: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: ``48 s``, ``12 min``, ``3.5 h``."""
+    """Write seconds as `48 s`, `12 min` or `3.5 h`."""
     if not math.isfinite(seconds):
         return "unknown"
     if seconds < 100:

@@ -1,7 +1,7 @@
 """`nnunet-ssp study`: from a YAML file to a workflow that trains, predicts and evaluates, and to tables and figures.
 
-Everything is below one folder. What is done is found again, so the same command goes on after a failure, a kill or a
-change of the file; the tables and figures are made anew each time, with holes where runs are missing.
+Everything lies below one folder. Finished commands are found again, so the same call goes on after a failure, a kill
+or a change of the file. Tables and figures are made anew each time, with gaps where runs are missing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 STUDIES, PROFILES = HERE / "studies", HERE / "profiles"
 KEPT = "study.yaml"  # the study's file as it ran
-TO_GO_ON = ", to go on: "  # in its first line
+TO_GO_ON = ", to go on: "  # in the first line of that file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="output",
         type=Path,
         metavar="FOLDER",
-        help="where everything is written (default: study_NAME); the folder of an earlier call goes on",
+        help="where everything is written (default: study_NAME); an earlier call's folder is continued",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs and estimate the hours, start nothing"
@@ -75,13 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results",
         action="store_true",
-        help="make the tables and figures of what is there, start nothing",
+        help="make the tables and figures of the finished runs, start nothing",
     )
     parser.add_argument(
         "--snakemake",
         default="",
         metavar="ARGUMENTS",
-        help='more of Snakemake\'s arguments, as --snakemake="--retries 2"',
+        help='more arguments for Snakemake, such as --snakemake="--retries 2"',
     )
 
 
@@ -98,16 +98,16 @@ def run(
     results: bool = False,
     snakemake: str = "",
 ) -> int:
-    """Run a study, or what is left of it, and make its tables and figures.
+    """Run a study, or the rest of it, and make its tables and figures.
 
     Args:
-        file: The study's file, or the name of one that is shipped.
-        dataset: In place of the file's.
-        plans: In place of the file's.
+        file: The study's file, or the name of a shipped one.
+        dataset: Dataset in place of the file's.
+        plans: Name of the plans in place of the file's.
         output: Folder for everything; by default `study_NAME` in the current folder.
         dry_run: List the runs, start nothing.
-        bench: What `nnunet-ssp bench --json` wrote, for an estimate of the hours.
-        device: Of trainings and predictions.
+        bench: File that `nnunet-ssp bench --json` wrote, for an estimate of the hours.
+        device: Device of trainings and predictions.
         jobs: Number of runs at a time.
         profile: Name of a shipped Snakemake profile, or the folder of another.
         results: Only make the tables and figures.
@@ -143,7 +143,7 @@ def run(
         return list_runs(study, output, bench)
     profile_folder = None if profile is None else find_profile(profile)
     device = choose_device(device) if profile is None else device or "cuda"
-    if results:  # also beside a study that runs
+    if results:  # also while the study runs
         return _run(study, source, output, device, jobs, profile_folder, results, snakemake)
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
@@ -151,7 +151,7 @@ def run(
 
 
 def find_study(name: str) -> Path:
-    """A study's file: a path, or the name of a shipped one, with or without its ending.
+    """Find a study's file: a path, or the name of a shipped one, with or without its ending.
 
     Raises:
         FileNotFoundError: There is none.
@@ -166,14 +166,14 @@ def find_study(name: str) -> Path:
 
 
 def _default_output(source: Path) -> Path:
-    """The folder of a study; of the file that a study keeps, the folder where it lies."""
+    """Choose the folder of a study; for the file that a study keeps, it is the folder of that file."""
     if source.name == KEPT and (source.parent / WORKFLOW).is_file():
         return source.parent
     return Path(f"study_{source.stem}")
 
 
 def find_profile(name: str) -> Path:
-    """The folder of a Snakemake profile: a path, or the name of a shipped one.
+    """Find the folder of a Snakemake profile: a path, or the name of a shipped one.
 
     Raises:
         FileNotFoundError: There is none.
@@ -196,7 +196,7 @@ def _check_installed() -> None:
         ) from None
 
 
-# -- running -------------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 
 
 def _run(
@@ -261,7 +261,7 @@ def _run(
 
 
 def _keep(study: Study, source: Path, output: Path) -> None:
-    """Keep the study's file as it ran."""
+    """Copy the study's file as it ran, with the command that continues it."""
     file = output / KEPT
     text = re.sub(rf"\A# .*{TO_GO_ON}.*\n", "", source.read_text(encoding="utf-8"))
     where = "" if study.phantom else f" -d {study.dataset} -p {study.plans}"
@@ -270,6 +270,3 @@ def _keep(study: Study, source: Path, output: Path) -> None:
             f"# {source.name}{TO_GO_ON}nnunet-ssp study {shlex.quote(str(file))}{where}\n{text}",
             "utf-8",
         )
-
-
-# -- dry run -------------------------------------------------------------------------------------

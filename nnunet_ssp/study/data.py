@@ -1,4 +1,4 @@
-"""What a study needs to know of its dataset: the numbers of folds, their sizes, the plans."""
+"""The dataset of a study: the numbers of folds, their sizes, the plans."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.nnunet import dataset_id
 from nnunet_ssp.slices.store import StoredCase, read_index, store_folder
 
-USED = ("patch_size", "batch_size", "data_identifier")  # of the configuration
+USED = ("patch_size", "batch_size", "data_identifier")  # keys of the configuration
 CONFIGURATION = "2d"
 
 
@@ -29,7 +29,8 @@ class Data:
 
     dataset: Dataset
     plans_name: str
-    configuration: dict[str, Any]  # of the plans
+    # 2d configuration of the plans.
+    configuration: dict[str, Any]
 
     @property
     def number(self) -> str:
@@ -49,7 +50,7 @@ class Data:
 
     @property
     def batch_size(self) -> int:
-        """Of fine-tuning."""
+        """Batch size of fine-tuning."""
         return int(self.configuration["batch_size"])
 
     @property
@@ -59,11 +60,11 @@ class Data:
         return sorted(name for name, case in cases if case.split == "test" and case.labelled)
 
     def tested(self, evaluate: str, fold: str) -> list[str]:
-        """The cases that a training on a fold is scored on: `test` or `validation`."""
+        """List the cases on which a training on a fold is scored; `evaluate` is `test` or `validation`."""
         return self.test_cases if evaluate == "test" else sorted(self.fold(fold)[1].val)
 
     def about(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """What `cases.csv` says of cases."""
+        """Return the rows of `cases.csv` for some cases."""
         return [vars(self.dataset.cases[name]) for name in names]
 
     @cached_property
@@ -78,10 +79,10 @@ class Data:
         return f"__{self.plans_name}__{CONFIGURATION}"
 
     def fold(self, name: str) -> tuple[int, Fold]:
-        """Number and content of a fold.
+        """Find number and content of a fold.
 
         Args:
-            name: As in `folds.csv`; of a label subset also with a fraction in place of the number, as
+            name: Name as in `folds.csv`. A label subset may have a fraction in place of its number, as
                 `paper-nr0.1-seed0`.
 
         Raises:
@@ -104,7 +105,7 @@ class Data:
         return True
 
     def _with_number(self, name: str) -> str:
-        """The name of a label subset whose size is a fraction, with the number that it comes to."""
+        """Replace the fraction in the name of a label subset by the number that it stands for."""
         found = re.fullmatch(r"(.+)-(nr|slices)(0\.\d+)-seed(\d+)", name)
         if found is None:
             return name
@@ -123,37 +124,37 @@ class Data:
         return read_index(folder)[1]
 
     def labelled_slices(self, fold: str) -> int:
-        """Slices of a fold's training side.
+        """Count the slices of a fold's training side.
 
         Raises:
-            ValueError: The slice store is not of this dataset any more.
+            ValueError: The dataset has changed since the slice store was made.
         """
         names = self.fold(fold)[1].train
         self._check_prepared(names, self.stored)
         return sum(self.stored[name].n_slices for name in names)
 
     def pretraining_slices(self, fold: str) -> int:
-        """Slices that a pretraining on a fold draws from.
+        """Count the slices that a pretraining on a fold draws from.
 
         Raises:
-            ValueError: The slice store is not of this dataset any more.
+            ValueError: The dataset has changed since the slice store was made.
         """
         return sum(self.stored[name].n_slices for name in self._drawn_from(fold))
 
     def fingerprint(self, fold: str) -> str:
-        """Changes with what a training on a fold learns from, so that it is not taken for one on other data."""
+        """Hash all that a training on a fold learns from, so that trainings on other data are told apart."""
         number, found = self.fold(fold)
         labels = self.description["labels"]
         return digest([self.name, number, labels, self.configuration, found.train, found.val])
 
     def unlabelled_fingerprint(self, fold: str) -> str:
-        """Changes with what a pretraining on a fold draws from."""
+        """Hash all that a pretraining on a fold draws from."""
         stored = {name: self.stored[name].shape for name in self._drawn_from(fold)}
         number, found = self.fold(fold)
         return digest([self.name, number, self.configuration, stored, found.val])
 
     def _drawn_from(self, fold: str) -> list[str]:
-        """The cases of the slice store that a pretraining on a fold draws from."""
+        """List the cases of the slice store that a pretraining on a fold draws from."""
         cases = self.dataset.cases
         self._check_prepared(self.stored, cases)
         subjects = subjects_by_case(self.stored, cases)
@@ -168,7 +169,7 @@ class Data:
 
 
 def digest(content: object) -> str:
-    """Changes with the content, which JSON must know."""
+    """Hash content that JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -178,7 +179,7 @@ def open_data(dataset: str | int, plans_name: str) -> Data:
     Raises:
         FileNotFoundError: There is no such dataset, or it is not prepared with these plans.
         RuntimeError: One of nnU-Net's variables is not set.
-        ValueError: A table of it is wrong.
+        ValueError: One of its tables is wrong.
     """
     found = open_dataset(dataset)
     file = found.prepared / f"{must_be_plain(plans_name, 'plans')}.json"
@@ -191,5 +192,5 @@ def open_data(dataset: str | int, plans_name: str) -> Data:
 
 
 def _configuration(file: Path) -> dict[str, Any]:
-    """The 2d configuration."""
+    """Read the 2d configuration."""
     return configuration_of(read_plans(file), CONFIGURATION, str(file), USED)

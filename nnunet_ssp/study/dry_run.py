@@ -1,4 +1,4 @@
-"""What a study would run and how long it would take: `--dry-run`."""
+"""`nnunet-ssp study --dry-run`: the runs of a study, and an estimate of their hours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def list_runs(study: Study, output: Path, bench: Path | None) -> int:
-    """Print every run and how long they take."""
+    """Print every run, and how long all of them take."""
     from nnunet_ssp.reporting.wording import count
     from nnunet_ssp.study.data import open_data
     from nnunet_ssp.study.preparing import missing_folds, phantom_name
@@ -61,7 +61,7 @@ def list_runs(study: Study, output: Path, bench: Path | None) -> int:
 
 
 def _listing(study: Study, pretrainings: Sequence[Run], trainings: Sequence[Run]) -> list[str]:
-    """A line for each pretraining, and for each model and fold."""
+    """Write a line for each pretraining, and for each model and fold."""
     lines = [study.title, ""]
     for run in pretrainings:
         lines.append(f"pretrain  {run.name}: {run.trainer}, fold {run.fold}; {run.settings}")
@@ -96,8 +96,8 @@ def _estimate(
     total, first, second = map(_hours, (pretraining + finetuning, pretraining, finetuning))
     return [
         f"About {total} hours of one {speeds.device}{sizes}: {first} of pretraining, {second} of training for what is "
-        "not done. Without validations, predictions and evaluations; early stopping takes less, and so do nnU-Net's "
-        "worker processes, which the bench has not."
+        "not done. Validations, predictions and evaluations are not included. Early stopping takes less, and so do "
+        "nnU-Net's worker processes, which the bench does not use."
     ]
 
 

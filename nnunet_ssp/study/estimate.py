@@ -1,4 +1,4 @@
-"""How long a study takes, from the speeds that `nnunet-ssp bench --json` measured."""
+"""Estimate of a study's hours, from the speeds that `nnunet-ssp bench --json` measured."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Speeds:
     """Images per second of training, end to end.
 
     Attributes:
-        device: what they were measured on, in words.
-        side: rows and columns of the images they were measured with.
-        methods: by method.
-        finetuning: of fine-tuning.
+        device: Device of the measurement, in words.
+        side: Rows and columns of the measured images.
+        methods: Speed by method.
+        finetuning: Speed of fine-tuning.
     """
 
     device: str
@@ -34,10 +34,10 @@ class Speeds:
 
 
 def read_speeds(file: Path) -> Speeds:
-    """Read the figures of `nnunet-ssp bench --json`.
+    """Read the metrics of `nnunet-ssp bench --json`.
 
     Raises:
-        ValueError: The file is not such a one, or of an older version.
+        ValueError: The file is of another kind, or of an older version.
     """
     try:
         content = read_json(file, dict)
@@ -58,15 +58,15 @@ def read_speeds(file: Path) -> Speeds:
 def hours(
     study: Study, runs: tuple[Sequence[Run], Sequence[Run]], data: Data | None, speeds: Speeds
 ) -> tuple[float, float] | None:
-    """Hours of all pretrainings and of all fine-tunings; without predictions and evaluations.
+    """Estimate the hours of all pretrainings and of all fine-tunings, without predictions and evaluations.
 
-    Time goes with the number of pixels: the bench's images may be smaller or larger than the planned patch.
+    Time is in proportion to the number of pixels, since the bench's images may differ from the planned patch.
+
+    Returns:
+        The hours; None where the sizes of the data are unknown.
 
     Raises:
         ValueError: A method was not measured.
-
-    Returns:
-        The hours, or None where the sizes of the data are not known.
     """
     patch = data.patch_size if data else study.sizes.patch_size if study.sizes else None
     if patch is None:
@@ -84,7 +84,7 @@ def hours(
 
 
 def _pretraining_images(study: Study, run: Run, data: Data | None) -> float:
-    """Slices that a pretraining shows, all epochs together."""
+    """Count the slices that a pretraining shows in all epochs."""
     settings = override(find_trainer(run.trainer).defaults, run.settings)[0]
     sizes = study.sizes
     n = data.pretraining_slices(run.fold) if data else sizes.pretraining_slices if sizes else 0

@@ -23,9 +23,9 @@ from nnunet_ssp.reporting.figures import (
 )
 from nnunet_ssp.reporting.page import Cell, Link
 from nnunet_ssp.reporting.wording import count, decimal
-from nnunet_ssp.study.results import TITLES, Place, Results, Value
+from nnunet_ssp.study.results import TITLES, Coordinates, Results, Value
 from nnunet_ssp.study.spec import AREA, Axis, Figure
-from nnunet_ssp.study.tables import capitalised, describe, fold_sizes, matching
+from nnunet_ssp.study.tables import capitalised, describe_axis, fold_sizes, matching
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,11 +36,11 @@ Array = npt.NDArray[Any]
 Draw = Callable[["Canvas"], None]
 Styles = Mapping[str, Mapping[str, Any]]  # arguments of matplotlib's `plot` by curve
 
-SIZE = (OVERLAY_WIDTH, 3.2)  # inches; on a phone a wider one would have tiny letters
+SIZE = (OVERLAY_WIDTH, 3.2)  # inches; a wider picture would have tiny letters on a phone
 MARKERS = "osD^vP"  # a new one for every six curves
-MOST_NAMED = 8  # incomplete runs in a caption
-EXPONENTS = (0.01, 3.0)  # smallest and largest that is fitted, with either sign
-AMOUNTS_FOR_A_FIT = 5  # three parameters need more points than that many
+MOST_NAMED = 8  # incomplete runs that a caption names
+EXPONENTS = (0.01, 3.0)  # the smallest and the largest fitted size, with either sign
+AMOUNTS_FOR_A_FIT = 5  # for three parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +48,9 @@ class Plot:
     """One picture.
 
     Attributes:
-        name: of its files, within the figure; may be empty.
-        draw: draws it on an empty figure.
-        alt: what it shows, for readers who do not see it.
+        name: Part of its files' names within the figure; may be empty.
+        draw: Draws it on an empty figure.
+        alt: What it shows, for readers who do not see it.
     """
 
     name: str
@@ -60,14 +60,14 @@ class Plot:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure of a study.
+    """A drawn figure of a study.
 
     Attributes:
-        title: of it.
-        plots: its pictures; none where no run is done.
-        caption: all that one must know to read them.
-        columns: headings of a table below; may be empty.
-        rows: its rows.
+        title: Its title.
+        plots: Its pictures; none if no run is done.
+        caption: Text that explains them.
+        columns: Headings of a table below; may be empty.
+        rows: Rows of that table.
     """
 
     title: str
@@ -94,7 +94,7 @@ def _caption(figure: Figure, results: Results, *sentences: str) -> str:
 
 
 def _incomplete(figure: Figure, results: Results) -> str:
-    """What is shown from fewer seeds than there should be."""
+    """Name the models and folds that are shown with fewer seeds than planned."""
     shown = results.study.entries(figure)
     seeds = figure.seeds or results.study.seeds
     found = []
@@ -106,8 +106,8 @@ def _incomplete(figure: Figure, results: Results) -> str:
     return f"Incomplete: {'; '.join(found[:MOST_NAMED])}{more}." if found else ""
 
 
-def _panels(figure: Figure, results: Results) -> Iterator[tuple[str, str, str, str, str]]:
-    """Test, class and score of each picture, with its name and its title; both are empty for one picture."""
+def _each_plot(figure: Figure, results: Results) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield test, class and score of each picture, with its name and title; both are empty for a single picture."""
     shown = results.study.entries(figure)
     for score in shown["scores"]:
         classes = [MEAN] if score in UNITS or score == AREA else shown["classes"]
@@ -119,10 +119,10 @@ def _panels(figure: Figure, results: Results) -> Iterator[tuple[str, str, str, s
 
 
 def _fixed(figure: Figure, results: Results) -> str:
-    """What all pictures show."""
+    """Describe what all pictures have in common."""
     shown = results.study.entries(figure)
     axes: tuple[Axis, ...] = ("tests", "classes")
-    words = [describe(axis, shown[axis][0], results) for axis in axes if len(shown[axis]) == 1]
+    words = [describe_axis(axis, shown[axis][0], results) for axis in axes if len(shown[axis]) == 1]
     return f"{capitalised(', '.join(words))}." if words else ""
 
 
@@ -132,17 +132,17 @@ def _fixed(figure: Figure, results: Results) -> str:
 def _labels(figure: Figure, results: Results) -> Drawn:
     shown = results.study.entries(figure)
     sizes = {fold: results.labelled(fold) for fold in shown["folds"]}
-    # Small folds may have as many subjects as each other, and differ by their slices.
+    # Small folds may have equal numbers of subjects, and differ only in their slices.
     slices = len({subjects for subjects, _ in sizes.values()}) < len(sizes)
     unit = "slices" if slices else "subjects"
     plots = []
-    for test, name, score, file, title in _panels(figure, results):
+    for test, name, score, file, title in _each_plot(figure, results):
         curves = {}
         for model in shown["models"]:
             points = [
                 (
                     sizes[fold][slices],
-                    results.value(Place(model, fold, test, name, score), figure.seeds),
+                    results.value(Coordinates(model, fold, test, name, score), figure.seeds),
                 )
                 for fold in shown["folds"]
             ]
@@ -188,7 +188,7 @@ def _draw_labels(
 
 
 def _count_axis(axes: Axes, numbers: Sequence[float]) -> None:
-    """A logarithmic axis with the numbers themselves below it."""
+    """Scale an axis logarithmically, with plain numbers below it."""
     ticks = sorted(set(numbers))
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{round(tick, 1):g}" for tick in ticks])
@@ -212,18 +212,18 @@ def _add_band(axes: Axes, x: Array, points: Sequence[tuple[float, Value]], colou
         axes.fill_between(*band, color=colour, alpha=0.2, linewidth=0)
 
 
-# -- against the amount of unlabelled data -----------------------------------------------------------
+# -- against the amount of unlabelled data ---------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """The curve a * n^k + c.
+    """Curve a * n^k + c.
 
     Attributes:
-        a: its factor.
-        k: its exponent.
-        c: its offset.
-        residual_error: residual standard error, the root of the sum of squares over (points - 3).
+        a: Factor.
+        k: Exponent.
+        c: Offset.
+        residual_error: Residual standard error, the root of the sum of squares over (points - 3).
     """
 
     a: float
@@ -232,21 +232,21 @@ class PowerLaw:
     residual_error: float
 
     def __call__(self, n: Array) -> Array:
-        """The value at each amount."""
+        """Compute the value at each amount."""
         return self.a * n.astype(float) ** self.k + self.c
 
 
 def fit_power_law(amounts: Array, scores: Array) -> PowerLaw | None:
     """Fit a * n^k + c by least squares.
 
-    The exponent is between 0.01 and 3, and where no amount is 0 also between -3 and -0.01.
+    The exponent lies between 0.01 and 3 or, if no amount is 0, also between -3 and -0.01.
 
     Args:
-        amounts: shape (n,), at least 0.
-        scores: shape (n,).
+        amounts: Amounts of shape (n,), at least 0.
+        scores: Scores of shape (n,).
 
     Returns:
-        The curve, None for fewer than `AMOUNTS_FOR_A_FIT` different amounts.
+        The curve; None for fewer than `AMOUNTS_FOR_A_FIT` different amounts.
     """
     from scipy.optimize import least_squares
 
@@ -264,7 +264,7 @@ def fit_power_law(amounts: Array, scores: Array) -> PowerLaw | None:
         low, high = sorted(sign * exponent for exponent in EXPONENTS)
         bounds = (-np.inf, low, -np.inf), (np.inf, high, np.inf)
         for start in (0.1 * sign, 0.5 * sign, 1.5 * sign):
-            # With the exponent given, factor and offset are those of a straight line.
+            # For a given exponent, factor and offset are those of a straight line.
             a, c = np.polyfit(x**start, y, 1)
             fits.append(least_squares(residuals, (a, start, c), bounds=bounds, max_nfev=20_000))
     best = min(fits, key=lambda fit: float(fit.cost))  # half the sum of squares
@@ -277,12 +277,12 @@ def _unlabelled(figure: Figure, results: Results) -> Drawn:
     amounts = {model: results.unlabelled_slices(model) for model in shown["models"]}
     plots, few = [], False
     rows: list[list[Cell]] = []
-    for test, name, score, file, title in _panels(figure, results):
+    for test, name, score, file, title in _each_plot(figure, results):
         curves = {}
         for fold in shown["folds"]:
             points = []
             for model, amount in amounts.items():
-                value = results.value(Place(model, fold, test, name, score), figure.seeds)
+                value = results.value(Coordinates(model, fold, test, name, score), figure.seeds)
                 if amount is not None and value.seeds:
                     points.append((float(amount), value))
             if not points:
@@ -344,18 +344,18 @@ def _draw_unlabelled(
     return draw
 
 
-# -- the subjects' scores ----------------------------------------------------------------------------
+# -- the subjects' scores --------------------------------------------------------------------------
 
 
 def _boxes(figure: Figure, results: Results) -> Drawn:
     shown = results.study.entries(figure)
     plots = []
-    for test, name, score, file, title in _panels(figure, results):
+    for test, name, score, file, title in _each_plot(figure, results):
         if score == AREA:
-            raise ValueError(f"{figure.title}: scores (={AREA}) is no score of subjects.")
+            raise ValueError(f"{figure.title}: scores (={AREA}) must be scores of subjects.")
         groups: dict[str, dict[str, Array]] = {fold: {} for fold in shown["folds"]}
         for fold, model in itertools.product(shown["folds"], shown["models"]):
-            table = results.subject_values(Place(model, fold, test, name, score))
+            table = results.subject_values(Coordinates(model, fold, test, name, score))
             own = table[table["seed"].isin(figure.seeds or results.study.seeds)]
             groups[fold][model] = own.groupby("subject")["value"].mean().to_numpy()
         if any(len(values) for group in groups.values() for values in group.values()):
@@ -365,7 +365,7 @@ def _boxes(figure: Figure, results: Results) -> Drawn:
     return Drawn(figure.title, plots, _caption(figure, results, _fixed(figure, results), text))
 
 
-# -- learning curves -----------------------------------------------------------------------------------
+# -- learning curves -------------------------------------------------------------------------------
 
 
 def _learning(figure: Figure, results: Results) -> Drawn:
@@ -381,7 +381,7 @@ def _learning(figure: Figure, results: Results) -> Drawn:
             found = (results.learning_curve(runs[seed]) for seed in seeds if seed in runs)
             if own := [curve for curve in found if curve is not None]:
                 curves[model] = _mean_curve(own)
-            value = results.value(Place(model, fold, score=AREA), seeds)
+            value = results.value(Coordinates(model, fold, score=AREA), seeds)
             target = f"#{results.anchors[model, fold]}" if (model, fold) in results.anchors else ""
             text = _area_text(value)
             areas.append(Link(text, target) if text and target else text)
@@ -417,9 +417,9 @@ def _area_text(value: Value) -> str | None:
 
 
 def _mean_curve(curves: Sequence[pd.DataFrame]) -> tuple[Array, Array, Array]:
-    """Steps, mean and sample standard deviation over seeds, as far as all of them ran.
+    """Compute steps, mean and sample standard deviation over seeds, up to the last step of the shortest run.
 
-    With `match=epochs` the seeds' epochs may have different numbers of steps: between its epochs a curve is a line.
+    With `match=epochs` the seeds' epochs may differ in steps, so a curve is interpolated linearly between its epochs.
     """
     first, last = max(c["step"].min() for c in curves), min(c["step"].max() for c in curves)
     steps = np.unique(np.concatenate([c["step"] for c in curves]))
@@ -446,11 +446,11 @@ def _draw_learning(
     return draw
 
 
-# -- style ---------------------------------------------------------------------------------------------
+# -- style -----------------------------------------------------------------------------------------
 
 
 def _styles(names: Sequence[str]) -> Styles:
-    """A colour and a marker for each curve, the same whether or not others are there."""
+    """Choose a colour and a marker for each curve, whether or not the others are drawn."""
     colours = itertools.cycle(COLOURS + MORE_COLOURS)
     markers = (MARKERS[number // len(COLOURS) % len(MARKERS)] for number in itertools.count())
     return {

@@ -1,4 +1,4 @@
-"""The settings of a study's trainings as a table, beside the published ones."""
+"""Table of the settings of a study's trainings, beside the published ones."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SHOWN = {
     "precision": "precision",
     "gradient_clip": "gradient clipping",
 }
-# Shown as `peak_lr`, said elsewhere, without effect on the weights.
+# These are shown as `peak_lr`, stated elsewhere, or without effect on the weights.
 HIDDEN = ("initial_lr", "seed", "final_validation", "trust")
-# What nnU-Net's own trainer fixes: its constructor, configure_optimizers and train_step.
+# Fixed in nnU-Net's own trainer: its constructor, configure_optimizers and train_step.
 NNUNET = {
     **{"lr_schedule": "poly", "optimizer": "sgd", "momentum": 0.99, "nesterov": True},
     **{"weight_decay": 3e-5, "precision": "fp16", "gradient_clip": 12.0},
@@ -39,12 +39,12 @@ NOTHING: dict[str, Any] = {}
 def hyperparameters(
     study: Study, runs: tuple[Sequence[Run], Sequence[Run]], data: Data
 ) -> tuple[list[str], list[list[str]], str]:
-    """The settings that matter most and those that the study gives, a column for each pretraining and kind of training.
+    """List the main settings and those that the study gives, with a column for each pretraining and kind of training.
 
-    Models that are trained alike share a column. Steps are those on the first fold of each.
+    Models with equal trainings share a column. Steps are those on the first fold of each.
 
     Returns:
-        Headings, rows and a caption.
+        The headings, rows and a caption.
     """
     printed = published_settings(study.published_settings) if study.published_settings else NOTHING
     columns: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
@@ -74,7 +74,7 @@ def hyperparameters(
 
 
 def _settings(run: Run, data: Data) -> dict[str, Any]:
-    """The settings of a run on CUDA, with what they come to."""
+    """Collect the settings of a run on CUDA, with the values that follow from them."""
     trainer = find_trainer(run.trainer)
     settings = override(trainer.defaults, run.settings)[0]
     if run.hands_on is None:

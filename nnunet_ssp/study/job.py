@@ -1,7 +1,7 @@
-"""Runs one command of a study's workflow: `python -m nnunet_ssp.study.job workflow.json RECORD -- COMMAND`.
+"""Run one command of a study's workflow: `python -m nnunet_ssp.study.job workflow.json RECORD -- COMMAND`.
 
-Around the command itself: only one process works in a run's folder at a time, what an interrupted training has learned
-is not lost, what the command says goes to a log, and a record tells that it is done. Imports nothing heavy.
+Only one process works in a run's folder at a time. An interrupted training is continued, the output of the command goes
+to a log, and a record states that it is done. This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nnunet_ssp.parallel import small_machine_environment
 from nnunet_ssp.signals import ENDS, SAVES
 from nnunet_ssp.study.record import read_record
 
-SIGNALS = ".signals"  # in the study's folder: the signals that its process received
+SIGNALS = ".signals"  # file in the study's folder with the signals that its process received
 TAIL = 15  # lines of a log that are shown when its command failed
 SAVING = ("pretrain", "finetune")  # kinds of jobs whose command saves at SIGUSR1
 DONE = {
@@ -38,10 +38,10 @@ DONE = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command of a record, in the study's folder, unless another process just did.
+    """Run the command of a record in the study's folder, unless another process just did.
 
     Returns:
-        The exit status: that of the command, or 1 where it made nothing.
+        The exit status: that of the command, or 1 if it made nothing.
     """
     workflow, record, *_ = arguments
     content = read_json(workflow, dict)
@@ -49,10 +49,10 @@ def main(arguments: Sequence[str]) -> int:
     job = jobs[record]
     Path(record).parent.mkdir(parents=True, exist_ok=True)
     signals = PassedOn(job["kind"] in SAVING)
-    # One that outlived a killed study goes on to its end.
+    # A command that outlived a killed study goes on to its end.
     waiting = f"{job['title']}: waits for another process that works on it"
     with locked(Path(record).parent, wait=math.inf, saying=waiting, watch=signals):
-        # Snakemake takes the record away before a job begins: another process has brought it since.
+        # Snakemake removes the record before a job begins, so another process has written this one since.
         if read_record(Path(record)).get("key") == job["key"]:
             return 0
         signals()  # the study may have been asked to end since
@@ -60,10 +60,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class PassedOn:
-    """Signals for the command: those sent to this process, and those that the study's process has passed on.
+    """Signals for the command: those sent to this process, and those that the study's process passed on.
 
     Args:
-        saves: The command saves at a warning; others would die of it.
+        saves: Whether the command saves at a warning; others would die of it.
     """
 
     def __init__(self, saves: bool) -> None:
@@ -106,7 +106,7 @@ def _run(
     signals: PassedOn,
 ) -> int:
     command = job["command"]
-    # Interrupted, or ended but for the last validation and the record; what is outdated was put away before.
+    # Interrupted, or finished except for the last validation and the record; outdated results were put away before.
     begun = (Path(file).is_file() for file in (job["latest"], job["makes"]) if job["latest"])
     if any(begun):
         command = job["resumed"]
@@ -139,7 +139,7 @@ def _run(
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so end the command, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which also ends the command
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -1,8 +1,7 @@
-"""What a study needs before its first training: a phantom where it asks for one, and its folds."""
+"""Preparation of a study before its first training: a phantom if it asks for one, and its folds."""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -20,12 +19,12 @@ RECORD = "phantom.json"  # what the phantom was made with
 
 
 def phantom_name(study: Study) -> str:
-    """The dataset of a study's phantom."""
+    """Return the name of the dataset of a study's phantom."""
     return f"Dataset{PHANTOM_NUMBER}_{PHANTOM_NAME}"
 
 
 def make_phantom(study: Study, output: Path) -> str:
-    """Write a study's phantom, convert and prepare it, unless that was done.
+    """Write, convert and prepare a study's phantom, unless that was done.
 
     Returns:
         The dataset's name.
@@ -43,33 +42,23 @@ def make_phantom(study: Study, output: Path) -> str:
                 f"{output} holds another phantom ({record}): give another folder with -o."
             )
         return phantom_name(study)
-    arguments = json.dumps(study.phantom.model_dump()).replace("null", "None")
-    code = f"from nnunet_ssp.phantom import write_mnms; write_mnms('phantom', **{arguments})"
+    given = study.phantom.model_dump(exclude_none=True)
+    fields = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     number = str(PHANTOM_NUMBER)
-    convert = (
-        "convert",
-        "mnms",
-        "-i",
-        "phantom",
-        "-d",
-        number,
-        "--name",
-        PHANTOM_NAME,
-        "--overwrite",
-    )
+    where = ("-i", "phantom", "-d", number, "--name", PHANTOM_NAME)
     print("Making the phantom ...", flush=True)
-    for command in (
-        ("python", "-c", code),
-        ("nnunet-ssp", *convert),
-        ("nnunet-ssp", "prepare", number, *shlex.split(study.prepare)),
+    for arguments in (
+        ("phantom", "phantom", *fields),
+        ("convert", "mnms", *where, "--overwrite"),
+        ("prepare", number, *shlex.split(study.prepare)),
     ):
-        _command(command, output)
+        _command(("nnunet-ssp", *arguments), output)
     write_json(record, wanted)
     return phantom_name(study)
 
 
 def missing_folds(study: Study, data: Data) -> list[str]:
-    """Names of the folds that the study needs and the dataset does not have."""
+    """List the folds that the study needs and the dataset lacks."""
     wanted = [study.fold_of(label, seed) for _, label, seed in study.needed()]
     used = {study.models[name].pretraining for name, _, _ in study.needed()}
     parts = (part for name, part in study.pretraining.items() if name in used)
@@ -78,14 +67,14 @@ def missing_folds(study: Study, data: Data) -> list[str]:
 
 
 def make_folds(study: Study, data: Data) -> Data:
-    """Append the folds that are missing, as the study says; folds that are there stay as they are.
+    """Append the missing folds as the study says; existing folds stay as they are.
 
     Returns:
-        The dataset with them.
+        The dataset with these folds.
 
     Raises:
         RuntimeError: A command failed.
-        ValueError: Some are still missing.
+        ValueError: Some folds are still missing.
     """
     if not missing_folds(study, data):
         return data

@@ -1,7 +1,7 @@
-"""Published results to compare with, from the tables in the folder `published`.
+"""Published results for comparison, from the tables in the folder `published`.
 
-A table has one row per number: `table`, the coordinates `model, fold, test, class` by the names that studies use,
-`mean` and `spread` with the digits they were printed with, `source`, and a `note` on how it was read.
+A table has one row per number: `table`; the coordinates `model, fold, test, class` by the names that studies use;
+`mean` and `spread` with their printed digits; `source`; and a `note` on how it was read.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Published:
     """A published number.
 
     Attributes:
-        mean: as printed.
-        spread: as printed; empty where none was.
-        source: where it was printed.
-        note: on how it was read; may be empty.
+        mean: Mean as printed.
+        spread: Spread as printed; may be empty.
+        source: Where it was printed.
+        note: How it was read; may be empty.
     """
 
     mean: str
@@ -40,13 +40,13 @@ Numbers = dict[tuple[str, str, str, str], Published]
 
 @lru_cache
 def read_published(name: str) -> Numbers:
-    """The numbers of a published table by model, fold, test and class.
+    """Read the numbers of a published table by model, fold, test and class.
 
     Args:
         name: FILE/TABLE, such as `demooij/table1`.
 
     Raises:
-        ValueError: there is no such table; names those there are.
+        ValueError: There is no such table; the message names those there are.
     """
     file, _, table = name.partition("/")
     folder = files("nnunet_ssp.study") / "published"
@@ -70,10 +70,10 @@ def _number(row: dict[str, str]) -> Published:
 
 
 def published_settings(name: str) -> dict[str, Any]:
-    """The content of `published/NAME_settings.yaml`: `source`, and settings by `pretraining` or `models` and name.
+    """Read `published/NAME_settings.yaml`: `source`, and settings by `pretraining` or `models` and name.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such file.
     """
     file = files("nnunet_ssp.study") / "published" / f"{name}_settings.yaml"
     if not file.is_file():

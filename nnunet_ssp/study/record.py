@@ -1,4 +1,4 @@
-"""The record that a command of a study leaves: that it is done, what ran, how long, where."""
+"""Record of a finished command of a study: what ran, how long, and where."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nnunet_ssp.files.contents import read_json
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """Read a record; empty where there is none, or one that a crash or another program has left."""
+    """Read a record; empty if it is missing, or was left by a crash or another program."""
     try:
         content = read_json(file, dict)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a study's results become: tables, figures, `cells.csv`, and one page that shows them all."""
+"""Output of a study's results: tables, figures, `cells.csv`, and one page that shows them all."""
 
 from __future__ import annotations
 
@@ -18,34 +18,44 @@ from nnunet_ssp.reporting.page import GAP, Cell, Link, Noted, Page
 from nnunet_ssp.reporting.wording import count, decimal, duration, interval, listing, p_value
 from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
-from nnunet_ssp.study.results import STAGES, Place, Results
+from nnunet_ssp.study.results import STAGES, Coordinates, Results
 from nnunet_ssp.study.runs import Run, slug
-from nnunet_ssp.study.tables import Filled, capitalised, fill, latex, markdown, size_of, tidy
+from nnunet_ssp.study.tables import (
+    Filled,
+    capitalised,
+    fill_table,
+    fold_size,
+    latex,
+    markdown,
+    tidy,
+)
 
 PAGE = "report.html"
 FORMATS: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
-WRITTEN = ".written.json"  # the tables and figures that are ours
+WRITTEN = ".written.json"  # list of the tables and figures that the study wrote
 TABLE_FORMATS = ("md", "tex", "csv")
 LONGEST_NAME = 100  # of a file, before its ending
 GALLERY = (3.6, 2.8)  # inches, of one of several pictures
 
 
 def write_results(results: Results, setup: Sequence[str]) -> Path:
-    """Write what the finished runs of a study give: `tables/`, `figures/`, `cells.csv` and `report.html`.
+    """Write the results of a study's finished runs: `tables/`, `figures/`, `cells.csv` and `report.html`.
 
     Args:
-        results: of the study; some runs may not be done.
-        setup: the shell lines that set what the commands need.
+        results: Results of the study; some runs may not be done.
+        setup: Shell lines that set what the commands need.
 
     Returns:
         The page.
 
     Raises:
-        ValueError: a table or figure names a class, score, column or published table that there is not.
+        ValueError: A table or figure names an unknown class, score, column or published table.
     """
     study, output = results.study, results.output
     names = _names([table.title for table in study.tables])
-    tables = {name: fill(table, results) for name, table in zip(names, study.tables, strict=True)}
+    tables = {
+        name: fill_table(table, results) for name, table in zip(names, study.tables, strict=True)
+    }
     figures = [drawn(figure, results) for figure in study.figures]
     pictures = [(figure.title, plot) for figure in figures for plot in figure.plots]
     names = _names([f"{title} {plot.name}".strip() for title, plot in pictures])
@@ -64,7 +74,7 @@ def write_results(results: Results, setup: Sequence[str]) -> Path:
 
 
 def _names(titles: Sequence[str]) -> list[str]:
-    """A file name for each title, all different."""
+    """Make a file name for each title, all different."""
     names: list[str] = []
     for title in titles:
         name = own = slug(title)[:LONGEST_NAME]
@@ -78,17 +88,17 @@ def _names(titles: Sequence[str]) -> list[str]:
 Links = dict[tuple[str, str], str]  # name of a row of runs on the page, by model and fold
 
 
-# -- files ---------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def _remove_earlier(output: Path, written: list[str]) -> None:
-    """Remove the tables and figures of an earlier file of the study, which would be taken for those of this one."""
+    """Remove the tables and figures of an earlier version of the study, which would pass for current ones."""
     file = output / WRITTEN
     earlier = read_json(file, list) if file.is_file() else []
     kinds = {"tables": TABLE_FORMATS, "figures": FORMATS}
     for name in earlier:
         folder, _, own = name.partition("/") if isinstance(name, str) else ("", "", "")
-        # Nothing but what a study writes, whatever the list says.
+        # Remove nothing but what a study writes, whatever the list says.
         ours = is_plain(own) and own.rpartition(".")[2] in kinds.get(folder, ())
         if ours and name not in written and not (output / folder).is_symlink():
             (output / name).unlink(missing_ok=True)
@@ -96,7 +106,7 @@ def _remove_earlier(output: Path, written: list[str]) -> None:
 
 
 def _write_table(filled: Filled, name: str, folder: Path, links: Links) -> None:
-    def target(place: Place) -> str:
+    def target(place: Coordinates) -> str:
         return f"../{PAGE}#{links[place.model, place.fold]}"
 
     _write_csv(tidy(filled), folder / f"{name}.csv")
@@ -111,7 +121,7 @@ def _write_plot(plot: Plot, name: str, folder: Path) -> None:
 
 
 def _cells(results: Results, tables: Sequence[Filled]) -> pd.DataFrame:
-    """The values of all places in the tables, one row per finished seed."""
+    """Collect the values of all places in the tables, one row per finished seed."""
     places = dict.fromkeys(
         entry.place for filled in tables for line in filled.entries for entry in line
     )
@@ -135,7 +145,7 @@ def _write_text(text: str, file: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-# -- the page ------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 def _page(
@@ -313,17 +323,17 @@ def _add_pretrainings(page: Page, results: Results) -> None:
 
 
 def _curves(results: Results, run: Run) -> str | None:
-    """The picture of a training's curves, below the study's folder."""
+    """Find the picture of a training's curves, below the study's folder."""
     file = f"{run.fold_folder(results.data)}/progress.png"
     return file if (results.output / file).is_file() else None
 
 
 def _train_cell(results: Results, run: Run) -> Cell:
-    """The time of a pretraining with its files; how far it has come where it is not done."""
+    """Show the time of a pretraining with its files or, if it is not done, its state."""
     record = results.record(run, "train")
     if not record:
         return _state_cell(results, run)
-    curves = _curves(results, run)  # to be enlarged: on a phone the picture in the page is small
+    curves = _curves(results, run)  # a link, because the picture in the page is small on a phone
     files = [*_files(run), *([Link("curves", curves)] if curves else [])]
     return Noted(duration(record["seconds"]), [files])
 
@@ -339,7 +349,7 @@ def _add_runs(page: Page, results: Results) -> None:
     every = {(run.name, run.label, run.seed): run for run in results.trainings}
     rows: list[list[Cell]] = []
     for model, fold in results.done:
-        cells: list[Cell] = [Noted(model, [[f"on {fold}: {size_of(fold, results)}"]])]
+        cells: list[Cell] = [Noted(model, [[f"on {fold}: {fold_size(fold, results)}"]])]
         for seed in seeds:
             run = every.get((model, fold, seed))
             cells.append(None if run is None else _run_cell(results, run))
@@ -363,7 +373,7 @@ def _run_cell(results: Results, run: Run) -> Cell:
 
 
 def _files(run: Run) -> list[str | Link]:
-    """What a training said, and how it was started."""
+    """Link to the log and the command of a training."""
     return [Link("log", f"{run.folder}/train.log"), Link("command", f"{run.folder}/train.json")]
 
 

@@ -1,7 +1,7 @@
-"""What the finished runs of a study scored.
+"""The scores of a study's finished runs.
 
 The value of one training is the mean over subjects, each the mean of its frames (`evaluation.statistics`: the unit is
-the subject). A model on a fold has one value for each seed. A run that is not finished has none: nothing stands for it.
+the subject). A model on a fold has one value for each seed. An unfinished run has no value, and nothing replaces it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nnunet_ssp.evaluation.labels import SYNONYMS, Labels, read_labels
 from nnunet_ssp.evaluation.statistics import (
     MEAN,
     SCORES,
-    compare,
+    compare_models,
     holm,
     with_mean,
 )
@@ -54,8 +54,8 @@ DISTANCES = tuple(name for name in SCORES if name.endswith("_mm"))
 STAGES = {"train": "training", "predict": "prediction", "evaluate": "evaluation"}
 
 
-class Place(NamedTuple):
-    """Where a value belongs, by the study's names."""
+class Coordinates(NamedTuple):
+    """Coordinates of a value, by the study's names."""
 
     model: str
     fold: str
@@ -66,14 +66,14 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Value:
-    """What the trainings of a model on a fold scored.
+    """Score of the trainings of a model on a fold.
 
     Attributes:
-        seeds: value by seed, of the finished ones.
-        sd_subjects: sample standard deviation over subjects, averaged over seeds (de Mooij et al., appendix B).
-        wanted: number of seeds that there should be.
-        done: number of seeds whose training is finished; one that misses a class everywhere has no distance.
-        missed: of a distance, how often a frame misses a class or finds one that is not there, over all seeds.
+        seeds: Value by seed, for the finished ones.
+        sd_subjects: Sample standard deviation over subjects, averaged over seeds (de Mooij et al., appendix B).
+        wanted: Planned number of seeds.
+        done: Number of seeds whose training is finished; a training that misses a class everywhere has no distance.
+        missed: For a distance, how often a frame misses a class or finds an absent one, over all seeds.
     """
 
     seeds: dict[int, float]
@@ -84,7 +84,7 @@ class Value:
 
     @property
     def mean(self) -> float:
-        """Over seeds; NaN without any."""
+        """Mean over seeds; NaN without any."""
         return float(np.mean(list(self.seeds.values()))) if self.seeds else math.nan
 
     @property
@@ -95,15 +95,15 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The results of a study, read when they are asked for.
+    """Results of a study, read on demand.
 
     Attributes:
-        study: the study.
-        pretrainings: of it.
-        trainings: of it.
-        data: its dataset.
-        output: its folder.
-        unfinished: records of commands that are to run, or to run again; those do not count.
+        study: The study.
+        pretrainings: Its pretrainings.
+        trainings: Its trainings.
+        data: Its dataset.
+        output: Its folder.
+        unfinished: Records of commands that must run, or run again; these do not count.
     """
 
     study: Study
@@ -112,16 +112,15 @@ class Results:
     data: Data
     output: Path
     unfinished: Collection[str] = frozenset()
-    _values: dict[Place, pd.DataFrame] = field(init=False, default_factory=dict, repr=False)
+    _values: dict[Coordinates, pd.DataFrame] = field(init=False, default_factory=dict, repr=False)
     _curves: dict[str, pd.DataFrame | None] = field(init=False, default_factory=dict, repr=False)
 
     def check(self) -> None:
-        """Refuse what would only be missed when everything has run.
+        """Refuse now what would otherwise fail only after everything has run.
 
         Raises:
-            ValueError: there are no test subjects, a class that the dataset does not have, scores that its labels or
-                files do not allow, arguments that nnunet-ssp evaluate does not have, or numbers that were not
-                published.
+            ValueError: There are no test subjects, or a part names a class, score, argument of nnunet-ssp evaluate or
+                published number that does not exist here.
         """
         if self.study.evaluate == "test" and not self.data.test_cases:
             raise ValueError(
@@ -158,7 +157,7 @@ class Results:
             raise ValueError(f"{title}: scores (={score}) must be volumes of whole classes: {why}.")
 
     def notes(self) -> list[str]:
-        """What may be a mistake, and may be meant."""
+        """List what may be a mistake but may also be intended."""
         tested = [
             self.data.tested(self.study.evaluate, run.fold)
             for run in {run.fold: run for run in self.trainings}.values()
@@ -177,7 +176,7 @@ class Results:
         """The study's arguments of `nnunet-ssp evaluate`.
 
         Raises:
-            ValueError: it has no such.
+            ValueError: It lacks one of them.
         """
         parser = _Parser(prog="evaluation", add_help=False)
         add_arguments(parser)
@@ -191,10 +190,10 @@ class Results:
     def _ending(self) -> str:
         return str(self.data.description["file_ending"])
 
-    # -- which runs are done --------------------------------------------------------------------
+    # -- which runs are done -----------------------------------------------------------------------
 
     def is_done(self, run: Run) -> bool:
-        """Whether a run has left all that it shall."""
+        """Whether a run has left all that it must."""
         if run.hands_on is not None:
             return bool(self.record(run, "train"))
         tables = self._file(run, "evaluation/metrics.csv")
@@ -211,7 +210,7 @@ class Results:
         return found
 
     def state(self, run: Run) -> tuple[str, str | None]:
-        """How far a run that is not done has come, and the log of where it ended, below the study's folder."""
+        """Describe how far an unfinished run has come, with the log of where it ended, below the study's folder."""
         for stage in ["train"] if run.hands_on else STAGES:
             if stage == "predict" and self.study.evaluate == "validation":
                 continue  # nnU-Net's training predicts the validation cases
@@ -228,12 +227,12 @@ class Results:
         return f"{STAGES[stage]} not begun", None
 
     def record(self, run: Run, stage: str) -> dict[str, Any]:
-        """Command, seconds, end and machine of a stage; empty where it is not done."""
+        """Read command, seconds, end and machine of a stage; empty if it is not done."""
         name = f"{run.folder}/{stage}.json"
         return {} if name in self.unfinished else read_record(self.output / name)
 
     def settings(self, run: Run) -> dict[str, Any]:
-        """The `settings.json` of a training; empty where there is none."""
+        """Read the `settings.json` of a training; empty if there is none."""
         return _read_json(self.output / run.fold_folder(self.data) / "settings.json")
 
     def _file(self, run: Run, name: str) -> Path:
@@ -241,20 +240,20 @@ class Results:
 
     @cached_property
     def anchors(self) -> dict[tuple[str, str], str]:
-        """What the page calls the row of a model's runs on a fold."""
+        """Names on the page of the rows of a model's runs on a fold."""
         return {key: f"run-{number}" for number, key in enumerate(self.done, 1)}
 
-    # -- what they scored -----------------------------------------------------------------------
+    # -- what they scored --------------------------------------------------------------------------
 
-    def value(self, place: Place, seeds: Sequence[int] | None = None) -> Value:
-        """The value at a place.
+    def value(self, place: Coordinates, seeds: Sequence[int] | None = None) -> Value:
+        """Compute the value at a place.
 
         Args:
-            place: the place.
-            seeds: those that count; by default the study's.
+            place: Coordinates of the value.
+            seeds: Seeds that count; by default the study's.
 
         Raises:
-            ValueError: the study names a class that there is not.
+            ValueError: The study names an unknown class.
         """
         wanted = self.study.seeds if seeds is None else seeds
         table = self.seed_values(place)
@@ -264,17 +263,17 @@ class Results:
         spread = float(table["sd_subjects"].mean())
         return Value(values, spread, len(wanted), len(table), int(table["missed"].sum()))
 
-    def seed_values(self, place: Place) -> pd.DataFrame:
-        """The values of the finished trainings.
+    def seed_values(self, place: Coordinates) -> pd.DataFrame:
+        """Compute the values of the finished trainings.
 
         Returns:
-            One row per seed: `seed, value, sd_subjects, n_subjects, missed, run`; the run is its folder.
+            One row per seed: `seed, value, sd_subjects, n_subjects, missed`, and `run`, the run's folder.
         """
         if place not in self._values:
             self._values[place] = self._seed_values(place)
         return self._values[place]
 
-    def _seed_values(self, place: Place) -> pd.DataFrame:
+    def _seed_values(self, place: Coordinates) -> pd.DataFrame:
         runs = self.done.get((place.model, place.fold), {})
         rows = []
         subjects = None if place.score == AREA else self.subject_values(place)
@@ -294,34 +293,34 @@ class Results:
         names = ["seed", "value", "sd_subjects", "n_subjects", "missed", "run"]
         return pd.DataFrame(rows, columns=names)
 
-    def _frames(self, place: Place) -> pd.DataFrame:
-        """The rows of `metrics.csv` at a place."""
+    def _frames(self, place: Coordinates) -> pd.DataFrame:
+        """Select the rows of `metrics.csv` at a place."""
         frames = self._of_test(self.frames[place.model, place.fold], place.test)
         return frames[frames["class"] == self.class_of(place.class_name)]
 
-    def subject_values(self, place: Place) -> pd.DataFrame:
-        """The values of the subjects, each the mean of its frames.
+    def subject_values(self, place: Coordinates) -> pd.DataFrame:
+        """Compute the values of the subjects, each the mean of its frames.
 
         Returns:
-            One row per seed and subject: `seed, subject, value`. Of a clinical figure it is the absolute error.
+            One row per seed and subject: `seed, subject, value`. For a clinical metric the value is the absolute error.
 
         Raises:
-            ValueError: the study names a class that there is not.
+            ValueError: The study names an unknown class.
         """
         frames = self._frames(place)
         if place.score in UNITS:
-            figures = self.figures[place.model, place.fold]
-            figures = figures[figures["figure"] == place.score]
-            shown = figures[figures["subject"].isin(frames["subject"])]
+            clinical = self.clinical[place.model, place.fold]
+            clinical = clinical[clinical["figure"] == place.score]
+            shown = clinical[clinical["subject"].isin(frames["subject"])]
             return shown.assign(value=shown["error"].astype(float).abs())[
                 ["seed", "subject", "value"]
             ]
         means = frames.groupby(["seed", "subject"], sort=False)[place.score].mean()
-        # Without any run there are no numbers either.
+        # Without any run the column is not numeric.
         return means.astype(float).rename("value").reset_index()
 
     def dice(self, run: Run) -> float:
-        """The mean Dice of a finished training over all tested subjects."""
+        """Compute the mean Dice of a finished training over all tested subjects."""
         frames = self.frames[run.name, run.label]
         own = frames[(frames["seed"] == run.seed) & (frames["class"] == MEAN)]
         return float(own.groupby("subject")[DICE].mean().mean())
@@ -334,7 +333,7 @@ class Results:
         }
 
     @cached_property
-    def figures(self) -> dict[tuple[str, str], pd.DataFrame]:
+    def clinical(self) -> dict[tuple[str, str], pd.DataFrame]:
         """`clinical.csv` of all finished trainings, by model and fold."""
         return {
             key: self._read_all(runs.values(), "clinical.csv") for key, runs in self.done.items()
@@ -345,7 +344,7 @@ class Results:
         for run in runs:
             file = self._file(run, f"evaluation/{name}")
             columns = _read_own(file, nrows=0).columns
-            # Codes such as 04 and NA are text, and an empty place is no missing number.
+            # Codes such as 04 and NA are text, and an empty text is no missing number.
             table = _read_own(
                 file,
                 dtype={c: str for c in columns if c not in NUMBERS},
@@ -361,7 +360,7 @@ class Results:
         return pd.concat(tables, ignore_index=True)
 
     def _of_test(self, frames: pd.DataFrame, test: str) -> pd.DataFrame:
-        """The rows of a table that a test of the study counts."""
+        """Select the rows of a table that belong to a test of the study."""
         for column, wanted in self.study.tests[test].items():
             if frames.empty:
                 break
@@ -379,10 +378,10 @@ class Results:
         return read_labels(self._json, {"LV": given.lv, "MYO": given.myo, "RV": given.rv})
 
     def class_of(self, name: str) -> str:
-        """The dataset's name of a class that the study calls by it, or by LV, MYO or RV.
+        """Find the dataset's name of a class; the study names it so, or LV, MYO or RV.
 
         Raises:
-            ValueError: there is no such class.
+            ValueError: There is no such class.
         """
         labels = self.labels
         if name == MEAN or name in labels.classes:
@@ -393,15 +392,15 @@ class Results:
         raise ValueError(f"classes (={name}) must be {MEAN}, {', '.join(SYNONYMS)} or of {known}.")
 
     def structure_of(self, name: str) -> str:
-        """LV, MYO or RV for a class that is one of them; others keep their name."""
+        """Return LV, MYO or RV for a class that is one of them; others keep their name."""
         if name in SYNONYMS:
             return name
         return next((s for s, own in self.labels.structures.items() if own == name), name)
 
-    # -- how they learned -----------------------------------------------------------------------
+    # -- how they learned --------------------------------------------------------------------------
 
     def learning_curve(self, run: Run) -> pd.DataFrame | None:
-        """`learning_curve.csv` of a training, None where there is none."""
+        """Read `learning_curve.csv` of a training; None if there is none."""
         if run.folder not in self._curves:
             file = self.output / run.fold_folder(self.data) / "learning_curve.csv"
             curve = _read_own(file) if file.is_file() else pd.DataFrame()
@@ -409,14 +408,14 @@ class Results:
         return self._curves[run.folder]
 
     def steps(self, run: Run) -> int | None:
-        """Optimiser steps of a training as it ran."""
+        """Count the optimiser steps of a training as it ran."""
         curve = self.learning_curve(run)
         return None if curve is None else int(curve["step"].iloc[-1])
 
-    # -- on how much data -----------------------------------------------------------------------
+    # -- on how much data --------------------------------------------------------------------------
 
     def labelled(self, fold: str) -> tuple[float, float]:
-        """Labelled subjects and slices of a fold, the mean over the seeds' folds."""
+        """Count labelled subjects and slices of a fold, as the mean over the seeds' folds."""
         names = dict.fromkeys(run.fold for run in self.trainings if run.label == fold)
         cases = self.data.dataset.cases
         subjects = [len(subjects_of(self.data.fold(name)[1].train, cases)) for name in names]
@@ -424,7 +423,7 @@ class Results:
         return float(np.mean(subjects)), float(np.mean(slices))
 
     def unlabelled_slices(self, model: str) -> int | None:
-        """Slices that a model's pretraining saw; 0 from scratch, None where it is not done."""
+        """Count the slices that a model's pretraining saw; 0 from scratch, None if it is not done."""
         name = self.study.models[model].pretraining
         if name is None:
             return 0
@@ -432,16 +431,16 @@ class Results:
         counts = {} if run is None else self.settings(run).get("counts", {})
         return counts.get("slices")
 
-    # -- who is better --------------------------------------------------------------------------
+    # -- who is better -----------------------------------------------------------------------------
 
     def comparisons(self, fold: str) -> pd.DataFrame:
-        """The mean Dice of every model against its baseline, on the seeds that both have.
+        """Compare the mean Dice of every model with its baseline, on the seeds that both have.
 
-        Subjects are compared by their mean over frames and seeds. p values are corrected for the number of models that
-        have the same baseline.
+        Subjects are compared by their mean over frames and seeds. p values are corrected for the number of models with
+        the same baseline.
 
         Returns:
-            The columns of `evaluation.statistics.compare`, and `n_seeds`. No row where the baseline is not done.
+            The columns of `evaluation.statistics.compare_models`, and `n_seeds`; no row if the baseline is not done.
         """
         tables = []
         for (model, label), runs in self.done.items():
@@ -453,7 +452,7 @@ class Results:
                 continue
             both = pd.concat([self.frames[baseline, fold], self.frames[model, fold]])
             both = both[both["seed"].isin(seeds) & (both["class"] == MEAN)]
-            table = compare(both, DICE, baseline)
+            table = compare_models(both, DICE, baseline)
             tables.append(table.assign(n_seeds=len(seeds)))
         if not tables:
             return pd.DataFrame()
@@ -463,14 +462,14 @@ class Results:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises where argparse ends the process."""
+    """Parser that raises an error where argparse would end the process."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"evaluation must be arguments of nnunet-ssp evaluate: {message}")
 
 
 def _read_own(file: Path, **options: Any) -> pd.DataFrame:
-    """Read a table that a run of the study wrote, with pandas, whose errors name no file."""
+    """Read a table that a run of the study wrote; unlike those of pandas, errors name the file."""
     try:
         return pd.DataFrame(pd.read_csv(file, **options))
     except ValueError as error:

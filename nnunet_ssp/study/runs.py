@@ -1,8 +1,8 @@
 """The trainings of a study, and the commands that train, predict and evaluate.
 
-A run's folder has a fingerprint in its name, of everything that decides its result: trainer, settings, seed, the fold's
-cases, the plans, and for fine-tuning the pretraining's fingerprint. What changed is a new run in a folder of its own;
-what did not change is found again; nothing is overwritten.
+The name of a run's folder holds a fingerprint of all that decides its result: trainer, settings, seed, the fold's
+cases, the plans and, for fine-tuning, the pretraining's fingerprint. A changed run gets a new folder, an unchanged one
+is found again, and nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nnunet_ssp.study.spec import SEED, Settings, Study
 
 Kind = Literal["pretrain", "finetune", "predict", "evaluate"]
 FINAL = "checkpoint_final.pth"
-ONE_PASS = "iterations_per_epoch"  # the setting that `match=epochs` decides
+ONE_PASS = "iterations_per_epoch"  # the setting that `match=epochs` computes
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Run:
     """One training.
 
     Attributes:
-        name: of the pretraining or the model.
-        label: what the study calls the fold; of a pretraining the fold's own name.
-        seed: of the training.
-        trainer: full name.
-        fold: name in `folds.csv`.
-        settings: value of nnUNet_ssp_settings.
-        folder: below the study's folder, with `/`.
-        weights: the pretraining that the weights come from.
-        hands_on: file that fine-tuning takes; None for fine-tuning.
+        name: Name of the pretraining or the model.
+        label: The study's name of the fold; for a pretraining the fold's own name.
+        seed: Seed of the training.
+        trainer: Full name of the trainer.
+        fold: Name in `folds.csv`.
+        settings: Value of nnUNet_ssp_settings.
+        folder: Path below the study's folder, with `/`.
+        weights: Pretraining that the weights come from.
+        hands_on: File that fine-tuning takes from it; None for a fine-tuning.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Name of the run for readers."""
         where = self.label if self.hands_on is None else f"pretraining on {self.label}"
         return f"{self.name}, {where}, seed {self.seed}"
 
@@ -66,7 +66,7 @@ class Run:
         return " ".join(word for word in self.settings.split() if not word.startswith("seed="))
 
     def fold_folder(self, data: Data) -> str:
-        """nnU-Net's folder of the training, below the study's folder."""
+        """Return nnU-Net's folder of the training, below the study's folder."""
         number = data.fold(self.fold)[0]
         trainer = f"{self.trainer}{data.results_folder}"
         return f"{self.folder}/results/{data.name}/{trainer}/fold_{number}"
@@ -77,18 +77,18 @@ class Job:
     """One command of the workflow.
 
     Attributes:
-        kind: the rule.
-        record: file that tells that it is done; with what took part, and below the study's folder as all paths here.
-        needs: records of the jobs before.
-        title: of the run.
-        variables: environment variables besides those of all jobs.
-        command: as typed.
-        resumed: the command where `latest` exists.
-        latest: the checkpoint of an interrupted training.
-        makes: what must be there afterwards.
-        log: what the command says.
-        results: folder of what it makes.
-        key: changes when another result is to be expected; of a training, with the run's folder.
+        kind: Rule of the Snakefile.
+        record: File that states that it is done, and how. Like all paths here it lies below the study's folder.
+        needs: Records of the jobs before it.
+        title: Title of the run.
+        variables: Environment variables besides those of all jobs.
+        command: Words of the command.
+        resumed: Words of the command if `latest` exists.
+        latest: Checkpoint of an interrupted training.
+        makes: File or folder that must exist afterwards.
+        log: Log of the command's output.
+        results: Folder of its results.
+        key: Changes whenever the result would; for a training with the run's folder.
     """
 
     kind: Kind
@@ -106,24 +106,24 @@ class Job:
 
     @property
     def line(self) -> str:
-        """As typed in a shell, in the study's folder."""
+        """The command as typed in a shell, in the study's folder."""
         variables = (f"{name}={shlex.quote(value)}" for name, value in self.variables.items())
         return " ".join([*variables, shlex.join(self.command)])
 
 
 def study_runs(study: Study, data: Data | None) -> tuple[list[Run], list[Run]]:
-    """Every training that the study's tables and figures need, each once.
+    """List every training that the study's tables and figures need, each once.
 
     Args:
-        study: the study.
-        data: its dataset; None where it is not here, as in a dry run: then the steps of `match=epochs` and the
+        study: The study.
+        data: Its dataset. None if it is not here, as in a dry run; then the steps of `match=epochs` and the
             fingerprints are not the real ones.
 
     Returns:
         The pretrainings and the fine-tunings.
 
     Raises:
-        ValueError: A trainer or setting that does not exist, or a model whose trainer does not fit its pretraining.
+        ValueError: A trainer or setting does not exist, or a model's trainer does not fit its pretraining.
     """
     _check_shared(study)
     pretrainings: dict[str, Run] = {}
@@ -210,28 +210,28 @@ def _training(
 def steps_per_epoch(
     study: Study, label: str, largest: int | None, data: Data | None, seed: int
 ) -> int:
-    """Steps of an epoch with `match=epochs`.
+    """Compute the steps of an epoch with `match=epochs`.
 
     Args:
-        study: the study.
-        label: what it calls the fold.
-        largest: the steps on its largest fold, None for one pass over the slices; the others have steps in proportion.
-        data: the dataset; without it the study's `sizes` count, and without those an epoch has one step.
-        seed: of the training, for a fold of each seed.
+        study: The study.
+        label: Its name of the fold.
+        largest: Steps on its largest fold, the others in proportion; None for one pass over the slices.
+        data: The dataset. Without it the study's `sizes` count, and without those an epoch has one step.
+        seed: Seed of the training, for folds that differ by seed.
     """
-    n = labelled_slices(study, label, data, seed)
+    n = count_labelled_slices(study, label, data, seed)
     if not n:
         return 1
     if largest is not None:
         folds = {(other, own) for _, other, own in study.needed()}
-        most = max(labelled_slices(study, other, data, own) for other, own in folds)
+        most = max(count_labelled_slices(study, other, data, own) for other, own in folds)
         return max(1, round(largest * n / most))
     batch = data.batch_size if data else study.sizes.batch_size if study.sizes else 1
     return max(1, n // batch)
 
 
-def labelled_slices(study: Study, label: str, data: Data | None, seed: int) -> int:
-    """Labelled slices of a fold; 0 where that is not known."""
+def count_labelled_slices(study: Study, label: str, data: Data | None, seed: int) -> int:
+    """Count the labelled slices of a fold; 0 if unknown."""
     if data is not None:
         return data.labelled_slices(study.fold_of(label, seed))
     return study.sizes.labelled_slices.get(label, 0) if study.sizes else 0
@@ -240,7 +240,7 @@ def labelled_slices(study: Study, label: str, data: Data | None, seed: int) -> i
 def study_jobs(
     study: Study, runs: tuple[list[Run], list[Run]], data: Data, device: str
 ) -> list[Job]:
-    """The commands of all runs, in an order in which each comes after what it needs."""
+    """List the commands of all runs, each after those that it needs."""
     pretrainings, trainings = runs
     jobs = [_train_job("pretrain", run, data, device) for run in pretrainings]
     for run in trainings:
@@ -270,14 +270,14 @@ def _train_job(kind: Kind, run: Run, data: Data, device: str) -> Job:
         log=f"{run.folder}/train.log",
         results=f"{run.folder}/results",
         key=_key([run.folder]),
-        # nnU-Net takes no weights when it continues.
+        # nnU-Net accepts no weights when it continues.
         resumed=(*command, "--c"),
         latest=f"{folder}/checkpoint_latest.pth",
     )
 
 
 def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job]:
-    """Training, prediction and evaluation of a model."""
+    """Yield training, prediction and evaluation of a model."""
     train = _train_job("finetune", run, data, device)
     yield train
     before, predictions = train, f"{run.fold_folder(data)}/validation"
@@ -325,18 +325,18 @@ def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job
 
 
 def slug(name: str) -> str:
-    """A name as part of a path that needs no quotes."""
+    """Make a part of a path from a name, without a need for quotes."""
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "-"
 
 
 def find_trainer(name: str) -> Any:
-    """A trainer's class as nnU-Net finds it, or None."""
+    """Find a trainer's class as nnU-Net does; None if there is none."""
     return _find_trainer(name, tuple(trainer_paths()))
 
 
 @lru_cache
 def _find_trainer(name: str, folders: tuple[str, ...]) -> Any:
-    """nnU-Net's search in the folders of its variable, which is slow and says much."""
+    """Run nnU-Net's search in the folders of its variable, which is slow and prints much."""
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, at its import
         try:
@@ -353,9 +353,9 @@ def _trainer_class(name: str, place: str) -> Any:
 
 
 def _check_own(settings: Settings, trainer: Any, place: str) -> None:
-    """Refuse a setting that the trainer does not have: runs that differ by nothing would be compared.
+    """Refuse a setting that the trainer lacks, because equal runs would be compared.
 
-    The study's shared settings may have such, for the trainers that know them.
+    The study's shared settings may have such settings, for the trainers that know them.
     """
     if "seed" in settings:
         raise ValueError(f"{place}.settings: seed must not be given there, but as seed or in seeds")
@@ -386,7 +386,7 @@ def _words(settings: Settings) -> str:
 
 
 def _settings_text(settings: Settings, trainer: Any, place: str) -> str:
-    """The value of nnUNet_ssp_settings, checked by the trainer's own rules."""
+    """Write the value of nnUNet_ssp_settings, checked by the trainer's own rules."""
     text = _words(settings)
     try:
         override(trainer.defaults, text)

@@ -1,7 +1,7 @@
-"""A study as its YAML file describes it: which trainings, on which folds, and the tables and figures made of them.
+"""Schema of a study's YAML file: its trainings, their folds, and the tables and figures made of them.
 
-The file is checked as a whole before anything runs. Names refer to each other: models to pretrainings, tables and
-figures to models, folds and tests. What a study runs is what its tables and figures need, nothing else.
+The file is checked as a whole before anything runs. Models refer to pretrainings by name; tables and figures refer to
+models, folds and tests. A study runs what its tables and figures need, and nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nnunet_ssp.files.yaml_files import read_yaml
 Value = bool | int | float | str | None
 Axis = Literal["models", "folds", "tests", "classes", "scores"]
 AXES: tuple[Axis, ...] = ("models", "folds", "tests", "classes", "scores")
-SEED = "{seed}"  # in the name of a fold: the seed of the training
+SEED = "{seed}"  # stands in the name of a fold for the seed of the training
 AREA = "area"  # the score of a learning curve
 DICE = "dice"
 TEST_COLUMNS = tuple(name for name in CASE_COLUMNS if name != "base")  # as in metrics.csv
@@ -69,7 +69,7 @@ def _as_list(value: object) -> object:
 
 
 def _as_name(value: object) -> object:
-    """YAML reads `50` as a number. It also reads `yes` as a truth value, which is no name any more."""
+    """Turn a number back into a name: YAML reads `50` as a number. A truth value (`yes`) stays one, and is refused."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -84,7 +84,7 @@ def _all_differ(values: list[int]) -> list[int]:
 
 
 def _with_names(value: object) -> object:
-    """YAML reads the key `50` as a number."""
+    """Turn keys back into names: YAML reads the key `50` as a number."""
     if not isinstance(value, dict):
         return value
     return {_as_name(key): v for key, v in value.items()}
@@ -108,13 +108,13 @@ OneOrMoreAxes = Annotated[list[Axis], BeforeValidator(_as_list)]
 
 
 class _Part(BaseModel):
-    """Names that are not in the schema are errors, and nothing changes once it is read."""
+    """Part of a study: unknown names are errors, and its values cannot change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Phantom(_Part):
-    """Synthetic cine to make, see `nnunet_ssp.phantom.write_mnms`."""
+    """Options of `nnunet-ssp phantom`, see `nnunet_ssp.phantom.write_mnms`."""
 
     labelled: int = Field(ge=2)
     unlabelled: int = Field(ge=0)
@@ -135,20 +135,23 @@ class Pretraining(_Part):
 
 
 class Model(_Part):
-    """How the networks that are compared are trained: `trainer=Finetune` is nnUNetTrainerFinetune."""
+    """Training of one compared model: `trainer=Finetune` is nnUNetTrainerFinetune."""
 
     trainer: str
-    pretraining: str | None = None  # None: from scratch
-    baseline: str | None = None  # the model that it is tested against; None: the study's
+    # Name of a pretraining; None trains from scratch.
+    pretraining: str | None = None
+    # Model that it is tested against; None stands for the study's baseline.
+    baseline: str | None = None
     settings: Settings = {}
 
 
 class _Selection(_Part):
-    """What a table or figure shows; None stands for all models, all folds, and the study's seeds."""
+    """Content of a table or figure; None stands for all models, all folds, and the study's seeds."""
 
     title: str
     caption: str = ""
-    models: Names | None = None  # names, or patterns as of files
+    # Names, or patterns as for files.
+    models: Names | None = None
     folds: Names | None = None
     tests: Names = ["all"]
     classes: Names = ["mean"]
@@ -157,12 +160,14 @@ class _Selection(_Part):
 
 
 class Table(_Selection):
-    """A table: each row and column is an entry of an axis, or of several, the last one changing fastest."""
+    """A table whose rows and columns are entries of one axis or more; the last axis changes fastest."""
 
     rows: OneOrMoreAxes
     columns: OneOrMoreAxes
-    spread: Literal["seeds", "subjects"] = "seeds"  # what follows the ±, as in `summarise`
-    published: str | None = None  # table of the published numbers, as FILE/TABLE
+    # Number after the ±, as in `summarise`.
+    spread: Literal["seeds", "subjects"] = "seeds"
+    # Table of the published numbers, as FILE/TABLE.
+    published: str | None = None
     digits: int = Field(3, ge=0, le=6)
 
     @model_validator(mode="after")
@@ -177,8 +182,8 @@ class Figure(_Selection):
     """A figure.
 
     Attributes:
-        kind: `labels`: score against labelled subjects, a curve per model; `unlabelled`: score against the slices seen
-            in pretraining, a curve per fold; `boxes`: the subjects' scores; `learning`: learning curves.
+        kind: `labels` is score against labelled subjects, a curve per model; `unlabelled` is score against the slices
+            seen in pretraining, a curve per fold; `boxes` is the subjects' scores; `learning` is learning curves.
     """
 
     kind: Literal["labels", "unlabelled", "boxes", "learning"]
@@ -192,11 +197,13 @@ class Figure(_Selection):
 
 
 class Sizes(_Part):
-    """What a dry run without the data set estimates with: the published sizes."""
+    """Published sizes, for the estimate of a dry run without the data set."""
 
     pretraining_slices: int = Field(ge=1)
-    labelled_slices: Named[int]  # by fold, as named in `folds`
-    batch_size: int = Field(ge=1)  # of fine-tuning
+    # Slices by fold, as named in `folds`.
+    labelled_slices: Named[int]
+    # Batch size of fine-tuning.
+    batch_size: int = Field(ge=1)
     patch_size: tuple[int, int]
 
 
@@ -204,26 +211,26 @@ class Study(_Part):
     """A study.
 
     Attributes:
-        title: of the report.
-        about: what it is and where it differs from what was published.
-        dataset: id or name of a prepared dataset; `nnunet-ssp study -d` replaces it.
-        phantom: makes a dataset instead.
-        prepare: more arguments of `nnunet-ssp prepare` for the phantom, of those in `OPTIONS`.
-        predict: more arguments of `nnUNetv2_predict`, likewise.
-        evaluation: more arguments of `nnunet-ssp evaluate`, likewise.
-        environment: environment variables of all commands, of those in `VARIABLES`.
-        make_folds: arguments of `nnunet-ssp folds` that make the folds that are missing.
-        plans: name of the plans.
-        folds: name of a fold in `folds.csv` by what the study calls it; ``{seed}`` stands for the training's.
-        tests: cases that count, by what the study calls them: the values that columns of `cases.csv` must have.
-        evaluate: on the test subjects, or on each fold's validation subjects.
-        seeds: of every model on every fold.
-        match: how trainings on folds of different size compare: `steps`, as many for all, or `epochs`, whose steps are
-            one pass over the fold's slices, as in de Mooij et al. (of another length where settings name one).
-        settings: of all pretrainings and of all fine-tunings; a model's own come on top.
-        baseline: the model that others are tested against; a model that is its own baseline is not tested.
-        published_settings: those to compare the trainings' settings with, see `hyperparameters`.
-        sizes: see `Sizes`.
+        title: Title of the report.
+        about: What the study is, and where it differs from the publication.
+        dataset: Id or name of a prepared dataset; `nnunet-ssp study -d` replaces it.
+        phantom: Phantom to make instead of a dataset.
+        prepare: More arguments for `nnunet-ssp prepare` of the phantom, among those in `OPTIONS`.
+        predict: More arguments for `nnUNetv2_predict`, likewise.
+        evaluation: More arguments for `nnunet-ssp evaluate`, likewise.
+        environment: Environment variables of all commands, among those in `VARIABLES`.
+        make_folds: Arguments for `nnunet-ssp folds` that make the missing folds.
+        plans: Name of the plans.
+        folds: Names in `folds.csv` by the study's own names; `{seed}` stands for the training's seed.
+        tests: Cases that count, by the study's name of the test: the values that columns of `cases.csv` must have.
+        evaluate: Score on the test subjects, or on each fold's validation subjects.
+        seeds: Seeds of every model on every fold.
+        match: How trainings on folds of different size compare. With `steps` all take equally many. With `epochs` an
+            epoch is one pass over the fold's slices, as in de Mooij et al. (of another length if settings name one).
+        settings: Settings of all pretrainings and of all fine-tunings; a model's own replace them.
+        baseline: Model that the others are tested against; a model that is its own baseline is not tested.
+        published_settings: Settings to compare the trainings' with, see `hyperparameters`.
+        sizes: Published sizes, see `Sizes`.
     """
 
     title: str
@@ -279,7 +286,7 @@ class Study(_Part):
         return self
 
     def _check(self, part: Table | Figure, place: str) -> None:
-        """Whether a table or figure names what there is."""
+        """Refuse a table or figure that names something unknown."""
         _must_match(f"{place}.models", part.models, self.models, "models")
         _must_match(f"{place}.folds", part.folds, self.folds, "folds")
         for name in part.tests:
@@ -296,16 +303,16 @@ class Study(_Part):
                     )
 
     def fold_of(self, label: str, seed: int) -> str:
-        """Name in `folds.csv` of what the study calls `label`, for a training with this seed."""
+        """Find the name in `folds.csv` of the study's fold `label`, for a training with this seed."""
         return self.folds[label].replace(SEED, str(seed))
 
     def baseline_of(self, model: str) -> str | None:
-        """The model that a model is tested against; None where it is not tested."""
+        """Find the model that a model is tested against; None if it is not tested."""
         found = self.models[model].baseline or self.baseline
         return None if found == model else found
 
     def entries(self, part: Table | Figure) -> dict[Axis, list[str]]:
-        """What a table or figure shows on each axis; patterns stand for the names they match, in the study's order."""
+        """List what a table or figure shows on each axis; patterns give the names that match, in the study's order."""
 
         def match(wanted: list[str] | None, known: Mapping[str, object]) -> list[str]:
             found = [
@@ -325,7 +332,7 @@ class Study(_Part):
         }
 
     def needed(self) -> Iterator[tuple[str, str, int]]:
-        """Model, fold and seed of every training that a table or figure needs, each once."""
+        """Yield model, fold and seed of every training that a table or figure needs, each once."""
         seen: dict[tuple[str, str, int], None] = {}
         parts: list[Table | Figure] = [*self.tables, *self.figures]
         for part in parts:
@@ -339,8 +346,8 @@ def read_study(file: Path) -> Study:
     """Read and check a study's file.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: It is no YAML, or does not follow the schema; names the file, the place and the rule.
+        FileNotFoundError: There is no such file.
+        ValueError: It is no YAML, or breaks the schema; the message names file, place and rule.
     """
     content = read_yaml(file, _StrictLoader)
     if not isinstance(content, dict):
@@ -358,7 +365,7 @@ def read_study(file: Path) -> Study:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML where a name that is given twice is an error; PyYAML takes the last one."""
+    """YAML loader that refuses a name given twice; PyYAML takes the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         merge = "tag:yaml.org,2002:merge"  # `<<`, whose names those beside it may replace
@@ -371,7 +378,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _expanded(parts: Mapping[Hashable, Any], where: str) -> Iterator[tuple[str, Any]]:
-    """Parts as they are; one with `for` once for every combination of its values, filled in for ``{name}``."""
+    """Yield parts as they are, and one with `for` once for every combination of its values, filled in for `{name}`."""
     seen = set()
     for key, part in parts.items():
         values: Mapping[str, list[Any]] = {}
@@ -396,7 +403,7 @@ def _expanded(parts: Mapping[Hashable, Any], where: str) -> Iterator[tuple[str, 
 
 
 def _filled(content: Any, values: Mapping[str, Any]) -> Any:
-    """Put values in place of ``{name}``, wherever it stands; alone it keeps its type."""
+    """Put values in place of `{name}`, wherever it stands; a value that stands alone keeps its type."""
     if isinstance(content, dict):
         return {key: _filled(value, values) for key, value in content.items()}
     if isinstance(content, list):
@@ -454,7 +461,7 @@ def _place(location: tuple[int | str, ...]) -> str:
 
 def _rule(found: Any) -> str:
     if found["type"] == "extra_forbidden":
-        return "is no name of the schema"
+        return "is not a name of the schema"
     message = re.sub(
         r"^(Value error, |Input should be |(List|Dictionary) should )", "", found["msg"]
     )

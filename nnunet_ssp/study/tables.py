@@ -1,4 +1,4 @@
-"""The tables of a study, filled, and written as Markdown, LaTeX and CSV."""
+"""The tables of a study: filled, and written as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.reporting.page import GAP
 from nnunet_ssp.reporting.wording import decimal, listing
 from nnunet_ssp.study.published import Published, read_published
-from nnunet_ssp.study.results import DISTANCES, TITLES, Place, Results, Value
+from nnunet_ssp.study.results import DISTANCES, TITLES, Coordinates, Results, Value
 from nnunet_ssp.study.spec import AREA, AXES, DICE, Axis, Figure, Table
 
 HEADINGS: dict[Axis, str] = {
@@ -25,7 +25,7 @@ HEADINGS: dict[Axis, str] = {
     "classes": "Class",
     "scores": "Score",
 }
-# Scores at the head of a row or column; the caption says the rest.
+# Names of scores at the head of a row or column; the caption gives the rest.
 SHORT = TITLES | {name: f"{name} ({unit})" for name, unit in UNITS.items()} | {AREA: "Area"}
 
 
@@ -34,21 +34,21 @@ class Entry:
     """One place in a table.
 
     Attributes:
-        place: its coordinates.
-        value: what the finished runs scored.
-        spread: the standard deviation that the table shows; may be NaN.
-        published: the number to compare with.
-        runs: folders of the finished runs, below the study's.
+        place: Its coordinates.
+        value: Score of the finished runs.
+        spread: Standard deviation that the table shows; may be NaN.
+        published: Published number to compare with.
+        runs: Folders of the finished runs, below the study's.
     """
 
-    place: Place
+    place: Coordinates
     value: Value
     spread: float
     published: Published | None
     runs: tuple[str, ...]
 
     def text(self, digits: int) -> str:
-        """Mean and spread; a dash where no run is done, or none has a value."""
+        """Write mean and spread; a dash if no run is done or none has a value."""
         if not self.value.seeds:
             return GAP
         mean = decimal(self.value.mean, digits)
@@ -56,7 +56,7 @@ class Entry:
 
     @property
     def note(self) -> str:
-        """How many of the seeds there are, and have a value, where not all; how often a class is missed."""
+        """Numbers of missing seeds and values, and how often a class is missed; empty if all is there."""
         known, done, wanted = len(self.value.seeds), self.value.done, self.value.wanted
         notes = [f"{done} of {wanted} seeds"] * (0 < done < wanted)
         notes += [f"a value in {known} of {done}"] * (0 < known < done)
@@ -68,12 +68,12 @@ class Filled:
     """A table of a study with its numbers.
 
     Attributes:
-        table: what it is of.
-        caption: all that one must know to read it.
-        sources: of the published numbers; empty without any.
-        rows: names on the row axes, one tuple for each row.
-        columns: names on the column axes, one tuple for each column.
-        entries: by row and column.
+        table: Its specification.
+        caption: Text that explains it.
+        sources: Sources of the published numbers; empty without any.
+        rows: Names on the row axes, one tuple for each row.
+        columns: Names on the column axes, one tuple for each column.
+        entries: Entries by row and column.
     """
 
     table: Table
@@ -85,7 +85,7 @@ class Filled:
 
     @property
     def headings(self) -> list[str]:
-        """Of the columns that name the rows."""
+        """Headings of the columns that name the rows."""
         return [HEADINGS[axis] for axis in self.table.rows]
 
     @property
@@ -99,11 +99,11 @@ class Filled:
         return [_for_readers(self.table.columns, column) for column in self.columns]
 
     def full_caption(self, where: str) -> str:
-        """The caption and where the published numbers stand."""
+        """Write the caption, with the place and source of the published numbers."""
         return f"{self.caption} {where}: {self.sources}." if self.sources else self.caption
 
     def texts(self, row: int) -> list[str]:
-        """The row's values with their notes."""
+        """Write the row's values with their notes."""
         return [
             f"{entry.text(self.table.digits)}{f' ({entry.note})' if entry.note else ''}"
             for entry in self.entries[row]
@@ -115,11 +115,11 @@ def _for_readers(axes: Sequence[Axis], names: Sequence[str]) -> list[str]:
     return [SHORT.get(name, name) if axis == "scores" else name for axis, name in paired]
 
 
-def fill(table: Table, results: Results) -> Filled:
+def fill_table(table: Table, results: Results) -> Filled:
     """Fill a table with the values of the finished runs.
 
     Raises:
-        ValueError: it names a class, score or table of published numbers that there is not.
+        ValueError: It names an unknown class, score or table of published numbers.
     """
     shown = results.study.entries(table)
     rows = list(product(*(shown[axis] for axis in table.rows)))
@@ -130,7 +130,7 @@ def fill(table: Table, results: Results) -> Filled:
     def entry(row: tuple[str, ...], column: tuple[str, ...]) -> Entry:
         names = fixed | dict(zip(table.rows, row, strict=True))
         names |= dict(zip(table.columns, column, strict=True))
-        place = Place(*(names[axis] for axis in AXES))
+        place = Coordinates(*(names[axis] for axis in AXES))
         value = results.value(place, table.seeds)
         runs = results.done.get((place.model, place.fold), {})
         printed = (place.model, place.fold, place.test, results.structure_of(place.class_name))
@@ -147,7 +147,7 @@ def fill(table: Table, results: Results) -> Filled:
     return Filled(table, _caption(table, results), _sources(sources), rows, columns, entries)
 
 
-# -- captions ------------------------------------------------------------------------------------
+# -- captions --------------------------------------------------------------------------------------
 
 
 def _caption(table: Table, results: Results) -> str:
@@ -161,18 +161,18 @@ def _caption(table: Table, results: Results) -> str:
 
 
 def _what(table: Table, results: Results) -> str:
-    """What the values are, over which subjects and seeds."""
+    """Describe the values, and the subjects and seeds that they cover."""
     shown = results.study.entries(table)
     seeds = table.seeds or results.study.seeds
     of_subjects = shown["scores"] != [AREA]
     of_classes = any(score != AREA and score not in UNITS for score in shown["scores"])
     fixed = [
-        describe(axis, shown[axis][0], results)
+        describe_axis(axis, shown[axis][0], results)
         for axis in reversed(AXES)
         if axis not in (*table.rows, *table.columns) and (axis != "classes" or of_classes)
     ]
     if len(shown["scores"]) > 1:
-        fixed += ["absolute errors of the clinical figures"] * bool(UNITS.keys() & shown["scores"])
+        fixed += ["absolute errors of the clinical metrics"] * bool(UNITS.keys() & shown["scores"])
         fixed += ["area: mean pseudo Dice of the learning curve"] * (AREA in shown["scores"])
     means = ["mean over subjects, each the mean of its frames"] if of_subjects else []
     several = len(seeds) > 1
@@ -190,8 +190,8 @@ def _what(table: Table, results: Results) -> str:
     return f"{capitalised('; '.join([*fixed, *means]))}."
 
 
-def describe(axis: Axis, name: str, results: Results) -> str:
-    """An entry of an axis in words."""
+def describe_axis(axis: Axis, name: str, results: Results) -> str:
+    """Describe an entry of an axis in words."""
     if axis == "scores":
         return TITLES.get(name, name)
     if axis == "classes":
@@ -205,12 +205,12 @@ def describe(axis: Axis, name: str, results: Results) -> str:
 
 
 def capitalised(text: str) -> str:
-    """The text with a capital first letter; the others stay."""
+    """Capitalise the first letter; the others stay."""
     return text[:1].upper() + text[1:]
 
 
 def matching(part: Table | Figure, results: Results) -> Iterator[str]:
-    """How trainings on folds of different size are matched, with their numbers of steps as they ran."""
+    """Describe how trainings on folds of different size are matched, with their steps as they ran."""
     shown = results.study.entries(part)
     seeds = part.seeds or results.study.seeds
     steps: dict[str, set[int]] = {fold: set() for fold in shown["folds"]}
@@ -242,29 +242,29 @@ def _range(numbers: set[int]) -> str:
 
 
 def fold_sizes(part: Table | Figure, results: Results) -> str:
-    """The labelled subjects and slices of the folds."""
+    """List the labelled subjects and slices of the folds."""
     folds = results.study.entries(part)["folds"]
-    each = (f"{fold}: {size_of(fold, results)}" for fold in folds)
+    each = (f"{fold}: {fold_size(fold, results)}" for fold in folds)
     return f"Trained on, in labelled subjects (slices): {'; '.join(each)}."
 
 
-def size_of(fold: str, results: Results) -> str:
-    """Labelled subjects and slices of a fold, as `10 (231)`."""
+def fold_size(fold: str, results: Results) -> str:
+    """Write labelled subjects and slices of a fold, as `10 (231)`."""
     return "{:,.0f} ({:,.0f})".format(*results.labelled(fold))
 
 
 def _sources(published: Sequence[Published]) -> str:
-    """Where the published numbers were printed, and how they were read."""
+    """Cite where the published numbers were printed, and how they were read."""
     sources = list(dict.fromkeys(number.source for number in published))
     notes = list(dict.fromkeys(number.note for number in published if number.note))
     return f"{'; '.join(sources)}{f' ({listing(notes)})' if notes else ''}"
 
 
-# -- formats -------------------------------------------------------------------------------------
+# -- formats ---------------------------------------------------------------------------------------
 
 
 def tidy(filled: Filled) -> pd.DataFrame:
-    """One row per place: coordinates, mean, spread, seeds, the published number, the folders of the runs."""
+    """Make one row per place: coordinates, mean, spread, seeds, the published number, the folders of the runs."""
     rows = []
     for entry in (entry for line in filled.entries for entry in line):
         model, fold, test, class_name, score = entry.place
@@ -287,12 +287,12 @@ def tidy(filled: Filled) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def markdown(filled: Filled, target: Callable[[Place], str]) -> str:
-    """The table in Markdown.
+def markdown(filled: Filled, target: Callable[[Coordinates], str]) -> str:
+    """Write the table in Markdown.
 
     Args:
-        filled: the table.
-        target: what the value at a place links to.
+        filled: The table.
+        target: Returns the link of the value at a place.
     """
     table = filled.table
     heads = [*filled.headings, *map(", ".join, filled.column_names)]
@@ -327,18 +327,18 @@ LATEX = str.maketrans(
 
 
 def latex(filled: Filled, label: str) -> str:
-    """The table in LaTeX, with booktabs.
+    """Write the table in LaTeX, with booktabs.
 
     Args:
-        filled: the table.
-        label: what the document refers to it by.
+        filled: The table.
+        label: Label by which the document refers to it.
     """
     table, columns = filled.table, filled.column_names
     heads: list[str] = []
     for level in range(len(table.columns)):
         last = level == len(table.columns) - 1
         cells = [_for_latex(name) if last else "" for name in filled.headings]
-        # The same name above neighbouring columns stands once, over all of them.
+        # A name that neighbouring columns share stands once, over all of them.
         for _, group in groupby(columns, key=lambda column: column[: level + 1]):
             own = list(group)
             name = _for_latex(own[0][level])
@@ -375,7 +375,7 @@ def latex(filled: Filled, label: str) -> str:
 
 
 def _latex_line(cells: Sequence[str]) -> str:
-    # A bracket or star at the beginning would belong to the line break before it.
+    # LaTeX would read a bracket or star at the beginning as part of the line break before it.
     first = f"{{}}{cells[0]}" if cells[0].startswith(("[", "*")) else cells[0]
     return f"{' & '.join([first, *cells[1:]])} \\\\"
 

@@ -1,4 +1,4 @@
-"""A study's commands as a Snakemake workflow: what is done, what is to do, and Snakemake itself."""
+"""A study's commands as a Snakemake workflow: which are done, which must run, and the run of Snakemake."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ INHERITED = (*NNUNET_FOLDERS, TRAINERS_VARIABLE)
 
 
 def unfinished(planned: Sequence[Job], output: Path, forget: bool = False) -> list[Job]:
-    """The commands that are to run: without a record, with that of another command, or after such a one.
+    """List the commands that must run: without a record, with that of another command, or after such a command.
 
     Args:
-        planned: all commands, each after those that it needs.
-        output: the study's folder.
-        forget: delete outdated records, and put away the results of outdated trainings, so that none is taken for new.
+        planned: All commands, each after those that it needs.
+        output: The study's folder.
+        forget: Delete outdated records, and put away the results of outdated trainings, so that they cannot pass for
+            new ones.
 
     Raises:
-        RuntimeError: A command is still running whose results are outdated.
+        RuntimeError: A command whose results are outdated is still running.
     """
     todo: dict[str, Job] = {}
     for job in planned:
@@ -49,11 +50,11 @@ def unfinished(planned: Sequence[Job], output: Path, forget: bool = False) -> li
         if done and not outdated:
             continue
         todo[job.record] = job
-        # Also what an interrupted command left, where those before it are made anew.
+        # Also remove what an interrupted command left, if a command before it runs again.
         if forget and (record.is_file() or (outdated and record.parent.is_dir())):
-            with locked(record.parent):  # not below a command that outlived its study
+            with locked(record.parent):  # not while a command that outlived its study works there
                 _put_away(output / job.results)
-                # Last: should this be interrupted, the next call does it.
+                # The record goes last: after an interruption the next call repeats this.
                 record.unlink(missing_ok=True)
     return list(todo.values())
 
@@ -66,13 +67,13 @@ def _put_away(results: Path) -> None:
 
 
 def write_workflow(planned: Sequence[Job], output: Path) -> None:
-    """Write what the Snakefile and its jobs read."""
+    """Write the file that the Snakefile and its jobs read."""
     needed = {record for job in planned for record in job.needs}
     content = {
         job.record: {**asdict(job), "line": job.line, "last": job.record not in needed}
         for job in planned
     }
-    # Not every cluster's jobs have the environment of who submits them.
+    # Not every cluster gives its jobs the environment of the user who submits them.
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     write_json(output / WORKFLOW, {"jobs": content, "environment": environment})
 
@@ -81,10 +82,10 @@ def run_workflow(output: Path, jobs: int, profile: Path | None, more: Sequence[s
     """Run the workflow in this process, so that a kill ends both.
 
     Args:
-        output: the study's folder, with the workflow.
-        jobs: at a time, on this machine.
-        profile: of Snakemake, for other machines.
-        more: arguments of Snakemake.
+        output: The study's folder, with the workflow.
+        jobs: Jobs at a time on this machine.
+        profile: Folder of a Snakemake profile, for other machines.
+        more: More arguments for Snakemake.
 
     Returns:
         Whether every job succeeded.
@@ -93,14 +94,14 @@ def run_workflow(output: Path, jobs: int, profile: Path | None, more: Sequence[s
 
     arguments = ["--snakefile", str(SNAKEFILE), "--directory", str(output)]
     arguments += ["--config", f"workflow={WORKFLOW}", "--keep-going"]
-    # The user's own defaults are for other workflows. Our lock is released when this process dies.
+    # The user's own defaults are for other workflows. Our own lock, unlike Snakemake's, goes with this process.
     arguments += ["--workflow-profile", "none", "--nolock"]
-    # Commands that outlived a killed study have finished what Snakemake takes for incomplete.
+    # Commands that outlived a killed study have finished what Snakemake believes incomplete.
     shutil.rmtree(output / ".snakemake" / "incomplete", ignore_errors=True)
     if profile is not None:
         arguments += ["--profile", str(profile)]
     else:
-        # Our own lines tell what happens; Snakemake's are in .snakemake/log.
+        # Our own lines report progress; Snakemake's are in .snakemake/log.
         arguments += ["--cores", str(jobs), "--jobs", str(jobs), "--resources", f"gpu={jobs}"]
         arguments += ["--quiet", "all"]
         os.environ.pop("SNAKEMAKE_PROFILE", None)
@@ -125,10 +126,10 @@ def run_workflow(output: Path, jobs: int, profile: Path | None, more: Sequence[s
 def passing_on_signals(file: Path) -> Iterator[list[int]]:
     """Write the signals that this process receives to a file for its jobs, which have process groups of their own.
 
-    Snakemake starts no new job after SIGTERM, and waits for those that run.
+    After SIGTERM Snakemake starts no new job, and waits for the running ones.
 
     Yields:
-        Those that have come and ask to end.
+        The received signals that ask the study to end.
     """
     received: list[int] = []
 

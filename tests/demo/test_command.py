@@ -7,125 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import SimpleITK
-import torch
 
-from nnunet_ssp.cohort.cases import Case, write_cases
-from nnunet_ssp.cohort.splits import make_splits
+from nnunet_ssp import phantom
+from nnunet_ssp.cli import main
 from nnunet_ssp.demo import command as demo
 from nnunet_ssp.demo import report as demo_report
-from nnunet_ssp.files.atomic import write_json
-from nnunet_ssp.reporting.figures import render
-
-SHAPE = (5, 24, 24)
-VENDORS = ("A", "B", "C", "D")
-
-
-def case(subject: str, frame: int, split: str, phase: str) -> Case:
-    return Case(
-        case=f"{subject}_frame{frame:02d}",
-        subject=subject,
-        source="mm1",
-        source_frame=frame,
-        split=split,
-        frame=frame,
-        n_frames=3,
-        phase=phase,
-        base="first",
-        vendor=VENDORS[int(subject[-1]) % 4],
-        centre="1",
-        scanner="",
-        field="",
-        pathology="",
-    )
-
-
-def heart(shift: int = 0) -> np.ndarray:
-    """A ring around a disc, beside a box."""
-    rows, columns = np.mgrid[: SHAPE[1], : SHAPE[2]]
-    radius = np.hypot(rows - 12, columns - 11 - shift)
-    slice_ = np.select([radius < 3, radius < 6, (abs(rows - 12) < 5) & (columns > 18)], [1, 2, 3])
-    return np.stack([np.zeros_like(slice_), *[slice_] * 3, np.zeros_like(slice_)])
-
-
-def write_image(path: Path, array: np.ndarray, kind: type) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array.astype(kind)), str(path))
-
-
-class Commands:
-    """Stands in for the real commands: writes what they would have written."""
-
-    def __init__(self, output: Path, labelled: int = 4, testing: int = 2) -> None:
-        self.output = output
-        self.steps: list[demo.Step] = []
-        self.labelled, self.testing = labelled, testing
-
-    def __call__(self, step: demo.Step) -> None:
-        self.steps.append(step)
-        words = list(step.command)
-        if step.name == "convert":
-            self.convert(words[words.index("--name") + 1])
-        elif step.name == "prepare":
-            configuration = {"patch_size": [96, 96], "batch_size": 4}
-            plans = {"configurations": {"2d": configuration}}
-            write_json(self.layout.plans, plans)
-        elif words[0] == "nnUNetv2_train":
-            self.train(words[words.index("-tr") + 1])
-        elif words[0] == "nnUNetv2_predict":
-            images, predictions = (Path(words[words.index(flag) + 1]) for flag in ("-i", "-o"))
-            for file in images.iterdir():
-                name = file.name.replace("_0000", "")
-                write_image(predictions / name, heart(shift=1), np.uint8)
-
-    def convert(self, name: str) -> None:
-        self.layout = demo.Layout(self.output, name)
-        raw = self.layout.raw
-        train = [f"train{i}" for i in range(self.labelled)]
-        test = [f"test{i}" for i in range(self.testing)]
-        cases = [
-            case(subject, frame, split, phase)
-            for split, subjects in (("train", train), ("test", test))
-            for subject in subjects
-            for frame, phase in enumerate(("ED", "", "ES"))
-            if split == "train" or phase
-        ]
-        raw.mkdir(parents=True)
-        write_cases(raw / "cases.csv", cases)
-        write_json(raw / "splits_final.json", make_splits({c.case: c for c in cases}))
-        labels = {"background": 0, "LV": 1, "MYO": 2, "RV": 3}
-        write_json(raw / "dataset.json", {"labels": labels, "file_ending": ".nii.gz"})
-        noise = np.random.default_rng(0).normal(0, 20, SHAPE)
-        for c in (c for c in cases if c.labelled):
-            end = "Ts" if c.split == "test" else "Tr"
-            write_image(raw / f"images{end}" / f"{c.case}_0000.nii.gz", heart() * 90 + noise, float)
-            write_image(raw / f"labels{end}" / f"{c.case}.nii.gz", heart(), np.uint8)
-
-    def train(self, trainer: str) -> None:
-        fold = self.layout.fold(trainer)
-        fold.mkdir(parents=True)
-        falling = (1 / np.arange(1, demo.EPOCHS + 1)).tolist()
-        logging = {"train_losses": falling, "val_losses": falling, "mean_fg_dice": falling[::-1]}
-        for name in ("latest", "best", "final"):
-            torch.save(
-                {"network_weights": {"w": torch.zeros(1)}, "logging": logging},
-                fold / f"checkpoint_{name}.pth",
-            )
-        if trainer == demo.PRETRAINER:
-            (fold / "reconstructions").mkdir()
-            for epoch in (0, 5, 9):
-                png = render(lambda figure: figure.subplots().plot([0, 1]), size=(4, 1))
-                (fold / "reconstructions" / f"epoch_{epoch:03d}.png").write_bytes(png)
-
-
-@pytest.fixture
-def finished(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    commands = Commands(Path("demo"))
-    assert demo.run(device="cpu", execute=commands) == 0
-    return commands, capsys.readouterr().out
+from tests.demo.conftest import Commands
 
 
 def test_runs_each_command_once_in_order(finished):
@@ -140,8 +28,8 @@ def test_runs_each_command_once_in_order(finished):
     predict = "nnUNetv2_predict -d 999 -c 2d -f 0 -p demoPlans -tr"
     flags = "--disable_tta -npp 1 -nps 1 -device cpu"
     images = "demo/nnUNet_raw/Dataset999_Phantom/imagesTs"
-    assert shlex.split(lines[0])[:2] == ["python", "-c"]
-    assert lines[1:] == [
+    assert lines == [
+        "nnunet-ssp phantom demo/phantom --labelled 4 --unlabelled 12 --testing 4 --matrix 96 --frames 10",
         "nnunet-ssp convert mnms -i demo/phantom -d 999 --name Phantom",
         "nnunet-ssp prepare 999 -gpu_memory_target 0.1 -overwrite_plans_name demoPlans",
         "nnUNet_ssp_settings='num_epochs=10 iterations_per_epoch=20 batch_size=12 seed=0' "
@@ -165,38 +53,15 @@ def test_prints_each_command_and_the_result(finished):
     assert printed.endswith("Report: demo/report.html\n")
 
 
-def test_phantom_step_is_a_call_of_our_phantom(tmp_path):
-    phantom = pytest.importorskip("nnunet_ssp.phantom")
-    (_, _, code) = demo.phantom_step(tmp_path / "it's").command
+def test_phantom_step_is_a_call_of_our_phantom(tmp_path, monkeypatch):
     seen = {}
-    stand_in = argparse.Namespace(write_mnms=lambda folder, **sizes: seen.update(sizes, f=folder))
-    compile(code, "step", "exec")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "nnunet_ssp.phantom", stand_in)
-        exec(code)
-    assert seen.pop("f") == str(tmp_path / "it's" / "phantom")
-    assert seen["testing"] == 4
-    assert seen["matrix"] <= 96
-    assert set(seen) <= set(phantom.write_mnms.__kwdefaults__ or ()) | {"labelled"}
-
-
-def test_report_opens_with_the_caveat_and_holds_every_part(finished):
-    commands, _ = finished
-    html = Path("demo/report.html").read_text(encoding="utf-8")
-    body = html.partition("<main>\n")[2]
-    assert body.startswith(f'<p class="notice">{demo_report.CAVEAT}</p>')
-    assert body.count("<img ") == 2 + 2 + 1  # curves, reconstructions, overlays
-    assert "epoch 000" in body
-    assert "epoch 009" in body
-    assert "epoch 005" not in body
-    for step in commands.steps:
-        assert f"<td>{step.name}</td>" in body
-    for name in ("LV", "MYO", "RV", "Mean", "test0", "test1", "nnunetv2"):
-        assert f"<td>{name}</td>" in body or f"<th>{name}</th>" in body
-    # Four labelled subjects, so fold 0 leaves one out of pretraining and of fine-tuning.
-    assert "saw 9 frames of 3 subjects, without labels" in body
-    assert "the labels of 6 frames of 3 subjects" in body
-    assert "4 frames of 2 subjects: the test subjects" in body
+    monkeypatch.setattr(
+        phantom, "write_mnms", lambda folder, **sizes: seen.update(sizes, f=folder) or folder
+    )
+    assert main(demo.phantom_step(tmp_path / "it's").command[1:]) == 0
+    assert seen.pop("f") == tmp_path / "it's" / "phantom"
+    sizes = {"labelled": 4, "unlabelled": 12, "validation": 0, "testing": 4, "seed": 0}
+    assert seen == {**sizes, "matrix": 96, "frames": 10, "slices": None}
 
 
 def test_intermediate_files_go_and_models_stay(finished):
@@ -234,24 +99,6 @@ def test_data_without_two_labelled_training_subjects_are_refused_before_they_are
     with pytest.raises(ValueError, match=r"Phantom must have at least two labelled"):
         demo.run(output=tmp_path, device="cpu", execute=commands)
     assert [step.name for step in commands.steps] == ["phantom", "convert"]
-
-
-def test_scores_are_means_over_subjects_of_means_over_frames():
-    pd = pytest.importorskip("pandas")
-    rows = [
-        ("Fine-tuned", "s1", "a", "LV", 1.0),
-        ("Fine-tuned", "s1", "b", "LV", 0.0),
-        ("Fine-tuned", "s2", "c", "LV", 1.0),
-        ("Fine-tuned", "s1", "a", "RV", 0.25),
-        ("Fine-tuned", "s2", "c", "RV", 0.25),
-        ("From scratch", "s1", "a", "LV", 0.0),
-        ("From scratch", "s1", "a", "RV", 1.0),
-    ]
-    scores = pd.DataFrame(rows, columns=["model", "subject", "case", "class", "dice"])
-    means = demo_report.class_means(scores)
-    assert list(means.index) == ["LV", "RV", "Mean"]
-    assert means["Fine-tuned"].tolist() == [0.75, 0.25, 0.5]
-    assert means["From scratch"].tolist() == [0, 1, 0.5]
 
 
 def test_number_of_steps_follows_patch_batch_and_length():

@@ -10,7 +10,9 @@ import pytest
 import SimpleITK
 
 from nnunet_ssp.cohort.cases import Case, write_cases
+from nnunet_ssp.evaluation import report
 from nnunet_ssp.evaluation.files import Pair
+from nnunet_ssp.reporting.page import Page
 
 SPACING = (8.0, 1.5, 2.0)  # mm: slices, rows, columns
 SHAPE = (6, 40, 44)
@@ -59,7 +61,7 @@ def make_case(subject: str, phase: str, split: str = "test", base: str = "first"
 
 
 class Document(HTMLParser):
-    """What a test wants to know of a page: elements, attributes, text."""
+    """Parsed page: elements, attributes, text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -93,7 +95,7 @@ def write_dataset_json(
 
 
 def write_dataset(raw: Path) -> None:
-    """Eight test subjects at ED and ES, as `convert` leaves them."""
+    """Write eight test subjects at ED and ES, as `convert` does."""
     cases = [make_case(f"T{i}", phase) for i in range(8) for phase in ("ED", "ES")]
     noise = np.random.default_rng(0)
     for case in cases:
@@ -107,7 +109,7 @@ def write_dataset(raw: Path) -> None:
 
 
 def write_predictions(folder: Path, references: Path, pixels: float, seed: int = 0) -> Path:
-    """The references with each slice moved by random pixels and cut at a random row."""
+    """Write the references with each slice moved by random pixels and cut at a random row."""
     generator = np.random.default_rng(seed)
     for path in sorted(references.iterdir()):
         stack = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
@@ -121,7 +123,7 @@ def write_predictions(folder: Path, references: Path, pixels: float, seed: int =
 
 @pytest.fixture
 def nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The three folders of nnU-Net, empty, in the folder that is given."""
+    """Make nnU-Net's three folders, empty, in a temporary folder; return that folder."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
@@ -149,9 +151,21 @@ def predict(dataset: Path, nnunet: Path) -> Callable[..., Path]:
 def write_pair(
     folder: Path, prediction: np.ndarray, reference: np.ndarray, **kwargs: object
 ) -> Pair:
-    """A pair of files of two arrays."""
+    """Write two arrays as a pair of files."""
     paths = [
         write_image(folder / name / "a.nii.gz", array, **kwargs)  # type: ignore[arg-type]
         for name, array in (("predicted", prediction), ("true", reference))
     ]
     return Pair("model", 0, "a", *paths)
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out pictures unless a test asks for them; drawing takes longer than all the rest."""
+    if not {"reports", "with_page"} & set(request.fixturenames):
+        monkeypatch.setattr(report, "evaluation_page", lambda evaluation: Page("no pictures"))
+
+
+@pytest.fixture
+def with_page() -> None:
+    """Write the whole page."""

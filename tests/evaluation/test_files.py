@@ -10,7 +10,7 @@ import SimpleITK
 from nnunet_ssp.evaluation.files import (
     Pair,
     References,
-    find_images,
+    find_image_files,
     find_pairs,
     find_references,
     read_array,
@@ -30,7 +30,7 @@ def touch(folder: Path, *cases: str) -> Path:
 
 @pytest.fixture
 def places(tmp_path: Path) -> tuple[Path, Path]:
-    """A raw and a prepared dataset: test cases t1, t2, training cases a to d, two folds."""
+    """Write a raw and a prepared dataset: test cases t1, t2, training cases a to d, two folds."""
     raw, prepared = tmp_path / "raw", tmp_path / "prepared"
     touch(raw / "labelsTs", "t1", "t2")
     touch(raw / "labelsTr", *"abcd")
@@ -152,14 +152,14 @@ def test_hidden_files_are_no_cases(places, tmp_path):
 def test_images_are_found_by_case(tmp_path):
     touch(tmp_path / "imagesTr", "a_0000", "a_0001")
     touch(tmp_path / "imagesTs", "t_0000")
-    assert {case: path.name for case, path in find_images(tmp_path, END).items()} == {
+    assert {case: path.name for case, path in find_image_files(tmp_path, END).items()} == {
         "a": f"a_0000{END}",
         "t": f"t_0000{END}",
     }
-    assert find_images(None, END) == {}
+    assert find_image_files(None, END) == {}
 
 
-# -- reading -------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def test_a_pair_is_read_with_its_spacing_in_the_order_of_the_axes(tmp_path):
@@ -211,7 +211,7 @@ def test_files_that_are_no_3d_image_are_named(tmp_path):
 @pytest.mark.parametrize("side", ["prediction", "reference"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "nan"])
 def test_damaged_files_and_nan_are_refused(tmp_path, side, damage):
-    """SimpleITK reads what is missing, and NaN, as 0; larger files with a wrong checksum, too."""
+    """SimpleITK reads missing parts and NaN as 0; it also reads larger files with a wrong checksum."""
     pair = write_pair(tmp_path, heart(), heart())
     file = pair.prediction if side == "prediction" else pair.reference
     content = bytearray(file.read_bytes())

@@ -14,7 +14,7 @@ from nnunet_ssp.evaluation.signed_rank import signed_rank_p
 
 
 def by_enumeration(gains: list[int]) -> Fraction:
-    """The p value by counting all 2^n signs of the gains other than 0."""
+    """Compute the p value by counting all 2^n signs of the gains other than 0."""
     sizes = [abs(gain) for gain in gains if gain]
     # A mean rank, counted twice: twice those below, and those equal plus one.
     ranks = [2 * sum(s < size for s in sizes) + sizes.count(size) + 1 for size in sizes]

@@ -11,7 +11,7 @@ from nnunet_ssp.evaluation.statistics import (
     MEAN,
     SCORES,
     bootstrap_interval,
-    compare,
+    compare_models,
     holm,
     subject_means,
     summarise,
@@ -97,7 +97,7 @@ def test_groups():
     assert table.loc[("ES", "c1"), "dice_mean"] == pytest.approx(DICE[:, :, 1, 1].mean())
 
 
-# -- bootstrap -----------------------------------------------------------------------------------
+# -- bootstrap -------------------------------------------------------------------------------------
 
 
 def test_the_interval_agrees_with_scipy():
@@ -134,7 +134,7 @@ def test_equal_values_have_an_interval_of_no_width():
     np.testing.assert_allclose(bootstrap_interval(np.full((9, 1), 0.7)), 0.7)
 
 
-# -- comparison ----------------------------------------------------------------------------------
+# -- comparison ------------------------------------------------------------------------------------
 
 
 def table_of(**models: list[float]) -> pd.DataFrame:
@@ -160,7 +160,7 @@ def test_the_test_is_the_one_sided_wilcoxon_of_scipy():
     generator = np.random.default_rng(4)
     base = generator.random(12)
     table = table_of(base=base, model=base + generator.normal(0.1, 0.1, 12))
-    (row,) = compare(table, "x", "base").to_dict("records")
+    (row,) = compare_models(table, "x", "base").to_dict("records")
     scores = subject_means(table, "x")
     differences = (scores["model"] - scores["base"]).round(9)
     assert row["p"] == pytest.approx(stats.wilcoxon(differences, alternative="greater").pvalue)
@@ -168,7 +168,7 @@ def test_the_test_is_the_one_sided_wilcoxon_of_scipy():
     assert row["difference"] == pytest.approx(differences.mean())
     assert row["low"] < row["difference"] < row["high"]
     assert (row["n_subjects"], row["n_better"]) == (12, (differences > 0).sum())
-    (lower,) = compare(table, "x", "base", better="lower").to_dict("records")
+    (lower,) = compare_models(table, "x", "base", better="lower").to_dict("records")
     assert lower["p"] == pytest.approx(stats.wilcoxon(-differences, alternative="greater").pvalue)
     assert lower["n_better"] == 12 - row["n_better"]
     assert lower["difference"] == row["difference"]
@@ -176,12 +176,12 @@ def test_the_test_is_the_one_sided_wilcoxon_of_scipy():
 
 def test_six_subjects_that_all_gain_have_the_smallest_p_there_is():
     table = table_of(base=[0.0] * 6, model=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    assert compare(table, "x", "base")["p"].item() == 1 / 2**6
+    assert compare_models(table, "x", "base")["p"].item() == 1 / 2**6
 
 
 def test_no_p_value_under_six_subjects():
     table = table_of(base=[0.0] * 5, model=[0.1, 0.2, 0.3, 0.4, 0.5])
-    (row,) = compare(table, "x", "base").to_dict("records")
+    (row,) = compare_models(table, "x", "base").to_dict("records")
     assert np.isnan(row["p"]) and np.isnan(row["p_holm"])
     assert row["n_better"] == 5 and row["difference"] == pytest.approx(0.3)
 
@@ -189,7 +189,7 @@ def test_no_p_value_under_six_subjects():
 def test_subjects_without_a_score_are_left_out_of_their_comparison():
     values = list(np.linspace(0, 1, 7))
     table = table_of(base=values, a=[v + 0.1 for v in values], b=[np.nan, *values[1:]])
-    compared = compare(table, "x", "base").set_index("model")
+    compared = compare_models(table, "x", "base").set_index("model")
     assert compared["n_subjects"].to_dict() == {"a": 7, "b": 6}
     assert compared.loc["b", "p"] == 1  # no difference at all
     assert compared.loc["b", "difference"] == 0
@@ -206,11 +206,11 @@ def test_a_model_gains_nothing_by_missing_what_is_difficult():
     table["missed"] = table["hd95_mm"].isna().astype(int)
     means = subject_means(table, "hd95_mm").mean()
     assert means["model"] < means["base"] - 1  # what each has, without pairing
-    (row,) = compare(table, "hd95_mm", "base", "lower").to_dict("records")
+    (row,) = compare_models(table, "hd95_mm", "base", "lower").to_dict("records")
     assert (row["difference"], row["n_better"], row["n_subjects"]) == (0, 0, 5)
     assert (row["missed"], row["missed_baseline"]) == (3 * 5 * 2 + 1, 0)
     nothing = pd.concat([frames, frames_of(base * np.nan, "model")])
-    (row,) = compare(nothing, "hd95_mm", "base", "lower").to_dict("records")
+    (row,) = compare_models(nothing, "hd95_mm", "base", "lower").to_dict("records")
     assert row["n_subjects"] == 0 and np.isnan([row["difference"], row["low"], row["p"]]).all()
 
 
@@ -223,7 +223,7 @@ def test_the_mean_of_classes_is_that_of_each_frame():
 
 def test_the_noise_of_floating_point_is_no_gain():
     table = table_of(base=[0.3] * 8, model=[0.1 + 0.2] * 8)
-    (row,) = compare(table, "x", "base").to_dict("records")
+    (row,) = compare_models(table, "x", "base").to_dict("records")
     assert (row["n_better"], row["p"], row["difference"]) == (0, 1, 0)
 
 

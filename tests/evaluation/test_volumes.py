@@ -6,7 +6,7 @@ import pytest
 
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.evaluation.scoring import score_pair
-from nnunet_ssp.evaluation.volumes import FIGURE_COLUMNS, UNITS, agreement, clinical_figures
+from nnunet_ssp.evaluation.volumes import METRIC_COLUMNS, UNITS, agreement, clinical_metrics
 from tests.evaluation.conftest import write_pair
 
 STRUCTURES = {"LV": "cavity", "MYO": "wall", "RV": "right"}
@@ -40,9 +40,9 @@ FULL = {
 
 
 def test_figures_of_a_hand_computed_subject():
-    table, refused = clinical_figures(pd.DataFrame(rows("s", FULL)), STRUCTURES)
+    table, refused = clinical_metrics(pd.DataFrame(rows("s", FULL)), STRUCTURES)
     assert refused == {}
-    assert tuple(table.columns) == FIGURE_COLUMNS
+    assert tuple(table.columns) == METRIC_COLUMNS
     found = table.set_index("figure")
     expected = {
         "LV EDV": (120, 100, -20, -100 / 6),
@@ -56,7 +56,7 @@ def test_figures_of_a_hand_computed_subject():
     }
     assert list(found.index) == list(expected) == list(UNITS)
     for figure, numbers in expected.items():
-        np.testing.assert_allclose(found.loc[figure, list(FIGURE_COLUMNS[5:])].tolist(), numbers)
+        np.testing.assert_allclose(found.loc[figure, list(METRIC_COLUMNS[5:])].tolist(), numbers)
         assert found.loc[figure, "unit"] == UNITS[figure]
 
 
@@ -71,7 +71,7 @@ def test_figures_of_a_hand_computed_phantom(tmp_path):
         pair = write_pair(tmp_path / phase, np.roll(array, 3, 2), array, spacing=(10, 2, 1))
         for row in score_pair(pair, Labels({"cavity": (1,), "wall": (2,)}))[0]:
             frames.append(row | {"subject": "s", "case": phase, "phase": phase})
-    table, _ = clinical_figures(pd.DataFrame(frames), STRUCTURES)
+    table, _ = clinical_metrics(pd.DataFrame(frames), STRUCTURES)
     assert dict(zip(table["figure"], table["reference"].round(9), strict=True)) == {
         "LV EDV": 4.0,
         "LV ESV": 2.0,
@@ -84,7 +84,7 @@ def test_figures_of_a_hand_computed_phantom(tmp_path):
 
 def test_an_ejection_fraction_needs_an_end_diastolic_volume():
     volumes = FULL | {("ED", "cavity"): (120.0, 0.0)}
-    table, _ = clinical_figures(pd.DataFrame(rows("s", volumes)), STRUCTURES)
+    table, _ = clinical_metrics(pd.DataFrame(rows("s", volumes)), STRUCTURES)
     found = table.set_index("figure")
     assert found.loc["LV EDV", "predicted"] == 0
     assert np.isnan(found.loc["LV EF", ["predicted", "error", "percent_error"]].astype(float)).all()
@@ -93,12 +93,12 @@ def test_an_ejection_fraction_needs_an_end_diastolic_volume():
 
 def test_what_is_not_labelled_is_left_out():
     only_lv = {key: value for key, value in FULL.items() if key[1] == "cavity"}
-    table, _ = clinical_figures(pd.DataFrame(rows("s", only_lv)), STRUCTURES)
+    table, _ = clinical_metrics(pd.DataFrame(rows("s", only_lv)), STRUCTURES)
     assert list(table["figure"]) == ["LV EDV", "LV ESV", "LV SV", "LV EF"]
     # A reference without myocardium is not labelled, whatever the prediction has.
     some = FULL | {("ED", "wall"): (0.0, 110.0)}
     both = pd.DataFrame(rows("full", FULL) + rows("some", some))
-    table, refused = clinical_figures(both, STRUCTURES)
+    table, refused = clinical_metrics(both, STRUCTURES)
     mass = table[table["figure"] == "LV mass"].set_index("subject")
     assert refused == {}
     assert np.isnan(mass.loc["some", ["reference", "predicted", "error"]].astype(float)).all()
@@ -111,15 +111,15 @@ def test_subjects_without_exactly_one_ed_and_one_es_are_refused():
     two = rows("two", FULL) + [row | {"case": "other"} for row in rows("two", one_phase)]
     neither = [row | {"phase": ""} for row in rows("neither", one_phase)]
     frames = pd.DataFrame(rows("good", FULL) + rows("bad", one_phase) + two + neither)
-    table, refused = clinical_figures(frames, STRUCTURES)
+    table, refused = clinical_metrics(frames, STRUCTURES)
     assert set(table["subject"]) == {"good"}
     assert refused == {
         "bad": "no ES frame",
         "two": "2 ED frames",
         "neither": "no ED frame and no ES frame",
     }
-    table, refused = clinical_figures(frames[frames["subject"] == "bad"], STRUCTURES)
-    assert table.empty and tuple(table.columns) == FIGURE_COLUMNS and list(refused) == ["bad"]
+    table, refused = clinical_metrics(frames[frames["subject"] == "bad"], STRUCTURES)
+    assert table.empty and tuple(table.columns) == METRIC_COLUMNS and list(refused) == ["bad"]
     assert agreement(table).empty
 
 
@@ -129,7 +129,7 @@ def test_agreement_is_that_of_bland_and_altman():
     for number, (subject, error) in enumerate(errors.items()):
         reference = 100.0 + 10 * number
         frames += rows(subject, FULL | {("ED", "cavity"): (reference, reference + error)})
-    table = agreement(clinical_figures(pd.DataFrame(frames), STRUCTURES)[0])
+    table = agreement(clinical_metrics(pd.DataFrame(frames), STRUCTURES)[0])
     row = table[table["figure"] == "LV EDV"].iloc[0]
     sd = np.std([3, -1, 4], ddof=1)
     assert (row["n_subjects"], row["reference"], row["predicted"]) == (3, 110, 112)
@@ -150,13 +150,13 @@ def test_limits_are_those_of_one_seed_not_of_the_mean_of_seeds():
         for subject, error in (("a", 5.0), ("b", -5.0)):
             volumes = FULL | {("ED", "cavity"): (100.0, 100.0 + sign * error)}
             frames += rows(subject, volumes, seed=seed)
-    row = agreement(clinical_figures(pd.DataFrame(frames), STRUCTURES)[0]).iloc[0]
+    row = agreement(clinical_metrics(pd.DataFrame(frames), STRUCTURES)[0]).iloc[0]
     assert row["bias"] == 0
     assert row["sd"] == pytest.approx(np.sqrt(50))
 
 
 def test_models_and_subjects_keep_their_order():
     frames = pd.DataFrame(rows("z", FULL, "second") + rows("a", FULL, "second") + rows("z", FULL))
-    table, _ = clinical_figures(frames, STRUCTURES)
+    table, _ = clinical_metrics(frames, STRUCTURES)
     assert list(table["model"].unique()) == ["second", "m"]
     assert list(table["subject"].unique()) == ["z", "a"]

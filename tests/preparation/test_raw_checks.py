@@ -16,6 +16,7 @@ from nnunet_ssp.preparation.raw_checks import (
     absurd_spacing,
     is_natural,
     label_values,
+    problem_lines,
 )
 
 SHAPE = (24, 20, 6)
@@ -192,3 +193,8 @@ def test_plausible_spacings(spacing: tuple[float, ...]):
 def test_the_made_up_spacing_of_2d_images():
     assert is_natural((999, 1, 1)) and is_natural((999 * 1.4, 0.7, 1.4))
     assert not is_natural(MEDIAN) and not is_natural((8000, 1.4, 1.4))
+
+
+def test_long_lists_of_bad_cases_are_cut():
+    listed = problem_lines([str(n) for n in range(25)]).splitlines()
+    assert len(listed) == 21 and listed[-1] == "  ... and 5 more"

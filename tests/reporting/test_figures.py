@@ -9,20 +9,20 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from nnunet_ssp.reporting.figures import (
-    Panel,
+    Overlay,
     bland_altman,
     box_plot,
     curves_with_bands,
     label_window,
-    labelled_slices,
     overlay_grid,
     render,
+    slices_to_show,
 )
 
 
 @pytest.fixture(autouse=True)
 def matplotlibs_own_style():
-    """Others may have left a style behind, as nnU-Net's progress.png does; `render` has its own."""
+    """`render` has its own style, even if others left one behind, as nnU-Net's progress.png does."""
     with matplotlib.style.context("default"):
         yield
 
@@ -36,7 +36,7 @@ def line(figure: Figure) -> None:
 
 
 def drawn(draw) -> Figure:
-    """A figure that was also rendered, which finds what drawing alone does not."""
+    """Draw and also render a figure, which finds more faults than drawing alone."""
     render(draw)
     figure = Figure()
     draw(figure)
@@ -153,7 +153,7 @@ def test_label_window_is_a_square_around_the_labels_within_the_slice():
 def test_labelled_slices_are_the_middles_of_equal_parts(labelled, count, expected):
     labels = np.zeros((10, 4, 4), int)
     labels[labelled, 1, 1] = 2
-    assert labelled_slices(labels, count) == expected
+    assert slices_to_show(labels, count) == expected
 
 
 def test_the_styles_of_others_do_not_matter():
@@ -171,15 +171,15 @@ def test_overlay_grid_paints_each_class_and_draws_outlines():
     labels[5:15, 5:25] = 1
     many = {f"class {i}": i for i in range(1, 8)} | {"region": (1, 8)}  # more than colours
 
-    def picture(panel: Panel, classes) -> np.ndarray:
-        grid = overlay_grid({"row": [panel, panel]}, ["a", "b"], classes)
+    def picture(overlay: Overlay, classes) -> np.ndarray:
+        grid = overlay_grid({"row": [overlay, overlay]}, ["a", "b"], classes)
         return pixels(grid)[:-100]  # above the legend, only paint has a colour
 
     coloured = [
-        (np.ptp(picture(Panel(image, own), classes)[..., :3], axis=2) > 0.25).mean()
+        (np.ptp(picture(Overlay(image, own), classes)[..., :3], axis=2) > 0.25).mean()
         for own, classes in ((nothing, {"LV": 1}), (labels, {"LV": 1}), (labels, many))
     ]
     assert coloured[0] == 0
     assert min(coloured[1:]) > 0.05
-    plain, outlined = (picture(Panel(image, nothing, own), {"LV": 1}) for own in (None, labels))
+    plain, outlined = (picture(Overlay(image, nothing, own), {"LV": 1}) for own in (None, labels))
     assert (plain != outlined).any()

@@ -15,7 +15,7 @@ from nnunet_ssp.cohort.dataset import Dataset
 from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.cohort.splits import write_splits
 from nnunet_ssp.evaluation.command import CASE_COLUMNS
-from nnunet_ssp.evaluation.volumes import FIGURE_COLUMNS
+from nnunet_ssp.evaluation.volumes import METRIC_COLUMNS
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.launch import TRAINERS_VARIABLE, trainers_folder
 from nnunet_ssp.reporting.figures import render
@@ -56,7 +56,7 @@ Dice = Callable[[Run, int, str, str], float]
 
 
 def dice(run: Run, subject: int, phase: str, class_name: str) -> float:
-    """Different for everything it depends on."""
+    """Return a Dice that differs with every argument."""
     value = 0.5 + 0.1 * (run.name == "MIM") + 0.2 * (run.label == "all") + 0.01 * run.seed
     value += 0.004 * subject + 0.02 * (phase == "ED")
     return value - 0.03 * CLASSES.index(class_name)
@@ -64,7 +64,7 @@ def dice(run: Run, subject: int, phase: str, class_name: str) -> float:
 
 @dataclass
 class Miniature:
-    """A study whose runs are made up."""
+    """Study with made-up runs."""
 
     study: Study
     data: Data
@@ -136,11 +136,11 @@ def measured(run: Run, dice: Dice) -> tuple[pd.DataFrame, pd.DataFrame]:
         numbers = (60.0, 60.0 + error, error, error / 0.6)
         figures.append((run.name, 0, name, "LV EF", "%", *numbers))
     table = pd.DataFrame(frames).drop(columns="base")
-    return table, pd.DataFrame(figures, columns=list(FIGURE_COLUMNS))
+    return table, pd.DataFrame(figures, columns=list(METRIC_COLUMNS))
 
 
 def make_data(folder: Path) -> Data:
-    """A prepared dataset of eight labelled subjects: `paper` trains on six, `nr10-seed0` to `5` on two."""
+    """Make a prepared dataset of eight labelled subjects: `paper` trains on six, `nr10-seed0` to `5` on two."""
     prepared = folder / "nnUNet_preprocessed" / "Dataset114_MNMs"
     labels = {"background": 0} | {name: i for i, name in enumerate(CLASSES, 1)}
     write_json(prepared / "dataset.json", {"labels": labels, "file_ending": ".nii.gz"})
@@ -167,7 +167,7 @@ def make_data(folder: Path) -> Data:
 
 @pytest.fixture
 def miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Miniature]:
-    """A study of `SPECIFICATION` with some parts replaced, and none of its runs done."""
+    """Make a study of `SPECIFICATION` with some parts replaced, and none of its runs done."""
     monkeypatch.setenv(TRAINERS_VARIABLE, str(trainers_folder()))
 
     def make(**parts: Any) -> Miniature:
@@ -216,7 +216,7 @@ def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, nnunet_folders: None) -> Data:
-    """A prepared dataset without images: 10 labelled subjects, 2 without labels, 1 for the test; one fold."""
+    """Make a prepared dataset without images: 10 labelled subjects, 2 without labels, 1 for the test; one fold."""
     names = [f"S{number}" for number in range(SUBJECTS + 3)]  # the last one for the test
     phases = ("ED", "ES")
     cases = [

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.cli import main
-from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.launch import find_command
 from nnunet_ssp.study.command import PROFILES, STUDIES, find_profile, find_study
 from tests.study.test_spec import write
@@ -19,6 +18,7 @@ from tests.study.test_spec import write
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("snakemake") is None, reason="Snakemake needs Python 3.11"
 )
+
 
 SMALL = """
 title: Two trainings
@@ -117,41 +117,6 @@ def test_from_nothing_to_the_page(tmp_path):
     refused = study(tmp_path / "elsewhere", str(file))
     assert refused.returncode == 1
     assert "holds another phantom" in refused.stdout
-
-
-def test_dry_run_without_the_data(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["study", "demooij", "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "109 runs: 4 pretrainings and 105 fine-tunings or trainings from scratch" in said
-    assert (
-        "train     baseline on 10: nnUNetTrainerScratchCine, fold paper-nr10-seed{seed}, seeds 0 1 2; "
-        in said
-    )
-    assert "Without the data set: no dataset is named: give it with -d" in said
-    assert not list(tmp_path.iterdir())
-
-
-def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):
-    """With the published sizes: 100 epochs of 90,618 slices for each method, 1000 passes over what is labelled."""
-    monkeypatch.chdir(tmp_path)
-    speeds = {
-        "setting": {"name": "a card", "date": "2026-01-01", "side": 256},
-        "methods": {
-            name: {"end_to_end_images_per_s": 1000.0} for name in ("MIM", "SimCLR", "PCL", "DINO")
-        },
-        "finetuning_images_per_s": 500.0,
-    }
-    write_json(tmp_path / "bench.json", speeds)
-    assert main(["study", "demooij", "--dry-run", "--bench", "bench.json"]) == 0
-    said = capsys.readouterr().out
-    pretraining = sum(100 * (90618 // b * b) for b in (128, 224, 64, 64)) / 1000 / 3600
-    steps = {n: 1000 * (n // 32) for n in (6738, 1151, 582, 349, 231, 3369, 4640, 2090)}
-    table1 = 5 * sum(steps[n] for n in (6738, 1151, 582, 349, 231))
-    others = 2 * (2 * steps[3369] + steps[4640] + steps[2090]) + 2 * steps[6738]
-    finetuning = 3 * (table1 + others) * 32 / 500 / 3600
-    assert f"{pretraining:.0f} of pretraining, {finetuning:,.0f} of training" in said
-    assert "hours of one a card, 2026-01-01, with the sizes that the file gives" in said
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def figure(**parts: object) -> Figure:
 
 
 def axes_of(plot):
-    """The axes of a picture that was also rendered, which finds what drawing alone does not."""
+    """Draw and also render a picture, which finds more faults than drawing alone; return its axes."""
     render(plot.draw)
     canvas = Canvas()
     plot.draw(canvas)
@@ -115,7 +115,7 @@ def test_one_seed_has_no_band(miniature):
 
 
 def amounts(miniature, number: int):
-    """A study of one method on growing parts of the unlabelled data: Dice is 0.5 + 0.1 sqrt(share)."""
+    """Make a study of one method on growing parts of the unlabelled data: Dice is 0.5 + 0.1 sqrt(share)."""
     names = [f"MIM {share}" for share in range(1, number)]
     mini = miniature(
         pretraining={name: {"trainer": "MIM", "fold": "all"} for name in names},
@@ -165,7 +165,7 @@ def test_boxes_are_of_subjects(miniature):
     dots = [line.get_ydata() for line in axes.lines if line.get_marker() == "."]
     assert [len(values) for values in dots] == [8] * 4
     assert sorted(dots[0]) == pytest.approx([0.69 + 0.004 * i for i in range(8)])
-    with pytest.raises(ValueError, match=r"A figure: scores \(=area\) is no score of subjects"):
+    with pytest.raises(ValueError, match=r"A figure: scores \(=area\) must be scores of subjects"):
         drawn(figure(kind="boxes", scores="area"), miniature().finish().results)
 
 
@@ -190,7 +190,7 @@ def test_learning_curves_go_as_far_as_all_seeds(miniature):
 
 
 def test_learning_curves_of_seeds_with_epochs_of_different_length(miniature):
-    """As with match=epochs, where the seeds' subsets have other numbers of slices."""
+    """With match=epochs the seeds' subsets may have different numbers of slices."""
     mini = miniature(seeds=[0, 1]).finish()
     for seed, steps in enumerate(([30, 60, 90], [20, 40, 60, 80])):
         run = mini.run("MIM", "10", seed)

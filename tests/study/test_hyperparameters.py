@@ -17,7 +17,7 @@ def column(table, heading):
 
 
 def test_trainers_have_the_settings_of_appendix_a(tmp_path, data):
-    """What we run by default, beside what de Mooij et al. print: MIM in another half precision, fine-tuning in one."""
+    """Our defaults beside those of de Mooij et al.: MIM in another half precision, fine-tuning in one."""
     study = read_study(STUDIES / "demooij.yaml")
     folds = dict.fromkeys(study.folds, "5-fold-0")
     study = study.model_copy(update={"folds": folds})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from nnunet_ssp.cli import main
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.study import preparing
 from nnunet_ssp.study.preparing import make_folds, make_phantom, missing_folds
@@ -12,19 +13,20 @@ PHANTOM = {"labelled": 2, "unlabelled": 0, "testing": 1, "matrix": 32, "frames":
 
 
 def test_the_phantom_is_written_converted_and_prepared_once(tmp_path, monkeypatch):
-    """Here without the last two, which `test_command` runs."""
+    """The last two commands do not run here; `test_command` runs them."""
     commands = []
 
     def command(words, folder):
-        commands.append(words[:3])
-        if words[0] == "python":
-            exec(words[2].replace("'phantom'", repr(str(folder / "phantom"))))
+        commands.append(words[:2])
+        if words[1] == "phantom":
+            monkeypatch.chdir(folder)
+            assert main(words[1:]) == 0
 
     monkeypatch.setattr(preparing, "_command", command)
     study = read_study(write(tmp_path, dataset=None, phantom=PHANTOM, prepare="-np 2"))
     for _ in range(2):
         assert make_phantom(study, tmp_path) == "Dataset998_StudyPhantom"
-    assert [words[1] for words in commands] == ["-c", "convert", "prepare"]
+    assert [words[1] for words in commands] == ["phantom", "convert", "prepare"]
     ours = {file.relative_to(tmp_path / "phantom") for file in tmp_path.glob("phantom/**/*.nii.gz")}
     write_mnms(tmp_path / "other", **PHANTOM)
     other = {file.relative_to(tmp_path / "other") for file in tmp_path.glob("other/**/*.nii.gz")}

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from nnunet_ssp.evaluation.statistics import summarise
-from nnunet_ssp.study.results import Place, Results, Value
+from nnunet_ssp.study.results import Coordinates, Results, Value
 
 # With `dice` of conftest: the mean over eight subjects, two phases and three classes.
 SEED_0 = {"all": 0.694, "10": 0.494}
@@ -18,13 +18,13 @@ OVER_SUBJECTS = 0.004 * np.std(range(8), ddof=1)
 def test_the_mean_is_over_subjects_then_seeds_and_both_spreads_are_sample_deviations(miniature):
     results = miniature().finish().results
     for fold, expected in SEED_0.items():
-        value = results.value(Place("baseline", fold))
+        value = results.value(Coordinates("baseline", fold))
         assert value.seeds == pytest.approx({s: expected + 0.01 * s for s in range(3)})
         assert value.mean == pytest.approx(expected + 0.01)
         assert value.sd_seeds == pytest.approx(0.01)
         assert value.sd_subjects == pytest.approx(OVER_SUBJECTS)
         assert value.wanted == 3
-    assert results.value(Place("MIM", "10")).mean == pytest.approx(0.604)
+    assert results.value(Coordinates("MIM", "10")).mean == pytest.approx(0.604)
 
 
 def test_values_are_those_of_the_evaluation(miniature):
@@ -32,7 +32,7 @@ def test_values_are_those_of_the_evaluation(miniature):
     results = mini.results
     table = summarise(results.frames["MIM", "all"]).set_index("class")
     for name in ("LVBP", "LVM", "RV", "mean"):
-        value = results.value(Place("MIM", "all", class_name=name))
+        value = results.value(Coordinates("MIM", "all", class_name=name))
         row = table.loc[name]
         assert value.mean == pytest.approx(row["dice_mean"])
         assert value.sd_seeds == pytest.approx(row["dice_sd_seeds"])
@@ -50,33 +50,33 @@ def test_values_are_those_of_the_evaluation(miniature):
 )
 def test_a_test_counts_the_cases_that_have_its_values(miniature, test, subjects, higher):
     results = miniature().finish().results
-    value = results.value(Place("baseline", "all", test))
+    value = results.value(Coordinates("baseline", "all", test))
     expected = 0.5 + 0.2 - 0.03 + higher + 0.004 * np.mean(subjects)
     assert value.seeds[0] == pytest.approx(expected)
-    table = results.seed_values(Place("baseline", "all", test))
+    table = results.seed_values(Coordinates("baseline", "all", test))
     assert set(table["n_subjects"]) == {len(subjects)}
 
 
 def test_codes_are_compared_as_text(miniature):
     mini = miniature(tests={"all": {}, "one": {"centre": "04"}, "other": {"centre": "4"}}).finish()
     results = mini.results
-    assert results.value(Place("MIM", "all", "one")).mean == pytest.approx(0.804)
-    assert results.value(Place("MIM", "all", "other")).seeds == {}
+    assert results.value(Coordinates("MIM", "all", "one")).mean == pytest.approx(0.804)
+    assert results.value(Coordinates("MIM", "all", "other")).seeds == {}
 
 
 def test_structures_stand_for_the_datasets_classes(miniature):
     results = miniature().finish().results
     for name, own, lower in (("LV", "LVBP", 0.0), ("MYO", "LVM", 0.03), ("RV", "RV", 0.06)):
-        value = results.value(Place("MIM", "all", class_name=name))
+        value = results.value(Coordinates("MIM", "all", class_name=name))
         assert value.seeds[0] == pytest.approx(0.824 - lower)
-        assert value == results.value(Place("MIM", "all", class_name=own))
+        assert value == results.value(Coordinates("MIM", "all", class_name=own))
         assert results.structure_of(own) == results.structure_of(name) == name
     assert results.structure_of("mean") == "mean"
 
 
 def test_other_scores(miniature):
     results = miniature().finish().results
-    place = Place("baseline", "all")
+    place = Coordinates("baseline", "all")
     assert results.value(place._replace(score="hd95_mm")).mean == pytest.approx(10 - 0.704)
     # The errors are +1 and -1 for seed 0, 2 for seed 1, ...: their mean would be 0.
     assert results.value(place._replace(score="LV EF")).seeds == {0: 1.0, 1: 2.0, 2: 3.0}
@@ -89,21 +89,21 @@ def test_a_missing_run_is_a_hole(miniature):
     mini = miniature()
     mini.finish([mini.run("MIM", "10", 1)])
     results = mini.results
-    assert results.value(Place("MIM", "10")).seeds == pytest.approx({1: 0.604})
-    assert results.value(Place("MIM", "10"), [0, 2]).seeds == {}
-    one = results.value(Place("MIM", "10"))
+    assert results.value(Coordinates("MIM", "10")).seeds == pytest.approx({1: 0.604})
+    assert results.value(Coordinates("MIM", "10"), [0, 2]).seeds == {}
+    one = results.value(Coordinates("MIM", "10"))
     assert (one.wanted, math.isnan(one.sd_seeds)) == (3, True)
-    nothing = results.value(Place("baseline", "all"))
+    nothing = results.value(Coordinates("baseline", "all"))
     assert (nothing.seeds, math.isnan(nothing.mean)) == ({}, True)
-    assert results.value(Place("MIM", "all", score="area")).seeds == {}
-    assert results.value(Place("MIM", "all", score="LV EF")).seeds == {}
+    assert results.value(Coordinates("MIM", "all", score="area")).seeds == {}
+    assert results.value(Coordinates("MIM", "all", score="LV EF")).seeds == {}
 
 
 def test_what_is_not_recorded_does_not_count(miniature):
     mini = miniature().finish()
     run = mini.run("MIM", "10", 0)
     (mini.output / run.folder / "evaluate.json").unlink()
-    assert set(mini.results.value(Place("MIM", "10")).seeds) == {1, 2}
+    assert set(mini.results.value(Coordinates("MIM", "10")).seeds) == {1, 2}
     assert not mini.results.is_done(run)
 
 
@@ -169,7 +169,7 @@ def test_nothing_is_compared_with_a_baseline_that_is_missing(miniature):
 
 
 def test_models_are_compared_with_their_own_baseline(miniature):
-    """And p values corrected for those that have the same one."""
+    """p values are corrected for the models with the same baseline."""
     models = {
         "baseline": {"trainer": "Scratch"},
         "plain": {"trainer": "Scratch", "baseline": "plain"},
@@ -194,7 +194,7 @@ def test_names_that_do_not_exist_are_refused(miniature):
     with pytest.raises(
         ValueError, match=r"classes \(=atrium\) must be mean, LV, MYO, RV or of LVBP"
     ):
-        miniature().finish().results.value(Place("MIM", "all", class_name="atrium"))
+        miniature().finish().results.value(Coordinates("MIM", "all", class_name="atrium"))
     table = {"title": "T", "rows": "folds", "columns": "models"}
     for change, message in (
         ({"classes": "atrium"}, r"classes \(=atrium\)"),
@@ -262,13 +262,13 @@ def test_what_is_to_run_again_does_not_count(miniature):
     results = Results(
         mini.study, *mini.runs, mini.data, mini.output, {f"{run.folder}/evaluate.json"}
     )
-    assert set(results.value(Place("MIM", "10")).seeds) == {1, 2}
+    assert set(results.value(Coordinates("MIM", "10")).seeds) == {1, 2}
     assert results.state(run) == ("evaluation is outdated", None)
 
 
 def test_seed_values_name_their_runs(miniature):
     mini = miniature().finish()
-    table = mini.results.seed_values(Place("MIM", "10"))
+    table = mini.results.seed_values(Coordinates("MIM", "10"))
     assert table["seed"].tolist() == [0, 1, 2]
     for folder in table["run"]:
         assert (mini.output / folder / "evaluate.json").is_file()
@@ -290,7 +290,7 @@ def test_a_frame_without_a_distance_is_left_out(miniature):
     table.loc[(table["class"] == "RV") & (table["case"] == "T0_0"), "hd95_mm"] = np.nan
     table.loc[(table["class"] == "RV") & (table["case"] == "T0_1"), "hd95_mm"] = 14.0
     table.to_csv(file, index=False)
-    values = mini.results.seed_values(Place("MIM", "all", class_name="RV", score="hd95_mm"))
+    values = mini.results.seed_values(Coordinates("MIM", "all", class_name="RV", score="hd95_mm"))
     assert values["value"].tolist() == pytest.approx([(14 + 6 * 7) / 7])
     assert values["n_subjects"].tolist() == [7]
 
@@ -301,11 +301,11 @@ def test_a_seed_that_misses_a_class_everywhere_is_done_and_has_no_distance(minia
     table = pd.read_csv(file)
     table.loc[table["class"] == "RV", ["hd95_mm", "missed"]] = np.nan, 1
     table.to_csv(file, index=False)
-    value = mini.results.value(Place("MIM", "all", class_name="RV", score="hd95_mm"))
+    value = mini.results.value(Coordinates("MIM", "all", class_name="RV", score="hd95_mm"))
     assert (list(value.seeds), value.done, value.wanted, value.missed) == ([1], 2, 2, 16)
-    mean = mini.results.value(Place("MIM", "all", score="hd95_mm"))
+    mean = mini.results.value(Coordinates("MIM", "all", score="hd95_mm"))
     assert (list(mean.seeds), mean.missed) == ([0, 1], 16)
-    assert mini.results.value(Place("MIM", "all", class_name="RV")).missed == 0
+    assert mini.results.value(Coordinates("MIM", "all", class_name="RV")).missed == 0
 
 
 @pytest.mark.parametrize("content", [b"", b'model,seed\n"MIM,0\n', b"model\n\xe9\n"])
@@ -314,4 +314,4 @@ def test_a_damaged_table_of_scores_is_named(miniature, content: bytes):
     file = Path(mini.output, mini.run("MIM", "all", 0).folder, "evaluation", "metrics.csv")
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"metrics\.csv: must be the table that the study's run"):
-        mini.results.value(Place("MIM", "all"))
+        mini.results.value(Coordinates("MIM", "all"))

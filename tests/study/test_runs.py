@@ -157,7 +157,7 @@ def test_a_key_is_not_where_and_how_fast_a_command_runs(tmp_path, data):
 
 
 def test_a_pretraining_on_other_images_is_another(tmp_path, data):
-    """More unlabelled subjects change no fold, but what a pretraining sees."""
+    """More unlabelled subjects change what a pretraining sees, but no fold."""
     _, (before,), trainings = planned(tmp_path, data)
     stored = {**data.stored, "S90_frame00": data.stored["S11_frame00"]}
     case = replace(data.dataset.cases["S11_frame00"], case="S90_frame00", subject="S90")

@@ -97,7 +97,7 @@ def test_parts_for_every_combination(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"folder": 1}, "folder: is no name of the schema"),
+        ({"folder": 1}, "folder: is not a name of the schema"),
         ({"seeds": []}, "seeds: must have at least 1 item"),
         (
             {"models": {"m": {"trainer": "Scratch", "settings": {"a": [1]}}}},

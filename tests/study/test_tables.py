@@ -9,24 +9,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nnunet_ssp.study.results import Place
+from nnunet_ssp.study.results import Coordinates
 from nnunet_ssp.study.spec import Table
-from nnunet_ssp.study.tables import Filled, fill, latex, markdown, tidy
+from nnunet_ssp.study.tables import Filled, fill_table, latex, markdown, tidy
 
 HOSTILE = r"50% & $x_1$ #2 {a} ~b ^c \d <e> |f| “g” – ±"
 
 
-def target(place: Place) -> str:
+def target(place: Coordinates) -> str:
     return f"../report.html#{place.model}-{place.fold}"
 
 
 def filled(mini, **parts: object) -> Filled:
     content = {"title": "Table 1", "rows": "folds", "columns": "models"} | parts
-    return fill(Table.model_validate(content), mini.results)
+    return fill_table(Table.model_validate(content), mini.results)
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of a Markdown table without its rule."""
+    """Return the cells of a Markdown table without its rule."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return [line for line in cells if not set(line[-1]) <= set("-:")]
@@ -96,7 +96,7 @@ def test_one_seed_has_no_spread(miniature):
 
 def test_a_table_may_have_seeds_of_its_own(miniature):
     mini = miniature(tables=[{"title": "T", "rows": "folds", "columns": "models", "seeds": [4]}])
-    table = fill(mini.study.tables[0], mini.finish().results)
+    table = fill_table(mini.study.tables[0], mini.finish().results)
     assert table.texts(0) == ["0.734", "0.834"]
 
 
@@ -131,7 +131,7 @@ def test_several_axes_make_combined_rows_and_columns(miniature):
     head = rows(markdown(table, target))[0]
     assert head[:3] == ["Trained on", "Model", "all, 3D Dice"]
     assert head[3] == "all, LV EF (%)"
-    assert "absolute errors of the clinical figures; mean over subjects" in table.caption
+    assert "absolute errors of the clinical metrics; mean over subjects" in table.caption
     lines = latex(table, "t").splitlines()
     assert r" &  & \multicolumn{2}{c}{all} & \multicolumn{2}{c}{ED} \\" in lines
 

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet_ssp.bench import command, rows
+from nnunet_ssp.bench.place import (
+    ON_CUDA,
+    Bench,
+)
+from tests.bench.conftest import CPU, TINY
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# What every method must say, by name.
+KEYS = (
+    "compute_images_per_s",
+    "end_to_end_images_per_s",
+    "end_to_end_over_compute",
+    "views_over_stock_loader",
+    "peak_memory_bytes",
+    "fraction_of_floor",
+)
+
+
+class Prepared:
+    """Stand-in for `Bench.prepared`."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def __enter__(self) -> Bench:
+        return self.bench
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command makes its temporary folders."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def test_the_table_and_the_metrics(bench, scratch, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
+    peer = {name: {"images_over_lightly": x} for name, x in (("SimCLR", 1.25), ("DINO", 1.5))}
+    monkeypatch.setattr(rows, "over_lightly", lambda _: peer)
+    file = tmp_path / "metrics" / "bench.json"
+    metrics = command.run(["contextprediction", "PCL"], "cpu", file, TINY)
+
+    assert json.loads(file.read_text()) == metrics
+    assert list(metrics["methods"]) == ["ContextPrediction", "PCL"]
+    for found in metrics["methods"].values():
+        assert set(KEYS) <= found.keys()
+        assert all(math.isfinite(found[key]) and found[key] > 0 for key in KEYS)
+        for key in ("end_to_end_over_compute", "views_over_stock_loader"):
+            low, high = found[f"{key}_quartiles"]
+            assert low <= found[key] <= high
+            assert found[f"{key}_rounds"] == 3
+        share = found["end_to_end_images_per_s"] / found["compute_images_per_s"]
+        assert share == pytest.approx(found["end_to_end_over_compute"])
+    assert metrics["methods"]["ContextPrediction"]["peak_memory_batch_size"] == 9
+    assert list(metrics["simclr_peak_memory_bytes"]) == ["4", "8"]
+    assert list(metrics["growth"]) == ["20", "40"]
+    assert metrics["finetuning_over_stock"] > 0
+    assert isinstance(metrics["finetuning_images_per_s"], float)
+    assert metrics["finetuning_images_per_s"] > 0
+    assert torch.__version__.startswith(metrics["setting"]["versions"]["torch"])
+    assert not list(scratch.iterdir()), "everything temporary is removed"
+
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    header = next(line for line in lines if line.startswith("| method"))
+    body = [line for line in lines if line.startswith(("| ContextPrediction |", "| PCL |"))]
+    assert [line.count("|") for line in body] == [header.count("|")] * 2
+    assert "images/s" not in said.out, "absolute times are a GPU's"
+    assert f"{os.cpu_count()} cores, PyTorch with 1 thread(s)" in lines[0]
+    for word in ("SimCLR's memory: 4 slices", "Slice store of 40", "SimCLR 1.25x", "Fine-tuning"):
+        assert word in said.out
+    assert "bench: PCL ..." in said.err
+
+
+def test_absolute_times_come_from_a_gpu():
+    method = {key: 0.5 for key in KEYS} | {"batch_size": 9, "peak_memory_batch_size": 9}
+    metrics = {
+        "setting": {
+            **command._setting(CPU, ON_CUDA),
+            "device": "cuda",
+        },
+        "methods": {
+            "MIM": {
+                **method,
+                "compute_images_per_s": 1234.4,
+                "host_end_to_end_over_compute": 0.9321,
+            }
+        },
+        "rates": {"torch.float16": {"flops_per_s": 3e14, "bytes_per_s": 2e12}},
+        "simclr_peak_memory_bytes": {"64": 2**30, "256": 2**30},
+        "growth": {},
+        "images_over_lightly": None,
+        "finetuning_over_stock": 1.0,
+    }
+    text = "\n".join(command.table(metrics))
+    assert "| 1234 |" in text
+    header, _, row = (line.split(" | ") for line in text.splitlines()[4:7])
+    assert row[header.index("from the host / compute")] == "0.93"
+    assert "300.0 TFLOP/s and 2000 GB/s" in text
+    assert "256 slices 1024 MiB (1.00x)" in text
+    assert "Lightly: left out" in text
+    assert "of its widths" not in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there():
+    with pytest.raises(ValueError, match=r"`--device` \(=cuda\)"):
+        command.run(["MIM"], "cuda")
+
+
+def test_sigterm_ends_it_as_an_error_does(bench, scratch, monkeypatch):
+    def terminated(*_: object) -> None:
+        assert list(scratch.iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
+    monkeypatch.setattr(command, "_measure", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        command.run(["MIM"], "cpu", workload=TINY)
+    assert not list(scratch.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssp.demo import report as demo_report
+
+
+def test_report_opens_with_the_caveat_and_holds_every_part(finished):
+    commands, _ = finished
+    html = Path("demo/report.html").read_text(encoding="utf-8")
+    body = html.partition("<main>\n")[2]
+    assert body.startswith(f'<p class="notice">{demo_report.CAVEAT}</p>')
+    assert body.count("<img ") == 2 + 2 + 1  # curves, reconstructions, overlays
+    assert "epoch 000" in body
+    assert "epoch 009" in body
+    assert "epoch 005" not in body
+    for step in commands.steps:
+        assert f"<td>{step.name}</td>" in body
+    for name in ("LV", "MYO", "RV", "Mean", "test0", "test1", "nnunetv2"):
+        assert f"<td>{name}</td>" in body or f"<th>{name}</th>" in body
+    # Four labelled subjects, so fold 0 leaves one out of pretraining and of fine-tuning.
+    assert "saw 9 frames of 3 subjects, without labels" in body
+    assert "the labels of 6 frames of 3 subjects" in body
+    assert "4 frames of 2 subjects: the test subjects" in body
+
+
+def test_scores_are_means_over_subjects_of_means_over_frames():
+    pd = pytest.importorskip("pandas")
+    rows = [
+        ("Fine-tuned", "s1", "a", "LV", 1.0),
+        ("Fine-tuned", "s1", "b", "LV", 0.0),
+        ("Fine-tuned", "s2", "c", "LV", 1.0),
+        ("Fine-tuned", "s1", "a", "RV", 0.25),
+        ("Fine-tuned", "s2", "c", "RV", 0.25),
+        ("From scratch", "s1", "a", "LV", 0.0),
+        ("From scratch", "s1", "a", "RV", 1.0),
+    ]
+    scores = pd.DataFrame(rows, columns=["model", "subject", "case", "class", "dice"])
+    means = demo_report.class_means(scores)
+    assert list(means.index) == ["LV", "RV", "Mean"]
+    assert means["Fine-tuned"].tolist() == [0.75, 0.25, 0.5]
+    assert means["From scratch"].tolist() == [0, 1, 0.5]

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssp.evaluation import report
+from tests.evaluation.conftest import (
+    Document,
+    heart,
+    write_dataset,
+    write_image,
+    write_predictions,
+)
+from tests.evaluation.running import run, tables
+
+
+def test_images_that_do_not_fit_are_left_out_of_the_overlays(dataset, predict, tmp_path, with_page):
+    predictions = predict("m$im", 1.0)
+    images = sorted((dataset / "imagesTs").iterdir())
+    images[0].write_bytes(b"no image")
+    for path in images[1:13]:
+        write_image(path, heart()[1:])
+    assert run("114 -np 1", predictions) == 0
+    page = Document((tmp_path / "m$im_evaluation/report.html").read_text("utf-8"))
+    (note,) = (text for text in page.text if text.startswith("Note: left out, as the image cannot"))
+    assert "T0_frame00" in note or "T0_frame07" in note
+    (best,) = (text for text in page.text if text.startswith("Best: "))
+    metrics, *_ = tables(tmp_path / "m$im_evaluation")
+    own = metrics[metrics["case"].isin([path.name[:10] for path in images[13:]])]
+    means = own.groupby("case")["dice"].mean()
+    assert best.startswith(f"Best: {means.idxmax()}, E")
+    assert f"mean {means.max():.2f}." in best
+
+
+def test_captions_say_which_seed_is_shown(dataset, predict, tmp_path, with_page):
+    first, second = predict("first", 0), predict("second", 2.0)
+    assert run(f"114 mim={first} mim={second} -np 1 -o {tmp_path / 'out'}") == 0
+    page = Document((tmp_path / "out/report.html").read_text("utf-8"))
+    text = " ".join(page.text)
+    assert "of all classes, models and seeds; shown is the first seed of each model." in text
+    assert "Missed: frames with the class in only one of the two, summed over seeds;" in text
+    for title in ("Best", "Median", "Worst"):
+        (caption,) = (line for line in page.text if line.startswith(f"{title}: "))
+        assert caption.endswith("Dice of LVBP 1.00, LVM 1.00, RV 1.00, mean 1.00.")
+    assert "Means over the subjects that have the metric in reference and prediction" in text
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Write the reports of one model and of two, with an overlay for each."""
+    folder = tmp_path_factory.mktemp("reports")
+    raw = folder / "raw" / "Dataset114_MNMs"
+    write_dataset(raw)
+    models = [
+        write_predictions(folder / f"m{i}", raw / "labelsTs", 1.0 + i / 4, i) for i in range(2)
+    ]
+    line = " ".join(f"model-with-a-long-name-{path.name}={path}" for path in models)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_raw", str(raw.parent))
+        patch.setattr(report, "MODELS_PER_OVERLAY", 1)
+        assert run("114 -np 1", models[0]) == 0
+        assert run(f"114 {line} -np 1 -o {folder / 'two'}") == 0
+    return {name: folder / name / "report.html" for name in ("m0_evaluation", "two")}
+
+
+def test_the_page_has_every_part_and_asks_for_nothing(reports):
+    for name, path in reports.items():
+        html = path.read_text(encoding="utf-8")
+        document = Document(html)
+        heads = re.findall("<h2>(.*?)</h2>", html)
+        compared = ["Compared with model-with-a-long-name-m0"] * (name == "two")
+        assert heads == [
+            "Overlap and distance",
+            *compared,
+            "Best, median and worst",
+            "Clinical metrics",
+            "From base to apex",
+            "By phase, vendor, centre and pathology",
+            "Subjects",
+            "How it was measured",
+        ]
+        for image in document.all("img") + document.all("source"):
+            assert (image.get("src") or image["srcset"]).startswith("data:image/png;base64,")
+            assert image.get("alt") or "srcset" in image
+        assert "http://" not in html and "https://" not in html
+        after = document.text[document.text.index("3D Dice") + 1 :]
+        assert after[0] == "nnU-Net’s"
+        assert after.index("Missed") < after.index("HD95 (mm)")
+        models, overlays = (2, 6) if name == "two" else (1, 3)
+        assert len(document.all("img")) == 1 + overlays + 8 * models + 3
+
+
+def test_the_page_fits_a_phone(reports, tmp_path):
+    """In a headless browser, if there is one, only boxes that scroll are wider than the page."""
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if browser is None:
+        pytest.skip("there is no Chromium here")
+    measure = """<script>onload = () => {
+      const page = document.querySelector('iframe').contentDocument, root = page.documentElement;
+      const images = [...page.images];
+      document.body.textContent = JSON.stringify({width: root.scrollWidth, room: root.clientWidth,
+        drawn: images.filter(i => i.complete && i.naturalWidth > 0).length, all: images.length,
+        text: parseFloat(page.defaultView.getComputedStyle(page.querySelector('td')).fontSize)});
+    }</script>"""
+    for number, path in enumerate(reports.values()):
+        inner = path.read_text(encoding="utf-8").replace('"', "&quot;")
+        page = f'{measure}<iframe width="360" height="800" style="border: 0" srcdoc="{inner}">'
+        outer = tmp_path / f"outer{number}.html"
+        outer.write_text(f'<!doctype html><meta charset="utf-8">{page}</iframe>', encoding="utf-8")
+        command = [browser, "--headless=new", "--disable-gpu", "--virtual-time-budget=10000"]
+        command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", outer.as_uri()]
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            command.insert(1, "--no-sandbox")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        body = done.stdout.partition("<body>")[2].partition("</body>")[0]
+        seen = json.loads(body)
+        assert seen["width"] <= seen["room"] <= 360
+        assert seen["drawn"] == seen["all"] > 0
+        assert seen["text"] >= 14
