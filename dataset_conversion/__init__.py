@@ -26,6 +26,6 @@ CONVERTERS = {
 }
 
 
-def load(converter: str) -> ModuleType:
+def load_converter(converter: str) -> ModuleType:
     """The module of a converter, for example `mnms+mnms2`."""
     return importlib.import_module(f"{__name__}.{converter.replace('+', '_')}")

@@ -205,7 +205,7 @@ def read_subject(task: AcdcTask) -> Cine:
     Raises:
         ValueError: The subject cannot be converted; names the file and the rule.
     """
-    frames, stored, n_frames = _read_images(task)
+    frames, stored, n_frames = _read_frames(task)
     place = place_stack(stored.grid, stored.voxels.shape, stored.file)
     corrections = [*place.corrections]
     notes = [*place.notes, *unpacked_copies(task.files)]
@@ -272,7 +272,7 @@ def read_subject(task: AcdcTask) -> Cine:
     )
 
 
-def _read_images(task: AcdcTask) -> tuple[dict[int, Array], Nifti, int]:
+def _read_frames(task: AcdcTask) -> tuple[dict[int, Array], Nifti, int]:
     """The frames `(X, Y, Z)` by time index, a file on their grid, and the number of frames of the cine."""
     if task.cine is not None:
         image = read_image(task.cine)

@@ -49,15 +49,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.conversion.convert import look_at_headers
 from nnunet_ssp.conversion.geometry import base_of_stack, clean_affine, same_grid
 from nnunet_ssp.conversion.phases import LABELS, label_phases
-from nnunet_ssp.conversion.stacks import Stack, look_at_stack, read_stack
+from nnunet_ssp.conversion.stacks import NiftiStack, look_at_nifti_stack, read_nifti_stack
 from nnunet_ssp.conversion.subjects import Cine, Common, Look, Task, make_cases
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.dataset_conversion.cine_files import (
     MASK,
-    find_images,
+    find_cines,
     find_masks,
     holds_one_slice,
     keep_series,
@@ -213,7 +214,7 @@ def list_tasks(
     root, masks_in = Path(folder), Path(folder if labels is None else labels)
     for needed in (root, masks_in):
         check_is_folder(needed)
-    found = find_images(root, masks_in, by_patient_id, number_of_workers(workers))
+    found = find_cines(root, masks_in, by_patient_id, number_of_workers(workers))
     if not found:
         raise FileNotFoundError(
             f"{root}: must hold NIfTI files, DICOM files or a folder of each subject."
@@ -224,7 +225,7 @@ def list_tasks(
     if labels is not None and not masks and any(masks_in.rglob("*.nii*")):
         raise FileNotFoundError(f"{masks_in}: no masks here. Their names end in _gt, see --help.")
     shared = with_shared_patients(found, root)
-    names = [_file_name(entry.name) for entry in found]
+    names = [_as_file_name(entry.name) for entry in found]
     tasks, refused = [], {}
     for subject, entry in zip(names, found, strict=True):
         mine = tuple(masks.pop(entry.name, []) or masks.pop(subject, []))
@@ -259,11 +260,11 @@ def list_tasks(
                 )
             )
     for subject, files in masks.items():
-        refused.setdefault(_file_name(subject), f"{files[0]}: a mask without an image.")
+        refused.setdefault(_as_file_name(subject), f"{files[0]}: a mask without an image.")
     return sorted(tasks, key=lambda task: task.subject), refused
 
 
-def _file_name(name: str) -> str:
+def _as_file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
 
 
@@ -279,12 +280,11 @@ def look(task: CineTask) -> Look:
         return seen
     if stem_of(task.images[0]):
         try:
-            n_frames, place = look_at_stack(task.images)
+            n_frames, place = look_at_nifti_stack(task.images)
         except ValueError as error:
             return replace(seen, refused=str(error))
         notes = dict.fromkeys([*seen.notes, *place.corrections, *place.notes])
         return replace(seen, n_frames=n_frames, notes=list(notes))
-    from nnunet_ssp.conversion.dicom.headers import count_of
     from nnunet_ssp.conversion.dicom.short_axis import choose_short_axis
 
     try:
@@ -315,9 +315,9 @@ def read_subject(task: CineTask) -> Cine:
     warnings: list[str] = []
     notes = list(task.notes)
     vendor = scanner = field_strength = patient = ""
-    nifti: Stack | None = None
+    nifti: NiftiStack | None = None
     if stem_of(task.images[0]):
-        nifti = read_stack(task.images, task.place)
+        nifti = read_nifti_stack(task.images, task.place)
         voxels, affine = nifti.voxels, nifti.place.affine
         corrections += nifti.place.corrections
         notes += nifti.place.notes
@@ -374,7 +374,7 @@ def _is_like_a_mask(frame: Array) -> bool:
 
 
 def _read_masks(
-    task: CineTask, image: Array, affine: Array, nifti: Stack | None
+    task: CineTask, image: Array, affine: Array, nifti: NiftiStack | None
 ) -> tuple[dict[int, Array], list[str]]:
     """The labelled frames, uint8 `(X, Y, Z)` on the image's grid, and what had to be corrected.
 

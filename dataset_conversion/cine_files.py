@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.files.nifti import has_packed_copy, read_header
 from nnunet_ssp.parallel import process
 
@@ -35,10 +36,11 @@ class Found:
     chosen: bool = False  # --series chose the images
 
 
-def find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[Found]:
+def find_cines(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[Found]:
     """Find the subjects in a folder; `masks` is the folder of the masks, which is no subject."""
     # Here, because every command would import pydicom.
-    from nnunet_ssp.conversion.dicom.headers import count_of, is_dicom, patient_id
+    from nnunet_ssp.conversion.dicom.headers import patient_id
+    from nnunet_ssp.conversion.dicom.opening import is_dicom
 
     found = []
     dicom: list[Path] = []  # whose subject only the header tells
@@ -87,7 +89,6 @@ def find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> l
 
 def keep_series(found: Sequence[Found], series: Sequence[str], workers: int) -> list[Found]:
     """Leave only the series that the user names to the subjects that have them."""
-    from nnunet_ssp.conversion.dicom.headers import count_of
     from nnunet_ssp.conversion.dicom.series_choice import choose_series
 
     files = {

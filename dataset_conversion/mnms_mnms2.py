@@ -78,7 +78,7 @@ def convert(
         options={"mnms2": str(folders[1].resolve())},
         **common,
         remarks=remarks,
-        remark=compare if published else lambda splits: [],
+        remark=compare_published if published else lambda splits: [],
     )
 
 
@@ -144,7 +144,7 @@ def _divide(source: Source, test: set[str]) -> Source:
     return replace(source, tasks=tasks)
 
 
-def compare(splits: Mapping[str, str]) -> list[str]:
+def compare_published(splits: Mapping[str, str]) -> list[str]:
     """Say whether the subjects of the two that were converted are the published ones.
 
     Args:

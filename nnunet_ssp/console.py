@@ -1,14 +1,29 @@
-"""How every command ends: an error that a user can mend is one line, an interruption is no error."""
+"""What the terminal shows: counts and lists in words, and how every command ends."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 ERRORS = (ValueError, RuntimeError, OSError)  # what a user can do something about
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 file`, `2 files`."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def some(names: Collection[str], limit: int = 10) -> str:
+    """Return the first names, and how many there are if some are left out: `a, b, ... (12 in all)`.
+
+    Sets are sorted first; the names of a sequence keep their order.
+    """
+    ordered = names if isinstance(names, Sequence) else sorted(names)
+    more = [f"... ({len(names)} in all)"] if len(names) > limit else []
+    return ", ".join([*ordered[:limit], *more])
 
 
 class Stopped(SystemExit, RuntimeError):

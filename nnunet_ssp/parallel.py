@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -100,6 +101,18 @@ def process(
         workers, multiprocessing.get_context("spawn"), initializer=start_worker
     ) as pool:
         yield from bar(pool.map(function, items))
+
+
+def worker_died(folder: Path) -> RuntimeError:
+    """Return the error to raise for a `BrokenProcessPool`.
+
+    Args:
+        folder: The folder that the workers were writing; a second run must continue there.
+    """
+    return RuntimeError(
+        f"{folder}: a worker process died, perhaps for lack of memory. Run the same command again with fewer "
+        "processes (-np): it continues where it stopped."
+    )
 
 
 def start_worker() -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from nnunet_ssp.console import ERRORS, Stopped, in_words, run_command
+from nnunet_ssp.console import ERRORS, Stopped, count_of, in_words, run_command, some
 
 
 @pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (3, 3), ("a path", 0)])
@@ -70,3 +70,19 @@ def test_the_end_of_a_training_is_one_line_below_any_command(capsys):
     assert capsys.readouterr().err == "error: no space left\n"
     with pytest.raises(RuntimeError, match="no space left"):
         stop()
+
+
+def test_counts_agree_with_their_noun():
+    assert [count_of(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+
+
+def test_long_lists_say_how_many_there_are():
+    assert some("ab") == "a, b"
+    assert some(list("abc"), limit=3) == "a, b, c"
+    assert some(list("cab"), limit=2) == "c, a, ... (3 in all)"
+    assert some([]) == ""
+
+
+def test_sets_are_listed_in_order():
+    assert some({"b", "c", "a"}, limit=2) == "a, b, ... (3 in all)"
+    assert some({"b": 1, "a": 2}.keys()) == "a, b"

@@ -6,19 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_ssp.cohort.folds import read_splits
+from nnunet_ssp.console import some
 
 TABLES = ("cases.csv", "folds.csv", "splits_final.json")  # there are copies of
 HOLDS_NOBODY_OUT = (
     "`val` is empty, so nobody is held out and what is called validation is on training cases"
 )
-LISTED = 10  # names shown
-
-
-def some(names: Collection[str]) -> str:
-    """Sorted names in words, at most ten of them."""
-    shown = sorted(names)[:LISTED]
-    more = f", ... ({len(names)} in all)" if len(names) > LISTED else ""
-    return ", ".join(shown) + more
 
 
 def unknown_names(fold: Mapping[str, Collection[str]], known: Collection[str]) -> list[str]:

@@ -83,7 +83,7 @@ def open_dataset(dataset: str | int) -> Dataset:
     )
 
 
-def _check_plain(raw: Path, subject_pattern: str | None) -> bool:
+def check_plain(raw: Path, subject_pattern: str | None) -> bool:
     """Check a dataset of nnU-Net's own, which keeps its folds beside the preprocessed data."""
     from nnunet_ssp.cohort.leaks import report_plain
 

@@ -19,6 +19,8 @@ from numbers import Real
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from nnunet_ssp.console import some
+
 # The format of hashes, which is a part of each. Another salt, length or rule of names needs the next number.
 VERSION = 1
 SALT = f"nnunet-ssp subject {VERSION}\n"
@@ -156,7 +158,7 @@ def stripped(content: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: See `hashed_subjects`.
     """
     kept = {
-        name: part if name == "network_weights" else map_texts(part, _without_paths)
+        name: part if name == "network_weights" else map_texts(part, _anonymous)
         for name, part in content.items()
     }
     if "ssp" in kept:
@@ -189,7 +191,10 @@ def _subjects(content: Mapping[str, Any]) -> Iterator[Finding]:
         names = [s for s in part.get("subjects", ()) if not _HASH.fullmatch(s)]
         n_hashes = len(part.get("subjects", ())) - len(names)
         if names:
-            yield Finding("subjects", f"{len(names)} names in `{place}.subjects`: {_some(names)}")
+            yield Finding(
+                "subjects",
+                f"{len(names)} names in `{place}.subjects`: {some(sorted(names), _SHOWN)}",
+            )
         if n_hashes:
             text = (
                 f"{n_hashes} hashes in `{place}.subjects`: they name nobody, but who knows a name can test whether it "
@@ -212,7 +217,7 @@ def _dataset(content: Mapping[str, Any]) -> Iterator[Finding]:
             continue
         where = f"in `init_args.dataset_json.{key}`"
         if key == "dataset" and isinstance(value, Mapping):
-            yield Finding("cases", f"{len(value)} names {where}: {_some(value)}")
+            yield Finding("cases", f"{len(value)} names {where}: {some(sorted(value), _SHOWN)}")
         else:
             text = " ".join(str(value).split())
             yield Finding("dataset", f"{text[:80]}{'...' * (len(text) > 80)} {where}")
@@ -248,7 +253,7 @@ def _times_from_zero(logging: Mapping[str, Any]) -> dict[str, Any]:
 
 def _paths(content: Mapping[str, Any]) -> Iterator[Finding]:
     for where, text in _texts(content, ""):
-        if _without_paths(text) != text:
+        if _anonymous(text) != text:
             yield Finding("path", f"{text} in `{where}`")
     if "weights_from_hash" in content.get("ssp", {}):
         yield Finding(
@@ -256,7 +261,7 @@ def _paths(content: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _without_paths(text: str) -> str:
+def _anonymous(text: str) -> str:
     """A text whose absolute paths, and this machine's name, are cut to what does not tell of the house."""
     if _WHOLE_PATH.match(text):
         return file_name(text)
@@ -291,8 +296,3 @@ def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list | tuple):
         for number, part in enumerate(value):
             yield from _texts(part, f"{where}[{number}]")
-
-
-def _some(names: Collection[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")

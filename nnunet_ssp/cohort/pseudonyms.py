@@ -77,11 +77,11 @@ def extend_key(file: Path, names: Iterable[str]) -> dict[str, str]:
         key[name] = pseudonym
     if new:
         rows = sorted((pseudonym, name) for name, pseudonym in key.items())
-        _write(file, [COLUMNS, *rows])
+        _write_key(file, [COLUMNS, *rows])
     return key
 
 
-def _write(file: Path, rows: Iterable[tuple[str, ...]]) -> None:
+def _write_key(file: Path, rows: Iterable[tuple[str, ...]]) -> None:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with atomic_write(file) as temporary:
         temporary.touch(mode=0o600)

@@ -17,7 +17,7 @@ COARSER = 1.1  # the same where that axis has at most half as many voxels as eac
 
 
 @dataclass(frozen=True)
-class Place:
+class StackPlace:
     """Where a stack lies once its slices are on the third axis."""
 
     affine: Array  # (4, 4), in mm, with orthogonal axes
@@ -30,7 +30,7 @@ class Place:
         return voxels.transpose(*self.order, *range(3, voxels.ndim))
 
 
-def place_stack(grid: Grid, shape: Sequence[int], file: Path) -> Place:
+def place_stack(grid: Grid, shape: Sequence[int], file: Path) -> StackPlace:
     """Make the axes of a grid orthogonal and put that of the slices last; also says what the header says.
 
     Axes are exchanged in a ring, so the handedness stays, and none is reversed.
@@ -53,7 +53,7 @@ def place_stack(grid: Grid, shape: Sequence[int], file: Path) -> Place:
             f"slices were on the file's {ORDINALS[axis]} axis, now on the third",
         ]
     moved = affine[:, [*order, 3]]
-    return Place(moved, order, [*grid.corrections, *corrections], [*grid.notes, *doubt])
+    return StackPlace(moved, order, [*grid.corrections, *corrections], [*grid.notes, *doubt])
 
 
 def slice_axis(spacing: Sequence[float] | Array, shape: Sequence[int]) -> tuple[int, list[str]]:

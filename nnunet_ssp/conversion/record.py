@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,34 @@ KEY_NOTE = (
 )
 
 
-def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class NewDataset:
+    """The dataset that a conversion makes."""
+
+    # 1 to 999
+    dataset_id: int
+    # the part of the folder's name after the id
+    name: str
+    # of `dataset.json`: consecutive from background 0, also those that never occur
+    labels: Mapping[str, int]
+    description: str
+    # for `convert.json`: the converter, its input folder, and all that changes the result
+    converter: str
+    source: Path
+    options: Mapping[str, object]
+
+    def settings(self) -> dict[str, object]:
+        """Return what `convert.json` says of this dataset; only a run with equal settings continues another."""
+        return with_hashed_paths(
+            {
+                "converter": self.converter,
+                "input": str(self.source.resolve()),
+                "options": dict(self.options),
+            }
+        )
+
+
+def with_hashed_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a conversion with hashes of folders: `convert.json` is a part of the dataset.
 
     Hashes stay as they are; conversions of earlier versions hold paths.
@@ -72,7 +99,7 @@ def check_folder(target: Path, settings: Mapping[str, object], overwrite: bool) 
             raise FileExistsError(
                 f"{target}: a finished dataset; --overwrite deletes it and converts again."
             )
-        earlier = without_paths(read_marker(target))
+        earlier = with_hashed_paths(read_marker(target))
         for key, value in settings.items():
             if earlier.get(key) != value:
                 raise FileExistsError(
@@ -100,7 +127,7 @@ def was_finished(target: Path, settings: Mapping[str, object]) -> bool:
     """Whether a run of these settings was killed when only temporary files were left to remove."""
     if not all((target / name).exists() for name in ("convert.json", "dataset.json", TEMPORARY)):
         return False
-    earlier = without_paths(read_marker(target))
+    earlier = with_hashed_paths(read_marker(target))
     return all(earlier.get(key) == value for key, value in settings.items())
 
 

@@ -92,19 +92,19 @@ TaskT = TypeVar("TaskT", bound=Task)
 
 @dataclass(frozen=True)
 class Renamed(Generic[TaskT]):
-    """Subjects under pseudonyms.
+    """Subjects under the names of the dataset, some of which may be pseudonyms.
 
     Attributes:
-        tasks: the subjects.
-        refused: those refused before reading, with the reason.
-        names: the user's name of each subject that has a pseudonym.
-        key: the file that holds these names.
+        tasks: The subjects.
+        refused: Those refused before reading, with the reason.
+        names: The user's name of each subject that has a pseudonym.
+        key: The file that holds these names, if there are any.
     """
 
     tasks: Sequence[TaskT]
     refused: Mapping[str, str]
-    names: Mapping[str, str]
-    key: Path
+    names: Mapping[str, str] = field(default_factory=dict)
+    key: Path | None = None
 
 
 def make_cases(

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from nnunet_ssp.cohort.cases import (
-    SPLITS,
-)
+from nnunet_ssp.cohort.cases import SPLITS
+from nnunet_ssp.console import some
 from nnunet_ssp.conversion.subjects import Look, Outcome
+
+
+@dataclass(frozen=True)
+class Remarks:
+    """What a summary says beside the subjects."""
+
+    # what the user should know about the data set as a whole
+    general: Sequence[str] = ()
+    # given the split of each subject that was not refused, what to say about these
+    of_splits: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: []
+    # the subjects `<prefix>-...` are counted apart, for each of these
+    prefixes: Sequence[str] = ()
+
+    def about(self, outcomes: Iterable[Outcome | Look]) -> list[str]:
+        """Return the remarks on these subjects."""
+        splits = {outcome.subject: outcome.split for outcome in outcomes if not outcome.refused}
+        return [*self.general, *self.of_splits(splits)]
 
 
 def as_log(outcomes: Iterable[Outcome]) -> dict[str, dict[str, object]]:
@@ -44,7 +61,7 @@ def summary_lines(
     for title, kind in (("Corrected", "corrections"), ("WARNING", "warnings"), ("Notes", "notes")):
         lines += _said(outcomes, title, kind)
     if any(outcome.refused for outcome in outcomes):
-        lines += ["\nREFUSED, not converted:", *_refusals(outcomes)]
+        lines += ["\nREFUSED, not converted:", *refusals(outcomes)]
     return lines
 
 
@@ -67,11 +84,11 @@ def dry_summary_lines(
     for split in SPLITS:
         subjects = [look.subject for look in looks if look.split == split and not look.refused]
         if subjects:
-            lines.append(f"\n{split}: {_names(subjects)}")
+            lines.append(f"\n{split}: {some(subjects)}")
     for title, kind in (("WARNING", "warnings"), ("Notes", "notes")):
         lines += _said(looks, title, kind)
     if any(look.refused for look in looks):
-        lines += ["\nWould be REFUSED:", *_refusals(looks, limit=None)]
+        lines += ["\nWould be REFUSED:", *refusals(looks, limit=None)]
     if all(look.refused for look in looks):
         return [*lines, "\nDry run: nothing was written, and no subject could be converted."]
     lines.append(f"\nDry run: nothing was written. The dataset would be {target}")
@@ -83,11 +100,6 @@ def dry_summary_lines(
 _Group = TypeVar("_Group", Outcome, Look)
 
 
-def splits_of(outcomes: Iterable[Outcome | Look]) -> dict[str, str]:
-    """The split of each subject that was not refused."""
-    return {outcome.subject: outcome.split for outcome in outcomes if not outcome.refused}
-
-
 def same_patients(outcomes: Iterable[Outcome | Look]) -> list[str]:
     """A warning for each patient of whom there are several subjects."""
     patients: dict[str, list[str]] = {}
@@ -95,7 +107,7 @@ def same_patients(outcomes: Iterable[Outcome | Look]) -> list[str]:
         if outcome.patient:
             patients.setdefault(outcome.patient, []).append(outcome.subject)
     return [
-        f"WARNING: {_names(subjects)} have the same PatientID: one subject? use --by-patient-id"
+        f"WARNING: {some(subjects)} have the same PatientID: one subject? use --by-patient-id"
         for subjects in patients.values()
         if len(subjects) > 1
     ]
@@ -131,7 +143,8 @@ def _remarks(remarks: Sequence[str]) -> list[str]:
     return ["", *remarks] if remarks else []
 
 
-def _refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list[str]:
+def refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list[str]:
+    """Return the refused subjects with their reasons, at most `limit` lines; numbers in names sort as numbers."""
     refused = [(o.subject, o.refused) for o in outcomes if o.refused]
     refused.sort(key=lambda pair: re.sub(r"\d+", lambda number: number[0].zfill(9), pair[0]))
     return list(_grouped(refused, limit))
@@ -146,10 +159,4 @@ def _grouped(texts: Iterable[tuple[str, str]], limit: int | None = 20) -> Iterat
         if number == limit:
             yield f"  ... and {len(groups) - limit} more, see convert.json"
             return
-        yield f"  {_names(subjects)}: {text}"
-
-
-def _names(subjects: Sequence[str], limit: int = 10) -> str:
-    if len(subjects) <= limit:
-        return ", ".join(subjects)
-    return f"{', '.join(subjects[: limit - 2])}, ... {subjects[-1]} ({len(subjects)} subjects)"
+        yield f"  {some(subjects)}: {text}"

@@ -60,7 +60,7 @@ def read_grid(header: Any) -> Grid:
     corrections: list[str] = []
     notes: list[str] = []
 
-    affine, source = _choose(sform, qform, int(header["sform_code"]))
+    affine, source = _choose_form(sform, qform, int(header["sform_code"]))
     if affine is None:
         if not known:
             raise ValueError(f"no sform, and pixdim (={_sizes(pixdim)}) is no spacing")
@@ -93,7 +93,7 @@ def read_grid(header: Any) -> Grid:
     elif factor != 1:
         affine = np.vstack([affine[:3] * factor, affine[3:]])
         notes.append(f"the header is in {unit}")
-    notes += _doubts(affine)
+    notes += _doubtful_scales(affine)
     return Grid(affine, source, _nominal(header), corrections, notes)
 
 
@@ -139,7 +139,9 @@ def _qform(header: Any, pixdim: Array) -> Array | None:
     return affine
 
 
-def _choose(sform: Array | None, qform: Array | None, sform_code: int) -> tuple[Array | None, str]:
+def _choose_form(
+    sform: Array | None, qform: Array | None, sform_code: int
+) -> tuple[Array | None, str]:
     """Choose between the forms, as SimpleITK does; it then takes the scales from pixdim."""
     if qform is None or sform is None:
         return (sform, "sform") if qform is None else (qform, "qform")
@@ -166,7 +168,7 @@ def _why(taken: str, other: str, scales: Array) -> str:
     return f"the spacing is that of {taken}; {other} {fault}"
 
 
-def _doubts(affine: Array) -> list[str]:
+def _doubtful_scales(affine: Array) -> list[str]:
     """What is strange about an affine in mm."""
     if np.allclose(affine, np.eye(4)) or np.allclose(affine, np.diag([-1, -1, 1, 1])):
         return ["the affine is the identity: probably neither spacing nor position is known"]

@@ -63,7 +63,7 @@ class Holder:
     @property
     def is_here(self) -> bool:
         """Whether the process counts among those that this one can see."""
-        return (self.host, self.boot, self.space) == _place()
+        return (self.host, self.boot, self.space) == _machine()
 
     @property
     def is_this(self) -> bool:
@@ -79,7 +79,7 @@ class Holder:
         if self.is_here:
             started = _started(self.pid)
             return started is not None and started != self.started
-        host, boot, _ = _place()
+        host, boot, _ = _machine()
         if self.host == host and self.boot and boot and self.boot != boot:
             return last_beat < _booted()  # this machine, before it was started again
         return False
@@ -116,7 +116,7 @@ def locked(
         yield False
         return
     stop = threading.Event()
-    threading.Thread(target=_beat, args=(file, holder, stop), daemon=True).start()
+    threading.Thread(target=_keep_alive, args=(file, holder, stop), daemon=True).start()
     try:
         _sweep(folder)
         yield True
@@ -151,7 +151,7 @@ def locked_dataset(*folders: Path, create: Path | None = None) -> Iterator[None]
 
 def holder_of(folder: Path) -> Holder | None:
     """The living process, or the one of another machine, that holds a folder's lock."""
-    found = _read(folder / LOCK)
+    found = _read_lock(folder / LOCK)
     return None if found is None or found[0].has_died(found[1]) else found[0]
 
 
@@ -190,7 +190,7 @@ def _take(file: Path, wait: float, saying: str) -> Holder | None:
             if error.errno not in READ_ONLY:
                 raise
             me = None
-        found = _read(file)
+        found = _read_lock(file)
         if found is None or found[0].has_died(found[1]):
             if me is None:
                 return None
@@ -240,7 +240,7 @@ def _create_exclusively(file: Path, content: str) -> bool:
     return True
 
 
-def _read(file: Path) -> tuple[Holder, float] | None:
+def _read_lock(file: Path) -> tuple[Holder, float] | None:
     """A lock's holder and the time of its last sign of life; None where there is no lock.
 
     Raises:
@@ -248,7 +248,7 @@ def _read(file: Path) -> tuple[Holder, float] | None:
     """
     while True:
         try:
-            return _parse(file)
+            return _parse_lock(file)
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, RecursionError):
@@ -261,7 +261,7 @@ def _read(file: Path) -> tuple[Holder, float] | None:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _parse(file: Path) -> tuple[Holder, float]:
+def _parse_lock(file: Path) -> tuple[Holder, float]:
     holder = Holder(**read_json(file, dict))
     texts = (value for name, value in asdict(holder).items() if name != "pid")
     if not isinstance(holder.pid, int) or not all(isinstance(text, str) for text in texts):
@@ -277,7 +277,7 @@ def _bury(file: Path, dead: Holder) -> None:
     """
     right = file.with_name(f"{LOCK}-{dead.token[:8]}-dead")
     while not _create(right, heir := _this_process()):
-        found = _read(right)
+        found = _read_lock(right)
         if found is None:
             continue
         if found[0].has_died(found[1]):
@@ -286,7 +286,7 @@ def _bury(file: Path, dead: Holder) -> None:
             raise RuntimeError(in_use(file.parent, *found).replace(str(file), str(right)))
         time.sleep(SECONDS_BETWEEN_LOOKS / 10)
     try:
-        found = _read(file)
+        found = _read_lock(file)
         if found is not None and found[0].token == dead.token:
             file.unlink(missing_ok=True)
     finally:
@@ -296,7 +296,7 @@ def _bury(file: Path, dead: Holder) -> None:
 def _release(file: Path, holder: Holder) -> None:
     """Give a lock back, unless somebody removed it by hand and another has taken it."""
     with suppress(OSError, RuntimeError):
-        found = _read(file)
+        found = _read_lock(file)
         if found is not None and found[0].token == holder.token:
             file.unlink(missing_ok=True)
 
@@ -307,16 +307,16 @@ def _sweep(folder: Path) -> None:
         with suppress(OSError):
             outdated = time.time() - left.stat().st_mtime > SECONDS_WITHOUT_BEAT
             with suppress(ValueError, TypeError, RecursionError):
-                holder, beat = _parse(left)
+                holder, beat = _parse_lock(left)
                 outdated |= holder.has_died(beat)
             if outdated:
                 left.unlink()
 
 
-def _beat(file: Path, holder: Holder, stop: threading.Event) -> None:
+def _keep_alive(file: Path, holder: Holder, stop: threading.Event) -> None:
     while not stop.wait(SECONDS_BETWEEN_BEATS):
         with suppress(OSError, RuntimeError):
-            found = _read(file)
+            found = _read_lock(file)
             if found is not None and found[0].token == holder.token:
                 os.utime(file)
 
@@ -325,7 +325,7 @@ def _beat(file: Path, holder: Holder, stop: threading.Event) -> None:
 
 
 def _this_process() -> Holder:
-    host, boot, space = _place()
+    host, boot, space = _machine()
     pid = os.getpid()
     return Holder(
         host,
@@ -334,18 +334,18 @@ def _this_process() -> Holder:
         pid,
         _started(pid) or "",
         datetime.now().isoformat(" ", "seconds"),
-        _command(),
+        _command_line(),
         secrets.token_hex(8),
     )
 
 
-def _command() -> str:
+def _command_line() -> str:
     program, *arguments = getattr(sys, "argv", None) or ["python"]
     return shlex.join([Path(program).name or "python", *arguments])
 
 
 @lru_cache(maxsize=1)
-def _place() -> tuple[str, str, str]:
+def _machine() -> tuple[str, str, str]:
     """This machine's name and boot, and what its process ids count in."""
     boot = space = ""
     with suppress(OSError):

@@ -59,7 +59,7 @@ def read_image(file: Path) -> Nifti:
 def read_stored(file: Path) -> tuple[Any, Array]:
     """Read the header of a NIfTI file, as it is, and its voxels as stored; see `read_image` for what is refused."""
     with _readable(file), _opened(file) as stream:
-        header = _read_header(stream)
+        header = _parse_header(stream)
         if np.isinf(
             header["scl_slope"]
         ):  # nibabel takes that for none, SimpleITK for infinite voxels
@@ -77,11 +77,11 @@ def read_header(file: Path) -> tuple[tuple[int, ...], Grid]:
         ValueError: The file is missing or not NIfTI.
     """
     with _readable(file), _opened(file) as stream:
-        header = _read_header(stream)
+        header = _parse_header(stream)
         return tuple(header.get_data_shape()), read_grid(header)
 
 
-def _read_header(stream: BinaryIO) -> Any:
+def _parse_header(stream: BinaryIO) -> Any:
     """Read the header of NIfTI 1 or 2, as it is; nibabel's `load` goes by the name, and fails with some valid forms."""
     import nibabel
 

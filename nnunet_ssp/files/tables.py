@@ -37,7 +37,7 @@ _WHOLE = re.compile(r"([0-9]{1,9})(\.0*)?")
 
 
 @dataclass(frozen=True)
-class _Grid:
+class _Rows:
     """Rows of a file before their columns are known."""
 
     described: str  # how the file was read
@@ -70,7 +70,7 @@ def read_table(
         ValueError: The file is no table, a column is missing or there twice, or a row has too few or too many values.
     """
     table = Path(table)
-    grid, header, rows = _choose(_grids(table), required, table)
+    grid, header, rows = _choose_rows(_grids(table), required, table)
     places = _places(header, (*required, *optional), table)
     absent = dict.fromkeys({*optional} - {*places}, "")
     needed = [places[column] for column in required]
@@ -105,7 +105,7 @@ def read_names(file: str | Path) -> list[str]:
         names = [text for value in values if (text := value.strip(" \t;"))]
         if len(names) > 1:
             raise ValueError(
-                f"{file}, row {number}: must hold one name a line, not {_shown(', '.join(names))}."
+                f"{file}, row {number}: must hold one name a line, not {_cut_short(', '.join(names))}."
             )
         found |= dict.fromkeys(names)
     return list(found)
@@ -120,12 +120,12 @@ def whole_number(text: str) -> int | None:
 # --- files to rows ----------------------------------------------------------------------------
 
 
-def _grids(table: Path) -> list[_Grid]:
+def _grids(table: Path) -> list[_Rows]:
     """Each way to read a file: by separator, or by sheet."""
     data = table.read_bytes()
     if data.startswith(MAGIC):
         return [
-            _Grid(f"in the sheet {name}", [(n, _in_line(cells)) for n, cells in rows])
+            _Rows(f"in the sheet {name}", [(n, _in_line(cells)) for n, cells in rows])
             for name, rows in read_workbook(table).items()
         ]
     for start, kind in _OTHER_FORMATS.items():
@@ -137,7 +137,7 @@ def _grids(table: Path) -> list[_Grid]:
     if told := re.match(r'"?sep=([^\w\s"]|\t)"?[,;\t]*(\r\n|\r|\n|$)', text, re.IGNORECASE):
         separators, text = [told[1]], text[told.end() :]
     return [
-        _Grid(f"read as {encoding} with {SEPARATORS.get(s, s)}", _records(text, s, table), s)
+        _Rows(f"read as {encoding} with {SEPARATORS.get(s, s)}", _csv_rows(text, s, table), s)
         for s in separators
     ]
 
@@ -201,7 +201,7 @@ def _row_at(before: str) -> int:
     return len(_NEWLINE.split(before))
 
 
-def _records(text: str, separator: str, table: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(text: str, separator: str, table: Path) -> Iterator[tuple[int, list[str]]]:
     """Split a text into rows that are not empty."""
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True
@@ -240,9 +240,9 @@ def _records(text: str, separator: str, table: Path) -> Iterator[tuple[int, list
 # --- rows to columns --------------------------------------------------------------------------
 
 
-def _choose(
-    grids: Iterable[_Grid], required: Sequence[str], table: Path
-) -> tuple[_Grid, list[str], Iterator[tuple[int, list[str]]]]:
+def _choose_rows(
+    grids: Iterable[_Rows], required: Sequence[str], table: Path
+) -> tuple[_Rows, list[str], Iterator[tuple[int, list[str]]]]:
     """The way to read a table in which its first row has the columns; with that row and those after it."""
     seen, fitting, faults = [], [], []
     for grid in grids:
@@ -256,7 +256,7 @@ def _choose(
             header = header[:-1]
         if header:
             seen.append((grid.described, header))
-            if {*map(_key, required)} <= {*map(_key, header)}:
+            if {*map(_column_key, required)} <= {*map(_column_key, header)}:
                 fitting.append((grid, header, rows))
     if not seen:
         raise faults[0] if faults else ValueError(f"{table}: the table is empty.")
@@ -269,39 +269,39 @@ def _choose(
     return fitting[0]
 
 
-def _key(column: str) -> str:
+def _column_key(column: str) -> str:
     return re.sub(r"[\s_]+", " ", column.strip()).casefold()
 
 
 def _places(header: Sequence[str], wanted: Sequence[str], table: Path) -> dict[str, int]:
     """The place of each column that is there."""
-    keys = [_key(name) for name in header]
+    keys = [_column_key(name) for name in header]
     for column in wanted:
-        if keys.count(_key(column)) > 1:
+        if keys.count(_column_key(column)) > 1:
             raise ValueError(f"{table}: the column {column} must not be there twice.")
-    return {column: keys.index(_key(column)) for column in wanted if _key(column) in keys}
+    return {
+        column: keys.index(_column_key(column)) for column in wanted if _column_key(column) in keys
+    }
 
 
 def _missing(required: Sequence[str], first: Sequence[tuple[str, Sequence[str]]]) -> str:
     """What to say of a table without the columns: how most of them were found."""
 
     def found(header: Sequence[str]) -> int:
-        return len({*map(_key, header)} & {*map(_key, required)})
+        return len({*map(_column_key, header)} & {*map(_column_key, required)})
 
     described, header = max(first, key=lambda one: (found(one[1]), len(one[1])))
-    keys = {*map(_key, header)}
-    names = ", ".join(column for column in required if _key(column) not in keys)
-    return (
-        f"column {names} is missing. The first row, {described}, is: {_shown(' | '.join(header))}"
-    )
+    keys = {*map(_column_key, header)}
+    names = ", ".join(column for column in required if _column_key(column) not in keys)
+    return f"column {names} is missing. The first row, {described}, is: {_cut_short(' | '.join(header))}"
 
 
 def _check_row(
-    values: Sequence[str], header: Sequence[str], required: Sequence[int], grid: _Grid, where: str
+    values: Sequence[str], header: Sequence[str], required: Sequence[int], grid: _Rows, where: str
 ) -> None:
     if more := [value for value in values[len(header) :] if value.strip()]:
         raise ValueError(
-            f"{where}: must have {len(header)} values as the first row, not {_shown(more[0])} beside them: a value "
+            f"{where}: must have {len(header)} values as the first row, not {_cut_short(more[0])} beside them: a value "
             f"with the separator inside needs quotes ({grid.described})."
         )
     # Excel leaves out separators after the last value of a row, so only what is needed must be there. The cells of a
@@ -311,7 +311,7 @@ def _check_row(
         raise ValueError(f"{where}: column {short[0].strip()} has no value: the row is too short.")
 
 
-def _shown(text: str, longest: int = 200) -> str:
+def _cut_short(text: str, longest: int = 200) -> str:
     """A text of a file as part of a message: without control characters, cut short."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text[: longest + 1])
     return text if len(text) <= longest else f"{text[:longest]} ..."

@@ -28,11 +28,11 @@ def read_workbook(file: Path) -> dict[str, list[tuple[int, Cells]]]:
         with zipfile.ZipFile(file) as archive:
             strings = _Strings()
             if "xl/sharedStrings.xml" in archive.namelist():
-                _parse(archive, "xl/sharedStrings.xml", strings)
+                _parse_part(archive, "xl/sharedStrings.xml", strings)
             sheets = {}
             for name, part in _sheets(archive).items():
                 cells = _Sheet(strings.found)
-                _parse(archive, part, cells)
+                _parse_part(archive, part, cells)
                 sheets[name] = cells.rows
             return sheets
     except OSError:
@@ -48,14 +48,14 @@ def read_workbook(file: Path) -> dict[str, list[tuple[int, Cells]]]:
 def _sheets(archive: zipfile.ZipFile) -> dict[str, str]:
     """The part of the archive that holds each sheet."""
     book, relations = _Attributes("sheet"), _Attributes("Relationship")
-    _parse(archive, "xl/workbook.xml", book)
-    _parse(archive, "xl/_rels/workbook.xml.rels", relations)
+    _parse_part(archive, "xl/workbook.xml", book)
+    _parse_part(archive, "xl/_rels/workbook.xml.rels", relations)
     # A target is relative to xl/, or begins with a slash.
     parts = {r["Id"]: posixpath.join("/xl", r["Target"]).lstrip("/") for r in relations.found}
     return {sheet["name"]: parts[sheet["id"]] for sheet in book.found}
 
 
-def _parse(archive: zipfile.ZipFile, part: str, target: _Target) -> None:
+def _parse_part(archive: zipfile.ZipFile, part: str, target: _Target) -> None:
     parser = XMLParser(target=target)
     left = MAX_BYTES
     with archive.open(part) as stream:

@@ -30,11 +30,10 @@ from nnunet_ssp.cohort.cases import Case, read_cases, subject_of
 from nnunet_ssp.cohort.consistency import (
     HOLDS_NOBODY_OUT,
     differing_fold,
-    some,
     unknown_names,
 )
 from nnunet_ssp.cohort.folds import is_trainable, read_splits
-from nnunet_ssp.console import DISK_FULL, Stopped
+from nnunet_ssp.console import DISK_FULL, Stopped, some
 from nnunet_ssp.distributed import ending_with_other_ranks, max_over_ranks, world_size
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import remove_half_written, write_json

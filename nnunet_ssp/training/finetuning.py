@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from nnunet_ssp.cohort import privacy
-from nnunet_ssp.cohort.consistency import some
+from nnunet_ssp.console import some
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.settings import EncoderSettings, FinetuningSettings

@@ -417,7 +417,7 @@ def test_a_kill_between_the_tables_appends_no_fold_twice(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("nnunet_ssp.files.atomic.write_json", killed)
+        patch.setattr("nnunet_ssp.cohort.folds.write_json", killed)
         folds(114, phase="ED")
     folds(114, phase="ED")
     folds(114, phase="ED")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
-import functools
 import importlib
 import json
 import os
@@ -9,9 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -22,7 +24,9 @@ from nnunet_ssp.cohort.cases import Case, case_name, read_cases
 from nnunet_ssp.cohort.folds import FOLD_SOURCE, read_splits, write_splits
 from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.conversion.convert import convert_subjects
+from nnunet_ssp.conversion.record import NewDataset
 from nnunet_ssp.conversion.subjects import Cine, Task, make_cases
+from nnunet_ssp.conversion.summary import Remarks
 from nnunet_ssp.files.nifti import write_nifti
 
 LABELS = {"background": 0, "LV": 1, "RV": 2}
@@ -76,19 +80,26 @@ def tasks(*subjects: str, **changes: bool) -> list[ToyTask]:
     return [ToyTask(subject, "train", (), **changes) for subject in subjects]
 
 
-run = functools.partial(
-    convert_subjects,
-    read=read_toy,
-    converter="toy",
-    source=Path("input"),
+TOY = NewDataset(
     dataset_id=901,
     name="Toy",
     labels=LABELS,
     description="toy",
+    converter="toy",
+    source=Path("input"),
     options={"test": None},
-    refused={},
-    workers=1,
 )
+
+
+def run(subjects: Sequence[Task], **changes: Any) -> Path:
+    """Convert toy subjects; changes are arguments of `convert_subjects` or fields of the dataset or of the remarks."""
+    fields = {f.name for f in dataclasses.fields(NewDataset)} & changes.keys()
+    new = replace(TOY, **{name: changes.pop(name) for name in fields})
+    kinds = {"remarks": "general", "remark": "of_splits", "prefixes": "prefixes"}
+    said = {kind: changes.pop(name) for name, kind in kinds.items() if name in changes}
+    changes["remarks"] = Remarks(**said)
+    arguments = {"read": read_toy, "refused": {}, "workers": 1, **changes}
+    return convert_subjects(subjects, new=new, **arguments)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -196,7 +207,7 @@ def test_remarks_and_the_counts_of_each_source_are_shown(capsys: pytest.CaptureF
 
 def test_long_lists_of_subjects_are_cut_short(capsys: pytest.CaptureFixture[str]):
     run(tasks(*(f"S{number:02d}" for number in range(12))))
-    assert "  S00, S01, S02, S03, S04, S05, S06, S07, ... S11 (12 subjects): a note" in (
+    assert "  S00, S01, S02, S03, S04, S05, S06, S07, S08, S09, ... (12 in all): a note" in (
         capsys.readouterr().out
     )
 

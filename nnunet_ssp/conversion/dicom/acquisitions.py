@@ -15,7 +15,8 @@ from itertools import chain, combinations, count, pairwise, starmap
 
 import numpy as np
 
-from nnunet_ssp.conversion.dicom.headers import Image, count_of
+from nnunet_ssp.console import count_of
+from nnunet_ssp.conversion.dicom.headers import Image
 from nnunet_ssp.conversion.dicom.pixels import read_pixels
 from nnunet_ssp.files.nifti import Array
 
@@ -36,7 +37,7 @@ NO_ORDER = "frames without distinct times or numbers"
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class SliceRun:
     """The frames of one slice in one breath-hold."""
 
     images: tuple[Image, ...]  # in order of time
@@ -180,7 +181,7 @@ def _one_visit(images: Iterable[Image]) -> bool:
 _planes = count()
 
 
-def find_runs(images: Iterable[Image]) -> list[Run]:
+def find_runs(images: Iterable[Image]) -> list[SliceRun]:
     """Group the images of one visit into runs."""
     planes: list[list[Image]] = []
     for image in images:
@@ -200,7 +201,7 @@ def _parallel(image: Image, other: Image) -> bool:
     return bool((cosines > np.cos(np.radians(PARALLEL))).all())
 
 
-def _runs_of_plane(images: Iterable[Image], plane: int) -> Iterator[Run]:
+def _runs_of_plane(images: Iterable[Image], plane: int) -> Iterator[SliceRun]:
     # Distances along one normal: along each image's own, within 2 degrees, they differ by mm.
     images = list(images)
     normal = images[0].axes[2]
@@ -274,7 +275,9 @@ def _complete_each_other(images: Sequence[Image]) -> bool:
     return False
 
 
-def _in_time(images: Sequence[Image], plane: int, number: int, usual: int = 0) -> Iterator[Run]:
+def _in_time(
+    images: Sequence[Image], plane: int, number: int, usual: int = 0
+) -> Iterator[SliceRun]:
     """Order the images of one slice by time.
 
     Apart, in order of acquisition, are those of two breath-holds in one series, where phases
@@ -288,7 +291,7 @@ def _in_time(images: Sequence[Image], plane: int, number: int, usual: int = 0) -
         phases = set(times)
         if len(phases) == len(times):
             ordered = sorted(images, key=lambda image: getattr(image, clock))
-            yield Run(tuple(ordered), clock, plane, number)
+            yield SliceRun(tuple(ordered), clock, plane, number)
             return
         if clock not in ("trigger", "temporal") or len(phases) < MIN_FRAMES:
             continue
@@ -296,13 +299,13 @@ def _in_time(images: Sequence[Image], plane: int, number: int, usual: int = 0) -
         lengths = {len(repeat) for repeat in repeats}
         if len(lengths) == 1 or min(lengths) >= MIN_FRAMES:
             for repeat in repeats:
-                yield Run(tuple(repeat), clock, plane, number, conflict)
+                yield SliceRun(tuple(repeat), clock, plane, number, conflict)
             return
         if conflict or len(phases) == usual < len(images):
             pair = conflict or _same_phase(images, clock)
-            yield Run(tuple(repeats[0]), "", plane, number, pair)
+            yield SliceRun(tuple(repeats[0]), "", plane, number, pair)
             return
-    yield Run(tuple(images), "", plane, number)
+    yield SliceRun(tuple(images), "", plane, number)
 
 
 def _contradicted(images: Sequence[Image]) -> bool:
@@ -349,7 +352,7 @@ def _same_phase(images: Sequence[Image], clock: str) -> tuple[Image, Image]:
 # --- phases -----------------------------------------------------------------------------------
 
 
-def phases_of(runs: Sequence[Run], n_frames: int) -> list[list[int] | None]:
+def phases_of(runs: Sequence[SliceRun], n_frames: int) -> list[list[int] | None]:
     """The phase of each frame, counted alike in all runs of a stack; None where it is not known.
 
     Whole runs, of `n_frames`, have their frames in order of time. Where one has other times
@@ -366,7 +369,7 @@ def phases_of(runs: Sequence[Run], n_frames: int) -> list[list[int] | None]:
     return _phases_by_number(runs, whole, n_frames)
 
 
-def _gaps(whole: Sequence[Run]) -> dict[Run, list[int]]:
+def _gaps(whole: Sequence[SliceRun]) -> dict[SliceRun, list[int]]:
     """The phases of runs by the time of each frame, where they are as even as a clock but for frames that are missing.
 
     Times are only compared within a run: its first frame is taken for the first phase. Nothing where no frame is
@@ -382,7 +385,7 @@ def _gaps(whole: Sequence[Run]) -> dict[Run, list[int]]:
 
 
 def _phases_by_trigger(
-    runs: Sequence[Run], whole: Sequence[Run], n_frames: int
+    runs: Sequence[SliceRun], whole: Sequence[SliceRun], n_frames: int
 ) -> list[list[int] | None]:
     """Trigger delays in units of the run's own frame duration, which varies with the heart rate."""
     duration = {run: float(np.median(np.diff(run.times))) for run in runs}
@@ -406,7 +409,7 @@ def _phases_by_trigger(
 
 
 def _phases_by_number(
-    runs: Sequence[Run], whole: Sequence[Run], n_frames: int
+    runs: Sequence[SliceRun], whole: Sequence[SliceRun], n_frames: int
 ) -> list[list[int] | None]:
     """By TemporalPositionIndex or InstanceNumber, which may go on from slice to slice."""
     numbers = [run.times.astype(int) for run in runs]
@@ -442,7 +445,7 @@ def _phases_by_number(
     return as_ranked
 
 
-def _out_of_step(run: Run, other: Run) -> bool:
+def _out_of_step(run: SliceRun, other: SliceRun) -> bool:
     """Whether numbers of one series follow neither slice by slice nor phase by phase, and so tell no time."""
     if run.images[0].series != other.images[0].series:
         return False
@@ -458,12 +461,12 @@ def _in_block(numbers: Array, start: int, length: int) -> list[int] | None:
     return ((numbers - start) % length).tolist() if len(blocks) == 1 else None
 
 
-def named(image: Image) -> str:
+def image_name(image: Image) -> str:
     """An image for a message: its file, and the frame within an enhanced one."""
     return f"{image.file}" if image.frame is None else f"{image.file} (frame {image.frame})"
 
 
-def size_of(runs: Sequence[Run]) -> str:
+def size_in_words(runs: Sequence[SliceRun]) -> str:
     """`10 slices x 25 frames`."""
     frames = max(len(run.images) for run in runs)
     return f"{count_of(len(runs), 'slice')} x {count_of(frames, 'frame')}"

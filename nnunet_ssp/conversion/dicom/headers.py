@@ -7,29 +7,26 @@ taken as they are.
 from __future__ import annotations
 
 import re
-import struct
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.datadict import dictionary_has_tag, tag_for_keyword
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
-from pydicom.valuerep import VR
 
+from nnunet_ssp.console import count_of
+from nnunet_ssp.conversion.dicom.opening import open_dicom, tolerant
 from nnunet_ssp.conversion.dicom.values import (
+    brief,
     day_of,
     numbers_of,
     seconds_of,
-    shown,
     texts_of,
     value_of,
 )
@@ -154,7 +151,7 @@ def read_headers(files: Iterable[Path]) -> tuple[list[Image], list[str]]:
     unusable: dict[str, list[Path]] = {}
     for file in files:
         try:
-            found = _read_images(file)
+            found = _images_of(file)
         except OSError as error:
             raise _unreadable(file, error) from error
         except pydicom.errors.InvalidDicomError:
@@ -191,7 +188,7 @@ def first_image(file: Path) -> Image | None:
         ValueError: The system cannot read the file.
     """
     try:
-        images = _read_images(file)
+        images = _images_of(file)
     except OSError as error:
         raise _unreadable(file, error) from error
     except Exception:  # see read_headers
@@ -204,74 +201,13 @@ def _unreadable(file: Path, error: OSError) -> ValueError:
     return ValueError(f"{file}: cannot be read ({error.strerror or error}).")
 
 
-# --- opening a file ---------------------------------------------------------------------------
-
-
-@contextmanager
-def tolerant() -> Iterator[None]:
-    """Take formally invalid values, such as the UIDs of de-identified files, as they are."""
-    with pydicom.config.disable_value_validation(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pydicom")
-        yield
-
-
-def is_dicom(file: Path) -> bool:
-    """Whether a file is DICOM, with or without the preamble."""
-    return _start_of(file) is not None
-
-
-def open_dataset(file: Path, **options: Any) -> Dataset:
-    """Read a file with pydicom's options, with or without the preamble.
-
-    Raises:
-        InvalidDicomError: The file is not DICOM.
-    """
-    try:
-        return pydicom.dcmread(file, **options)
-    except pydicom.errors.InvalidDicomError:
-        start = _start_of(file)
-        if start is None:
-            raise
-    return pydicom.dcmread(BytesIO(file.read_bytes()[start:]), force=True, **options)
-
-
-def _start_of(file: Path) -> int | None:
-    """Where pydicom may begin to read; None in a file that is not DICOM.
-
-    A file without the 128 bytes and `DICM` begins with an element of group 2 or 8, as no text,
-    NIfTI or picture does.
-    """
-    with open(file, "rb") as stream:
-        head = stream.read(256)
-    if head[128:132] == b"DICM":
-        return 0
-    starts = (0, 4) if head[:4] == b"DICM" else (0, 128)
-    return next((start for start in starts if _is_element(head[start : start + 8])), None)
-
-
-def _is_element(head: bytes) -> bool:
-    if len(head) < 8:
-        return False
-    group, element, length = struct.unpack("<HHI", head)
-    vr = head[4:6].decode("latin-1")
-    if group == 0x0800 and vr in _VRS:  # big endian
-        return True
-    if group not in (0x0002, 0x0008):
-        return False
-    known = element == 0 or dictionary_has_tag(group << 16 | element)
-    return known and (vr in _VRS or length < 2**16)
-
-
-_VRS = {vr.value for vr in VR}
-
-
 # --- images -----------------------------------------------------------------------------------
 
 
-def _read_images(file: Path) -> list[Image]:
+def _images_of(file: Path) -> list[Image]:
     """The images of a file by their headers: one, or each of an enhanced file, or none."""
     with tolerant():
-        dataset = open_dataset(file, stop_before_pixels=True, specific_tags=[*_HEADER])
+        dataset = open_dicom(file, stop_before_pixels=True, specific_tags=[*_HEADER])
         shape = [numbers_of(value_of(dataset, side), 1) for side in ("Rows", "Columns")]
         if not all(shape) or min(shape) < (1,):
             kind = value_of(dataset, "SOPClassUID")
@@ -297,7 +233,7 @@ def _read_images(file: Path) -> list[Image]:
             items = [e.value[0] for group in groups for e in _elements(group) if e.value]
             number = None if n_frames == 1 else frame
             header = _Header([*items, dataset])
-            images.append(_read_image(file, number, header, temporal, problem))
+            images.append(_make_image(file, number, header, temporal, problem))
     return images
 
 
@@ -355,7 +291,7 @@ class _Header:
                 self.unread.pop(keyword, None)
                 return found
             if "".join(texts_of(value)):
-                self.unread.setdefault(keyword, f"{keyword} (={shown(value)}) is not {wanted}")
+                self.unread.setdefault(keyword, f"{keyword} (={brief(value)}) is not {wanted}")
         return ()
 
     def number(self, *keywords: str) -> float | None:
@@ -363,7 +299,7 @@ class _Header:
         return next((number[0] for number in found if number), None)
 
 
-def _read_image(
+def _make_image(
     file: Path, frame: int | None, header: _Header, temporal: int | None, problem: str
 ) -> Image:
     text, number, numbers = header.text, header.number, header.numbers
@@ -377,11 +313,11 @@ def _read_image(
     if not position or not _orthonormal(directions):
         faults.append(NO_POSITION)
     elif max(map(abs, position)) > FARTHEST:
-        faults.append(f"ImagePositionPatient (={shown(position)}), no place in a scanner")
+        faults.append(f"ImagePositionPatient (={brief(position)}), no place in a scanner")
     elif not spacing:
         faults.append("no pixel spacing")
     elif not PIXEL_SIZES[0] <= min(spacing) <= max(spacing) <= PIXEL_SIZES[1]:
-        faults.append(f"PixelSpacing (={shown(spacing)}), in mm no image of a heart")
+        faults.append(f"PixelSpacing (={brief(spacing)}), in mm no image of a heart")
     if not SLOPES[0] <= abs(slope) <= SLOPES[1]:
         faults.append(f"RescaleSlope (={slope:g}), no usable number")
     kind = _other_kind(header)
@@ -500,8 +436,3 @@ def _orthonormal(directions: Sequence[float]) -> bool:
         return False
     along = np.reshape(directions, (2, 3))
     return bool(np.allclose(along @ along.T, np.eye(2), atol=0.01))
-
-
-def count_of(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun}" + "s" * (number != 1)

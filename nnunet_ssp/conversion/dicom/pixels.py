@@ -20,7 +20,8 @@ from pydicom.uid import (
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
 
-from nnunet_ssp.conversion.dicom.headers import Array, Image, open_dataset, tolerant
+from nnunet_ssp.conversion.dicom.headers import Array, Image
+from nnunet_ssp.conversion.dicom.opening import open_dicom, tolerant
 from nnunet_ssp.conversion.dicom.values import numbers_of, value_of
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -54,7 +55,7 @@ def _read_file(file: Path, images: Sequence[Image]) -> dict[Image, Array]:
     hint = ""
     try:
         with tolerant():
-            module = _pixel_module(open_dataset(file), images[0])
+            module = _pixel_module(open_dicom(file), images[0])
             decoder = get_decoder(module.file_meta.TransferSyntaxUID)
             _check_length(module)
             if decoder.is_available:

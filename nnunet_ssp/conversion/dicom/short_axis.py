@@ -24,18 +24,19 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.conversion.dicom.acquisitions import (
     MIN_FRAMES,
     NO_ORDER,
-    Run,
+    SliceRun,
     find_runs,
+    image_name,
     kind_of,
-    named,
     pools,
     visit_of,
     without_copies,
 )
-from nnunet_ssp.conversion.dicom.headers import NO_POSITION, Image, count_of, read_headers
+from nnunet_ssp.conversion.dicom.headers import NO_POSITION, Image, read_headers
 from nnunet_ssp.conversion.dicom.pixels import read_pixels
 from nnunet_ssp.conversion.dicom.volumes import (
     MIN_SLICES,
@@ -83,7 +84,7 @@ class ShortAxis:
 class Choice:
     """The short-axis cine of one subject, found by the headers alone."""
 
-    runs: Sequence[Run]  # one for each slice, in the order of Z
+    runs: Sequence[SliceRun]  # one for each slice, in the order of Z
     patient: str  # like the following as in `ShortAxis`
     warnings: list[str]
     notes: list[str]
@@ -133,7 +134,7 @@ def choose_short_axis(
     """
     images, notes = read_headers(files)
     if not images:
-        raise ValueError(f"{where}: no NIfTI or DICOM image here.{_listed(notes)}")
+        raise ValueError(f"{where}: no NIfTI or DICOM image here.{_there(notes)}")
     patients = {image.patient for image in images} - {""}
     if len(patients) > 1:
         raise ValueError(
@@ -142,7 +143,7 @@ def choose_short_axis(
     images, copies = without_copies(images)
     notes += copies
     usable = [image for image in images if not image.problem]
-    found, rivals = _choose(usable, alone=not hint, chosen=chosen)
+    found, rivals = _choose_stack(usable, alone=not hint, chosen=chosen)
     stack = found.runs if found else []
     runs = _all_runs(usable, found)
     lost = _lost_slices(runs, stack)
@@ -154,16 +155,18 @@ def choose_short_axis(
         whole = stack and not (found and found.fault)
         if whole or rivals or len({image.series for image in images}) > 1:
             hint = ""
-        raise ValueError(f"{where}: {fault}{_listed(warnings + notes)}{hint and ' ' + hint}")
+        raise ValueError(f"{where}: {fault}{_there(warnings + notes)}{hint and ' ' + hint}")
     if masks and found and found.renumbered:
         raise ValueError(
             f"{where}: {'; '.join(warnings)}. Frames are numbered anew without them, so that the masks' "
             "numbers no longer hold: add the missing files, or leave out the masks."
         )
-    return Choice(stack, _digest(*patients), warnings + _concerns(stack), notes + _doubts(stack))
+    return Choice(
+        stack, _patient_digest(*patients), warnings + _concerns(stack), notes + _notes_on(stack)
+    )
 
 
-def _all_runs(images: Sequence[Image], found: Stack | None) -> list[Run]:
+def _all_runs(images: Sequence[Image], found: Stack | None) -> list[SliceRun]:
     """The runs of the stack's visit, and those of all other images."""
     runs = list(found.visit) if found else []
     covered = {image for run in runs for image in run.images} | (found.lost if found else set())
@@ -174,7 +177,7 @@ def _all_runs(images: Sequence[Image], found: Stack | None) -> list[Run]:
     return runs
 
 
-def _digest(patient: str = "") -> str:
+def _patient_digest(patient: str = "") -> str:
     """Tells whether ids are equal without being one; who can guess an id can still confirm it."""
     return hashlib.blake2b(patient.encode(), digest_size=5).hexdigest() if patient else ""
 
@@ -182,7 +185,9 @@ def _digest(patient: str = "") -> str:
 # --- the stack --------------------------------------------------------------------------------
 
 
-def _choose(images: Sequence[Image], *, alone: bool, chosen: bool) -> tuple[Stack | None, str]:
+def _choose_stack(
+    images: Sequence[Image], *, alone: bool, chosen: bool
+) -> tuple[Stack | None, str]:
     """The short-axis stack; without one, why two candidates cannot be told apart, or nothing.
 
     Args:
@@ -218,7 +223,7 @@ def _known(stack: Stack) -> bool:
     return stack.angle <= USUAL
 
 
-def _evidence(stack: Stack, planes: Iterable[Sequence[Run]]) -> tuple[int, int]:
+def _evidence(stack: Stack, planes: Iterable[Sequence[SliceRun]]) -> tuple[int, int]:
     """How many planes of few slices are perpendicular to a stack, as long axes are, and how many are oblique to it."""
     perpendicular = oblique = 0
     for plane in planes:
@@ -231,7 +236,7 @@ def _evidence(stack: Stack, planes: Iterable[Sequence[Run]]) -> tuple[int, int]:
     return perpendicular, oblique
 
 
-def _outweighs(stack: Stack, best: Stack, planes: Sequence[Sequence[Run]]) -> bool:
+def _outweighs(stack: Stack, best: Stack, planes: Sequence[Sequence[SliceRun]]) -> bool:
     """Whether the other planes say that an unusual stack, not the best of the usual ones, is the short axis."""
     mine, its = _evidence(stack, planes), _evidence(best, planes)
     if _known(best) and (its[0] or not its[1] or len(stack.runs) < len(best.runs)):
@@ -240,7 +245,7 @@ def _outweighs(stack: Stack, best: Stack, planes: Sequence[Sequence[Run]]) -> bo
 
 
 def _tell_apart(
-    unusual: Sequence[Stack], few: Sequence[Stack], planes: Sequence[Sequence[Run]]
+    unusual: Sequence[Stack], few: Sequence[Stack], planes: Sequence[Sequence[SliceRun]]
 ) -> tuple[Stack | None, str]:
     """Among stacks none of which lies where the short axis of the usual heart does."""
 
@@ -273,7 +278,7 @@ def _not_told_apart(stack: Stack, other: Stack) -> str:
     )
 
 
-def _fault(stack: Sequence[Run], images: Iterable[Image], runs: Sequence[Run]) -> str:
+def _fault(stack: Sequence[SliceRun], images: Iterable[Image], runs: Sequence[SliceRun]) -> str:
     """Why a stack cannot be converted, or empty."""
     if not stack:
         return (
@@ -288,7 +293,7 @@ def _fault(stack: Sequence[Run], images: Iterable[Image], runs: Sequence[Run]) -
             return f"{image.file}: {image.problem}, unlike others of its series."
     if pair := _conflict(stack, runs):
         return (
-            f"{named(pair[0])} and {named(pair[1])} show the same slice and phase with different "
+            f"{image_name(pair[0])} and {image_name(pair[1])} show the same slice and phase with different "
             "pixels, and nothing tells which is later; remove one."
         )
     if len(stack) == 1 and not stack[0].images[0].thickness:
@@ -308,7 +313,7 @@ def _fault(stack: Sequence[Run], images: Iterable[Image], runs: Sequence[Run]) -
     return text
 
 
-def _conflict(stack: Sequence[Run], runs: Iterable[Run]) -> tuple[Image, Image] | None:
+def _conflict(stack: Sequence[SliceRun], runs: Iterable[SliceRun]) -> tuple[Image, Image] | None:
     """Two images of the same slice and phase of which neither is the later one."""
     stacked = {run.slice: run for run in stack}
     for run in runs:
@@ -322,14 +327,14 @@ def _conflict(stack: Sequence[Run], runs: Iterable[Run]) -> tuple[Image, Image] 
     return None
 
 
-def _at_one_time(run: Run, other: Run) -> bool:
+def _at_one_time(run: SliceRun, other: SliceRun) -> bool:
     """Whether neither the time nor the series tells which of two runs is the later one."""
     if run.images[0].series == other.images[0].series:
         return run.acquired == other.acquired
     return run.acquired[:2] == other.acquired[:2]
 
 
-def _difference(run: Run, stacked: Run) -> str:
+def _difference(run: SliceRun, stacked: SliceRun) -> str:
     """In what a run differs from those of the stack; empty if it is of their kind."""
     mine, others = run.images[0], stacked.images[0]
     if not run.clock:
@@ -352,7 +357,7 @@ _CLOCK_NOTES = {
 }
 
 
-def _concerns(stack: Sequence[Run]) -> list[str]:
+def _concerns(stack: Sequence[SliceRun]) -> list[str]:
     """What makes it doubtful that a stack can be used as the short-axis cine."""
     concerns = []
     if len(stack) < MIN_SLICES:
@@ -364,7 +369,7 @@ def _concerns(stack: Sequence[Run]) -> list[str]:
     return concerns
 
 
-def _doubts(stack: Sequence[Run]) -> list[str]:
+def _notes_on(stack: Sequence[SliceRun]) -> list[str]:
     """What the user should know about the stack."""
     clocks = {run.clock for run in stack}
     notes = [note for clock, note in _CLOCK_NOTES.items() if clock in clocks]
@@ -395,7 +400,7 @@ def _doubts(stack: Sequence[Run]) -> list[str]:
 # --- what is left out -------------------------------------------------------------------------
 
 
-def _lost_slices(runs: Iterable[Run], stack: Sequence[Run]) -> dict[int, Run]:
+def _lost_slices(runs: Iterable[SliceRun], stack: Sequence[SliceRun]) -> dict[int, SliceRun]:
     """The slices beyond the ends of the stack that only their number of frames keeps out of it.
 
     Returns:
@@ -419,7 +424,7 @@ def _lost_slices(runs: Iterable[Run], stack: Sequence[Run]) -> dict[int, Run]:
     return lost
 
 
-def _name_lost(lost: Mapping[int, Run], stack: Sequence[Run]) -> list[str]:
+def _name_lost(lost: Mapping[int, SliceRun], stack: Sequence[SliceRun]) -> list[str]:
     """The warning about lost slices; they are counted from 1, with those of the stack."""
     if not lost:
         return []
@@ -436,7 +441,7 @@ def _name_lost(lost: Mapping[int, Run], stack: Sequence[Run]) -> list[str]:
 
 
 def _left_out(
-    images: Iterable[Image], runs: Iterable[Run], stack: Sequence[Run], chosen: bool
+    images: Iterable[Image], runs: Iterable[SliceRun], stack: Sequence[SliceRun], chosen: bool
 ) -> list[str]:
     """One line on each kind of series that is not in the stack, and on slices acquired again."""
     repeated = 0
@@ -463,7 +468,7 @@ def _left_out(
     return notes
 
 
-def _why_left_out(run: Run, stack: Sequence[Run], chosen: bool) -> str:
+def _why_left_out(run: SliceRun, stack: Sequence[SliceRun], chosen: bool) -> str:
     """The reason; empty for a repeated run of a slice of the stack."""
     if len(run.images) < MIN_FRAMES:
         return f"fewer than {MIN_FRAMES} frames"
@@ -489,6 +494,6 @@ def _why_left_out(run: Run, stack: Sequence[Run], chosen: bool) -> str:
     return "" if run.slice in numbers else "parallel to the short axis, at other places"
 
 
-def _listed(texts: Iterable[str]) -> str:
+def _there(texts: Iterable[str]) -> str:
     joined = "; ".join(texts)
     return f" There: {joined}." if joined else ""

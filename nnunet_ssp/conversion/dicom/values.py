@@ -94,7 +94,7 @@ def _unpacked(value: bytes, count: int) -> tuple[float, ...]:
     return ()
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """A value for a message, cut to 40 characters."""
     text = "\\".join(texts_of(value)).encode("ascii", "backslashreplace").decode()
     text = "".join(letter if letter.isprintable() else "?" for letter in text)

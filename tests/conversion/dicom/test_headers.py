@@ -14,7 +14,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import HTJ2KLossless, JPEGLosslessSV1, RLELossless
 
-from nnunet_ssp.conversion.dicom.headers import is_dicom, patient_id, read_headers
+from nnunet_ssp.conversion.dicom.headers import patient_id, read_headers
+from nnunet_ssp.conversion.dicom.opening import is_dicom
 from nnunet_ssp.conversion.dicom.short_axis import ShortAxis, read_short_axis
 from tests.dicom_files import (
     GAP,
