@@ -1,40 +1,37 @@
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_ssp.cohort import folds as splits
-from nnunet_ssp.cohort import published
 from nnunet_ssp.cohort.cases import Case, case_name
 from nnunet_ssp.cohort.folds import (
     Fold,
+    copy_tables,
     draw_slices,
     draw_subjects,
     is_from,
     make_fold,
+    make_splits,
     merge,
+    read_splits,
     restrict,
     shuffled,
+    subject_folds,
     subjects_of,
     subsets,
+    write_splits,
 )
-from nnunet_ssp.cohort.published import (
-    PAPER_FOLDS,
-    PUBLISHED,
-    checksum,
-    development_split,
-    paper_folds,
-    published_lists,
-)
-from nnunet_ssp.cohort.split_files import fold_from_file, read_split_file
+from nnunet_ssp.files.atomic import write_json
 
+names = st.sets(st.text("ABC0123456789-", min_size=1, max_size=6), min_size=1, max_size=80)
 VENDORS = ("SIEMENS", "Philips Medical Systems", "GE MEDICAL SYSTEMS", "Canon")
 
 
@@ -76,10 +73,7 @@ def keys(subjects: dict[str, str]) -> set[str]:
     return {f"mm1-{subject}" for subject in subjects}
 
 
-names = st.sets(st.text("ABC0123456789-", min_size=1, max_size=6), min_size=1, max_size=80)
-
-
-# -- the published procedure ---------------------------------------------------------------------
+# -- drawing -------------------------------------------------------------------------------------
 
 
 @given(names, st.integers(0, 2**32 - 1))
@@ -99,18 +93,6 @@ def test_the_shuffle_is_numpys_legacy_one_and_touches_no_global_state(
     assert order == expected == shuffled(reversed(sorted(subjects)), seed)
 
 
-def test_the_checksum_is_of_one_subject_a_line():
-    whole = hashlib.sha256(b"mm1-A\nmm2-101").hexdigest()
-    assert checksum(["mm2-101", "mm1-A"]) == whole[:16]
-
-
-@given(names)
-def test_the_division_is_a_partition_with_a_fifth_for_validation(subjects: set[str]):
-    train, valid = development_split(subjects)
-    assert sorted(train + valid) == sorted(subjects)
-    assert len(valid) == round(len(subjects) / 5)
-
-
 @given(names.filter(lambda subjects: len(subjects) > 1), st.integers(0, 99), st.data())
 def test_subsets_of_subjects_are_nested(subjects: set[str], seed: int, data: st.DataObject):
     sizes = sorted(data.draw(st.lists(st.integers(1, len(subjects)), min_size=2)))
@@ -118,151 +100,6 @@ def test_subsets_of_subjects_are_nested(subjects: set[str], seed: int, data: st.
     assert [len(chosen) for chosen in drawn] == sizes
     assert all(small <= large for small, large in pairwise(drawn))
     assert drawn[-1] <= subjects
-
-
-# Frozen when they were made, so that a change of the procedure shows without any real list.
-FROZEN = {
-    "development": (100, "0a59d27248bdb1ea"),
-    "train": (80, "3481ce055ee69db8"),
-    "valid": (20, "5bf9c8f2ebb4c522"),
-    "train A_B": (41, "842e0f09feffa208"),
-    "valid C_D": (11, "b91a6cf6bbf005ab"),
-    "nr50-seed0": (50, "00725f62e773dc3a"),
-    "nr10-seed2": (10, "1bf4acf5ab1f4a81"),
-}
-
-
-def test_the_procedure_on_invented_subjects_is_frozen():
-    subjects = {f"mm1-{name}": vendor for name, vendor in numbered(100).items()}
-    lists = published_lists(subjects)
-    assert {n: (len(lists[n]), checksum(lists[n])) for n in FROZEN} == FROZEN
-
-
-def test_the_published_lists_restrict_both_sides_to_vendors_and_are_nested():
-    subjects = {f"mm1-{name}": vendor for name, vendor in numbered(100).items()}
-    lists = published_lists(subjects)
-    assert lists.keys() == PUBLISHED.keys() - {"test"}
-    for side in ("train", "valid"):
-        assert sorted(lists[f"{side} A_B"] + lists[f"{side} C_D"]) == lists[side]
-        assert {subjects[s] for s in lists[f"{side} A_B"]} == set(VENDORS[:2])
-    for seed in (0, 1, 2):
-        nested = [set(lists[f"nr{n}-seed{seed}"]) for n in (10, 15, 25, 50)]
-        assert all(small < large for small, large in pairwise(nested))
-        assert nested[-1] < set(lists["train"])
-
-
-def published_ids(real_data: Path) -> dict[str, dict[str, list[str]]]:
-    file = real_data / "splits" / "default-cine-split.yaml"
-    if not file.is_file():
-        pytest.skip(f"{file} is missing: no published split to compare with")
-    return yaml.safe_load(file.read_text())
-
-
-def published_cases(real_data: Path) -> dict[str, Case]:
-    """Every published subject, with the vendors that the split by vendor implies."""
-    ids = published_ids(real_data)
-    by_vendor = read_split_file(real_data / "splits" / "default-cine-split-Vendor-A_B.yaml")
-    cases: dict[str, Case] = {}
-    for side, sources in ids.items():
-        for source, subjects in sources.items():
-            first = by_vendor["train"] | by_vendor["valid"]
-            vendors = {s: "SIEMENS" if f"{source}-{s}" in first else "Canon" for s in subjects}
-            cases |= make_cases(vendors, source, "test" if side == "test" else "train")
-    return cases
-
-
-def test_the_370_subjects_give_every_published_list(real_data: Path):
-    """All but the two sides of each vendor group follow from the development subjects alone."""
-    ids = published_ids(real_data)
-    development = {
-        f"{source}-{subject}": ""
-        for side in ("train", "valid")
-        for source, subjects in ids[side].items()
-        for subject in subjects
-    }
-    lists = published_lists(development)
-    for name, (n, digits) in PUBLISHED.items():
-        if name != "test" and " " not in name:
-            assert (len(lists[name]), checksum(lists[name])) == (n, digits), name
-
-
-def test_the_published_files_are_the_folds_of_the_paper(real_data: Path):
-    cases = published_cases(real_data)
-    folds, notes = paper_folds(cases)
-    assert notes == []
-    assert [fold.name for fold in folds] == list(PAPER_FOLDS)
-    files = sorted((real_data / "splits").glob("default-cine-split*.yaml"))
-    assert len(files) == 15
-    for file in files:
-        fold, notes = fold_from_file(file, cases)
-        assert notes == []
-        name = "paper" + file.stem.removeprefix("default-cine-split").replace("Vendor", "vendor")
-        assert fold.same_cases(next(other for other in folds if other.name == name)), name
-    test = {case.subject_key for case in cases.values() if case.split == "test"}
-    assert (len(test), checksum(test)) == PUBLISHED["test"]
-
-
-def test_other_sources_are_in_no_published_fold(real_data: Path):
-    cases = published_cases(real_data) | make_cases(numbered(3), "acdc")
-    cases |= make_cases({"T": "GE"}, "acdc", split="test")
-    folds, notes = paper_folds(cases)
-    assert notes == ["3 subjects of acdc are in no fold; pretraining takes them in."]
-    assert all(cases[name].source != "acdc" for fold in folds for name in fold.train)
-    assert checksum(published.test_subjects(cases)) == PUBLISHED["test"][1]
-
-
-def test_test_subjects_of_other_data_are_all_of_them():
-    cases = make_cases(numbered(2), "acdc", split="test") | make_cases({"A": "GE"}, "acdc")
-    assert published.test_subjects(cases) == ["acdc-S000", "acdc-S001"]
-
-
-def test_published_subjects_without_labels_do_not_change_the_lists(real_data: Path):
-    cases = published_cases(real_data)
-    full, _ = paper_folds(cases)
-    _, valid = development_split({c.subject_key for c in cases.values() if c.split == "train"})
-    cases = {
-        name: case
-        for name, case in cases.items()
-        if case.subject_key != valid[0] or not case.labelled
-    }
-    folds, notes = paper_folds(cases)
-    assert folds[0].train == full[0].train
-    assert subjects_of(folds[0].val, cases) == {*valid[1:]}
-    assert len(notes) == 1
-    assert "1 validation subject(s) have no labelled frame, so no fold names them" in notes[0]
-    assert notes[0].endswith(valid[0])
-
-
-def test_other_subjects_get_the_procedure_and_are_told():
-    cases = make_cases(numbered(70)) | make_cases({"U": "Canon"}, phases=("", ""))
-    cases |= make_cases({"T": "Canon"}, split="test")
-    folds, notes = paper_folds(cases)
-    assert {fold.name for fold in folds} == PAPER_FOLDS.keys()
-    assert {fold.source for fold in folds} == {"procedure of de Mooij et al. 2024"}
-    assert "The 70 subjects are not the 370 of de Mooij et al. 2024" in notes[0]
-    everybody = subjects_of((*folds[0].train, *folds[0].val), cases)
-    assert everybody == keys(numbered(70))
-    for fold in folds:
-        assert not subjects_of(fold.train, cases) & subjects_of(fold.val, cases)
-    phases = {fold.name: {cases[n].phase for n in (*fold.train, *fold.val)} for fold in folds}
-    assert phases.pop("paper-ED") == {"ED"}
-    assert phases.pop("paper-ES") == {"ES"}
-    assert all(both == {"ED", "ES"} for both in phases.values())
-
-
-def test_folds_that_few_subjects_do_not_fill_are_left_out():
-    cases = make_cases({f"S{n}": "GE" for n in range(20)})
-    folds, notes = paper_folds(cases)
-    assert [fold.name for fold in folds] == [
-        "paper",
-        *(f"paper-nr{n}-seed{seed}" for n in (15, 10) for seed in (0, 1, 2)),
-        "paper-vendor-C_D",
-        "paper-ED",
-        "paper-ES",
-    ]
-    assert notes[1].endswith("paper-nr50, paper-nr25, paper-vendor-A_B")
-    with pytest.raises(ValueError, match=r"2 subject\(s\) are too few for training and validation"):
-        paper_folds(make_cases({"A": "GE", "B": "GE"}))
 
 
 @pytest.mark.parametrize(
@@ -397,75 +234,158 @@ def test_folds_are_appended_and_replaced_only_when_told():
     assert merge([first, second], [other], overwrite=True) == [other, second]
 
 
-# -- split files ---------------------------------------------------------------------------------
+# -- nnU-Net's own folds --------------------------------------------------------------------------
 
 
-def write_split(file: Path, **sides: dict[str, list[str]]) -> Path:
-    file.write_text(yaml.safe_dump(sides, default_style='"'))
-    return file
-
-
-def test_a_split_file_becomes_a_fold(tmp_path: Path):
-    cases = make_cases(numbered(6)) | make_cases({"T": "GE"}, split="test")
-    cases |= make_cases({"U": "GE"}, phases=("",))
-    file = write_split(
-        tmp_path / "mine.yaml",
-        test={"mm1": ["T", "gone"], "mm2": ["281"]},
-        train={"mm1": ["S000", "S001", "U"], "mm2": ["101", "102"]},
-        valid={"mm1": ["S002"]},
+def make_case(subject: str = "A1", frame: int = 0, **changes: object) -> Case:
+    case = Case(
+        case=case_name(subject, frame),
+        subject=subject,
+        source="mm1",
+        source_frame=frame,
+        split="train",
+        frame=frame,
+        n_frames=25,
+        phase="ED",
+        base="first",
+        vendor="GE",
+        centre="1",
+        scanner="",
+        field="1.5",
+        pathology='HCM, "apical"',
     )
-    fold, notes = fold_from_file(file, cases)
-    assert (fold.name, fold.source) == ("mine", "file mine.yaml")
-    assert subjects_of(fold.train, cases) == {"mm1-S000", "mm1-S001"}
-    assert subjects_of(fold.val, cases) == {"mm1-S002"}
-    assert "2 subjects of mm2 left out" in notes[0]
-    assert notes[1].endswith("without labelled frames, so in no fold: mm1-U")
+    return replace(case, **changes)
 
 
-def test_a_file_with_the_test_alone_stands_for_the_procedure(tmp_path: Path):
-    cases = make_cases(numbered(60)) | make_cases({"T": "GE"}, split="test")
-    fold, notes = fold_from_file(write_split(tmp_path / "t.yaml", test={"mm1": ["T"]}), cases)
-    assert notes == []
-    assert fold.same_cases(paper_folds(cases)[0][0])
-
-
-@pytest.mark.parametrize(
-    ("sides", "message"),
-    [
-        ({"test": {"mm1": ["S000"]}}, "test subject mm1-S000 must be a test subject of the data"),
-        ({"train": {"mm1": ["T"]}}, "mm1-T must not be a test subject of the dataset"),
-        ({"valid": {"mm1": ["T"]}}, "mm1-T must not be a test subject of the dataset"),
-        ({"train": {"mm1": ["X"]}}, r"mm1-X must be in cases\.csv"),
-        ({"valid": {"mm1": ["S001"]}}, "mm1-S001 must not be in both `train` and `valid`"),
-        ({"test": {"mm1": ["S001"]}}, "mm1-S001 must not be in both `test` and `train`"),
-        ({"valid": {"mm1": ["U"]}}, "no labelled frame of its training or validation subjects"),
-        ({"train": {"mm9": ["1"]}}, "no labelled frame of its training or validation subjects"),
-    ],
+subjects_of_vendors = st.dictionaries(
+    st.text("ABC0123456789", min_size=1, max_size=4), st.sampled_from("ABCD"), max_size=60
 )
-def test_split_files_that_would_leak_are_refused(
-    tmp_path: Path, sides: dict[str, dict[str, list[str]]], message: str
-):
-    cases = make_cases(numbered(6)) | make_cases({"T": "GE"}, split="test")
-    cases |= make_cases({"U": "GE"}, phases=("",))
-    good = {"test": {"mm1": []}, "train": {"mm1": ["S001"]}, "valid": {"mm1": ["S002"]}}
-    file = write_split(tmp_path / "mine.yaml", **(good | sides))
-    with pytest.raises(ValueError, match=rf"mine\.yaml: .*{message}"):
-        fold_from_file(file, cases)
+
+
+@given(subjects_of_vendors, st.integers(2, 7), st.integers(0, 99))
+def test_folds_are_a_stratified_partition(subjects: dict[str, str], n_folds: int, seed: int):
+    folds = subject_folds(subjects, n_folds, seed)
+    if len(subjects) < 2:
+        assert folds == []
+        return
+    assert len(folds) == min(n_folds, len(subjects))
+    assert Counter(subject for fold in folds for subject in fold) == Counter(subjects.keys())
+    sizes = [len(fold) for fold in folds]
+    assert max(sizes) - min(sizes) <= 1
+    for vendor in set(subjects.values()):
+        counts = [sum(subjects[subject] == vendor for subject in fold) for fold in folds]
+        assert max(counts) - min(counts) <= 1
+    backwards = dict(reversed(subjects.items()))
+    assert subject_folds(backwards, n_folds, seed) == folds
+
+
+def test_the_seed_changes_the_folds():
+    subjects = {f"S{number:02d}": "A" for number in range(20)}
+    assert subject_folds(subjects, seed=0) != subject_folds(subjects, seed=1)
+    with pytest.raises(ValueError, match=r"`n_folds` \(=1\) must be at least 2"):
+        subject_folds(subjects, n_folds=1)
+
+
+def test_splits_hold_labelled_training_cases_only():
+    cases = [make_case(subject, frame) for subject in "ABC" for frame in (0, 9)]
+    cases += [
+        make_case("A", 5, phase=""),
+        make_case("U", 1, phase=""),
+        make_case("T", split="test"),
+    ]
+    splits = make_splits({case.case: case for case in cases})
+    assert len(splits) == 3
+    for fold in splits:
+        assert sorted(fold["train"] + fold["val"]) == sorted(case.case for case in cases[:6])
+        assert not {name[0] for name in fold["train"]} & {name[0] for name in fold["val"]}
+
+
+def test_equal_codes_of_two_sources_are_two_subjects():
+    cases = [make_case("101", source=source) for source in ("mm1", "mm2")]
+    cases = [replace(case, case=f"{case.source}-{case.case}") for case in cases]
+    assert [case.subject_key for case in cases] == ["mm1-101", "mm2-101"]
+    assert len(make_splits({case.case: case for case in cases})) == 2
+
+
+def test_one_subject_has_no_folds(tmp_path: Path):
+    cases = {case.case: case for case in (make_case("A", 0), make_case("A", 9))}
+    assert make_splits(cases) == []
+    write_splits(tmp_path, [], cases, [], "test")
+    assert read_splits(tmp_path / "splits_final.json") == []
+
+
+def test_splits_survive_the_file(tmp_path: Path):
+    cases = {case.case: case for case in (make_case(s, t) for s in "ABC" for t in (0, 9))}
+    splits = make_splits(cases)
+    write_splits(tmp_path, splits, cases, ["a", "b", "c"], "by hand")
+    assert read_splits(tmp_path / "splits_final.json") == splits
+    table = (tmp_path / "folds.csv").read_text().splitlines()
+    assert table[0] == "fold,name,n_train_subjects,n_val_subjects,source"
+    assert table[1] == "0,a,2,1,by hand"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[", "not a YAML file"),
-        ("- a", "must have the keys test, train, valid, or test alone"),
-        ('{"train": {}, "test": {}}', "must have the keys test, train, valid, or test alone"),
-        ('{"test": ["A"]}', r"`test` must map each source \(mm1, ...\) to a list of subjects"),
-        ('{"test": {"mm2": [001]}}', r"`test`, mm2: must be a list of ids in quotes"),
-        ('{"test": {"mm2": "001"}}', r"`test`, mm2: must be a list of ids in quotes"),
+        ("[", "not a JSON file"),
+        ("{}", r"must hold a list \(\[\.\.\.\]\), not \{\}"),
+        ('[{"train": []}]', "fold 0 must have a list of case names `val`"),
+        ('[{"train": [1], "val": []}]', "fold 0 must have a list of case names `train`"),
     ],
 )
-def test_what_is_no_split_file_is_named(tmp_path: Path, text: str, message: str):
-    file = tmp_path / "split.yaml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=rf"split\.yaml: {message}"):
-        read_split_file(file)
+def test_broken_splits_are_named(tmp_path: Path, text: str, message: str):
+    (tmp_path / "splits_final.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"splits_final\.json: {message}"):
+        read_splits(tmp_path / "splits_final.json")
+
+
+FOLDS = [{"train": ["b", "c"], "val": ["a"]}, {"train": ["a", "c"], "val": ["b"]}]
+
+
+@pytest.fixture
+def three_folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Raw and prepared with equal folds, results of fold 1."""
+    raw, prepared, results = (tmp_path / name for name in ("raw", "prepared", "results"))
+    for folder in (raw, prepared):
+        write_json(folder / "splits_final.json", FOLDS)
+    (results / "trainer__plans__2d" / "fold_1").mkdir(parents=True)
+    return raw, prepared, results
+
+
+@pytest.mark.parametrize(
+    ("new", "trained"),
+    [
+        (FOLDS, []),
+        ([FOLDS[1], FOLDS[1]], []),  # nothing was trained on fold 0
+        ([FOLDS[0], FOLDS[0]], [1]),
+        (FOLDS[:1], [1]),
+        ([*FOLDS, FOLDS[0]], []),
+    ],
+    ids=["equal", "other", "changed", "gone", "new"],
+)
+def test_tables_are_copied_unless_trained_folds_change(
+    three_folders: tuple[Path, Path, Path], new: list, trained: list[int]
+):
+    raw, prepared, _ = three_folders
+    write_json(raw / "splits_final.json", new)
+    (raw / "cases.csv").write_text("the cases")
+    if trained:
+        with pytest.raises(
+            FileExistsError, match=r"splits_final.json: fold 1 differs.*--overwrite"
+        ):
+            copy_tables(*three_folders, overwrite=False)
+        assert read_splits(prepared / "splits_final.json") == FOLDS
+        assert not (prepared / "cases.csv").exists()
+    else:
+        assert copy_tables(*three_folders, overwrite=False) == []
+    assert copy_tables(*three_folders, overwrite=True) == trained
+    assert read_splits(prepared / "splits_final.json") == new
+    assert (prepared / "cases.csv").read_text() == "the cases"
+    assert not (prepared / "folds.csv").exists()
+
+
+def test_nnunets_own_folds_stay(three_folders: tuple[Path, Path, Path]):
+    raw, prepared, _ = three_folders
+    (raw / "splits_final.json").unlink()
+    assert copy_tables(*three_folders, overwrite=False) == []
+    assert read_splits(prepared / "splits_final.json") == FOLDS

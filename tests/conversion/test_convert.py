@@ -25,8 +25,9 @@ from nnunet_ssp.cohort.folds import FOLD_SOURCE, read_splits, write_splits
 from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.conversion.convert import convert_subjects
 from nnunet_ssp.conversion.record import NewDataset
-from nnunet_ssp.conversion.subjects import Cine, Task, make_cases
+from nnunet_ssp.conversion.subjects import Cine, Task
 from nnunet_ssp.conversion.summary import Remarks
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.nifti import write_nifti
 
 LABELS = {"background": 0, "LV": 1, "RV": 2}
@@ -492,27 +493,27 @@ def test_a_dry_run_finds_the_folder_taken(raw: Path, capsys: pytest.CaptureFixtu
 # --- the rows of cases.csv ----------------------------------------------------------------------
 
 
-def test_cases_are_all_frames_for_training_and_labelled_ones_for_testing():
-    phases = {0: "ED", 2: "ES"}
-    given = {"source": "toy", "base": "first", "vendor": "GE", "first": 1, "field": "3"}
-    train = make_cases(ToyTask("A", "train", ()), phases, 4, **given)
-    assert [(c.case, c.phase) for c in train] == [
-        ("A_frame00", "ED"),
-        ("A_frame01", ""),
-        ("A_frame02", "ES"),
-        ("A_frame03", ""),
-    ]
-    assert {(c.source_frame - c.frame, c.n_frames, c.field, c.centre) for c in train} == {
-        (1, 4, "3", "")
-    }
-    test = make_cases(ToyTask("A", "test", ()), phases, 4, **given)
-    assert [c.case for c in test] == ["A_frame00", "A_frame02"]
-    few = make_cases(ToyTask("A", "train", ()), phases, 30, frames=[9, 0], **given)
-    assert [(c.frame, c.n_frames) for c in few] == [(0, 30), (9, 30)]
-
-
 def test_a_dry_run_may_find_nothing_to_convert(capsys: pytest.CaptureFixture[str]):
     run([], refused={"B10": "b.", "B9": "a."}, dry_run=True)
     output = capsys.readouterr().out
     assert output.endswith("Dry run: nothing was written, and no subject could be converted.\n")
     assert output.index("B9: a.") < output.index("B10: b.") and "test subjects" not in output
+
+
+def test_overwriting_a_conversion_leaves_what_is_not_of_it(tmp_path):
+    target, elsewhere = tmp_path / "Dataset901_Toy", tmp_path / "elsewhere"
+    gone = ["imagesTr/A_frame00_0000.nii.gz", "labelsTr/A_frame00.nii.gz", "cases.csv"]
+    gone += ["dataset.json", ".ssp-tmp/done/A.json", "folds.csv"]
+    kept = ["notes.txt", "imagesTr/mine.nii.gz", "imagesTr/A_frame00.json", "mine/A_frame00.nii.gz"]
+    for name in (*gone, *kept):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).touch()
+    elsewhere.mkdir()
+    (elsewhere / "A_frame00_0000.nii.gz").touch()
+    (target / "imagesUn").symlink_to(elsewhere)
+    write_json(target / "convert.json", {})
+    conversion._empty(target, [])
+    left = {str(f.relative_to(target)) for f in target.rglob("*") if f.is_file()}
+    assert left == {*kept, "convert.json"}
+    assert not (target / "imagesUn").exists() and not (target / "labelsTr").exists()
+    assert [f.name for f in elsewhere.iterdir()] == ["A_frame00_0000.nii.gz"]

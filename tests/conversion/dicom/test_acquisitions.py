@@ -7,12 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from nnunet_ssp.conversion.dicom.short_axis import ShortAxis, read_short_axis
-from tests.dicom_files import FRAMES, edit, file_of, save, series, set_tags, write
-
-
-def read(folder: Path) -> ShortAxis:
-    return read_short_axis(sorted(f for f in folder.rglob("*") if f.is_file()), folder)
+from tests.dicom_files import FRAMES, edit, file_of, read, save, series, set_tags, write
 
 
 def place_of(file: Path) -> tuple[int, int]:
