@@ -94,13 +94,18 @@ LONGEST_NAME = 200  # a file system's 255, less what conversion and nnU-Net add
 class CineTask(Task):
     """A subject's files; `files` are the images, then the masks."""
 
-    images: tuple[Path, ...]  # one 4D NIfTI, 3D NIfTI in order of time, or DICOM in any order
+    # One 4D NIfTI, 3D NIfTI in order of time, or DICOM in any order
+    images: tuple[Path, ...]
     masks: tuple[Path, ...]
-    place: Path  # the folder or file it was found at, for messages
+    # The folder or file it was found at, for messages
+    place: Path
     label_names: tuple[str, ...]
-    notes: tuple[str, ...]  # on the subject's name and further files
-    hint: str  # why it may be no stack
-    chosen: bool = False  # the user says that the images are the short axis
+    # On the subject's name and further files
+    notes: tuple[str, ...]
+    # Why it may be no stack
+    hint: str
+    # The user says that the images are the short axis
+    chosen: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +149,7 @@ def convert(
     series: Sequence[str] = (),
     **common: Unpack[Common],
 ) -> Path:
-    """Convert own cine. The rest is as in `combined.convert_sources`: arguments, result and errors.
+    """Convert own cine; further arguments, result and errors are those of `combined.convert_sources`.
 
     Args:
         input_folder: See the head of this module.
@@ -272,7 +277,7 @@ def _as_file_name(name: str) -> str:
 
 
 def look(task: CineTask) -> Look:
-    """Look at the headers of one subject, of DICOM up to the choice of the stack."""
+    """Look at the headers of one subject; for DICOM up to the choice of the stack."""
     first = task.images[0]
     seen = look_at_headers(task, alike=not (stem_of(first) and holds_one_slice(first)))
     seen.notes += task.notes
@@ -376,7 +381,7 @@ def _is_like_a_mask(frame: Array) -> bool:
 def _read_masks(
     task: CineTask, image: Array, affine: Array, nifti: NiftiStack | None
 ) -> tuple[dict[int, Array], list[str]]:
-    """The labelled frames, uint8 `(X, Y, Z)` on the image's grid, and what had to be corrected.
+    """Return the labelled frames, uint8 `(X, Y, Z)` on the image's grid, and what was corrected.
 
     Args:
         task: The subject.
@@ -424,7 +429,7 @@ def _read_masks(
 
 
 def _frame_of(file: Path, images: Sequence[Path], shape: Sequence[int]) -> int | None:
-    """The time index of a mask of one frame; None for a mask of all.
+    """Return the time index of a mask of one frame; None for a mask of all.
 
     Args:
         file: The mask.
@@ -457,13 +462,13 @@ def _frame_of(file: Path, images: Sequence[Path], shape: Sequence[int]) -> int |
 
 
 def _shared_folders(image: Path, mask: Path) -> int:
-    """How many folders above two files have the same names."""
+    """Count the folders above two files that have the same names."""
     parents = zip(image.parts[-2::-1], mask.parts[-2::-1], strict=False)
     return sum(1 for _ in takewhile(lambda names: names[0] == names[1], parents))
 
 
 def _on_grid(mask: Array, mask_affine: Array, affine: Array, file: Path) -> tuple[Array, bool]:
-    """Flip and permute a mask's axes to those of the image; also whether that was necessary."""
+    """Flip and permute a mask's axes to those of the image, and return whether that was necessary."""
     from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
     axes = io_orientation(np.linalg.inv(affine) @ mask_affine)
@@ -482,7 +487,7 @@ def _on_grid(mask: Array, mask_affine: Array, affine: Array, file: Path) -> tupl
 def _phases(
     masks: Mapping[int, Array], label_names: Sequence[str]
 ) -> tuple[dict[int, str], list[str]]:
-    """ED and ES among the labelled frames, by the left ventricle if a label is called that."""
+    """Find ED and ES among the labelled frames, by the left ventricle if a label has its name."""
     ventricle = [n for n, name in enumerate(label_names, 1) if name.upper() in LEFT_VENTRICLE]
     others = len(label_names) + 1
     as_in_mnms = {

@@ -1,4 +1,4 @@
-"""The files of own cine: which are whose, before any image is read."""
+"""The files of own cine, sorted by subject before any image is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PHASE = re.compile(
     r"(?P<name>.+)_t(?P<ms>\d+)"
 )  # as dcm2niix names Philips' phases after the first
 MIN_PHASES = 3
-# Images that somebody may expect to be read.
+# Formats that a user may expect to be read
 OTHER_IMAGES = (".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mat", ".npy", ".npz", ".h5")
 
 
@@ -31,9 +31,12 @@ class Found:
     name: str
     place: Path
     images: tuple[Path, ...]
-    note: str = ""  # or, without images, why there are none
-    by_id: bool = False  # the name is the PatientID
-    chosen: bool = False  # --series chose the images
+    # Or, without images, why there are none
+    note: str = ""
+    # The name is the PatientID
+    by_id: bool = False
+    # --series chose the images
+    chosen: bool = False
 
 
 def find_cines(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[Found]:
@@ -109,7 +112,7 @@ def keep_series(found: Sequence[Found], series: Sequence[str], workers: int) -> 
 
 
 def with_shared_patients(found: Sequence[Found], root: Path) -> set[str]:
-    """The subjects whose folder is DICOM of a patient that another folder has, too."""
+    """Return the subjects whose folder holds DICOM of a patient who has another folder, too."""
     from nnunet_ssp.conversion.dicom.headers import patient_id
 
     folders: dict[str, list[str]] = {}
@@ -128,13 +131,13 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def stem_of(file: Path) -> str:
-    """The name of a NIfTI file without its ending; empty for any other file."""
+    """Return the name of a NIfTI file without its ending; empty for any other file."""
     match = _NIFTI.fullmatch(file.name)
     return match["stem"] if match else ""
 
 
 def _choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...], str]:
-    """The files of one cine, frames in order of time; none, with the reason, if it is not clear."""
+    """Return the files of one cine, frames in order of time; none, with the reason, if they are not clear."""
     if phases := _philips_phases(files):
         return phases, ""
     names = (folder.name, f"{folder.name}_sa", "sa")
@@ -158,7 +161,7 @@ def _choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...]
 
 
 def _philips_phases(files: Sequence[Path]) -> tuple[Path, ...]:
-    """The files NAME, NAME_t40, NAME_t80, ... in order of time; empty if they are none."""
+    """Return files called NAME, NAME_t40, NAME_t80, ... in order of time; empty if they have other names."""
     times: dict[int, Path] = {}
     names = set()
     for file in files:
@@ -168,7 +171,7 @@ def _philips_phases(files: Sequence[Path]) -> tuple[Path, ...]:
             names.add((file.parent, match["name"]))
         else:
             times[0] = file
-    # Each time once, and one file without a time, of the others' name.
+    # Each time occurs once, and one file of the same name has no time.
     if len(times) < len(files) or len(files) <= MIN_PHASES or 0 not in times:
         return ()
     if names != {(times[0].parent, stem_of(times[0]))}:
@@ -186,7 +189,7 @@ def holds_one_slice(file: Path) -> bool:
 
 
 def find_masks(folder: Path) -> dict[str, list[Path]]:
-    """The masks of each subject: those in its folder, and those named after it."""
+    """Find the masks of each subject: those in its folder, and those named after it."""
     masks: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():

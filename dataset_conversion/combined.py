@@ -1,9 +1,9 @@
-"""What the commands of all converters share: their arguments, further sources, lists of test subjects.
+"""The shared part of all converters' commands: their arguments, further sources, lists of test subjects.
 
     nnunet-ssp convert mnms -i FOLDER -d 116 --add acdc:FOLDER --add mnms2:FOLDER
 
-In a dataset of several sources the subjects are named after theirs too: `mm1-A1D9Z7`, `acdc-patient001`. All sources
-must have the same labels.
+In a dataset of several sources each subject's name begins with its source: `mm1-A1D9Z7`, `acdc-patient001`. All
+sources must have the same labels.
 """
 
 from __future__ import annotations
@@ -37,13 +37,16 @@ NAMING = ("test", "series")  # options that name subjects; under pseudonyms the 
 class Source:
     """The subjects of one data set, listed and not yet read."""
 
-    converter: str  # of `CONVERTERS`
+    # One of `CONVERTERS`
+    converter: str
     folder: Path
-    name: str  # as in `cases.csv`
+    # As in `cases.csv`
+    name: str
     labels: Mapping[str, int]
     tasks: Sequence[Task]
     refused: Mapping[str, str]
-    read: Callable[[Any], Cine]  # of one of the tasks
+    # Of one of the tasks
+    read: Callable[[Any], Cine]
     look: Callable[[Any], Look] = look_at_headers
 
 
@@ -59,8 +62,8 @@ def open_source(converter: str, folder: str | Path, **options: object) -> Source
     """List the subjects of a data set.
 
     Args:
-        converter: Of `CONVERTERS`.
-        folder: As for the converter's command.
+        converter: One of `CONVERTERS`.
+        folder: The folder, as for the converter's command.
         options: Further arguments of its `list_tasks`.
 
     Raises:
@@ -107,16 +110,16 @@ def convert_sources(
         sources: The command's own.
         dataset_id: Number of the new dataset.
         name: Its name.
-        description: For `dataset.json`.
+        description: Text for `dataset.json`.
         add: Further sources, `acdc:FOLDER`.
         test: File with the names of the test subjects; by default the sources' own division.
-        options: What else changes the result.
+        options: Whatever else changes the result.
         overwrite: Delete an earlier conversion of this id and start again.
         workers: Number of processes.
         dry_run: Write nothing.
         pseudonyms: Give local subjects, those of own cine, random names, with a key apart from the dataset.
-        remarks: What the user should know about the dataset as a whole.
-        remark: What to say about the subjects that were converted, given the split of each.
+        remarks: Texts for the user about the dataset as a whole.
+        remark: Gives texts about the converted subjects, from the split of each.
 
     Returns:
         The dataset's folder.
@@ -251,7 +254,7 @@ def _rename(
 
 
 def combine(sources: Sequence[Source]) -> tuple[list[CombinedTask], dict[str, str]]:
-    """Give the subjects names that begin with their source; refuse those that are in two folders."""
+    """Let each subject's name begin with its source; refuse names that occur in two folders."""
     tasks, refused = [], {}
     named = [
         (f"{source.name}-{task.subject}", source, task)
@@ -331,10 +334,10 @@ def add_arguments(
     """Add the arguments that all commands have.
 
     Args:
-        parser: The command's.
-        folder: What the input folder is.
+        parser: The command's parser.
+        folder: Help on the input folder.
         name: Default name of the new dataset.
-        test: Which division the list of test subjects replaces.
+        test: The division that a list of test subjects replaces, in words.
         metavar: Name of the input folder, or of several.
         nargs: Number of input folders, if there are several.
     """
@@ -386,7 +389,7 @@ def main(
     add_arguments: Callable[[argparse.ArgumentParser], None],
     convert: Callable[..., object],
 ) -> int:
-    """Run a converter's file by its path; returns the exit status."""
+    """Run a converter as a script; return the exit status."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 
-ERRORS = (ValueError, RuntimeError, OSError)  # what a user can do something about
+ERRORS = (ValueError, RuntimeError, OSError)  # what a user can mend
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -29,12 +29,12 @@ def some(names: Collection[str], limit: int = 10) -> str:
 class Stopped(SystemExit, RuntimeError):
     """The end of a training before its time, with the reason.
 
-    Also below nnU-Net's own commands its message is one line without a traceback, and the exit status is 1.
+    Even under nnU-Net's own commands its message is one line without a traceback, and the exit status is 1.
     """
 
 
 def in_words(error: BaseException) -> str:
-    """Return the message of an error; of the system's own errors the file and the reason.
+    """Return the message of an error; for the system's own errors the file and the reason.
 
     Our errors say everything themselves. The system's say `[Errno 28] No space left on device`.
     """
@@ -45,7 +45,7 @@ def in_words(error: BaseException) -> str:
 
 
 def run_command(command: Callable[[], object]) -> int:
-    """Run a command; errors of `ERRORS` are one line, without a traceback.
+    """Run a command; print errors of `ERRORS` as one line, without a traceback.
 
     Args:
         command: Returns an exit status, or anything else for success.

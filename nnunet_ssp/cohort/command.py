@@ -1,7 +1,7 @@
 """`nnunet-ssp folds`: list a dataset's folds, append new ones, compare them with the published, look for leaks.
 
-nnU-Net knows a fold by its number alone, so folds are only ever appended, and one that results were trained on is not
-changed unasked. `cohort.folds` makes the folds, `cohort.leaks` looks for leaks.
+nnU-Net knows a fold by its number alone. So folds are only appended, and a fold with results is not changed unasked.
+ `cohort.folds` makes the folds, `cohort.leaks` looks for leaks.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def folds(
     """Append the folds asked for, if any, and print all; or verify, or check them.
 
     Args:
-        dataset: Id or name.
+        dataset: Id or name of the dataset.
         paper: Append the folds of de Mooij et al.
         files: Append a fold for each of these split files.
         amounts: Append label subsets, see `folds.subsets`.
         unit: What `amounts` count; `subjects` by default.
-        seeds: Of the subsets; 0, 1 and 2 by default.
+        seeds: Seeds of the subsets; 0, 1 and 2 by default.
         base: Number or name of the fold to draw from or to restrict; 0 by default.
-        vendors: Restrict that fold to these.
-        phase: Restrict it to `ED` or `ES`.
+        vendors: Restrict that fold to these vendors.
+        phase: Restrict that fold to `ED` or `ES`.
         verify: Compare the subjects with the published lists.
         check: Look for leaks, also between subjects that look alike.
         subject_pattern: Finds the subject in a case's name when a dataset without `cases.csv` is checked.
@@ -129,7 +129,7 @@ class _Wanted:
 
     @property
     def derives(self) -> bool:
-        """Whether the folds are parts of one that there is."""
+        """Whether the folds are parts of an existing one."""
         return bool(self.amounts or self.vendors or self.phase)
 
     @property
@@ -149,7 +149,7 @@ class _Wanted:
             raise ValueError("--of must come with --subsets, --vendors or --phase.")
 
     def make(self, data: Dataset) -> tuple[list[Fold], list[str]]:
-        """Return the folds, and what to say of them."""
+        """Return the folds, with remarks."""
         if self.paper or self.files:
             return _published(data, self.files)
         if not self.derives:
@@ -198,7 +198,7 @@ def _try_to_repair(data: Dataset, overwrite: bool, dry_run: bool) -> list[str]:
 
 
 def _repair(data: Dataset, overwrite: bool) -> list[str]:
-    """Bring the copies beside the prepared data up to date, which a run that was killed has left as they were.
+    """Bring the copies beside the prepared data up to date, which a killed run may have left as they were.
 
     Returns:
         What was done, in words.
@@ -218,7 +218,7 @@ def _repair(data: Dataset, overwrite: bool) -> list[str]:
 
 
 def _published(data: Dataset, files: Sequence[Path]) -> tuple[list[Fold], list[str]]:
-    """The folds of split files or, without any, of de Mooij et al., and what to say of them."""
+    """Return the folds of split files or, without any, of de Mooij et al., with remarks."""
     _require_labels(data)
     if not files:
         return published.paper_folds(data.cases)
@@ -238,7 +238,7 @@ def _require_labels(data: Dataset) -> None:
 
 
 def _faults(data: Dataset, folds: Sequence[Fold], refuse: bool) -> list[str]:
-    """What is wrong with folds, in words: names that are no cases, and nobody to validate on.
+    """Say what is wrong with folds: names that are no cases, and nobody to validate on.
 
     Raises:
         ValueError: There are such names, and `refuse` is set.
@@ -286,7 +286,7 @@ def _derive(
     unit: str | None,
     seeds: Sequence[int],
 ) -> list[Fold]:
-    """A restricted fold, or subsets of it."""
+    """Return a restricted fold, or subsets of it."""
     _require_labels(data)
     _, fold = _find(data.folds, base)
     if unknown := sorted({*fold.train, *fold.val} - data.cases.keys()):
@@ -318,7 +318,7 @@ def _find(folds: Sequence[Fold], wanted: str) -> tuple[int, Fold]:
 
 
 def _table_of_folds(data: Dataset, marked: Collection[int]) -> list[str]:
-    """All folds with their numbers; those marked begin with `+`."""
+    """Return lines with all folds and their numbers; those marked begin with `+`."""
     subjects = {case.subject_key: case.split for case in data.cases.values()}
     tests = sum(split == "test" for split in subjects.values())
     lines = [
@@ -344,7 +344,7 @@ def _table_of_folds(data: Dataset, marked: Collection[int]) -> list[str]:
 
 
 def _subject(name: str, data: Dataset) -> str:
-    """A case that is in no table counts as a subject; `--check` reports it."""
+    """Return a case's subject; a case that is in no table counts as one, and `--check` reports it."""
     return data.cases[name].subject_key if name in data.cases else name
 
 
@@ -401,7 +401,7 @@ def _verify(data: Dataset) -> bool:
 def _in_fold(
     subjects: Collection[str], place: tuple[str, str] | None, data: Dataset
 ) -> tuple[str, bool]:
-    """Which fold holds a list and, if not all of it, how much; and whether that is as it should be."""
+    """Return the fold that holds a list, how much of it if not all, and whether that is as it should be."""
     if place is None:
         return "", True
     for number, fold in enumerate(data.folds):

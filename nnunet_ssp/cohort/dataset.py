@@ -28,7 +28,7 @@ class Dataset:
 
     @property
     def home(self) -> Path:
-        """Where the tables are read from."""
+        """The folder that the tables are read from."""
         return self.raw if self.raw.is_dir() else self.prepared
 
     @cached_property
@@ -49,7 +49,7 @@ class Dataset:
 
 
 def open_dataset(dataset: str | int) -> Dataset:
-    """Read the cases and folds of a dataset, from nnUNet_raw or, where it is not there, from nnUNet_preprocessed.
+    """Read the cases and folds of a dataset, from nnUNet_raw or else from nnUNet_preprocessed.
 
     Raises:
         FileNotFoundError: No such dataset, or one without our tables.
@@ -93,7 +93,7 @@ def check_plain(raw: Path, subject_pattern: str | None) -> bool:
 
 
 def read_folds(folder: Path) -> list[Fold]:
-    """The folds of a dataset's folder; names and sources from `folds.csv`, as far as it has them."""
+    """Read the folds of a dataset's folder, with names and sources as far as `folds.csv` has them."""
     if not (folder / "splits_final.json").is_file():
         return []
     rows: dict[int | None, dict[str, str]] = {}

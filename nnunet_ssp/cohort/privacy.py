@@ -1,9 +1,9 @@
-"""What of persons and of the house may stand in a file that people share, a checkpoint above all.
+"""Rules for what shared files, above all checkpoints, may tell about persons and sites.
 
 Subjects are stored as hashes. The salt is fixed by the format, so equal subjects have equal hashes everywhere:
 fine-tuning finds a test subject among them, between sites too. Whoever knows a name can therefore test whether it is in
-a file. Names of public sets are known to all; local names are pseudonyms by default (`nnunet-ssp convert cine`), which
-mean nothing outside. Of a path only the last name is stored.
+a file. Names of public sets are known to all. Local names are pseudonyms by default (`nnunet-ssp convert cine`), which
+mean nothing outside. Only the last name of a path is stored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VERSION = 1
 SALT = f"nnunet-ssp subject {VERSION}\n"
 DIGITS = 32
 PUBLIC = ("mm1", "mm2", "acdc")  # sources of `cases.csv` whose codes are the same for everybody
-# What of `dataset.json` a network needs; the rest is free text and lists of files.
+# Keys of `dataset.json` that a network needs; the rest is free text and lists of files.
 NEEDED = (
     "channel_names",
     "modality",
@@ -126,12 +126,12 @@ def without_files(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a checkpoint tells about persons or the house.
+    """One thing that a checkpoint tells about persons or the site.
 
     Attributes:
-        what: kind of it.
-        text: what it is, and where.
-        remains: whether `stripped` leaves it, because the checks of leaks need it.
+        what: Its kind.
+        text: Its content and place.
+        remains: Whether `stripped` leaves it, because the leak check needs it.
     """
 
     what: str
@@ -140,10 +140,10 @@ class Finding:
 
 
 def findings(content: Mapping[str, Any]) -> list[Finding]:
-    """List what a checkpoint reveals.
+    """List what a checkpoint reveals about persons or the site.
 
     Args:
-        content: of a checkpoint, as `checkpoints.load` returns it.
+        content: Content of a checkpoint, from `checkpoints.load`.
     """
     return [*_subjects(content), *_dataset(content), *_times(content), *_paths(content)]
 
@@ -152,7 +152,7 @@ def stripped(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint without what `findings` lists; weights, curves and hashes of subjects stay.
 
     Args:
-        content: of a checkpoint; it is not changed.
+        content: Content of a checkpoint; it is not changed.
 
     Raises:
         ValueError: See `hashed_subjects`.
@@ -242,7 +242,7 @@ def _is_time(value: object) -> bool:
 
 
 def _times_from_zero(logging: Mapping[str, Any]) -> dict[str, Any]:
-    """The times of epochs, counted from the first: how long they took remains."""
+    """Count the times of epochs from the first, which keeps their durations."""
     seconds = _seconds(logging)
     return {
         key: [float(s) - min(seconds) if _is_time(s) else s for s in logging[key]]
@@ -262,7 +262,7 @@ def _paths(content: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _anonymous(text: str) -> str:
-    """A text whose absolute paths, and this machine's name, are cut to what does not tell of the house."""
+    """Cut absolute paths to their last names, and replace this machine's name."""
     if _WHOLE_PATH.match(text):
         return file_name(text)
     text = cut_paths(text)
@@ -276,7 +276,7 @@ def cut_paths(text: str) -> str:
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of nested values with other texts; tensors and all else are the same objects."""
+    """Copy nested values with changed texts; tensors and all else are the same objects."""
     if type(value) is str:
         return change(value)
     if isinstance(value, dict):
@@ -287,7 +287,7 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """All texts of nested values, with their places."""
+    """Yield all texts of nested values, with their places."""
     if isinstance(value, str):
         yield where, value
     elif isinstance(value, Mapping):

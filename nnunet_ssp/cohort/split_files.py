@@ -15,7 +15,7 @@ SIDES = ("test", "train", "valid")
 
 
 def read_split_file(file: str | Path) -> dict[str, set[str]]:
-    """Read a split as published by de Mooij et al.: YAML, `test`, `train`, `valid` -> source -> ids.
+    """Read a split as published by de Mooij et al., a YAML file with ids by side (`test`, `train`, `valid`) and source.
 
     Returns:
         Subject keys of each side that the file has: all three, or `test` alone.
@@ -49,10 +49,10 @@ def read_split_file(file: str | Path) -> dict[str, set[str]]:
 
 
 def fold_from_file(file: str | Path, cases: Mapping[str, Case]) -> tuple[Fold, list[str]]:
-    """The fold that a published split file describes, named after the file.
+    """Return the fold that a published split file describes, named after the file.
 
-    A file with `test` alone stands for the published procedure on all other subjects. A source that the dataset does
-    not have at all is left out.
+    A file with `test` alone stands for the published procedure on all other subjects. Sources that the dataset does not
+    have are left out.
 
     Returns:
         The fold, and what the user should know about it.

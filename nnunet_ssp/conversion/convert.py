@@ -1,9 +1,9 @@
-"""What every converter shares: from subjects of any data set to a folder of `nnUNet_raw`.
+"""The shared part of all converters: from subjects of any data set to a folder of `nnUNet_raw`.
 
-A converter lists its subjects as `Task`s and gives one function that reads a task into a `Cine`;
-`convert_subjects` does the rest: in parallel, resumable, and with nothing half-written. A subject
-is either converted as a whole or refused with the file and the rule in the closing summary. A dry
-run only looks at the headers and writes nothing.
+A converter lists its subjects as `Task`s and gives one function that reads a task into a `Cine`.
+`convert_subjects` does the rest, in parallel, resumable, and with nothing half-written. A subject is
+either converted as a whole or refused with file and rule in the closing summary. A dry run only looks
+at the headers and writes nothing.
 
 The dataset's folder goes through three states: `convert.json` is written first and makes it ours,
 `.ssp-tmp/done/SUBJECT.json` marks each finished subject, `dataset.json` comes last.
@@ -69,7 +69,7 @@ ADDED_TO_SUBJECT = 20  # characters of a case's name
 
 
 def look_at_headers(task: Task, alike: bool = True) -> Look:
-    """Look at the headers of a subject's NIfTI files: what a dry run does where a converter has no look of its own.
+    """Look at the headers of a subject's NIfTI files; a dry run does so unless a converter has a look of its own.
 
     Args:
         task: The subject.
@@ -133,8 +133,8 @@ def convert_subjects(
             core, at most 8.
         dry_run: Write nothing; print what would be converted, as far as the headers tell.
         look: Looks at one subject in a dry run, instead of `read`; also a function of a module.
-        remarks: What the summary says beside the subjects.
-        rename: Gives local subjects their pseudonyms, from the dataset's folder, the subjects and those refused.
+        remarks: Remarks on the data set, for the summary.
+        rename: Gives local subjects pseudonyms; called with the dataset's folder, the subjects and those refused.
 
     Returns:
         The dataset's folder, which does not exist after a dry run.
@@ -146,7 +146,7 @@ def convert_subjects(
         ValueError: No subject could be converted, or `workers` is below 1.
     """
     workers = number_of_workers(workers)
-    # Frame and, in combined sets, the source's name make a case's name of the subject's.
+    # A case's name is the subject's with the frame and, in combined sets, the source.
     bad = [t.subject for t in tasks if not is_plain(t.subject + "_" * ADDED_TO_SUBJECT)]
     refused = {**refused, **dict.fromkeys(bad, f"the subject's name must be {NAME_RULE}.")}
     tasks = [task for task in tasks if task.subject not in bad]
@@ -186,7 +186,7 @@ def convert_subjects(
 
 @contextmanager
 def _failures_in_words(target: Path) -> Iterator[None]:
-    """Raise what stops a conversion that can be continued as errors that say so."""
+    """Raise errors that say that a stopped conversion can be continued."""
     try:
         yield
     except BrokenProcessPool as error:
@@ -204,7 +204,7 @@ def _failures_in_words(target: Path) -> Iterator[None]:
 
 
 def _take_over(target: Path, settings: Mapping[str, object], overwrite: bool) -> list[str]:
-    """Take over a new folder, or one of an earlier conversion; return the appended folds that are deleted with it."""
+    """Take over a new folder or that of an earlier conversion; return the appended folds that are deleted with it."""
     check_folder(target, settings, overwrite)
     if not (target / "convert.json").is_file():
         return []
@@ -293,7 +293,7 @@ def _empty(target: Path, folds: Sequence[str]) -> None:
             continue
         for file in _frames(folder):
             file.unlink()
-        with suppress(OSError):  # somebody's own files stay, and their folder
+        with suppress(OSError):  # the user's own files stay, and so does their folder
             folder.rmdir()
     for name in ("cases.csv", "folds.csv", "splits_final.json"):
         (target / name).unlink(missing_ok=True)
@@ -307,7 +307,7 @@ def _remove_temporary(target: Path) -> None:
 
 
 def _frames(folder: Path) -> list[Path]:
-    """The images or masks of a folder that have the names of a conversion's."""
+    """Return the images or masks of a folder whose names are those of a conversion."""
     files = folder.iterdir() if folder.is_dir() else ()
     return [file for file in files if re.fullmatch(r".+_frame\d{2,}(_0000)?\.nii\.gz", file.name)]
 
@@ -337,7 +337,7 @@ def _dataset_json(
     if training and not labelled:
         content["labels"] = {"background": 0}
         content["numTraining"] = len(training)
-        # nnU-Net insists on a path for each label; ours says where a label would have to be.
+        # nnU-Net insists on a path for each label; this one says where a label would be.
         content["dataset"] = {
             case.case: {
                 "images": [f"imagesUn/{case.case}_0000.nii.gz"],
@@ -415,7 +415,7 @@ def _read_done(record: Path) -> dict[str, Any] | None:
         isinstance(case, dict) and case.keys() == {*COLUMNS} and is_plain(case["case"])
         for case in content["cases"]
     )
-    return content if fitting else None  # a damaged one is not done
+    return content if fitting else None  # a damaged record counts as none
 
 
 def _write_subject(cine: Cine, target: Path, temporary: Path) -> None:

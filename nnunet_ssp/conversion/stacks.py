@@ -1,7 +1,7 @@
-"""One cine from one or several NIfTI files: all in one, a file for each frame, each slice, or each of both.
+"""One cine from NIfTI files: one file in all, or one for each frame, each slice, or each slice and frame.
 
-dcm2niix makes a file for each slice where a scanner stores each slice as a series, and others split further. How the
-files fit together is decided by their geometry; names only give the order of time.
+dcm2niix makes a file for each slice where a scanner stores each slice as a series; other tools split further. The
+geometry of the files decides how they fit together; their names only give the order of time.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ from nnunet_ssp.files.nifti import (
 
 PARALLEL = 2.0  # degrees
 SAME_SLICE = 0.5  # mm
-UNEVEN = 0.1  # of the spacing: by how much distances between slices may differ
+UNEVEN = 0.1  # of the spacing; largest difference of distances between slices
 
 
 @dataclass(frozen=True)
 class NiftiStack:
     """A cine, its slices on the third axis."""
 
-    voxels: Array  # (X, Y, Z, T)
+    # (X, Y, Z, T)
+    voxels: Array
     place: StackPlace
-    source: (
-        Nifti | None
-    )  # a file on the grid of the whole stack, as stored; None where each has one slice
+    # A file on the grid of the whole stack, as stored; None where each file has one slice
+    source: Nifti | None
 
 
 @dataclass(frozen=True)
 class _Head:
-    """What the header of one of the files says."""
+    """The header of one of the files."""
 
     file: Path
-    shape: tuple[int, ...]  # three axes, and a fourth of more than one frame
+    # Three axes, and a fourth of more than one frame
+    shape: tuple[int, ...]
     grid: Grid
 
     @property
@@ -64,12 +65,11 @@ def read_nifti_stack(files: Sequence[Path], where: Path) -> NiftiStack:
     """Read the cine of one subject.
 
     Args:
-        files: In the order of time, as far as their names tell.
+        files: The files in the order of time, as far as their names tell.
         where: The subject's file or folder, for messages.
 
     Raises:
-        ValueError: A file is damaged, they do not fit together, or there is no cine in them; names the
-            files and the rule.
+        ValueError: A file is damaged, the files do not fit together, or they hold no cine; names files and rule.
     """
     if len(files) == 1:
         image = read_image(files[0])
@@ -89,7 +89,7 @@ def read_nifti_stack(files: Sequence[Path], where: Path) -> NiftiStack:
 
 
 def look_at_nifti_stack(files: Sequence[Path]) -> tuple[int, StackPlace]:
-    """Return the number of frames and the place of what `read_nifti_stack` would read, from the headers alone."""
+    """Return the number of frames and the place of the stack that `read_nifti_stack` reads, from the headers alone."""
     if len(files) == 1:
         shape, grid = read_header(files[0])
         _check_has_frames(shape, files[0])
@@ -116,7 +116,7 @@ def _read_head(file: Path) -> _Head:
 
 
 def _arrange(heads: Sequence[_Head]) -> tuple[list[list[_Head]], StackPlace]:
-    """Return the files of each slice in order of time, one row where each file holds all slices; and the place."""
+    """Return the place of the stack, and the files of each slice in order of time; one row if each holds all slices."""
     first = heads[0]
     for head in heads[1:]:
         if head.shape != first.shape:
@@ -143,7 +143,7 @@ def _arrange(heads: Sequence[_Head]) -> tuple[list[list[_Head]], StackPlace]:
 
 
 def _distances(heads: Sequence[_Head], place: StackPlace) -> Array:
-    """Distances of slices from the first file's, along its normal; the others must be parallel to it."""
+    """Return the distances of slices from that of the first file, along its normal; all must be parallel to it."""
     first = place.affine[:3, :3] / np.linalg.norm(place.affine[:3, :3], axis=0)
     spacing = np.linalg.norm(place.affine[:3, :2], axis=0)
     offsets = []
@@ -167,7 +167,7 @@ def _distances(heads: Sequence[_Head], place: StackPlace) -> Array:
 
 
 def _check_rows(rows: Sequence[Sequence[_Head]]) -> None:
-    """Refuse slices that are there twice, or of which frames are missing or cannot be ordered."""
+    """Refuse slices that occur twice, lack frames, or have frames without an order."""
     first = rows[0][0]
     for row in rows:
         if len(row) > 1 and first.n_frames > 1:
@@ -193,10 +193,10 @@ def _check_rows(rows: Sequence[Sequence[_Head]]) -> None:
 
 
 def _check_same_frames(rows: Sequence[Sequence[_Head]]) -> None:
-    """Refuse slices of as many frames but other ones, as where one lacks its first and the rest their last.
+    """Refuse slices with equally many but other frames, as where one lacks its first and the rest their last.
 
-    Numbers that restart in each slice tell it; those that go on from slice to slice, or jump from slice to slice, do
-    not overlap, or not at the same place of the step.
+    Numbers that restart in each slice tell it. Numbers that continue or jump from slice to slice do not overlap, or not
+    at the same place of the step.
     """
     heads = [head for row in rows for head in row]
     for numbers in _name_numbers(heads).reshape(len(rows), len(rows[0]), -1).transpose(2, 0, 1):
@@ -216,7 +216,7 @@ def _check_same_frames(rows: Sequence[Sequence[_Head]]) -> None:
 
 
 def _across(rows: Sequence[Sequence[_Head]], place: StackPlace) -> StackPlace:
-    """Return the place of a stack of single slices, which must be evenly spaced."""
+    """Return the place of a stack of single slices; they must be evenly spaced."""
     origins = np.array([row[0].grid.affine[:3, 3] for row in rows])
     steps = np.diff(origins, axis=0)
     lengths = np.linalg.norm(steps, axis=1)
@@ -236,14 +236,14 @@ def _across(rows: Sequence[Sequence[_Head]], place: StackPlace) -> StackPlace:
 
 
 def _name_numbers(heads: Sequence[_Head]) -> Array:
-    """Numbers in the names of files, one row each; the place in the list where names have unlike numbers."""
+    """Return the numbers in the files' names, one row each; if their counts differ, the places in the list."""
     found = [[int(number) for number in re.findall(r"\d+", str(head.file))] for head in heads]
     same = len({len(numbers) for numbers in found}) == 1 and found[0]
     return np.array(found) if same else np.arange(len(heads))[:, None]
 
 
 def _check_numbers(heads: Sequence[_Head]) -> None:
-    """Refuse frames that are numbered one by one, but for a gap."""
+    """Refuse frames that are numbered one by one with a gap."""
     numbers = _name_numbers(heads)
     varying = np.flatnonzero(np.ptp(numbers, axis=0))
     if len(varying) == 1:

@@ -1,4 +1,4 @@
-"""What a conversion tells: log, summary, dry run, refusals."""
+"""Reports of a conversion: log, summary, dry run, refusals."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from nnunet_ssp.conversion.subjects import Look, Outcome
 
 @dataclass(frozen=True)
 class Remarks:
-    """What a summary says beside the subjects."""
+    """Remarks on a data set as a whole, for the summary."""
 
-    # what the user should know about the data set as a whole
+    # Whatever its subjects are
     general: Sequence[str] = ()
-    # given the split of each subject that was not refused, what to say about these
+    # From the split of each subject that was not refused
     of_splits: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: []
-    # the subjects `<prefix>-...` are counted apart, for each of these
+    # For each of these, the summary counts the subjects `<prefix>-...` apart
     prefixes: Sequence[str] = ()
 
     def about(self, outcomes: Iterable[Outcome | Look]) -> list[str]:
@@ -31,7 +31,7 @@ class Remarks:
 
 
 def as_log(outcomes: Iterable[Outcome]) -> dict[str, dict[str, object]]:
-    """Everything that was said about the subjects, for `convert.json`."""
+    """Return everything that was said about the subjects, for `convert.json`."""
     kinds = ("refused", "corrections", "warnings", "notes")
     return {
         kind: {o.subject: getattr(o, kind) for o in outcomes if getattr(o, kind)} for kind in kinds
@@ -41,7 +41,7 @@ def as_log(outcomes: Iterable[Outcome]) -> dict[str, dict[str, object]]:
 def summary_lines(
     outcomes: Sequence[Outcome], n_folds: int, remarks: Sequence[str], prefixes: Sequence[str]
 ) -> list[str]:
-    """Return the lines that end a conversion: counts by split and source, then what was said of subjects."""
+    """Return the last lines of a conversion: counts by split and source, then remarks on subjects."""
     columns = ("subjects", "frames", "labelled", "unlabelled", "corrected", "refused")
     lines = ["", _row("", columns)]
     for name, mine in _groups(outcomes, prefixes):
@@ -68,7 +68,7 @@ def summary_lines(
 def dry_summary_lines(
     looks: Sequence[Look], target: Path, remarks: Sequence[str], prefixes: Sequence[str]
 ) -> list[str]:
-    """Return the lines of a dry run: what the headers alone tell."""
+    """Return the lines of a dry run, from the headers alone."""
     columns = ("subjects", "with masks", "without", "frames", "refused")
     lines = ["", _row("", columns)]
     for name, mine in _groups(looks, prefixes):
@@ -101,7 +101,7 @@ _Group = TypeVar("_Group", Outcome, Look)
 
 
 def same_patients(outcomes: Iterable[Outcome | Look]) -> list[str]:
-    """A warning for each patient of whom there are several subjects."""
+    """Warn of each patient with several subjects."""
     patients: dict[str, list[str]] = {}
     for outcome in outcomes:
         if outcome.patient:
@@ -116,7 +116,7 @@ def same_patients(outcomes: Iterable[Outcome | Look]) -> list[str]:
 def _groups(
     outcomes: Sequence[_Group], prefixes: Sequence[str]
 ) -> Iterator[tuple[str, list[_Group]]]:
-    """The rows of a summary: train, test, unread (refused while listing), all, and those of each source."""
+    """Yield the rows of a summary: train, test, unread (refused while listing), all, and those of each source."""
     names = {split: split for split in SPLITS} | {"": "unread"}
     for split, name in names.items():
         mine = [o for o in outcomes if o.split == split]
@@ -151,7 +151,7 @@ def refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list
 
 
 def _grouped(texts: Iterable[tuple[str, str]], limit: int | None = 20) -> Iterator[str]:
-    """Lines of `subjects: text`, equal texts in one line, at most `limit` lines."""
+    """Yield lines of `subjects: text`, equal texts in one line, at most `limit` lines."""
     groups: dict[str, list[str]] = {}
     for subject, text in texts:
         groups.setdefault(text, []).append(subject)

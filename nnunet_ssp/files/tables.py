@@ -1,7 +1,7 @@
 """Tables as people have them, and the folders they describe.
 
-A table may be a CSV in UTF-8, UTF-16 or cp1252 with commas, semicolons or tabs, or an Excel workbook. What has one
-meaning is read; anything else is refused with file, row and way out.
+A table may be a CSV in UTF-8, UTF-16 or cp1252 with commas, semicolons or tabs, or an Excel workbook. A table with one
+meaning is read. Any other is refused with file, row and way out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from nnunet_ssp.files.workbook import MAGIC, read_workbook
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-ENDINGS = (".csv", ".tsv", ".txt", ".xlsx")  # the first of which there are files is read
+ENDINGS = (".csv", ".tsv", ".txt", ".xlsx")  # files of the first ending found are read
 WAY_OUT = "save it as CSV UTF-8 from a spreadsheet"
 _BOMS = {  # UTF-32 first: it begins as UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
@@ -31,7 +31,7 @@ _OTHER_FORMATS = {
     b"version https://git-lfs": "a pointer of git-lfs, not the file itself (git lfs pull fetches it)",
 }
 _NEWLINE = re.compile("\r\n|\r|\n")
-# 1,5 is a decimal comma; 1,500 may be one thousand and a half as well as one and a half.
+# 1,5 has a decimal comma; 1,500 may be fifteen hundred as well as one and a half.
 _DECIMAL_COMMA = re.compile(r"^([+-]?[0-9]+),([0-9]{1,2}|[0-9]{4,})$")
 _WHOLE = re.compile(r"([0-9]{1,9})(\.0*)?")
 
@@ -40,8 +40,10 @@ _WHOLE = re.compile(r"([0-9]{1,9})(\.0*)?")
 class _Rows:
     """Rows of a file before their columns are known."""
 
-    described: str  # how the file was read
-    rows: Iterable[tuple[int, list[str]]]  # number as a spreadsheet shows it, texts; none is empty
+    # How the file was read, for messages
+    described: str
+    # Number as a spreadsheet shows it, texts; none is empty
+    rows: Iterable[tuple[int, list[str]]]
     separator: str = ""
 
 
@@ -57,17 +59,17 @@ def read_table(
 
     Args:
         table: The file; its first row has the names of the columns, in any case, blanks and underscores alike.
-        required: Columns that must be there.
-        optional: Columns that are empty where they are not there.
-        numbers: Those of the columns in which a decimal comma becomes a point.
-        nothing: Texts, in lower case, that mean an empty place.
+        required: Columns that must exist.
+        optional: Columns that are empty if they do not exist.
+        numbers: Columns in which a decimal comma becomes a point.
+        nothing: Texts, in lower case, that mean an empty cell.
 
     Returns:
         The values of these columns in the file's order, stripped, and the number of the row as `row`.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is no table, a column is missing or there twice, or a row has too few or too many values.
+        ValueError: The file is no table, a column is missing or double, or a row has too few or too many values.
     """
     table = Path(table)
     grid, header, rows = _choose_rows(_grids(table), required, table)
@@ -112,7 +114,7 @@ def read_names(file: str | Path) -> list[str]:
 
 
 def whole_number(text: str) -> int | None:
-    """Read a number from 0, also as `5.0`; None if it is none."""
+    """Read a whole number from 0, also written as `5.0`; None for any other text."""
     match = _WHOLE.fullmatch(text)
     return int(match[1]) if match else None
 
@@ -121,7 +123,7 @@ def whole_number(text: str) -> int | None:
 
 
 def _grids(table: Path) -> list[_Rows]:
-    """Each way to read a file: by separator, or by sheet."""
+    """Return the rows of a file as each separator, or each sheet, gives them."""
     data = table.read_bytes()
     if data.startswith(MAGIC):
         return [
@@ -133,7 +135,7 @@ def _grids(table: Path) -> list[_Rows]:
             raise ValueError(f"{table}: is {kind}; must be a table: {WAY_OUT}.")
     text, encoding = _decode(data, table)
     separators: Iterable[str] = SEPARATORS
-    # Excel's own first line for other countries' separators, which it does not show.
+    # The line in which Excel names the separator, and which it does not show.
     if told := re.match(r'"?sep=([^\w\s"]|\t)"?[,;\t]*(\r\n|\r|\n|$)', text, re.IGNORECASE):
         separators, text = [told[1]], text[told.end() :]
     return [
@@ -147,10 +149,10 @@ def _in_line(cells: Mapping[int, str]) -> list[str]:
 
 
 def _decode(data: bytes, table: Path) -> tuple[str, str]:
-    """The text and its encoding.
+    """Return the text and its encoding.
 
-    Without a mark at its start a text that is UTF-8 throughout is UTF-8: texts of other encodings are not, by accident,
-    but for a few letters.
+    Without a mark at its start, a text that is valid UTF-8 throughout is UTF-8. Other encodings are so by accident only
+    if the text has few letters beyond ASCII.
     """
     encoding = next((name for mark, name in _BOMS.items() if data.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\0" in data:
@@ -161,7 +163,7 @@ def _decode(data: bytes, table: Path) -> tuple[str, str]:
         row = _row_at(data[: error.start].decode(encoding, "ignore"))
         if encoding != "utf-8":
             raise ValueError(
-                f"{table}, row {row}: not text in {encoding.upper()}, as which the file begins: {WAY_OUT}."
+                f"{table}, row {row}: not {encoding.upper()} text, though the file begins as such: {WAY_OUT}."
             ) from None
         return _western(data, row, table), "cp1252"
     if (place := text.find("\0")) >= 0:
@@ -172,7 +174,7 @@ def _decode(data: bytes, table: Path) -> tuple[str, str]:
 
 
 def _without_mark(data: bytes) -> str:
-    """UTF-16's byte order if the first row is plain ASCII in it, else nothing."""
+    """Return UTF-16's byte order if the first row is plain ASCII in it, else nothing."""
     for encoding in ("utf-16-le", "utf-16-be"):
         # 16 bits a letter: a cut-off last one is found when all is decoded.
         line = _NEWLINE.split(data[:4096].decode(encoding, "ignore"))[0]
@@ -182,7 +184,7 @@ def _without_mark(data: bytes) -> str:
 
 
 def _western(data: bytes, row: int, table: Path) -> str:
-    """Text in cp1252 (Windows), where it can be no other encoding.
+    """Decode text in cp1252 (Windows) where it can be no other encoding.
 
     Letters above ASCII stand alone or in pairs there; Cyrillic, Chinese and Japanese texts have runs of them. Text of
     UTF-8 in the same file means that two encodings are mixed.
@@ -214,9 +216,7 @@ def _csv_rows(text: str, separator: str, table: Path) -> Iterator[tuple[int, lis
         except csv.Error as error:
             if "limit" in str(error):
                 longest = csv.field_size_limit()
-                fault = (
-                    f'more than {longest} characters in a value, perhaps as a quote (") has no end'
-                )
+                fault = f'more than {longest} characters in a value, perhaps because a quote (") has no end'
             else:
                 fault = 'a quote (") opens and does not end with the value'
             raise ValueError(
@@ -243,7 +243,7 @@ def _csv_rows(text: str, separator: str, table: Path) -> Iterator[tuple[int, lis
 def _choose_rows(
     grids: Iterable[_Rows], required: Sequence[str], table: Path
 ) -> tuple[_Rows, list[str], Iterator[tuple[int, list[str]]]]:
-    """The way to read a table in which its first row has the columns; with that row and those after it."""
+    """Return the reading whose first row has the required columns, with that row and those after it."""
     seen, fitting, faults = [], [], []
     for grid in grids:
         rows = iter(grid.rows)
@@ -274,7 +274,7 @@ def _column_key(column: str) -> str:
 
 
 def _places(header: Sequence[str], wanted: Sequence[str], table: Path) -> dict[str, int]:
-    """The place of each column that is there."""
+    """Return the place of each column that exists."""
     keys = [_column_key(name) for name in header]
     for column in wanted:
         if keys.count(_column_key(column)) > 1:
@@ -285,7 +285,7 @@ def _places(header: Sequence[str], wanted: Sequence[str], table: Path) -> dict[s
 
 
 def _missing(required: Sequence[str], first: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """What to say of a table without the columns: how most of them were found."""
+    """Say which columns a table lacks, in the reading that has most of them."""
 
     def found(header: Sequence[str]) -> int:
         return len({*map(_column_key, header)} & {*map(_column_key, required)})
@@ -301,10 +301,10 @@ def _check_row(
 ) -> None:
     if more := [value for value in values[len(header) :] if value.strip()]:
         raise ValueError(
-            f"{where}: must have {len(header)} values as the first row, not {_cut_short(more[0])} beside them: a value "
+            f"{where}: must have {len(header)} values like the first row, not {_cut_short(more[0])} in addition: a value "
             f"with the separator inside needs quotes ({grid.described})."
         )
-    # Excel leaves out separators after the last value of a row, so only what is needed must be there. The cells of a
+    # Excel leaves out separators after the last value of a row, so only the required values must exist. The cells of a
     # workbook are always in their columns.
     short = [header[place] for place in required if place >= len(values)]
     if short and grid.separator:
@@ -312,7 +312,7 @@ def _check_row(
 
 
 def _cut_short(text: str, longest: int = 200) -> str:
-    """A text of a file as part of a message: without control characters, cut short."""
+    """Return a text of a file for a message: without control characters, cut short."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text[: longest + 1])
     return text if len(text) <= longest else f"{text[:longest]} ..."
 
@@ -324,13 +324,13 @@ def find_tree(folder: Path, places: Sequence[str], wrapper: str, whose: str) -> 
     """Return the folder of a public data set's tree: this one, or `wrapper` in it.
 
     Args:
-        folder: What the user named.
+        folder: The folder that the user named.
         places: Folders of the tree, of which one must be there.
         wrapper: Name of the folder that the download may put around them.
         whose: Name of the data set, for the message.
 
     Raises:
-        FileNotFoundError: It is neither; names the right folder where the user named one inside it.
+        FileNotFoundError: It is neither; names the right folder if the user named one inside it.
     """
     folder = folder.resolve()
     check_is_folder(folder)
@@ -352,7 +352,7 @@ def find_tree(folder: Path, places: Sequence[str], wrapper: str, whose: str) -> 
 
 
 def check_is_folder(folder: Path) -> None:
-    """Check the input.
+    """Check that the input is a folder.
 
     Raises:
         FileNotFoundError: It does not exist.
@@ -374,7 +374,7 @@ def find_table(folder: Path) -> Path:
     named = [
         file
         for file in sorted(folder.iterdir())
-        # Beside the table macOS leaves ._NAME, Excel ~$NAME and LibreOffice .~lock.NAME.
+        # macOS leaves ._NAME beside a table, Excel ~$NAME and LibreOffice .~lock.NAME.
         if "information" in file.name.lower() and not file.name.startswith((".", "~$"))
     ]
     for ending in ENDINGS:

@@ -262,7 +262,7 @@ def test_what_is_no_checkpoint_is_refused_in_words(tmp_path, capsys, name):
 
 
 def test_a_folder_and_a_missing_file_are_refused_in_words(tmp_path, capsys):
-    assert "is not a readable checkpoint (it is no file)" in refused(tmp_path, capsys)
+    assert "is not a readable checkpoint (it is not a file)" in refused(tmp_path, capsys)
     assert "none.pth does not exist" in refused(tmp_path / "none.pth", capsys)
 
 

@@ -110,7 +110,7 @@ HERE = ("configurations", "2d")
         (
             (*HERE, "inherits_from"),
             "2d",
-            "no configuration must inherit from itself, but 2d from 2d",
+            "no configuration may inherit from itself, but 2d from 2d",
         ),
         ((*HERE, "inherits_from"), "x", r"`inherits_from` \(=x\) must be one of 2d"),
         ((*HERE, "inherits_from"), [1], r"`inherits_from` \(=\[1\]\) must be one of 2d"),
@@ -126,7 +126,7 @@ def test_plans_of_wrong_content_are_refused(tmp_path, place, value, message):
 
 def test_a_ring_of_configurations_is_refused_and_a_chain_is_followed():
     a, b, c = ({"inherits_from": name} for name in ("b", "c", "a"))
-    with pytest.raises(ValueError, match="no configuration must inherit from itself, but a from b"):
+    with pytest.raises(ValueError, match="no configuration may inherit from itself, but a from b"):
         resolve({"configurations": {"a": a, "b": b, "c": c}}, "a", "plans")
     chain = {"a": {**a, "x": 1}, "b": {**b, "x": 2, "y": 2}, "c": {"x": 3, "y": 3, "z": 3}}
     assert resolve({"configurations": chain}, "a", "plans") == {"x": 1, "y": 2, "z": 3}

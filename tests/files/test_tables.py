@@ -108,8 +108,8 @@ def test_missing_values_at_the_end_of_rows(tmp_path: Path):
     [
         (b"", "the table is empty"),
         (b"\xef\xbb\xbf\r\n \r\n", "the table is empty"),
-        (b"a,b\n1,x\n2,y,z\n", "row 3: must have 2 values as the first row, not z beside them"),
-        (b"a,b,,\n1,x,y\n", "row 2: must have 2 values as the first row, not y"),
+        (b"a,b\n1,x\n2,y,z\n", "row 3: must have 2 values like the first row, not z in addition"),
+        (b"a,b,,\n1,x,y\n", "row 2: must have 2 values like the first row, not y"),
         (b"a,b\n1,x\n2\n", "row 3: column b has no value: the row is too short"),
         (b"a,b,A\n1,2,3\n", "the column a must not be there twice"),
         (b'a,b\n1,"x\n2,y\n3,z\n', r'row 2: a quote \("\) opens and does not end'),

@@ -45,10 +45,10 @@ def open_dicom(file: Path, **options: Any) -> Dataset:
 
 
 def _start_of(file: Path) -> int | None:
-    """Where pydicom may begin to read; None in a file that is not DICOM.
+    """Return the byte at which pydicom may begin to read; None in a file that is not DICOM.
 
-    A file without the 128 bytes and `DICM` begins with an element of group 2 or 8, as no text,
-    NIfTI or picture does.
+    A file without the 128 bytes and `DICM` begins with an element of group 2 or 8. No text, NIfTI or
+    picture does.
     """
     with open(file, "rb") as stream:
         head = stream.read(256)

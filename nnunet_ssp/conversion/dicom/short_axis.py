@@ -1,17 +1,17 @@
 """The short-axis cine among the DICOM images of one subject.
 
 Only position, orientation and time decide, never a description. A stack is the largest set of
-cine runs (see `acquisitions`) on parallel, evenly spaced slices; the runs may be in one series (GE,
+cine runs (see `acquisitions`) on parallel, evenly spaced slices. The runs may be in one series (GE,
 Philips) or in a series for each slice (Siemens). The short axis is the stack that cuts the usual
-heart across. Of an unusual heart it is the stack that the few-slice planes of the study, its long
-axes, are perpendicular to, or the only stack there is. Long-axis views, localisers, late
-enhancement, perfusion, maps and phase images are thus left out, and the notes say so.
+heart across. In an unusual heart it is the stack that is perpendicular to the long axes, which are
+the planes of few slices, or it is the only stack. This leaves out long-axis views, localisers, late
+enhancement, perfusion, maps and phase images; the notes say so.
 
-Nothing is interpolated. Of a slice that was acquired twice, the later run is taken; runs whose
-matrix, pixel spacing or sequence is not the stack's are left out, and a stack with a gap is
-refused. Where slices lack frames, the most voxels that form whole volumes are kept.
+Nothing is interpolated. If a slice was acquired twice, the later run is taken. Runs with another
+matrix, pixel spacing or sequence are left out, and a stack with a gap is refused. If slices lack
+frames, the most voxels that form whole volumes are kept.
 
-The only header values handed on are manufacturer, model and field strength, and a digest of PatientID.
+The only header values handed on are manufacturer, model, field strength and a digest of PatientID.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ from nnunet_ssp.conversion.dicom.volumes import (
 from nnunet_ssp.conversion.geometry import base_of_stack
 from nnunet_ssp.files.nifti import Array
 
-# Degrees from the anatomical axis of the heart to the slices' normal. Long-axis views have 90;
-# stacks along an axis of the body, as headers without true geometry have them, 55.
+# Degrees from the anatomical axis of the heart to the slices' normal: 90 for long-axis views, 55 for
+# stacks along an axis of the body, as in headers without true geometry.
 ACROSS = 60.0
-USUAL = 45.0  # as `base_of_stack` has it
-# A heart that points to the right has its short axis 71 degrees off; above this, planes contain the axis of the heart.
+USUAL = 45.0  # as in `base_of_stack`
+# The short axis of a heart that points to the right is 71 degrees off; larger angles are those of long axes.
 UNUSUAL = 80.0
-FEW_SLICES = 3  # of a long-axis view
-SMALL = 5  # slices; a stack of more may be the short axis, whatever the size of another
+FEW_SLICES = 3  # at most, in a long-axis view
+SMALL = 5  # slices; a larger stack may be the short axis, whatever the size of another
 
 
 @dataclass
@@ -70,13 +70,19 @@ class ShortAxis:
     their cross product.
     """
 
-    voxels: Array  # (X, Y, Z, T); integers as stored, or float32 where a rescale slope applies
-    affine: Array  # (4, 4), voxel to world in mm, RAS+
-    vendor: str  # empty where the header has none, like the next two
+    # (X, Y, Z, T); integers as stored, or float32 where a rescale slope applies
+    voxels: Array
+    # (4, 4), voxel to world in mm, RAS+
+    affine: Array
+    # Empty if the header has none, like the next two
+    vendor: str
     scanner: str
-    field_strength: str  # T
-    patient: str  # a digest of PatientID, empty where there is none
-    warnings: list[str]  # slices of the stack that are lost
+    # T
+    field_strength: str
+    # A digest of PatientID, empty where there is none
+    patient: str
+    # Slices of the stack that are lost, in words
+    warnings: list[str]
     notes: list[str]
 
 
@@ -84,8 +90,10 @@ class ShortAxis:
 class Choice:
     """The short-axis cine of one subject, found by the headers alone."""
 
-    runs: Sequence[SliceRun]  # one for each slice, in the order of Z
-    patient: str  # like the following as in `ShortAxis`
+    # One run for each slice, in the order of Z
+    runs: Sequence[SliceRun]
+    # This and the following as in `ShortAxis`
+    patient: str
     warnings: list[str]
     notes: list[str]
 
@@ -103,8 +111,8 @@ def read_short_axis(
     Args:
         files: All files of the subject, DICOM or not.
         where: The subject's folder, for messages.
-        hint: What to add to the message where all images are of one series, and it is no whole stack.
-        chosen: The user says that the files are the short axis: what is unusual is a warning.
+        hint: Text to add to the error if all images are of one series, and it is no whole stack.
+        chosen: The user says that the files are the short axis: anything unusual is a warning.
         masks: There are masks, whose names count the frames.
 
     Raises:
@@ -128,7 +136,7 @@ def read_short_axis(
 def choose_short_axis(
     files: Sequence[Path], where: Path, hint: str = "", *, chosen: bool = False, masks: bool = False
 ) -> Choice:
-    """Find the short-axis cine of one subject; pixels are read only of images that may be copies.
+    """Find the short-axis cine of one subject; only images that may be copies have their pixels read.
 
     Arguments and errors are those of `read_short_axis`, except that damaged pixels go unseen.
     """
@@ -167,7 +175,7 @@ def choose_short_axis(
 
 
 def _all_runs(images: Sequence[Image], found: Stack | None) -> list[SliceRun]:
-    """The runs of the stack's visit, and those of all other images."""
+    """Return the runs of the stack's visit, and those of all other images."""
     runs = list(found.visit) if found else []
     covered = {image for run in runs for image in run.images} | (found.lost if found else set())
     for cell in pools(images):
@@ -178,7 +186,7 @@ def _all_runs(images: Sequence[Image], found: Stack | None) -> list[SliceRun]:
 
 
 def _patient_digest(patient: str = "") -> str:
-    """Tells whether ids are equal without being one; who can guess an id can still confirm it."""
+    """Return a digest that tells patients apart; whoever guesses an id can still confirm it."""
     return hashlib.blake2b(patient.encode(), digest_size=5).hexdigest() if patient else ""
 
 
@@ -188,10 +196,10 @@ def _patient_digest(patient: str = "") -> str:
 def _choose_stack(
     images: Sequence[Image], *, alone: bool, chosen: bool
 ) -> tuple[Stack | None, str]:
-    """The short-axis stack; without one, why two candidates cannot be told apart, or nothing.
+    """Return the short-axis stack; without one, why two candidates cannot be told apart, or nothing.
 
     Args:
-        images: Without a problem.
+        images: Images without a problem.
         alone: No other folder is of the same patient.
         chosen: The user says that this is the short axis.
     """
@@ -224,7 +232,7 @@ def _known(stack: Stack) -> bool:
 
 
 def _evidence(stack: Stack, planes: Iterable[Sequence[SliceRun]]) -> tuple[int, int]:
-    """How many planes of few slices are perpendicular to a stack, as long axes are, and how many are oblique to it."""
+    """Count the planes of few slices that are perpendicular to a stack, as long axes are, and those oblique to it."""
     perpendicular = oblique = 0
     for plane in planes:
         n_slices = len({run.slice for run in plane})
@@ -247,7 +255,7 @@ def _outweighs(stack: Stack, best: Stack, planes: Sequence[Sequence[SliceRun]]) 
 def _tell_apart(
     unusual: Sequence[Stack], few: Sequence[Stack], planes: Sequence[Sequence[SliceRun]]
 ) -> tuple[Stack | None, str]:
-    """Among stacks none of which lies where the short axis of the usual heart does."""
+    """Choose among stacks none of which lies where the short axis of the usual heart does."""
 
     def weight(stack: Stack) -> tuple[object, ...]:
         perpendicular, oblique = _evidence(stack, planes)
@@ -279,7 +287,7 @@ def _not_told_apart(stack: Stack, other: Stack) -> str:
 
 
 def _fault(stack: Sequence[SliceRun], images: Iterable[Image], runs: Sequence[SliceRun]) -> str:
-    """Why a stack cannot be converted, or empty."""
+    """Say why a stack cannot be converted; empty if it can."""
     if not stack:
         return (
             f"no short-axis cine, which has {MIN_SLICES} or more parallel slices of {MIN_FRAMES} or "
@@ -314,7 +322,7 @@ def _fault(stack: Sequence[SliceRun], images: Iterable[Image], runs: Sequence[Sl
 
 
 def _conflict(stack: Sequence[SliceRun], runs: Iterable[SliceRun]) -> tuple[Image, Image] | None:
-    """Two images of the same slice and phase of which neither is the later one."""
+    """Find two images of the same slice and phase, neither of which is the later one."""
     stacked = {run.slice: run for run in stack}
     for run in runs:
         if run.plane != stack[0].plane or kind_of(run.images[0]) != kind_of(stack[0].images[0]):
@@ -335,7 +343,7 @@ def _at_one_time(run: SliceRun, other: SliceRun) -> bool:
 
 
 def _difference(run: SliceRun, stacked: SliceRun) -> str:
-    """In what a run differs from those of the stack; empty if it is of their kind."""
+    """Say how a run differs from those of the stack; empty if it is of their kind."""
     mine, others = run.images[0], stacked.images[0]
     if not run.clock:
         return NO_ORDER
@@ -358,7 +366,7 @@ _CLOCK_NOTES = {
 
 
 def _concerns(stack: Sequence[SliceRun]) -> list[str]:
-    """What makes it doubtful that a stack can be used as the short-axis cine."""
+    """Say what makes it doubtful that a stack is a usable short-axis cine."""
     concerns = []
     if len(stack) < MIN_SLICES:
         concerns.append(f"only {count_of(len(stack), 'slice')}")
@@ -370,12 +378,12 @@ def _concerns(stack: Sequence[SliceRun]) -> list[str]:
 
 
 def _notes_on(stack: Sequence[SliceRun]) -> list[str]:
-    """What the user should know about the stack."""
+    """Say what the user should know about the stack."""
     clocks = {run.clock for run in stack}
     notes = [note for clock, note in _CLOCK_NOTES.items() if clock in clocks]
     images = [image for run in stack for image in run.images]
     if any(image.inverted for image in images):
-        notes.append("MONOCHROME1, of which large values are dark, brought to MONOCHROME2")
+        notes.append("MONOCHROME1, whose large values are dark, converted to MONOCHROME2")
     for what, uids in (
         ("StudyInstanceUIDs", {image.study for image in images}),
         ("days", {image.day for image in images}),
@@ -401,10 +409,10 @@ def _notes_on(stack: Sequence[SliceRun]) -> list[str]:
 
 
 def _lost_slices(runs: Iterable[SliceRun], stack: Sequence[SliceRun]) -> dict[int, SliceRun]:
-    """The slices beyond the ends of the stack that only their number of frames keeps out of it.
+    """Find slices beyond the ends of the stack that only their number of frames keeps out of it.
 
     Returns:
-        The run of each, by how many slices it is after the first of the stack.
+        The run of each, by its number of slices after the first of the stack.
     """
     if len(stack) < 2:
         return {}
@@ -413,7 +421,7 @@ def _lost_slices(runs: Iterable[SliceRun], stack: Sequence[SliceRun]) -> dict[in
     lost = {}
     for run in sorted(runs, key=lambda run: run.acquired):
         like_stack = run.plane == stack[0].plane and run.kind[:-1] == stack[0].kind[:-1]
-        # With fewer than half the frames it is a series of another purpose.
+        # A series with fewer than half the frames has another purpose.
         if not like_stack or not run.clock or 2 * len(run.images) < n_frames:
             continue
         offset = np.subtract(run.images[0].position, first.position)
@@ -425,7 +433,7 @@ def _lost_slices(runs: Iterable[SliceRun], stack: Sequence[SliceRun]) -> dict[in
 
 
 def _name_lost(lost: Mapping[int, SliceRun], stack: Sequence[SliceRun]) -> list[str]:
-    """The warning about lost slices; they are counted from 1, with those of the stack."""
+    """Warn about lost slices; they are counted from 1, together with those of the stack."""
     if not lost:
         return []
     n_frames = len(stack[0].images)
@@ -443,7 +451,7 @@ def _name_lost(lost: Mapping[int, SliceRun], stack: Sequence[SliceRun]) -> list[
 def _left_out(
     images: Iterable[Image], runs: Iterable[SliceRun], stack: Sequence[SliceRun], chosen: bool
 ) -> list[str]:
-    """One line on each kind of series that is not in the stack, and on slices acquired again."""
+    """Return a line on each kind of series that is not in the stack, and on slices acquired again."""
     repeated = 0
     unused: dict[tuple[str, tuple[str, str]], list[int]] = {}  # frames of each run
     for run in runs:
@@ -469,7 +477,7 @@ def _left_out(
 
 
 def _why_left_out(run: SliceRun, stack: Sequence[SliceRun], chosen: bool) -> str:
-    """The reason; empty for a repeated run of a slice of the stack."""
+    """Say why a run is left out; empty for a repeated run of a slice of the stack."""
     if len(run.images) < MIN_FRAMES:
         return f"fewer than {MIN_FRAMES} frames"
     if run.conflict:

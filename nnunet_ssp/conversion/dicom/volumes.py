@@ -1,7 +1,7 @@
 """Stacks of parallel slices from the runs of a visit: evenly spaced, of whole volumes.
 
-Nothing is interpolated. Of a slice that was acquired twice the later run is taken. Where slices
-lack frames, the most voxels that form whole volumes are kept.
+Nothing is interpolated. If a slice was acquired twice, the later run is taken. If slices lack
+frames, the most voxels that form whole volumes are kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nnunet_ssp.conversion.geometry import TOWARDS_APEX
 from nnunet_ssp.files.nifti import Array
 
 MIN_SLICES = 3
-UNEVEN = 0.1  # of the spacing: by how much distances between slices may differ
+UNEVEN = 0.1  # of the spacing; largest difference of distances between slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +34,14 @@ class Stack:
     """A run for each slice, in the direction of the normal."""
 
     runs: list[SliceRun]
-    visit: list[SliceRun]  # all runs of the visit, with those of the stack
-    warnings: list[str] = field(default_factory=list)  # frames that are lost
-    lost: set[Image] = field(default_factory=set)  # their images
-    renumbered: bool = False  # whether frames after a lost one are kept
+    # All runs of the visit, with those of the stack
+    visit: list[SliceRun]
+    # Warnings about lost frames
+    warnings: list[str] = field(default_factory=list)
+    # The images of these frames
+    lost: set[Image] = field(default_factory=set)
+    # Whether frames after a lost one are kept
+    renumbered: bool = False
     fault: str = ""
 
     @property
@@ -47,18 +51,18 @@ class Stack:
 
     @property
     def voxels(self) -> int:
-        """Slices times frames; none of a stack with a gap."""
+        """Slices times frames; 0 for a stack with a gap."""
         whole = not self.fault and not gap_in(self.runs)
         return len(self.runs) * len(self.runs[0].images) if whole else 0
 
     @property
     def acquired(self) -> tuple[float, int, float]:
-        """Sorts stacks by time."""
+        """Sort key of stacks by time."""
         return max(run.acquired for run in self.runs)
 
     @property
     def name(self) -> str:
-        """Tells the user which series it is, without a text of the header."""
+        """The stack's name for the user, without a text of the header."""
         first = min((image for run in self.runs for image in run.images), key=lambda i: str(i.file))
         number = f"series {first.series[1]}, " if first.series[1].isdecimal() else ""
         return f"{number}{size_in_words(self.runs)}, {first.file.parent.name}/{first.file.name}"
@@ -68,9 +72,9 @@ class Stack:
 
 
 def find_stacks(images: Sequence[Image], chosen: bool) -> tuple[list[Stack], list[list[SliceRun]]]:
-    """All stacks, and the cine runs of each plane.
+    """Find all stacks, and the cine runs of each plane.
 
-    A stack of several studies or days counts only where it is larger than those of one.
+    A stack of several studies or days counts only if it is larger than those of one.
     """
     stacks: list[Stack] = []
     planes: dict[int, list[SliceRun]] = {}
@@ -110,10 +114,10 @@ def _share_images(stack: Stack, other: Stack) -> bool:
 
 
 def _assemble(group: Sequence[SliceRun]) -> list[SliceRun]:
-    """A stack from the runs of a kind in a plane: of each slice the run acquired last.
+    """Make a stack from the runs of a kind in a plane, with the last run of each slice.
 
-    Where slices were repeated at places in between, all runs together are uneven. Then a series
-    that alone reaches as far is the stack, the larger or later one.
+    If slices were repeated at places in between, all runs together are uneven. Then a series that
+    alone reaches as far is the stack, the larger or later one.
     """
     stack = _last_runs(group)
     if not gap_in(stack):
@@ -137,14 +141,14 @@ def _last_runs(runs: Iterable[SliceRun]) -> list[SliceRun]:
 
 
 def places_of(stack: Sequence[SliceRun]) -> Array:
-    """Distances along the first slice's normal, in mm, relative to the first slice."""
+    """Return distances from the first slice along its normal, in mm."""
     first = stack[0].images[0]
     positions = np.array([run.images[0].position for run in stack])
     return (positions - first.position) @ first.axes[2]
 
 
 def gap_in(stack: Sequence[SliceRun]) -> int:
-    """The first slice, counted from 1, whose distance to the one before is unlike the others."""
+    """Return the first slice, counted from 1, whose distance to the next is unlike the others; 0 if there is none."""
     distances = np.diff(places_of(stack))
     if not distances.size:
         return 0
@@ -156,7 +160,7 @@ def gap_in(stack: Sequence[SliceRun]) -> int:
 def _whole_volumes(base: list[SliceRun], runs: Sequence[SliceRun], chosen: bool) -> Stack:
     """Complete a stack with slices that lack frames, and keep the phases that all its slices have.
 
-    Of the slices beyond its ends as many are taken as give the most voxels.
+    As many slices beyond its ends are taken as give the most voxels.
     """
     n_frames = len(base[0].images)
     kind, there = kind_of(base[0].images[0]), {run.slice for run in base}
@@ -221,7 +225,7 @@ def _with_phases(run: SliceRun, phases: Sequence[int], kept: Sequence[int]) -> S
 def _lost_frames(
     phases: Sequence[Sequence[int]], every: Sequence[int], kept: Sequence[int]
 ) -> list[str]:
-    """The warning about frames that some slices lack; they are counted from 1."""
+    """Warn about frames that some slices lack; they are counted from 1."""
     lost = [number for number, phase in enumerate(every, 1) if phase not in kept]
     if not lost:
         return []
@@ -241,7 +245,7 @@ _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 def affine_of(stack: Sequence[SliceRun]) -> Array:
-    """Voxel to world in mm, RAS+, of a run for each slice."""
+    """Return the affine of a stack, voxel to world in mm, RAS+."""
     first = stack[0].images[0]
     between_rows, between_columns = first.spacing
     between_slices = first.thickness or 1.0
@@ -255,11 +259,11 @@ def affine_of(stack: Sequence[SliceRun]) -> Array:
 
 
 def angle_between(run: SliceRun, other: SliceRun) -> float:
-    """Degrees between the normals, of either sign."""
+    """Return the degrees between the normals, of either sign."""
     return float(np.degrees(np.arccos(min(abs(float(run.normal @ other.normal)), 1.0))))
 
 
 def angle_to_heart(run: SliceRun) -> float:
-    """Degrees between the normal, of either sign, and the axis of the heart."""
+    """Return the degrees between the normal, of either sign, and the axis of the heart."""
     normal = run.normal * _LPS_TO_RAS
     return float(np.degrees(np.arccos(min(abs(normal @ TOWARDS_APEX), 1.0))))

@@ -76,7 +76,7 @@ def test_an_image_under_two_uids_is_used_once(tmp_path: Path):
         save(tmp_path / f"{file.name}c", dataset)
     stack = read(tmp_path)
     assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == ["17 images are there twice; used once"]
+    assert stack.notes == ["17 images occur twice; used once"]
 
 
 def test_a_damaged_copy_does_no_harm(tmp_path: Path):

@@ -70,7 +70,7 @@ def test_copies_of_files_are_used_once(tmp_path: Path):
         shutil.copy(file, tmp_path / f"{file.name} (copy).dcm")
     stack = read(tmp_path)
     assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == ["7 images are there twice; used once"]
+    assert stack.notes == ["7 images occur twice; used once"]
 
 
 def test_an_enhanced_file_holds_many_images(tmp_path: Path):
