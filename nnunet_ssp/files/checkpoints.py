@@ -178,8 +178,8 @@ def _open(file: Path, trust: bool, mmap: bool) -> Any:
         # Torch names the builtins without their module.
         if found := re.search(r"GLOBAL (\S+) (?:was not|whose)", message):
             raise ValueError(
-                f"{file} is not opened, because it would run code: it needs {printable(found[1][:80])}, which is no part "
-                f"of the weights and numbers of a checkpoint. {WAY_OUT}"
+                f"{file} is not opened, because it would run code: it needs {printable(found[1][:80])}, which is no "
+                f"part of the weights and numbers of a checkpoint. {WAY_OUT}"
             ) from None
         if not is_zip and not start.startswith(b"\x80"):
             reason = other

@@ -301,8 +301,8 @@ def _check_row(
 ) -> None:
     if more := [value for value in values[len(header) :] if value.strip()]:
         raise ValueError(
-            f"{where}: must have {len(header)} values like the first row, not {_cut_short(more[0])} in addition: a value "
-            f"with the separator inside needs quotes ({grid.described})."
+            f"{where}: must have {len(header)} values like the first row, not {_cut_short(more[0])} in addition: a "
+            f"value with the separator inside needs quotes ({grid.described})."
         )
     # Excel leaves out separators after the last value of a row, so only the required values must exist. The cells of a
     # workbook are always in their columns.

@@ -91,7 +91,7 @@ def test_nothing_runs_when_a_checkpoint_is_opened(tmp_path, capsys, writer, kind
     said = refused(file, capsys)
     assert "a.pth is not " in said
     if writer != "old pickle":  # of which PyTorch understands some words only
-        assert "opened, for it " in said and "--trust" in said and "trust=yes" in said
+        assert "opened, because it " in said and "--trust" in said and "trust=yes" in said
     assert not marker.exists()
     if writer in ("modern", "legacy"):  # the others are refused before any name is read
         assert f"it needs {kind.needs}" in said or f".{kind.needs}, which is no part" in said
