@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_ssp.console import count_of
+from nnunet_ssp.conversion.subjects import Task
 from nnunet_ssp.files.nifti import has_packed_copy, read_header
 from nnunet_ssp.parallel import process
 
@@ -36,6 +37,24 @@ class Found:
     # The name is the PatientID
     by_id: bool = False
     # --series chose the images
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class CineTask(Task):
+    """A subject's files; `files` are the images, then the masks."""
+
+    # One 4D NIfTI, 3D NIfTI in order of time, or DICOM in any order
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    # The folder or file it was found at, for messages
+    place: Path
+    label_names: tuple[str, ...]
+    # On the subject's name and further files
+    notes: tuple[str, ...]
+    # Why it may be no stack
+    hint: str
+    # The user says that the images are the short axis
     chosen: bool = False
 
 

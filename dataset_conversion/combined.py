@@ -136,8 +136,8 @@ def convert_sources(
     several = len(sources) > 1
     read: Callable[[Any], Cine] = read_combined if several else sources[0].read
     look: Callable[[Any], Look] = look_combined if several else sources[0].look
-    tasks, refused = _subjects_of(sources)
-    tasks, chosen = _divide(tasks, refused, test)
+    tasks, refused = _all_subjects(sources)
+    tasks, chosen = _divided(tasks, refused, test)
     given: dict[str, object] = {"test": chosen, **(options or {})}
     local = {source.name for source in sources} - {*PUBLIC}
     target = check_dataset_id(dataset_id, name)
@@ -170,7 +170,7 @@ def convert_sources(
     )
 
 
-def _divide(
+def _divided(
     tasks: Sequence[Task], refused: Iterable[str], test: str | Path | None
 ) -> tuple[Sequence[Task], list[str] | None]:
     """Return the subjects divided as the file `test` says, and the test subjects that it lists, if it is given."""
@@ -184,7 +184,7 @@ def _names_of(sources: Sequence[Source]) -> list[str]:
     return list(dict.fromkeys(source.name for source in sources))
 
 
-def _subjects_of(sources: Sequence[Source]) -> tuple[Sequence[Task], Mapping[str, str]]:
+def _all_subjects(sources: Sequence[Source]) -> tuple[Sequence[Task], Mapping[str, str]]:
     """Return the subjects of sources with the same labels, and those that cannot be used with the reason."""
     first = sources[0]
     for source in sources:

@@ -194,3 +194,11 @@ def file_of(folder: Path, place: int, frame: int) -> Path:
 def read(folder: Path) -> ShortAxis:
     """Read the short axis from all files below a folder."""
     return read_short_axis(sorted(f for f in folder.rglob("*") if f.is_file()), folder)
+
+
+def remove(folder: Path, frames: int, missing: dict[int, set[int]]) -> None:
+    """Remove frames of slices, both counted from 0."""
+    for file in list(folder.iterdir()):
+        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, frames)
+        if t in missing.get(z, ()):
+            file.unlink()

@@ -178,7 +178,7 @@ def convert_subjects(
             target / "convert.json",
             settings | {"version": __version__, "deleted_folds": deleted},
         )
-        lines = _fill(target, new, subjects, read, workers, remarks, deleted)
+        lines = _convert_all(target, new, subjects, read, workers, remarks, deleted)
     print("\n".join(lines))
     print(f"\nConverted to {target}\nNext: nnunet-ssp prepare {new.dataset_id}")
     return target
@@ -216,7 +216,7 @@ def _take_over(target: Path, settings: Mapping[str, object], overwrite: bool) ->
     return deleted
 
 
-def _fill(
+def _convert_all(
     target: Path,
     new: NewDataset,
     subjects: Renamed[TaskT],
@@ -231,12 +231,12 @@ def _fill(
     outcomes += process(convert, subjects.tasks, workers, "Converting", "subject")
     cases = {case.case: case for outcome in outcomes for case in outcome.cases}
     if not cases:
-        _remove(target)
+        _withdraw(target)
         raise ValueError(
             f"{new.source}: no subject could be converted.\n"
             + "\n".join(refusals(in_own_names(outcomes, subjects.names)))
         )
-    n_folds = _write_tables(target, cases)
+    n_folds = _write_cases_and_folds(target, cases)
     said = remarks.about(outcomes)
     shared = {"remarks": [*said, *same_patients(outcomes)], **as_log(outcomes)}
     outcomes = in_own_names(outcomes, subjects.names)
@@ -258,7 +258,7 @@ def _fill(
     return [*summary_lines(outcomes, n_folds, said, remarks.prefixes), *warnings]
 
 
-def _write_tables(target: Path, cases: Mapping[str, Case]) -> int:
+def _write_cases_and_folds(target: Path, cases: Mapping[str, Case]) -> int:
     """Write `cases.csv` and the folds, and remove what belongs to no case; return the number of folds."""
     _remove_strays(target, cases.values())
     write_cases(target / "cases.csv", cases.values())
@@ -273,7 +273,7 @@ def _write_tables(target: Path, cases: Mapping[str, Case]) -> int:
     return len(splits)
 
 
-def _remove(target: Path) -> None:
+def _withdraw(target: Path) -> None:
     """Remove a conversion without cases; files that are not ours stay, and the folder with them."""
     _empty(target, ())
     (target / "convert.json").unlink()

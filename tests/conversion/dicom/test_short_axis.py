@@ -28,7 +28,6 @@ from tests.dicom_files import (
     ROW,
     SHORT_AXIS,
     SPACING,
-    TWO_CHAMBER,
     edit,
     enhanced,
     file_of,
@@ -92,28 +91,7 @@ def test_a_series_for_each_slice(tmp_path: Path):
     assert stack.notes == []
 
 
-# --- what is left out -------------------------------------------------------------------------
-
-
-def test_other_views_are_left_out_by_geometry(tmp_path: Path):
-    voxels = series(tmp_path)
-    series(tmp_path, [0], directions=FOUR_CHAMBER, uid="1.1", number=1)
-    series(tmp_path, [0], directions=TWO_CHAMBER, uid="1.2", number=2)
-    series(tmp_path, range(5), directions=FOUR_CHAMBER, uid="1.3", number=3)
-    series(tmp_path, range(3), frames=1, directions=np.eye(3)[:2].ravel(), uid="1.5", number=5)
-    series(tmp_path, range(8), frames=1, uid="1.6", number=6)  # late enhancement
-    series(tmp_path, range(8), uid="1.7", number=7, ImageType=["ORIGINAL", "PRIMARY", "P"])
-    series(tmp_path, range(8), uid="1.8", number=8, Modality="CT")
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == [
-        "left out 2 series of 1 slice x 10 frames: long axis",
-        "left out 1 series of 3 slices x 1 frame: fewer than 10 frames",
-        "left out 1 series of 5 slices x 10 frames: long axis",
-        "left out 1 series of 8 slices x 1 frame: fewer than 10 frames",
-        "left out 1 series of 80 images: not MR",
-        "left out 1 series of 80 images: not magnitude images",
-    ]
+# --- the choice of the stack ------------------------------------------------------------------
 
 
 def test_without_a_short_axis_the_series_are_listed(tmp_path: Path):
@@ -150,44 +128,7 @@ def test_of_two_stacks_the_larger_then_the_later_is_taken(tmp_path: Path):
     assert np.array_equal(read(tmp_path).voxels, later)
 
 
-def test_of_two_studies_one_is_taken(tmp_path: Path):
-    series(tmp_path)
-    later = series(tmp_path, uid="1.5", number=1, AcquisitionDate="20200202", StudyInstanceUID="9")
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, later)
-    assert stack.notes == ["left out 1 series of 4 slices x 10 frames: another study"]
-
-
-def test_tagging_at_the_same_places_is_no_repetition(tmp_path: Path):
-    voxels = series(tmp_path, ScanningSequence="GR", SequenceVariant="SS")
-    series(tmp_path, [0, 1, 2], uid="9.9", number=9, ScanningSequence="GR", SequenceVariant="SP")
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels)
-    assert "another sequence" in stack.notes[0]
-
-
 # --- what makes a stack incomplete ------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("tags", "shape", "what"),
-    [
-        ({}, (8, 6), "matrix 8 x 6, not 6 x 5"),
-        ({"PixelSpacing": [1.6, 1.6]}, (6, 5), "another pixel spacing"),
-        ({"SequenceVariant": "SP"}, (6, 5), "another sequence"),
-    ],
-)
-def test_slices_of_another_kind(tmp_path: Path, tags: dict[str, object], shape, what: str):
-    voxels = series(tmp_path, range(4))
-    series(tmp_path, [4], uid="1.5", number=5, shape=shape, **tags)
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels)
-    assert what in stack.notes[0]
-    series(tmp_path, [5, 6, 7], uid="1.6", number=6)
-    with pytest.raises(
-        ValueError, match=rf"slices 4 and 5 .* The slice between \(.*1\.5_\d+\) has {what}"
-    ):
-        read(tmp_path)
 
 
 def test_an_image_without_position_is_refused(tmp_path: Path):
@@ -197,14 +138,6 @@ def test_an_image_without_position_is_refused(tmp_path: Path):
         edit(bad, **tags)
         with pytest.raises(ValueError, match=f"{bad.name} has no slice position"):
             read(tmp_path)
-
-
-def test_a_series_without_position_is_left_out(tmp_path: Path):
-    voxels = series(tmp_path)
-    series(tmp_path, uid="1.5", number=5, ImagePositionPatient=None)
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == ["left out 1 series of 40 images: no slice position"]
 
 
 def test_several_patients_are_refused(tmp_path: Path):
@@ -316,20 +249,6 @@ def test_two_single_slices_across_the_heart_are_refused(tmp_path: Path):
     series(tmp_path, [0], directions=directions, uid="1.5", number=5, SliceThickness=8)
     with pytest.raises(ValueError, match="no short-axis cine"):
         read(tmp_path)
-
-
-def test_perfusion_is_no_cine(tmp_path: Path):
-    """Frames of one trigger delay, a heartbeat apart."""
-    series(tmp_path, range(3), TriggerTime=120)
-    for file in tmp_path.iterdir():
-        t = (int(pydicom.dcmread(file).InstanceNumber) - 1) % FRAMES
-        edit(file, AcquisitionTime=f"1015{0.8 * t:09.6f}")
-    with pytest.raises(ValueError, match=r"no short-axis cine.* frames 0\.8 s apart, as in perfus"):
-        read(tmp_path)
-    chosen = read_short_axis(sorted(tmp_path.iterdir()), tmp_path, chosen=True)
-    assert chosen.warnings == ["frames 0.8 s apart: perfusion, or another series that is no cine"]
-    voxels = series(tmp_path / "cine", uid="1.5", number=5)
-    assert np.array_equal(read(tmp_path).voxels, voxels)
 
 
 # --- the order of frames ----------------------------------------------------------------------

@@ -27,6 +27,7 @@ from tests.dicom_files import (
     SPACING,
     edit,
     read,
+    remove,
     series,
 )
 
@@ -67,14 +68,6 @@ def test_a_repetition_at_other_places_does_not_mix(tmp_path: Path):
     assert stack.notes == [
         "left out 1 series of 2 slices x 10 frames: parallel to the short axis, at other places"
     ]
-
-
-def remove(folder: Path, frames: int, missing: dict[int, set[int]]) -> None:
-    """Remove frames of slices, both counted from 0."""
-    for file in list(folder.iterdir()):
-        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, frames)
-        if t in missing.get(z, ()):
-            file.unlink()
 
 
 def test_too_few_frames_within_the_stack_are_refused(tmp_path: Path):
@@ -157,14 +150,6 @@ def test_heart_rates_may_differ_from_slice_to_slice(tmp_path: Path):
         z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, FRAMES)
         edit(file, TriggerTime=round((12.5 + 40 * t) * (1 + 0.1 * z), 1))
     assert np.array_equal(read(tmp_path).voxels, voxels)
-
-
-def test_slices_lost_at_both_ends_are_named(tmp_path: Path):
-    voxels = series(tmp_path, range(7), frames=13)
-    remove(tmp_path, 13, {0: set(range(5)), 6: set(range(4))})
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels[:, :, 1:6])
-    assert stack.warnings == ["2 of 7 slices left out (1, 7): 8 or 9 frames in each, not 13"]
 
 
 def test_a_missing_slice_is_refused(tmp_path: Path):
