@@ -1,7 +1,7 @@
 """From public and hospital cine data sets to nnU-Net's raw format.
 
-A converter is a module of this package. For its command it has `add_arguments(parser)`, and `convert` with arguments
-of the same names; and to be one of several sources of a data set (`combined`):
+A converter is a module of this package. For its command it has `add_arguments(parser)` and `convert`, whose arguments
+have the same names. To be one of several sources of a data set (`combined`) it also has:
 
     SOURCE                                     its name in `cases.csv`, short and without `-`
     LABELS                                     nnU-Net's label names
@@ -26,6 +26,6 @@ CONVERTERS = {
 }
 
 
-def load(converter: str) -> ModuleType:
-    """The module of a converter, for example `mnms+mnms2`."""
+def load_converter(converter: str) -> ModuleType:
+    """Import the module of a converter, for example `mnms+mnms2`."""
     return importlib.import_module(f"{__name__}.{converter.replace('+', '_')}")

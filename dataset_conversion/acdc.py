@@ -12,9 +12,9 @@ FOLDER is the unpacked data set, or the folder that holds it as `database`:
     FOLDER/training/patient001/patient001_frame12_gt.nii.gz
     FOLDER/testing/patient101/...                              test
 
-Unpacked files (.nii) will do too. ACDC counts frames from 1: its `frame01` is `patient001_frame00`
+Unpacked files (.nii) are read, too. ACDC counts frames from 1: its `frame01` is `patient001_frame00`
 here. Where there are no 4D images, as in some copies, only the labelled frames are converted.
-The spacing is that of qform and pixdim where the sform has unit scales, as in the files of the challenge.
+Where the sform has unit scales, as in the files of the challenge, the spacing is that of qform and pixdim.
 ACDC's labels are 1 right ventricle, 2 myocardium, 3 left ventricle; they are mapped to the order
 of M&Ms (1 left ventricle, 2 myocardium, 3 right ventricle) unless --keep-labels is given. The
 affines are nominal, and the base of the heart is the first slice.
@@ -60,10 +60,13 @@ FIRST = 1  # number of the first frame
 class AcdcTask(Task):
     """A subject's files, and what its Info.cfg says."""
 
-    cine: Path | None  # 4D
-    images: tuple[tuple[int, Path], ...]  # 3D, with the time index from 0
+    # 4D
+    cine: Path | None
+    # 3D, with the time index from 0
+    images: tuple[tuple[int, Path], ...]
     masks: tuple[tuple[int, Path], ...]
-    ed: str  # as in Info.cfg
+    # As in Info.cfg
+    ed: str
     es: str
     n_frames: str
     group: str
@@ -94,7 +97,7 @@ def convert(
     keep_labels: bool = False,
     **common: Unpack[Common],
 ) -> Path:
-    """Convert ACDC. The rest is as in `combined.convert_sources`: arguments, result and errors.
+    """Convert ACDC; further arguments, result and errors are those of `combined.convert_sources`.
 
     Args:
         input_folder: See the head of this module.
@@ -188,7 +191,7 @@ def _list_subject(folder: Path, split: str, keep_labels: bool) -> AcdcTask:
 
 
 def _read_info(file: Path) -> dict[str, str]:
-    """The lines `key: value` of a file; empty without it."""
+    """Read the lines `key: value` of a file; empty without it."""
     if not file.is_file():
         return {}
     lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
@@ -205,7 +208,7 @@ def read_subject(task: AcdcTask) -> Cine:
     Raises:
         ValueError: The subject cannot be converted; names the file and the rule.
     """
-    frames, stored, n_frames = _read_images(task)
+    frames, stored, n_frames = _read_frames(task)
     place = place_stack(stored.grid, stored.voxels.shape, stored.file)
     corrections = [*place.corrections]
     notes = [*place.notes, *unpacked_copies(task.files)]
@@ -272,8 +275,8 @@ def read_subject(task: AcdcTask) -> Cine:
     )
 
 
-def _read_images(task: AcdcTask) -> tuple[dict[int, Array], Nifti, int]:
-    """The frames `(X, Y, Z)` by time index, a file on their grid, and the number of frames of the cine."""
+def _read_frames(task: AcdcTask) -> tuple[dict[int, Array], Nifti, int]:
+    """Return the frames `(X, Y, Z)` by time index, a file on their grid, and the number of frames of the cine."""
     if task.cine is not None:
         image = read_image(task.cine)
         cine = as_cine(image.voxels)
@@ -298,7 +301,7 @@ def _read_images(task: AcdcTask) -> tuple[dict[int, Array], Nifti, int]:
 def _check_frame(
     task: AcdcTask, index: int, frames: dict[int, Array]
 ) -> tuple[int, list[str], list[str]]:
-    """Which frame of the 4D image a 3D image is; if it is none, it is put there by its number.
+    """Find a 3D image among the frames of the 4D one; an image that is none of them replaces the frame of its number.
 
     Returns:
         The time index, corrections, notes.

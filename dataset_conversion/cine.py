@@ -42,35 +42,32 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import takewhile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.conversion.convert import look_at_headers
-from nnunet_ssp.conversion.geometry import base_of_stack, clean_affine, same_grid
+from nnunet_ssp.conversion.geometry import base_of_stack, clean_affine
 from nnunet_ssp.conversion.phases import LABELS, label_phases
-from nnunet_ssp.conversion.stacks import Stack, look_at_stack, read_stack
-from nnunet_ssp.conversion.subjects import Cine, Common, Look, Task, make_cases
+from nnunet_ssp.conversion.stacks import NiftiStack, look_at_nifti_stack, read_nifti_stack
+from nnunet_ssp.conversion.subjects import Cine, Common, Look, make_cases
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.dataset_conversion.cine_files import (
-    MASK,
-    find_images,
+    CineTask,
+    find_cines,
     find_masks,
     holds_one_slice,
     keep_series,
     stem_of,
     with_shared_patients,
 )
-from nnunet_ssp.files.grids import Array, corner_distance
+from nnunet_ssp.dataset_conversion.cine_masks import MASK_VALUES, is_like_a_mask, read_masks
+from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (
-    as_cine,
-    as_frame,
     check_cine,
-    integer_labels,
-    read_image,
     unpacked_copies,
 )
 from nnunet_ssp.files.tables import check_is_folder
@@ -85,21 +82,7 @@ LEFT_VENTRICLE = ("LVBP", "LV")
 # As M&Ms calls them, by the first word of DICOM's manufacturer ("GE MEDICAL SYSTEMS").
 VENDORS = {"SIEMENS": "Siemens", "PHILIPS": "Philips", "GE": "GE", "CANON": "Canon"}
 HINT = "Perhaps the folders are series of one patient: --by-patient-id."
-MASK_VALUES = 8  # as many different values has a mask at most, all whole numbers from 0 to 255; MR images have hundreds
 LONGEST_NAME = 200  # a file system's 255, less what conversion and nnU-Net add
-
-
-@dataclass(frozen=True)
-class CineTask(Task):
-    """A subject's files; `files` are the images, then the masks."""
-
-    images: tuple[Path, ...]  # one 4D NIfTI, 3D NIfTI in order of time, or DICOM in any order
-    masks: tuple[Path, ...]
-    place: Path  # the folder or file it was found at, for messages
-    label_names: tuple[str, ...]
-    notes: tuple[str, ...]  # on the subject's name and further files
-    hint: str  # why it may be no stack
-    chosen: bool = False  # the user says that the images are the short axis
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,7 +126,7 @@ def convert(
     series: Sequence[str] = (),
     **common: Unpack[Common],
 ) -> Path:
-    """Convert own cine. The rest is as in `combined.convert_sources`: arguments, result and errors.
+    """Convert own cine; further arguments, result and errors are those of `combined.convert_sources`.
 
     Args:
         input_folder: See the head of this module.
@@ -213,7 +196,7 @@ def list_tasks(
     root, masks_in = Path(folder), Path(folder if labels is None else labels)
     for needed in (root, masks_in):
         check_is_folder(needed)
-    found = find_images(root, masks_in, by_patient_id, number_of_workers(workers))
+    found = find_cines(root, masks_in, by_patient_id, number_of_workers(workers))
     if not found:
         raise FileNotFoundError(
             f"{root}: must hold NIfTI files, DICOM files or a folder of each subject."
@@ -224,7 +207,7 @@ def list_tasks(
     if labels is not None and not masks and any(masks_in.rglob("*.nii*")):
         raise FileNotFoundError(f"{masks_in}: no masks here. Their names end in _gt, see --help.")
     shared = with_shared_patients(found, root)
-    names = [_file_name(entry.name) for entry in found]
+    names = [_as_file_name(entry.name) for entry in found]
     tasks, refused = [], {}
     for subject, entry in zip(names, found, strict=True):
         mine = tuple(masks.pop(entry.name, []) or masks.pop(subject, []))
@@ -259,11 +242,11 @@ def list_tasks(
                 )
             )
     for subject, files in masks.items():
-        refused.setdefault(_file_name(subject), f"{files[0]}: a mask without an image.")
+        refused.setdefault(_as_file_name(subject), f"{files[0]}: a mask without an image.")
     return sorted(tasks, key=lambda task: task.subject), refused
 
 
-def _file_name(name: str) -> str:
+def _as_file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
 
 
@@ -271,7 +254,7 @@ def _file_name(name: str) -> str:
 
 
 def look(task: CineTask) -> Look:
-    """Look at the headers of one subject, of DICOM up to the choice of the stack."""
+    """Look at the headers of one subject; for DICOM up to the choice of the stack."""
     first = task.images[0]
     seen = look_at_headers(task, alike=not (stem_of(first) and holds_one_slice(first)))
     seen.notes += task.notes
@@ -279,12 +262,11 @@ def look(task: CineTask) -> Look:
         return seen
     if stem_of(task.images[0]):
         try:
-            n_frames, place = look_at_stack(task.images)
+            n_frames, place = look_at_nifti_stack(task.images)
         except ValueError as error:
             return replace(seen, refused=str(error))
         notes = dict.fromkeys([*seen.notes, *place.corrections, *place.notes])
         return replace(seen, n_frames=n_frames, notes=list(notes))
-    from nnunet_ssp.conversion.dicom.headers import count_of
     from nnunet_ssp.conversion.dicom.short_axis import choose_short_axis
 
     try:
@@ -315,9 +297,9 @@ def read_subject(task: CineTask) -> Cine:
     warnings: list[str] = []
     notes = list(task.notes)
     vendor = scanner = field_strength = patient = ""
-    nifti: Stack | None = None
+    nifti: NiftiStack | None = None
     if stem_of(task.images[0]):
-        nifti = read_stack(task.images, task.place)
+        nifti = read_nifti_stack(task.images, task.place)
         voxels, affine = nifti.voxels, nifti.place.affine
         corrections += nifti.place.corrections
         notes += nifti.place.notes
@@ -331,7 +313,7 @@ def read_subject(task: CineTask) -> Cine:
         patient, warnings = stack.patient, stack.warnings
         notes += stack.notes
         check_cine(voxels, task.images[0] if len(task.images) == 1 else task.place)
-    if all(_is_like_a_mask(frame) for frame in np.moveaxis(voxels, -1, 0)):
+    if all(is_like_a_mask(frame) for frame in np.moveaxis(voxels, -1, 0)):
         found = ", ".join(f"{value:g}" for value in np.unique(voxels)[:MASK_VALUES])
         raise ValueError(
             f"{task.place}: has only the values {found}, as a mask. Names of masks end in _gt, see --help."
@@ -339,7 +321,7 @@ def read_subject(task: CineTask) -> Cine:
     if voxels.shape[2] < 3 and not warnings:
         warnings.append(f"only {voxels.shape[2]} slice" + "s" * (voxels.shape[2] != 1))
 
-    masks, turned_masks = _read_masks(task, voxels, affine, nifti)
+    masks, turned_masks = read_masks(task, voxels, affine, nifti)
     corrections += turned_masks
     phases: dict[int, str] = {}
     if masks:
@@ -365,124 +347,10 @@ def read_subject(task: CineTask) -> Cine:
     return Cine(frames, labels, affine, cases, corrections, warnings, notes, patient)
 
 
-def _is_like_a_mask(frame: Array) -> bool:
-    """Whether a frame has background and a few small whole numbers, and nothing else."""
-    values = np.unique(frame)
-    if values.size > MASK_VALUES or values[0] != 0 or values[-1] > 255:
-        return False
-    return bool((values == np.rint(values)).all())
-
-
-def _read_masks(
-    task: CineTask, image: Array, affine: Array, nifti: Stack | None
-) -> tuple[dict[int, Array], list[str]]:
-    """The labelled frames, uint8 `(X, Y, Z)` on the image's grid, and what had to be corrected.
-
-    Args:
-        task: The subject.
-        image: `(X, Y, Z, T)`, like the next as it will be written.
-        affine: (4, 4).
-        nifti: The image as read, if it is not DICOM.
-    """
-    n_frames = image.shape[3]
-    single = task.images if nifti and nifti.source and len(task.images) > 1 else ()
-    masks: dict[int, Array] = {}
-    turned = False
-    for file in task.masks:
-        stored = read_image(file)
-        mask = as_cine(stored.voxels)
-        frame = _frame_of(file, single, mask.shape)
-        if nifti and not nifti.source and 1 in mask.shape[:3]:
-            raise ValueError(
-                f"{file}: must be a mask of the whole stack, not of one of its slices."
-            )
-        if frame is not None and frame >= n_frames:
-            raise ValueError(f"{file}: frame (={frame}) must be within 0 to {n_frames - 1}.")
-        mask = mask if frame is None else as_frame(mask)
-        if nifti and nifti.source and same_grid(stored, nifti.source):
-            mask = nifti.place.move(mask)
-        else:
-            mask, moved = _on_grid(mask, stored.grid.affine, affine, file)
-            turned |= moved
-        expected = image.shape if frame is None else image.shape[:3]
-        if mask.shape != expected:
-            of_one = mask.shape == image.shape[:3]
-            name = f" A mask of one frame is called {task.subject}_frame<TT>_gt.nii.gz." * of_one
-            raise ValueError(
-                f"{file}: shape (={mask.shape}) must be that of the image (={expected}).{name}"
-            )
-        mask = integer_labels(mask, file, range(len(task.label_names) + 1))
-        frames = range(n_frames) if frame is None else [frame]
-        for t, labelled in zip(
-            frames, np.moveaxis(mask.reshape(*mask.shape[:3], -1), 3, 0), strict=True
-        ):
-            if labelled.any() and t in masks:
-                raise ValueError(f"{file}: frame {t} has another mask already.")
-            if labelled.any():
-                masks[t] = labelled
-    return masks, ["axes of the masks turned to those of the image"] if turned else []
-
-
-def _frame_of(file: Path, images: Sequence[Path], shape: Sequence[int]) -> int | None:
-    """The time index of a mask of one frame; None for a mask of all.
-
-    Args:
-        file: The mask.
-        images: 3D frames in order of time, if the image is of such.
-        shape: Of the mask.
-
-    Raises:
-        ValueError: It is not clear which frame it is of.
-    """
-    if shape[3:] == (len(images),):
-        return None  # also where the first frame has the subject's name
-    stem = stem_of(file)
-    if named := [n for n, image in enumerate(images) if f"{stem_of(image)}_gt" == stem]:
-        shared = [_shared_folders(images[n], file) for n in named]
-        if shared.count(max(shared)) > 1:
-            raise ValueError(
-                f"{file}: must be in a folder called as its image's: {len(named)} images have this name."
-            )
-        return named[shared.index(max(shared))]
-    match = MASK.fullmatch(stem)
-    if not match or not match["frame"]:
-        return None
-    numbers = [re.search(r"frame[_-]?(\d+)", stem_of(image), re.IGNORECASE) for image in images]
-    if not images or None in numbers:
-        return int(match["frame"])
-    counted = [int(number[1]) for number in numbers if number]
-    if counted.count(int(match["frame"])) != 1:
-        raise ValueError(f"{file}: there must be one image of frame {match['frame']}.")
-    return counted.index(int(match["frame"]))
-
-
-def _shared_folders(image: Path, mask: Path) -> int:
-    """How many folders above two files have the same names."""
-    parents = zip(image.parts[-2::-1], mask.parts[-2::-1], strict=False)
-    return sum(1 for _ in takewhile(lambda names: names[0] == names[1], parents))
-
-
-def _on_grid(mask: Array, mask_affine: Array, affine: Array, file: Path) -> tuple[Array, bool]:
-    """Flip and permute a mask's axes to those of the image; also whether that was necessary."""
-    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
-
-    axes = io_orientation(np.linalg.inv(affine) @ mask_affine)
-    if np.isnan(axes).any() or mask.ndim < 3:
-        raise ValueError(f"{file}: must be a 3D or 4D mask with the affine of its image.")
-    turned = np.asarray(apply_orientation(mask, axes))
-    its_affine = mask_affine @ inv_ornt_aff(axes, mask.shape[:3])
-    distance = corner_distance(its_affine, affine, turned.shape[:3])
-    if distance > np.linalg.norm(affine[:3, :2], axis=0).min() / 2:
-        raise ValueError(
-            f"{file}: the mask must lie where the image is, but its corners are {distance:.1f} mm off."
-        )
-    return turned, not np.array_equal(axes, [[0, 1], [1, 1], [2, 1]])
-
-
 def _phases(
     masks: Mapping[int, Array], label_names: Sequence[str]
 ) -> tuple[dict[int, str], list[str]]:
-    """ED and ES among the labelled frames, by the left ventricle if a label is called that."""
+    """Find ED and ES among the labelled frames, by the left ventricle if a label has its name."""
     ventricle = [n for n, name in enumerate(label_names, 1) if name.upper() in LEFT_VENTRICLE]
     others = len(label_names) + 1
     as_in_mnms = {

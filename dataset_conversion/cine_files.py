@@ -1,4 +1,4 @@
-"""The files of own cine: which are whose, before any image is read."""
+"""The files of own cine, sorted by subject before any image is read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_ssp.console import count_of
+from nnunet_ssp.conversion.subjects import Task
 from nnunet_ssp.files.nifti import has_packed_copy, read_header
 from nnunet_ssp.parallel import process
 
@@ -19,7 +21,7 @@ _PHASE = re.compile(
     r"(?P<name>.+)_t(?P<ms>\d+)"
 )  # as dcm2niix names Philips' phases after the first
 MIN_PHASES = 3
-# Images that somebody may expect to be read.
+# Formats that a user may expect to be read
 OTHER_IMAGES = (".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mat", ".npy", ".npz", ".h5")
 
 
@@ -30,15 +32,37 @@ class Found:
     name: str
     place: Path
     images: tuple[Path, ...]
-    note: str = ""  # or, without images, why there are none
-    by_id: bool = False  # the name is the PatientID
-    chosen: bool = False  # --series chose the images
+    # Or, without images, why there are none
+    note: str = ""
+    # The name is the PatientID
+    by_id: bool = False
+    # --series chose the images
+    chosen: bool = False
 
 
-def find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[Found]:
+@dataclass(frozen=True)
+class CineTask(Task):
+    """A subject's files; `files` are the images, then the masks."""
+
+    # One 4D NIfTI, 3D NIfTI in order of time, or DICOM in any order
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    # The folder or file it was found at, for messages
+    place: Path
+    label_names: tuple[str, ...]
+    # On the subject's name and further files
+    notes: tuple[str, ...]
+    # Why it may be no stack
+    hint: str
+    # The user says that the images are the short axis
+    chosen: bool = False
+
+
+def find_cines(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[Found]:
     """Find the subjects in a folder; `masks` is the folder of the masks, which is no subject."""
     # Here, because every command would import pydicom.
-    from nnunet_ssp.conversion.dicom.headers import count_of, is_dicom, patient_id
+    from nnunet_ssp.conversion.dicom.headers import patient_id
+    from nnunet_ssp.conversion.dicom.opening import is_dicom
 
     found = []
     dicom: list[Path] = []  # whose subject only the header tells
@@ -87,7 +111,6 @@ def find_images(root: Path, masks: Path, by_patient_id: bool, workers: int) -> l
 
 def keep_series(found: Sequence[Found], series: Sequence[str], workers: int) -> list[Found]:
     """Leave only the series that the user names to the subjects that have them."""
-    from nnunet_ssp.conversion.dicom.headers import count_of
     from nnunet_ssp.conversion.dicom.series_choice import choose_series
 
     files = {
@@ -108,7 +131,7 @@ def keep_series(found: Sequence[Found], series: Sequence[str], workers: int) -> 
 
 
 def with_shared_patients(found: Sequence[Found], root: Path) -> set[str]:
-    """The subjects whose folder is DICOM of a patient that another folder has, too."""
+    """Return the subjects whose folder holds DICOM of a patient who has another folder, too."""
     from nnunet_ssp.conversion.dicom.headers import patient_id
 
     folders: dict[str, list[str]] = {}
@@ -127,13 +150,13 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def stem_of(file: Path) -> str:
-    """The name of a NIfTI file without its ending; empty for any other file."""
+    """Return the name of a NIfTI file without its ending; empty for any other file."""
     match = _NIFTI.fullmatch(file.name)
     return match["stem"] if match else ""
 
 
 def _choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...], str]:
-    """The files of one cine, frames in order of time; none, with the reason, if it is not clear."""
+    """Return the files of one cine, frames in order of time; none, with the reason, if they are not clear."""
     if phases := _philips_phases(files):
         return phases, ""
     names = (folder.name, f"{folder.name}_sa", "sa")
@@ -157,7 +180,7 @@ def _choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...]
 
 
 def _philips_phases(files: Sequence[Path]) -> tuple[Path, ...]:
-    """The files NAME, NAME_t40, NAME_t80, ... in order of time; empty if they are none."""
+    """Return files called NAME, NAME_t40, NAME_t80, ... in order of time; empty if they have other names."""
     times: dict[int, Path] = {}
     names = set()
     for file in files:
@@ -167,7 +190,7 @@ def _philips_phases(files: Sequence[Path]) -> tuple[Path, ...]:
             names.add((file.parent, match["name"]))
         else:
             times[0] = file
-    # Each time once, and one file without a time, of the others' name.
+    # Each time occurs once, and one file of the same name has no time.
     if len(times) < len(files) or len(files) <= MIN_PHASES or 0 not in times:
         return ()
     if names != {(times[0].parent, stem_of(times[0]))}:
@@ -185,7 +208,7 @@ def holds_one_slice(file: Path) -> bool:
 
 
 def find_masks(folder: Path) -> dict[str, list[Path]]:
-    """The masks of each subject: those in its folder, and those named after it."""
+    """Find the masks of each subject: those in its folder, and those named after it."""
     masks: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():

@@ -1,9 +1,9 @@
-"""What the commands of all converters share: their arguments, further sources, lists of test subjects.
+"""The shared part of all converters' commands: their arguments, further sources, lists of test subjects.
 
     nnunet-ssp convert mnms -i FOLDER -d 116 --add acdc:FOLDER --add mnms2:FOLDER
 
-In a dataset of several sources the subjects are named after theirs too: `mm1-A1D9Z7`, `acdc-patient001`. All sources
-must have the same labels.
+In a dataset of several sources each subject's name begins with its source: `mm1-A1D9Z7`, `acdc-patient001`. All
+sources must have the same labels.
 """
 
 from __future__ import annotations
@@ -22,24 +22,31 @@ from nnunet_ssp.cohort.privacy import PUBLIC, hashed_path
 from nnunet_ssp.cohort.pseudonyms import extend_key, key_file
 from nnunet_ssp.console import run_command
 from nnunet_ssp.conversion.convert import convert_subjects, look_at_headers
+from nnunet_ssp.conversion.record import NewDataset
 from nnunet_ssp.conversion.subjects import Cine, Look, Renamed, Task
-from nnunet_ssp.dataset_conversion import CONVERTERS, load
+from nnunet_ssp.conversion.summary import Remarks
+from nnunet_ssp.dataset_conversion import CONVERTERS, load_converter
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.tables import read_names
 from nnunet_ssp.nnunet import check_dataset_id
+
+NAMING = ("test", "series")  # options that name subjects; under pseudonyms the key has the names
 
 
 @dataclass(frozen=True)
 class Source:
     """The subjects of one data set, listed and not yet read."""
 
-    converter: str  # of `CONVERTERS`
+    # One of `CONVERTERS`
+    converter: str
     folder: Path
-    name: str  # as in `cases.csv`
+    # As in `cases.csv`
+    name: str
     labels: Mapping[str, int]
     tasks: Sequence[Task]
     refused: Mapping[str, str]
-    read: Callable[[Any], Cine]  # of one of the tasks
+    # Of one of the tasks
+    read: Callable[[Any], Cine]
     look: Callable[[Any], Look] = look_at_headers
 
 
@@ -55,15 +62,15 @@ def open_source(converter: str, folder: str | Path, **options: object) -> Source
     """List the subjects of a data set.
 
     Args:
-        converter: Of `CONVERTERS`.
-        folder: As for the converter's command.
+        converter: One of `CONVERTERS`.
+        folder: The folder, as for the converter's command.
         options: Further arguments of its `list_tasks`.
 
     Raises:
         FileNotFoundError: The folder, its table or the subjects are missing.
         ValueError: The table is wrong.
     """
-    module = load(converter)
+    module = load_converter(converter)
     tasks, refused = module.list_tasks(Path(folder), **options)
     return Source(
         converter,
@@ -102,17 +109,17 @@ def convert_sources(
     Args:
         sources: The command's own.
         dataset_id: Number of the new dataset.
-        name: Name of the new dataset.
-        description: For `dataset.json`.
+        name: Its name.
+        description: Text for `dataset.json`.
         add: Further sources, `acdc:FOLDER`.
         test: File with the names of the test subjects; by default the sources' own division.
-        options: What else changes the result.
+        options: Whatever else changes the result.
         overwrite: Delete an earlier conversion of this id and start again.
         workers: Number of processes.
         dry_run: Write nothing.
         pseudonyms: Give local subjects, those of own cine, random names, with a key apart from the dataset.
-        remarks: What the user should know about the dataset as a whole.
-        remark: What to say about the subjects that were converted, given the split of each.
+        remarks: Texts for the user about the dataset as a whole.
+        remark: Gives texts about the converted subjects, from the split of each.
 
     Returns:
         The dataset's folder.
@@ -121,66 +128,76 @@ def convert_sources(
         FileExistsError: The id is taken.
         FileNotFoundError: A folder, a table or all subjects are missing.
         RuntimeError: An nnU-Net variable is not set, or writing failed.
-        ValueError: A table or the list of test subjects is wrong, `add` is no source or has other
-            labels, or all subjects are refused.
+        ValueError: A table, `test`, `add` or the labels of a source are wrong, or all subjects are refused.
     """
-    added = [_parse(text) for text in add]
-    remarks = [*remarks, *_overlap(sources, added)]
+    added = [_parse_source(text) for text in add]
+    general = [*remarks, *_overlap(sources, added)]
     sources = [*sources, *(open_source(converter, folder) for converter, folder in added)]
-    for source in sources:
-        if dict(source.labels) != dict(sources[0].labels):
-            raise ValueError(
-                f"{source.folder}: labels (={dict(source.labels)}) must be those of "
-                f"{sources[0].folder} (={dict(sources[0].labels)})."
-            )
-    tasks, refused = (
-        combine(sources) if len(sources) > 1 else (sources[0].tasks, sources[0].refused)
-    )
-    if not tasks:
-        reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(refused.items())[:20])
-        raise FileNotFoundError(f"{sources[0].folder}: no subject could be used.\n{reasons}")
-    chosen = None
-    if test is not None:
-        chosen = _read_names(Path(test), {*refused, *(task.subject for task in tasks)})
-        tasks = [
-            replace(task, split="test" if task.subject in chosen else "train") for task in tasks
-        ]
+    several = len(sources) > 1
+    read: Callable[[Any], Cine] = read_combined if several else sources[0].read
+    look: Callable[[Any], Look] = look_combined if several else sources[0].look
+    tasks, refused = _all_subjects(sources)
+    tasks, chosen = _divided(tasks, refused, test)
     given: dict[str, object] = {"test": chosen, **(options or {})}
-    target = check_dataset_id(dataset_id, name)
     local = {source.name for source in sources} - {*PUBLIC}
+    target = check_dataset_id(dataset_id, name)
     renames = bool(local) and pseudonyms and (overwrite or not _began_with_names(target))
     if renames:
-        # The key has the names.
-        private = {
-            k: hashed_path(repr(v)) for k, v in given.items() if k in ("test", "series") and v
-        }
-        given |= {**private, "pseudonyms": True}
+        given |= {key: hashed_path(repr(given[key])) for key in NAMING if given.get(key)}
+        given["pseudonyms"] = True
     if added:
         given["add"] = [f"{converter}:{folder.resolve()}" for converter, folder in added]
         description += f"; with {', '.join(converter for converter, _ in added)}"
-    read, look = sources[0].read, sources[0].look
-    if len(sources) > 1:
-        read, look = read_combined, look_combined
     return convert_subjects(
         tasks,
         read,
-        converter="+".join(dict.fromkeys(source.converter for source in sources)),
-        source=sources[0].folder,
-        dataset_id=dataset_id,
-        name=name,
-        labels=sources[0].labels,
-        description=description,
-        options=given,
+        NewDataset(
+            dataset_id=dataset_id,
+            name=name,
+            labels=sources[0].labels,
+            description=description,
+            converter="+".join(dict.fromkeys(s.converter for s in sources)),
+            source=sources[0].folder,
+            options=given,
+        ),
         refused=refused,
         overwrite=overwrite,
         workers=workers,
         dry_run=dry_run,
         look=look,
-        remarks=remarks,
-        remark=remark,
-        prefixes=list(dict.fromkeys(s.name for s in sources)) if len(sources) > 1 else (),
-        rename=partial(_rename, local=local, combined=len(sources) > 1) if renames else None,
+        remarks=Remarks(general, remark, _names_of(sources) if several else ()),
+        rename=partial(_rename, local=local, combined=several) if renames else None,
     )
+
+
+def _divided(
+    tasks: Sequence[Task], refused: Iterable[str], test: str | Path | None
+) -> tuple[Sequence[Task], list[str] | None]:
+    """Return the subjects divided as the file `test` says, and the test subjects that it lists, if it is given."""
+    if test is None:
+        return tasks, None
+    chosen = _read_test_subjects(Path(test), {*refused, *(task.subject for task in tasks)})
+    return [replace(t, split="test" if t.subject in chosen else "train") for t in tasks], chosen
+
+
+def _names_of(sources: Sequence[Source]) -> list[str]:
+    return list(dict.fromkeys(source.name for source in sources))
+
+
+def _all_subjects(sources: Sequence[Source]) -> tuple[Sequence[Task], Mapping[str, str]]:
+    """Return the subjects of sources with the same labels, and those that cannot be used with the reason."""
+    first = sources[0]
+    for source in sources:
+        if dict(source.labels) != dict(first.labels):
+            raise ValueError(
+                f"{source.folder}: labels (={dict(source.labels)}) must be those of "
+                f"{first.folder} (={dict(first.labels)})."
+            )
+    tasks, refused = combine(sources) if len(sources) > 1 else (first.tasks, first.refused)
+    if not tasks:
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(refused.items())[:20])
+        raise FileNotFoundError(f"{first.folder}: no subject could be used.\n{reasons}")
+    return tasks, refused
 
 
 def _began_with_names(target: Path) -> bool:
@@ -237,7 +254,7 @@ def _rename(
 
 
 def combine(sources: Sequence[Source]) -> tuple[list[CombinedTask], dict[str, str]]:
-    """Give the subjects names that begin with their source; refuse those that are in two folders."""
+    """Let each subject's name begin with its source; refuse names that occur in two folders."""
     tasks, refused = [], {}
     named = [
         (f"{source.name}-{task.subject}", source, task)
@@ -262,7 +279,7 @@ def read_combined(task: CombinedTask) -> Cine:
         ValueError: The subject cannot be converted; names the file and the rule.
     """
     original = replace(task.original, split=task.split)
-    cine: Cine = load(task.converter).read_subject(original)
+    cine: Cine = load_converter(task.converter).read_subject(original)
     cine.cases = [
         replace(case, case=case_name(case.subject, case.frame, case.source)) for case in cine.cases
     ]
@@ -272,10 +289,10 @@ def read_combined(task: CombinedTask) -> Cine:
 def look_combined(task: CombinedTask) -> Look:
     """Look at a subject as its own converter does."""
     original = replace(task.original, split=task.split)
-    return replace(_look_of(load(task.converter))(original), subject=task.subject)
+    return replace(_look_of(load_converter(task.converter))(original), subject=task.subject)
 
 
-def _parse(text: str) -> tuple[str, Path]:
+def _parse_source(text: str) -> tuple[str, Path]:
     known = [name for name in CONVERTERS if "+" not in name]
     converter, _, folder = text.partition(":")
     if converter not in known or not folder:
@@ -296,7 +313,7 @@ def _overlap(sources: Sequence[Source], added: Sequence[tuple[str, Path]]) -> li
     ]
 
 
-def _read_names(file: Path, known: Iterable[str]) -> list[str]:
+def _read_test_subjects(file: Path, known: Iterable[str]) -> list[str]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file.")
     names = sorted(read_names(file))
@@ -317,10 +334,10 @@ def add_arguments(
     """Add the arguments that all commands have.
 
     Args:
-        parser: The command's.
-        folder: What the input folder is.
+        parser: The command's parser.
+        folder: Help on the input folder.
         name: Default name of the new dataset.
-        test: Which division the list of test subjects replaces.
+        test: The division that a list of test subjects replaces, in words.
         metavar: Name of the input folder, or of several.
         nargs: Number of input folders, if there are several.
     """
@@ -372,7 +389,7 @@ def main(
     add_arguments: Callable[[argparse.ArgumentParser], None],
     convert: Callable[..., object],
 ) -> int:
-    """Run a converter's file by its path; returns the exit status."""
+    """Run a converter as a script; return the exit status."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -14,7 +14,7 @@ FOLDER is the official tree, or the flattened one of de Mooij et al.; both may b
 
 Image and mask are 4D; the mask is zero except at end-diastole (ED) and end-systole (ES). Labels:
 1 left ventricle, 2 myocardium, 3 right ventricle. The mask, not the folder, decides whether a
-subject is labelled. Unpacked files (.nii) will do, too.
+subject is labelled. Unpacked files (.nii) are read, too.
 """
 
 from __future__ import annotations
@@ -60,9 +60,11 @@ OPTIONAL_COLUMNS = ("Vendor", "Pathology")
 class MnmsTask(Task):
     """A subject's two files and its row of the CSV; the mask need not exist."""
 
-    place: str  # the folder of the tree: Training/Labeled, ...
+    # The folder of the tree: Training/Labeled, ...
+    place: str
     expect_labels: bool
-    ed: str  # as in the CSV
+    # As in the CSV
+    ed: str
     es: str
     vendor: str
     centre: str
@@ -86,7 +88,7 @@ def convert(
     name: str = "MNMs",
     **common: Unpack[Common],
 ) -> Path:
-    """Convert M&Ms. The rest is as in `combined.convert_sources`: arguments, result and errors.
+    """Convert M&Ms; further arguments, result and errors are those of `combined.convert_sources`.
 
     Args:
         input_folder: See the head of this module.
@@ -151,7 +153,7 @@ def list_tasks(folder: Path) -> tuple[list[MnmsTask], dict[str, str]]:
 
 
 def find_root(folder: Path) -> Path:
-    """The folder of the tree: this one, or `OpenDataset` in it.
+    """Return the folder of the tree: this one, or `OpenDataset` in it.
 
     Raises:
         FileNotFoundError: It is neither.
@@ -160,7 +162,7 @@ def find_root(folder: Path) -> Path:
 
 
 def read_rows(root: Path) -> list[dict[str, str]]:
-    """The rows of the CSV that have a code, in its order.
+    """Read the rows of the CSV that have a code, in its order.
 
     Raises:
         FileNotFoundError: There is no CSV.
@@ -173,7 +175,7 @@ def read_rows(root: Path) -> list[dict[str, str]]:
 
 
 def _find_subjects(root: Path) -> dict[str, list[str]]:
-    """The places in the tree of each code, more than one if the code is not unique."""
+    """Return the places of each code in the tree, more than one if the code is not unique."""
     found: dict[str, list[str]] = {}
     for place in TREE:
         for folder in sorted((root / place).glob("[!.]*")):

@@ -9,9 +9,9 @@ FOLDER is the unpacked data set, or the folder that holds it as `MnM2`:
     FOLDER/dataset/<number>/<number>_SA_ED.nii.gz, ..._SA_ED_gt.nii.gz    3D, end-diastole (ED)
     FOLDER/dataset/<number>/<number>_SA_ES.nii.gz, ..._SA_ES_gt.nii.gz    3D, end-systole (ES)
 
-Long-axis files are left out. Subjects 201 to 360, the challenge's test part, are for the test.
+Long-axis files are left out. Subjects 201 to 360, the challenge's test part, are test subjects.
 Labels: 1 left ventricle, 2 myocardium, 3 right ventricle. Nothing tells which frames of the cine
-are ED and ES, so the 3D images are looked up in it. Unpacked files (.nii) will do, too.
+are ED and ES, so the 3D images are looked up in it. Unpacked files (.nii) are read, too.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def convert(
     name: str = "MNMs2",
     **common: Unpack[Common],
 ) -> Path:
-    """Convert M&Ms-2. The rest is as in `combined.convert_sources`: arguments, result and errors.
+    """Convert M&Ms-2; further arguments, result and errors are those of `combined.convert_sources`.
 
     Args:
         input_folder: See the head of this module.
@@ -154,7 +154,7 @@ def list_tasks(folder: Path) -> tuple[list[Mnms2Task], dict[str, str]]:
 
 
 def find_root(folder: Path) -> Path:
-    """The folder of the data set: this one, or `MnM2` in it.
+    """Return the folder of the data set: this one, or `MnM2` in it.
 
     Raises:
         FileNotFoundError: It is neither.
@@ -168,7 +168,7 @@ def find_root(folder: Path) -> Path:
 
 
 def read_rows(root: Path) -> list[dict[str, str]]:
-    """The rows of the CSV that have a number, in its order; numbers have three digits.
+    """Read the rows of the CSV that have a number, in its order; numbers get three digits.
 
     Raises:
         FileNotFoundError: There is no CSV.
@@ -180,7 +180,7 @@ def read_rows(root: Path) -> list[dict[str, str]]:
 
 
 def subject_number(text: str) -> str:
-    """`7`, `007` and `7.0` (a table with empty rows, saved again) as `007`; other texts as they are."""
+    """Return `7`, `007` and `7.0` (from a table with empty rows, saved again) as `007`; leave other texts alone."""
     number = frame_number(text)
     return text if number is None or number < 0 else f"{number:03d}"
 

@@ -2,10 +2,10 @@
 
     nnunet-ssp convert mnms+mnms2 -i FOLDER_OF_MNMS FOLDER_OF_MNMS2 -d 119
 
-Subjects of M&Ms may be in M&Ms-2 again, under another number: M&Ms-2's categories NOR, HCM and LV,
-in which they would be, are left out. The test subjects are those of the paper, whatever folder they
-lie in: of M&Ms 15 per vendor, drawn from the rows of its CSV; of M&Ms-2 the numbers 281 to 360. All
-others are for training. Names begin with the source: `mm1-A1D9Z7_frame05`, `mm2-101_frame00`.
+Subjects of M&Ms may be in M&Ms-2 again, under another number. They would be in its categories NOR, HCM
+and LV, which are left out. The test subjects are those of the paper, whatever folder they lie in: from
+M&Ms 15 per vendor, drawn from the rows of its CSV; from M&Ms-2 the numbers 281 to 360. All others are
+for training. Names begin with the source: `mm1-A1D9Z7_frame05`, `mm2-101_frame00`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def convert(
     name: str = "MNMsAndMNMs2",
     **common: Unpack[Common],
 ) -> Path:
-    """Convert M&Ms and M&Ms-2. The rest is as in `combined.convert_sources`: arguments, result and errors.
+    """Convert M&Ms and M&Ms-2; further arguments, result and errors are those of `combined.convert_sources`.
 
     Args:
         input_folder: The folders of M&Ms and of M&Ms-2.
@@ -78,7 +78,7 @@ def convert(
         options={"mnms2": str(folders[1].resolve())},
         **common,
         remarks=remarks,
-        remark=compare if published else lambda splits: [],
+        remark=compare_published if published else lambda splits: [],
     )
 
 
@@ -110,7 +110,7 @@ def leave_out_overlap(source: Source) -> tuple[Source, list[str]]:
 def draw_test_subjects(rows: Sequence[Mapping[str, str]]) -> tuple[set[str], list[str]]:
     """Draw M&Ms' test subjects as the authors did: pandas' `sample(15, random_state=1234)` of each vendor's rows.
 
-    Of a vendor with fewer than 30 subjects half are drawn, so that some are left for training; the published data
+    From a vendor with fewer than 30 subjects half are drawn, so that some are left for training. The published data
     have at least 50 of each.
 
     Args:
@@ -126,7 +126,7 @@ def draw_test_subjects(rows: Sequence[Mapping[str, str]]) -> tuple[set[str], lis
     remarks = []
     for vendor, codes in vendors.items():
         n = min(PER_VENDOR, len(codes) // 2)
-        # What pandas' `sample` does; legacy RandomState will never change.
+        # This is what pandas' `sample` does; the legacy RandomState never changes.
         chosen = np.random.RandomState(DRAW_SEED).choice(len(codes), n, replace=False)
         drawn |= {codes[index] for index in chosen}
         if n < PER_VENDOR:
@@ -144,8 +144,8 @@ def _divide(source: Source, test: set[str]) -> Source:
     return replace(source, tasks=tasks)
 
 
-def compare(splits: Mapping[str, str]) -> list[str]:
-    """Say whether the subjects of the two that were converted are the published ones.
+def compare_published(splits: Mapping[str, str]) -> list[str]:
+    """Say whether the converted subjects of both data sets are the published ones.
 
     Args:
         splits: The split of each subject; those of other sources do not count.

@@ -74,12 +74,12 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from nnunet_ssp.dataset_conversion import CONVERTERS, load
+    from nnunet_ssp.dataset_conversion import CONVERTERS, load_converter
 
     parser = commands.add_parser("convert", help="convert data sets to nnU-Net's raw format")
     sources = parser.add_subparsers(required=True, metavar="SOURCE", title="sources")
     for name, description in CONVERTERS.items():
-        converter = load(name)
+        converter = load_converter(name)
         source = sources.add_parser(
             name,
             help=description,

@@ -1,4 +1,4 @@
-"""How every command ends: an error that a user can mend is one line, an interruption is no error."""
+"""What the terminal shows: counts and lists in words, and how every command ends."""
 
 from __future__ import annotations
 
@@ -6,23 +6,38 @@ import errno
 import linecache
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 
-ERRORS = (ValueError, RuntimeError, OSError)  # what a user can do something about
+ERRORS = (ValueError, RuntimeError, OSError)  # what a user can mend
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 file`, `2 files`."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def some(names: Collection[str], limit: int = 10) -> str:
+    """Return the first names, and how many there are if some are left out: `a, b, ... (12 in all)`.
+
+    Sets are sorted first; the names of a sequence keep their order.
+    """
+    ordered = names if isinstance(names, Sequence) else sorted(names)
+    more = [f"... ({len(names)} in all)"] if len(names) > limit else []
+    return ", ".join([*ordered[:limit], *more])
 
 
 class Stopped(SystemExit, RuntimeError):
     """The end of a training before its time, with the reason.
 
-    Also below nnU-Net's own commands its message is one line without a traceback, and the exit status is 1.
+    Even under nnU-Net's own commands its message is one line without a traceback, and the exit status is 1.
     """
 
 
 def in_words(error: BaseException) -> str:
-    """Return the message of an error; of the system's own errors the file and the reason.
+    """Return the message of an error; for the system's own errors the file and the reason.
 
     Our errors say everything themselves. The system's say `[Errno 28] No space left on device`.
     """
@@ -33,7 +48,7 @@ def in_words(error: BaseException) -> str:
 
 
 def run_command(command: Callable[[], object]) -> int:
-    """Run a command; errors of `ERRORS` are one line, without a traceback.
+    """Run a command; print errors of `ERRORS` as one line, without a traceback.
 
     Args:
         command: Returns an exit status, or anything else for success.

@@ -1,4 +1,4 @@
-"""How nnU-Net's commands and ours are run: the folder of our trainers, the environment, where the commands are."""
+"""Launching nnU-Net's commands and ours: the folder of our trainers, the environment, the paths of commands."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from nnunet_ssp.parallel import small_machine_environment
 
 TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
 
-# Runs the command that its arguments name, and ends it with all that it started when its standard input closes, as it
-# does when the process at the other end has gone. nnU-Net's workers would go on alone. Signals go to the command alone:
-# a training ends its workers itself, once it has saved; what is left then ends, too. SIGUSR1, which asks to save, waits
-# for the handlers here, and is kept from a command that has none yet, as one that imports: it would die of it.
+# The guard runs the command that its arguments name. When its standard input closes, because the process at the other
+# end has gone, it kills the command with all that it started; nnU-Net's workers would go on alone. Signals go to the
+# command alone: a training ends its workers itself, once it has saved. What is left after that is killed, too.
+# SIGUSR1, which asks to save, waits for the handlers here. It is kept from a command that has none yet, such as one
+# that still imports, which would die of it.
 GUARD = """
 import os, signal, subprocess, sys, threading
 
@@ -63,29 +64,29 @@ SECONDS_TO_END = 30  # after a signal: a training saves
 
 
 def trainers_folder() -> Path:
-    """The folder of our trainers, in an editable and in a regular install."""
+    """Return the folder of our trainers, in an editable and in a regular install."""
     return Path(str(files("nnunet_ssp.trainers")))
 
 
 def trainer_paths() -> list[str]:
-    """The folders that `nnUNet_extTrainer` names."""
+    """Return the folders that `nnUNet_extTrainer` names."""
     value = os.environ.get(TRAINERS_VARIABLE, "")
     return [path for path in value.split(os.pathsep) if path.strip()]
 
 
 def with_trainers() -> str:
-    """The value of `nnUNet_extTrainer` with our trainers, besides those that it names."""
+    """Return the value of `nnUNet_extTrainer` with our trainers added."""
     ours = trainers_folder()
     others = [path for path in trainer_paths() if Path(path) != ours]
     return os.pathsep.join([str(ours), *others])
 
 
 def command_environment(output: Path | None = None, here: bool = True) -> dict[str, str]:
-    """The environment for many commands: the user's, with our trainers and what suits the machine.
+    """Return the environment for commands: the user's, with our trainers and settings that suit the machine.
 
     Args:
         output: Folder for nnU-Net's three folders; None keeps the user's.
-        here: The commands run on this machine.
+        here: Whether the commands run on this machine.
     """
     environment = {**os.environ, **(small_machine_environment(os.environ) if here else {})}
     for name in NNUNET_FOLDERS:  # absolute, as the commands may run in another folder
@@ -100,7 +101,7 @@ def command_environment(output: Path | None = None, here: bool = True) -> dict[s
 
 
 def environment_lines(output: Path) -> list[str]:
-    """The shell lines that lead nnU-Net to the folders in `output` and to our trainers."""
+    """Return the shell lines that lead nnU-Net to the folders in `output` and to our trainers."""
     root = (
         shlex.quote(str(output)) if output.is_absolute() else f'"$PWD"/{shlex.quote(str(output))}'
     )
@@ -111,10 +112,10 @@ def environment_lines(output: Path) -> list[str]:
 
 
 def choose_device(device: str | None) -> str:
-    """The device asked for, or the GPU when there is one.
+    """Return the device asked for, by default the GPU when there is one.
 
     Raises:
-        ValueError: The device asked for is not there.
+        ValueError: The device asked for is not available.
     """
     import torch
 
@@ -132,7 +133,7 @@ def choose_device(device: str | None) -> str:
 
 
 def find_command(name: str) -> str:
-    """Path of a command of this Python environment, whether or not it is activated.
+    """Return the path of a command of this Python environment, activated or not.
 
     Raises:
         FileNotFoundError: The environment has no such command.
@@ -155,13 +156,13 @@ def run_logged(
     environment: Mapping[str, str],
     watch: Callable[[], int | None] = lambda: None,
 ) -> int:
-    """Run a command to its end; when this process ends before, however it does, so do the command and its workers.
+    """Run a command to its end; it and its workers end with this process, however that ends.
 
-    When this process is interrupted or exits, the command is asked to end first, so that a training saves.
+    When this process is interrupted or exits, it first asks the command to end, so that a training saves.
 
     Args:
         command: Its words; the first is a command of this Python environment.
-        log: Takes what it says.
+        log: File for its output.
         environment: Its environment variables.
         watch: Called twice a second while it runs; a signal that it returns is passed on to the command.
 
@@ -212,7 +213,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def last_lines(log: Path, number: int) -> str:
-    """The end of a log, to be shown when its command failed."""
+    """Return the end of a log, to be shown when its command failed."""
     with open(log, encoding="utf-8", errors="replace") as lines:
         return "".join(deque(lines, maxlen=number)).rstrip()
 

@@ -1,4 +1,4 @@
-"""nnU-Net's folders, dataset numbers, environment and silence."""
+"""nnU-Net's folders, dataset numbers and environment variables, and its output silenced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 def nnunet_folder(variable: str) -> Path:
-    """The folder that one of nnU-Net's environment variables names.
+    """Return the folder that one of nnU-Net's environment variables names.
 
     Args:
         variable: `nnUNet_raw`, `nnUNet_preprocessed` or `nnUNet_results`.
@@ -34,7 +34,7 @@ def nnunet_folder(variable: str) -> Path:
 
 
 def dataset_id(dataset: str | int) -> int:
-    """The number of a dataset given as a number or as `DatasetXXX_Name`.
+    """Return the number of a dataset given as a number or as `DatasetXXX_Name`.
 
     Raises:
         ValueError: It is neither, or the number is not within 1 to 999.
@@ -51,10 +51,10 @@ def dataset_id(dataset: str | int) -> int:
 
 
 def dataset_folder(base: str | Path, dataset: str | int) -> Path:
-    """The folder of a dataset within one of nnU-Net's three folders.
+    """Return the folder of a dataset within one of nnU-Net's three folders.
 
     Args:
-        base: For example `nnunet_folder("nnUNet_raw")`.
+        base: One of them, for example `nnunet_folder("nnUNet_raw")`.
         dataset: Dataset id (114, "114") or full name ("Dataset114_MNMs").
 
     Raises:
@@ -77,7 +77,7 @@ def dataset_folder(base: str | Path, dataset: str | int) -> Path:
 def check_dataset_id(number: int, name: str) -> Path:
     """Check that a new dataset of this id would be alone in all three of nnU-Net's folders.
 
-    A folder of the same id *and* name in `nnUNet_raw` is left to the caller to judge.
+    The caller judges a folder of the same id *and* name in `nnUNet_raw`.
 
     Args:
         number: The dataset's id.
@@ -111,7 +111,7 @@ def _folders_with_id(base: Path, number: int) -> list[Path]:
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables for a while."""
+    """Set environment variables within a `with` block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -126,7 +126,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what nnU-Net prints from the user, unless it fails."""
+    """Hide what nnU-Net prints, unless it fails."""
     chatter = io.StringIO()
     try:
         with contextlib.redirect_stdout(chatter):

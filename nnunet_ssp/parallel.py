@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,21 +17,21 @@ R = TypeVar("R")
 
 
 def available_cores() -> int:
-    """Cores that this process may use: on a cluster fewer than the machine has."""
+    """Return the number of cores that this process may use: on a cluster fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def number_of_workers(wanted: int | None = None) -> int:
-    """How many processes to start.
+    """Return the number of processes to start.
 
     Args:
-        wanted: what the user asked for; by default `nnUNet_def_n_proc` where it is set, else one for each core, at
+        wanted: What the user asked for; by default `nnUNet_def_n_proc` where it is set, else one for each core, at
             most 8.
 
     Raises:
-        ValueError: the number is below 1, or the variable holds none.
+        ValueError: The number is below 1, or the variable holds none.
     """
     name, value = "workers", str(wanted)
     if wanted is None:
@@ -44,14 +45,15 @@ def number_of_workers(wanted: int | None = None) -> int:
 def small_machine_environment(
     environment: Mapping[str, str], cores: int | None = None
 ) -> dict[str, str]:
-    """Settings of nnU-Net's processes and threads that suit the machine, where the user set none.
+    """Return settings of nnU-Net's processes and threads that suit the machine, where the user set none.
 
-    nnU-Net starts 8 processes here and 3 + 3 there, and each imports for five seconds. On few cores, threads that spin
-    while they wait take the core from those that work: a training beside other processes was 8 times slower.
+    nnU-Net starts 8 processes in some places and 3 + 3 in others, and each imports for five seconds. On few cores,
+    threads that spin while they wait take the core from those that work: a training beside other processes was 8 times
+    slower.
 
     Args:
-        environment: the user's environment variables.
-        cores: number of CPU cores; None counts those available.
+        environment: The user's environment variables.
+        cores: Number of CPU cores; None counts those available.
 
     Returns:
         The variables to add.
@@ -74,17 +76,17 @@ def process(
     With one worker or one item it runs in this process.
 
     Args:
-        function: must be importable; what it raises is raised here.
-        items: must pickle.
-        workers: at most this many processes.
-        label: of the progress bar.
-        unit: what an item is.
+        function: Importable; what it raises is raised here.
+        items: Values that can be pickled.
+        workers: Most processes to start.
+        label: Text of the progress bar.
+        unit: Noun for an item.
 
     Yields:
         The results, in the order of the items.
 
     Raises:
-        concurrent.futures.process.BrokenProcessPool: a worker died.
+        concurrent.futures.process.BrokenProcessPool: A worker died.
     """
     from tqdm import tqdm
 
@@ -102,8 +104,20 @@ def process(
         yield from bar(pool.map(function, items))
 
 
+def worker_died(folder: Path) -> RuntimeError:
+    """Return the error to raise for a `BrokenProcessPool`.
+
+    Args:
+        folder: The folder that the workers were writing; a second run must continue there.
+    """
+    return RuntimeError(
+        f"{folder}: a worker process died, perhaps for lack of memory. Run the same command again with fewer "
+        "processes (-np): it continues where it stopped."
+    )
+
+
 def start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a worker alone would wait for tasks for ever."""
+    """Leave Ctrl-C to the parent, and end with it: a worker alone would wait forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -11,6 +11,8 @@ import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
+from nnunet_ssp.conversion.dicom.short_axis import ShortAxis, read_short_axis
+
 ROWS, COLUMNS = 6, 5
 SPACING = (1.5, 1.25)  # mm between rows, between columns
 GAP = 8.0  # mm between slices
@@ -187,3 +189,16 @@ def file_of(folder: Path, place: int, frame: int) -> Path:
     number = place * FRAMES + frame + 1
     (found,) = [f for f in folder.iterdir() if pydicom.dcmread(f).InstanceNumber == number]
     return found
+
+
+def read(folder: Path) -> ShortAxis:
+    """Read the short axis from all files below a folder."""
+    return read_short_axis(sorted(f for f in folder.rglob("*") if f.is_file()), folder)
+
+
+def remove(folder: Path, frames: int, missing: dict[int, set[int]]) -> None:
+    """Remove frames of slices, both counted from 0."""
+    for file in list(folder.iterdir()):
+        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, frames)
+        if t in missing.get(z, ()):
+            file.unlink()

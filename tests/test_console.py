@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from nnunet_ssp.console import ERRORS, Stopped, in_words, run_command
+from nnunet_ssp.console import ERRORS, Stopped, count_of, in_words, run_command, some
 
 
 @pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (3, 3), ("a path", 0)])
@@ -111,3 +111,19 @@ def test_errors_of_ours_are_one_line_below_nnunets_commands(
     monkeypatch.setenv("NNUNET_SSP_TRACEBACK", "1")
     whole = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert whole.stderr.startswith("Traceback (most recent call last)")
+
+
+def test_counts_agree_with_their_noun():
+    assert [count_of(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+
+
+def test_long_lists_say_how_many_there_are():
+    assert some("ab") == "a, b"
+    assert some(list("abc"), limit=3) == "a, b, c"
+    assert some(list("cab"), limit=2) == "c, a, ... (3 in all)"
+    assert some([]) == ""
+
+
+def test_sets_are_listed_in_order():
+    assert some({"b", "c", "a"}, limit=2) == "a, b, ... (3 in all)"
+    assert some({"b": 1, "a": 2}.keys()) == "a, b"

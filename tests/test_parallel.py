@@ -17,6 +17,7 @@ from nnunet_ssp.parallel import (
     number_of_workers,
     process,
     small_machine_environment,
+    worker_died,
 )
 
 
@@ -90,6 +91,12 @@ def test_one_item_needs_no_process():
 def test_a_dead_worker_is_an_error():
     with pytest.raises(BrokenProcessPool):
         list(process(os._exit, [1, 1], 2, "", ""))
+
+
+def test_the_error_of_a_dead_worker_names_folder_and_way_out(tmp_path: Path):
+    error = worker_died(tmp_path)
+    assert str(error).startswith(f"{tmp_path}: a worker process died")
+    assert "-np" in str(error) and "continues where it stopped" in str(error)
 
 
 def test_no_items_show_no_progress(capsys: pytest.CaptureFixture[str]):

@@ -1,4 +1,4 @@
-"""Cases, subjects and folds: the tables beside nnU-Net's data, and nnU-Net's folders.
+"""Cases and subjects: the table `cases.csv` beside nnU-Net's data.
 
 A *subject* is one cine examination, a *case* one of its time frames, a 3D stack of slices. nnU-Net
 knows only cases; `cases.csv` says which subject, frame and scanner each of them comes from.
@@ -24,19 +24,28 @@ BASES = ("first", "last", "unknown")
 class Case:
     """One row of `cases.csv`: a time frame of a subject."""
 
-    case: str  # nnU-Net's case name, see `case_name`
+    # nnU-Net's case name, see `case_name`
+    case: str
     subject: str
-    source: str  # data set: mm1 (M&Ms), mm2 (M&Ms-2), acdc, ...
-    source_frame: int  # the frame's number in the source, 1-based in some
-    split: str  # train or test
-    frame: int  # time index from 0
-    n_frames: int  # frames in the subject's cine, also those that are not cases
-    phase: str  # ED, ES, or empty: not labelled
-    base: str  # which end of the stack is the base of the heart: first, last or unknown
+    # Data set: mm1 (M&Ms), mm2 (M&Ms-2), acdc, ...
+    source: str
+    # The frame's number in the source, 1-based in some
+    source_frame: int
+    # `train` or `test`
+    split: str
+    # Time index from 0
+    frame: int
+    # Frames in the subject's cine, also those that are not cases
+    n_frames: int
+    # `ED`, `ES`, or empty: not labelled
+    phase: str
+    # The end of the stack that is the base of the heart: `first`, `last` or `unknown`
+    base: str
     vendor: str
     centre: str
     scanner: str
-    field: str  # field strength in T
+    # Field strength in T
+    field: str
     pathology: str
 
     @property
@@ -46,7 +55,7 @@ class Case:
 
     @property
     def subject_key(self) -> str:
-        """`<source>-<subject>`: codes of combined sources may be equal, keys are not."""
+        """Unique name `<source>-<subject>`: codes of combined sources may be equal, keys are not."""
         return f"{self.source}-{self.subject}"
 
 
@@ -56,7 +65,7 @@ _CHOICES = {"split": SPLITS, "phase": PHASES, "base": BASES}
 
 
 def case_name(subject: str, frame: int, source: str | None = None) -> str:
-    """nnU-Net's name of a frame: `A1D9Z7_frame05`, in combined sets `mm1-A1D9Z7_frame05`.
+    """Return nnU-Net's name of a frame: `A1D9Z7_frame05`, in combined sets `mm1-A1D9Z7_frame05`.
 
     Args:
         subject: The subject's code.
@@ -77,7 +86,7 @@ def read_cases(file: str | Path) -> dict[str, Case]:
         ValueError: A column is missing or a value breaks a rule; names file, row and column.
     """
     cases: dict[str, Case] = {}
-    # Our own texts: a vendor may be called nan.
+    # These are our own texts: a vendor may be called nan.
     for row in read_table(file, COLUMNS, numbers=(*_INTEGERS, "field"), nothing=()):
         where = f"{file}, row {row['row']}"
         case = _parse_case(row, where)
@@ -88,7 +97,7 @@ def read_cases(file: str | Path) -> dict[str, Case]:
 
 
 def subject_of(case: str, cases: Mapping[str, Case], pattern: str | None) -> str:
-    """The subject of a case: from `cases.csv`, else what `pattern` finds in its name, else the case itself.
+    """Return the subject of a case: from `cases.csv`, else what `pattern` finds in its name, else the case itself.
 
     Args:
         case: Name of the case.
@@ -154,7 +163,7 @@ LABEL_FOLDERS = ("labelsTr", "labelsTs")
 
 
 def case_files(target: Path, case: Case) -> list[Path]:
-    """The image, and for a labelled case the mask, in a dataset of `nnUNet_raw`."""
+    """Return the image, and for a labelled case the mask, in a dataset of `nnUNet_raw`."""
     part = {"train": "Tr", "test": "Ts"}[case.split] if case.labelled else "Un"
     files = [target / f"images{part}" / f"{case.case}_0000.nii.gz"]
     if case.labelled:

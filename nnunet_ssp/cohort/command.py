@@ -1,14 +1,14 @@
 """`nnunet-ssp folds`: list a dataset's folds, append new ones, compare them with the published, look for leaks.
 
-nnU-Net knows a fold by its number alone, so folds are only ever appended, and one that results were trained on is not
-changed unasked. How folds are made is in `splits`, how leaks are found in `leaks`.
+nnU-Net knows a fold by its number alone. So folds are only appended, and a fold with results is not changed unasked.
+ `cohort.folds` makes the folds, `cohort.leaks` looks for leaks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunet_ssp.cohort import folds as splits
@@ -19,7 +19,7 @@ from nnunet_ssp.cohort.consistency import (
     require_known_names,
     unknown_names,
 )
-from nnunet_ssp.cohort.dataset import Dataset, _check_plain, open_dataset
+from nnunet_ssp.cohort.dataset import Dataset, check_plain, open_dataset
 from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.cohort.membership import is_trainable, subjects_of
 from nnunet_ssp.cohort.splits import (
@@ -54,15 +54,15 @@ def folds(
     """Append the folds asked for, if any, and print all; or verify, or check them.
 
     Args:
-        dataset: Id or name.
+        dataset: Id or name of the dataset.
         paper: Append the folds of de Mooij et al.
         files: Append a fold for each of these split files.
         amounts: Append label subsets, see `folds.subsets`.
         unit: What `amounts` count; `subjects` by default.
-        seeds: Of the subsets; 0, 1 and 2 by default.
+        seeds: Seeds of the subsets; 0, 1 and 2 by default.
         base: Number or name of the fold to draw from or to restrict; 0 by default.
-        vendors: Restrict that fold to these.
-        phase: Restrict it to `ED` or `ES`.
+        vendors: Restrict that fold to these vendors.
+        phase: Restrict that fold to `ED` or `ES`.
         verify: Compare the subjects with the published lists.
         check: Look for leaks, also between subjects that look alike.
         subject_pattern: Finds the subject in a case's name when a dataset without `cases.csv` is checked.
@@ -78,57 +78,91 @@ def folds(
         RuntimeError: Another process works on this dataset.
         ValueError: Options that do not fit each other or the dataset, or a fold that names what is no case.
     """
-    derive = bool(amounts or vendors or phase)
-    if paper + bool(files) + derive > 1:
-        raise ValueError(
-            "choose one of --paper, --from and (--subsets, --vendors, --phase) at a time."
-        )
-    if (unit or seeds) and not amounts:
-        raise ValueError("--unit and --seeds must come with --subsets.")
-    if base and not derive:
-        raise ValueError("--of must come with --subsets, --vendors or --phase.")
-    if check and not (paper or files or derive or verify):
-        for home in nnunet_folder("nnUNet_raw").glob(f"Dataset{dataset_id(dataset):03d}_*"):
-            if not any((home / name).is_file() for name in ("cases.csv", "convert.json")):
-                return int(_check_plain(home, subject_pattern))
+    wanted = _Wanted(paper, files, amounts, unit, seeds, base, vendors, phase)
+    wanted.check()
+    if check and not (wanted.any or verify) and (plain := _plain_home(dataset)):
+        return int(check_plain(plain, subject_pattern))
     if subject_pattern is not None:
         raise ValueError(
             "--subject-pattern must come with --check, for a dataset without cases.csv."
         )
-    if paper:
-        base = "paper"
     data = open_dataset(dataset)
     with ExitStack() as lock:
-        if (paper or files or derive) and not dry_run:
+        if wanted.any and not dry_run:
             lock.enter_context(locked_dataset(data.raw, data.prepared))
             data = open_dataset(dataset)  # another process may have changed it
-            for folder in (data.raw, data.prepared):
-                remove_half_written(folder)
+            remove_half_written(data.raw)
+            remove_half_written(data.prepared)
             notes = _repair(data, overwrite)
         else:
             notes = _try_to_repair(data, overwrite, dry_run)
-        new: list[Fold] = []
-        if paper or files:
-            new, said = _published(data, files)
-            notes += said
-        elif derive:
-            new = _derive(
-                data, base or "0", vendors, phase or "", amounts, unit, seeds or (0, 1, 2)
-            )
+        new, said = wanted.make(data)
         merged = splits.merge(data.folds, new, overwrite)
         changed = {
             n for n, fold in enumerate(merged) if n >= len(data.folds) or fold != data.folds[n]
         }
-        notes += _faults(data, merged, refuse=bool(new))
-        replaced = _write(data, merged, overwrite, dry_run) if changed else []
+        notes += [*said, *_faults(data, merged, refuse=bool(new))]
+        replaced = _write_tables(data, merged, overwrite, dry_run) if changed else []
     after = replace(data, folds=merged)
     if new or not (verify or check):
-        notes = [*_table(after, changed), *notes]
+        print("\n".join(_table_of_folds(after, changed)))
     print("".join(f"{line}\n" for line in notes), end="")
     if new:
         print(_outcome(changed, dry_run, data))
-    if paper or vendors:
-        number, fold = _find(merged, base or "0")
+    _print_advice(after, wanted, replaced)
+    differs = verify and _verify(after)
+    leaks = check and _report_leaks(after)
+    return int(differs or leaks)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The new folds that a call asks for, if any; the fields are arguments of `folds`."""
+
+    paper: bool
+    files: Sequence[Path]
+    amounts: Sequence[int | float]
+    unit: str | None
+    seeds: Sequence[int] | None
+    base: str | None
+    vendors: Sequence[str]
+    phase: str | None
+
+    @property
+    def derives(self) -> bool:
+        """Whether the folds are parts of an existing one."""
+        return bool(self.amounts or self.vendors or self.phase)
+
+    @property
+    def any(self) -> bool:
+        """Whether any fold is asked for."""
+        return self.paper or bool(self.files) or self.derives
+
+    def check(self) -> None:
+        """Refuse options that do not fit each other."""
+        if self.paper + bool(self.files) + self.derives > 1:
+            raise ValueError(
+                "choose one of --paper, --from and (--subsets, --vendors, --phase) at a time."
+            )
+        if (self.unit or self.seeds) and not self.amounts:
+            raise ValueError("--unit and --seeds must come with --subsets.")
+        if self.base and not self.derives:
+            raise ValueError("--of must come with --subsets, --vendors or --phase.")
+
+    def make(self, data: Dataset) -> tuple[list[Fold], list[str]]:
+        """Return the folds, with remarks."""
+        if self.paper or self.files:
+            return _published(data, self.files)
+        if not self.derives:
+            return [], []
+        base, seeds, phase = self.base or "0", self.seeds or (0, 1, 2), self.phase or ""
+        return _derive(data, base, self.vendors, phase, self.amounts, self.unit, seeds), []
+
+
+def _print_advice(data: Dataset, wanted: _Wanted, replaced: Sequence[int]) -> None:
+    """Say which fold to pretrain on, and which folds have results of another division."""
+    if wanted.paper or wanted.vendors:
+        number, fold = _find(data.folds, "paper" if wanted.paper else wanted.base or "0")
         print(
             f"Pretrain on fold {number} ({fold.name}): on a fold of some vendors, pretraining sees the validation "
             "subjects of the others. Fine-tune on any."
@@ -136,17 +170,17 @@ def folds(
     if replaced:
         listed = ", ".join(map(str, replaced))
         print(f"WARNING: {data.results} holds results of fold {listed} as it was before.")
-    found = False
-    if verify:
-        found |= _verify(after)
-    if check:
-        from nnunet_ssp.cohort.leaks import report
-
-        found |= report(after.raw, after.prepared, after.cases, merged)
-    return int(found)
 
 
 # -- the dataset ---------------------------------------------------------------------------------
+
+
+def _plain_home(dataset: str | int) -> Path | None:
+    """Return the folder of a dataset that no converter of ours has made; None for any other."""
+    for home in nnunet_folder("nnUNet_raw").glob(f"Dataset{dataset_id(dataset):03d}_*"):
+        if not any((home / name).is_file() for name in ("cases.csv", "convert.json")):
+            return home
+    return None
 
 
 def _try_to_repair(data: Dataset, overwrite: bool, dry_run: bool) -> list[str]:
@@ -165,7 +199,7 @@ def _try_to_repair(data: Dataset, overwrite: bool, dry_run: bool) -> list[str]:
 
 
 def _repair(data: Dataset, overwrite: bool) -> list[str]:
-    """Bring the copies beside the prepared data up to date, which a run that was killed has left as they were.
+    """Bring the copies beside the prepared data up to date, which a killed run may have left as they were.
 
     Returns:
         What was done, in words.
@@ -185,7 +219,7 @@ def _repair(data: Dataset, overwrite: bool) -> list[str]:
 
 
 def _published(data: Dataset, files: Sequence[Path]) -> tuple[list[Fold], list[str]]:
-    """The folds of split files or, without any, of de Mooij et al., and what to say of them."""
+    """Return the folds of split files or, without any, of de Mooij et al., with remarks."""
     _require_labels(data)
     if not files:
         return published.paper_folds(data.cases)
@@ -205,7 +239,7 @@ def _require_labels(data: Dataset) -> None:
 
 
 def _faults(data: Dataset, folds: Sequence[Fold], refuse: bool) -> list[str]:
-    """What is wrong with folds, in words: names that are no cases, and nobody to validate on.
+    """Say what is wrong with folds: names that are no cases, and nobody to validate on.
 
     Raises:
         ValueError: There are such names, and `refuse` is set.
@@ -219,7 +253,9 @@ def _faults(data: Dataset, folds: Sequence[Fold], refuse: bool) -> list[str]:
     return [f"WARNING: fold {number}: {line}." for number, line in wrong]
 
 
-def _write(data: Dataset, merged: Sequence[Fold], overwrite: bool, dry_run: bool) -> list[int]:
+def _write_tables(
+    data: Dataset, merged: Sequence[Fold], overwrite: bool, dry_run: bool
+) -> list[int]:
     """Write both copies of the tables.
 
     Returns:
@@ -252,7 +288,7 @@ def _derive(
     unit: str | None,
     seeds: Sequence[int],
 ) -> list[Fold]:
-    """A restricted fold, or subsets of it."""
+    """Return a restricted fold, or subsets of it."""
     _require_labels(data)
     _, fold = _find(data.folds, base)
     if unknown := sorted({*fold.train, *fold.val} - data.cases.keys()):
@@ -283,8 +319,8 @@ def _find(folds: Sequence[Fold], wanted: str) -> tuple[int, Fold]:
 # -- what is printed -----------------------------------------------------------------------------
 
 
-def _table(data: Dataset, marked: Collection[int]) -> list[str]:
-    """All folds with their numbers; those marked begin with `+`."""
+def _table_of_folds(data: Dataset, marked: Collection[int]) -> list[str]:
+    """Return lines with all folds and their numbers; those marked begin with `+`."""
     subjects = {case.subject_key: case.split for case in data.cases.values()}
     tests = sum(split == "test" for split in subjects.values())
     lines = [
@@ -301,7 +337,7 @@ def _table(data: Dataset, marked: Collection[int]) -> list[str]:
     ]
     for number, fold in enumerate(data.folds):
         counts = "  ".join(
-            f"{len({_subject(name, data) for name in names}):9}{len(names):7}{_count(names, data):>7}"
+            f"{len({_subject(name, data) for name in names}):9}{len(names):7}{_slice_count(names, data):>7}"
             for names in (fold.train, fold.val)
         )
         mark = "+" if number in marked else ""
@@ -310,11 +346,11 @@ def _table(data: Dataset, marked: Collection[int]) -> list[str]:
 
 
 def _subject(name: str, data: Dataset) -> str:
-    """A case that is in no table counts as a subject; `--check` reports it."""
+    """Return a case's subject; a case that is in no table counts as one, and `--check` reports it."""
     return data.cases[name].subject_key if name in data.cases else name
 
 
-def _count(names: Collection[str], data: Dataset) -> str:
+def _slice_count(names: Collection[str], data: Dataset) -> str:
     known = data.n_slices
     return str(sum(known[name] for name in names)) if all(n in known for n in names) else "-"
 
@@ -367,7 +403,7 @@ def _verify(data: Dataset) -> bool:
 def _in_fold(
     subjects: Collection[str], place: tuple[str, str] | None, data: Dataset
 ) -> tuple[str, bool]:
-    """Which fold holds a list and, if not all of it, how much; and whether that is as it should be."""
+    """Return the fold that holds a list, how much of it if not all, and whether that is as it should be."""
     if place is None:
         return "", True
     for number, fold in enumerate(data.folds):
@@ -383,3 +419,10 @@ def _in_fold(
                 return f"{number}, the {len(held)} with labels", True
             return f"{number} holds other subjects", False
     return "none", True
+
+
+def _report_leaks(data: Dataset) -> bool:
+    """Print what leaks from training into validation or test; return whether anything does."""
+    from nnunet_ssp.cohort.leaks import report
+
+    return report(data.raw, data.prepared, data.cases, data.folds)

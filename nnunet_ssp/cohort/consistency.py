@@ -1,4 +1,4 @@
-"""Whether the parts of a dataset fit each other: its cases, its folds and their copies."""
+"""Checks that the parts of a dataset fit each other: its cases, its folds and their copies."""
 
 from __future__ import annotations
 
@@ -6,27 +6,18 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_ssp.cohort.splits import read_splits
+from nnunet_ssp.console import some
 
-TABLES = ("cases.csv", "folds.csv", "splits_final.json")  # there are copies of
-HOLDS_NOBODY_OUT = (
-    "`val` is empty, so nobody is held out and what is called validation is on training cases"
-)
-LISTED = 10  # names shown
-
-
-def some(names: Collection[str]) -> str:
-    """Sorted names in words, at most ten of them."""
-    shown = sorted(names)[:LISTED]
-    more = f", ... ({len(names)} in all)" if len(names) > LISTED else ""
-    return ", ".join(shown) + more
+TABLES = ("cases.csv", "folds.csv", "splits_final.json")  # these are copied
+HOLDS_NOBODY_OUT = "`val` is empty, so nobody is held out, and validation is on training cases"
 
 
 def unknown_names(fold: Mapping[str, Collection[str]], known: Collection[str]) -> list[str]:
-    """What is wrong with the names of a fold, in words; one line a side.
+    """Say which names of a fold are unknown, one line a side.
 
     Args:
-        fold: case names of `train` and `val`.
-        known: those that a fold may name.
+        fold: Case names of `train` and `val`.
+        known: Those that a fold may name.
     """
     strangers = {side: set(fold[side]) - set(known) for side in ("train", "val")}
     return [
@@ -39,15 +30,15 @@ def unknown_names(fold: Mapping[str, Collection[str]], known: Collection[str]) -
 def require_known_names(
     file: Path, folds: Sequence[Mapping[str, Collection[str]]], known: Collection[str]
 ) -> None:
-    """Refuse folds that name what is no case: whoever is misspelt in `val` would be trained on.
+    """Refuse folds with unknown names: a case that is misspelt in `val` would be trained on.
 
     Args:
-        file: where the folds are from, for the message.
-        folds: case names of `train` and `val`.
-        known: those that a fold may name.
+        file: Where the folds are from, for the message.
+        folds: Case names of `train` and `val`.
+        known: Those that a fold may name.
 
     Raises:
-        ValueError: says which fold names whom.
+        ValueError: A fold has unknown names; says which.
     """
     wrong = [
         f"fold {number}: {line}"
@@ -59,11 +50,11 @@ def require_known_names(
 
 
 def differing_tables(raw: Path, prepared: Path) -> list[str]:
-    """The tables of which the copy beside the prepared data is another than that in `nnUNet_raw`, or is missing.
+    """Return the tables whose copy beside the prepared data is missing or differs from the one in `nnUNet_raw`.
 
     Args:
-        raw: the dataset's folder in nnUNet_raw; nothing differs from one that is not there.
-        prepared: its folder in nnUNet_preprocessed.
+        raw: The dataset's folder in nnUNet_raw; nothing differs from one that is not there.
+        prepared: Its folder in nnUNet_preprocessed.
     """
     return [name for name in TABLES if (raw / name).is_file() and not _same(raw, prepared, name)]
 
@@ -74,12 +65,12 @@ def _same(raw: Path, prepared: Path, name: str) -> bool:
 
 
 def differing_fold(raw: Path, prepared: Path, fold: int) -> str:
-    """How a training's fold differs between the two copies, in words; empty where it does not.
+    """Say how a fold differs between the two copies; empty where it does not.
 
     Args:
-        raw: the dataset's folder in nnUNet_raw; nothing differs from one that is not there.
-        prepared: its folder in nnUNet_preprocessed.
-        fold: number of the fold.
+        raw: The dataset's folder in nnUNet_raw; nothing differs from one that is not there.
+        prepared: Its folder in nnUNet_preprocessed.
+        fold: Number of the fold.
     """
     differing = [name for name in differing_tables(raw, prepared) if name != "folds.csv"]
     if "splits_final.json" in differing:

@@ -27,7 +27,7 @@ class Dataset:
 
     @property
     def home(self) -> Path:
-        """Where the tables are read from."""
+        """The folder that the tables are read from."""
         return self.raw if self.raw.is_dir() else self.prepared
 
     @cached_property
@@ -51,7 +51,7 @@ class Dataset:
 
 
 def open_dataset(dataset: str | int) -> Dataset:
-    """Read the cases and folds of a dataset, from nnUNet_raw or, where it is not there, from nnUNet_preprocessed.
+    """Read the cases and folds of a dataset, from nnUNet_raw or else from nnUNet_preprocessed.
 
     Raises:
         FileNotFoundError: No such dataset, or one without our tables.
@@ -85,7 +85,7 @@ def open_dataset(dataset: str | int) -> Dataset:
     )
 
 
-def _check_plain(raw: Path, subject_pattern: str | None) -> bool:
+def check_plain(raw: Path, subject_pattern: str | None) -> bool:
     """Check a dataset of nnU-Net's own, which keeps its folds beside the preprocessed data."""
     from nnunet_ssp.cohort.leaks import report_plain
 
@@ -95,7 +95,7 @@ def _check_plain(raw: Path, subject_pattern: str | None) -> bool:
 
 
 def read_folds(folder: Path) -> list[Fold]:
-    """The folds of a dataset's folder; names and sources from `folds.csv`, as far as it has them."""
+    """Read the folds of a dataset's folder, with names and sources as far as `folds.csv` has them."""
     if not (folder / "splits_final.json").is_file():
         return []
     rows: dict[int | None, dict[str, str]] = {}

@@ -234,8 +234,3 @@ def merge(folds: Sequence[Fold], new: Sequence[Fold], overwrite: bool = False) -
 
 
 # -- split files ---------------------------------------------------------------------------------
-
-
-def _some(subjects: Sequence[str], limit: int = 10) -> str:
-    more = [f"... ({len(subjects)} in all)"] if len(subjects) > limit else []
-    return ", ".join([*subjects[:limit], *more])

@@ -1,6 +1,6 @@
-"""The same heart under two names: M&Ms and M&Ms-2, for one, share subjects, and no table says which.
+"""Find the same heart under two names: M&Ms and M&Ms-2 share subjects, and no table says which.
 
-A frame becomes a *fingerprint*, a coarse picture of its contours, and two fingerprints are compared by the highest
+A frame becomes a *fingerprint*, a coarse picture of its contours. The similarity of two fingerprints is their highest
 correlation over all orientations and small shifts. Intensity scale, padding, cropping, axis order, resolution, a few
 slices more or less and even the cardiac phase hardly matter.
 """
@@ -30,21 +30,21 @@ WINDOW = 10.0  # cells; standard deviation of the weight, as what is far from th
 SHIFT, SLICE_SHIFT = 4, 2  # furthest, in cells and slices
 BAND = 10  # highest frequency compared, in periods a fingerprint; the blur leaves little above it
 SHARED = 0.6  # part of each frame's contours that must overlap, when slices are shifted
-# Lowest similarity of one heart. Measured on 60 subjects of ACDC and 5 of Sunnybrook: different hearts at most 0.62
-# (0.54 for 99.9 % of pairs), end-diastole and end-systole of one heart from 0.90. Copies: flipped, transposed, padded,
-# rescaled, resampled or clipped from 0.97, gamma 2 or 0.5 and cropped by 6 % a side or without two slices from 0.88,
-# rotated by 5 degrees from 0.79; but cropped by 20 % a side from 0.72, and rotated by 10 degrees from 0.52.
+# Lowest similarity of one heart. Measured on 60 subjects of ACDC and 5 of Sunnybrook: at most 0.62 for different hearts
+# (0.54 for 99.9 % of pairs), at least 0.90 for end-diastole and end-systole of one heart. At least for copies: 0.97 if
+# flipped, transposed, padded, rescaled, resampled or clipped; 0.88 with gamma 2 or 0.5, cropped by 6 % a side or two
+# slices short; 0.79 rotated by 5 degrees; but 0.72 cropped by 20 % a side, and 0.52 rotated by 10 degrees.
 SAME = 0.75
 SUSPECT = 0.68  # worth a look
 UNSEEN = "not seen by this: copies turned by 10 degrees or more, cropped to the heart, or without most of their slices"
 
 
 def fingerprint(voxels: NDArray[Any], spacing: Sequence[float]) -> NDArray[np.float32]:
-    """The contours of a frame on a coarse grid, once in mm and once in parts of the image's width.
+    """Return the contours of a frame on a coarse grid, once in mm and once in parts of the image's width.
 
     Args:
         voxels: `(X, Y, Z)`.
-        spacing: In mm; what follows the first two, those in the plane, is not used.
+        spacing: mm; only the first two, those in the plane, are used.
 
     Returns:
         `SHAPE`, each scale of norm 1; zeros for a frame without contours.
@@ -60,7 +60,7 @@ def fingerprint(voxels: NDArray[Any], spacing: Sequence[float]) -> NDArray[np.fl
 
 
 def _body(voxels: NDArray[Any], threshold: float) -> NDArray[Any]:
-    """The smallest box with all rows, columns and slices of which 1 % is above a threshold."""
+    """Cut out the smallest box with all rows, columns and slices of which 1 % is above a threshold."""
     above = voxels > threshold
     for axis in range(voxels.ndim):
         others = tuple(other for other in range(voxels.ndim) if other != axis)
@@ -73,7 +73,7 @@ def _body(voxels: NDArray[Any], threshold: float) -> NDArray[Any]:
 
 
 def _contours(body: NDArray[np.float32], cell: NDArray[np.floating]) -> NDArray[np.float32]:
-    """One scale of a fingerprint; `cell` is in voxels, `(2,)`."""
+    """Return one scale of a fingerprint; `cell` is in voxels, `(2,)`."""
     from scipy.ndimage import affine_transform, gaussian_filter
     from skimage.transform import resize_local_mean
 
@@ -108,7 +108,7 @@ def _contours(body: NDArray[np.float32], cell: NDArray[np.floating]) -> NDArray[
 
 
 def _orientations(grids: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """All 16 ways to flip and transpose grids `(N, X, Y, Z)` that keep Z the stack's axis."""
+    """Yield grids `(N, X, Y, Z)` flipped and transposed in all 16 ways that keep Z the stack's axis."""
     for stack in (grids, grids[..., ::-1]):
         for turns in range(4):
             turned = np.rot90(stack, turns, axes=(1, 2))
@@ -117,7 +117,7 @@ def _orientations(grids: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
 
 
 def similarity(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Correlation of fingerprints in the scale, orientation and shift where it is highest.
+    """Return the correlation of fingerprints in the scale, orientation and shift where it is highest.
 
     Args:
         first: `(N, *SHAPE)`.
@@ -136,7 +136,7 @@ def similarity(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArr
 
 @cache
 def _band() -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """The frequencies compared, and what makes correlations at all shifts of products of spectra: `(2 K, shifts)`."""
+    """Return the frequencies compared, and the matrix `(2 K, shifts)` from products of spectra to correlations."""
     x, y = np.fft.fftfreq(WIDTH)[:, None], np.fft.rfftfreq(WIDTH)[None]
     band = np.hypot(x, y) * WIDTH <= BAND
     twice = np.where(y == 0, 1, 2) / WIDTH**2  # the other half of a real image's spectrum
@@ -153,13 +153,13 @@ def _band() -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
 
 
 def _spectra(grids: NDArray[np.float32]) -> NDArray[np.complex64]:
-    """`(K, N, Z)` of grids `(N, X, Y, Z)`."""
+    """Return the spectra `(K, N, Z)` of grids `(N, X, Y, Z)`."""
     kept = np.fft.rfft2(grids, axes=(1, 2))[:, _band()[0]]
     return np.ascontiguousarray(kept.transpose(1, 0, 2), np.complex64)
 
 
 def _strength(grids: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of the contours in each slice, `(N, Z)`."""
+    """Return the strength of the contours in each slice, `(N, Z)`."""
     return np.asarray((grids**2).sum(axis=(1, 2)))
 
 
@@ -190,10 +190,10 @@ def _correlate(
 def look_alikes(
     fingerprints: Mapping[str, NDArray[np.float32]], threshold: float = SUSPECT
 ) -> list[tuple[str, str, float]]:
-    """Pairs of subjects that may be one: whose fingerprints are similar.
+    """Find pairs of subjects that may be one, by the similarity of their fingerprints.
 
     Args:
-        fingerprints: One of each subject.
+        fingerprints: One for each subject.
         threshold: Lowest similarity that counts.
 
     Returns:

@@ -1,4 +1,4 @@
-"""nnU-Net datasets without a `cases.csv`: what their folders say about cases, subjects and images."""
+"""nnU-Net datasets without a `cases.csv`: cases, subjects and images as their folders tell."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from nnunet_ssp.files.nifti import Array, read_nifti
 
 @dataclass(frozen=True)
 class PlainCase(Case):
-    """A case of which only name, subject, folder and image are known."""
+    """A case with known name, subject, folder and image, and nothing else."""
 
     image: Path = Path()
 
     @property
     def labelled(self) -> bool:
-        """Whether nnU-Net has a mask for it; a test case counts as labelled, too."""
+        """Whether nnU-Net has a mask of it; a test case counts as labelled, too."""
         return self.image.parent.name != "imagesUn"
 
     @property
@@ -34,8 +34,8 @@ def read_plain_cases(raw: Path, pattern: str | None) -> dict[str, Case]:
     """List the cases of imagesTr (or of `dataset.json`), imagesUn and imagesTs.
 
     Args:
-        raw: the dataset's folder in nnUNet_raw.
-        pattern: regular expression that finds the subject in a case's name; None takes each case for a subject.
+        raw: The dataset's folder in nnUNet_raw.
+        pattern: Regular expression that finds the subject in a case's name; None takes each case for a subject.
 
     Raises:
         FileNotFoundError: There is no `dataset.json`.

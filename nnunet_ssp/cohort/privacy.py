@@ -1,9 +1,9 @@
-"""What of persons and of the house may stand in a file that people share, a checkpoint above all.
+"""Rules for what shared files, above all checkpoints, may tell about persons and sites.
 
 Subjects are stored as hashes. The salt is fixed by the format, so equal subjects have equal hashes everywhere:
 fine-tuning finds a test subject among them, between sites too. Whoever knows a name can therefore test whether it is in
-a file. Names of public sets are known to all; local names are pseudonyms by default (`nnunet-ssp convert cine`), which
-mean nothing outside. Of a path only the last name is stored.
+a file. Names of public sets are known to all. Local names are pseudonyms by default (`nnunet-ssp convert cine`), which
+mean nothing outside. Only the last name of a path is stored.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from numbers import Real
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from nnunet_ssp.console import some
+
 # The format of hashes, which is a part of each. Another salt, length or rule of names needs the next number.
 VERSION = 1
 SALT = f"nnunet-ssp subject {VERSION}\n"
 DIGITS = 32
 PUBLIC = ("mm1", "mm2", "acdc")  # sources of `cases.csv` whose codes are the same for everybody
-# What of `dataset.json` a network needs; the rest is free text and lists of files.
+# Keys of `dataset.json` that a network needs; the rest is free text and lists of files.
 NEEDED = (
     "channel_names",
     "modality",
@@ -124,12 +126,12 @@ def without_files(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a checkpoint tells about persons or the house.
+    """One thing that a checkpoint tells about persons or the site.
 
     Attributes:
-        what: kind of it.
-        text: what it is, and where.
-        remains: whether `stripped` leaves it, because the checks of leaks need it.
+        what: Its kind.
+        text: Its content and place.
+        remains: Whether `stripped` leaves it, because the leak check needs it.
     """
 
     what: str
@@ -138,10 +140,10 @@ class Finding:
 
 
 def findings(content: Mapping[str, Any]) -> list[Finding]:
-    """List what a checkpoint reveals.
+    """List what a checkpoint reveals about persons or the site.
 
     Args:
-        content: of a checkpoint, as `checkpoints.load` returns it.
+        content: Content of a checkpoint, from `checkpoints.load`.
     """
     return [*_subjects(content), *_dataset(content), *_times(content), *_paths(content)]
 
@@ -150,13 +152,13 @@ def stripped(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint without what `findings` lists; weights, curves and hashes of subjects stay.
 
     Args:
-        content: of a checkpoint; it is not changed.
+        content: Content of a checkpoint; it is not changed.
 
     Raises:
         ValueError: See `hashed_subjects`.
     """
     kept = {
-        name: part if name == "network_weights" else map_texts(part, _without_paths)
+        name: part if name == "network_weights" else map_texts(part, _anonymous)
         for name, part in content.items()
     }
     if "ssp" in kept:
@@ -189,7 +191,10 @@ def _subjects(content: Mapping[str, Any]) -> Iterator[Finding]:
         names = [s for s in part.get("subjects", ()) if not _HASH.fullmatch(s)]
         n_hashes = len(part.get("subjects", ())) - len(names)
         if names:
-            yield Finding("subjects", f"{len(names)} names in `{place}.subjects`: {_some(names)}")
+            yield Finding(
+                "subjects",
+                f"{len(names)} names in `{place}.subjects`: {some(sorted(names), _SHOWN)}",
+            )
         if n_hashes:
             text = (
                 f"{n_hashes} hashes in `{place}.subjects`: they name nobody, but who knows a name can test whether it "
@@ -212,7 +217,7 @@ def _dataset(content: Mapping[str, Any]) -> Iterator[Finding]:
             continue
         where = f"in `init_args.dataset_json.{key}`"
         if key == "dataset" and isinstance(value, Mapping):
-            yield Finding("cases", f"{len(value)} names {where}: {_some(value)}")
+            yield Finding("cases", f"{len(value)} names {where}: {some(sorted(value), _SHOWN)}")
         else:
             text = " ".join(str(value).split())
             yield Finding("dataset", f"{text[:80]}{'...' * (len(text) > 80)} {where}")
@@ -237,7 +242,7 @@ def _is_time(value: object) -> bool:
 
 
 def _times_from_zero(logging: Mapping[str, Any]) -> dict[str, Any]:
-    """The times of epochs, counted from the first: how long they took remains."""
+    """Count the times of epochs from the first, which keeps their durations."""
     seconds = _seconds(logging)
     return {
         key: [float(s) - min(seconds) if _is_time(s) else s for s in logging[key]]
@@ -248,7 +253,7 @@ def _times_from_zero(logging: Mapping[str, Any]) -> dict[str, Any]:
 
 def _paths(content: Mapping[str, Any]) -> Iterator[Finding]:
     for where, text in _texts(content, ""):
-        if _without_paths(text) != text:
+        if _anonymous(text) != text:
             yield Finding("path", f"{text} in `{where}`")
     if "weights_from_hash" in content.get("ssp", {}):
         yield Finding(
@@ -256,8 +261,8 @@ def _paths(content: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _without_paths(text: str) -> str:
-    """A text whose absolute paths, and this machine's name, are cut to what does not tell of the house."""
+def _anonymous(text: str) -> str:
+    """Cut absolute paths to their last names, and replace this machine's name."""
     if _WHOLE_PATH.match(text):
         return file_name(text)
     text = cut_paths(text)
@@ -271,7 +276,7 @@ def cut_paths(text: str) -> str:
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of nested values with other texts; tensors and all else are the same objects."""
+    """Copy nested values with changed texts; tensors and all else are the same objects."""
     if type(value) is str:
         return change(value)
     if isinstance(value, dict):
@@ -282,7 +287,7 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """All texts of nested values, with their places."""
+    """Yield all texts of nested values, with their places."""
     if isinstance(value, str):
         yield where, value
     elif isinstance(value, Mapping):
@@ -291,8 +296,3 @@ def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list | tuple):
         for number, part in enumerate(value):
             yield from _texts(part, f"{where}[{number}]")
-
-
-def _some(names: Collection[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")

@@ -1,7 +1,7 @@
 """Pseudonyms of local subjects, and the key that leads from them back to names.
 
-The key is a table in the hidden folder `.ssp-keys` beside the datasets of nnUNet_raw, for its owner's eyes only. It is
-in no dataset, so that whoever copies or shares one does not take it along.
+The key is a table in the hidden folder `.ssp-keys` beside the datasets of nnUNet_raw, readable by its owner alone. No
+dataset contains it, so that copies of a dataset are without it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ DIGITS = 8  # hexadecimal: two sites of 1000 subjects share one in 4000 times, w
 
 
 def key_file(dataset: Path) -> Path:
-    """Return where the key of a dataset is.
+    """Return the path of a dataset's key.
 
     Args:
-        dataset: its folder in nnUNet_raw.
+        dataset: Its folder in nnUNet_raw.
     """
     return dataset.parent / FOLDER / f"{dataset.name}.csv"
 
@@ -49,13 +49,13 @@ def read_key(file: Path) -> dict[str, str]:
 
 
 def extend_key(file: Path, names: Iterable[str]) -> dict[str, str]:
-    """Give each new name a pseudonym and write the key; those that there are stay.
+    """Give each new name a pseudonym and write the key; existing pseudonyms stay.
 
     A name that the key of another dataset has keeps its pseudonym, so that the checks for leaks know a subject in both.
 
     Args:
-        file: the key; created with its folder.
-        names: of the subjects.
+        file: The key; created with its folder.
+        names: Names of the subjects.
 
     Returns:
         The pseudonyms by name, of all subjects of the key.
@@ -77,11 +77,11 @@ def extend_key(file: Path, names: Iterable[str]) -> dict[str, str]:
         key[name] = pseudonym
     if new:
         rows = sorted((pseudonym, name) for name, pseudonym in key.items())
-        _write(file, [COLUMNS, *rows])
+        _write_key(file, [COLUMNS, *rows])
     return key
 
 
-def _write(file: Path, rows: Iterable[tuple[str, ...]]) -> None:
+def _write_key(file: Path, rows: Iterable[tuple[str, ...]]) -> None:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with atomic_write(file) as temporary:
         temporary.touch(mode=0o600)
@@ -90,7 +90,7 @@ def _write(file: Path, rows: Iterable[tuple[str, ...]]) -> None:
 
 
 def write_log(file: Path, log: Mapping[str, object]) -> Path:
-    """Write what was said about subjects, in their own names, beside the key; returns the file."""
+    """Write what was said about subjects, in their own names, beside the key; return the file."""
     file = file.with_suffix(".json")
     with atomic_write(file) as temporary:
         temporary.touch(mode=0o600)

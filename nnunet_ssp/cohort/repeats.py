@@ -1,4 +1,4 @@
-"""Names of cases that may be repeats of one subject, where no table says who is who."""
+"""Case names that may be repeats of one subject, for datasets without a table of subjects."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MORE_OFTEN = 4  # than chance must numbers follow each other, or they tell nothi
 
 
 def shared_prefixes(train: Sequence[str], val: Sequence[str]) -> list[str]:
-    """Beginnings of case names, up to a separator, that occur on both sides; those of all cases tell nothing.
+    """Return beginnings of case names, up to a separator, that occur on both sides but not in all names.
 
     Args:
-        train: case names.
-        val: case names.
+        train: Case names.
+        val: Case names.
     """
 
     def beginnings(case: str) -> set[str]:
@@ -30,14 +30,14 @@ def shared_prefixes(train: Sequence[str], val: Sequence[str]) -> list[str]:
 
 
 def continuing_names(train: Sequence[str], val: Sequence[str]) -> list[tuple[str, str]]:
-    """Find names with following numbers, as `genius_0800` and `genius_0801`, on two sides: possible repeats.
+    """Find names with consecutive numbers on two sides, as `genius_0800` and `genius_0801`: possible repeats.
 
-    Where nearly every number is taken, as in a dataset numbered from 1 on, that two of them follow each other tells
-    nothing. So numbers of one pattern must do so more often than as many numbers drawn by chance would.
+    Where nearly every number is taken, as in a dataset numbered from 1 on, consecutive numbers tell nothing. So they
+    must be more frequent in a pattern than among as many numbers drawn by chance.
 
     Args:
-        train: case names.
-        val: case names.
+        train: Case names.
+        val: Case names.
 
     Returns:
         Pairs of a name in `train` and one in `val`, sorted.

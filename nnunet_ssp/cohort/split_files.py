@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nnunet_ssp.cohort.cases import Case
-from nnunet_ssp.cohort.folds import Fold, _some, make_fold
+from nnunet_ssp.cohort.folds import Fold, make_fold
 from nnunet_ssp.cohort.membership import subjects_of
 from nnunet_ssp.cohort.published import development_split, development_subjects
+from nnunet_ssp.console import some
 from nnunet_ssp.files.yaml_files import read_yaml
 
 SIDES = ("test", "train", "valid")
 
 
 def read_split_file(file: str | Path) -> dict[str, set[str]]:
-    """Read a split as published by de Mooij et al.: YAML, `test`, `train`, `valid` -> source -> ids.
+    """Read a split as published by de Mooij et al., a YAML file with ids by side (`test`, `train`, `valid`) and source.
 
     Returns:
         Subject keys of each side that the file has: all three, or `test` alone.
@@ -43,16 +44,16 @@ def read_split_file(file: str | Path) -> dict[str, set[str]]:
         for other in list(sides)[:number]:
             if both := sorted(sides[side] & sides[other]):
                 raise ValueError(
-                    f"{file}: {_some(both)} must not be in both `{other}` and `{side}`."
+                    f"{file}: {some(both)} must not be in both `{other}` and `{side}`."
                 )
     return sides
 
 
 def fold_from_file(file: str | Path, cases: Mapping[str, Case]) -> tuple[Fold, list[str]]:
-    """The fold that a published split file describes, named after the file.
+    """Return the fold that a published split file describes, named after the file.
 
-    A file with `test` alone stands for the published procedure on all other subjects. A source that the dataset does
-    not have at all is left out.
+    A file with `test` alone stands for the published procedure on all other subjects. Sources that the dataset does not
+    have are left out.
 
     Returns:
         The fold, and what the user should know about it.
@@ -64,7 +65,7 @@ def fold_from_file(file: str | Path, cases: Mapping[str, Case]) -> tuple[Fold, l
     split = {case.subject_key: case.split for case in cases.values()}
     if leaked := sorted(s for s in sides["test"] if split.get(s) == "train"):
         raise ValueError(
-            f"{file}: test subject {_some(leaked)} must be a test subject of the dataset too, else pretraining "
+            f"{file}: test subject {some(leaked)} must be a test subject of the dataset too, else pretraining "
             "sees it: convert again with these test subjects."
         )
     if "train" not in sides:
@@ -80,14 +81,14 @@ def fold_from_file(file: str | Path, cases: Mapping[str, Case]) -> tuple[Fold, l
             f"{file}: {len(absent)} subjects of {missing} left out, the dataset has none of them."
         )
     if unknown := sorted(named - absent - split.keys()):
-        raise ValueError(f"{file}: {_some(unknown)} must be in cases.csv.")
+        raise ValueError(f"{file}: {some(unknown)} must be in cases.csv.")
     if tests := sorted(s for s in named - absent if split[s] == "test"):
-        raise ValueError(f"{file}: {_some(tests)} must not be a test subject of the dataset.")
+        raise ValueError(f"{file}: {some(tests)} must not be a test subject of the dataset.")
     fold = make_fold(
         Path(file).stem, sides["train"], sides["valid"], cases, f"file {Path(file).name}"
     )
     if not (fold.train and fold.val):
         raise ValueError(f"{file}: no labelled frame of its training or validation subjects here.")
     if bare := sorted(named - absent - subjects_of((*fold.train, *fold.val), cases)):
-        notes.append(f"{file}: without labelled frames, so in no fold: {_some(bare)}")
+        notes.append(f"{file}: without labelled frames, so in no fold: {some(bare)}")
     return fold, notes

@@ -1,1 +1,1 @@
-"""From images as a hospital or a public data set has them to a folder of `nnUNet_raw`."""
+"""Conversion of images, as hospitals and public data sets store them, to a folder of `nnUNet_raw`."""

@@ -1,9 +1,9 @@
-"""What every converter shares: from subjects of any data set to a folder of `nnUNet_raw`.
+"""The shared part of all converters: from subjects of any data set to a folder of `nnUNet_raw`.
 
-A converter lists its subjects as `Task`s and gives one function that reads a task into a `Cine`;
-`convert_subjects` does the rest: in parallel, resumable, and with nothing half-written. A subject
-is either converted as a whole or refused with the file and the rule in the closing summary. A dry
-run only looks at the headers and writes nothing.
+A converter lists its subjects as `Task`s and gives one function that reads a task into a `Cine`.
+`convert_subjects` does the rest, in parallel, resumable, and with nothing half-written. A subject is
+either converted as a whole or refused with file and rule in the closing summary. A dry run only looks
+at the headers and writes nothing.
 
 The dataset's folder goes through three states: `convert.json` is written first and makes it ours,
 `.ssp-tmp/done/SUBJECT.json` marks each finished subject, `dataset.json` comes last.
@@ -15,9 +15,9 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -38,22 +38,22 @@ from nnunet_ssp.cohort.splits import FOLD_SOURCE, copy_tables, make_splits, writ
 from nnunet_ssp.conversion.geometry import place_stack
 from nnunet_ssp.conversion.record import (
     KEY_NOTE,
+    NewDataset,
     appended_folds,
     check_folder,
     in_own_names,
     read_marker,
     was_finished,
     without_folder,
-    without_paths,
     without_texts,
 )
 from nnunet_ssp.conversion.subjects import Cine, Look, Outcome, Renamed, Task, TaskT
 from nnunet_ssp.conversion.summary import (
-    _refusals,
+    Remarks,
     as_log,
     dry_summary_lines,
+    refusals,
     same_patients,
-    splits_of,
     summary_lines,
 )
 from nnunet_ssp.files.atomic import TEMPORARY, remove_half_written, write_json
@@ -63,13 +63,13 @@ from nnunet_ssp.files.names import WORDS as NAME_RULE
 from nnunet_ssp.files.names import is_plain
 from nnunet_ssp.files.nifti import read_header, unpacked_copies, write_nifti
 from nnunet_ssp.nnunet import check_dataset_id, nnunet_folder
-from nnunet_ssp.parallel import number_of_workers, process
+from nnunet_ssp.parallel import number_of_workers, process, worker_died
 
 ADDED_TO_SUBJECT = 20  # characters of a case's name
 
 
 def look_at_headers(task: Task, alike: bool = True) -> Look:
-    """Look at the headers of a subject's NIfTI files: what a dry run does where a converter has no look of its own.
+    """Look at the headers of a subject's NIfTI files; a dry run does so unless a converter has a look of its own.
 
     Args:
         task: The subject.
@@ -106,22 +106,14 @@ def look_at_headers(task: Task, alike: bool = True) -> Look:
 def convert_subjects(
     tasks: Sequence[TaskT],
     read: Callable[[TaskT], Cine],
+    new: NewDataset,
     *,
-    converter: str,
-    source: Path,
-    dataset_id: int,
-    name: str,
-    labels: Mapping[str, int],
-    description: str,
-    options: Mapping[str, object],
     refused: Mapping[str, str],
     overwrite: bool = False,
     workers: int | None = None,
     dry_run: bool = False,
     look: Callable[[TaskT], Look] = look_at_headers,
-    remarks: Sequence[str] = (),
-    remark: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: [],
-    prefixes: Sequence[str] = (),
+    remarks: Remarks = Remarks(),  # noqa: B008 (immutable)
     rename: Callable[[Path, Sequence[TaskT], Mapping[str, str]], Renamed[TaskT]] | None = None,
 ) -> Path:
     """Convert all subjects to `nnUNet_raw/DatasetXXX_Name` and print a summary.
@@ -134,23 +126,15 @@ def convert_subjects(
         tasks: The subjects.
         read: Reads one subject; a `ValueError` refuses it, with the message as reason. It runs
             in other processes, so it must be a function of a module.
-        converter: The converter's name, for `convert.json`.
-        source: The input folder, for `convert.json`.
-        dataset_id: Number of the new dataset, 1 to 999.
-        name: The part of the folder's name after the id.
-        labels: nnU-Net's label names, consecutive from background 0; also those that never occur.
-        description: For `dataset.json`.
-        options: All that changes the result; only a run with equal options continues another.
+        new: The dataset to make.
         refused: Subjects that were found to be unusable before reading, with the reason.
         overwrite: Delete an earlier conversion of this id and start again.
         workers: Number of processes. By default nnU-Net's `nnUNet_def_n_proc`, or one for each
             core, at most 8.
         dry_run: Write nothing; print what would be converted, as far as the headers tell.
-        look: What a dry run does with a subject, instead of `read`; also a function of a module.
-        remarks: What the user should know about the data set as a whole.
-        remark: What to say about the subjects that were converted, given the split of each.
-        prefixes: The summary counts apart the subjects `<prefix>-...`, for each of these.
-        rename: Gives local subjects their pseudonyms, from the dataset's folder, the subjects and those refused.
+        look: Looks at one subject in a dry run, instead of `read`; also a function of a module.
+        remarks: Remarks on the data set, for the summary.
+        rename: Gives local subjects pseudonyms; called with the dataset's folder, the subjects and those refused.
 
     Returns:
         The dataset's folder, which does not exist after a dry run.
@@ -162,100 +146,51 @@ def convert_subjects(
         ValueError: No subject could be converted, or `workers` is below 1.
     """
     workers = number_of_workers(workers)
-    # Frame and, in combined sets, the source's name make a case's name of the subject's.
+    # A case's name is the subject's with the frame and, in combined sets, the source.
     bad = [t.subject for t in tasks if not is_plain(t.subject + "_" * ADDED_TO_SUBJECT)]
     refused = {**refused, **dict.fromkeys(bad, f"the subject's name must be {NAME_RULE}.")}
     tasks = [task for task in tasks if task.subject not in bad]
-    settings: dict[str, object] = {
-        "converter": converter,
-        "input": str(source.resolve()),
-        "options": dict(options),
-    }
-    settings = without_paths(settings)
-    names: Mapping[str, str] = {}  # the user's, of subjects with a pseudonym
-    key: Path | None = None
-    target = check_dataset_id(dataset_id, name)
+    settings = new.settings()
+    target = check_dataset_id(new.dataset_id, new.name)
     if dry_run:
         if not (target / "dataset.json").exists():
             check_folder(target, settings, overwrite)
         looks = [Look(subject, "", refused=reason) for subject, reason in refused.items()]
         looks += process(look, tasks, workers, "Looking", "subject")
-        remarks = [*remarks, *remark(splits_of(looks)), *same_patients(looks)]
+        said = [*remarks.about(looks), *same_patients(looks)]
         if rename is not None:
-            remarks = [*remarks, "Local subjects will get pseudonyms."]
-        print("\n".join(dry_summary_lines(looks, target, remarks, prefixes)))
+            said.append("Local subjects will get pseudonyms.")
+        print("\n".join(dry_summary_lines(looks, target, said, remarks.prefixes)))
         return target
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
         check_folder(target, settings, overwrite)
-    lock = ExitStack()
-    try:
+    with _failures_in_words(target), ExitStack() as lock:
         prepared = nnunet_folder("nnUNet_preprocessed") / target.name
         lock.enter_context(locked_dataset(target, prepared, create=target))
-        check_dataset_id(dataset_id, name)  # again: it may have been taken since
+        check_dataset_id(new.dataset_id, new.name)  # again: it may have been taken since
         if not overwrite and was_finished(target, settings):
             shutil.rmtree(target / TEMPORARY)
             print(f"{target}: converted before; removed what an interrupted run had left.")
             return target
-        check_folder(target, settings, overwrite)
-        deleted: list[str] = []
-        if (target / "convert.json").is_file():
-            deleted = appended_folds(target)
-            if overwrite:
-                _empty(target, deleted)
-            else:
-                print(f"Continuing the conversion in {target}")
-        if rename is not None:
-            renamed = rename(target, tasks, refused)
-            tasks, refused = renamed.tasks, renamed.refused
-            names, key = renamed.names, renamed.key
-        begun = {"version": __version__, "deleted_folds": deleted}
-        write_json(target / "convert.json", settings | begun)
-        outcomes = [Outcome(subject, "", refused=reason) for subject, reason in refused.items()]
-        convert = partial(_convert_subject, read=read, target=target)
-        outcomes += process(convert, tasks, workers, "Converting", "subject")
-        cases = {case.case: case for outcome in outcomes for case in outcome.cases}
-        if not cases:
-            _empty(target, ())
-            (target / "convert.json").unlink()
-            with suppress(OSError):
-                target.rmdir()
-            raise ValueError(
-                f"{source}: no subject could be converted.\n"
-                + "\n".join(_refusals(in_own_names(outcomes, names)))
-            )
-        _remove_strays(target, cases.values())
-        write_cases(target / "cases.csv", cases.values())
-        splits = make_splits(cases)
-        write_splits(
-            target,
-            splits,
-            cases,
-            names=[f"{len(splits)}-fold-{number}" for number in range(len(splits))],
-            source=FOLD_SOURCE,
+        deleted = _take_over(target, settings, overwrite)
+        subjects = Renamed(tasks, refused) if rename is None else rename(target, tasks, refused)
+        write_json(
+            target / "convert.json",
+            settings | {"version": __version__, "deleted_folds": deleted},
         )
-        said = [*remarks, *remark(splits_of(outcomes))]
-        shared = {"remarks": [*said, *same_patients(outcomes)], **as_log(outcomes)}
-        outcomes = in_own_names(outcomes, names)
-        remarks = [*said, *same_patients(outcomes)]
-        if key is not None:
-            log = write_log(key, {"remarks": remarks, **as_log(outcomes)})
-            shared = without_texts(shared, names, f"see {log.parent.name}/{log.name}")
-            remarks = [*remarks, KEY_NOTE.format(key=key, log=log.name)]
-        shared = map_texts(shared, partial(without_folder, folder=source))
-        write_json(target / "convert.json", settings | {"version": __version__, **shared})
-        warnings = _update_copies(target)
-        if deleted:
-            warnings.append(
-                f"\nWARNING: deleted with the earlier conversion: {', '.join(deleted)}. "
-                f"To append them again: nnunet-ssp folds {dataset_id} (see --help)."
-            )
-        write_json(target / "dataset.json", _dataset_json(cases.values(), labels, description))
-        _remove_temporary(target)
+        lines = _convert_all(target, new, subjects, read, workers, remarks, deleted)
+    print("\n".join(lines))
+    print(f"\nConverted to {target}\nNext: nnunet-ssp prepare {new.dataset_id}")
+    return target
+
+
+@contextmanager
+def _failures_in_words(target: Path) -> Iterator[None]:
+    """Raise errors that say that a stopped conversion can be continued."""
+    try:
+        yield
     except BrokenProcessPool as error:
-        raise RuntimeError(
-            f"{target}: a worker process died, perhaps for lack of memory. Run the same command "
-            "again with fewer processes (-np): it continues where it stopped."
-        ) from error
+        raise worker_died(target) from error
     except FileExistsError:
         raise
     except OSError as error:
@@ -263,14 +198,87 @@ def convert_subjects(
             f"{target}: writing failed ({error}). Once there is space, or what else was missing, "
             "run the same command again: it continues where it stopped."
         ) from error
-    finally:
-        lock.close()
-    print("\n".join([*summary_lines(outcomes, len(splits), remarks, prefixes), *warnings]))
-    print(f"\nConverted to {target}\nNext: nnunet-ssp prepare {dataset_id}")
-    return target
 
 
 # --- the dataset's folder ---------------------------------------------------------------------
+
+
+def _take_over(target: Path, settings: Mapping[str, object], overwrite: bool) -> list[str]:
+    """Take over a new folder or that of an earlier conversion; return the appended folds that are deleted with it."""
+    check_folder(target, settings, overwrite)
+    if not (target / "convert.json").is_file():
+        return []
+    deleted = appended_folds(target)
+    if overwrite:
+        _empty(target, deleted)
+    else:
+        print(f"Continuing the conversion in {target}")
+    return deleted
+
+
+def _convert_all(
+    target: Path,
+    new: NewDataset,
+    subjects: Renamed[TaskT],
+    read: Callable[[TaskT], Cine],
+    workers: int,
+    remarks: Remarks,
+    deleted: Sequence[str],
+) -> list[str]:
+    """Convert the subjects into a folder of ours and finish it; return the lines of the summary."""
+    outcomes = [Outcome(name, "", refused=reason) for name, reason in subjects.refused.items()]
+    convert = partial(_convert_subject, read=read, target=target)
+    outcomes += process(convert, subjects.tasks, workers, "Converting", "subject")
+    cases = {case.case: case for outcome in outcomes for case in outcome.cases}
+    if not cases:
+        _withdraw(target)
+        raise ValueError(
+            f"{new.source}: no subject could be converted.\n"
+            + "\n".join(refusals(in_own_names(outcomes, subjects.names)))
+        )
+    n_folds = _write_cases_and_folds(target, cases)
+    said = remarks.about(outcomes)
+    shared = {"remarks": [*said, *same_patients(outcomes)], **as_log(outcomes)}
+    outcomes = in_own_names(outcomes, subjects.names)
+    said += same_patients(outcomes)
+    if subjects.key is not None:
+        log = write_log(subjects.key, {"remarks": said, **as_log(outcomes)})
+        shared = without_texts(shared, subjects.names, f"see {log.parent.name}/{log.name}")
+        said.append(KEY_NOTE.format(key=subjects.key, log=log.name))
+    shared = map_texts(shared, partial(without_folder, folder=new.source))
+    write_json(target / "convert.json", new.settings() | {"version": __version__, **shared})
+    warnings = _update_copies(target)
+    if deleted:
+        warnings.append(
+            f"\nWARNING: deleted with the earlier conversion: {', '.join(deleted)}. "
+            f"To append them again: nnunet-ssp folds {new.dataset_id} (see --help)."
+        )
+    write_json(target / "dataset.json", _dataset_json(cases.values(), new.labels, new.description))
+    _remove_temporary(target)
+    return [*summary_lines(outcomes, n_folds, said, remarks.prefixes), *warnings]
+
+
+def _write_cases_and_folds(target: Path, cases: Mapping[str, Case]) -> int:
+    """Write `cases.csv` and the folds, and remove what belongs to no case; return the number of folds."""
+    _remove_strays(target, cases.values())
+    write_cases(target / "cases.csv", cases.values())
+    splits = make_splits(cases)
+    write_splits(
+        target,
+        splits,
+        cases,
+        names=[f"{len(splits)}-fold-{number}" for number in range(len(splits))],
+        source=FOLD_SOURCE,
+    )
+    return len(splits)
+
+
+def _withdraw(target: Path) -> None:
+    """Remove a conversion without cases; files that are not ours stay, and the folder with them."""
+    _empty(target, ())
+    (target / "convert.json").unlink()
+    with suppress(OSError):
+        target.rmdir()
 
 
 def _empty(target: Path, folds: Sequence[str]) -> None:
@@ -285,7 +293,7 @@ def _empty(target: Path, folds: Sequence[str]) -> None:
             continue
         for file in _frames(folder):
             file.unlink()
-        with suppress(OSError):  # somebody's own files stay, and their folder
+        with suppress(OSError):  # the user's own files stay, and so does their folder
             folder.rmdir()
     for name in ("cases.csv", "folds.csv", "splits_final.json"):
         (target / name).unlink(missing_ok=True)
@@ -298,7 +306,7 @@ def _remove_temporary(target: Path) -> None:
 
 
 def _frames(folder: Path) -> list[Path]:
-    """The images or masks of a folder that have the names of a conversion's."""
+    """Return the images or masks of a folder whose names are those of a conversion."""
     files = folder.iterdir() if folder.is_dir() else ()
     return [file for file in files if re.fullmatch(r".+_frame\d{2,}(_0000)?\.nii\.gz", file.name)]
 
@@ -328,7 +336,7 @@ def _dataset_json(
     if training and not labelled:
         content["labels"] = {"background": 0}
         content["numTraining"] = len(training)
-        # nnU-Net insists on a path for each label; ours says where a label would have to be.
+        # nnU-Net insists on a path for each label; this one says where a label would be.
         content["dataset"] = {
             case.case: {
                 "images": [f"imagesUn/{case.case}_0000.nii.gz"],
@@ -366,8 +374,8 @@ def _update_copies(target: Path) -> list[str]:
 
 def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -> Outcome:
     record = target / TEMPORARY / "done" / f"{task.subject}.json"
-    stamp = [repr(task), *(_file_stamp(file) for file in task.files)]
-    done = _read_record(record)
+    stamp = [repr(task), *(_input_stamp(file) for file in task.files)]
+    done = _read_done(record)
     if done is None or done.pop("stamp") != stamp:
         try:
             cine = read(task)
@@ -386,7 +394,7 @@ def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -
     return Outcome(task.subject, task.split, cases=cases, **done)
 
 
-def _file_stamp(file: Path) -> str:
+def _input_stamp(file: Path) -> str:
     try:
         status = file.stat()
     except OSError as error:
@@ -394,7 +402,7 @@ def _file_stamp(file: Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _read_record(record: Path) -> dict[str, Any] | None:
+def _read_done(record: Path) -> dict[str, Any] | None:
     try:
         content = read_json(record, dict)
     except (FileNotFoundError, ValueError):
@@ -406,7 +414,7 @@ def _read_record(record: Path) -> dict[str, Any] | None:
         isinstance(case, dict) and case.keys() == {*COLUMNS} and is_plain(case["case"])
         for case in content["cases"]
     )
-    return content if fitting else None  # a damaged one is not done
+    return content if fitting else None  # a damaged record counts as none
 
 
 def _write_subject(cine: Cine, target: Path, temporary: Path) -> None:
@@ -427,9 +435,3 @@ def _write_subject(cine: Cine, target: Path, temporary: Path) -> None:
             os.replace(temporary / file.parent.name / file.name, file)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-# --- the rows of cases.csv ------------------------------------------------------------------
-
-
-# --- the summary ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where voxels lie: orthogonal axes, the axis of the slices, equal grids, and the base of a short-axis stack."""
+"""Geometry of stacks: orthogonal axes, the axis of the slices, equal grids, and the base of the heart."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ import numpy as np
 from nnunet_ssp.files.grids import Array, Grid, corner_distance
 from nnunet_ssp.files.nifti import Nifti
 
-FAR = 2.0  # times the next spacing: no axis within a slice is as coarse
-COARSER = 1.1  # the same where that axis has at most half as many voxels as each other one
+FAR = 2.0  # times the next spacing; no axis within a slice is as coarse
+COARSER = (
+    1.1  # times the next spacing, where the axis has at most half as many voxels as each other one
+)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a stack lies once its slices are on the third axis."""
+class StackPlace:
+    """Place of a stack once its slices are on the third axis."""
 
-    affine: Array  # (4, 4), in mm, with orthogonal axes
-    order: tuple[int, int, int]  # of the axes of the file
+    # (4, 4), in mm, with orthogonal axes
+    affine: Array
+    # Of the axes of the file
+    order: tuple[int, int, int]
     corrections: list[str]
     notes: list[str]
 
@@ -30,15 +34,15 @@ class Place:
         return voxels.transpose(*self.order, *range(3, voxels.ndim))
 
 
-def place_stack(grid: Grid, shape: Sequence[int], file: Path) -> Place:
-    """Make the axes of a grid orthogonal and put that of the slices last; also says what the header says.
+def place_stack(grid: Grid, shape: Sequence[int], file: Path) -> StackPlace:
+    """Make the axes of a grid orthogonal and put that of the slices last; keep the remarks on the header.
 
     Axes are exchanged in a ring, so the handedness stays, and none is reversed.
 
     Args:
-        grid: As read.
-        shape: Of the voxels in the file, at least three axes.
-        file: For messages.
+        grid: The grid as read.
+        shape: Shape of the voxels in the file, at least three axes.
+        file: The file, for messages.
 
     Raises:
         ValueError: The axes do not span space.
@@ -53,21 +57,21 @@ def place_stack(grid: Grid, shape: Sequence[int], file: Path) -> Place:
             f"slices were on the file's {ORDINALS[axis]} axis, now on the third",
         ]
     moved = affine[:, [*order, 3]]
-    return Place(moved, order, [*grid.corrections, *corrections], [*grid.notes, *doubt])
+    return StackPlace(moved, order, [*grid.corrections, *corrections], [*grid.notes, *doubt])
 
 
 def slice_axis(spacing: Sequence[float] | Array, shape: Sequence[int]) -> tuple[int, list[str]]:
     """Find the axis on which the slices follow each other, by spacing and shape.
 
-    It is the only axis of length 1, else the one whose spacing is far the largest, else the one whose spacing
-    is larger and that is much the shortest. Where neither is so, it is the third.
+    It is the only axis of length 1, else the one whose spacing is by far the largest, else the one with a larger
+    spacing and by far the fewest voxels, else the third.
 
     Args:
-        spacing: Of three axes, in mm.
-        shape: Of the same axes; further ones are ignored.
+        spacing: mm, of three axes.
+        shape: Voxels on the same axes; further ones are ignored.
 
     Returns:
-        The axis, and a note where another than the third might be meant.
+        The axis, and a note if another than the third might be meant.
     """
     sizes = np.array(shape[:3])
     if (sizes == 1).sum() == 1:
@@ -87,8 +91,8 @@ def slice_axis(spacing: Sequence[float] | Array, shape: Sequence[int]) -> tuple[
 def clean_affine(affine: Array, file: Path) -> tuple[Array, float]:
     """Make the axes of an affine orthogonal; spacing, origin and handedness stay.
 
-    SimpleITK refuses NIfTI files whose direction cosines are not orthonormal, and some M&Ms files
-    have such. The nearest orthonormal axes are the polar factor of the direction matrix.
+    SimpleITK refuses NIfTI files whose direction cosines are not orthonormal, as in some M&Ms files. The nearest
+    orthonormal axes are the polar factor of the direction matrix.
 
     Args:
         affine: (4, 4), in mm.
@@ -115,7 +119,7 @@ def clean_affine(affine: Array, file: Path) -> tuple[Array, float]:
 
 
 def straighten(affine: Array, file: Path) -> tuple[Array, list[str]]:
-    """`clean_affine`, with what to say where an axis was turned by more than rounding."""
+    """Clean an affine, with a correction where an axis was turned by more than rounding."""
     clean, turned = clean_affine(affine, file)
     if turned <= 0.002:  # degrees; SimpleITK 2.5 refuses from 0.005 (and reads 0.0015)
         return clean, []
@@ -123,15 +127,15 @@ def straighten(affine: Array, file: Path) -> tuple[Array, list[str]]:
 
 
 def same_grid(first: Nifti, second: Nifti, within: float = 0.5) -> bool:
-    """Whether two files have one grid for us, for nibabel or for SimpleITK, whatever it is for the others.
+    """Whether two files have the same grid as we, nibabel or SimpleITK read it; one of the three is enough.
 
-    A mask is drawn on what a tool shows of its image, so voxels of equal index belong together where a tool
-    finds both files in one place.
+    A mask is drawn on its image as some tool shows it. So voxels of equal index belong together if one tool finds
+    both files in one place.
 
     Args:
         first: A file as read.
-        second: Another.
-        within: How far equal corners may be apart, in edges of a voxel.
+        second: Another file.
+        within: Largest distance of equal corners, in edges of a voxel.
     """
     shape = first.voxels.shape[:3]
     return shape == second.voxels.shape[:3] and (
@@ -175,7 +179,7 @@ def _as_simpleitk(file: Path) -> Array | None:
 
 
 def compare_grids(mask: Nifti, image: Nifti) -> list[str]:
-    """Say where a mask lies elsewhere than its image, though their voxels are paired by index."""
+    """Say if a mask does not lie where its image does, though their voxels are paired by index."""
     if np.allclose(mask.grid.affine, image.grid.affine, atol=0.01):  # mm
         return []
     if same_grid(mask, image, within=0.01):
@@ -189,12 +193,12 @@ TOWARDS_APEX = np.array([-1.0, 1.0, -1.0]) / np.sqrt(3)  # RAS+
 
 
 def base_of_stack(affine: Array) -> str:
-    """Which end of a short-axis stack is the base of the heart.
+    """Find the end of a short-axis stack that is the base of the heart.
 
     The direction of growing slice index is compared with the anatomical direction from base to
     apex. Within 45 degrees of it the base is the first slice, within 45 degrees of the opposite
-    the last. In between it is unknown: so also for nominal affines, where slices run along one of
-    the body's axes (54.7 degrees), which no short-axis stack does.
+    the last. In between it is unknown. That includes nominal affines, where slices run along one
+    of the body's axes (54.7 degrees), as no short-axis stack does.
 
     Args:
         affine: (4, 4), in RAS+.

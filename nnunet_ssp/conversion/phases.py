@@ -1,4 +1,4 @@
-"""Which frames of a cine are end-diastole (ED) and end-systole (ES)."""
+"""End-diastole (ED) and end-systole (ES) among the frames of a cine."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# The order of M&Ms and M&Ms-2, with the names of nnU-Net's Dataset114_MNMs; others are mapped to it.
+# The order of M&Ms and M&Ms-2, with the names of nnU-Net's Dataset114_MNMs; other data sets are mapped to it.
 LABELS = {"background": 0, "LVBP": 1, "LVM": 2, "RV": 3}
 
 
 def label_phases(
     masks: Mapping[int, Array], ed_text: str, es_text: str, where: str = "CSV", first: int = 0
 ) -> tuple[dict[int, str], list[str], list[str]]:
-    """Which labelled frame is ED, which ES: as the source says unless the masks contradict it.
+    """Find ED and ES among the labelled frames: as the source says, unless the masks contradict it.
 
     The masks contradict it when a frame it names holds no labels, or when ED is the smaller one.
     Then ED is the labelled frame of largest volume and ES that of smallest. The volume is that of
-    the left ventricle, or of all labels if a frame has no left ventricle: the myocardium is in
-    some data sets drawn at ED only.
+    the left ventricle, or of all labels if a frame has no left ventricle: in some data sets the
+    myocardium is drawn at ED only.
 
     Args:
         masks: The labelled frames `(X, Y, Z)` by time index, values as in `LABELS`, at least one.
-        ed_text: Number of ED in the source; may be empty or wrong.
+        ed_text: Number of ED in the source, which may be empty or wrong.
         es_text: Number of ES in the source.
-        where: What says so, for messages; empty where there is no such source.
+        where: The source of these numbers, for messages; empty without one.
         first: The source's number of the first frame, also in messages.
 
     Returns:
@@ -37,7 +37,7 @@ def label_phases(
     """
     lv = {frame: int((mask == LABELS["LVBP"]).sum()) for frame, mask in masks.items()}
     volume = lv if all(lv.values()) else {t: int((mask > 0).sum()) for t, mask in masks.items()}
-    # Largest first; of equal volumes the one that the source calls ED.
+    # Largest first; among equal volumes first the one that the source calls ED.
     ed, es = frame_number(ed_text, first), frame_number(es_text, first)
     frames = sorted(volume, key=lambda t: (-volume[t], t != ed, t))
     listed = " and ".join(str(t + first) for t in sorted(frames))
@@ -66,13 +66,13 @@ def label_phases(
 
 
 def frame_number(text: str, first: int = 0) -> int | None:
-    """The time index from 0 that a number in a table means; None if it is none.
+    """Return the time index from 0 that a number in a table means; None if it is no number.
 
     Args:
         text: `8`, `8.0`, or anything else.
         first: The table's number of the first frame.
     """
-    # `float` would take 1_0 and digits of other scripts, too.
+    # `float` would accept 1_0 and digits of other scripts, too.
     match = re.fullmatch(r"([+-]?[0-9]{1,9})(\.0*)?", text.strip())
     return int(match[1]) - first if match else None
 
@@ -85,9 +85,9 @@ def nearest_frame(cine: Array, frame: Array) -> tuple[int, bool]:
         frame: `(X, Y, Z)`.
 
     Returns:
-        The time index of the frame with the smallest largest difference, and whether it is the same image: no voxel
-        may differ by more than 0.1 % of the image's range, which is rounding in storage; two frames of a real cine
-        differ by their noise alone in more than that.
+        The time index of the frame whose largest difference is smallest, and whether it is the same image. Rounding in
+        storage may change voxels by up to 0.1 % of the image's range; two frames of a real cine differ more, by
+        their noise alone.
     """
     wanted = frame.astype(np.float32)
     differences = [

@@ -1,10 +1,10 @@
-"""`convert.json`: what a conversion was asked, what it said, and whether a later call may go on with it."""
+"""The record of a conversion, `convert.json`: its settings and remarks, by which a later call may continue it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,42 @@ from nnunet_ssp.files.lock import LOCK
 from nnunet_ssp.files.tables import read_table
 
 KEY_NOTE = (
-    "Local subjects have pseudonyms. The key is {key}: it names patients, keep it, and apart from all that you share. "
-    "Beside it, {log} has all that was said."
+    "Local subjects have pseudonyms. The key is {key}. It names patients: keep it, but apart from all that you share. "
+    "{log} beside it has the remarks on these subjects."
 )
 
 
-def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a conversion with hashes of folders: `convert.json` is a part of the dataset.
+@dataclass(frozen=True)
+class NewDataset:
+    """The dataset that a conversion makes."""
 
-    Hashes stay as they are; conversions of earlier versions hold paths.
+    # 1 to 999
+    dataset_id: int
+    # The part of the folder's name after the id
+    name: str
+    # Of `dataset.json`: consecutive from background 0, also those that never occur
+    labels: Mapping[str, int]
+    description: str
+    # For `convert.json`: the converter, its input folder, and all that changes the result
+    converter: str
+    source: Path
+    options: Mapping[str, object]
+
+    def settings(self) -> dict[str, object]:
+        """Return the content of `convert.json`; only a run with equal settings continues another."""
+        return with_hashed_paths(
+            {
+                "converter": self.converter,
+                "input": str(self.source.resolve()),
+                "options": dict(self.options),
+            }
+        )
+
+
+def with_hashed_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace folders in the settings of a conversion by hashes: `convert.json` is a part of the dataset.
+
+    Hashes stay as they are; records of earlier versions hold paths.
     """
     options = settings.get("options")
     if not isinstance(options, dict) or not isinstance(settings.get("input"), str):
@@ -41,19 +68,19 @@ def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_folder(text: str, folder: Path) -> str:
-    """A text whose files are named from the input folder on, and files elsewhere by their last name."""
+    """Shorten paths in a text: those in the input folder start there, all others keep their last name."""
     for beginning in (f"{folder.resolve()}{os.sep}", f"{folder}{os.sep}"):
         text = text.replace(beginning, "")
     return cut_paths(text)
 
 
 def in_own_names(outcomes: Sequence[Outcome], names: Mapping[str, str]) -> list[Outcome]:
-    """The outcomes under the names that the user knows."""
+    """Return the outcomes under the names that the user knows."""
     return [replace(o, subject=names.get(o.subject, o.subject)) for o in outcomes]
 
 
 def without_texts(log: Mapping[str, Any], names: Mapping[str, str], instead: str) -> dict[str, Any]:
-    """What was said, without what may name patients, files and folders: all that is about pseudonyms."""
+    """Replace all texts about pseudonymous subjects, as these may name patients, files and folders."""
     return {
         kind: {s: [instead] if s in names else said for s, said in texts.items()}
         if isinstance(texts, dict)
@@ -63,7 +90,7 @@ def without_texts(log: Mapping[str, Any], names: Mapping[str, str], instead: str
 
 
 def check_folder(target: Path, settings: Mapping[str, object], overwrite: bool) -> None:
-    """Check that the folder is new, or ours to continue or to overwrite."""
+    """Check that the folder is new, or ours to continue or overwrite."""
     marker = target / "convert.json"
     if marker.is_file():
         if overwrite:
@@ -72,7 +99,7 @@ def check_folder(target: Path, settings: Mapping[str, object], overwrite: bool) 
             raise FileExistsError(
                 f"{target}: a finished dataset; --overwrite deletes it and converts again."
             )
-        earlier = without_paths(read_marker(target))
+        earlier = with_hashed_paths(read_marker(target))
         for key, value in settings.items():
             if earlier.get(key) != value:
                 raise FileExistsError(
@@ -97,15 +124,15 @@ def read_marker(target: Path) -> dict[str, Any]:
 
 
 def was_finished(target: Path, settings: Mapping[str, object]) -> bool:
-    """Whether a run of these settings was killed when only temporary files were left to remove."""
+    """Whether a run with these settings was killed when it had only temporary files left to remove."""
     if not all((target / name).exists() for name in ("convert.json", "dataset.json", TEMPORARY)):
         return False
-    earlier = without_paths(read_marker(target))
+    earlier = with_hashed_paths(read_marker(target))
     return all(earlier.get(key) == value for key, value in settings.items())
 
 
 def appended_folds(target: Path) -> list[str]:
-    """The folds that a user appended to an earlier conversion, or that an interrupted run deleted."""
+    """Return the folds that a user appended to an earlier conversion, or that an interrupted run deleted."""
     marker = read_marker(target)
     table = target / "folds.csv"
     rows = read_table(table, ["fold"], ["name", "source"]) if table.is_file() else []

@@ -1,7 +1,7 @@
-"""One cine from one or several NIfTI files: all in one, a file for each frame, each slice, or each of both.
+"""One cine from NIfTI files: one file in all, or one for each frame, each slice, or each slice and frame.
 
-dcm2niix makes a file for each slice where a scanner stores each slice as a series, and others split further. How the
-files fit together is decided by their geometry; names only give the order of time.
+dcm2niix makes a file for each slice where a scanner stores each slice as a series; other tools split further. The
+geometry of the files decides how they fit together; their names only give the order of time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_ssp.conversion.geometry import Place, place_stack
+from nnunet_ssp.conversion.geometry import StackPlace, place_stack
 from nnunet_ssp.files.grids import Array, Grid
 from nnunet_ssp.files.nifti import (
     Nifti,
@@ -29,26 +29,27 @@ from nnunet_ssp.files.nifti import (
 
 PARALLEL = 2.0  # degrees
 SAME_SLICE = 0.5  # mm
-UNEVEN = 0.1  # of the spacing: by how much distances between slices may differ
+UNEVEN = 0.1  # of the spacing; largest difference of distances between slices
 
 
 @dataclass(frozen=True)
-class Stack:
+class NiftiStack:
     """A cine, its slices on the third axis."""
 
-    voxels: Array  # (X, Y, Z, T)
-    place: Place
-    source: (
-        Nifti | None
-    )  # a file on the grid of the whole stack, as stored; None where each has one slice
+    # (X, Y, Z, T)
+    voxels: Array
+    place: StackPlace
+    # A file on the grid of the whole stack, as stored; None where each file has one slice
+    source: Nifti | None
 
 
 @dataclass(frozen=True)
 class _Head:
-    """What the header of one of the files says."""
+    """The header of one of the files."""
 
     file: Path
-    shape: tuple[int, ...]  # three axes, and a fourth of more than one frame
+    # Three axes, and a fourth of more than one frame
+    shape: tuple[int, ...]
     grid: Grid
 
     @property
@@ -60,16 +61,15 @@ class _Head:
         return self.shape[3] if len(self.shape) == 4 else 1
 
 
-def read_stack(files: Sequence[Path], where: Path) -> Stack:
+def read_nifti_stack(files: Sequence[Path], where: Path) -> NiftiStack:
     """Read the cine of one subject.
 
     Args:
-        files: In the order of time, as far as their names tell.
+        files: The files in the order of time, as far as their names tell.
         where: The subject's file or folder, for messages.
 
     Raises:
-        ValueError: A file is damaged, they do not fit together, or there is no cine in them; names the
-            files and the rule.
+        ValueError: A file is damaged, the files do not fit together, or they hold no cine; names files and rule.
     """
     if len(files) == 1:
         image = read_image(files[0])
@@ -77,7 +77,7 @@ def read_stack(files: Sequence[Path], where: Path) -> Stack:
         _check_has_frames(voxels.shape, files[0])
         check_cine(voxels, files[0])
         place = place_stack(image.grid, voxels.shape, files[0])
-        return Stack(place.move(voxels), place, image)
+        return NiftiStack(place.move(voxels), place, image)
     rows, place = _arrange([_read_head(file) for file in files])
     images = {head.file: read_image(head.file) for row in rows for head in row}
     frames = {file: place.move(as_frame(image.voxels)) for file, image in images.items()}
@@ -85,11 +85,11 @@ def read_stack(files: Sequence[Path], where: Path) -> Stack:
     slices = [row[0] if row[0].ndim == 4 else np.stack(row, axis=-1) for row in parts]
     voxels = slices[0] if len(rows) == 1 else np.concatenate(slices, axis=2)
     check_cine(voxels, where)
-    return Stack(voxels, place, images[files[0]] if len(rows) == 1 else None)
+    return NiftiStack(voxels, place, images[files[0]] if len(rows) == 1 else None)
 
 
-def look_at_stack(files: Sequence[Path]) -> tuple[int, Place]:
-    """Return the number of frames and the place of what `read_stack` would read, from the headers alone."""
+def look_at_nifti_stack(files: Sequence[Path]) -> tuple[int, StackPlace]:
+    """Return the number of frames and the place of the stack that `read_nifti_stack` reads, from the headers alone."""
     if len(files) == 1:
         shape, grid = read_header(files[0])
         _check_has_frames(shape, files[0])
@@ -115,8 +115,8 @@ def _read_head(file: Path) -> _Head:
     return _Head(file, (*shape[:3], *further), grid)
 
 
-def _arrange(heads: Sequence[_Head]) -> tuple[list[list[_Head]], Place]:
-    """Return the files of each slice in order of time, one row where each file holds all slices; and the place."""
+def _arrange(heads: Sequence[_Head]) -> tuple[list[list[_Head]], StackPlace]:
+    """Return the place of the stack, and the files of each slice in order of time; one row if each holds all slices."""
     first = heads[0]
     for head in heads[1:]:
         if head.shape != first.shape:
@@ -142,8 +142,8 @@ def _arrange(heads: Sequence[_Head]) -> tuple[list[list[_Head]], Place]:
     return rows, _across(rows, place)
 
 
-def _distances(heads: Sequence[_Head], place: Place) -> Array:
-    """Distances of slices from the first file's, along its normal; the others must be parallel to it."""
+def _distances(heads: Sequence[_Head], place: StackPlace) -> Array:
+    """Return the distances of slices from that of the first file, along its normal; all must be parallel to it."""
     first = place.affine[:3, :3] / np.linalg.norm(place.affine[:3, :3], axis=0)
     spacing = np.linalg.norm(place.affine[:3, :2], axis=0)
     offsets = []
@@ -167,7 +167,7 @@ def _distances(heads: Sequence[_Head], place: Place) -> Array:
 
 
 def _check_rows(rows: Sequence[Sequence[_Head]]) -> None:
-    """Refuse slices that are there twice, or of which frames are missing or cannot be ordered."""
+    """Refuse slices that occur twice, lack frames, or have frames without an order."""
     first = rows[0][0]
     for row in rows:
         if len(row) > 1 and first.n_frames > 1:
@@ -178,7 +178,7 @@ def _check_rows(rows: Sequence[Sequence[_Head]]) -> None:
                 "each must have as many."
             )
         if len(row) > 1:
-            numbers = _numbers(row)
+            numbers = _name_numbers(row)
             varying = numbers[:, np.ptp(numbers, axis=0) > 0]
             if not varying.shape[1] or not (np.diff(varying, axis=0) > 0).all():
                 raise ValueError(
@@ -193,13 +193,13 @@ def _check_rows(rows: Sequence[Sequence[_Head]]) -> None:
 
 
 def _check_same_frames(rows: Sequence[Sequence[_Head]]) -> None:
-    """Refuse slices of as many frames but other ones, as where one lacks its first and the rest their last.
+    """Refuse slices with equally many but other frames, as where one lacks its first and the rest their last.
 
-    Numbers that restart in each slice tell it; those that go on from slice to slice, or jump from slice to slice, do
-    not overlap, or not at the same place of the step.
+    Numbers that restart in each slice tell it. Numbers that continue or jump from slice to slice do not overlap, or not
+    at the same place of the step.
     """
     heads = [head for row in rows for head in row]
-    for numbers in _numbers(heads).reshape(len(rows), len(rows[0]), -1).transpose(2, 0, 1):
+    for numbers in _name_numbers(heads).reshape(len(rows), len(rows[0]), -1).transpose(2, 0, 1):
         steps = np.unique(np.diff(numbers, axis=1))
         if len(steps) != 1 or steps[0] == 0:
             continue
@@ -215,8 +215,8 @@ def _check_same_frames(rows: Sequence[Sequence[_Head]]) -> None:
             )
 
 
-def _across(rows: Sequence[Sequence[_Head]], place: Place) -> Place:
-    """Return the place of a stack of single slices, which must be evenly spaced."""
+def _across(rows: Sequence[Sequence[_Head]], place: StackPlace) -> StackPlace:
+    """Return the place of a stack of single slices; they must be evenly spaced."""
     origins = np.array([row[0].grid.affine[:3, 3] for row in rows])
     steps = np.diff(origins, axis=0)
     lengths = np.linalg.norm(steps, axis=1)
@@ -232,19 +232,19 @@ def _across(rows: Sequence[Sequence[_Head]], place: Place) -> Place:
     affine[:3, 2] = normal * float(np.mean(steps @ normal))
     affine[:3, 3] = origins[0]
     said = f"one stack of {len(rows)} slices, each in {'files' if rows[0][1:] else 'a file'} of its own"
-    return Place(affine, place.order, place.corrections, [*place.notes, said])
+    return StackPlace(affine, place.order, place.corrections, [*place.notes, said])
 
 
-def _numbers(heads: Sequence[_Head]) -> Array:
-    """Numbers in the names of files, one row each; the place in the list where names have unlike numbers."""
+def _name_numbers(heads: Sequence[_Head]) -> Array:
+    """Return the numbers in the files' names, one row each; if their counts differ, the places in the list."""
     found = [[int(number) for number in re.findall(r"\d+", str(head.file))] for head in heads]
     same = len({len(numbers) for numbers in found}) == 1 and found[0]
     return np.array(found) if same else np.arange(len(heads))[:, None]
 
 
 def _check_numbers(heads: Sequence[_Head]) -> None:
-    """Refuse frames that are numbered one by one, but for a gap."""
-    numbers = _numbers(heads)
+    """Refuse frames that are numbered one by one with a gap."""
+    numbers = _name_numbers(heads)
     varying = np.flatnonzero(np.ptp(numbers, axis=0))
     if len(varying) == 1:
         steps = np.diff(numbers[:, varying[0]])

@@ -1,4 +1,4 @@
-"""What a converter knows of a subject: a task, its cine, and what became of it."""
+"""A subject in a conversion: the task, its cine, and the outcome."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ class Task:
     """One subject to convert; converters add what their reader needs."""
 
     subject: str
-    split: str  # train or test
-    files: tuple[Path, ...]  # the input: a resumed run converts again what changed here
+    # `train` or `test`
+    split: str
+    # The input; a resumed run converts a subject again if one of them changed
+    files: tuple[Path, ...]
 
     @property
     def has_masks(self) -> bool:
-        """Whether there are files with labels; what is in them only reading tells."""
+        """Whether there are files with labels, which may turn out to be empty."""
         return any("_gt." in file.name and file.is_file() for file in self.files)
 
 
@@ -49,42 +51,57 @@ class Cine:
     All frames are of shape `(X, Y, Z)`, axis order and slice order as in the source.
     """
 
-    frames: Mapping[int, Array]  # by time index; integers or floating point
-    labels: Mapping[int, Array]  # uint8, only the labelled frames
-    affine: Array  # (4, 4), voxel to world in mm, RAS+, from `place_stack` or `clean_affine`
-    cases: list[Case]  # what to write; labelled cases have a frame in `labels`
-    corrections: list[str] = field(default_factory=list)  # what was wrong and is now right
-    warnings: list[str] = field(default_factory=list)  # what of the subject is lost
-    notes: list[str] = field(default_factory=list)  # what the user should know
-    patient: str = ""  # a digest that is equal for subjects of one patient; empty if unknown
+    # By time index; integers or floating point
+    frames: Mapping[int, Array]
+    # uint8, only the labelled frames
+    labels: Mapping[int, Array]
+    # (4, 4), voxel to world in mm, RAS+, from `place_stack` or `clean_affine`
+    affine: Array
+    # What to write; labelled cases have a frame in `labels`
+    cases: list[Case]
+    # Faults that were set right
+    corrections: list[str] = field(default_factory=list)
+    # Parts of the subject that are lost
+    warnings: list[str] = field(default_factory=list)
+    # What the user should know
+    notes: list[str] = field(default_factory=list)
+    # A digest that is equal for subjects of one patient; empty if unknown
+    patient: str = ""
 
 
 @dataclass
 class Outcome:
-    """What became of one subject."""
+    """The outcome of one subject."""
 
     subject: str
-    split: str  # empty when unknown
+    # Empty when unknown
+    split: str
     cases: list[Case] = field(default_factory=list)
     corrections: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    patient: str = ""  # as in `Cine`
-    refused: str = ""  # the reason
+    # As in `Cine`
+    patient: str = ""
+    # The reason
+    refused: str = ""
 
 
 @dataclass
 class Look:
-    """What the headers tell about a subject."""
+    """A subject as its headers describe it."""
 
     subject: str
-    split: str  # empty when unknown
+    # Empty when unknown
+    split: str
     has_masks: bool = False
-    n_frames: int = 0  # 0 also when nothing tells
+    # 0 also if it is unknown
+    n_frames: int = 0
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    patient: str = ""  # as in `Cine`
-    refused: str = ""  # the reason
+    # As in `Cine`
+    patient: str = ""
+    # The reason
+    refused: str = ""
 
 
 TaskT = TypeVar("TaskT", bound=Task)
@@ -92,19 +109,19 @@ TaskT = TypeVar("TaskT", bound=Task)
 
 @dataclass(frozen=True)
 class Renamed(Generic[TaskT]):
-    """Subjects under pseudonyms.
+    """Subjects under the names of the dataset, some of which may be pseudonyms.
 
     Attributes:
-        tasks: the subjects.
-        refused: those refused before reading, with the reason.
-        names: the user's name of each subject that has a pseudonym.
-        key: the file that holds these names.
+        tasks: The subjects.
+        refused: Those refused before reading, with the reason.
+        names: The user's name of each subject that has a pseudonym.
+        key: The file that holds these names, if there are any.
     """
 
     tasks: Sequence[TaskT]
     refused: Mapping[str, str]
-    names: Mapping[str, str]
-    key: Path
+    names: Mapping[str, str] = field(default_factory=dict)
+    key: Path | None = None
 
 
 def make_cases(
@@ -122,16 +139,16 @@ def make_cases(
     field: str = "",
     pathology: str = "",
 ) -> list[Case]:
-    """The rows of `cases.csv` of a subject: all frames for training, the labelled for testing.
+    """Make a subject's rows of `cases.csv`: all frames for training, the labelled ones for testing.
 
     Args:
         task: The subject.
         phases: ED or ES of the labelled frames, by time index.
         n_frames: Frames of the cine.
-        source: As in `cases.csv`, like the arguments that are not explained here.
+        source: As in `cases.csv`, like vendor, centre, scanner and pathology.
         base: See `base_of_stack`.
         vendor: The vendor.
-        frames: The frames that there are, by default all.
+        frames: The frames that exist, by default all.
         first: The source's number of the first frame.
         centre: The centre.
         scanner: The scanner.

@@ -1,20 +1,37 @@
-"""What a conversion tells: log, summary, dry run, refusals."""
+"""Reports of a conversion: log, summary, dry run, refusals."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from nnunet_ssp.cohort.cases import (
-    SPLITS,
-)
+from nnunet_ssp.cohort.cases import SPLITS
+from nnunet_ssp.console import some
 from nnunet_ssp.conversion.subjects import Look, Outcome
 
 
+@dataclass(frozen=True)
+class Remarks:
+    """Remarks on a data set as a whole, for the summary."""
+
+    # Whatever its subjects are
+    general: Sequence[str] = ()
+    # From the split of each subject that was not refused
+    of_splits: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: []
+    # For each of these, the summary counts the subjects `<prefix>-...` apart
+    prefixes: Sequence[str] = ()
+
+    def about(self, outcomes: Iterable[Outcome | Look]) -> list[str]:
+        """Return the remarks on these subjects."""
+        splits = {outcome.subject: outcome.split for outcome in outcomes if not outcome.refused}
+        return [*self.general, *self.of_splits(splits)]
+
+
 def as_log(outcomes: Iterable[Outcome]) -> dict[str, dict[str, object]]:
-    """Everything that was said about the subjects, for `convert.json`."""
+    """Return everything that was said about the subjects, for `convert.json`."""
     kinds = ("refused", "corrections", "warnings", "notes")
     return {
         kind: {o.subject: getattr(o, kind) for o in outcomes if getattr(o, kind)} for kind in kinds
@@ -24,7 +41,7 @@ def as_log(outcomes: Iterable[Outcome]) -> dict[str, dict[str, object]]:
 def summary_lines(
     outcomes: Sequence[Outcome], n_folds: int, remarks: Sequence[str], prefixes: Sequence[str]
 ) -> list[str]:
-    """Return the lines that end a conversion: counts by split and source, then what was said of subjects."""
+    """Return the last lines of a conversion: counts by split and source, then remarks on subjects."""
     columns = ("subjects", "frames", "labelled", "unlabelled", "corrected", "refused")
     lines = ["", _row("", columns)]
     for name, mine in _groups(outcomes, prefixes):
@@ -44,14 +61,14 @@ def summary_lines(
     for title, kind in (("Corrected", "corrections"), ("WARNING", "warnings"), ("Notes", "notes")):
         lines += _said(outcomes, title, kind)
     if any(outcome.refused for outcome in outcomes):
-        lines += ["\nREFUSED, not converted:", *_refusals(outcomes)]
+        lines += ["\nREFUSED, not converted:", *refusals(outcomes)]
     return lines
 
 
 def dry_summary_lines(
     looks: Sequence[Look], target: Path, remarks: Sequence[str], prefixes: Sequence[str]
 ) -> list[str]:
-    """Return the lines of a dry run: what the headers alone tell."""
+    """Return the lines of a dry run, from the headers alone."""
     columns = ("subjects", "with masks", "without", "frames", "refused")
     lines = ["", _row("", columns)]
     for name, mine in _groups(looks, prefixes):
@@ -67,11 +84,11 @@ def dry_summary_lines(
     for split in SPLITS:
         subjects = [look.subject for look in looks if look.split == split and not look.refused]
         if subjects:
-            lines.append(f"\n{split}: {_names(subjects)}")
+            lines.append(f"\n{split}: {some(subjects)}")
     for title, kind in (("WARNING", "warnings"), ("Notes", "notes")):
         lines += _said(looks, title, kind)
     if any(look.refused for look in looks):
-        lines += ["\nWould be REFUSED:", *_refusals(looks, limit=None)]
+        lines += ["\nWould be REFUSED:", *refusals(looks, limit=None)]
     if all(look.refused for look in looks):
         return [*lines, "\nDry run: nothing was written, and no subject could be converted."]
     lines.append(f"\nDry run: nothing was written. The dataset would be {target}")
@@ -83,19 +100,14 @@ def dry_summary_lines(
 _Group = TypeVar("_Group", Outcome, Look)
 
 
-def splits_of(outcomes: Iterable[Outcome | Look]) -> dict[str, str]:
-    """The split of each subject that was not refused."""
-    return {outcome.subject: outcome.split for outcome in outcomes if not outcome.refused}
-
-
 def same_patients(outcomes: Iterable[Outcome | Look]) -> list[str]:
-    """A warning for each patient of whom there are several subjects."""
+    """Warn of each patient with several subjects."""
     patients: dict[str, list[str]] = {}
     for outcome in outcomes:
         if outcome.patient:
             patients.setdefault(outcome.patient, []).append(outcome.subject)
     return [
-        f"WARNING: {_names(subjects)} have the same PatientID: one subject? use --by-patient-id"
+        f"WARNING: {some(subjects)} have the same PatientID: one subject? use --by-patient-id"
         for subjects in patients.values()
         if len(subjects) > 1
     ]
@@ -104,7 +116,7 @@ def same_patients(outcomes: Iterable[Outcome | Look]) -> list[str]:
 def _groups(
     outcomes: Sequence[_Group], prefixes: Sequence[str]
 ) -> Iterator[tuple[str, list[_Group]]]:
-    """The rows of a summary: train, test, unread (refused while listing), all, and those of each source."""
+    """Yield the rows of a summary: train, test, unread (refused while listing), all, and those of each source."""
     names = {split: split for split in SPLITS} | {"": "unread"}
     for split, name in names.items():
         mine = [o for o in outcomes if o.split == split]
@@ -131,14 +143,15 @@ def _remarks(remarks: Sequence[str]) -> list[str]:
     return ["", *remarks] if remarks else []
 
 
-def _refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list[str]:
+def refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list[str]:
+    """Return the refused subjects with their reasons, at most `limit` lines; numbers in names sort as numbers."""
     refused = [(o.subject, o.refused) for o in outcomes if o.refused]
     refused.sort(key=lambda pair: re.sub(r"\d+", lambda number: number[0].zfill(9), pair[0]))
     return list(_grouped(refused, limit))
 
 
 def _grouped(texts: Iterable[tuple[str, str]], limit: int | None = 20) -> Iterator[str]:
-    """Lines of `subjects: text`, equal texts in one line, at most `limit` lines."""
+    """Yield lines of `subjects: text`, equal texts in one line, at most `limit` lines."""
     groups: dict[str, list[str]] = {}
     for subject, text in texts:
         groups.setdefault(text, []).append(subject)
@@ -146,10 +159,4 @@ def _grouped(texts: Iterable[tuple[str, str]], limit: int | None = 20) -> Iterat
         if number == limit:
             yield f"  ... and {len(groups) - limit} more, see convert.json"
             return
-        yield f"  {_names(subjects)}: {text}"
-
-
-def _names(subjects: Sequence[str], limit: int = 10) -> str:
-    if len(subjects) <= limit:
-        return ", ".join(subjects)
-    return f"{', '.join(subjects[: limit - 2])}, ... {subjects[-1]} ({len(subjects)} subjects)"
+        yield f"  {some(subjects)}: {text}"

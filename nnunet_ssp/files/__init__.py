@@ -1,1 +1,1 @@
-"""Files: read whole or refused in words, written whole or not at all."""
+"""Files that are read whole or refused in words, and written whole or not at all."""

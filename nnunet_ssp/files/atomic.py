@@ -17,7 +17,7 @@ TEMPORARY = ".ssp-tmp"  # half-written files live in this folder of a dataset, n
 def write_table(
     file: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]
 ) -> None:
-    """Write a CSV table; an existing one is replaced as a whole."""
+    """Write a CSV table, replacing an existing one as a whole."""
     with atomic_write(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, columns, lineterminator="\n")
         writer.writeheader()
@@ -25,14 +25,14 @@ def write_table(
 
 
 def write_json(file: str | Path, content: object) -> None:
-    """Write a JSON file; an existing one is replaced as a whole."""
+    """Write a JSON file, replacing an existing one as a whole."""
     with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def atomic_write(file: str | Path, folder: str | Path | None = None) -> Iterator[Path]:
-    """Give a temporary path that becomes `file` when the block ends without an error.
+    """Yield a temporary path that becomes `file` when the block ends without an error.
 
     Readers see the old file or the new one, never half of it, also after a power cut.
 
@@ -60,7 +60,7 @@ def atomic_write(file: str | Path, folder: str | Path | None = None) -> Iterator
             error.filename = str(file)  # writing to an open file names none
         raise
     finally:
-        with suppress(OSError):  # the folder may have gone, the first error says so
+        with suppress(OSError):  # the folder may have gone; the first error says so
             temporary.unlink(missing_ok=True)
 
 
@@ -70,7 +70,7 @@ def _temporary_name() -> str:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk: after a power cut they are there."""
+    """Wait until a file, or the names in a folder, are on the disk and survive a power cut."""
     if path.is_dir() and os.name == "nt":
         return
     # Windows flushes only what is open for writing.
@@ -83,7 +83,7 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def write_together(folder: str | Path) -> Iterator[Path]:
-    """Give a temporary folder whose files move into `folder` when the block ends without an error.
+    """Yield a temporary folder whose files move into `folder` when the block ends without an error.
 
     A full disk, an error or a kill inside the block leaves the files of `folder` as they were.
     Writing several files through `atomic_write` could end with some old and some new ones.
@@ -108,7 +108,7 @@ def write_together(folder: str | Path) -> Iterator[Path]:
 
 
 def remove_half_written(folder: str | Path) -> None:
-    """Remove what writers that were killed have left in a folder, where no other writes now."""
+    """Remove what killed writers have left in a folder; nobody may write there at the same time."""
     for left in Path(folder).glob(f"{TEMPORARY}-*"):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""The one place where checkpoints are opened: without running what a file from elsewhere may hold.
+"""The one place where checkpoints are opened, without running code that they may hold.
 
 A checkpoint is a pickle, and a pickle may call any function. `load` allows tensors, Python's own values and the few
-NumPy types that nnU-Net stores in its logs; all else is refused with its name.
+NumPy types that nnU-Net stores in its logs. It refuses all else by name.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from nnunet_ssp.files.contents import (
     printable,
 )
 
-# Under these names pickles of NumPy 1 and of NumPy 2 know the function that makes a number.
+# Pickles of NumPy 1 and of NumPy 2 call the function that makes a number by these names.
 SCALAR = ("numpy.core.multiarray", "numpy._core.multiarray")
-# nnU-Net logs means in double or single precision; the others are as harmless.
+# nnU-Net logs means in double or single precision; the other types are as harmless.
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")
 
 
 def _is_whole_tensor(value: object) -> bool:
-    """Whether a value is an ordinary tensor; one that claims more elements than are stored would fill the memory."""
+    """Whether a value is an ordinary tensor with no more elements than are stored; others could fill the memory."""
     if type(value) not in (Tensor, torch.nn.Parameter):
         return False
     assert isinstance(value, Tensor)
@@ -93,28 +93,27 @@ PLANS = {
         lambda v: NAMES.holds(v) and all(map(NAMES.holds, v.values())),
     ),
 }
-# What a run needs to go on, beside the weights.
+# Parts that a run needs to continue, beside the weights.
 TO_GO_ON = ("optimizer_state", "logging", "_best_ema", "current_epoch", "init_args")
 
 
 def load(file: str | Path, trust: bool = False, mmap: bool = False) -> dict[str, Any]:
-    """Open a checkpoint of ours or of nnU-Net on the CPU, and check its parts.
+    """Load a checkpoint of ours or of nnU-Net on the CPU, and check its parts.
 
     Args:
-        file: the file.
-        trust: run what the file asks for; only for files whose maker is trusted.
-        mmap: leave the tensors on disk until they are used.
+        file: The checkpoint.
+        trust: Run what the file asks for; only for files whose maker you trust.
+        mmap: Leave the tensors on disk until they are used.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no checkpoint of nnU-Net's form, a part has another type than it must have, or the file
-            would run code.
+        FileNotFoundError: There is no such file.
+        ValueError: It is no checkpoint of nnU-Net's form, a part has the wrong type, or the file would run code.
     """
     file = Path(file)
     if not file.exists():
         raise FileNotFoundError(f"Checkpoint {file} does not exist.")
     if not file.is_file():
-        raise ValueError(f"{file} is not a readable checkpoint (it is no file).")
+        raise ValueError(f"{file} is not a readable checkpoint (it is not a file).")
     content = _open(file, trust, mmap)
     if not isinstance(content, dict) or "network_weights" not in content:
         raise ValueError(f"{file} is not an nnU-Net checkpoint: it has no `network_weights`.")
@@ -133,7 +132,7 @@ def load(file: str | Path, trust: bool = False, mmap: bool = False) -> dict[str,
 
 
 def non_finite(weights: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold NaN or infinity."""
+    """Return the names of the tensors that hold NaN or infinity."""
     return [
         name
         for name, tensor in weights.items()
@@ -142,20 +141,20 @@ def non_finite(weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def refuse_non_finite(file: str | Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights from which no training can go on.
+    """Refuse weights with which no training can continue.
 
     Raises:
-        ValueError: names the first tensor that holds NaN or infinity.
+        ValueError: Names the first tensor that holds NaN or infinity.
     """
     if wrong := non_finite(weights):
         raise ValueError(f"{file}: {in_words(wrong, len(weights))}.")
 
 
 def in_words(wrong: list[str], n: int) -> str:
-    """What `non_finite` found, of ``n`` tensors."""
+    """Say in words what `non_finite` found among `n` tensors."""
     return (
         f"{len(wrong)} of {n} tensors hold NaN or infinity, the first is {printable(wrong[0])}: "
-        "that training had diverged"
+        "that training diverged"
     )
 
 
@@ -169,24 +168,24 @@ def _open(file: Path, trust: bool, mmap: bool) -> Any:
     ):  # torch would try to unpack it as a tar file
         raise ValueError(f"{file} is not a readable checkpoint ({other}).")
     try:
-        # Torch warns of kinds of files that it then refuses.
+        # Torch warns about kinds of files that it then refuses.
         with warnings.catch_warnings(), torch.serialization.safe_globals(_allowed()):
             warnings.simplefilter("ignore")
             mapped = mmap and is_zip  # torch maps no others
             return torch.load(str(file), map_location="cpu", weights_only=not trust, mmap=mapped)
-    except Exception as error:  # whatever a pickle of something else, or of nothing, may raise
+    except Exception as error:  # damaged pickles raise anything
         message = str(error)
         # Torch names the builtins without their module.
         if found := re.search(r"GLOBAL (\S+) (?:was not|whose)", message):
             raise ValueError(
-                f"{file} is not opened, for it would run code: it needs {printable(found[1][:80])}, which is no part "
-                f"of the weights and numbers of a checkpoint. {WAY_OUT}"
+                f"{file} is not opened, because it would run code: it needs {printable(found[1][:80])}, which is no "
+                f"part of the weights and numbers of a checkpoint. {WAY_OUT}"
             ) from None
         if not is_zip and not start.startswith(b"\x80"):
             reason = other
         elif "weights_only" in message or "Weights only" in message:
             raise ValueError(
-                f"{file} is not opened, for it may run code: PyTorch cannot read it as weights and numbers alone. "
+                f"{file} is not opened, because it may run code: PyTorch cannot read it as weights and numbers alone. "
                 f"{WAY_OUT}"
             ) from None
         else:
@@ -195,13 +194,13 @@ def _open(file: Path, trust: bool, mmap: bool) -> Any:
 
 
 def _allowed() -> list[Any]:
-    """What nnU-Net's own checkpoints hold beside tensors and Python's values."""
+    """Return the types and functions in nnU-Net's own checkpoints, beside tensors and Python's values."""
     kinds = [type(np.dtype(name)) for name in DTYPES]
     return [np.dtype, *kinds, *map(_scalar, SCALAR)]
 
 
 def _scalar(module: str) -> Callable[[Any, Any], Any]:
-    """NumPy's function that makes a number of its bytes, for numbers alone, as pickles name it."""
+    """Return NumPy's function that makes a number of its bytes, restricted to numbers, as pickles name it."""
 
     def scalar(dtype: Any, content: Any) -> Any:
         if not isinstance(dtype, np.dtype) or dtype.name not in DTYPES:

@@ -1,4 +1,4 @@
-"""Contents of files that anybody may have written: read and checked, so that errors name file, place and rule."""
+"""Checks of files that anybody may have written; errors name file, place and rule."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Rule:
 
 
 def is_whole(value: object, least: int = 0) -> bool:
-    """Whether a value is a whole number from ``least``; True and False are none."""
+    """Whether a value is a whole number of at least `least`; True and False are none."""
     return type(value) is int and value >= least
 
 
@@ -43,7 +43,7 @@ NUMBER = Rule("a number", lambda v: isinstance(v, Real) and not isinstance(v, bo
 
 
 def optional(rule: Rule) -> Rule:
-    """The same rule, where null keeps it, too."""
+    """Return the same rule, which null keeps, too."""
     return Rule(f"{rule.words}, or null", lambda v: v is None or rule.holds(v))
 
 
@@ -56,13 +56,13 @@ def check(
     """Check values by name.
 
     Args:
-        content: what was read; names without a rule may have any value.
-        rules: the rule of each name.
-        where: file and place, the beginning of each message.
-        required: names that must be there.
+        content: Values by name; those without a rule may be anything.
+        rules: Rules by name.
+        where: File and place, the beginning of each message.
+        required: Names that must be there.
 
     Raises:
-        ValueError: a name is missing, or a value breaks its rule.
+        ValueError: A name is missing, or a value breaks its rule.
     """
     for name in required:
         if name not in content:
@@ -73,7 +73,7 @@ def check(
 
 
 def shown(value: object) -> str:
-    """A value in one short line, without anything that a terminal would obey."""
+    """Return a value in one short line, without anything that a terminal would obey."""
     if isinstance(value, str):
         text = printable(value[: SHOWN + 1])
     else:
@@ -84,7 +84,7 @@ def shown(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Text whose control characters are written out as Python does in literals."""
+    """Write out control characters in a text, as Python does in literals."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -108,12 +108,12 @@ def read_json(file: str | Path, kind: type[T]) -> T:
     """Read a JSON file.
 
     Args:
-        file: the file.
-        kind: what it must hold, ``dict`` or ``list``.
+        file: The file.
+        kind: The type that it must hold, `dict` or `list`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, is not UTF-8, nests too deeply or holds something else.
+        FileNotFoundError: There is no such file.
+        ValueError: It is no JSON, is not UTF-8, nests too deeply or holds something else.
     """
     file = Path(file)
     try:
@@ -132,7 +132,7 @@ def read_json(file: str | Path, kind: type[T]) -> T:
         ) from None
     except RecursionError:
         raise ValueError(_deep(file)) from None
-    except ValueError as error:  # Python's limit of digits
+    except ValueError as error:  # Python limits the digits of a number
         raise ValueError(f"{file}: not a JSON file that can be read ({error}).") from None
     if not isinstance(content, kind):
         wanted = "names with values ({...})" if kind is dict else "a list ([...])"

@@ -1,9 +1,9 @@
-"""Where a NIfTI header says its voxels lie: sform, qform, pixdim and units, weighed against each other.
+"""The place of voxels according to a NIfTI header: sform, qform, pixdim and units, weighed against each other.
 
 A header tells a grid up to three times, and the copies may disagree: ACDC's sform has unit scales beside a true
 qform and pixdim, M&Ms-2 has unit pixdim beside a true sform. Each tool trusts other fields (`docs/data.md`). Here
-what agrees is taken as it is, a unit scale gives way to a measured one, and what is still open is read as SimpleITK,
-and so nnU-Net, reads it. Whatever was not unanimous is said.
+what agrees is taken as it is, and a unit scale gives way to a measured one. What is still open is read as SimpleITK,
+and so nnU-Net, reads it. A note says what was not unanimous.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 # By the lowest three bits of xyzt_units; an unknown unit is mm.
 UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
-EDGES = (0.2, 25.0)  # mm; shorter or longer edges of voxels no image of a heart has
+EDGES = (0.2, 25.0)  # mm; no image of a heart has voxels with shorter or longer edges
 SCANNER = 1  # form code
 SAME_SCALE = 1e-3  # relative; headers round to three or four digits
 SAME_FORM = 1e-4  # of direction cosines, and in units of the header: as SimpleITK compares
@@ -32,13 +32,15 @@ class Grid:
     `source` is `sform`, `qform` or `pixdim`, with `, scales of pixdim` where those are from elsewhere.
     """
 
-    affine: Array  # (4, 4), from voxel indices to mm in RAS+
+    # (4, 4), from voxel indices to mm in RAS+
+    affine: Array
     source: str
-    nominal: Array | None  # the affine as nibabel reads it; None where that fails
-    corrections: list[str] = field(
-        default_factory=list
-    )  # what is wrong in the header and was set right
-    notes: list[str] = field(default_factory=list)  # what the user should know
+    # The affine as nibabel reads it; None where that fails
+    nominal: Array | None
+    # What is wrong in the header and was set right
+    corrections: list[str] = field(default_factory=list)
+    # What the user should know
+    notes: list[str] = field(default_factory=list)
 
 
 @np.errstate(all="ignore")  # nothing that is not finite gets through
@@ -46,7 +48,7 @@ def read_grid(header: Any) -> Grid:
     """Read the grid of a NIfTI header.
 
     Args:
-        header: A `nibabel.Nifti1Header` or one derived from it, as in the file.
+        header: A `nibabel.Nifti1Header` or one derived from it, unchanged.
 
     Raises:
         ValueError: Neither the sform nor pixdim gives a spacing.
@@ -60,11 +62,11 @@ def read_grid(header: Any) -> Grid:
     corrections: list[str] = []
     notes: list[str] = []
 
-    affine, source = _choose(sform, qform, int(header["sform_code"]))
+    affine, source = _choose_form(sform, qform, int(header["sform_code"]))
     if affine is None:
         if not known:
             raise ValueError(f"no sform, and pixdim (={_sizes(pixdim)}) is no spacing")
-        # As SimpleITK; nibabel flips only the first axis, and puts the centre to the origin.
+        # As SimpleITK does; nibabel flips only the first axis, and puts the centre to the origin.
         affine, source = np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0]), "pixdim"
         notes.append(
             "neither sform nor qform: the spacing is pixdim's, position and orientation are unknown"
@@ -93,7 +95,7 @@ def read_grid(header: Any) -> Grid:
     elif factor != 1:
         affine = np.vstack([affine[:3] * factor, affine[3:]])
         notes.append(f"the header is in {unit}")
-    notes += _doubts(affine)
+    notes += _doubtful_scales(affine)
     return Grid(affine, source, _nominal(header), corrections, notes)
 
 
@@ -114,7 +116,7 @@ def _sform(header: Any) -> Array | None:
 
 
 def _qform(header: Any, pixdim: Array) -> Array | None:
-    """Return the qform, computed as in the standard; nibabel refuses quaternions longer than 1 by rounding."""
+    """Return the qform, computed as the standard says; nibabel refuses quaternions that rounding made longer than 1."""
     if header["qform_code"] <= 0:
         return None
     b, c, d = (float(header[f"quatern_{name}"]) for name in "bcd")
@@ -139,7 +141,9 @@ def _qform(header: Any, pixdim: Array) -> Array | None:
     return affine
 
 
-def _choose(sform: Array | None, qform: Array | None, sform_code: int) -> tuple[Array | None, str]:
+def _choose_form(
+    sform: Array | None, qform: Array | None, sform_code: int
+) -> tuple[Array | None, str]:
     """Choose between the forms, as SimpleITK does; it then takes the scales from pixdim."""
     if qform is None or sform is None:
         return (sform, "sform") if qform is None else (qform, "qform")
@@ -166,8 +170,8 @@ def _why(taken: str, other: str, scales: Array) -> str:
     return f"the spacing is that of {taken}; {other} {fault}"
 
 
-def _doubts(affine: Array) -> list[str]:
-    """What is strange about an affine in mm."""
+def _doubtful_scales(affine: Array) -> list[str]:
+    """Say what is strange about an affine in mm."""
     if np.allclose(affine, np.eye(4)) or np.allclose(affine, np.diag([-1, -1, 1, 1])):
         return ["the affine is the identity: probably neither spacing nor position is known"]
     if not _plausible(_scales(affine)):
@@ -223,7 +227,7 @@ def _plausible(scales: Array) -> bool:
 
 
 def _possible(scales: Array) -> bool:
-    """Whether anybody measures so, a mouse or a thick slice; a wrong unit is a factor of 1,000."""
+    """Whether anybody measures with such edges, a mouse or a thick slice; a wrong unit is a factor of 1,000."""
     return bool(((scales >= EDGES[0] / 10) & (scales <= EDGES[1] * 10)).all())
 
 

@@ -1,9 +1,9 @@
 """One process at a time in a folder, on one machine or on several that share the folder.
 
-A lock is a file that says who holds it. It appears as a whole or not at all (a hard link, which network file systems
-make atomically), so it needs no locks of the system, which not every file system has. A holder of this machine that
-has died is recognised and replaced. Whether one of another machine is alive cannot be told: it keeps its lock until
-somebody removes the file by hand, which the message explains.
+A lock is a file that says who holds it. It appears as a whole or not at all: it is a hard link, which network file
+systems make atomically. So it needs no locks of the system, which not every file system has. A dead holder on this
+machine is recognised and replaced. A holder on another machine may be alive or not: it keeps its lock until somebody
+removes the file by hand, as the message explains.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Holder:
     """The process that holds a lock.
 
     Attributes:
-        host: name of its machine.
-        boot: the machine's identity from one boot to the next; empty where the system has none.
-        space: what its process ids count in (a container has its own).
-        pid: its number.
-        started: when it began, as the system tells; the number of a dead process may be given to another.
-        since: local time at which it took the lock.
-        command: what it runs.
-        token: differs for each lock that was ever taken.
+        host: Name of its machine.
+        boot: The machine's identity from one boot to the next; empty where the system has none.
+        space: The namespace of its process id (a container has its own).
+        pid: Its process id.
+        started: Its start time, as the system tells; the id of a dead process may be given to another.
+        since: Local time at which it took the lock.
+        command: Its command line.
+        token: Unique to each lock that was ever taken.
     """
 
     host: str
@@ -62,27 +62,27 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """Whether the process counts among those that this one can see; a machine may have got another name."""
-        host, boot, space = _place()
+        """Whether this process can see the holder, whose machine may have got another name since."""
+        host, boot, space = _machine()
         return (self.boot, self.space) == (boot, space) and (
             bool(boot and space) or self.host == host
         )
 
     @property
     def is_this(self) -> bool:
-        """Whether it is this process."""
+        """Whether the holder is this process."""
         return self.is_here and (self.pid, self.started) == (os.getpid(), _started(os.getpid()))
 
     def has_died(self, last_beat: float) -> bool:
-        """Whether it certainly runs no more.
+        """Whether the holder has certainly ended.
 
         Args:
-            last_beat: time of its last sign of life, in s since 1970.
+            last_beat: Time of its last sign of life, in s since 1970.
         """
         if self.is_here:
             started = _started(self.pid)
             return started is not None and started != self.started
-        host, boot, _ = _place()
+        host, boot, _ = _machine()
         if self.host == host and self.boot and boot and self.boot != boot:
             return last_beat < _booted()  # this machine, before it was started again
         return False
@@ -100,14 +100,14 @@ def locked(
     """Hold a folder's lock; a process that holds it already may take it again.
 
     Args:
-        folder: Gets the file `.ssp-lock`.
+        folder: The folder, which gets the file `.ssp-lock`.
         wait: Seconds to wait for another holder.
-        saying: Printed before waiting.
+        saying: Text to print before waiting.
         create: Create a folder that is missing, and remove it again if it is still empty at the end.
         watch: Called while it waits; what it raises ends the waiting.
 
     Yields:
-        Whether it is held: a folder that this process may not write to has no lock, and is not changed by it either.
+        Whether the lock is held. A folder that this process may not write to gets no lock, and needs none.
 
     Raises:
         RuntimeError: Another process holds the lock; says which, and what to do.
@@ -125,7 +125,7 @@ def locked(
         yield False
         return
     stop = threading.Event()
-    threading.Thread(target=_beat, args=(file, holder, stop), daemon=True).start()
+    threading.Thread(target=_keep_alive, args=(file, holder, stop), daemon=True).start()
     try:
         _sweep(folder)
         yield True
@@ -140,11 +140,11 @@ def locked(
 
 @contextmanager
 def locked_dataset(*folders: Path, create: Path | None = None) -> Iterator[None]:
-    """Hold the locks of a dataset's folders, those that there are.
+    """Hold the locks of those folders of a dataset that exist.
 
     Args:
-        folders: In nnUNet_raw, then in nnUNet_preprocessed: always in this order, or two could wait for each other.
-        create: The one of them to create.
+        folders: Those in nnUNet_raw, then in nnUNet_preprocessed; otherwise two processes could wait for each other.
+        create: The folder to create.
 
     Raises:
         RuntimeError: Another process holds one, and still does after some seconds.
@@ -159,13 +159,13 @@ def locked_dataset(*folders: Path, create: Path | None = None) -> Iterator[None]
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """The living process, or the one of another machine, that holds a folder's lock."""
-    found = _read(folder / LOCK)
+    """Return the process that holds a folder's lock, alive or on another machine; None without one."""
+    found = _read_lock(folder / LOCK)
     return None if found is None or found[0].has_died(found[1]) else found[0]
 
 
 def in_use(folder: Path, holder: Holder, last_beat: float | None = None) -> str:
-    """Who holds a lock, and what to do, in words."""
+    """Say who holds a lock, and what to do."""
     beat = "" if last_beat is None else f", last sign of life {_ago(last_beat)}"
     who = f"process {holder.pid} on {holder.host}, since {holder.since}{beat}"
     said = f"{folder} is in use by `{holder.command}` ({who})."
@@ -207,7 +207,7 @@ def _take(
             if error.errno not in READ_ONLY:
                 raise
             me = None
-        found = _read(file)
+        found = _read_lock(file)
         if found is None or found[0].has_died(found[1]):
             if me is None:
                 return None
@@ -226,13 +226,13 @@ def _take(
 
 
 def _create(file: Path, holder: Holder) -> bool:
-    """Create a lock unless there is one; whether it was created."""
+    """Create a lock unless there is one; return whether it was created."""
     content = json.dumps(asdict(holder), indent=2) + "\n"
     own = file.with_name(f"{LOCK}-{holder.token}")
     try:
         own.write_text(content, encoding="utf-8")
         with suppress(OSError):  # some file systems have no permissions
-            own.chmod(0o644)  # who is refused may see by whom, also where new files are private
+            own.chmod(0o644)  # others may see who refuses them, even where new files are private
         try:
             os.link(own, file)
         except FileExistsError:
@@ -259,15 +259,15 @@ def _create_exclusively(file: Path, content: str) -> bool:
     return True
 
 
-def _read(file: Path) -> tuple[Holder, float] | None:
-    """A lock's holder and the time of its last sign of life; None where there is no lock.
+def _read_lock(file: Path) -> tuple[Holder, float] | None:
+    """Return a lock's holder and the time of its last sign of life; None where there is no lock.
 
     Raises:
         RuntimeError: The file is no lock.
     """
     while True:
         try:
-            return _parse(file)
+            return _parse_lock(file)
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, RecursionError):
@@ -280,7 +280,7 @@ def _read(file: Path) -> tuple[Holder, float] | None:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _parse(file: Path) -> tuple[Holder, float]:
+def _parse_lock(file: Path) -> tuple[Holder, float]:
     holder = Holder(**read_json(file, dict))
     texts = (value for name, value in asdict(holder).items() if name != "pid")
     if not isinstance(holder.pid, int) or not all(isinstance(text, str) for text in texts):
@@ -291,12 +291,12 @@ def _parse(file: Path) -> tuple[Holder, float]:
 def _bury(file: Path, dead: Holder) -> None:
     """Remove the lock of a dead process, and nobody else's.
 
-    Several processes may find it dead at a time. The one that may remove it holds a lock of its own for that, which is
-    named after the dead one's and handled in the same way, should its holder die, too.
+    Several processes may find it dead at the same time. The one that may remove it holds a second lock, which is named
+    after the dead one's. Should its holder die, too, that lock is handled in the same way.
     """
     right = file.with_name(f"{LOCK}-{dead.token[:8]}-dead")
     while not _create(right, heir := _this_process()):
-        found = _read(right)
+        found = _read_lock(right)
         if found is None:
             continue
         if found[0].has_died(found[1]):
@@ -305,7 +305,7 @@ def _bury(file: Path, dead: Holder) -> None:
             raise RuntimeError(in_use(file.parent, *found).replace(str(file), str(right)))
         time.sleep(SECONDS_BETWEEN_LOOKS / 10)
     try:
-        found = _read(file)
+        found = _read_lock(file)
         if found is not None and found[0].token == dead.token:
             file.unlink(missing_ok=True)
     finally:
@@ -315,29 +315,29 @@ def _bury(file: Path, dead: Holder) -> None:
 def _release(file: Path, holder: Holder) -> None:
     """Give a lock back, unless somebody removed it by hand and another has taken it."""
     with suppress(OSError, RuntimeError):
-        found = _read(file)
+        found = _read_lock(file)
         if found is not None and found[0].token == holder.token:
             file.unlink(missing_ok=True)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what processes that were killed while they took or buried a lock have left; the lock was just taken."""
+    """Remove what killed processes have left while they took or buried a lock, which this one has just taken."""
     with suppress(OSError):
         now = (folder / LOCK).stat().st_mtime  # by the file system's clock, which a server may have
         for left in folder.glob(f"{LOCK}-*"):
             with suppress(OSError):
                 outdated = now - left.stat().st_mtime > SECONDS_WITHOUT_BEAT
                 with suppress(ValueError, TypeError, RecursionError):
-                    holder, beat = _parse(left)
+                    holder, beat = _parse_lock(left)
                     outdated |= holder.has_died(beat)
                 if outdated:
                     left.unlink()
 
 
-def _beat(file: Path, holder: Holder, stop: threading.Event) -> None:
+def _keep_alive(file: Path, holder: Holder, stop: threading.Event) -> None:
     while not stop.wait(SECONDS_BETWEEN_BEATS):
         with suppress(OSError, RuntimeError):
-            found = _read(file)
+            found = _read_lock(file)
             if found is not None and found[0].token == holder.token:
                 os.utime(file)
 
@@ -346,7 +346,7 @@ def _beat(file: Path, holder: Holder, stop: threading.Event) -> None:
 
 
 def _this_process() -> Holder:
-    host, boot, space = _place()
+    host, boot, space = _machine()
     pid = os.getpid()
     return Holder(
         host,
@@ -355,19 +355,19 @@ def _this_process() -> Holder:
         pid,
         _started(pid) or "",
         datetime.now().isoformat(" ", "seconds"),
-        _command(),
+        _command_line(),
         secrets.token_hex(8),
     )
 
 
-def _command() -> str:
+def _command_line() -> str:
     program, *arguments = getattr(sys, "argv", None) or ["python"]
     return shlex.join([Path(program).name or "python", *arguments])
 
 
 @lru_cache(maxsize=1)
-def _place() -> tuple[str, str, str]:
-    """This machine's name and boot, and what its process ids count in."""
+def _machine() -> tuple[str, str, str]:
+    """Return this machine's name and boot, and the namespace of its process ids."""
     boot = space = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -376,7 +376,7 @@ def _place() -> tuple[str, str, str]:
 
 
 def _booted() -> float:
-    """When this machine was started, in s since 1970; 0 where the system does not tell."""
+    """Return when this machine was started, in s since 1970; 0 where the system does not tell."""
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/stat").read_text(encoding="ascii").splitlines():
             if line.startswith("btime "):
@@ -385,7 +385,7 @@ def _booted() -> float:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine began, in the system's words; empty for none, None where nobody can tell."""
+    """Return when a process of this machine began, as the system writes it; empty for none, None if it is unknown."""
     if Path("/proc/self/stat").is_file():
         try:
             text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""Names that become parts of paths: one rule for all, wherever they are read."""
+"""One rule for all names that become parts of paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from nnunet_ssp.files.contents import Rule, shown
 
-# Of a file's name. File systems allow 255: the rest is for endings and for what half-written files begin with.
+# Bytes of a name. File systems allow 255: the rest is for endings and for the beginning of half-written files' names.
 LONGEST = 200
 WORDS = (
     "one plain name: not empty, no /, \\ or control character, no drive, not beginning with a point, "
@@ -34,15 +34,15 @@ def must_be_plain(name: object, what: str, where: str = "") -> str:
     """Check a name that becomes part of a path.
 
     Args:
-        name: the name.
-        what: what is called so, e.g. `case`.
-        where: the file that it was read from, and the place.
+        name: The name.
+        what: Key of the name, for example `case`.
+        where: File and place that it was read from.
 
     Returns:
         The name.
 
     Raises:
-        ValueError: it is not one plain component.
+        ValueError: It is not one plain component.
     """
     if not is_plain(name):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""NIfTI files: read as a whole or refused in words, checked, and written so that every tool reads them alike."""
+"""NIfTI files, read as a whole or refused in words, and written so that every tool reads them alike."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from nnunet_ssp.files.grids import Grid, read_grid
 
 CHUNK = 2**20  # bytes read at a time
 HEADER = 348  # bytes; of NIfTI 2 more
-# The largest intensity of an image: above, float32 cannot hold its square; below, nnU-Net's normalisation, which
-# divides by 1e-8 at least, leaves no image.
+# Bounds for the largest intensity of an image: above, float32 cannot hold its square; below, nnU-Net's normalisation,
+# which divides by at least 1e-8, leaves no image.
 SMALLEST, LARGEST = 1e-6, 1e18
 
 
@@ -28,7 +28,8 @@ class Nifti:
     """A NIfTI file as read."""
 
     file: Path
-    voxels: Array  # native byte order; integers as stored, all else float32
+    # Native byte order; integers as stored, all else float32
+    voxels: Array
     grid: Grid
 
 
@@ -39,9 +40,9 @@ def read_nifti(file: Path) -> tuple[Array, Array]:
 
 
 def read_image(file: Path) -> Nifti:
-    """Read a NIfTI file to its end; also one whose axes are not orthogonal, which SimpleITK refuses.
+    """Read a NIfTI file to its end, even one whose axes are not orthogonal, which SimpleITK refuses.
 
-    Whether it is compressed is seen from its first bytes, whatever its name is.
+    Its first bytes tell whether it is compressed, whatever its name is.
 
     Raises:
         ValueError: The file is missing, damaged or truncated, not NIfTI, or not of real numbers.
@@ -57,12 +58,12 @@ def read_image(file: Path) -> Nifti:
 
 
 def read_stored(file: Path) -> tuple[Any, Array]:
-    """Read the header of a NIfTI file, as it is, and its voxels as stored; see `read_image` for what is refused."""
+    """Read the header of a NIfTI file, unchanged, and its voxels as stored; see `read_image` for what is refused."""
     with _readable(file), _opened(file) as stream:
-        header = _read_header(stream)
+        header = _parse_header(stream)
         if np.isinf(
             header["scl_slope"]
-        ):  # nibabel takes that for none, SimpleITK for infinite voxels
+        ):  # nibabel takes that for no slope, SimpleITK for infinite voxels
             raise ValueError("the slope of its header is infinite")
         dtype, shape = header.get_data_dtype(), tuple(header.get_data_shape())
         if dtype.kind in "iuf":
@@ -77,12 +78,12 @@ def read_header(file: Path) -> tuple[tuple[int, ...], Grid]:
         ValueError: The file is missing or not NIfTI.
     """
     with _readable(file), _opened(file) as stream:
-        header = _read_header(stream)
+        header = _parse_header(stream)
         return tuple(header.get_data_shape()), read_grid(header)
 
 
-def _read_header(stream: BinaryIO) -> Any:
-    """Read the header of NIfTI 1 or 2, as it is; nibabel's `load` goes by the name, and fails with some valid forms."""
+def _parse_header(stream: BinaryIO) -> Any:
+    """Read the header of NIfTI 1 or 2, unchanged; nibabel's `load` goes by the name, and fails on some valid forms."""
     import nibabel
 
     start = stream.read(40)
@@ -100,14 +101,14 @@ def _read_header(stream: BinaryIO) -> Any:
 def _read_voxels(
     stream: BinaryIO, file: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> Array:
-    """Read the voxels as stored, and a compressed file to its end, where its checksum is."""
+    """Read the voxels as stored; read a compressed file to its end, where its checksum is."""
     if min(shape, default=0) < 0:
         raise ValueError(f"its header declares a shape of {shape}")
     if offset < HEADER:
         raise ValueError(f"its header says that voxels begin at byte {offset}, within itself")
     n_bytes = math.prod(shape) * dtype.itemsize
     compressed = isinstance(stream, gzip.GzipFile)
-    # Before memory is asked for; deflate shrinks to 1/1032 at best.
+    # Check before allocating memory; deflate shrinks to 1/1032 at best.
     if offset + n_bytes > file.stat().st_size * (1032 if compressed else 1):
         raise EOFError(f"its header declares {n_bytes} bytes of voxels, more than it can hold")
     stream.seek(offset)
@@ -137,7 +138,7 @@ def as_cine(voxels: Array) -> Array:
 
 
 def with_ending(file: Path) -> Path:
-    """Return a file that ends with `.nii.gz`, or where only that is there, its `.nii`."""
+    """Return a file that ends with `.nii.gz`, or its `.nii` where only that exists."""
     unpacked = file.with_suffix("")
     return unpacked if unpacked.is_file() and not file.is_file() else file
 
@@ -148,7 +149,7 @@ def has_packed_copy(file: Path) -> bool:
 
 
 def unpacked_copies(files: Iterable[Path]) -> list[str]:
-    """Say which `.nii` were left out because their `.nii.gz`, among `files`, were taken."""
+    """Say which `.nii` were left out because `files` has their `.nii.gz`."""
     copies = [
         file.stem for file in files if file.suffix == ".gz" and file.with_suffix("").is_file()
     ]
@@ -182,7 +183,7 @@ def _readable(file: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[BinaryIO]:
-    if file.exists() and not file.is_file():  # a pipe would be waited for, for ever
+    if file.exists() and not file.is_file():  # reading a pipe could wait forever
         raise ValueError("it is no regular file")
     with open(file, "rb") as stored:
         compressed = stored.read(2) == b"\x1f\x8b"
@@ -212,7 +213,7 @@ def write_nifti(file: Path, voxels: Array, affine: Array) -> None:
 
 
 def check_axes(shape: Sequence[int], file: Path) -> None:
-    """Refuse a shape that is not 4D `(X, Y, Z, T)`, but for further axes of length 1.
+    """Refuse a shape that is not 4D `(X, Y, Z, T)`, apart from further axes of length 1.
 
     Raises:
         ValueError: Names the file and the rule.
@@ -244,7 +245,7 @@ def check_cine(voxels: Array, file: Path) -> None:
         raise ValueError(f"{file}: {frames} constant, there is no image.")
 
 
-WHOLE = 1e-3  # how far the values of a mask may be off whole numbers, as scaled headers make them
+WHOLE = 1e-3  # largest distance of a mask's values from whole numbers; scaled headers round
 
 
 def integer_labels(mask: Array, file: Path, classes: Iterable[int]) -> Array:

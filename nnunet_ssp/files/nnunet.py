@@ -1,4 +1,4 @@
-"""nnU-Net's own files, plans and `dataset.json`, read and checked before anything follows what they say."""
+"""nnU-Net's own files, plans and `dataset.json`, checked before anything uses their values."""
 
 from __future__ import annotations
 
@@ -197,8 +197,8 @@ def read_dataset(file: Path, required: Collection[str] = ("labels",)) -> dict[st
     """Read `dataset.json`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or a value breaks its rule.
+        FileNotFoundError: There is no such file.
+        ValueError: It is no JSON, or a value breaks its rule.
     """
     content = read_json(file, dict)
     check_dataset(content, str(file), required)
@@ -206,10 +206,10 @@ def read_dataset(file: Path, required: Collection[str] = ("labels",)) -> dict[st
 
 
 def check_dataset(content: dict[str, Any], where: str, required: Collection[str] = ()) -> None:
-    """Check the content of `dataset.json`; where images and masks lie is free, names of cases are not.
+    """Check the content of `dataset.json`; images and masks may lie anywhere, names of cases must be plain.
 
     Raises:
-        ValueError: a key is missing, or a value breaks its rule.
+        ValueError: A key is missing, or a value breaks its rule.
     """
     missing = [name for name in required if name not in content]
     if missing:
@@ -228,8 +228,8 @@ def read_plans(file: Path, trust: bool = False) -> dict[str, Any]:
     """Read a plans file; see `check_plans`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or a value breaks its rule.
+        FileNotFoundError: There is no such file.
+        ValueError: It is no JSON, or a value breaks its rule.
     """
     plans = read_json(file, dict)
     check_plans(plans, str(file), trust)
@@ -245,7 +245,7 @@ def check_plans(plans: dict[str, Any], where: str, trust: bool = False) -> None:
         trust: let it name any class; nnU-Net imports and calls what is named.
 
     Raises:
-        ValueError: a value breaks its rule.
+        ValueError: A value breaks its rule.
     """
     check(plans, PLANS, where, ("configurations",))
     for name in plans["configurations"]:
@@ -278,16 +278,16 @@ def _check_architecture(configuration: dict[str, Any], where: str, trust: bool) 
 def configuration_of(
     plans: dict[str, Any], name: str, where: str, needed: Collection[str] = NEEDED
 ) -> dict[str, Any]:
-    """One resolved configuration of checked plans.
+    """Return one resolved configuration of checked plans.
 
     Args:
-        plans: content of a plans file.
-        name: of the configuration.
-        where: the file.
-        needed: what it must have; by default all that nnU-Net needs, also of the plans.
+        plans: Content of a plans file.
+        name: Of the configuration.
+        where: The file.
+        needed: Keys that it must have; by default all that nnU-Net needs, those of the plans included.
 
     Raises:
-        ValueError: there is none of that name, or something is missing in it.
+        ValueError: There is none of that name, or a key is missing in it.
     """
     known = plans["configurations"]
     if name not in known:
@@ -306,15 +306,15 @@ def configuration_of(
 
 
 def resolve(plans: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """A configuration with what it inherits from others.
+    """Return a configuration with what it inherits from others.
 
     Args:
-        plans: content of a plans file.
-        name: of the configuration.
-        where: the file.
+        plans: Content of a plans file.
+        name: Of the configuration.
+        where: The file.
 
     Raises:
-        ValueError: it inherits from itself, or from one that is not there.
+        ValueError: It inherits from itself, or from one that is not there.
     """
     configurations = plans["configurations"]
     chain, resolved = [name], dict(configurations[name])
@@ -327,7 +327,7 @@ def resolve(plans: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
             )
         if parent in chain:
             way = " from ".join([*chain, parent])
-            raise ValueError(f"{where}: no configuration must inherit from itself, but {way} does.")
+            raise ValueError(f"{where}: no configuration may inherit from itself, but {way} does.")
         chain.append(parent)
         resolved = {**configurations[parent], **resolved}
     return resolved

@@ -1,7 +1,7 @@
-"""Whether an image or mask file is sound, which nnU-Net's readers do not say.
+"""Checks that an image or mask file is sound, which nnU-Net's readers do not make.
 
-SimpleITK fills what a truncated NIfTI lacks with zeros, does not see a flipped bit, reads NaN and infinite values of
-NIfTI as 0, and a voxel edge of 0 mm as 1 mm.
+SimpleITK fills a truncated NIfTI with zeros, does not see a flipped bit, reads NaN and infinite values of NIfTI as 0,
+and a voxel edge of 0 mm as 1 mm.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from nnunet_ssp.files.nifti import read_stored
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the file that git-lfs leaves begins
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # first bytes of git-lfs's placeholder
 
 
 def is_lfs_pointer(file: Path) -> bool:
@@ -30,7 +30,7 @@ def check_sound(file: Path) -> None:
 
     Raises:
         OSError: The file cannot be opened.
-        ValueError: Names the file and what is wrong with it.
+        ValueError: The file is not sound; names it and what is wrong with it.
     """
     if is_lfs_pointer(file):
         raise ValueError(f"{file}: a git-lfs pointer in place of the file: run git lfs pull.")

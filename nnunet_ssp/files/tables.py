@@ -1,7 +1,7 @@
 """Tables as people have them, and the folders they describe.
 
-A table may be a CSV in UTF-8, UTF-16 or cp1252 with commas, semicolons or tabs, or an Excel workbook. What has one
-meaning is read; anything else is refused with file, row and way out.
+A table may be a CSV in UTF-8, UTF-16 or cp1252 with commas, semicolons or tabs, or an Excel workbook. A table with one
+meaning is read. Any other is refused with file, row and way out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from nnunet_ssp.files.workbook import MAGIC, read_workbook
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-ENDINGS = (".csv", ".tsv", ".txt", ".xlsx")  # the first of which there are files is read
+ENDINGS = (".csv", ".tsv", ".txt", ".xlsx")  # files of the first ending found are read
 WAY_OUT = "save it as CSV UTF-8 from a spreadsheet"
 _BOMS = {  # UTF-32 first: it begins as UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
@@ -31,17 +31,19 @@ _OTHER_FORMATS = {
     b"version https://git-lfs": "a pointer of git-lfs, not the file itself (git lfs pull fetches it)",
 }
 _NEWLINE = re.compile("\r\n|\r|\n")
-# 1,5 is a decimal comma; 1,500 may be one thousand and a half as well as one and a half.
+# 1,5 has a decimal comma; 1,500 may be fifteen hundred as well as one and a half.
 _DECIMAL_COMMA = re.compile(r"^([+-]?[0-9]+),([0-9]{1,2}|[0-9]{4,})$")
 _WHOLE = re.compile(r"([0-9]{1,9})(\.0*)?")
 
 
 @dataclass(frozen=True)
-class _Grid:
+class _Rows:
     """Rows of a file before their columns are known."""
 
-    described: str  # how the file was read
-    rows: Iterable[tuple[int, list[str]]]  # number as a spreadsheet shows it, texts; none is empty
+    # How the file was read, for messages
+    described: str
+    # Number as a spreadsheet shows it, texts; none is empty
+    rows: Iterable[tuple[int, list[str]]]
     separator: str = ""
 
 
@@ -57,20 +59,20 @@ def read_table(
 
     Args:
         table: The file; its first row has the names of the columns, in any case, blanks and underscores alike.
-        required: Columns that must be there.
-        optional: Columns that are empty where they are not there.
-        numbers: Those of the columns in which a decimal comma becomes a point.
-        nothing: Texts, in lower case, that mean an empty place.
+        required: Columns that must exist.
+        optional: Columns that are empty if they do not exist.
+        numbers: Columns in which a decimal comma becomes a point.
+        nothing: Texts, in lower case, that mean an empty cell.
 
     Returns:
         The values of these columns in the file's order, stripped, and the number of the row as `row`.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is no table, a column is missing or there twice, or a row has too few or too many values.
+        ValueError: The file is no table, a column is missing or double, or a row has too few or too many values.
     """
     table = Path(table)
-    grid, header, rows = _choose(_grids(table), required, table)
+    grid, header, rows = _choose_rows(_grids(table), required, table)
     places = _places(header, (*required, *optional), table)
     absent = dict.fromkeys({*optional} - {*places}, "")
     needed = [places[column] for column in required]
@@ -105,14 +107,14 @@ def read_names(file: str | Path) -> list[str]:
         names = [text for value in values if (text := value.strip(" \t;"))]
         if len(names) > 1:
             raise ValueError(
-                f"{file}, row {number}: must hold one name a line, not {_shown(', '.join(names))}."
+                f"{file}, row {number}: must hold one name a line, not {_cut_short(', '.join(names))}."
             )
         found |= dict.fromkeys(names)
     return list(found)
 
 
 def whole_number(text: str) -> int | None:
-    """Read a number from 0, also as `5.0`; None if it is none."""
+    """Read a whole number from 0, also written as `5.0`; None for any other text."""
     match = _WHOLE.fullmatch(text)
     return int(match[1]) if match else None
 
@@ -120,12 +122,12 @@ def whole_number(text: str) -> int | None:
 # --- files to rows ----------------------------------------------------------------------------
 
 
-def _grids(table: Path) -> list[_Grid]:
-    """Each way to read a file: by separator, or by sheet."""
+def _grids(table: Path) -> list[_Rows]:
+    """Return the rows of a file as each separator, or each sheet, gives them."""
     data = table.read_bytes()
     if data.startswith(MAGIC):
         return [
-            _Grid(f"in the sheet {name}", [(n, _in_line(cells)) for n, cells in rows])
+            _Rows(f"in the sheet {name}", [(n, _in_line(cells)) for n, cells in rows])
             for name, rows in read_workbook(table).items()
         ]
     for start, kind in _OTHER_FORMATS.items():
@@ -133,11 +135,11 @@ def _grids(table: Path) -> list[_Grid]:
             raise ValueError(f"{table}: is {kind}; must be a table: {WAY_OUT}.")
     text, encoding = _decode(data, table)
     separators: Iterable[str] = SEPARATORS
-    # Excel's own first line for other countries' separators, which it does not show.
+    # The line in which Excel names the separator, and which it does not show.
     if told := re.match(r'"?sep=([^\w\s"]|\t)"?[,;\t]*(\r\n|\r|\n|$)', text, re.IGNORECASE):
         separators, text = [told[1]], text[told.end() :]
     return [
-        _Grid(f"read as {encoding} with {SEPARATORS.get(s, s)}", _records(text, s, table), s)
+        _Rows(f"read as {encoding} with {SEPARATORS.get(s, s)}", _csv_rows(text, s, table), s)
         for s in separators
     ]
 
@@ -147,10 +149,10 @@ def _in_line(cells: Mapping[int, str]) -> list[str]:
 
 
 def _decode(data: bytes, table: Path) -> tuple[str, str]:
-    """The text and its encoding.
+    """Return the text and its encoding.
 
-    Without a mark at its start a text that is UTF-8 throughout is UTF-8: texts of other encodings are not, by accident,
-    but for a few letters.
+    Without a mark at its start, a text that is valid UTF-8 throughout is UTF-8. Other encodings are so by accident only
+    if the text has few letters beyond ASCII.
     """
     encoding = next((name for mark, name in _BOMS.items() if data.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\0" in data:
@@ -161,7 +163,7 @@ def _decode(data: bytes, table: Path) -> tuple[str, str]:
         row = _row_at(data[: error.start].decode(encoding, "ignore"))
         if encoding != "utf-8":
             raise ValueError(
-                f"{table}, row {row}: not text in {encoding.upper()}, as which the file begins: {WAY_OUT}."
+                f"{table}, row {row}: not {encoding.upper()} text, though the file begins as such: {WAY_OUT}."
             ) from None
         return _western(data, row, table), "cp1252"
     if (place := text.find("\0")) >= 0:
@@ -172,7 +174,7 @@ def _decode(data: bytes, table: Path) -> tuple[str, str]:
 
 
 def _without_mark(data: bytes) -> str:
-    """UTF-16's byte order if the first row is plain ASCII in it, else nothing."""
+    """Return UTF-16's byte order if the first row is plain ASCII in it, else nothing."""
     for encoding in ("utf-16-le", "utf-16-be"):
         # 16 bits a letter: a cut-off last one is found when all is decoded.
         line = _NEWLINE.split(data[:4096].decode(encoding, "ignore"))[0]
@@ -182,7 +184,7 @@ def _without_mark(data: bytes) -> str:
 
 
 def _western(data: bytes, row: int, table: Path) -> str:
-    """Text in cp1252 (Windows), where it can be no other encoding.
+    """Decode text in cp1252 (Windows) where it can be no other encoding.
 
     Letters above ASCII stand alone or in pairs there; Cyrillic, Chinese and Japanese texts have runs of them. Text of
     UTF-8 in the same file means that two encodings are mixed.
@@ -201,7 +203,7 @@ def _row_at(before: str) -> int:
     return len(_NEWLINE.split(before))
 
 
-def _records(text: str, separator: str, table: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(text: str, separator: str, table: Path) -> Iterator[tuple[int, list[str]]]:
     """Split a text into rows that are not empty."""
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True
@@ -214,9 +216,7 @@ def _records(text: str, separator: str, table: Path) -> Iterator[tuple[int, list
         except csv.Error as error:
             if "limit" in str(error):
                 longest = csv.field_size_limit()
-                fault = (
-                    f'more than {longest} characters in a value, perhaps as a quote (") has no end'
-                )
+                fault = f'more than {longest} characters in a value, perhaps because a quote (") has no end'
             else:
                 fault = 'a quote (") opens and does not end with the value'
             raise ValueError(
@@ -240,10 +240,10 @@ def _records(text: str, separator: str, table: Path) -> Iterator[tuple[int, list
 # --- rows to columns --------------------------------------------------------------------------
 
 
-def _choose(
-    grids: Iterable[_Grid], required: Sequence[str], table: Path
-) -> tuple[_Grid, list[str], Iterator[tuple[int, list[str]]]]:
-    """The way to read a table in which its first row has the columns; with that row and those after it."""
+def _choose_rows(
+    grids: Iterable[_Rows], required: Sequence[str], table: Path
+) -> tuple[_Rows, list[str], Iterator[tuple[int, list[str]]]]:
+    """Return the reading whose first row has the required columns, with that row and those after it."""
     seen, fitting, faults = [], [], []
     for grid in grids:
         rows = iter(grid.rows)
@@ -256,7 +256,7 @@ def _choose(
             header = header[:-1]
         if header:
             seen.append((grid.described, header))
-            if {*map(_key, required)} <= {*map(_key, header)}:
+            if {*map(_column_key, required)} <= {*map(_column_key, header)}:
                 fitting.append((grid, header, rows))
     if not seen:
         raise faults[0] if faults else ValueError(f"{table}: the table is empty.")
@@ -269,50 +269,50 @@ def _choose(
     return fitting[0]
 
 
-def _key(column: str) -> str:
+def _column_key(column: str) -> str:
     return re.sub(r"[\s_]+", " ", column.strip()).casefold()
 
 
 def _places(header: Sequence[str], wanted: Sequence[str], table: Path) -> dict[str, int]:
-    """The place of each column that is there."""
-    keys = [_key(name) for name in header]
+    """Return the place of each column that exists."""
+    keys = [_column_key(name) for name in header]
     for column in wanted:
-        if keys.count(_key(column)) > 1:
+        if keys.count(_column_key(column)) > 1:
             raise ValueError(f"{table}: the column {column} must not be there twice.")
-    return {column: keys.index(_key(column)) for column in wanted if _key(column) in keys}
+    return {
+        column: keys.index(_column_key(column)) for column in wanted if _column_key(column) in keys
+    }
 
 
 def _missing(required: Sequence[str], first: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """What to say of a table without the columns: how most of them were found."""
+    """Say which columns a table lacks, in the reading that has most of them."""
 
     def found(header: Sequence[str]) -> int:
-        return len({*map(_key, header)} & {*map(_key, required)})
+        return len({*map(_column_key, header)} & {*map(_column_key, required)})
 
     described, header = max(first, key=lambda one: (found(one[1]), len(one[1])))
-    keys = {*map(_key, header)}
-    names = ", ".join(column for column in required if _key(column) not in keys)
-    return (
-        f"column {names} is missing. The first row, {described}, is: {_shown(' | '.join(header))}"
-    )
+    keys = {*map(_column_key, header)}
+    names = ", ".join(column for column in required if _column_key(column) not in keys)
+    return f"column {names} is missing. The first row, {described}, is: {_cut_short(' | '.join(header))}"
 
 
 def _check_row(
-    values: Sequence[str], header: Sequence[str], required: Sequence[int], grid: _Grid, where: str
+    values: Sequence[str], header: Sequence[str], required: Sequence[int], grid: _Rows, where: str
 ) -> None:
     if more := [value for value in values[len(header) :] if value.strip()]:
         raise ValueError(
-            f"{where}: must have {len(header)} values as the first row, not {_shown(more[0])} beside them: a value "
-            f"with the separator inside needs quotes ({grid.described})."
+            f"{where}: must have {len(header)} values like the first row, not {_cut_short(more[0])} in addition: a "
+            f"value with the separator inside needs quotes ({grid.described})."
         )
-    # Excel leaves out separators after the last value of a row, so only what is needed must be there. The cells of a
+    # Excel leaves out separators after the last value of a row, so only the required values must exist. The cells of a
     # workbook are always in their columns.
     short = [header[place] for place in required if place >= len(values)]
     if short and grid.separator:
         raise ValueError(f"{where}: column {short[0].strip()} has no value: the row is too short.")
 
 
-def _shown(text: str, longest: int = 200) -> str:
-    """A text of a file as part of a message: without control characters, cut short."""
+def _cut_short(text: str, longest: int = 200) -> str:
+    """Return a text of a file for a message: without control characters, cut short."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text[: longest + 1])
     return text if len(text) <= longest else f"{text[:longest]} ..."
 
@@ -324,13 +324,13 @@ def find_tree(folder: Path, places: Sequence[str], wrapper: str, whose: str) -> 
     """Return the folder of a public data set's tree: this one, or `wrapper` in it.
 
     Args:
-        folder: What the user named.
+        folder: The folder that the user named.
         places: Folders of the tree, of which one must be there.
         wrapper: Name of the folder that the download may put around them.
         whose: Name of the data set, for the message.
 
     Raises:
-        FileNotFoundError: It is neither; names the right folder where the user named one inside it.
+        FileNotFoundError: It is neither; names the right folder if the user named one inside it.
     """
     folder = folder.resolve()
     check_is_folder(folder)
@@ -352,7 +352,7 @@ def find_tree(folder: Path, places: Sequence[str], wrapper: str, whose: str) -> 
 
 
 def check_is_folder(folder: Path) -> None:
-    """Check the input.
+    """Check that the input is a folder.
 
     Raises:
         FileNotFoundError: It does not exist.
@@ -374,7 +374,7 @@ def find_table(folder: Path) -> Path:
     named = [
         file
         for file in sorted(folder.iterdir())
-        # Beside the table macOS leaves ._NAME, Excel ~$NAME and LibreOffice .~lock.NAME.
+        # macOS leaves ._NAME beside a table, Excel ~$NAME and LibreOffice .~lock.NAME.
         if "information" in file.name.lower() and not file.name.startswith((".", "~$"))
     ]
     for ending in ENDINGS:

@@ -1,4 +1,4 @@
-"""Excel workbooks (.xlsx) as rows of texts: an archive of XML files, of which three are needed."""
+"""Excel workbooks (.xlsx) as rows of texts, read from three kinds of XML files in an archive."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def read_workbook(file: Path) -> dict[str, list[tuple[int, Cells]]]:
         with zipfile.ZipFile(file) as archive:
             strings = _Strings()
             if "xl/sharedStrings.xml" in archive.namelist():
-                _parse(archive, "xl/sharedStrings.xml", strings)
+                _parse_part(archive, "xl/sharedStrings.xml", strings)
             sheets = {}
             for name, part in _sheets(archive).items():
                 cells = _Sheet(strings.found)
-                _parse(archive, part, cells)
+                _parse_part(archive, part, cells)
                 sheets[name] = cells.rows
             return sheets
     except OSError:
         raise
-    # Damaged archives raise whatever the module for their compression, structure or text does.
+    # Damaged archives raise errors of compression, structure or text.
     except Exception as error:
         raise ValueError(
             f"{file}: a zip archive, but not an Excel workbook that can be read "
@@ -46,16 +46,16 @@ def read_workbook(file: Path) -> dict[str, list[tuple[int, Cells]]]:
 
 
 def _sheets(archive: zipfile.ZipFile) -> dict[str, str]:
-    """The part of the archive that holds each sheet."""
+    """Return the part of the archive that holds each sheet."""
     book, relations = _Attributes("sheet"), _Attributes("Relationship")
-    _parse(archive, "xl/workbook.xml", book)
-    _parse(archive, "xl/_rels/workbook.xml.rels", relations)
+    _parse_part(archive, "xl/workbook.xml", book)
+    _parse_part(archive, "xl/_rels/workbook.xml.rels", relations)
     # A target is relative to xl/, or begins with a slash.
     parts = {r["Id"]: posixpath.join("/xl", r["Target"]).lstrip("/") for r in relations.found}
     return {sheet["name"]: parts[sheet["id"]] for sheet in book.found}
 
 
-def _parse(archive: zipfile.ZipFile, part: str, target: _Target) -> None:
+def _parse_part(archive: zipfile.ZipFile, part: str, target: _Target) -> None:
     parser = XMLParser(target=target)
     left = MAX_BYTES
     with archive.open(part) as stream:
@@ -68,10 +68,10 @@ def _parse(archive: zipfile.ZipFile, part: str, target: _Target) -> None:
 
 
 class _Target:
-    """Receives the events of a parser; nothing is kept but what a subclass keeps."""
+    """Target of a parser's events, which keeps nothing but what a subclass keeps."""
 
     def doctype(self, *_: object) -> None:
-        # Workbooks have none; entities that expand each other need one.
+        # Workbooks have no document type; entities that expand each other need one.
         raise ValueError("a document type in a workbook")
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
@@ -168,7 +168,7 @@ class _Sheet(_Strings):
 
 
 def _column(place: str) -> int:
-    """Column from 0 of a cell such as `AB12`."""
+    """Return the column from 0 of a cell such as `AB12`."""
     letters = re.match("[A-Z]{1,3}", place)
     if letters is None:
         raise ValueError(f"no cell is called {place}")
@@ -179,5 +179,5 @@ def _column(place: str) -> int:
 
 
 def _local(name: str) -> str:
-    """A name without its namespace, which differs between the two versions of the format."""
+    """Return a name without its namespace, which differs between the two versions of the format."""
     return name.rpartition("}")[2]

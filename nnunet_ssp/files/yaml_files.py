@@ -1,4 +1,4 @@
-"""YAML files of others: read as plain data, or refused in words."""
+"""YAML files of others, read as plain data or refused in words."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def read_yaml(file: str | Path, loader: Any = None) -> Any:
-    """Read the plain data of a YAML file; nothing in it is run.
+    """Read the plain data of a YAML file, without running anything in it.
 
     Args:
-        file: UTF-8.
-        loader: A subclass of PyYAML's `SafeLoader`, by default that.
+        file: The file, in UTF-8.
+        loader: A subclass of PyYAML's `SafeLoader`, by default `SafeLoader` itself.
 
     Raises:
-        ValueError: It is not UTF-8, not YAML, or holds what is no plain data; names file and reason.
+        ValueError: It is not UTF-8, not YAML, or not plain data; names file and reason.
     """
     import yaml
 

@@ -17,7 +17,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.cohort.consistency import some
+from nnunet_ssp.console import some
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write
 from nnunet_ssp.parallel import process
 from nnunet_ssp.preparation import prepared

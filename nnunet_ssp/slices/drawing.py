@@ -1,4 +1,4 @@
-"""How slices are drawn in training: which, in what order, and from where.
+"""The slices that training draws: their order, and where they are read from.
 
 A batch is drawn by index, copied once into a canvas of the batch's largest slice, and everything after that runs on the
 device.
@@ -19,7 +19,7 @@ from nnunet_ssp.slices.store import SliceStore
 
 
 class DeviceStore:
-    """The same slices as one flat tensor on the device; drawing is one gather."""
+    """The slices of a store as one flat tensor on the device; drawing is one gather."""
 
     def __init__(self, store: SliceStore, device: torch.device) -> None:
         self.store = store
@@ -34,7 +34,7 @@ class DeviceStore:
             start += len(part)
 
     def read(self, indices: NDArray[np.int64]) -> Tensor:
-        """As `SliceStore.read`, on the device."""
+        """Copy slices into one canvas on the device, as `SliceStore.read` does."""
         device = self.flat.device
         flat = indices.reshape(-1)
         height, width = (int(side) for side in self.store.sizes[flat].max(0))
@@ -53,11 +53,11 @@ class DeviceStore:
 
 
 class SameSlice:
-    """Finds, for each slice, the frames of the same slice of the same subject.
+    """For each slice, the frames of the same slice of the same subject.
 
     Args:
-        store: the slices.
-        subjects: of each case in ``store.names``.
+        store: The slices.
+        subjects: The subject of each case in `store.names`.
     """
 
     def __init__(self, store: SliceStore, subjects: Sequence[str]) -> None:
@@ -69,10 +69,10 @@ class SameSlice:
         self.starts = self.counts.cumsum() - self.counts
 
     def draw(self, rng: np.random.Generator, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """For each slice one of its frames, uniformly, itself among them.
+        """Draw one frame of each slice, uniformly among all of its frames.
 
         Args:
-            rng: source of randomness.
+            rng: Source of randomness.
             indices: (B,) numbers of slices.
         """
         group = self.group[indices]
@@ -80,31 +80,31 @@ class SameSlice:
         return self.members[self.starts[group] + chosen]
 
 
-# Independent random streams of one seed. (A list of numbers and the same list with a 0 at its end are one seed to
-# numpy, so all have three entries.)
+# Independent random streams of one seed. To numpy, a list of numbers and the same list with a 0 at its end are one
+# seed, so all have three entries.
 ORDER, DRAW, VALIDATION, FRAME = 1, 2, 3, 4
 
 
 def random_stream(seed: int, stream: int, number: int) -> np.random.Generator:
-    """The generator of one epoch's order, one step's views and masks, its second frames, or the validation's."""
+    """Return the generator of an epoch's order, a step's views and masks, its second frames, or the validation."""
     return np.random.default_rng([seed, stream, number])
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    """The permutation of n slices that pass number ``epoch`` over the data takes; read-only, as it is kept."""
+    """Return the permutation of n slices in pass number `epoch` over the data; read-only, as it is cached."""
     order = random_stream(seed, ORDER, epoch).permutation(n)
     order.flags.writeable = False
     return order
 
 
 def batch_indices(seed: int, step: int, n: int, batch_size: int) -> NDArray[np.int64]:
-    """Which slices step number ``step`` draws: passes of ``n // batch_size`` batches, each a fresh permutation.
+    """Return the slices that a step draws: each pass of `n // batch_size` batches is a fresh permutation.
 
-    A function of the step alone, so that an interrupted run goes on exactly, whatever the length of its epochs.
+    They depend on the step alone, so an interrupted run goes on exactly, whatever the length of its epochs.
 
     Raises:
-        ValueError: a batch larger than the data.
+        ValueError: The batch is larger than the data.
     """
     if not 1 <= batch_size <= n:
         raise ValueError(
@@ -123,12 +123,12 @@ def fits_on_device(store: SliceStore, device: torch.device) -> bool:
 
 
 class SliceReader:
-    """Reads the slices of a run's steps in order: from the device, or from disk one step ahead.
+    """Reader of the slices of a run's steps, in order: from the device, or from disk one step ahead.
 
     Args:
-        store: where the slices are.
-        device: where they shall be.
-        on_device: keep all slices on the device.
+        store: The slices.
+        device: The device to read them to.
+        on_device: Keep all slices on the device.
     """
 
     def __init__(self, store: SliceStore, device: torch.device, on_device: bool) -> None:
@@ -137,7 +137,7 @@ class SliceReader:
         self.resident = DeviceStore(store, device) if on_device else None
 
     def steps(self, plan: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
-        """Yield the canvas (B, C, X, Y) on the device for each set of indices; ends with ``plan``.
+        """Yield the canvas (B, C, X, Y) on the device for each set of indices in `plan`.
 
         While the caller works with one batch, a thread reads the next one into pinned memory.
         """

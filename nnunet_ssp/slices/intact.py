@@ -1,4 +1,4 @@
-"""Whether the files that were made of a case are as they were written, and what to run where they are not."""
+"""Checks that the files made from a case are as they were written, and the command that makes them anew."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Stamps = tuple[tuple[str, int, int], ...]  # see `file_stamp`
 
 
 def file_stamp(file: Path) -> tuple[str, int, int]:
-    """Name, size in bytes and modification time in ns: differs when a file was replaced."""
+    """Return name, size in bytes and modification time in ns, which differ once a file was replaced."""
     stat = file.stat()
     return file.name, stat.st_size, stat.st_mtime_ns
 
@@ -33,14 +33,14 @@ def can_be_read(file: Path, shape: tuple[int, int, int, int]) -> bool:
             blosc2.open(urlpath=str(file), mode="r")[:]
         else:
             with open(file, "rb") as stream:
-                all(pickletools.genops(stream))  # nothing is made of it, so nothing is run
-    except Exception:  # blosc2 has many kinds
+                all(pickletools.genops(stream))  # builds no object, so runs nothing
+    except Exception:  # blosc2 raises many kinds
         return False
     return True
 
 
 def npy_size(shape: tuple[int, int, int, int]) -> int:
-    """Bytes of a file of `write_case`."""
+    """Return the size in bytes of a file of `write_case`."""
     return len(npy_header(shape)) + 2 * math.prod(shape)
 
 
@@ -48,13 +48,13 @@ def require_size(file: Path, size: int, store: Path) -> None:
     """Check the size of a file.
 
     Args:
-        file: a file that was made of a case.
-        size: bytes that it must have.
-        store: the slice store, for the message.
+        file: A file that was made from a case.
+        size: Bytes that it must have.
+        store: The slice store, for the message.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it was truncated, or replaced.
+        FileNotFoundError: There is no such file.
+        ValueError: It was truncated, or replaced.
     """
     try:
         found = file.stat().st_size
@@ -68,7 +68,7 @@ def require_size(file: Path, size: int, store: Path) -> None:
 
 @lru_cache(maxsize=1024)
 def npy_header(shape: tuple[int, int, int, int]) -> bytes:
-    """How a file of `write_case` begins."""
+    """Return the first bytes of a file of `write_case`."""
     stream = io.BytesIO()
     content = {"descr": "<f2", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, content)
@@ -76,7 +76,7 @@ def npy_header(shape: tuple[int, int, int, int]) -> bytes:
 
 
 def prepare_command(store: Path) -> str:
-    """The command that makes anew what is missing or damaged in a store."""
+    """Return the command that makes missing or damaged files of a store anew."""
     words = ["nnunet-ssp prepare"]
     if match := re.match(r"Dataset0*(\d+)_", store.parent.name):
         words.append(match[1])

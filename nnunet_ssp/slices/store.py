@@ -1,7 +1,7 @@
 """The slice store: every slice of a dataset after nnU-Net's own preprocessing, ready to be drawn.
 
 On disk, `<data_identifier>_slices/` holds one float16 array (slices, channels, rows, cols) per case and `index.json`,
-which says which plans made it and what each case is. How training draws from it is in `drawing`.
+which says which plans made it and what each case is. `drawing` is how training draws from it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from nnunet_ssp.slices.intact import (
 INDEX = "index.json"
 PREPROCESSED = (".b2nd", ".npz")  # endings of nnU-Net's preprocessed cases
 FLOAT16_MAX = 65504.0
-# Of an array of the store: a damaged index must not ask for more memory than there is.
+# Of an array of the store: a damaged index must not request more memory than there is.
 LONGEST_SIDE = 2**16
 
 
@@ -83,11 +83,11 @@ class StoredCase:
 
     Attributes:
         shape: (slices, channels, rows, cols) of its array.
-        first_slice: position of its first slice in the original stack, which nnU-Net's crop may have shortened.
-        n_slices: slices of the original stack.
-        source: what it was made from, (file name, bytes, modification time in ns) per file: a changed file is
-            prepared again.
-        stored: the same of the files that were made of it; empty in an index of an earlier version.
+        first_slice: Position of its first slice in the original stack, which nnU-Net's crop may have shortened.
+        n_slices: Slices of the original stack.
+        source: Name, size in bytes and modification time in ns of each file it was made from; once one changes, the
+            case is prepared again.
+        stored: The same for each file made from it; empty in an index of an earlier version.
     """
 
     shape: tuple[int, int, int, int]
@@ -98,16 +98,16 @@ class StoredCase:
 
 
 def store_folder(preprocessed: str | Path, data_identifier: str) -> Path:
-    """The store that belongs to ``preprocessed/data_identifier``."""
+    """Return the folder of the store that belongs to `preprocessed/data_identifier`."""
     return Path(preprocessed) / f"{must_be_plain(data_identifier, 'data_identifier')}_slices"
 
 
 def preprocessing_of(plans: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:
-    """What of the plans decides how a preprocessed slice looks; two stores fit together when these are equal.
+    """Return what decides how a preprocessed slice looks; two stores fit together when these are equal.
 
     Args:
-        plans: content of the plans file.
-        configuration: the resolved configuration (``ConfigurationManager.configuration``).
+        plans: Content of the plans file.
+        configuration: The resolved configuration (`ConfigurationManager.configuration`).
     """
     names = (
         "spacing",
@@ -128,15 +128,15 @@ def write_case(folder: Path, case: str, data: NDArray[Any]) -> tuple[int, int, i
     """Write one case's slices.
 
     Args:
-        folder: the store; created when missing.
-        case: name of the case.
+        folder: The store; created when missing.
+        case: Name of the case.
         data: (channels, slices, rows, cols), as nnU-Net's preprocessing returns it.
 
     Returns:
         The shape written: (slices, channels, rows, cols).
 
     Raises:
-        ValueError: values that are not finite or beyond float16.
+        ValueError: A value is not finite or beyond float16.
     """
     largest = float(np.abs(data).max(initial=0.0))
     if not largest <= FLOAT16_MAX:  # also catches NaN
@@ -161,10 +161,10 @@ def write_index(
     """Write `index.json` as a whole.
 
     Args:
-        folder: the store.
-        preprocessing: see `preprocessing_of`.
-        cases: what each stored case is.
-        missing: the cases of the dataset that are not stored, and why.
+        folder: The store.
+        preprocessing: See `preprocessing_of`.
+        cases: Entries of the stored cases, by name.
+        missing: The cases of the dataset that are not stored, and why.
     """
     entries = {case: asdict(entry) for case, entry in sorted(cases.items())}
     content = {"preprocessing": preprocessing, "cases": entries, "missing": dict(missing or {})}
@@ -172,7 +172,7 @@ def write_index(
 
 
 def read_missing(folder: Path) -> dict[str, str]:
-    """The cases that `prepare` left out of a store, and why; empty while it has not come to its end."""
+    """Return the cases that `prepare` left out of a store, and why; empty until it has finished."""
     if not (folder / INDEX).is_file():
         return {}
     read_index(folder)  # says what is wrong with a damaged one
@@ -205,8 +205,8 @@ def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, StoredCase]]:
         The preprocessing that made the store, and its cases by name.
 
     Raises:
-        FileNotFoundError: there is no store.
-        ValueError: the file is damaged.
+        FileNotFoundError: There is no store.
+        ValueError: The file is damaged.
     """
     file = folder / INDEX
     try:
@@ -230,10 +230,10 @@ def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, StoredCase]]:
 
 
 def _entry(case: str, content: dict[str, Any]) -> StoredCase:
-    """One case of an index whose values keep the rules of `ENTRY`, checked for what they mean together.
+    """Make one entry of an index, whose values keep the rules of `ENTRY` one by one, if they agree with each other.
 
     Raises:
-        ValueError: they contradict each other.
+        ValueError: They contradict each other.
     """
     shape, first, depth = tuple(content["shape"]), content["first_slice"], content["n_slices"]
     if any(shape) and not all(shape):  # all are 0 where no slices are stored, as for 3D
@@ -251,11 +251,11 @@ def _entry(case: str, content: dict[str, Any]) -> StoredCase:
 
 
 def checked(entry: StoredCase, files: Sequence[Path]) -> StoredCase | None:
-    """The entry of a case whose files are as they were written; None where they must be made anew.
+    """Return the entry of a case whose files are as they were written; None where they must be made anew.
 
     Args:
-        entry: says what they were; where it does not, they are read once, and the entry returned says it.
-        files: all that were made of the case.
+        entry: The entry; where it lacks their stamps, they are read once, and the entry returned has them.
+        files: All files that were made from the case.
     """
     try:
         stamps = tuple(file_stamp(file) for file in files)
@@ -272,12 +272,12 @@ def require_sizes(folder: Path, stored: Mapping[str, StoredCase], store: Path) -
 
     Args:
         folder: nnU-Net's `<data_identifier>`.
-        stored: the cases, as the index of the slice store has them.
-        store: the slice store, for the message.
+        stored: The cases, as the index of the slice store has them.
+        store: The slice store, for the message.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file was truncated, or replaced.
+        FileNotFoundError: A file is missing.
+        ValueError: A file was truncated, or replaced.
     """
     for entry in stored.values():
         for name, size, _ in entry.stored:
@@ -289,12 +289,12 @@ def add_preprocessed(folder: Path, preprocessed: Path, case: str) -> StoredCase:
     """Copy one case of nnU-Net's preprocessed folder into the store.
 
     Args:
-        folder: the store.
+        folder: The store.
         preprocessed: nnU-Net's `<data_identifier>` folder.
-        case: name of the case.
+        case: Name of the case.
 
     Raises:
-        ValueError: the case cannot be read, or its values do not fit float16.
+        ValueError: The case cannot be read, or its values do not fit float16.
     """
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
@@ -315,20 +315,20 @@ def add_preprocessed(folder: Path, preprocessed: Path, case: str) -> StoredCase:
 def follow_preprocessed(store: Path, preprocessed: Path, preprocessing: dict[str, Any]) -> bool:
     """Bring the store of a plain nnU-Net dataset up to date with nnU-Net's own folder.
 
-    New and changed cases are copied, those that are gone are dropped. A store that was made from raw images, or by
-    other plans, is left alone.
+    New and changed cases are copied, missing ones are dropped. A store that was made from raw images, or by other
+    plans, is left alone.
 
     Args:
-        store: the slice store; it need not exist.
+        store: The slice store; it need not exist.
         preprocessed: nnU-Net's `<data_identifier>` folder.
-        preprocessing: what the plans say now, see `preprocessing_of`.
+        preprocessing: What the plans say now, see `preprocessing_of`.
 
     Returns:
         Whether anything changed.
 
     Raises:
-        FileNotFoundError: there is neither a store nor the folder.
-        ValueError: a case cannot be read, or its values do not fit float16.
+        FileNotFoundError: There is neither a store nor the folder.
+        ValueError: A case cannot be read, or its values do not fit float16.
     """
     from tqdm import tqdm
 
@@ -364,7 +364,7 @@ def follow_preprocessed(store: Path, preprocessed: Path, preprocessing: dict[str
 
 
 def stack_position(properties: dict[str, Any]) -> tuple[int, int]:
-    """(first slice, slices of the original stack) from a case's properties: undoes nnU-Net's non-zero crop."""
+    """Return (first slice, slices of the original stack) from a case's properties, undoing nnU-Net's non-zero crop."""
     first_slice = int(properties["bbox_used_for_cropping"][0][0])
     return first_slice, int(properties["shape_before_cropping"][0])
 
@@ -375,25 +375,24 @@ class SliceStore:
     Opening reads the index and asks for the sizes of the files; a file is read when it is drawn from.
 
     Args:
-        folder: the store.
-        cases: the cases to open; None opens all.
-        bases: by case, the end of the stack that is the base of the heart: ``first``, ``last`` or ``unknown``, which
-            is also what an absent case has.
+        folder: The store.
+        cases: The cases to open; None opens all.
+        bases: By case, the end of the stack that is the base of the heart: `first`, `last` or `unknown`, the default.
 
     Attributes:
-        names: names of the cases.
-        case_of: (n,) position in ``names`` of each slice.
+        names: Names of the cases.
+        case_of: (n,) position in `names` of each slice.
         slice_of: (n,) position of each slice in its array.
         sizes: (n, 2) rows and columns of each slice.
         positions: (n, 2) number of each slice in its original stack, counted from the base (as stored where the base
             is unknown), and the number of slices of that stack.
-        bases: of each case.
-        channels: channels of every slice.
+        bases: The base of each case.
+        channels: Number of channels.
 
     Raises:
-        FileNotFoundError: no store, or a case's file is missing.
-        ValueError: a case that is not in the store, a file of another size than the index says, or cases with
-            different numbers of channels.
+        FileNotFoundError: The store or a case's file is missing.
+        ValueError: A case is not in the store, a file has another size than the index says, or cases have different
+            numbers of channels.
     """
 
     def __init__(
@@ -442,9 +441,9 @@ class SliceStore:
         return int(self.sizes.prod(1).sum()) * self.channels * 2
 
     def array(self, case: int) -> NDArray[np.float16]:
-        """The memory-mapped (slices, channels, rows, cols) of case number ``case``.
+        """Map the array (slices, channels, rows, cols) of case number `case`.
 
-        Mapped anew each time: a map keeps its file open, and M&Ms has more files than a process may open.
+        It is mapped anew each time: a map keeps its file open, and M&Ms has more files than a process may open.
         """
         file = self.folder / f"{self.names[case]}.npy"
         try:
@@ -463,9 +462,9 @@ class SliceStore:
         return array
 
     def slice(self, index: int) -> NDArray[np.float16]:
-        """The (channels, rows, cols) of slice number ``index``.
+        """Read slice number `index` (channels, rows, cols).
 
-        Read, not mapped: a fifth of the time where each slice comes from another file.
+        Reading takes a fifth of the time of mapping where each slice comes from another file.
         """
         case, number = self.case_of[index], self.slice_of[index]
         shape = self.cases[case].shape
@@ -487,7 +486,7 @@ class SliceStore:
 
         Args:
             indices: (B,) numbers of slices, or (B, 2).
-            pin: use page-locked memory, for copies to CUDA that do not block.
+            pin: Use page-locked memory, for copies to CUDA that do not block.
 
         Returns:
             (B, C, X, Y) float16, or (B, 2, C, X, Y): each slice in the top left corner, 0 beyond its size.

@@ -23,12 +23,11 @@ from nnunet_ssp.cohort.cases import Case, read_cases, subject_of
 from nnunet_ssp.cohort.consistency import (
     HOLDS_NOBODY_OUT,
     differing_fold,
-    some,
     unknown_names,
 )
 from nnunet_ssp.cohort.membership import is_trainable
 from nnunet_ssp.cohort.splits import read_splits
-from nnunet_ssp.console import end_in_words
+from nnunet_ssp.console import end_in_words, some
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import remove_half_written, write_json
 from nnunet_ssp.files.contents import check

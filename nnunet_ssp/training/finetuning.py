@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from nnunet_ssp.cohort import privacy
-from nnunet_ssp.cohort.consistency import some
 from nnunet_ssp.cohort.membership import held_out, subjects_by_case, test_subjects
+from nnunet_ssp.console import some
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.settings import EncoderSettings, FinetuningSettings

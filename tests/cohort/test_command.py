@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 import yaml
@@ -16,48 +14,17 @@ import yaml
 from nnunet_ssp.cli import main
 from nnunet_ssp.cohort.cases import case_files, read_cases, write_cases
 from nnunet_ssp.cohort.command import folds
-from nnunet_ssp.cohort.dataset import open_dataset, read_folds
+from nnunet_ssp.cohort.dataset import read_folds
 from nnunet_ssp.cohort.membership import subjects_of
 from nnunet_ssp.cohort.published import PAPER_FOLDS, PUBLISHED
-from nnunet_ssp.cohort.splits import make_splits, read_splits, write_splits
+from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files import lock
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.nifti import write_nifti
-from nnunet_ssp.slices.store import StoredCase, write_index
-from tests.cohort.test_folds import make_cases, numbered, published_cases
+from tests.cohort.conftest import NAME, write_dataset
+from tests.cohort.test_folds import make_cases
+from tests.cohort.test_published import published_cases
 from tests.holders import held
-
-NAME = "Dataset114_Toy"
-
-
-@pytest.fixture
-def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A converted dataset of 16 labelled, 2 unlabelled and 2 test subjects, without images."""
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    cases = make_cases(numbered(16)) | make_cases({"U1": "GE", "U2": "Canon"}, phases=("", ""))
-    cases |= make_cases({"T1": "GE", "T2": "Canon"}, split="test")
-    write_dataset(tmp_path / "raw" / NAME, cases)
-    return tmp_path / "raw" / NAME
-
-
-def write_dataset(folder: Path, cases: dict) -> None:
-    folder.mkdir()
-    write_cases(folder / "cases.csv", cases.values())
-    splits = make_splits(cases)
-    names = [f"{len(splits)}-fold-{number}" for number in range(len(splits))]
-    write_splits(folder, splits, cases, names, "by subject, stratified by vendor, seed 12345")
-    write_json(folder / "dataset.json", {})
-
-
-@pytest.fixture
-def prepared(raw: Path) -> Path:
-    folder = raw.parents[1] / "preprocessed" / NAME
-    folder.mkdir()
-    for table in ("cases.csv", "splits_final.json", "folds.csv"):
-        (folder / table).write_bytes((raw / table).read_bytes())
-    return folder
 
 
 def tables(*folders: Path) -> list[bytes]:
@@ -83,35 +50,6 @@ def test_the_table_tells_which_number_to_type(raw: Path, capsys: pytest.CaptureF
     assert lines[4].split()[:8] == ["0", "5-fold-0", "12", "24", "-", "4", "8", "-"]
     assert "stratified by vendor" in lines[4]
     assert tables(raw) == before
-
-
-def test_slices_are_counted_from_images_or_from_the_store(raw: Path, prepared: Path):
-    cases = read_cases(raw / "cases.csv")
-    name = read_splits(raw / "splits_final.json")[0]["val"][0]
-    assert open_dataset(114).n_slices == {}
-    write_index(prepared / "p_2d_slices", {}, {name: StoredCase((7, 1, 4, 4), 1, 9)})
-    assert open_dataset(114).n_slices == {name: 9}
-    image = case_files(raw, cases[name])[0]
-    image.parent.mkdir()
-    write_nifti(image, np.ones((4, 5, 11), np.uint8), np.eye(4))
-    assert open_dataset(114).n_slices == {name: 11}
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\x1f\x8b", b"no NIfTI", gzip.compress(b"abcd"), "cut", "flat"]
-)
-def test_an_image_that_cannot_be_read_is_no_traceback(raw: Path, capsys, content):
-    case = read_cases(raw / "cases.csv")[read_splits(raw / "splits_final.json")[0]["val"][0]]
-    image = case_files(raw, case)[0]
-    image.parent.mkdir()
-    if content == "flat":
-        nibabel.save(nibabel.Nifti1Image(np.ones((4, 5), np.uint8), np.eye(4)), image)
-    else:
-        write_nifti(image, np.ones((4, 5, 11), np.uint8), np.eye(4))
-        image.write_bytes(image.read_bytes()[:60] if content == "cut" else content)
-    assert main(["folds", "114"]) == 0
-    line = capsys.readouterr().out.splitlines()[4]
-    assert line.split()[:8] == ["0", "5-fold-0", "12", "24", "-", "4", "8", "-"]
 
 
 def test_appended_folds_are_in_both_copies_and_the_others_stay(
@@ -220,15 +158,6 @@ def test_the_prepared_folder_is_enough(raw: Path, prepared: Path):
     folds("114", phase="ES")
     assert read_folds(prepared)[5].name == "5-fold-0-ES"
     assert not raw.exists()
-
-
-def test_folds_without_a_description_have_a_name(raw: Path):
-    (raw / "folds.csv").write_text("fold,name,source\n1,mine,me\n")
-    found = read_folds(raw)
-    assert [fold.name for fold in found] == ["fold-0", "mine", "fold-2", "fold-3", "fold-4"]
-    assert [fold.source for fold in found[:2]] == ["unknown", "me"]
-    (raw / "splits_final.json").unlink()
-    assert read_folds(raw) == []
 
 
 # -- the paper's ---------------------------------------------------------------------------------

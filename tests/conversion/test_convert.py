@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
-import functools
 import importlib
 import json
 import os
@@ -9,9 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -22,7 +24,10 @@ from nnunet_ssp.cohort.cases import Case, case_name, read_cases
 from nnunet_ssp.cohort.splits import FOLD_SOURCE, read_splits, write_splits
 from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.conversion.convert import convert_subjects
-from nnunet_ssp.conversion.subjects import Cine, Task, make_cases
+from nnunet_ssp.conversion.record import NewDataset
+from nnunet_ssp.conversion.subjects import Cine, Task
+from nnunet_ssp.conversion.summary import Remarks
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.nifti import write_nifti
 
 LABELS = {"background": 0, "LV": 1, "RV": 2}
@@ -76,19 +81,26 @@ def tasks(*subjects: str, **changes: bool) -> list[ToyTask]:
     return [ToyTask(subject, "train", (), **changes) for subject in subjects]
 
 
-run = functools.partial(
-    convert_subjects,
-    read=read_toy,
-    converter="toy",
-    source=Path("input"),
+TOY = NewDataset(
     dataset_id=901,
     name="Toy",
     labels=LABELS,
     description="toy",
+    converter="toy",
+    source=Path("input"),
     options={"test": None},
-    refused={},
-    workers=1,
 )
+
+
+def run(subjects: Sequence[Task], **changes: Any) -> Path:
+    """Convert toy subjects; changes are arguments of `convert_subjects` or fields of the dataset or of the remarks."""
+    fields = {f.name for f in dataclasses.fields(NewDataset)} & changes.keys()
+    new = replace(TOY, **{name: changes.pop(name) for name in fields})
+    kinds = {"remarks": "general", "remark": "of_splits", "prefixes": "prefixes"}
+    said = {kind: changes.pop(name) for name, kind in kinds.items() if name in changes}
+    changes["remarks"] = Remarks(**said)
+    arguments = {"read": read_toy, "refused": {}, "workers": 1, **changes}
+    return convert_subjects(subjects, new=new, **arguments)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -204,7 +216,7 @@ def test_remarks_and_the_counts_of_each_source_are_shown(capsys: pytest.CaptureF
 
 def test_long_lists_of_subjects_are_cut_short(capsys: pytest.CaptureFixture[str]):
     run(tasks(*(f"S{number:02d}" for number in range(12))))
-    assert "  S00, S01, S02, S03, S04, S05, S06, S07, ... S11 (12 subjects): a note" in (
+    assert "  S00, S01, S02, S03, S04, S05, S06, S07, S08, S09, ... (12 in all): a note" in (
         capsys.readouterr().out
     )
 
@@ -489,27 +501,27 @@ def test_a_dry_run_finds_the_folder_taken(raw: Path, capsys: pytest.CaptureFixtu
 # --- the rows of cases.csv ----------------------------------------------------------------------
 
 
-def test_cases_are_all_frames_for_training_and_labelled_ones_for_testing():
-    phases = {0: "ED", 2: "ES"}
-    given = {"source": "toy", "base": "first", "vendor": "GE", "first": 1, "field": "3"}
-    train = make_cases(ToyTask("A", "train", ()), phases, 4, **given)
-    assert [(c.case, c.phase) for c in train] == [
-        ("A_frame00", "ED"),
-        ("A_frame01", ""),
-        ("A_frame02", "ES"),
-        ("A_frame03", ""),
-    ]
-    assert {(c.source_frame - c.frame, c.n_frames, c.field, c.centre) for c in train} == {
-        (1, 4, "3", "")
-    }
-    test = make_cases(ToyTask("A", "test", ()), phases, 4, **given)
-    assert [c.case for c in test] == ["A_frame00", "A_frame02"]
-    few = make_cases(ToyTask("A", "train", ()), phases, 30, frames=[9, 0], **given)
-    assert [(c.frame, c.n_frames) for c in few] == [(0, 30), (9, 30)]
-
-
 def test_a_dry_run_may_find_nothing_to_convert(capsys: pytest.CaptureFixture[str]):
     run([], refused={"B10": "b.", "B9": "a."}, dry_run=True)
     output = capsys.readouterr().out
     assert output.endswith("Dry run: nothing was written, and no subject could be converted.\n")
     assert output.index("B9: a.") < output.index("B10: b.") and "test subjects" not in output
+
+
+def test_overwriting_a_conversion_leaves_what_is_not_of_it(tmp_path):
+    target, elsewhere = tmp_path / "Dataset901_Toy", tmp_path / "elsewhere"
+    gone = ["imagesTr/A_frame00_0000.nii.gz", "labelsTr/A_frame00.nii.gz", "cases.csv"]
+    gone += ["dataset.json", ".ssp-tmp/done/A.json", "folds.csv"]
+    kept = ["notes.txt", "imagesTr/mine.nii.gz", "imagesTr/A_frame00.json", "mine/A_frame00.nii.gz"]
+    for name in (*gone, *kept):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).touch()
+    elsewhere.mkdir()
+    (elsewhere / "A_frame00_0000.nii.gz").touch()
+    (target / "imagesUn").symlink_to(elsewhere)
+    write_json(target / "convert.json", {})
+    conversion._empty(target, [])
+    left = {str(f.relative_to(target)) for f in target.rglob("*") if f.is_file()}
+    assert left == {*kept, "convert.json"}
+    assert not (target / "imagesUn").exists() and not (target / "labelsTr").exists()
+    assert [f.name for f in elsewhere.iterdir()] == ["A_frame00_0000.nii.gz"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nnunet_ssp.conversion.stacks import look_at_stack, read_stack
+from nnunet_ssp.conversion.stacks import look_at_nifti_stack, read_nifti_stack
 from tests.nifti_headers import affines, save_with
 
 CINE = np.random.default_rng(0).integers(0, 900, (6, 5, 4, 3)).astype(np.int16)
@@ -36,17 +36,17 @@ def slices(folder: Path, order: list[int] | None = None) -> list[Path]:
 
 def test_one_file(tmp_path: Path):
     file = save(tmp_path / "a.nii.gz", CINE)
-    stack = read_stack([file], tmp_path)
+    stack = read_nifti_stack([file], tmp_path)
     assert np.array_equal(stack.voxels, CINE)
     assert stack.place.affine == pytest.approx(AFFINE, abs=1e-5)
-    assert look_at_stack([file])[0] == 3
+    assert look_at_nifti_stack([file])[0] == 3
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 4, 1, 3), (6, 5, 4, 3, 1), (6, 5, 4, 1, 3, 1, 1)])
 def test_axes_of_length_one_are_no_axes(tmp_path: Path, shape: tuple[int, ...]):
     file = save(tmp_path / "a.nii.gz", CINE.reshape(shape))
-    assert np.array_equal(read_stack([file], tmp_path).voxels, CINE)
-    assert look_at_stack([file])[0] == 3
+    assert np.array_equal(read_nifti_stack([file], tmp_path).voxels, CINE)
+    assert look_at_nifti_stack([file])[0] == 3
 
 
 @pytest.mark.parametrize("extra", [(), (1,), (1, 1)])
@@ -54,15 +54,15 @@ def test_a_file_for_each_frame(tmp_path: Path, extra: tuple[int, ...]):
     files = [
         save(tmp_path / f"{t}.nii.gz", CINE[..., t].reshape(6, 5, 4, *extra)) for t in range(3)
     ]
-    stack = read_stack(files, tmp_path)
+    stack = read_nifti_stack(files, tmp_path)
     assert np.array_equal(stack.voxels, CINE)
     assert stack.source is not None and stack.source.file == files[0]
-    assert look_at_stack(files)[0] == 3
+    assert look_at_nifti_stack(files)[0] == 3
 
 
 def test_a_file_for_each_frame_of_one_slice(tmp_path: Path):
     files = [save(tmp_path / f"{t}.nii.gz", CINE[:, :, :1, t]) for t in range(3)]
-    assert np.array_equal(read_stack(files, tmp_path).voxels, CINE[:, :, :1])
+    assert np.array_equal(read_nifti_stack(files, tmp_path).voxels, CINE[:, :, :1])
 
 
 @given(affine=affines, order=st.permutations(range(4)), axis=st.integers(0, 2))
@@ -76,11 +76,11 @@ def test_a_file_for_each_slice(tmp_path: Path, affine: np.ndarray, order: list[i
     for number, z in enumerate(order):
         voxels = CINE[:, :, z : z + 1].transpose(*ring, 3)
         files.append(save(tmp_path / f"{number}.nii", voxels, at(z, affine)[:, [*ring, 3]]))
-    stack = read_stack(files, tmp_path)
+    stack = read_nifti_stack(files, tmp_path)
     assert np.array_equal(stack.voxels, CINE)
     assert stack.place.affine == pytest.approx(affine, abs=1e-3)
     assert "one stack of 4 slices, each in a file of its own" in stack.place.notes
-    assert look_at_stack(files)[0] == 3
+    assert look_at_nifti_stack(files)[0] == 3
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def test_a_file_for_each_slice_and_frame(tmp_path: Path, name: str, slices_first
     for z, t in np.ndindex(4, 3):
         file = tmp_path / f"{name.format(z=z, t=t, n=3 * z + t, m=4 * t + z)}.nii.gz"
         files.append(save(file, CINE[:, :, z : z + 1, t], at(z)))
-    stack = read_stack(sorted(files), tmp_path)
+    stack = read_nifti_stack(sorted(files), tmp_path)
     assert (sorted(files) == files) == slices_first
     assert np.array_equal(stack.voxels, CINE)
     assert stack.place.affine == pytest.approx(AFFINE, abs=1e-4)
-    assert look_at_stack(sorted(files))[0] == 3
+    assert look_at_nifti_stack(sorted(files))[0] == 3
 
 
 def change(files: list[Path], number: int, z: float, **other: np.ndarray) -> None:
@@ -149,7 +149,7 @@ def test_slices_that_make_no_stack_are_refused(tmp_path: Path, fault: str):
     damage, message = REFUSED[fault]
     files = slices(tmp_path)
     damage(files)
-    for read in (look_at_stack, lambda files: read_stack(files, tmp_path)):
+    for read in (look_at_nifti_stack, lambda files: read_nifti_stack(files, tmp_path)):
         with pytest.raises(ValueError, match=message):
             read(files)
 
@@ -163,17 +163,17 @@ def test_files_of_one_slice_and_frame_must_be_complete(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"z3_t0.nii.gz: its slice has 2 files, that of z0_t0.nii.gz 3"
     ):
-        read_stack(files[:-1], tmp_path)
+        read_nifti_stack(files[:-1], tmp_path)
     with pytest.raises(
         ValueError, match=r"z0_t0.nii.gz and z1_t0.nii.gz lie in different places, and each"
     ):
-        read_stack(files[::3], tmp_path)
+        read_nifti_stack(files[::3], tmp_path)
     for number, file in enumerate(files):
         files[number] = file.rename(tmp_path / f"{'abcdefghijkl'[number]}_9.nii.gz")
     with pytest.raises(
         ValueError, match=r"a_9.nii.gz, b_9.nii.gz: the numbers in the names must tell"
     ):
-        read_stack(files, tmp_path)
+        read_nifti_stack(files, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_slices_of_other_frames_are_not_mixed(
         for t in range(5)
         if (z, t) not in left_out
     ]
-    for read in (look_at_stack, lambda files: read_stack(files, tmp_path)):
+    for read in (look_at_nifti_stack, lambda files: read_nifti_stack(files, tmp_path)):
         with pytest.raises(ValueError, match=message):
             read(files)
 
@@ -207,7 +207,7 @@ def test_numbers_that_go_on_from_slice_to_slice(tmp_path: Path, number: Callable
         for z in range(4)
         for t in range(3)
     }
-    stack = read_stack([files[n] for n in sorted(files)], tmp_path)
+    stack = read_nifti_stack([files[n] for n in sorted(files)], tmp_path)
     assert np.array_equal(stack.voxels, CINE)
 
 
@@ -216,4 +216,4 @@ def test_whole_cines_do_not_make_one(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"1.nii.gz: shape \(=\(6, 5, 4, 3\)\) must have 3 axes, or be a slice"
     ):
-        read_stack(files, tmp_path)
+        read_nifti_stack(files, tmp_path)

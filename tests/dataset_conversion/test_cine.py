@@ -842,7 +842,7 @@ def test_monochrome1_and_uids_of_their_own(root: Path):
     target = convert(root, 120)
     assert np.array_equal(cine_in(target, "S1"), 65535 - voxels.astype(int))
     assert log(target)["notes"]["S1"] == [
-        "MONOCHROME1, of which large values are dark, brought to MONOCHROME2",
+        "MONOCHROME1, whose large values are dark, converted to MONOCHROME2",
         "images of 40 StudyInstanceUIDs that complete each other, taken as one stack",
     ]
 

@@ -12,7 +12,7 @@ from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.privacy import hashed_path
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.conversion.phases import LABELS
-from nnunet_ssp.dataset_conversion import CONVERTERS, acdc, load, mnms, mnms2
+from nnunet_ssp.dataset_conversion import CONVERTERS, acdc, load_converter, mnms, mnms2
 from tests.cine_trees import ED, ES, add_acdc, add_mnms, add_mnms2, cine, drawn
 
 SINGLE = [name for name in CONVERTERS if "+" not in name]
@@ -109,7 +109,7 @@ def test_processes_give_the_same_as_one(trees: Path):
 def test_any_source_may_be_the_first(trees: Path, converter: str):
     folders = {"mnms": trees / "mm1", "mnms2": trees / "mm2", "acdc": trees / "acdc"}
     others = [f"{name}:{folder}" for name, folder in folders.items() if name != converter]
-    target = load(converter).convert(folders[converter], 116, "All", add=others)
+    target = load_converter(converter).convert(folders[converter], 116, "All", add=others)
     assert len({case.subject_key for case in read_cases(target / "cases.csv").values()}) == 7
 
 
@@ -186,7 +186,7 @@ def test_only_the_same_sources_continue(trees: Path, raw: Path):
 
 @pytest.mark.parametrize("converter", SINGLE)
 def test_converters_can_be_sources(converter: str):
-    module = load(converter)
+    module = load_converter(converter)
     assert module.SOURCE and "-" not in module.SOURCE
     assert module.LABELS["background"] == 0
     assert callable(module.list_tasks) and callable(module.read_subject)
@@ -226,14 +226,14 @@ def test_the_command_takes_several_sources(trees: Path, capsys: pytest.CaptureFi
 def test_a_file_is_no_folder(converter: str, trees: Path):
     (trees / "file.nii.gz").write_bytes(b"")
     with pytest.raises(NotADirectoryError, match=r"file\.nii\.gz: must be a folder, not a file"):
-        load(converter).convert(trees / "file.nii.gz", 116)
+        load_converter(converter).convert(trees / "file.nii.gz", 116)
 
 
 @pytest.mark.parametrize("converter", ["mnms", "mnms2", "acdc"])
 def test_nothing_is_written_outside_the_datasets_folder(trees: Path, raw: Path, converter: str):
     folder = {"mnms": "mm1", "mnms2": "mm2", "acdc": "acdc"}[converter]
     before = files(trees)
-    target = load(converter).convert(trees / folder, 116, "Only")
+    target = load_converter(converter).convert(trees / folder, 116, "Only")
     after = {
         name: stamp for name, stamp in files(trees).items() if not name.startswith(str(target))
     }

@@ -17,7 +17,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ssp.dataset_conversion import load
+from nnunet_ssp.dataset_conversion import load_converter
 from tests import cine_trees
 from tests.cine_trees import ED, ES, add_acdc, add_mnms, add_mnms2, drawn, save
 
@@ -62,7 +62,7 @@ TREES: dict[str, Callable[[Path], Path | list[Path]]] = {
 def test_nnunet_finds_nothing_wrong(
     converter: str, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    target = load(converter).convert(TREES[converter](tmp_path / "source"), 118)
+    target = load_converter(converter).convert(TREES[converter](tmp_path / "source"), 118)
     verify_dataset_integrity(str(target), num_processes=1)
     assert "verify_dataset_integrity Done." in capsys.readouterr().out
 
@@ -71,7 +71,7 @@ def test_nnunet_trains_by_itself(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ):
     monkeypatch.setattr(cine_trees, "SHAPE", (48, 40, 3, 4))
-    target = load("acdc").convert(acdc_tree(tmp_path / "source"), 118)
+    target = load_converter("acdc").convert(acdc_tree(tmp_path / "source"), 118)
     extract_fingerprints([118], num_processes=1)
     plan_experiments([118], gpu_memory_target_in_gb=0.1)
     preprocess([118], configurations=["2d"], num_processes=[1])

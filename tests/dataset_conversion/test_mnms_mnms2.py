@@ -232,9 +232,12 @@ def test_the_published_subjects_are_recognised(real_data: Path, tmp_path: Path, 
         for code in published[part]["mm1"]
     }
     assert len(splits) == 510
-    assert mnms_mnms2.compare(splits | {"acdc-patient001": "test"}) == [
+    assert mnms_mnms2.compare_published(splits | {"acdc-patient001": "test"}) == [
         "train: the 370 subjects of de Mooij et al. 2024.",
         "test: the 140 subjects of de Mooij et al. 2024.",
     ]
     del splits[f"mm1-{published['test']['mm1'][0]}"]
-    assert "WARNING: test: 139 subjects, which are not the 140" in mnms_mnms2.compare(splits)[1]
+    assert (
+        "WARNING: test: 139 subjects, which are not the 140"
+        in mnms_mnms2.compare_published(splits)[1]
+    )

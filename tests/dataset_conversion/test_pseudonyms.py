@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ssp.cohort import pseudonyms
 from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.privacy import hashed_path
-from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, read_key
+from nnunet_ssp.cohort.pseudonyms import key_file, read_key
 from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.dataset_conversion import acdc, cine
 from nnunet_ssp.files.atomic import write_json
@@ -166,18 +165,3 @@ def test_a_dry_run_writes_no_key(own: Path, capsys: pytest.CaptureFixture[str]):
 
 
 # -- the key -------------------------------------------------------------------------------------
-
-
-def test_a_pseudonym_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    drawn_ones = iter(["00000001", "00000001", "00000002", "00000001", "00000002", "00000003"])
-    monkeypatch.setattr(pseudonyms.secrets, "token_hex", lambda _: next(drawn_ones))
-    file = tmp_path / ".ssp-keys" / "a.csv"
-    assert extend_key(file, ["x", "y"]) == {"x": "p00000001", "y": "p00000002"}
-    assert extend_key(file.with_name("b.csv"), ["z", "x"]) == {"x": "p00000001", "z": "p00000003"}
-
-
-@pytest.mark.parametrize("rows", ["p1,a\np1,b\n", "p1,a\np2,a\n", "p1,\n"])
-def test_a_damaged_key_is_refused(tmp_path: Path, rows: str):
-    (tmp_path / "a.csv").write_text(f"pseudonym,name\n{rows}")
-    with pytest.raises(ValueError, match=r"a.csv, row \d: `name` .* must occur once each"):
-        extend_key(tmp_path / "a.csv", ["c"])

@@ -61,12 +61,12 @@ def forbid_links(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @linux
 def test_a_machine_with_another_name_is_the_same(tmp_path, monkeypatch):
-    boot, space = lock._place()[1:]
+    boot, space = lock._machine()[1:]
     file = leave_lock(tmp_path, host="before", boot=boot)
     with locked(tmp_path) as taken:
         assert taken
     # Where the system does not tell, its name counts.
-    monkeypatch.setattr(lock, "_place", lambda: ("after", "", space))
+    monkeypatch.setattr(lock, "_machine", lambda: ("after", "", space))
     leave_lock(tmp_path, host="before", boot="", space=space)
     with pytest.raises(RuntimeError, match="nobody can tell"), locked(tmp_path):
         raise AssertionError

@@ -1,215 +1,141 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ssp.files.nnunet import check_plans, read_plans
-from nnunet_ssp.nnunet import quiet
-from nnunet_ssp.preparation.planning import find_planner
-from tests.malformed.datasets import plans
+from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans, resolve
 
-PLANNERS = (
-    *("ExperimentPlanner", "ResEncUNetPlanner", "nnUNetPlannerResEncM"),
-    *("nnUNetPlannerResEncL", "nnUNetPlannerResEncXL"),
-)
+DATASET = {
+    "channel_names": {"0": "cineMRI"},
+    "labels": {"background": 0, "LV": 1},
+    "numTraining": 1,
+    "file_ending": ".nii.gz",
+}
 
 
-def arch(content: dict[str, Any]) -> Any:
-    return content["configurations"]["2d"]["architecture"]
-
-
-@pytest.mark.parametrize("planner", PLANNERS)
-def test_plans_of_all_planners_are_taken(tmp_path: Path, monkeypatch, planner: str):
-    """3D ones, too, with a low resolution and its cascade."""
-    name = "Dataset907_Planned"
-    for place in ("raw", "preprocessed"):
-        (tmp_path / place / name).mkdir(parents=True)
-    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}}
-    about |= {"numTraining": 2, "file_ending": ".nii.gz"}
-    statistics = dict.fromkeys(
-        ("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5"), 1.0
-    )
-    fingerprint = {
-        "spacings": [[1.0, 0.8, 0.8]] * 2,
-        "shapes_after_crop": [[900, 900, 900]] * 2,
-        "foreground_intensity_properties_per_channel": {"0": statistics},
-        "median_relative_size_after_cropping": 1.0,
-    }
-    for place, file, content in (
-        ("raw", "dataset.json", about),
-        ("preprocessed", "dataset_fingerprint.json", fingerprint),
-    ):
-        (tmp_path / place / name / file).write_text(json.dumps(content))
-    for case in ("a", "b"):
-        for part in (f"imagesTr/{case}_0000", f"labelsTr/{case}"):
-            file = tmp_path / "raw" / name / f"{part}.nii.gz"
-            file.parent.mkdir(exist_ok=True)
-            file.touch()
-    for place in ("raw", "preprocessed"):
-        monkeypatch.setenv(f"nnUNet_{place}", str(tmp_path / place))
-    module = "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner"
-    monkeypatch.setattr(
-        f"{module}.determine_reader_writer_from_dataset_json",
-        lambda *_, **__: type("SimpleITKIO", (), {}),
-    )
-    with quiet(), torch.device("meta"):
-        _, made = plan_experiment_dataset(907, find_planner(planner), None, "DefaultPreprocessor")
-    planned = read_plans(tmp_path / "preprocessed" / name / f"{made}.json")
-    assert {"2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"} <= {*planned["configurations"]}
-
-
-def former(**change: Any) -> dict[str, Any]:
-    """Plans as nnU-Net wrote them before version 2.3."""
-    content = plans()
-    configuration = content["configurations"]["2d"]
-    del configuration["architecture"]
-    configuration |= {
-        "UNet_class_name": "PlainConvUNet",
-        "UNet_base_num_features": 32,
-        "n_conv_per_stage_encoder": [2, 2, 2],
-        "n_conv_per_stage_decoder": [2, 2],
-        "num_pool_per_axis": [2, 2],
-        "pool_op_kernel_sizes": [[1, 1], [2, 2], [2, 2]],
-        "conv_kernel_sizes": [[3, 3]] * 3,
-        "unet_max_num_features": 512,
-        **change,
-    }
-    return content
-
-
-@pytest.mark.filterwarnings("ignore:Detected old nnU-Net plans")
-@pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
-def test_plans_of_earlier_versions_are_taken(network: str):
-    content = former(UNet_class_name=network)
-    check_plans(content, "P.json")
-    # As the trainers' nnU-Net hands them on, under a name of an earlier version.
-    converted = PlansManager(content).get_configuration("2d").configuration
-    check_plans({**content, "configurations": {"2d": converted}}, "P.json")
-
-
-def test_keys_that_nnunet_does_not_read_may_be_there():
-    content = plans()
-    name = arch(content)["network_class_name"]
-    content["configurations"]["2d"]["network_arch_class_name"] = name
-    check_plans(content, "P.json")
+LISTED = {"images": ["imagesUn/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "rule"),
+    ("key", "value", "message"),
     [
-        ("UNet_class_name", "torch.hub.load", "PlainConvUNet or ResidualEncoderUNet"),
-        ("n_conv_per_stage_encoder", [10**6, 2, 2], "a list of whole numbers from 1 to 64"),
-        ("n_conv_per_stage_encoder", [2] * 17, "at most 16"),
-        ("n_conv_per_stage_decoder", 7, "a list"),
-        ("UNet_base_num_features", 10**9, "a whole number from 1 to 4096"),
-        ("pool_op_kernel_sizes", None, "a whole number"),
+        ("labels", [1], r"`labels` \(=\[1\]\) must be names with whole numbers"),
+        ("labels", {}, "`labels` .* must be names with whole numbers"),
+        ("labels", {"LV": "1"}, "`labels` .* must be names with whole numbers"),
+        ("labels", {"LV": 1.5}, "`labels` .* must be names with whole numbers"),
+        ("labels", {"LV": True}, "`labels` .* must be names with whole numbers"),
+        ("labels", {"LV": []}, "`labels` .* must be names with whole numbers"),
+        ("labels", {"LV": -1}, "`labels` .* must be names with whole numbers"),
+        ("channel_names", "MRI", r"`channel_names` \(=MRI\) must be names of at least one channel"),
+        ("numTraining", "many", r"`numTraining` \(=many\) must be a whole number"),
+        ("file_ending", "/../x", r"`file_ending` \(=/\.\./x\) must be an ending, as \.nii\.gz"),
+        ("file_ending", 5, r"`file_ending` \(=5\) must be an ending"),
+        ("regions_class_order", "1", r"`regions_class_order` \(=1\) must be a list of whole"),
+        ("dataset", [1], r"`dataset` \(=\[1\]\) must be names with values"),
+        ("dataset", {"../x": LISTED}, r"`dataset`: `case` \(=\.\./x\) must be one plain name"),
+        ("dataset", {"/etc/x": LISTED}, "`case` .* must be one plain name"),
+        ("dataset", {"a": "x"}, r"`dataset`: `a` \(=x\) must be names with values"),
+        ("dataset", {"a": {}}, "`dataset`, a: `images` is missing"),
+        (
+            "dataset",
+            {"a": {**LISTED, "images": "x"}},
+            r"a: `images` \(=x\) must be a list of paths",
+        ),
+        ("dataset", {"a": {**LISTED, "images": []}}, r"a: `images` .* must be a list of paths"),
+        ("dataset", {"a": {**LISTED, "label": None}}, r"a: `label` \(=None\) must be text"),
     ],
 )
-def test_earlier_plans_of_wrong_content_are_refused(key: str, value: Any, rule: str):
-    with pytest.raises(
-        ValueError, match=rf"P\.json, configuration 2d: `{key}` .* must be .*{rule}"
-    ):
-        check_plans(former(**{key: value}), "P.json")
-    missing = former()
-    del missing["configurations"]["2d"][key]
-    with pytest.raises(ValueError, match=f"{key}|architecture" if "class" in key else key):
-        check_plans(missing, "P.json")
-        assert key == "UNet_class_name"  # neither form: `configuration_of` says so where it matters
-        raise ValueError("architecture")
+def test_dataset_json_of_wrong_content_is_refused(tmp_path, key, value, message):
+    file = tmp_path / "dataset.json"
+    write_json(file, DATASET | {key: value})
+    with pytest.raises(ValueError, match=rf"dataset\.json.*{message}"):
+        read_dataset(file)
+
+
+def test_images_and_masks_may_lie_anywhere(tmp_path):
+    """nnU-Net reads them from where `dataset` says; only names become paths of what is written."""
+    listed = {"images": ["/data/x.nii.gz"], "label": "../elsewhere/x.nii.gz"}
+    write_json(tmp_path / "dataset.json", DATASET | {"dataset": {"x": listed}})
+    assert read_dataset(tmp_path / "dataset.json")["dataset"] == {"x": listed}
+
+
+CONFIGURATION = {
+    "data_identifier": "P_2d",
+    "batch_size": 2,
+    "patch_size": [32, 32],
+    "spacing": [1.5, 1],
+    "normalization_schemes": ["ZScoreNormalization"],
+    "architecture": {"network_class_name": "a.b", "arch_kwargs": {}, "_kw_requires_import": []},
+}
+
+
+PLANS = {"dataset_name": "Dataset001_A", "plans_name": "P", "configurations": {"2d": CONFIGURATION}}
+
+
+def set_in_plans(place: tuple[str, ...], value: object) -> dict[str, Any]:
+    plans: dict[str, Any] = json.loads(json.dumps(PLANS))
+    part = plans
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    return plans
+
+
+HERE = ("configurations", "2d")
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("place", "value", "message"),
     [
-        "torch.hub.load",
-        "os.system",
-        "evil.unet.PlainConvUNet",
-        "dynamic_network_architectures.architectures.unet.torch.hub.load",
-        "dynamic_network_architectures.architectures.unet.test_submodules_loadable",
-        "dynamic_network_architectures.architectures.unet.nn.Sequential",
-        "dynamic_network_architectures.architectures.unet.Nobody",
-        "dynamic_network_architectures.architectures.nobody.Union",
-        "dynamic_network_architectures.architectures.unet.BasicBlockD\n",
-        "PlainConvUNet",
+        (("dataset_name",), "../x", r"`dataset_name` \(=\.\./x\) must be one plain name"),
+        (("plans_name",), "a/b", r"`plans_name` \(=a/b\) must be one plain name"),
+        ((*HERE, "data_identifier"), "../../x", r"`data_identifier` .* must be one plain name"),
+        ((*HERE, "data_identifier"), 3, r"`data_identifier` \(=3\) must be one plain name"),
+        ((*HERE, "previous_stage"), "../x", r"`previous_stage` .* must be one plain name"),
+        (("configurations", "a/b"), CONFIGURATION, r"`configuration` \(=a/b\) must be one plain"),
+        (("configurations",), {}, "`configurations` .* must be names with configurations"),
+        (("configurations",), [1], "`configurations` .* must be names with configurations"),
+        (HERE, "x", "`configurations` .* must be names with configurations"),
+        ((*HERE, "patch_size"), "32", r"2d: `patch_size` \(=32\) must be a list of whole numbers"),
+        ((*HERE, "patch_size"), [0, 32], "`patch_size` .* must be a list of whole numbers"),
+        ((*HERE, "batch_size"), 2.5, r"`batch_size` \(=2\.5\) must be a whole number from 1"),
+        ((*HERE, "spacing"), [1, 0], r"`spacing` \(=\[1, 0\]\) must be a list of lengths"),
+        ((*HERE, "spacing"), [float("nan"), 1], "`spacing` .* must be a list of lengths"),
+        ((*HERE, "spacing"), [1e999, 1], "`spacing` .* must be a list of lengths"),
+        ((*HERE, "architecture"), [], r"`architecture` \(=\[\]\) must be names"),
+        ((*HERE, "architecture", "arch_kwargs"), 1, r"`architecture`: `arch_kwargs` \(=1\) must"),
+        (
+            (*HERE, "inherits_from"),
+            "2d",
+            "no configuration may inherit from itself, but 2d from 2d",
+        ),
+        ((*HERE, "inherits_from"), "x", r"`inherits_from` \(=x\) must be one of 2d"),
+        ((*HERE, "inherits_from"), [1], r"`inherits_from` \(=\[1\]\) must be one of 2d"),
+        (("transpose_forward",), "x", r"`transpose_forward` \(=x\) must be each axis once"),
     ],
 )
-def test_only_networks_are_called(name: str):
-    content = plans()
-    arch(content)["network_class_name"] = name
-    said = r"P\.json, configuration 2d, `architecture`: `network_class_name` .* must be a network of .*--trust"
-    with pytest.raises(ValueError, match=said):
-        check_plans(content, "P.json")
-    check_plans(content, "P.json", trust=True)
+def test_plans_of_wrong_content_are_refused(tmp_path, place, value, message):
+    file = tmp_path / "P.json"
+    write_json(file, set_in_plans(place, value))
+    with pytest.raises(ValueError, match=rf"P\.json.*{message}"):
+        read_plans(file)
 
 
-@pytest.mark.parametrize("key", ["conv_op", "norm_op", "dropout_op", "nonlin", "block"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "torch.hub.load",
-        "evil.Conv2d",
-        "torch.nn.functional.relu",
-        "torch.nn.modules.conv.torch.hub.load",
-        "torch.nn.modules.module.torch.jit.ScriptModule",
-        "torch.nn",
-        "torchxnn.LeakyReLU",
-        7,
-        float("nan"),
-    ],
-)
-def test_only_layers_are_called(key: str, name: Any):
-    content = plans()
-    arch(content)["arch_kwargs"][key] = name
-    arch(content)["_kw_requires_import"] = [key]
-    said = (
-        rf"P\.json, .*`arch_kwargs`: `{key}` .* must be a layer of torch\.nn, or null\. .*--trust"
-    )
-    with pytest.raises(ValueError, match=said):
-        check_plans(content, "P.json")
-    for right in (None, "torch.nn.LeakyReLU", "torch.nn.modules.conv.Conv3d"):
-        arch(content)["arch_kwargs"][key] = right
-        check_plans(content, "P.json")
+def test_a_ring_of_configurations_is_refused_and_a_chain_is_followed():
+    a, b, c = ({"inherits_from": name} for name in ("b", "c", "a"))
+    with pytest.raises(ValueError, match="no configuration may inherit from itself, but a from b"):
+        resolve({"configurations": {"a": a, "b": b, "c": c}}, "a", "plans")
+    chain = {"a": {**a, "x": 1}, "b": {**b, "x": 2, "y": 2}, "c": {"x": 3, "y": 3, "z": 3}}
+    assert resolve({"configurations": chain}, "a", "plans") == {"x": 1, "y": 2, "z": 3}
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("n_stages", 0),
-        ("n_stages", 10**6),
-        ("n_stages", True),
-        ("features_per_stage", [4, 10**9, 8]),
-        ("features_per_stage", [4.5, 8, 8]),
-        ("kernel_sizes", None),
-        ("kernel_sizes", [[3, 3]] * 17),
-        ("strides", [[1, 1], [2, 0], [2, 2]]),
-        ("n_conv_per_stage", "x"),
-        ("n_conv_per_stage", [10**6, 1, 1]),
-        ("n_blocks_per_stage", [65, 1, 1]),
-        ("n_conv_per_stage_decoder", {"a": 1}),
-        ("conv_bias", "yes"),
-        ("norm_op_kwargs", [1]),
-    ],
-)
-def test_values_of_networks_keep_their_limits(key: str, value: Any):
-    content = plans()
-    arch(content)["arch_kwargs"][key] = value
-    with pytest.raises(ValueError, match=rf"P\.json, .*`(arch_kwargs|{key})` .* must be"):
-        check_plans(content, "P.json")
-
-
-@pytest.mark.parametrize("key", ["network_class_name", "arch_kwargs", "_kw_requires_import"])
-def test_an_architecture_is_whole(key: str):
-    content = plans()
-    del arch(content)[key]
-    with pytest.raises(ValueError, match=rf"`architecture`: `{key}` is missing"):
-        check_plans(content, "P.json")
-    content = plans()
-    arch(content)["arch_kwargs"] |= {"depth": [{"of": 10**6}]}
-    with pytest.raises(ValueError, match=r"`arch_kwargs` .* numbers are at most 4096"):
-        check_plans(content, "P.json")
+@pytest.mark.parametrize("name", ["dataset_name", "plans_name", "data_identifier", "patch_size"])
+def test_what_nnunet_needs_of_plans_is_asked_for(name):
+    plans: dict[str, Any] = json.loads(json.dumps(PLANS))
+    assert configuration_of(plans, "2d", "P.json")["batch_size"] == 2
+    (plans if name in plans else plans["configurations"]["2d"]).pop(name)
+    with pytest.raises(ValueError, match=rf"P\.json.*: `{name}` is missing"):
+        configuration_of(plans, "2d", "P.json")

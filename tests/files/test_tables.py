@@ -108,8 +108,8 @@ def test_missing_values_at_the_end_of_rows(tmp_path: Path):
     [
         (b"", "the table is empty"),
         (b"\xef\xbb\xbf\r\n \r\n", "the table is empty"),
-        (b"a,b\n1,x\n2,y,z\n", "row 3: must have 2 values as the first row, not z beside them"),
-        (b"a,b,,\n1,x,y\n", "row 2: must have 2 values as the first row, not y"),
+        (b"a,b\n1,x\n2,y,z\n", "row 3: must have 2 values like the first row, not z in addition"),
+        (b"a,b,,\n1,x,y\n", "row 2: must have 2 values like the first row, not y"),
         (b"a,b\n1,x\n2\n", "row 3: column b has no value: the row is too short"),
         (b"a,b,A\n1,2,3\n", "the column a must not be there twice"),
         (b'a,b\n1,"x\n2,y\n3,z\n', r'row 2: a quote \("\) opens and does not end'),
@@ -120,7 +120,10 @@ def test_missing_values_at_the_end_of_rows(tmp_path: Path):
         (b"a,b\n1,caf\xe9 f\xc3\xbcr\n", "row 2: the encoding is part UTF-8, part not"),
         ("a,b\n1,Москва\n".encode("cp1251"), "row 2: the encoding is neither UTF-8 nor cp1252"),
         ("a,b\n1,x\n2,b\x81\n".encode("latin-1"), "row 3: the encoding is neither"),
-        ("\ufeffa,b\n1,x\n".encode("utf-16-le")[:-1], "row 2: not text in UTF-16, as which the"),
+        (
+            "\ufeffa,b\n1,x\n".encode("utf-16-le")[:-1],
+            "row 2: not UTF-16 text, though the file begins as such",
+        ),
         (b"a|b\n1|x\n", r"column a, b is missing. The first row, .*, is: a\|b"),
         (b"x;\x1b[31mb\n", r"column a, b is missing. .* with semicolons, is: x \| \?\[31mb"),
         (b"\xd0\xcf\x11\xe0" + bytes(600), "is an old or encrypted Excel file"),

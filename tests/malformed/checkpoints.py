@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "cut at 99 %": (lambda f: (content()(f), cut(0.99)(f))[0], NO_CHECKPOINT),
     "old form, cut": (lambda f: (content(zipped=False)(f), cut(0.6)(f))[0], NO_CHECKPOINT),
     "one byte of the pickle wrong": (lambda f: (content()(f), flip(0.01)(f))[0], NO_CHECKPOINT),
-    "a folder": (lambda f: (f.touch(), folder(f))[0], "does not exist|folder|no file"),
+    "a folder": (lambda f: (f.touch(), folder(f))[0], "does not exist|folder|not a file"),
     "code": (content(lambda held: {**held, "x": Marker()}), "trust"),
     "code in the old form": (content(lambda held: {**held, "x": Marker()}, zipped=False), "trust"),
     "code in the pickle of a whole file": (code_in_zip, "trust|" + NO_CHECKPOINT),

@@ -56,7 +56,9 @@ def test_pretrained_weights_run_nothing(runs, copied, tmp_path, monkeypatch, fla
         "sys.argv", [*command, "-device", "cpu", "-pretrained_weights", "x", *words]
     )
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    with pytest.raises(ValueError, match=r"elsewhere\.pth is not opened, for it would run code"):
+    with pytest.raises(
+        ValueError, match=r"elsewhere\.pth is not opened, because it would run code"
+    ):
         run_training.run_training_entry()
     assert not marker.exists()
 
@@ -113,7 +115,7 @@ def test_going_on_with_fine_tuning_runs_nothing(runs, interrupted, tmp_path):
     kept = latest.read_bytes()
     armed(latest, marker)
     advice = r"To go on from an older one: cp .*checkpoint_best\.pth .*checkpoint_latest\.pth"
-    with pytest.raises(ValueError, match=rf"is not opened, for it would run code.*{advice}"):
+    with pytest.raises(ValueError, match=rf"is not opened, because it would run code.*{advice}"):
         runs.make("nnUNetTrainerScratch", FEW, resume=True)
     assert not marker.exists()
     # `trust` is no difference to the settings of before.
@@ -161,7 +163,7 @@ def test_going_on_with_pretraining_runs_nothing(runs, tmp_path):
     latest, marker = folder / "checkpoint_latest.pth", tmp_path / "marker"
     kept = latest.read_bytes()
     armed(latest, marker, "ssp_state")
-    with pytest.raises(ValueError, match="is not opened, for it would run code"):
+    with pytest.raises(ValueError, match="is not opened, because it would run code"):
         runs.make("nnUNetTrainerMIMPretrain", PRETRAINING, resume=True)
     assert not marker.exists()
     for name in ("ssp_state", "ssp"):

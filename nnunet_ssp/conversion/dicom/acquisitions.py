@@ -1,9 +1,9 @@
-"""DICOM images grouped into acquisitions by what they show; UIDs are hints.
+"""DICOM images grouped into acquisitions by their content; UIDs are only hints.
 
 Images with the same orientation make a *plane*, those of a plane at the same distance a *slice*,
 and the images of a slice from one breath-hold a *run*. A run may be in one series or in many:
-where the phases of several series complete each other, evenly and at one time, they are one run.
-The same holds for studies: `pools` are the sets of images that may be of one visit.
+several series are one run if their phases complete each other, evenly and at one time. The same
+holds for studies: `pools` are the sets of images that may be of one visit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from itertools import chain, combinations, count, pairwise, starmap
 
 import numpy as np
 
-from nnunet_ssp.conversion.dicom.headers import Image, count_of
+from nnunet_ssp.console import count_of
+from nnunet_ssp.conversion.dicom.headers import Image
 from nnunet_ssp.conversion.dicom.pixels import read_pixels
 from nnunet_ssp.files.nifti import Array
 
@@ -23,11 +24,11 @@ MIN_FRAMES = 10  # M&Ms and ACDC have 12 and more; maps and late enhancement few
 PARALLEL = 2.0  # degrees; breath-holds of one stack are copies of one planned orientation
 SAME_SLICE = 0.5  # mm
 ONE_TIME = 60.0  # s; a breath-hold, also where each of its images has a time of its own
-# s between frames. The frames of a cine share one heartbeat; ten at this distance need more than
-# any heartbeat, while those of perfusion are one heartbeat apart.
+# s between frames. The frames of a cine share one heartbeat; ten at this distance take longer than
+# any heartbeat. Those of perfusion are one heartbeat apart.
 HEARTBEAT = 0.3
 SYSTOLE = 200.0  # ms; the frames of a cine cover more than that
-# From the best to the worst, what frames are ordered by.
+# What frames are ordered by, from the best to the worst
 CLOCKS = ("trigger", "temporal", "when", "number", "content")
 
 MOST_MISSING = 4  # frames of a run; with more it is another sampling of the heartbeat
@@ -36,24 +37,27 @@ NO_ORDER = "frames without distinct times or numbers"
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class SliceRun:
     """The frames of one slice in one breath-hold."""
 
-    images: tuple[Image, ...]  # in order of time
-    clock: str  # of `CLOCKS`, what that order is from; empty if there is none
+    # In order of time
+    images: tuple[Image, ...]
+    # The clock of that order, one of `CLOCKS`; empty if there is no order
+    clock: str
     plane: int
-    slice: int  # within its plane, in the direction of the normal
-    # Two images of one slice and phase that nothing tells apart.
+    # Within its plane, in the direction of the normal
+    slice: int
+    # Two images of one slice and phase that nothing tells apart
     conflict: tuple[Image, Image] | None = None
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What the runs of one stack have in common."""
+        """The properties that the runs of one stack share."""
         return (*kind_of(self.images[0]), len(self.images))
 
     @property
     def acquired(self) -> tuple[float, int, float]:
-        """Sorts runs by the time at which they were acquired, as far as the headers tell."""
+        """Sort key by the time of acquisition, as far as the headers tell."""
         series = self.images[0].series[1]
         return (
             max(image.when or 0 for image in self.images),
@@ -63,7 +67,7 @@ class Run:
 
     @property
     def times(self) -> Array:
-        """What orders the frames, as numbers."""
+        """Numbers that order the frames."""
         return np.array([getattr(image, self.clock) for image in self.images], dtype=float)
 
     @property
@@ -88,20 +92,19 @@ class Run:
 
 
 def kind_of(image: Image) -> tuple[object, ...]:
-    """What the images of one stack have in common."""
+    """Return the properties that the images of one stack share."""
     return (*image.shape, *(round(value, 3) for value in image.spacing), image.sequence)
 
 
 def visit_of(image: Image) -> tuple[str, str]:
-    """Study and day, as the header has them."""
+    """Return study and day, as the header has them."""
     return image.study, image.day
 
 
 def without_copies(images: Sequence[Image]) -> tuple[list[Image], list[str]]:
-    """Leave out images that are there twice, under whatever UIDs, and say how many.
+    """Leave out copies of images, under whatever UIDs, and say how many.
 
-    Copies agree in what they show: place, phase, time and pixels. Pixels are compared only where
-    the headers agree.
+    Copies agree in place, phase, time and pixels. Pixels are compared only where the headers agree.
     """
     groups: dict[object, list[Image]] = {}
     informative = _with_known_phases(images)
@@ -113,12 +116,12 @@ def without_copies(images: Sequence[Image]) -> tuple[list[Image], list[str]]:
     for group in groups.values():
         kept.update(group if len(group) == 1 else _distinct(group))
     copies = len(images) - len(kept)
-    notes = [f"{copies} images are there twice; used once"] if copies else []
+    notes = [f"{copies} images occur twice; used once"] if copies else []
     return [image for image in images if image in kept], notes
 
 
 def _with_known_phases(images: Iterable[Image]) -> set[Image]:
-    """The images of slices whose headers tell phases apart."""
+    """Return the images of slices whose headers tell phases apart."""
     places: dict[object, list[Image]] = {}
     for image in images:
         places.setdefault((image.position, image.directions, kind_of(image)), []).append(image)
@@ -131,7 +134,7 @@ def _with_known_phases(images: Iterable[Image]) -> set[Image]:
 
 
 def _distinct(group: Sequence[Image]) -> list[Image]:
-    """Images that agree in their headers, each of which has other pixels."""
+    """Return those images with different pixels among some with equal headers."""
     if group[0].problem:
         return list({(i.uid, i.series, i.number, i.frame): i for i in group}.values())
     found: list[tuple[Image, Array]] = []
@@ -139,7 +142,7 @@ def _distinct(group: Sequence[Image]) -> list[Image]:
     for image in group:
         try:
             pixels = read_pixels([image])[image]
-        except ValueError:  # what is not needed may be damaged
+        except ValueError:  # images that are not needed may be damaged
             damaged.append(image)
             continue
         if not any(np.array_equal(pixels, other) for _, other in found):
@@ -148,10 +151,10 @@ def _distinct(group: Sequence[Image]) -> list[Image]:
 
 
 def pools(images: Sequence[Image]) -> list[list[Image]]:
-    """Sets of images that may be of one visit: by study and day, then wider ones.
+    """Return sets of images that may be of one visit: by study and day, then wider ones.
 
-    A study may be of several days where no slice and phase was acquired on two of them, and a
-    day's visit may have several StudyInstanceUIDs.
+    A study may cover several days if no slice and phase was acquired on two of them, and a visit
+    may have several StudyInstanceUIDs.
     """
     cells: dict[object, list[Image]] = {}
     for image in images:
@@ -180,7 +183,7 @@ def _one_visit(images: Iterable[Image]) -> bool:
 _planes = count()
 
 
-def find_runs(images: Iterable[Image]) -> list[Run]:
+def find_runs(images: Iterable[Image]) -> list[SliceRun]:
     """Group the images of one visit into runs."""
     planes: list[list[Image]] = []
     for image in images:
@@ -200,8 +203,8 @@ def _parallel(image: Image, other: Image) -> bool:
     return bool((cosines > np.cos(np.radians(PARALLEL))).all())
 
 
-def _runs_of_plane(images: Iterable[Image], plane: int) -> Iterator[Run]:
-    # Distances along one normal: along each image's own, within 2 degrees, they differ by mm.
+def _runs_of_plane(images: Iterable[Image], plane: int) -> Iterator[SliceRun]:
+    # Distances are measured along one normal: normals that differ by 2 degrees change them by mm.
     images = list(images)
     normal = images[0].axes[2]
     places = {image: float(normal @ image.position) for image in images}
@@ -236,7 +239,7 @@ def _by_kind(images: Iterable[Image]) -> list[list[Image]]:
 
 
 def _breath_holds(images: Sequence[Image]) -> list[list[Image]]:
-    """The images of one slice and kind, apart for each series, unless several series are one run."""
+    """Part the images of one slice and kind by series, unless several series are one run."""
     series: dict[object, list[Image]] = {}
     for image in images:
         series.setdefault((image.study, image.series), []).append(image)
@@ -274,11 +277,13 @@ def _complete_each_other(images: Sequence[Image]) -> bool:
     return False
 
 
-def _in_time(images: Sequence[Image], plane: int, number: int, usual: int = 0) -> Iterator[Run]:
+def _in_time(
+    images: Sequence[Image], plane: int, number: int, usual: int = 0
+) -> Iterator[SliceRun]:
     """Order the images of one slice by time.
 
-    Apart, in order of acquisition, are those of two breath-holds in one series, where phases
-    occur twice. A single phase that occurs twice is no breath-hold: a wrong time, or, with more
+    Where phases occur twice, one series has two breath-holds; these are parted, in order of
+    acquisition. A single phase that occurs twice is no breath-hold but a wrong time or, with more
     images than the `usual` slice of the plane has, a conflict.
     """
     for clock in CLOCKS:
@@ -288,7 +293,7 @@ def _in_time(images: Sequence[Image], plane: int, number: int, usual: int = 0) -
         phases = set(times)
         if len(phases) == len(times):
             ordered = sorted(images, key=lambda image: getattr(image, clock))
-            yield Run(tuple(ordered), clock, plane, number)
+            yield SliceRun(tuple(ordered), clock, plane, number)
             return
         if clock not in ("trigger", "temporal") or len(phases) < MIN_FRAMES:
             continue
@@ -296,13 +301,13 @@ def _in_time(images: Sequence[Image], plane: int, number: int, usual: int = 0) -
         lengths = {len(repeat) for repeat in repeats}
         if len(lengths) == 1 or min(lengths) >= MIN_FRAMES:
             for repeat in repeats:
-                yield Run(tuple(repeat), clock, plane, number, conflict)
+                yield SliceRun(tuple(repeat), clock, plane, number, conflict)
             return
         if conflict or len(phases) == usual < len(images):
             pair = conflict or _same_phase(images, clock)
-            yield Run(tuple(repeats[0]), "", plane, number, pair)
+            yield SliceRun(tuple(repeats[0]), "", plane, number, pair)
             return
-    yield Run(tuple(images), "", plane, number)
+    yield SliceRun(tuple(images), "", plane, number)
 
 
 def _contradicted(images: Sequence[Image]) -> bool:
@@ -318,7 +323,7 @@ def _contradicted(images: Sequence[Image]) -> bool:
 def _repeats(
     images: Iterable[Image], clock: str
 ) -> tuple[list[list[Image]], tuple[Image, Image] | None]:
-    """Breath-holds in order of acquisition, and two images that could be of either of two."""
+    """Return breath-holds in order of acquisition, and two images that could be of either of two."""
     repeats: list[list[Image]] = []
     latest: dict[float, Image] = {}
     occurred: Counter[float] = Counter()
@@ -349,11 +354,11 @@ def _same_phase(images: Sequence[Image], clock: str) -> tuple[Image, Image]:
 # --- phases -----------------------------------------------------------------------------------
 
 
-def phases_of(runs: Sequence[Run], n_frames: int) -> list[list[int] | None]:
-    """The phase of each frame, counted alike in all runs of a stack; None where it is not known.
+def phases_of(runs: Sequence[SliceRun], n_frames: int) -> list[list[int] | None]:
+    """Return the phase of each frame, counted alike in all runs of a stack; None where it is unknown.
 
-    Whole runs, of `n_frames`, have their frames in order of time. Where one has other times
-    than the rest, or lacks frames, its times tell which phases it has.
+    Whole runs, of `n_frames`, have their frames in order of time. If a run has other times than the
+    rest, or lacks frames, its times tell its phases.
     """
     whole = [run for run in runs if len(run.images) == n_frames]
     ranks = list(range(n_frames))
@@ -366,11 +371,11 @@ def phases_of(runs: Sequence[Run], n_frames: int) -> list[list[int] | None]:
     return _phases_by_number(runs, whole, n_frames)
 
 
-def _gaps(whole: Sequence[Run]) -> dict[Run, list[int]]:
-    """The phases of runs by the time of each frame, where they are as even as a clock but for frames that are missing.
+def _gaps(whole: Sequence[SliceRun]) -> dict[SliceRun, list[int]]:
+    """Return the phases of runs by the times of their frames, if these are even apart from missing frames.
 
-    Times are only compared within a run: its first frame is taken for the first phase. Nothing where no frame is
-    missing, where all lack the same ones, or where times are not even.
+    Times are only compared within a run: its first frame is taken for the first phase. The result is empty if no frame
+    is missing, if all runs lack the same ones, or if times are uneven.
     """
     found = {}
     for run in whole:
@@ -382,9 +387,9 @@ def _gaps(whole: Sequence[Run]) -> dict[Run, list[int]]:
 
 
 def _phases_by_trigger(
-    runs: Sequence[Run], whole: Sequence[Run], n_frames: int
+    runs: Sequence[SliceRun], whole: Sequence[SliceRun], n_frames: int
 ) -> list[list[int] | None]:
-    """Trigger delays in units of the run's own frame duration, which varies with the heart rate."""
+    """Return phases by trigger delays, in units of the run's own frame duration, which varies with the heart rate."""
     duration = {run: float(np.median(np.diff(run.times))) for run in runs}
     first = float(np.median([run.times[0] / duration[run] for run in whole]))
     delays = np.array([run.times / duration[run] for run in whole])
@@ -398,7 +403,7 @@ def _phases_by_trigger(
         if run in whole:
             found.append(list(range(n_frames)) if as_ranked else phases)
             continue
-        # Fewer frames of other durations are another sampling of the heartbeat, not a part of it.
+        # Fewer frames of another duration sample the heartbeat otherwise; they are no part of it.
         same = abs(np.log(duration[run] / usual)) < abs(np.log(n_frames / len(run.images))) / 2
         fits = min(phases) >= 0 and max(phases) < n_frames and len({*phases}) == len(phases)
         found.append(phases if same and fits else None)
@@ -406,9 +411,9 @@ def _phases_by_trigger(
 
 
 def _phases_by_number(
-    runs: Sequence[Run], whole: Sequence[Run], n_frames: int
+    runs: Sequence[SliceRun], whole: Sequence[SliceRun], n_frames: int
 ) -> list[list[int] | None]:
-    """By TemporalPositionIndex or InstanceNumber, which may go on from slice to slice."""
+    """Return phases by TemporalPositionIndex or InstanceNumber, which may continue from slice to slice."""
     numbers = [run.times.astype(int) for run in runs]
     steps = {int(step) for run in whole for step in np.diff(run.times)}
     as_ranked: list[list[int] | None] = [
@@ -442,8 +447,8 @@ def _phases_by_number(
     return as_ranked
 
 
-def _out_of_step(run: Run, other: Run) -> bool:
-    """Whether numbers of one series follow neither slice by slice nor phase by phase, and so tell no time."""
+def _out_of_step(run: SliceRun, other: SliceRun) -> bool:
+    """Whether the numbers of one series count neither slice by slice nor phase by phase, and so tell no time."""
     if run.images[0].series != other.images[0].series:
         return False
     first, last = sorted([run.times, other.times], key=lambda times: float(times[0]))
@@ -453,17 +458,17 @@ def _out_of_step(run: Run, other: Run) -> bool:
 
 
 def _in_block(numbers: Array, start: int, length: int) -> list[int] | None:
-    """Phases by numbers that go on from slice to slice; None where they are of two slices."""
+    """Return phases by numbers that continue from slice to slice; None where they belong to two slices."""
     blocks = {int(number - start) // length for number in numbers}
     return ((numbers - start) % length).tolist() if len(blocks) == 1 else None
 
 
-def named(image: Image) -> str:
-    """An image for a message: its file, and the frame within an enhanced one."""
+def image_name(image: Image) -> str:
+    """Name an image in a message: its file, and the frame within an enhanced one."""
     return f"{image.file}" if image.frame is None else f"{image.file} (frame {image.frame})"
 
 
-def size_of(runs: Sequence[Run]) -> str:
-    """`10 slices x 25 frames`."""
+def size_in_words(runs: Sequence[SliceRun]) -> str:
+    """Return the size of runs as `10 slices x 25 frames`."""
     frames = max(len(run.images) for run in runs)
     return f"{count_of(len(runs), 'slice')} x {count_of(frames, 'frame')}"

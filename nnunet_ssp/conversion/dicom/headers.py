@@ -1,35 +1,32 @@
 """Headers of MR images in DICOM files, in any order and of any quality.
 
-An image is a file, or a frame of an enhanced file. Formally invalid values, as de-identification leaves them, are
-taken as they are.
+An image is a file, or a frame of an enhanced file. Formally invalid values, which de-identification leaves, are taken
+as they are.
 """
 
 from __future__ import annotations
 
 import re
-import struct
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.datadict import dictionary_has_tag, tag_for_keyword
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
-from pydicom.valuerep import VR
 
+from nnunet_ssp.console import count_of
+from nnunet_ssp.conversion.dicom.opening import open_dicom, tolerant
 from nnunet_ssp.conversion.dicom.values import (
+    brief,
     day_of,
     numbers_of,
     seconds_of,
-    shown,
     texts_of,
     value_of,
 )
@@ -37,7 +34,7 @@ from nnunet_ssp.conversion.dicom.values import (
 Array = npt.NDArray[Any]
 
 NO_POSITION = "no slice position"
-# mm; outside of these a number is no size of a pixel of the heart or place in a scanner, but a unit error or damage.
+# mm; other sizes of pixels, and places farther away in the scanner, come from a wrong unit or from damage.
 PIXEL_SIZES = (0.1, 25.0)
 FARTHEST = 1e4
 SLOPES = (1e-6, 1e6)
@@ -84,7 +81,7 @@ _HEADER = [
     "PerFrameFunctionalGroupsSequence",
 ]
 
-# Attributes that order the frames of a slice, as DimensionIndexSequence may point at them.
+# Attributes that order the frames of a slice, to which DimensionIndexSequence may point.
 _TIMES = {
     tag_for_keyword(keyword)
     for keyword in (
@@ -106,37 +103,52 @@ class Image:
     """One 2D image: a file, or a frame of an enhanced one."""
 
     file: Path
-    frame: int | None  # within an enhanced file
+    # Within an enhanced file
+    frame: int | None
     uid: str
     study: str
     series: tuple[str, str]
     patient: str
-    number: float | None  # InstanceNumber, and after it the frame
-    day: str  # as text, of the acquisition or else of the study
-    when: (
-        float | None
-    )  # of the acquisition, in s; across midnight, too, where the header has the date
-    trigger: float | None  # ms after the R wave
-    temporal: float | None  # number of the phase
-    content: float | None  # when the image was made, s
-    dimensions: tuple[str, ...]  # the DimensionIndexValues of a frame
-    position: tuple[float, ...]  # mm, LPS+, of the first pixel
-    directions: tuple[float, ...]  # along a row, along a column
-    spacing: tuple[float, ...]  # mm, between rows, between columns
-    thickness: float | None  # mm, from slice to slice where the header has it
-    shape: tuple[int, int]  # rows, columns
+    # InstanceNumber, and after it the frame
+    number: float | None
+    # As text, of the acquisition or else of the study
+    day: str
+    # s, of the acquisition; continues over midnight where the header has the date
+    when: float | None
+    # ms after the R wave
+    trigger: float | None
+    # Number of the phase
+    temporal: float | None
+    # s, when the image was made
+    content: float | None
+    # The DimensionIndexValues of a frame
+    dimensions: tuple[str, ...]
+    # mm, LPS+, of the first pixel
+    position: tuple[float, ...]
+    # Along a row, along a column
+    directions: tuple[float, ...]
+    # mm, between rows, between columns
+    spacing: tuple[float, ...]
+    # mm, from slice to slice where the header has it
+    thickness: float | None
+    # (rows, columns)
+    shape: tuple[int, int]
     sequence: str
     slope: float
     intercept: float
-    inverted: bool  # MONOCHROME1: large stored values are dark
+    # MONOCHROME1: large stored values are dark
+    inverted: bool
     scanner: tuple[str, str, str]
-    problem: str  # why it cannot be part of a stack, or empty
-    faulty: bool  # the problem is a fault of the header, not the kind of the image
-    unread: tuple[str, ...]  # times and numbers that are there and cannot be read
+    # Why it cannot be part of a stack, or empty
+    problem: str
+    # The problem is a fault of the header, not the kind of the image
+    faulty: bool
+    # Times and numbers that are there and cannot be read
+    unread: tuple[str, ...]
 
     @cached_property
     def axes(self) -> Array:
-        """Rows: unit vectors along a row, along a column, and across the image; LPS+."""
+        """Unit vectors, one a row: along a row, along a column, and across the image; LPS+."""
         along = np.reshape(self.directions, (2, 3)).astype(float)
         return np.vstack([along, np.cross(*along)])
 
@@ -145,7 +157,7 @@ def read_headers(files: Iterable[Path]) -> tuple[list[Image], list[str]]:
     """Read the headers of all images among the files.
 
     Returns:
-        The images, and notes on the files that are none and on values that cannot be read.
+        The images, and notes on files without an image and on unreadable values.
 
     Raises:
         ValueError: The system cannot read a file.
@@ -154,12 +166,12 @@ def read_headers(files: Iterable[Path]) -> tuple[list[Image], list[str]]:
     unusable: dict[str, list[Path]] = {}
     for file in files:
         try:
-            found = _read_images(file)
+            found = _images_of(file)
         except OSError as error:
             raise _unreadable(file, error) from error
         except pydicom.errors.InvalidDicomError:
             unusable.setdefault("not DICOM", []).append(file)
-        except Exception:  # what a damaged header raises depends on the place of the damage
+        except Exception:  # damaged headers raise anything
             unusable.setdefault("with a damaged header", []).append(file)
         else:
             images += found
@@ -175,7 +187,7 @@ def read_headers(files: Iterable[Path]) -> tuple[list[Image], list[str]]:
 
 
 def patient_id(file: Path) -> str | None:
-    """The PatientID of a DICOM image, which may be empty; None for any other file.
+    """Return the PatientID of a DICOM image, which may be empty; None for any other file.
 
     Raises:
         ValueError: The system cannot read the file.
@@ -185,13 +197,13 @@ def patient_id(file: Path) -> str | None:
 
 
 def first_image(file: Path) -> Image | None:
-    """The first image of a file; None for a file that holds none.
+    """Return the first image of a file; None for a file that holds none.
 
     Raises:
         ValueError: The system cannot read the file.
     """
     try:
-        images = _read_images(file)
+        images = _images_of(file)
     except OSError as error:
         raise _unreadable(file, error) from error
     except Exception:  # see read_headers
@@ -200,78 +212,17 @@ def first_image(file: Path) -> Image | None:
 
 
 def _unreadable(file: Path, error: OSError) -> ValueError:
-    """Of the permissions, the disk or the network: no fault of the file."""
+    """Return the error for permissions, disk or network, which are no fault of the file."""
     return ValueError(f"{file}: cannot be read ({error.strerror or error}).")
-
-
-# --- opening a file ---------------------------------------------------------------------------
-
-
-@contextmanager
-def tolerant() -> Iterator[None]:
-    """Take formally invalid values, such as the UIDs of de-identified files, as they are."""
-    with pydicom.config.disable_value_validation(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pydicom")
-        yield
-
-
-def is_dicom(file: Path) -> bool:
-    """Whether a file is DICOM, with or without the preamble."""
-    return _start_of(file) is not None
-
-
-def open_dataset(file: Path, **options: Any) -> Dataset:
-    """Read a file with pydicom's options, with or without the preamble.
-
-    Raises:
-        InvalidDicomError: The file is not DICOM.
-    """
-    try:
-        return pydicom.dcmread(file, **options)
-    except pydicom.errors.InvalidDicomError:
-        start = _start_of(file)
-        if start is None:
-            raise
-    return pydicom.dcmread(BytesIO(file.read_bytes()[start:]), force=True, **options)
-
-
-def _start_of(file: Path) -> int | None:
-    """Where pydicom may begin to read; None in a file that is not DICOM.
-
-    A file without the 128 bytes and `DICM` begins with an element of group 2 or 8, as no text,
-    NIfTI or picture does.
-    """
-    with open(file, "rb") as stream:
-        head = stream.read(256)
-    if head[128:132] == b"DICM":
-        return 0
-    starts = (0, 4) if head[:4] == b"DICM" else (0, 128)
-    return next((start for start in starts if _is_element(head[start : start + 8])), None)
-
-
-def _is_element(head: bytes) -> bool:
-    if len(head) < 8:
-        return False
-    group, element, length = struct.unpack("<HHI", head)
-    vr = head[4:6].decode("latin-1")
-    if group == 0x0800 and vr in _VRS:  # big endian
-        return True
-    if group not in (0x0002, 0x0008):
-        return False
-    known = element == 0 or dictionary_has_tag(group << 16 | element)
-    return known and (vr in _VRS or length < 2**16)
-
-
-_VRS = {vr.value for vr in VR}
 
 
 # --- images -----------------------------------------------------------------------------------
 
 
-def _read_images(file: Path) -> list[Image]:
-    """The images of a file by their headers: one, or each of an enhanced file, or none."""
+def _images_of(file: Path) -> list[Image]:
+    """Return the images of a file by their headers: one, each of an enhanced file, or none."""
     with tolerant():
-        dataset = open_dataset(file, stop_before_pixels=True, specific_tags=[*_HEADER])
+        dataset = open_dicom(file, stop_before_pixels=True, specific_tags=[*_HEADER])
         shape = [numbers_of(value_of(dataset, side), 1) for side in ("Rows", "Columns")]
         if not all(shape) or min(shape) < (1,):
             kind = value_of(dataset, "SOPClassUID")
@@ -297,22 +248,22 @@ def _read_images(file: Path) -> list[Image]:
             items = [e.value[0] for group in groups for e in _elements(group) if e.value]
             number = None if n_frames == 1 else frame
             header = _Header([*items, dataset])
-            images.append(_read_image(file, number, header, temporal, problem))
+            images.append(_make_image(file, number, header, temporal, problem))
     return images
 
 
 def _most_frames(dataset: Dataset, file: Path, pixels: int) -> int:
-    """How many frames of so many pixels the file can hold."""
+    """Return the largest number of frames of this size that the file can hold."""
     size = file.stat().st_size
     syntax = dataset.file_meta.get("TransferSyntaxUID") if "file_meta" in vars(dataset) else None
     if syntax is not None and syntax.is_compressed:
-        return max(size // 16, 1)  # item header and the least that a decoder wants
+        return max(size // 16, 1)  # an item header and the least that a decoder needs
     bits = numbers_of(value_of(dataset, "BitsAllocated"), 1) or (8.0,)
     return max(int(8 * size // (pixels * max(bits[0], 1))), 1)
 
 
 def _elements(group: Dataset) -> Iterator[Any]:
-    """The sequences of a functional group."""
+    """Yield the sequences of a functional group."""
     for tag in list(group.keys()):
         try:
             element = group[tag]
@@ -323,7 +274,7 @@ def _elements(group: Dataset) -> Iterator[Any]:
 
 
 def _temporal_dimension(dataset: Dataset) -> int | None:
-    """The place of time among the DimensionIndexValues of an enhanced file."""
+    """Return the place of time among the DimensionIndexValues of an enhanced file."""
     for number, item in enumerate(value_of(dataset, "DimensionIndexSequence") or []):
         if value_of(item, "DimensionIndexPointer") in _TIMES:
             return number
@@ -331,11 +282,11 @@ def _temporal_dimension(dataset: Dataset) -> int | None:
 
 
 class _Header:
-    """The header of one image, spread over data sets of which the first that has a value counts."""
+    """The header of one image, spread over data sets; the first that has a value counts."""
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
         self.datasets = datasets
-        self.unread: dict[str, str] = {}  # by keyword, what cannot be read
+        self.unread: dict[str, str] = {}  # by keyword, in words
 
     def values(self, keyword: str) -> Iterator[Any]:
         found = (value_of(dataset, keyword) for dataset in self.datasets)
@@ -355,7 +306,7 @@ class _Header:
                 self.unread.pop(keyword, None)
                 return found
             if "".join(texts_of(value)):
-                self.unread.setdefault(keyword, f"{keyword} (={shown(value)}) is not {wanted}")
+                self.unread.setdefault(keyword, f"{keyword} (={brief(value)}) is not {wanted}")
         return ()
 
     def number(self, *keywords: str) -> float | None:
@@ -363,7 +314,7 @@ class _Header:
         return next((number[0] for number in found if number), None)
 
 
-def _read_image(
+def _make_image(
     file: Path, frame: int | None, header: _Header, temporal: int | None, problem: str
 ) -> Image:
     text, number, numbers = header.text, header.number, header.numbers
@@ -377,11 +328,11 @@ def _read_image(
     if not position or not _orthonormal(directions):
         faults.append(NO_POSITION)
     elif max(map(abs, position)) > FARTHEST:
-        faults.append(f"ImagePositionPatient (={shown(position)}), no place in a scanner")
+        faults.append(f"ImagePositionPatient (={brief(position)}), no place in a scanner")
     elif not spacing:
         faults.append("no pixel spacing")
     elif not PIXEL_SIZES[0] <= min(spacing) <= max(spacing) <= PIXEL_SIZES[1]:
-        faults.append(f"PixelSpacing (={shown(spacing)}), in mm no image of a heart")
+        faults.append(f"PixelSpacing (={brief(spacing)}), in mm no image of a heart")
     if not SLOPES[0] <= abs(slope) <= SLOPES[1]:
         faults.append(f"RescaleSlope (={slope:g}), no usable number")
     kind = _other_kind(header)
@@ -427,7 +378,7 @@ def _read_image(
     )
 
 
-# Without these an image cannot be placed, or its values mean something else.
+# Without these an image has no place, or its values have another meaning.
 _ESSENTIAL = (
     "ImagePositionPatient",
     "ImageOrientationPatient",
@@ -437,14 +388,14 @@ _ESSENTIAL = (
 )
 
 
-# As DICOM has it, or with the separators of ISO 8601; a zone may follow.
+# As DICOM writes it, or with the separators of ISO 8601; a time zone may follow.
 _DATE_AND_TIME = re.compile(
     r"(?P<day>\d{4}[-./:]?\d\d[-./:]?\d\d)([T ]?(?P<time>\d\d[\d:]*([.,]\d+)?))?", re.ASCII
 )
 
 
 def _acquired(header: _Header) -> tuple[str, float | None]:
-    """The day of an image as text, and its time in seconds."""
+    """Return the day of an image as text, and its time in seconds."""
     both = _DATE_AND_TIME.match(header.text("FrameAcquisitionDateTime", "AcquisitionDateTime"))
     day = (both and both["day"]) or header.text("AcquisitionDate")
     seconds = seconds_of((both and both["time"]) or header.text("AcquisitionTime"))
@@ -456,7 +407,7 @@ def _acquired(header: _Header) -> tuple[str, float | None]:
 
 
 def _phase(header: _Header, temporal: int | None) -> float | None:
-    """The number of the phase of a frame or file."""
+    """Return the number of the phase of a frame or file."""
     index = header.number("TemporalPositionIndex")
     if index is not None:
         return index
@@ -468,7 +419,7 @@ def _phase(header: _Header, temporal: int | None) -> float | None:
 
 
 def _other_kind(header: _Header) -> str:
-    """What an image is that is no magnitude image of MR; empty for one."""
+    """Say what an image is if it is no magnitude image of MR; empty if it is one."""
     if header.text("Modality") not in ("MR", ""):
         return "not MR"
     colours = header.text("PhotometricInterpretation").upper()
@@ -480,7 +431,7 @@ def _other_kind(header: _Header) -> str:
 
 
 _GREY = ("MONOCHROME1", "MONOCHROME2", "")
-# Phase contrast (flow) has the slices and frames of a cine, but no anatomy.
+# Phase contrast (flow) has the slices and frames of a cine, but shows no anatomy.
 _NO_MAGNITUDE = {
     "P",
     "PHASE",
@@ -500,8 +451,3 @@ def _orthonormal(directions: Sequence[float]) -> bool:
         return False
     along = np.reshape(directions, (2, 3))
     return bool(np.allclose(along @ along.T, np.eye(2), atol=0.01))
-
-
-def count_of(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun}" + "s" * (number != 1)

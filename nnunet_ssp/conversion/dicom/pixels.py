@@ -1,4 +1,4 @@
-"""Pixels of MR images in DICOM files, whatever their transfer syntax, in the meaning of MONOCHROME2."""
+"""Pixels of MR images in DICOM files of any transfer syntax, as MONOCHROME2."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from pydicom.uid import (
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
 
-from nnunet_ssp.conversion.dicom.headers import Array, Image, open_dataset, tolerant
+from nnunet_ssp.conversion.dicom.headers import Array, Image
+from nnunet_ssp.conversion.dicom.opening import open_dicom, tolerant
 from nnunet_ssp.conversion.dicom.values import numbers_of, value_of
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 def read_pixels(images: Iterable[Image]) -> dict[Image, Array]:
-    """Read images.
+    """Read the pixels of images.
 
     Returns:
         Arrays `(rows, columns)`, large values bright: integers as stored, or float32 where a rescale slope applies.
 
     Raises:
-        ValueError: A file is truncated, damaged, or in a format that needs a further package.
+        ValueError: A file is truncated or damaged, or its format needs a further package.
     """
     by_file: dict[Path, list[Image]] = {}
     for image in images:
@@ -49,12 +50,12 @@ def _read_file(file: Path, images: Sequence[Image]) -> dict[Image, Array]:
     """Read the images of one file.
 
     pydicom reads everything that is not compressed. For JPEG it needs further packages; without
-    them GDCM, which comes within SimpleITK, decodes.
+    them GDCM decodes, which is a part of SimpleITK.
     """
     hint = ""
     try:
         with tolerant():
-            module = _pixel_module(open_dataset(file), images[0])
+            module = _pixel_module(open_dicom(file), images[0])
             decoder = get_decoder(module.file_meta.TransferSyntaxUID)
             _check_length(module)
             if decoder.is_available:
@@ -67,7 +68,7 @@ def _read_file(file: Path, images: Sequence[Image]) -> dict[Image, Array]:
                 stored = _decode_with_gdcm(module)
         frames = stored.reshape(-1, *images[0].shape)
         chosen = [frames[image.frame or 0] for image in images]
-    except Exception as error:  # what damaged pixels raise depends on their format
+    except Exception as error:  # damaged pixels raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{file}: the pixels cannot be read ({reason}).{hint}") from error
     rescaled = {}
@@ -81,10 +82,10 @@ def _read_file(file: Path, images: Sequence[Image]) -> dict[Image, Array]:
 
 
 def _pixel_module(dataset: Dataset, image: Image) -> Dataset:
-    """What a decoder must know, and nothing else.
+    """Return the elements that a decoder needs, and no others.
 
-    Decoders differ in what they do with the rest: GDCM inverts MONOCHROME1 (wrongly where signed
-    values have less than 16 bits) and rescales all frames alike, pydicom does neither.
+    Decoders treat the others differently: GDCM inverts MONOCHROME1 (wrongly where signed values have
+    less than 16 bits) and rescales all frames alike; pydicom does neither.
     """
 
     def number(keyword: str, default: int) -> int:
@@ -129,7 +130,7 @@ def _check_length(module: Dataset) -> None:
 
 
 def _decode_with_gdcm(module: Dataset) -> Array:
-    """The values as stored, `(frames, rows, columns)`."""
+    """Return the values as stored, `(frames, rows, columns)`."""
     import SimpleITK as sitk
 
     kind = MRImageStorage

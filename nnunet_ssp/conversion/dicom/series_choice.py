@@ -16,7 +16,7 @@ def choose_series(
 
     Args:
         subjects: Files of each subject, by its folder and name.
-        wanted: Each a SeriesNumber, a SeriesInstanceUID, or a part of the name of a folder below the subject's.
+        wanted: SeriesNumbers, SeriesInstanceUIDs, or parts of the names of folders below the subject's.
         workers: Number of processes.
 
     Returns:
@@ -49,14 +49,14 @@ def choose_series(
 
 
 def series_of(file: Path) -> tuple[str, str] | None:
-    """SeriesInstanceUID and SeriesNumber of a DICOM image; None for any other file."""
+    """Return SeriesInstanceUID and SeriesNumber of a DICOM image; None for any other file."""
     image = first_image(file)
     return image.series if image else None
 
 
 def _is_in_folder(file: Path, place: Path, value: str) -> bool:
-    """Whether a folder between a subject's and the file is called so, or, for a name, in part."""
+    """Whether a folder between a subject's and the file has this name; a part is enough unless it is a number."""
     folders = [part.casefold() for part in file.relative_to(place).parent.parts]
-    if value.isdecimal():  # 4 is no part of 14
+    if value.isdecimal():  # 4 must not match 14
         return value in folders
     return value.casefold() in "/".join(folders)

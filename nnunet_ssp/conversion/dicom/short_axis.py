@@ -1,45 +1,49 @@
 """The short-axis cine among the DICOM images of one subject.
 
 Only position, orientation and time decide, never a description. A stack is the largest set of
-cine runs (see `acquisitions`) on parallel, evenly spaced slices; the runs may be in one series (GE,
+cine runs (see `acquisitions`) on parallel, evenly spaced slices. The runs may be in one series (GE,
 Philips) or in a series for each slice (Siemens). The short axis is the stack that cuts the usual
-heart across. Of an unusual heart it is the stack that the few-slice planes of the study, its long
-axes, are perpendicular to, or the only stack there is. Long-axis views, localisers, late
-enhancement, perfusion, maps and phase images are thus left out, and the notes say so.
+heart across. In an unusual heart it is the stack that is perpendicular to the long axes, which are
+the planes of few slices, or it is the only stack. This leaves out long-axis views, localisers, late
+enhancement, perfusion, maps and phase images; the notes say so.
 
-Nothing is interpolated. Of a slice that was acquired twice, the later run is taken; runs whose
-matrix, pixel spacing or sequence is not the stack's are left out, and a stack with a gap is
-refused. Where slices lack frames, the most voxels that form whole volumes are kept.
+Nothing is interpolated. If a slice was acquired twice, the later run is taken. Runs with another
+matrix, pixel spacing or sequence are left out, and a stack with a gap is refused. If slices lack
+frames, the most voxels that form whole volumes are kept.
 
-The only header values handed on are manufacturer, model and field strength, and a digest of PatientID.
+The only header values handed on are manufacturer, model, field strength and a digest of PatientID.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.conversion.dicom.acquisitions import (
     MIN_FRAMES,
-    NO_ORDER,
-    Run,
+    SliceRun,
     find_runs,
+    image_name,
     kind_of,
-    named,
     pools,
-    visit_of,
     without_copies,
 )
-from nnunet_ssp.conversion.dicom.headers import NO_POSITION, Image, count_of, read_headers
+from nnunet_ssp.conversion.dicom.headers import NO_POSITION, Image, read_headers
+from nnunet_ssp.conversion.dicom.left_out import (
+    difference_from_stack,
+    left_out,
+    lost_slices,
+    name_lost,
+)
 from nnunet_ssp.conversion.dicom.pixels import read_pixels
 from nnunet_ssp.conversion.dicom.volumes import (
+    ACROSS,
     MIN_SLICES,
-    UNEVEN,
     Stack,
     affine_of,
     angle_between,
@@ -51,14 +55,11 @@ from nnunet_ssp.conversion.dicom.volumes import (
 from nnunet_ssp.conversion.geometry import base_of_stack
 from nnunet_ssp.files.nifti import Array
 
-# Degrees from the anatomical axis of the heart to the slices' normal. Long-axis views have 90;
-# stacks along an axis of the body, as headers without true geometry have them, 55.
-ACROSS = 60.0
-USUAL = 45.0  # as `base_of_stack` has it
-# A heart that points to the right has its short axis 71 degrees off; above this, planes contain the axis of the heart.
+USUAL = 45.0  # as in `base_of_stack`
+# The short axis of a heart that points to the right is 71 degrees off; larger angles are those of long axes.
 UNUSUAL = 80.0
-FEW_SLICES = 3  # of a long-axis view
-SMALL = 5  # slices; a stack of more may be the short axis, whatever the size of another
+FEW_SLICES = 3  # at most, in a long-axis view
+SMALL = 5  # slices; a larger stack may be the short axis, whatever the size of another
 
 
 @dataclass
@@ -69,13 +70,19 @@ class ShortAxis:
     their cross product.
     """
 
-    voxels: Array  # (X, Y, Z, T); integers as stored, or float32 where a rescale slope applies
-    affine: Array  # (4, 4), voxel to world in mm, RAS+
-    vendor: str  # empty where the header has none, like the next two
+    # (X, Y, Z, T); integers as stored, or float32 where a rescale slope applies
+    voxels: Array
+    # (4, 4), voxel to world in mm, RAS+
+    affine: Array
+    # Empty if the header has none, like the next two
+    vendor: str
     scanner: str
-    field_strength: str  # T
-    patient: str  # a digest of PatientID, empty where there is none
-    warnings: list[str]  # slices of the stack that are lost
+    # T
+    field_strength: str
+    # A digest of PatientID, empty where there is none
+    patient: str
+    # Slices of the stack that are lost, in words
+    warnings: list[str]
     notes: list[str]
 
 
@@ -83,8 +90,10 @@ class ShortAxis:
 class Choice:
     """The short-axis cine of one subject, found by the headers alone."""
 
-    runs: Sequence[Run]  # one for each slice, in the order of Z
-    patient: str  # like the following as in `ShortAxis`
+    # One run for each slice, in the order of Z
+    runs: Sequence[SliceRun]
+    # This and the following as in `ShortAxis`
+    patient: str
     warnings: list[str]
     notes: list[str]
 
@@ -102,8 +111,8 @@ def read_short_axis(
     Args:
         files: All files of the subject, DICOM or not.
         where: The subject's folder, for messages.
-        hint: What to add to the message where all images are of one series, and it is no whole stack.
-        chosen: The user says that the files are the short axis: what is unusual is a warning.
+        hint: Text to add to the error if all images are of one series, and it is no whole stack.
+        chosen: The user says that the files are the short axis: anything unusual is a warning.
         masks: There are masks, whose names count the frames.
 
     Raises:
@@ -127,13 +136,13 @@ def read_short_axis(
 def choose_short_axis(
     files: Sequence[Path], where: Path, hint: str = "", *, chosen: bool = False, masks: bool = False
 ) -> Choice:
-    """Find the short-axis cine of one subject; pixels are read only of images that may be copies.
+    """Find the short-axis cine of one subject; only images that may be copies have their pixels read.
 
     Arguments and errors are those of `read_short_axis`, except that damaged pixels go unseen.
     """
     images, notes = read_headers(files)
     if not images:
-        raise ValueError(f"{where}: no NIfTI or DICOM image here.{_listed(notes)}")
+        raise ValueError(f"{where}: no NIfTI or DICOM image here.{_there(notes)}")
     patients = {image.patient for image in images} - {""}
     if len(patients) > 1:
         raise ValueError(
@@ -142,29 +151,31 @@ def choose_short_axis(
     images, copies = without_copies(images)
     notes += copies
     usable = [image for image in images if not image.problem]
-    found, rivals = _choose(usable, alone=not hint, chosen=chosen)
+    found, rivals = _choose_stack(usable, alone=not hint, chosen=chosen)
     stack = found.runs if found else []
     runs = _all_runs(usable, found)
-    lost = _lost_slices(runs, stack)
+    lost = lost_slices(runs, stack)
     if not rivals:
         others = [run for run in runs if run not in lost.values()]
-        notes += _left_out(images, others, stack, chosen)
-    warnings = [*(found.warnings if found else []), *_name_lost(lost, stack)]
+        notes += left_out(images, others, stack, chosen)
+    warnings = [*(found.warnings if found else []), *name_lost(lost, stack)]
     if fault := (found.fault if found else rivals) or _fault(stack, images, runs):
         whole = stack and not (found and found.fault)
         if whole or rivals or len({image.series for image in images}) > 1:
             hint = ""
-        raise ValueError(f"{where}: {fault}{_listed(warnings + notes)}{hint and ' ' + hint}")
+        raise ValueError(f"{where}: {fault}{_there(warnings + notes)}{hint and ' ' + hint}")
     if masks and found and found.renumbered:
         raise ValueError(
             f"{where}: {'; '.join(warnings)}. Frames are numbered anew without them, so that the masks' "
             "numbers no longer hold: add the missing files, or leave out the masks."
         )
-    return Choice(stack, _digest(*patients), warnings + _concerns(stack), notes + _doubts(stack))
+    return Choice(
+        stack, _patient_digest(*patients), warnings + _concerns(stack), notes + _notes_on(stack)
+    )
 
 
-def _all_runs(images: Sequence[Image], found: Stack | None) -> list[Run]:
-    """The runs of the stack's visit, and those of all other images."""
+def _all_runs(images: Sequence[Image], found: Stack | None) -> list[SliceRun]:
+    """Return the runs of the stack's visit, and those of all other images."""
     runs = list(found.visit) if found else []
     covered = {image for run in runs for image in run.images} | (found.lost if found else set())
     for cell in pools(images):
@@ -174,19 +185,21 @@ def _all_runs(images: Sequence[Image], found: Stack | None) -> list[Run]:
     return runs
 
 
-def _digest(patient: str = "") -> str:
-    """Tells whether ids are equal without being one; who can guess an id can still confirm it."""
+def _patient_digest(patient: str = "") -> str:
+    """Return a digest that tells patients apart; whoever guesses an id can still confirm it."""
     return hashlib.blake2b(patient.encode(), digest_size=5).hexdigest() if patient else ""
 
 
 # --- the stack --------------------------------------------------------------------------------
 
 
-def _choose(images: Sequence[Image], *, alone: bool, chosen: bool) -> tuple[Stack | None, str]:
-    """The short-axis stack; without one, why two candidates cannot be told apart, or nothing.
+def _choose_stack(
+    images: Sequence[Image], *, alone: bool, chosen: bool
+) -> tuple[Stack | None, str]:
+    """Return the short-axis stack; without one, why two candidates cannot be told apart, or nothing.
 
     Args:
-        images: Without a problem.
+        images: Images without a problem.
         alone: No other folder is of the same patient.
         chosen: The user says that this is the short axis.
     """
@@ -218,8 +231,8 @@ def _known(stack: Stack) -> bool:
     return stack.angle <= USUAL
 
 
-def _evidence(stack: Stack, planes: Iterable[Sequence[Run]]) -> tuple[int, int]:
-    """How many planes of few slices are perpendicular to a stack, as long axes are, and how many are oblique to it."""
+def _evidence(stack: Stack, planes: Iterable[Sequence[SliceRun]]) -> tuple[int, int]:
+    """Count the planes of few slices that are perpendicular to a stack, as long axes are, and those oblique to it."""
     perpendicular = oblique = 0
     for plane in planes:
         n_slices = len({run.slice for run in plane})
@@ -231,7 +244,7 @@ def _evidence(stack: Stack, planes: Iterable[Sequence[Run]]) -> tuple[int, int]:
     return perpendicular, oblique
 
 
-def _outweighs(stack: Stack, best: Stack, planes: Sequence[Sequence[Run]]) -> bool:
+def _outweighs(stack: Stack, best: Stack, planes: Sequence[Sequence[SliceRun]]) -> bool:
     """Whether the other planes say that an unusual stack, not the best of the usual ones, is the short axis."""
     mine, its = _evidence(stack, planes), _evidence(best, planes)
     if _known(best) and (its[0] or not its[1] or len(stack.runs) < len(best.runs)):
@@ -240,9 +253,9 @@ def _outweighs(stack: Stack, best: Stack, planes: Sequence[Sequence[Run]]) -> bo
 
 
 def _tell_apart(
-    unusual: Sequence[Stack], few: Sequence[Stack], planes: Sequence[Sequence[Run]]
+    unusual: Sequence[Stack], few: Sequence[Stack], planes: Sequence[Sequence[SliceRun]]
 ) -> tuple[Stack | None, str]:
-    """Among stacks none of which lies where the short axis of the usual heart does."""
+    """Choose among stacks none of which lies where the short axis of the usual heart does."""
 
     def weight(stack: Stack) -> tuple[object, ...]:
         perpendicular, oblique = _evidence(stack, planes)
@@ -273,8 +286,8 @@ def _not_told_apart(stack: Stack, other: Stack) -> str:
     )
 
 
-def _fault(stack: Sequence[Run], images: Iterable[Image], runs: Sequence[Run]) -> str:
-    """Why a stack cannot be converted, or empty."""
+def _fault(stack: Sequence[SliceRun], images: Iterable[Image], runs: Sequence[SliceRun]) -> str:
+    """Say why a stack cannot be converted; empty if it can."""
     if not stack:
         return (
             f"no short-axis cine, which has {MIN_SLICES} or more parallel slices of {MIN_FRAMES} or "
@@ -288,7 +301,7 @@ def _fault(stack: Sequence[Run], images: Iterable[Image], runs: Sequence[Run]) -
             return f"{image.file}: {image.problem}, unlike others of its series."
     if pair := _conflict(stack, runs):
         return (
-            f"{named(pair[0])} and {named(pair[1])} show the same slice and phase with different "
+            f"{image_name(pair[0])} and {image_name(pair[1])} show the same slice and phase with different "
             "pixels, and nothing tells which is later; remove one."
         )
     if len(stack) == 1 and not stack[0].images[0].thickness:
@@ -304,12 +317,12 @@ def _fault(stack: Sequence[Run], images: Iterable[Image], runs: Sequence[Run]) -
     )
     for run in runs:
         if run.plane == before.plane and before.slice < run.slice < after.slice:
-            text += f" The slice between ({run.images[0].file}) has {_difference(run, before)}."
+            text += f" The slice between ({run.images[0].file}) has {difference_from_stack(run, before)}."
     return text
 
 
-def _conflict(stack: Sequence[Run], runs: Iterable[Run]) -> tuple[Image, Image] | None:
-    """Two images of the same slice and phase of which neither is the later one."""
+def _conflict(stack: Sequence[SliceRun], runs: Iterable[SliceRun]) -> tuple[Image, Image] | None:
+    """Find two images of the same slice and phase, neither of which is the later one."""
     stacked = {run.slice: run for run in stack}
     for run in runs:
         if run.plane != stack[0].plane or kind_of(run.images[0]) != kind_of(stack[0].images[0]):
@@ -322,25 +335,11 @@ def _conflict(stack: Sequence[Run], runs: Iterable[Run]) -> tuple[Image, Image] 
     return None
 
 
-def _at_one_time(run: Run, other: Run) -> bool:
+def _at_one_time(run: SliceRun, other: SliceRun) -> bool:
     """Whether neither the time nor the series tells which of two runs is the later one."""
     if run.images[0].series == other.images[0].series:
         return run.acquired == other.acquired
     return run.acquired[:2] == other.acquired[:2]
-
-
-def _difference(run: Run, stacked: Run) -> str:
-    """In what a run differs from those of the stack; empty if it is of their kind."""
-    mine, others = run.images[0], stacked.images[0]
-    if not run.clock:
-        return NO_ORDER
-    if mine.shape != others.shape:
-        return "matrix {} x {}, not {} x {}".format(*mine.shape, *others.shape)
-    if len(run.images) != len(stacked.images):
-        return f"{count_of(len(run.images), 'frame')}, not {len(stacked.images)}"
-    if run.kind != stacked.kind:
-        return "another sequence" if mine.sequence != others.sequence else "another pixel spacing"
-    return ""
 
 
 _CLOCK_NOTES = {
@@ -352,8 +351,8 @@ _CLOCK_NOTES = {
 }
 
 
-def _concerns(stack: Sequence[Run]) -> list[str]:
-    """What makes it doubtful that a stack can be used as the short-axis cine."""
+def _concerns(stack: Sequence[SliceRun]) -> list[str]:
+    """Say what makes it doubtful that a stack is a usable short-axis cine."""
     concerns = []
     if len(stack) < MIN_SLICES:
         concerns.append(f"only {count_of(len(stack), 'slice')}")
@@ -364,13 +363,13 @@ def _concerns(stack: Sequence[Run]) -> list[str]:
     return concerns
 
 
-def _doubts(stack: Sequence[Run]) -> list[str]:
-    """What the user should know about the stack."""
+def _notes_on(stack: Sequence[SliceRun]) -> list[str]:
+    """Say what the user should know about the stack."""
     clocks = {run.clock for run in stack}
     notes = [note for clock, note in _CLOCK_NOTES.items() if clock in clocks]
     images = [image for run in stack for image in run.images]
     if any(image.inverted for image in images):
-        notes.append("MONOCHROME1, of which large values are dark, brought to MONOCHROME2")
+        notes.append("MONOCHROME1, whose large values are dark, converted to MONOCHROME2")
     for what, uids in (
         ("StudyInstanceUIDs", {image.study for image in images}),
         ("days", {image.day for image in images}),
@@ -392,103 +391,6 @@ def _doubts(stack: Sequence[Run]) -> list[str]:
     return notes
 
 
-# --- what is left out -------------------------------------------------------------------------
-
-
-def _lost_slices(runs: Iterable[Run], stack: Sequence[Run]) -> dict[int, Run]:
-    """The slices beyond the ends of the stack that only their number of frames keeps out of it.
-
-    Returns:
-        The run of each, by how many slices it is after the first of the stack.
-    """
-    if len(stack) < 2:
-        return {}
-    first, n_frames = stack[0].images[0], len(stack[0].images)
-    spacing = places_of(stack)[-1] / (len(stack) - 1)
-    lost = {}
-    for run in sorted(runs, key=lambda run: run.acquired):
-        like_stack = run.plane == stack[0].plane and run.kind[:-1] == stack[0].kind[:-1]
-        # With fewer than half the frames it is a series of another purpose.
-        if not like_stack or not run.clock or 2 * len(run.images) < n_frames:
-            continue
-        offset = np.subtract(run.images[0].position, first.position)
-        steps = float(offset @ first.axes[2]) / spacing
-        number = round(steps)
-        if abs(steps - number) <= UNEVEN and not 0 <= number < len(stack):
-            lost[number] = run
-    return lost
-
-
-def _name_lost(lost: Mapping[int, Run], stack: Sequence[Run]) -> list[str]:
-    """The warning about lost slices; they are counted from 1, with those of the stack."""
-    if not lost:
-        return []
-    n_frames = len(stack[0].images)
-    before = -min(0, *lost)
-    names = ", ".join(str(number + before + 1) for number in sorted(lost))
-    found = sorted({len(run.images) for run in lost.values()})
-    each = " in each" if len(lost) > 1 else ""
-    if found == [n_frames - 1]:
-        why = f"one frame is missing{each}"
-    else:
-        why = f"{' or '.join(map(str, found))} frames{each}, not {n_frames}"
-    return [f"{len(lost)} of {len(lost) + len(stack)} slices left out ({names}): {why}"]
-
-
-def _left_out(
-    images: Iterable[Image], runs: Iterable[Run], stack: Sequence[Run], chosen: bool
-) -> list[str]:
-    """One line on each kind of series that is not in the stack, and on slices acquired again."""
-    repeated = 0
-    unused: dict[tuple[str, tuple[str, str]], list[int]] = {}  # frames of each run
-    for run in runs:
-        if run in stack:
-            continue
-        why = _why_left_out(run, stack, chosen)
-        if why:
-            unused.setdefault((why, run.images[0].series), []).append(len(run.images))
-        else:
-            repeated += 1
-    problems = Counter((image.problem, image.series) for image in images if image.problem)
-    series = Counter(
-        [
-            f"of {count_of(len(frames), 'slice')} x {count_of(max(frames), 'frame')}: {why}"
-            for (why, _), frames in unused.items()
-        ]
-        + [f"of {count_of(n, 'image')}: {problem}" for (problem, _), n in problems.items()]
-    )
-    notes = [f"left out {n} series {text}" for text, n in sorted(series.items())]
-    if repeated:
-        notes.append(f"{count_of(repeated, 'slice')} acquired again: the last run is used")
-    return notes
-
-
-def _why_left_out(run: Run, stack: Sequence[Run], chosen: bool) -> str:
-    """The reason; empty for a repeated run of a slice of the stack."""
-    if len(run.images) < MIN_FRAMES:
-        return f"fewer than {MIN_FRAMES} frames"
-    if run.conflict:
-        return "two images of one slice and phase"
-    if not run.clock:
-        return NO_ORDER
-    if run.beats_apart and not chosen:
-        return f"frames {run.beats_apart:.1f} s apart, as in perfusion: no cine"
-    if (angle_between(run, stack[0]) if stack else angle_to_heart(run)) > ACROSS:
-        return "long axis"
-    if not stack:
-        return "too few slices"
-    visits = {visit_of(image) for stacked in stack for image in stacked.images}
-    if not visits & {visit_of(image) for image in run.images}:
-        studies = {study for study, _ in visits}
-        return "another day" if run.images[0].study in studies else "another study"
-    if run.plane != stack[0].plane:
-        return "another plane"
-    if difference := _difference(run, stack[0]):
-        return f"parallel to the short axis, {difference}"
-    numbers = {stacked.slice for stacked in stack}
-    return "" if run.slice in numbers else "parallel to the short axis, at other places"
-
-
-def _listed(texts: Iterable[str]) -> str:
+def _there(texts: Iterable[str]) -> str:
     joined = "; ".join(texts)
     return f" There: {joined}." if joined else ""

@@ -1,7 +1,7 @@
 """Values of DICOM headers as consoles, converters and people write them.
 
-A number may have the VR of a text, or a decimal comma, brackets, blanks or a unit; it is read where there is
-one way to read it. A value that cannot be read is left to the caller, who names it.
+A number may have the VR of a text, or a decimal comma, brackets, blanks or a unit. It is read if there is one way to
+read it. The caller names a value that cannot be read.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def value_of(dataset: Dataset, keyword: str) -> Any:
         return None
     try:
         value = dataset[tag].value
-    except Exception:  # what a value of another kind than its VR raises depends on both
+    except Exception:  # values of another kind than their VR raise anything
         value = dataset.get_item(tag).value
     return None if value is None or (isinstance(value, str | bytes) and not value) else value
 
 
 def texts_of(value: Any) -> list[str]:
-    """The parts of a value as texts."""
+    """Return the parts of a value as texts."""
     if isinstance(value, bytes):
         value = value.decode("latin-1").split("\\")
     elif isinstance(value, str):
@@ -55,7 +55,7 @@ def texts_of(value: Any) -> list[str]:
 
 
 def numbers_of(value: Any, count: int) -> tuple[float, ...]:
-    """Read a fixed count of numbers; empty where the value cannot be read as such."""
+    """Read a fixed count of numbers; empty if the value cannot be read as these."""
     if isinstance(value, bytes):
         return _numbers_in(value.decode("latin-1"), count) or _unpacked(value, count)
     if isinstance(value, int | float):
@@ -85,7 +85,7 @@ def _numbers_in(text: str, count: int) -> tuple[float, ...]:
 
 
 def _unpacked(value: bytes, count: int) -> tuple[float, ...]:
-    """Binary numbers under the VR of bytes."""
+    """Unpack binary numbers that have the VR of bytes."""
     for kind, size in (("d", 8), ("f", 4), ("H", 2)):
         if len(value) == size * count:
             found = struct.unpack(f"<{count}{kind}", value)
@@ -94,15 +94,15 @@ def _unpacked(value: bytes, count: int) -> tuple[float, ...]:
     return ()
 
 
-def shown(value: Any) -> str:
-    """A value for a message, cut to 40 characters."""
+def brief(value: Any) -> str:
+    """Return a value for a message, cut to 40 characters."""
     text = "\\".join(texts_of(value)).encode("ascii", "backslashreplace").decode()
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def seconds_of(text: str) -> float | None:
-    """Seconds since midnight of a time (TM); None where it is none."""
+    """Return the seconds since midnight of a time (TM); None if it is none."""
     whole = re.match(r"\d*", text)
     if whole and len(whole[0]) == 5:  # written as a number
         text = f"0{text}"
@@ -115,7 +115,7 @@ def seconds_of(text: str) -> float | None:
 
 
 def day_of(text: str) -> int | None:
-    """The number of a date (DA); None where it is none."""
+    """Return the number of the day of a date (DA); None if it is none."""
     match = _DATE.fullmatch(text)
     try:
         return date(*map(int, match.groups())).toordinal() if match else None

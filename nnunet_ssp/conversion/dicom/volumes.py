@@ -1,7 +1,7 @@
 """Stacks of parallel slices from the runs of a visit: evenly spaced, of whole volumes.
 
-Nothing is interpolated. Of a slice that was acquired twice the later run is taken. Where slices
-lack frames, the most voxels that form whole volumes are kept.
+Nothing is interpolated. If a slice was acquired twice, the later run is taken. If slices lack
+frames, the most voxels that form whole volumes are kept.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 
 from nnunet_ssp.conversion.dicom.acquisitions import (
     MIN_FRAMES,
-    Run,
+    SliceRun,
     find_runs,
     kind_of,
     phases_of,
     pools,
-    size_of,
+    size_in_words,
     visit_of,
 )
 from nnunet_ssp.conversion.dicom.headers import Image
@@ -26,18 +26,25 @@ from nnunet_ssp.conversion.geometry import TOWARDS_APEX
 from nnunet_ssp.files.nifti import Array
 
 MIN_SLICES = 3
-UNEVEN = 0.1  # of the spacing: by how much distances between slices may differ
+UNEVEN = 0.1  # of the spacing; largest difference of distances between slices
+# Degrees from the anatomical axis of the heart to the slices' normal: 90 for long-axis views, 55 for
+# stacks along an axis of the body, as in headers without true geometry.
+ACROSS = 60.0
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
     """A run for each slice, in the direction of the normal."""
 
-    runs: list[Run]
-    visit: list[Run]  # all runs of the visit, with those of the stack
-    warnings: list[str] = field(default_factory=list)  # frames that are lost
-    lost: set[Image] = field(default_factory=set)  # their images
-    renumbered: bool = False  # whether frames after a lost one are kept
+    runs: list[SliceRun]
+    # All runs of the visit, with those of the stack
+    visit: list[SliceRun]
+    # Warnings about lost frames
+    warnings: list[str] = field(default_factory=list)
+    # The images of these frames
+    lost: set[Image] = field(default_factory=set)
+    # Whether frames after a lost one are kept
+    renumbered: bool = False
     fault: str = ""
 
     @property
@@ -47,37 +54,37 @@ class Stack:
 
     @property
     def voxels(self) -> int:
-        """Slices times frames; none of a stack with a gap."""
+        """Slices times frames; 0 for a stack with a gap."""
         whole = not self.fault and not gap_in(self.runs)
         return len(self.runs) * len(self.runs[0].images) if whole else 0
 
     @property
     def acquired(self) -> tuple[float, int, float]:
-        """Sorts stacks by time."""
+        """Sort key of stacks by time."""
         return max(run.acquired for run in self.runs)
 
     @property
     def name(self) -> str:
-        """Tells the user which series it is, without a text of the header."""
+        """The stack's name for the user, without a text of the header."""
         first = min((image for run in self.runs for image in run.images), key=lambda i: str(i.file))
         number = f"series {first.series[1]}, " if first.series[1].isdecimal() else ""
-        return f"{number}{size_of(self.runs)}, {first.file.parent.name}/{first.file.name}"
+        return f"{number}{size_in_words(self.runs)}, {first.file.parent.name}/{first.file.name}"
 
 
 # --- making stacks ----------------------------------------------------------------------------
 
 
-def find_stacks(images: Sequence[Image], chosen: bool) -> tuple[list[Stack], list[list[Run]]]:
-    """All stacks, and the cine runs of each plane.
+def find_stacks(images: Sequence[Image], chosen: bool) -> tuple[list[Stack], list[list[SliceRun]]]:
+    """Find all stacks, and the cine runs of each plane.
 
-    A stack of several studies or days counts only where it is larger than those of one.
+    A stack of several studies or days counts only if it is larger than those of one.
     """
     stacks: list[Stack] = []
-    planes: dict[int, list[Run]] = {}
+    planes: dict[int, list[SliceRun]] = {}
     for pool in pools(images):
         runs = find_runs(pool)
         cines = [run for run in runs if is_cine(run, chosen)]
-        groups: dict[tuple[object, ...], list[Run]] = {}
+        groups: dict[tuple[object, ...], list[SliceRun]] = {}
         for run in cines:
             groups.setdefault((run.plane, run.kind), []).append(run)
         found = [_whole_volumes(_assemble(group), runs, chosen) for group in groups.values()]
@@ -99,7 +106,7 @@ def find_stacks(images: Sequence[Image], chosen: bool) -> tuple[list[Stack], lis
     return stacks, list(planes.values())
 
 
-def is_cine(run: Run, chosen: bool) -> bool:
+def is_cine(run: SliceRun, chosen: bool) -> bool:
     """Whether a run has an order in time, enough frames, and, unless the user chose it, all in one heartbeat."""
     return bool(run.clock) and len(run.images) >= MIN_FRAMES and (chosen or not run.beats_apart)
 
@@ -109,16 +116,16 @@ def _share_images(stack: Stack, other: Stack) -> bool:
     return any(image in mine for run in other.runs for image in run.images)
 
 
-def _assemble(group: Sequence[Run]) -> list[Run]:
-    """A stack from the runs of a kind in a plane: of each slice the run acquired last.
+def _assemble(group: Sequence[SliceRun]) -> list[SliceRun]:
+    """Make a stack from the runs of a kind in a plane, with the last run of each slice.
 
-    Where slices were repeated at places in between, all runs together are uneven. Then a series
-    that alone reaches as far is the stack, the larger or later one.
+    If slices were repeated at places in between, all runs together are uneven. Then a series that
+    alone reaches as far is the stack, the larger or later one.
     """
     stack = _last_runs(group)
     if not gap_in(stack):
         return stack
-    by_series: dict[tuple[str, str], list[Run]] = {}
+    by_series: dict[tuple[str, str], list[SliceRun]] = {}
     for run in group:
         by_series.setdefault(run.images[0].series, []).append(run)
     alone = [_last_runs(runs) for runs in by_series.values() if len(runs) >= MIN_SLICES]
@@ -131,20 +138,20 @@ def _assemble(group: Sequence[Run]) -> list[Run]:
     return max(even, default=stack, key=lambda runs: (len(runs), max(r.acquired for r in runs)))
 
 
-def _last_runs(runs: Iterable[Run]) -> list[Run]:
+def _last_runs(runs: Iterable[SliceRun]) -> list[SliceRun]:
     last = {run.slice: run for run in sorted(runs, key=lambda run: run.acquired)}
     return [last[number] for number in sorted(last)]
 
 
-def places_of(stack: Sequence[Run]) -> Array:
-    """Distances along the first slice's normal, in mm, relative to the first slice."""
+def places_of(stack: Sequence[SliceRun]) -> Array:
+    """Return distances from the first slice along its normal, in mm."""
     first = stack[0].images[0]
     positions = np.array([run.images[0].position for run in stack])
     return (positions - first.position) @ first.axes[2]
 
 
-def gap_in(stack: Sequence[Run]) -> int:
-    """The first slice, counted from 1, whose distance to the one before is unlike the others."""
+def gap_in(stack: Sequence[SliceRun]) -> int:
+    """Return the first slice, counted from 1, whose distance to the next is unlike the others; 0 if there is none."""
     distances = np.diff(places_of(stack))
     if not distances.size:
         return 0
@@ -153,10 +160,10 @@ def gap_in(stack: Sequence[Run]) -> int:
     return int(uneven[0]) + 1 if uneven.size else 0
 
 
-def _whole_volumes(base: list[Run], runs: Sequence[Run], chosen: bool) -> Stack:
+def _whole_volumes(base: list[SliceRun], runs: Sequence[SliceRun], chosen: bool) -> Stack:
     """Complete a stack with slices that lack frames, and keep the phases that all its slices have.
 
-    Of the slices beyond its ends as many are taken as give the most voxels.
+    As many slices beyond its ends are taken as give the most voxels.
     """
     n_frames = len(base[0].images)
     kind, there = kind_of(base[0].images[0]), {run.slice for run in base}
@@ -172,7 +179,7 @@ def _whole_volumes(base: list[Run], runs: Sequence[Run], chosen: bool) -> Stack:
     row = sorted([*base, *lacking.values()], key=lambda run: run.slice)
     phases = dict(zip(row, phases_of(row, n_frames), strict=True))
     first, last = row.index(base[0]), row.index(base[-1])
-    best: tuple[int, int, list[Run], list[int]] = (0, 0, [], [])
+    best: tuple[int, int, list[SliceRun], list[int]] = (0, 0, [], [])
     for begin in range(first + 1):
         for end in range(last + 1, len(row) + 1):
             for window in (row[begin:end], [r for r in row[begin:end] if r.slice in there]):
@@ -211,7 +218,7 @@ def _whole_volumes(base: list[Run], runs: Sequence[Run], chosen: bool) -> Stack:
     )
 
 
-def _with_phases(run: Run, phases: Sequence[int], kept: Sequence[int]) -> Run:
+def _with_phases(run: SliceRun, phases: Sequence[int], kept: Sequence[int]) -> SliceRun:
     if len(kept) == len(phases):
         return run
     images = tuple(i for i, phase in zip(run.images, phases, strict=True) if phase in kept)
@@ -221,7 +228,7 @@ def _with_phases(run: Run, phases: Sequence[int], kept: Sequence[int]) -> Run:
 def _lost_frames(
     phases: Sequence[Sequence[int]], every: Sequence[int], kept: Sequence[int]
 ) -> list[str]:
-    """The warning about frames that some slices lack; they are counted from 1."""
+    """Warn about frames that some slices lack; they are counted from 1."""
     lost = [number for number, phase in enumerate(every, 1) if phase not in kept]
     if not lost:
         return []
@@ -240,8 +247,8 @@ def _lost_frames(
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
-def affine_of(stack: Sequence[Run]) -> Array:
-    """Voxel to world in mm, RAS+, of a run for each slice."""
+def affine_of(stack: Sequence[SliceRun]) -> Array:
+    """Return the affine of a stack, voxel to world in mm, RAS+."""
     first = stack[0].images[0]
     between_rows, between_columns = first.spacing
     between_slices = first.thickness or 1.0
@@ -254,12 +261,12 @@ def affine_of(stack: Sequence[Run]) -> Array:
     return affine
 
 
-def angle_between(run: Run, other: Run) -> float:
-    """Degrees between the normals, of either sign."""
+def angle_between(run: SliceRun, other: SliceRun) -> float:
+    """Return the degrees between the normals, of either sign."""
     return float(np.degrees(np.arccos(min(abs(float(run.normal @ other.normal)), 1.0))))
 
 
-def angle_to_heart(run: Run) -> float:
-    """Degrees between the normal, of either sign, and the axis of the heart."""
+def angle_to_heart(run: SliceRun) -> float:
+    """Return the degrees between the normal, of either sign, and the axis of the heart."""
     normal = run.normal * _LPS_TO_RAS
     return float(np.degrees(np.arccos(min(abs(normal @ TOWARDS_APEX), 1.0))))

@@ -7,12 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from nnunet_ssp.conversion.dicom.short_axis import ShortAxis, read_short_axis
-from tests.dicom_files import FRAMES, edit, file_of, save, series, set_tags, write
-
-
-def read(folder: Path) -> ShortAxis:
-    return read_short_axis(sorted(f for f in folder.rglob("*") if f.is_file()), folder)
+from tests.dicom_files import FRAMES, edit, file_of, read, save, series, set_tags, write
 
 
 def place_of(file: Path) -> tuple[int, int]:
@@ -81,7 +76,7 @@ def test_an_image_under_two_uids_is_used_once(tmp_path: Path):
         save(tmp_path / f"{file.name}c", dataset)
     stack = read(tmp_path)
     assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == ["17 images are there twice; used once"]
+    assert stack.notes == ["17 images occur twice; used once"]
 
 
 def test_a_damaged_copy_does_no_harm(tmp_path: Path):

@@ -8,14 +8,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk
 from pydicom.datadict import tag_for_keyword
-from pydicom.encaps import encapsulate
-from pydicom.pixels import get_decoder
-from pydicom.uid import HTJ2KLossless, JPEGLosslessSV1, RLELossless
 
-from nnunet_ssp.conversion.dicom.headers import is_dicom, patient_id, read_headers
-from nnunet_ssp.conversion.dicom.short_axis import ShortAxis, read_short_axis
+from nnunet_ssp.conversion.dicom.headers import patient_id, read_headers
+from nnunet_ssp.conversion.dicom.short_axis import read_short_axis
 from tests.dicom_files import (
     GAP,
     NORMAL,
@@ -26,15 +22,12 @@ from tests.dicom_files import (
     file_of,
     header,
     nested,
+    read,
     save,
     series,
     set_tags,
     write,
 )
-
-
-def read(folder: Path) -> ShortAxis:
-    return read_short_axis(sorted(f for f in folder.rglob("*") if f.is_file()), folder)
 
 
 def test_files_that_are_no_images_are_named(tmp_path: Path):
@@ -77,83 +70,7 @@ def test_copies_of_files_are_used_once(tmp_path: Path):
         shutil.copy(file, tmp_path / f"{file.name} (copy).dcm")
     stack = read(tmp_path)
     assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == ["7 images are there twice; used once"]
-
-
-def test_truncated_pixels_are_named(tmp_path: Path):
-    series(tmp_path)
-    bad = file_of(tmp_path, 1, 2)
-    bad.write_bytes(bad.read_bytes()[:-21])
-    with pytest.raises(ValueError, match=f"{bad.name}: the pixels cannot be read"):
-        read(tmp_path)
-
-
-def test_rescale_slopes_are_applied(tmp_path: Path):
-    voxels = series(tmp_path, RescaleSlope=2.5, RescaleIntercept=-3)
-    stack = read(tmp_path)
-    assert stack.voxels.dtype == np.float32
-    assert np.array_equal(stack.voxels, voxels * np.float32(2.5) - 3)
-
-
-def compress(folder: Path, slope: float = 1) -> None:
-    """Replace the pixels by JPEG lossless ones as GDCM writes them."""
-    writer = sitk.ImageFileWriter()
-    writer.SetImageIO("GDCMImageIO")
-    writer.SetFileName(str(folder.parent / "compressed.dcm"))
-    writer.UseCompressionOn()
-    writer.SetCompressor("JPEG")
-    for file in folder.iterdir():
-        dataset = pydicom.dcmread(file)
-        writer.Execute(sitk.GetImageFromArray(dataset.pixel_array))
-        compressed = pydicom.dcmread(writer.GetFileName())
-        dataset.file_meta.TransferSyntaxUID = compressed.file_meta.TransferSyntaxUID
-        assert dataset.file_meta.TransferSyntaxUID == JPEGLosslessSV1
-        dataset["PixelData"] = compressed["PixelData"]
-        dataset.RescaleSlope, dataset.RescaleIntercept = slope, 0
-        save(file, dataset)
-
-
-@pytest.mark.parametrize("slope", [1, 0.5])
-def test_jpeg_needs_no_further_package(tmp_path: Path, slope: float):
-    voxels = series(tmp_path / "in", [0, 1, 2])
-    compress(tmp_path / "in", slope)
-    stack = read(tmp_path / "in")
-    assert np.array_equal(stack.voxels, voxels * slope)
-    assert stack.voxels.dtype == (np.uint16 if slope == 1 else np.float32)
-
-
-def test_truncated_jpeg_is_named(tmp_path: Path):
-    series(tmp_path / "in", [0, 1, 2])
-    compress(tmp_path / "in")
-    bad = sorted((tmp_path / "in").iterdir())[3]
-    bad.write_bytes(bad.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=f"{bad.name}: the pixels cannot be read"):
-        read(tmp_path / "in")
-
-
-def test_run_length_encoding(tmp_path: Path):
-    voxels = series(tmp_path, [0, 1, 2])
-    for file in tmp_path.iterdir():
-        dataset = pydicom.dcmread(file)
-        dataset.compress(RLELossless, generate_instance_uid=False)
-        save(file, dataset)
-    assert np.array_equal(read(tmp_path).voxels, voxels)
-
-
-def test_a_missing_package_is_named(tmp_path: Path):
-    if get_decoder(HTJ2KLossless).is_available:
-        pytest.skip("a package for HTJ2K is installed")
-    series(tmp_path, [0, 1, 2])
-    for file in tmp_path.iterdir():
-        dataset = pydicom.dcmread(file)
-        dataset.file_meta.TransferSyntaxUID = HTJ2KLossless
-        dataset.PixelData = encapsulate([b"\0" * 60])
-        dataset["PixelData"].is_undefined_length = True
-        save(file, dataset)
-    with pytest.raises(
-        ValueError, match=r"the pixels .* JPEG 2000 .*, install .*pylibjpeg-openjpeg"
-    ):
-        read(tmp_path)
+    assert stack.notes == ["7 images occur twice; used once"]
 
 
 def test_an_enhanced_file_holds_many_images(tmp_path: Path):
@@ -193,55 +110,6 @@ def test_removed_values_are_empty(tmp_path: Path):
 
 
 # --- files as consoles and archives write them ------------------------------------------------
-
-
-def without_preamble(file: Path, kind: str) -> None:
-    """Take the 128 bytes and `DICM`, the meta header, or both from a file."""
-    dataset = pydicom.dcmread(file)
-    if kind in ("meta", "DICM"):
-        content = file.read_bytes()
-        file.write_bytes(content[132:] if kind == "meta" else content[128:])
-    elif kind == "zeros":
-        content = file.read_bytes()
-        file.write_bytes(content[:128] + content[132:])
-    else:
-        del dataset.file_meta
-        dataset.preamble = None
-        pydicom.dcmwrite(
-            file,
-            dataset,
-            enforce_file_format=False,
-            implicit_vr=kind == "implicit",
-            little_endian=True,
-        )
-
-
-@pytest.mark.parametrize("kind", ["implicit", "explicit", "meta", "DICM", "zeros"])
-def test_files_without_preamble(tmp_path: Path, kind: str):
-    voxels = series(tmp_path, [0, 1, 2])
-    for file in tmp_path.iterdir():
-        without_preamble(file, kind)
-        assert is_dicom(file)
-        assert patient_id(file) == "P1"
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == []
-
-
-def test_other_files_are_not_taken_for_dicom(tmp_path: Path):
-    contents = {
-        "nifti": bytes([0x5C, 1, 0, 0]) + bytes(400),
-        "text": b"PatientID: 7\n" * 40,
-        "short": b"\x08\x00",
-        "binary": b"\x08\x00\x03\x7f" + b"\xff" * 300,
-        "zeros": bytes(400),
-        "picture": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
-    }
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-        assert not is_dicom(tmp_path / name)
-    with pytest.raises(ValueError, match="6 files not DICOM, the first binary"):
-        read(tmp_path)
 
 
 @pytest.mark.parametrize(

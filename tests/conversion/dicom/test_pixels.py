@@ -7,12 +7,14 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     EnhancedMRImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEGLosslessSV1,
     RLELossless,
@@ -20,7 +22,13 @@ from pydicom.uid import (
 
 from nnunet_ssp.conversion.dicom.headers import read_headers
 from nnunet_ssp.conversion.dicom.pixels import read_pixels
-from tests.dicom_files import header, save
+from tests.dicom_files import (
+    file_of,
+    header,
+    read,
+    save,
+    series,
+)
 
 SYNTAXES = [
     ImplicitVRLittleEndian,
@@ -127,3 +135,79 @@ def test_sizes_with_another_vr(tmp_path: Path):
         dataset.add_new(tag, "LO", text)
     save(tmp_path / "a", dataset)
     assert np.array_equal(pixels(tmp_path / "a"), stored)
+
+
+def test_truncated_pixels_are_named(tmp_path: Path):
+    series(tmp_path)
+    bad = file_of(tmp_path, 1, 2)
+    bad.write_bytes(bad.read_bytes()[:-21])
+    with pytest.raises(ValueError, match=f"{bad.name}: the pixels cannot be read"):
+        read(tmp_path)
+
+
+def test_rescale_slopes_are_applied(tmp_path: Path):
+    voxels = series(tmp_path, RescaleSlope=2.5, RescaleIntercept=-3)
+    stack = read(tmp_path)
+    assert stack.voxels.dtype == np.float32
+    assert np.array_equal(stack.voxels, voxels * np.float32(2.5) - 3)
+
+
+def compress(folder: Path, slope: float = 1) -> None:
+    """Replace the pixels by JPEG lossless ones as GDCM writes them."""
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.SetFileName(str(folder.parent / "compressed.dcm"))
+    writer.UseCompressionOn()
+    writer.SetCompressor("JPEG")
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        writer.Execute(sitk.GetImageFromArray(dataset.pixel_array))
+        compressed = pydicom.dcmread(writer.GetFileName())
+        dataset.file_meta.TransferSyntaxUID = compressed.file_meta.TransferSyntaxUID
+        assert dataset.file_meta.TransferSyntaxUID == JPEGLosslessSV1
+        dataset["PixelData"] = compressed["PixelData"]
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, 0
+        save(file, dataset)
+
+
+@pytest.mark.parametrize("slope", [1, 0.5])
+def test_jpeg_needs_no_further_package(tmp_path: Path, slope: float):
+    voxels = series(tmp_path / "in", [0, 1, 2])
+    compress(tmp_path / "in", slope)
+    stack = read(tmp_path / "in")
+    assert np.array_equal(stack.voxels, voxels * slope)
+    assert stack.voxels.dtype == (np.uint16 if slope == 1 else np.float32)
+
+
+def test_truncated_jpeg_is_named(tmp_path: Path):
+    series(tmp_path / "in", [0, 1, 2])
+    compress(tmp_path / "in")
+    bad = sorted((tmp_path / "in").iterdir())[3]
+    bad.write_bytes(bad.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=f"{bad.name}: the pixels cannot be read"):
+        read(tmp_path / "in")
+
+
+def test_run_length_encoding(tmp_path: Path):
+    voxels = series(tmp_path, [0, 1, 2])
+    for file in tmp_path.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.compress(RLELossless, generate_instance_uid=False)
+        save(file, dataset)
+    assert np.array_equal(read(tmp_path).voxels, voxels)
+
+
+def test_a_missing_package_is_named(tmp_path: Path):
+    if get_decoder(HTJ2KLossless).is_available:
+        pytest.skip("a package for HTJ2K is installed")
+    series(tmp_path, [0, 1, 2])
+    for file in tmp_path.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.file_meta.TransferSyntaxUID = HTJ2KLossless
+        dataset.PixelData = encapsulate([b"\0" * 60])
+        dataset["PixelData"].is_undefined_length = True
+        save(file, dataset)
+    with pytest.raises(
+        ValueError, match=r"the pixels .* JPEG 2000 .*, install .*pylibjpeg-openjpeg"
+    ):
+        read(tmp_path)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from nnunet_ssp.conversion.dicom.headers import patient_id
 from nnunet_ssp.conversion.dicom.short_axis import (
     MIN_FRAMES,
-    ShortAxis,
     choose_short_axis,
     read_short_axis,
 )
@@ -29,18 +28,14 @@ from tests.dicom_files import (
     ROW,
     SHORT_AXIS,
     SPACING,
-    TWO_CHAMBER,
     edit,
     enhanced,
     file_of,
+    read,
     save,
     series,
     write,
 )
-
-
-def read(folder: Path) -> ShortAxis:
-    return read_short_axis(sorted(f for f in folder.rglob("*") if f.is_file()), folder)
 
 
 def test_files_in_any_order_become_a_stack(tmp_path: Path):
@@ -96,28 +91,7 @@ def test_a_series_for_each_slice(tmp_path: Path):
     assert stack.notes == []
 
 
-# --- what is left out -------------------------------------------------------------------------
-
-
-def test_other_views_are_left_out_by_geometry(tmp_path: Path):
-    voxels = series(tmp_path)
-    series(tmp_path, [0], directions=FOUR_CHAMBER, uid="1.1", number=1)
-    series(tmp_path, [0], directions=TWO_CHAMBER, uid="1.2", number=2)
-    series(tmp_path, range(5), directions=FOUR_CHAMBER, uid="1.3", number=3)
-    series(tmp_path, range(3), frames=1, directions=np.eye(3)[:2].ravel(), uid="1.5", number=5)
-    series(tmp_path, range(8), frames=1, uid="1.6", number=6)  # late enhancement
-    series(tmp_path, range(8), uid="1.7", number=7, ImageType=["ORIGINAL", "PRIMARY", "P"])
-    series(tmp_path, range(8), uid="1.8", number=8, Modality="CT")
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == [
-        "left out 2 series of 1 slice x 10 frames: long axis",
-        "left out 1 series of 3 slices x 1 frame: fewer than 10 frames",
-        "left out 1 series of 5 slices x 10 frames: long axis",
-        "left out 1 series of 8 slices x 1 frame: fewer than 10 frames",
-        "left out 1 series of 80 images: not MR",
-        "left out 1 series of 80 images: not magnitude images",
-    ]
+# --- the choice of the stack ------------------------------------------------------------------
 
 
 def test_without_a_short_axis_the_series_are_listed(tmp_path: Path):
@@ -154,189 +128,7 @@ def test_of_two_stacks_the_larger_then_the_later_is_taken(tmp_path: Path):
     assert np.array_equal(read(tmp_path).voxels, later)
 
 
-def test_of_two_studies_one_is_taken(tmp_path: Path):
-    series(tmp_path)
-    later = series(tmp_path, uid="1.5", number=1, AcquisitionDate="20200202", StudyInstanceUID="9")
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, later)
-    assert stack.notes == ["left out 1 series of 4 slices x 10 frames: another study"]
-
-
-# --- what was acquired twice ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("later", [{"time": "110000"}, {"time": "101500"}])
-def test_of_a_repeated_breath_hold_the_later_is_kept(tmp_path: Path, later: dict[str, str]):
-    voxels = series(tmp_path)
-    again = series(tmp_path, [1, 2], uid="1.2.3.5", number=5, **later)
-    voxels[:, :, 1:3] = again
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == ["2 slices acquired again: the last run is used"]
-
-
-def test_an_incomplete_repetition_is_left_out(tmp_path: Path):
-    voxels = series(tmp_path)
-    series(tmp_path, [1], frames=FRAMES + 3, uid="1.2.3.5", number=5, time="110000")
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == [
-        "left out 1 series of 1 slice x 13 frames: parallel to the short axis, 13 frames, not 10"
-    ]
-
-
-def test_a_repetition_within_the_series(tmp_path: Path):
-    series(tmp_path, prefix="a")
-    again = series(tmp_path, prefix="b", number=5, time="110000", SeriesNumber=4)
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, again)
-    assert stack.notes == ["4 slices acquired again: the last run is used"]
-
-
-def test_a_repetition_at_other_places_does_not_mix(tmp_path: Path):
-    voxels = series(tmp_path, range(6))
-    series(tmp_path, [0.4, 1.4], uid="1.2.3.5", number=5, time="110000")
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == [
-        "left out 1 series of 2 slices x 10 frames: parallel to the short axis, at other places"
-    ]
-
-
-def test_tagging_at_the_same_places_is_no_repetition(tmp_path: Path):
-    voxels = series(tmp_path, ScanningSequence="GR", SequenceVariant="SS")
-    series(tmp_path, [0, 1, 2], uid="9.9", number=9, ScanningSequence="GR", SequenceVariant="SP")
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels)
-    assert "another sequence" in stack.notes[0]
-
-
 # --- what makes a stack incomplete ------------------------------------------------------------
-
-
-def remove(folder: Path, frames: int, missing: dict[int, set[int]]) -> None:
-    """Remove frames of slices, both counted from 0."""
-    for file in list(folder.iterdir()):
-        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, frames)
-        if t in missing.get(z, ()):
-            file.unlink()
-
-
-def test_too_few_frames_within_the_stack_are_refused(tmp_path: Path):
-    series(tmp_path, range(5), frames=FRAMES + 1)
-    remove(tmp_path, FRAMES + 1, {2: {3, 4}})
-    with pytest.raises(
-        ValueError,
-        match=r"slices 2 and 3 are 16\.0 mm apart\. The slice between \(.*1\.2\.3\.4_\d+\) has 9 "
-        "frames, not 11",
-    ):
-        read(tmp_path)
-
-
-WHOLE_VOLUMES: dict[str, tuple[dict[int, set[int]], set[int], str]] = {
-    "the last file": ({4: {12}}, {12}, "1 of 13 frames left out (13): not in slice 5"),
-    "half of the slices": (
-        {3: {12}, 4: {12}, 5: {12}},
-        {12},
-        "1 of 13 frames left out (13): not in slices 4, 5, 6",
-    ),
-    "the first frames": (
-        {0: {0, 1}, 5: {0}},
-        {0, 1},
-        "2 of 13 frames left out (1, 2): not in slices 1, 6",
-    ),
-    "each slice another": (
-        {0: {3}, 1: {4}, 2: {5}, 3: {3}, 4: {4}, 5: {5}},
-        {3, 4, 5},
-        "3 of 13 frames left out (4, 5, 6): not in slices 1, 2, 3, 4, 5, 6",
-    ),
-    "but one slice": (
-        {z: {7} for z in range(1, 6)},
-        {7},
-        "1 of 13 frames left out (8): not in slices 2, 3, 4, 5, 6",
-    ),
-}
-
-
-@pytest.mark.parametrize("clock", ["trigger", "temporal", "number"])
-@pytest.mark.parametrize("case", WHOLE_VOLUMES)
-def test_the_most_voxels_of_whole_volumes_are_kept(tmp_path: Path, case: str, clock: str):
-    missing, lost, warning = WHOLE_VOLUMES[case]
-    voxels = series(
-        tmp_path, range(6), frames=13, **({} if clock == "trigger" else {"TriggerTime": None})
-    )
-    remove(tmp_path, 13, missing)
-    if clock == "temporal":
-        for file in tmp_path.iterdir():
-            number = int(pydicom.dcmread(file).InstanceNumber) - 1
-            edit(file, TemporalPositionIdentifier=number % 13 + 1, InstanceNumber=7)
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels[..., [t for t in range(13) if t not in lost]])
-    assert stack.warnings == [warning]
-    assert not [note for note in stack.notes if "left out" in note]
-
-
-def test_frames_of_another_phase_are_no_volume(tmp_path: Path):
-    """A slice whose frames begin one frame duration later shares all but one phase with the others."""
-    voxels = series(tmp_path, range(4), frames=13)
-    for file in tmp_path.iterdir():
-        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, 13)
-        if z == 2:
-            edit(file, TriggerTime=12.5 + 40 * (t + 1))
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels[:, :, 2], voxels[:, :, 2, :-1])
-    assert np.array_equal(stack.voxels[:, :, 3], voxels[:, :, 3, 1:])
-    for file in tmp_path.iterdir():
-        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, 13)
-        if z == 2:
-            edit(file, TriggerTime=12.5 + 40 * (t + 9))
-    with pytest.raises(ValueError, match="of different phases: of 13 all slices share only 4, and"):
-        read(tmp_path)
-    with pytest.raises(ValueError, match=r"share only 4, .* the hint\.$"):
-        read_short_axis(list(tmp_path.iterdir()), tmp_path, "the hint.")
-
-
-def test_heart_rates_may_differ_from_slice_to_slice(tmp_path: Path):
-    voxels = series(tmp_path)
-    for file in tmp_path.iterdir():
-        z, t = divmod(int(pydicom.dcmread(file).InstanceNumber) - 1, FRAMES)
-        edit(file, TriggerTime=round((12.5 + 40 * t) * (1 + 0.1 * z), 1))
-    assert np.array_equal(read(tmp_path).voxels, voxels)
-
-
-def test_slices_lost_at_both_ends_are_named(tmp_path: Path):
-    voxels = series(tmp_path, range(7), frames=13)
-    remove(tmp_path, 13, {0: set(range(5)), 6: set(range(4))})
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels[:, :, 1:6])
-    assert stack.warnings == ["2 of 7 slices left out (1, 7): 8 or 9 frames in each, not 13"]
-
-
-def test_a_missing_slice_is_refused(tmp_path: Path):
-    series(tmp_path, [0, 1, 2, 4, 5])
-    with pytest.raises(ValueError, match=r"evenly spaced, 8\.0 mm .* slices 3 and 4 are 16\.0 mm"):
-        read(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("tags", "shape", "what"),
-    [
-        ({}, (8, 6), "matrix 8 x 6, not 6 x 5"),
-        ({"PixelSpacing": [1.6, 1.6]}, (6, 5), "another pixel spacing"),
-        ({"SequenceVariant": "SP"}, (6, 5), "another sequence"),
-    ],
-)
-def test_slices_of_another_kind(tmp_path: Path, tags: dict[str, object], shape, what: str):
-    voxels = series(tmp_path, range(4))
-    series(tmp_path, [4], uid="1.5", number=5, shape=shape, **tags)
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels)
-    assert what in stack.notes[0]
-    series(tmp_path, [5, 6, 7], uid="1.6", number=6)
-    with pytest.raises(
-        ValueError, match=rf"slices 4 and 5 .* The slice between \(.*1\.5_\d+\) has {what}"
-    ):
-        read(tmp_path)
 
 
 def test_an_image_without_position_is_refused(tmp_path: Path):
@@ -346,14 +138,6 @@ def test_an_image_without_position_is_refused(tmp_path: Path):
         edit(bad, **tags)
         with pytest.raises(ValueError, match=f"{bad.name} has no slice position"):
             read(tmp_path)
-
-
-def test_a_series_without_position_is_left_out(tmp_path: Path):
-    voxels = series(tmp_path)
-    series(tmp_path, uid="1.5", number=5, ImagePositionPatient=None)
-    stack = read(tmp_path)
-    assert np.array_equal(stack.voxels, voxels)
-    assert stack.notes == ["left out 1 series of 40 images: no slice position"]
 
 
 def test_several_patients_are_refused(tmp_path: Path):
@@ -465,20 +249,6 @@ def test_two_single_slices_across_the_heart_are_refused(tmp_path: Path):
     series(tmp_path, [0], directions=directions, uid="1.5", number=5, SliceThickness=8)
     with pytest.raises(ValueError, match="no short-axis cine"):
         read(tmp_path)
-
-
-def test_perfusion_is_no_cine(tmp_path: Path):
-    """Frames of one trigger delay, a heartbeat apart."""
-    series(tmp_path, range(3), TriggerTime=120)
-    for file in tmp_path.iterdir():
-        t = (int(pydicom.dcmread(file).InstanceNumber) - 1) % FRAMES
-        edit(file, AcquisitionTime=f"1015{0.8 * t:09.6f}")
-    with pytest.raises(ValueError, match=r"no short-axis cine.* frames 0\.8 s apart, as in perfus"):
-        read(tmp_path)
-    chosen = read_short_axis(sorted(tmp_path.iterdir()), tmp_path, chosen=True)
-    assert chosen.warnings == ["frames 0.8 s apart: perfusion, or another series that is no cine"]
-    voxels = series(tmp_path / "cine", uid="1.5", number=5)
-    assert np.array_equal(read(tmp_path).voxels, voxels)
 
 
 # --- the order of frames ----------------------------------------------------------------------

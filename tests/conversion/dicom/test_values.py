@@ -6,10 +6,10 @@ import pytest
 from pydicom.dataset import Dataset
 
 from nnunet_ssp.conversion.dicom.values import (
+    brief,
     day_of,
     numbers_of,
     seconds_of,
-    shown,
     texts_of,
     value_of,
 )
@@ -88,9 +88,9 @@ def test_texts():
 
 
 def test_values_in_messages_are_short_and_printable():
-    assert shown("x" * 99) == "x" * 37 + "..."
-    assert shown("a\nb") == "a?b"
-    assert shown([1.5, 0.0]) == "1.5\\0"
+    assert brief("x" * 99) == "x" * 37 + "..."
+    assert brief("a\nb") == "a?b"
+    assert brief([1.5, 0.0]) == "1.5\\0"
 
 
 @pytest.mark.parametrize(

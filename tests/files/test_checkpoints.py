@@ -91,7 +91,7 @@ def test_nothing_runs_when_a_checkpoint_is_opened(tmp_path, capsys, writer, kind
     said = refused(file, capsys)
     assert "a.pth is not " in said
     if writer != "old pickle":  # of which PyTorch understands some words only
-        assert "opened, for it " in said and "--trust" in said and "trust=yes" in said
+        assert "opened, because it " in said and "--trust" in said and "trust=yes" in said
     assert not marker.exists()
     if writer in ("modern", "legacy"):  # the others are refused before any name is read
         assert f"it needs {kind.needs}" in said or f".{kind.needs}, which is no part" in said
@@ -262,7 +262,7 @@ def test_what_is_no_checkpoint_is_refused_in_words(tmp_path, capsys, name):
 
 
 def test_a_folder_and_a_missing_file_are_refused_in_words(tmp_path, capsys):
-    assert "is not a readable checkpoint (it is no file)" in refused(tmp_path, capsys)
+    assert "is not a readable checkpoint (it is not a file)" in refused(tmp_path, capsys)
     assert "none.pth does not exist" in refused(tmp_path / "none.pth", capsys)
 
 

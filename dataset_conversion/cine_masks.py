@@ -1,0 +1,143 @@
+"""The masks of own cine, brought to the frames and the grid of their images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_ssp.conversion.geometry import same_grid
+from nnunet_ssp.conversion.stacks import NiftiStack
+from nnunet_ssp.dataset_conversion.cine_files import (
+    MASK,
+    CineTask,
+    stem_of,
+)
+from nnunet_ssp.files.grids import Array, corner_distance
+from nnunet_ssp.files.nifti import (
+    as_cine,
+    as_frame,
+    integer_labels,
+    read_image,
+)
+
+MASK_VALUES = (
+    8  # at most, in a mask, all of them whole numbers from 0 to 255; MR images have hundreds
+)
+
+
+def is_like_a_mask(frame: Array) -> bool:
+    """Whether a frame has background and a few small whole numbers, and nothing else."""
+    values = np.unique(frame)
+    if values.size > MASK_VALUES or values[0] != 0 or values[-1] > 255:
+        return False
+    return bool((values == np.rint(values)).all())
+
+
+def read_masks(
+    task: CineTask, image: Array, affine: Array, nifti: NiftiStack | None
+) -> tuple[dict[int, Array], list[str]]:
+    """Return the labelled frames, uint8 `(X, Y, Z)` on the image's grid, and what was corrected.
+
+    Args:
+        task: The subject.
+        image: `(X, Y, Z, T)`, as it will be written.
+        affine: (4, 4), of the image as it will be written.
+        nifti: The image as read, if it is not DICOM.
+    """
+    n_frames = image.shape[3]
+    single = task.images if nifti and nifti.source and len(task.images) > 1 else ()
+    masks: dict[int, Array] = {}
+    turned = False
+    for file in task.masks:
+        stored = read_image(file)
+        mask = as_cine(stored.voxels)
+        frame = _frame_of(file, single, mask.shape)
+        if nifti and not nifti.source and 1 in mask.shape[:3]:
+            raise ValueError(
+                f"{file}: must be a mask of the whole stack, not of one of its slices."
+            )
+        if frame is not None and frame >= n_frames:
+            raise ValueError(f"{file}: frame (={frame}) must be within 0 to {n_frames - 1}.")
+        mask = mask if frame is None else as_frame(mask)
+        if nifti and nifti.source and same_grid(stored, nifti.source):
+            mask = nifti.place.move(mask)
+        else:
+            mask, moved = _on_grid(mask, stored.grid.affine, affine, file)
+            turned |= moved
+        expected = image.shape if frame is None else image.shape[:3]
+        if mask.shape != expected:
+            of_one = mask.shape == image.shape[:3]
+            name = f" A mask of one frame is called {task.subject}_frame<TT>_gt.nii.gz." * of_one
+            raise ValueError(
+                f"{file}: shape (={mask.shape}) must be that of the image (={expected}).{name}"
+            )
+        mask = integer_labels(mask, file, range(len(task.label_names) + 1))
+        frames = range(n_frames) if frame is None else [frame]
+        for t, labelled in zip(
+            frames, np.moveaxis(mask.reshape(*mask.shape[:3], -1), 3, 0), strict=True
+        ):
+            if labelled.any() and t in masks:
+                raise ValueError(f"{file}: frame {t} has another mask already.")
+            if labelled.any():
+                masks[t] = labelled
+    return masks, ["axes of the masks turned to those of the image"] if turned else []
+
+
+def _frame_of(file: Path, images: Sequence[Path], shape: Sequence[int]) -> int | None:
+    """Return the time index of a mask of one frame; None for a mask of all.
+
+    Args:
+        file: The mask.
+        images: The 3D frames of the image in order of time; empty for any other image.
+        shape: Shape of the mask.
+
+    Raises:
+        ValueError: It is not clear which frame it is of.
+    """
+    if shape[3:] == (len(images),):
+        return None  # also where the first frame has the subject's name
+    stem = stem_of(file)
+    if named := [n for n, image in enumerate(images) if f"{stem_of(image)}_gt" == stem]:
+        shared = [_shared_folders(images[n], file) for n in named]
+        if shared.count(max(shared)) > 1:
+            raise ValueError(
+                f"{file}: must be in a folder called as its image's: {len(named)} images have this name."
+            )
+        return named[shared.index(max(shared))]
+    match = MASK.fullmatch(stem)
+    if not match or not match["frame"]:
+        return None
+    numbers = [re.search(r"frame[_-]?(\d+)", stem_of(image), re.IGNORECASE) for image in images]
+    if not images or None in numbers:
+        return int(match["frame"])
+    counted = [int(number[1]) for number in numbers if number]
+    if counted.count(int(match["frame"])) != 1:
+        raise ValueError(f"{file}: there must be one image of frame {match['frame']}.")
+    return counted.index(int(match["frame"]))
+
+
+def _shared_folders(image: Path, mask: Path) -> int:
+    """Count the folders above two files that have the same names."""
+    parents = zip(image.parts[-2::-1], mask.parts[-2::-1], strict=False)
+    return sum(1 for _ in takewhile(lambda names: names[0] == names[1], parents))
+
+
+def _on_grid(mask: Array, mask_affine: Array, affine: Array, file: Path) -> tuple[Array, bool]:
+    """Flip and permute a mask's axes to those of the image, and return whether that was necessary."""
+    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+    axes = io_orientation(np.linalg.inv(affine) @ mask_affine)
+    if np.isnan(axes).any() or mask.ndim < 3:
+        raise ValueError(f"{file}: must be a 3D or 4D mask with the affine of its image.")
+    turned = np.asarray(apply_orientation(mask, axes))
+    its_affine = mask_affine @ inv_ornt_aff(axes, mask.shape[:3])
+    distance = corner_distance(its_affine, affine, turned.shape[:3])
+    if distance > np.linalg.norm(affine[:3, :2], axis=0).min() / 2:
+        raise ValueError(
+            f"{file}: the mask must lie where the image is, but its corners are {distance:.1f} mm off."
+        )
+    return turned, not np.array_equal(axes, [[0, 1], [1, 1], [2, 1]])

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from nnunet_ssp.conversion.subjects import Task, make_cases
+
+
+def test_cases_are_all_frames_for_training_and_labelled_ones_for_testing():
+    phases = {0: "ED", 2: "ES"}
+    given = {"source": "toy", "base": "first", "vendor": "GE", "first": 1, "field": "3"}
+    train = make_cases(Task("A", "train", ()), phases, 4, **given)
+    assert [(c.case, c.phase) for c in train] == [
+        ("A_frame00", "ED"),
+        ("A_frame01", ""),
+        ("A_frame02", "ES"),
+        ("A_frame03", ""),
+    ]
+    assert {(c.source_frame - c.frame, c.n_frames, c.field, c.centre) for c in train} == {
+        (1, 4, "3", "")
+    }
+    test = make_cases(Task("A", "test", ()), phases, 4, **given)
+    assert [c.case for c in test] == ["A_frame00", "A_frame02"]
+    few = make_cases(Task("A", "train", ()), phases, 30, frames=[9, 0], **given)
+    assert [(c.frame, c.n_frames) for c in few] == [(0, 30), (9, 30)]
+
+
+def test_masks_are_known_by_the_names_of_files_that_are_there(tmp_path: Path):
+    image, mask = tmp_path / "A_sa.nii.gz", tmp_path / "A_sa_gt.nii.gz"
+    image.touch()
+    assert not Task("A", "train", (image, mask)).has_masks
+    mask.touch()
+    assert Task("A", "train", (image, mask)).has_masks
+    assert not Task("A", "train", (image,)).has_masks

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from nnunet_ssp.conversion.subjects import Look, Outcome, Task, make_cases
+from nnunet_ssp.conversion.summary import (
+    Remarks,
+    as_log,
+    dry_summary_lines,
+    refusals,
+    same_patients,
+    summary_lines,
+)
+
+
+def outcome(subject: str, split: str = "train", **changes: object) -> Outcome:
+    """Return a subject of four frames, of which two are labelled."""
+    task = Task(subject, split, ())
+    cases = make_cases(task, {0: "ED", 2: "ES"}, 4, source="toy", base="first", vendor="GE")
+    return replace(Outcome(subject, split, cases=cases), **changes)
+
+
+REFUSED = [Outcome("S10", "", refused="no image."), Outcome("S9", "", refused="no mask.")]
+
+
+def numbers(lines: list[str]) -> dict[str, list[int]]:
+    """Return the numbers of each row of the table, by its first word or words."""
+    rows = {}
+    for line in lines[2:]:
+        if not line or line.startswith("\n"):
+            break
+        rows[line[:12].strip()] = [int(text) for text in line[12:].split()]
+    return rows
+
+
+def test_frames_are_counted_by_split_and_source():
+    outcomes = [
+        outcome("a-1", corrections=["set right"]),
+        outcome("a-2"),
+        outcome("b-1", "test"),
+        *REFUSED,
+    ]
+    lines = summary_lines(outcomes, 2, [], ["a", "b"])
+    # subjects, frames, labelled, unlabelled, corrected, refused
+    assert numbers(lines) == {
+        "train": [2, 8, 4, 4, 1, 0],
+        "test": [1, 2, 2, 0, 0, 0],
+        "unread": [0, 0, 0, 0, 0, 2],
+        "all": [3, 10, 6, 4, 1, 2],
+        "a train": [2, 8, 4, 4, 1, 0],
+        "b test": [1, 2, 2, 0, 0, 0],
+    }
+    text = "\n".join(lines)
+    assert "Cross-validation by subject: 2 folds" in text
+    assert "Corrected:\n  a-1: set right" in text
+    assert "REFUSED, not converted:\n  S9: no mask.\n  S10: no image." in text
+
+
+def test_without_folds_or_refusals_that_is_said_or_left_out():
+    text = "\n".join(summary_lines([outcome("A")], 0, ["so it is"], ()))
+    assert "Cross-validation by subject: no folds, only `all`\n\nso it is" in text
+    assert "REFUSED" not in text and "unread" not in text
+
+
+def test_equal_texts_of_subjects_share_a_line():
+    notes = {"notes": ["left out 1 series"]}
+    lines = summary_lines([outcome("A", **notes), outcome("B", **notes)], 0, [], ())
+    assert "  A, B: left out 1 series" in lines
+
+
+def test_refusals_are_in_natural_order_and_cut_short():
+    many = [Outcome(f"S{n}", "", refused=f"reason {n}.") for n in reversed(range(1, 23))]
+    lines = refusals(many)
+    assert lines[:2] == ["  S1: reason 1.", "  S2: reason 2."]
+    assert lines[-1] == "  ... and 2 more, see convert.json"
+    assert len(lines) == 21
+    assert len(refusals(many, limit=None)) == 22
+
+
+def test_a_dry_run_tells_what_headers_tell(tmp_path: Path):
+    looks = [
+        Look("A", "train", has_masks=True, n_frames=25),
+        Look("B", "train", n_frames=30, notes=["turned"]),
+        Look("T", "test", has_masks=True, n_frames=20),
+        Look("X", "train", refused="no image."),
+    ]
+    lines = dry_summary_lines(looks, tmp_path, ["so it is"], ())
+    # subjects, with masks, without, frames, refused
+    assert numbers(lines) == {
+        "train": [2, 1, 1, 55, 1],
+        "test": [1, 1, 0, 20, 0],
+        "all": [3, 2, 1, 75, 1],
+    }
+    text = "\n".join(lines)
+    assert "\ntrain: A, B\n" in text and "\ntest: T\n" in text
+    assert "Would be REFUSED:\n  X: no image." in text
+    assert f"nothing was written. The dataset would be {tmp_path}" in text
+    assert "That folder holds a finished dataset" not in text
+    (tmp_path / "dataset.json").touch()
+    assert "That folder holds a finished dataset" in dry_summary_lines(looks, tmp_path, [], ())[-1]
+
+
+def test_a_dry_run_without_a_usable_subject(tmp_path: Path):
+    assert "no subject could be converted" in dry_summary_lines(REFUSED, tmp_path, [], ())[-1]
+
+
+def test_subjects_of_one_patient_are_a_warning():
+    looks = [Look("A", "train", patient="1"), Look("B", "train", patient="2")]
+    assert same_patients([*looks, Look("C", "train")]) == []
+    (warning,) = same_patients([*looks, Look("C", "test", patient="1")])
+    assert warning.startswith("WARNING: A, C have the same PatientID")
+
+
+def test_remarks_on_splits_do_not_count_the_refused():
+    remarks = Remarks(["general"], lambda splits: [f"{splits}"])
+    outcomes = [outcome("A"), outcome("T", "test"), *REFUSED]
+    assert remarks.about(outcomes) == ["general", "{'A': 'train', 'T': 'test'}"]
+    assert Remarks().about(outcomes) == []
+
+
+def test_the_log_holds_what_was_said():
+    outcomes = [outcome("A", notes=["a note"]), outcome("B", warnings=["lost"]), REFUSED[0]]
+    assert as_log(outcomes) == {
+        "refused": {"S10": "no image."},
+        "corrections": {},
+        "warnings": {"B": ["lost"]},
+        "notes": {"A": ["a note"]},
+    }
