@@ -26,5 +26,5 @@ METHODS: tuple[type[Method], ...] = (
     PCL,
     SimCLR,
 )
-# Every method's settings: a trainer ignores these names where they are not its own.
+# Every method's settings. A trainer ignores names that only another one knows, see settings.override.
 SETTINGS = tuple(method.settings_class for method in METHODS)
