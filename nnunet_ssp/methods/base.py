@@ -69,7 +69,7 @@ def _pinned(entry: Any) -> Any:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Where the images of `Method.panels` are saved, and when.
+    """Place and time of the images that `Method.panels` returns.
 
     Attributes:
         file: Path below the results' folder; `{epoch}` stands for the finished epochs.

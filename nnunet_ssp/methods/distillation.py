@@ -1,4 +1,4 @@
-"""What DINO and BYOL share: a student, and a teacher that is a moving average of it.
+"""Shared parts of DINO and BYOL: a student, and a teacher that is a moving average of it.
 
 The teacher is the target, and it moves. So losses of different epochs, and with them `checkpoint_best` and
 `early_stopping`, do not tell which encoder is better: fine-tune from `checkpoint_final`.

@@ -1,4 +1,4 @@
-"""What the methods that train an encoder share: pooled features of views, in chunks and over all ranks."""
+"""Shared parts of the methods that train an encoder: pooled features of views, in chunks and over all ranks."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class InpaintingSettings(ReconstructionSettings):
 
 
 class Layouts:
-    """Where the squares of an image lie: a layout of the bank in any rotation, or a fresh one.
+    """Places of the squares in an image: a layout of the bank in any rotation, or a fresh one.
 
     Args:
         settings: Of the method.

@@ -1,4 +1,4 @@
-"""What the reconstructing methods share: the planned U-Net run on corrupted images, and the comparison of its output.
+"""Shared parts of the reconstructing methods: run the planned U-Net on corrupted images, and compare its output.
 
 With plain skip connections the full-resolution skip can solve most of a reconstruction while every deeper layer stays
 at its initial weights. `recipe=deep` and the single settings below push learning down; `recipe=paper` is the published
