@@ -46,8 +46,9 @@ def test_the_papers_optimiser_and_settings(runs, log, task):
         "visible_statistics = False",
     ):
         assert f"  {line}\n" in text, line
-    assert trainer.method.pairs == TASKS[task]
-    assert (trainer.method.side, trainer.method.number) == (8, 8 if TASKS[task] else 9)
+    layouts = trainer.method.layouts
+    assert layouts.pairs == TASKS[task]
+    assert (layouts.side, layouts.number) == (8, 8 if TASKS[task] else 9)
 
 
 def test_the_figure_of_the_papers_table(runs, log):

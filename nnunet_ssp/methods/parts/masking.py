@@ -148,13 +148,7 @@ def fill(
         )
 
     if how in ("shuffle_pixels_image", "shuffle_pixels_batch"):
-        pixels, hidden = images.flatten(2).transpose(1, 2), mask.flatten(1)  # (B, XY, C), (B, XY)
-        if how == "shuffle_pixels_batch":
-            pixels, hidden = pixels.flatten(0, 1)[None], hidden.flatten()[None]
-        shuffled = _shuffle(pixels, hidden, generator)
-        return (
-            shuffled.reshape(len(images), -1, images.shape[1]).transpose(1, 2).reshape(images.shape)
-        )
+        return _shuffle_pixels(images, mask, how == "shuffle_pixels_batch", generator)
 
     patches = _to_patches(images, block)  # (B, blocks, block * block, C)
     hidden = blocks.flatten(1)  # (B, blocks)
@@ -182,6 +176,17 @@ def fill(
             f"`fill` (={how}) must be a number or one of {', '.join(get_args(FillName))}."
         )
     return torch.where(mask, _from_patches(moved, blocks.shape[1:], block, size), images)
+
+
+def _shuffle_pixels(
+    images: Tensor, mask: Tensor, over_batch: bool, generator: torch.Generator | None
+) -> Tensor:
+    """Permute the hidden pixels (B, 1, X, Y) within each image, or over the batch."""
+    pixels, hidden = images.flatten(2).transpose(1, 2), mask.flatten(1)  # (B, XY, C), (B, XY)
+    if over_batch:
+        pixels, hidden = pixels.flatten(0, 1)[None], hidden.flatten()[None]
+    shuffled = _shuffle(pixels, hidden, generator).reshape(len(images), -1, images.shape[1])
+    return shuffled.transpose(1, 2).reshape(images.shape)
 
 
 def _shuffle(entries: Tensor, movable: Tensor, generator: torch.Generator | None) -> Tensor:
