@@ -130,7 +130,7 @@ class Layouts:
         self.pairs = pairs
         self.number = number_of_squares(settings.area, side, patch_size, pairs)
         rng = np.random.default_rng([settings.seed, BANK])
-        # Drawn for fresh masks, too: an area that cannot be reached is refused before anything runs.
+        # Drawn for fresh masks too: an area that cannot be reached is refused before anything runs.
         self.bank = [self._fresh(rng) for _ in range(BANK)]
 
     def draw(self, rng: np.random.Generator, n: int) -> list[Corners]:
