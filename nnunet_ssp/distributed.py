@@ -1,4 +1,4 @@
-"""The few collective operations that losses and logs need; all of them do nothing in a single process."""
+"""The collective operations that losses and logs need. They do nothing in a single process."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Count the processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process among them."""
+    """Return the number of this process among them."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum over all ranks, without a gradient."""
+    """Sum over all ranks, without a gradient."""
     if world_size() == 1:
         return x.detach()
     total = x.detach().clone()
@@ -34,7 +34,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def max_over_ranks(x: Tensor) -> Tensor:
-    """The elementwise maximum over all ranks, without a gradient."""
+    """Take the elementwise maximum over all ranks, without a gradient."""
     if world_size() == 1:
         return x.detach()
     largest = x.detach().clone()
@@ -44,12 +44,12 @@ def max_over_ranks(x: Tensor) -> Tensor:
 
 @contextmanager
 def ending_with_other_ranks(say: Callable[[], str]) -> Iterator[None]:
-    """End this process, with a line in place of gloo's or NCCL's traceback, when another rank has gone.
+    """End this process when another rank has gone, with one line in place of gloo's or NCCL's traceback.
 
     A collective operation fails then, and so would all that follow, the orderly end included.
 
     Args:
-        say: Returns what follows in the line.
+        say: Returns the end of the line.
     """
     try:
         yield
@@ -63,7 +63,7 @@ def ending_with_other_ranks(say: Callable[[], str]) -> Iterator[None]:
 
 
 def _connection_failed(error: RuntimeError) -> bool:
-    """Whether an error is one of the connection between ranks; gloo's have no class of their own."""
+    """Whether the connection between ranks has failed; gloo's errors have no class of their own."""
     words = r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe"
     return isinstance(error, dist.DistError) or bool(re.search(words, str(error), re.IGNORECASE))
 
@@ -81,11 +81,11 @@ def mean_over_steps(outputs: Sequence[Mapping[str, Tensor]]) -> dict[str, float]
 
 
 def share(total: int, number: int | None = None) -> slice:
-    """The rows of a global batch that a rank works on; ranks differ by at most one row.
+    """Return the rows of a global batch that a rank works on; ranks differ by at most one row.
 
     Args:
-        total: rows of the global batch.
-        number: of the rank, this one by default.
+        total: Rows of the global batch.
+        number: Number of the rank; this one by default.
     """
     n = world_size()
     number = rank() if number is None else number
@@ -95,18 +95,18 @@ def share(total: int, number: int | None = None) -> slice:
 
 
 def gather_rows(x: Tensor, total: int) -> Tensor:
-    """The rows of all ranks, in the order of the global batch, with a gradient to this rank's own.
+    """Return the rows of all ranks, in the order of the global batch, with a gradient to this rank's own.
 
-    Every rank computes the same loss from the gathered rows. DDP averages gradients over ranks, so the gradient of
-    this rank's rows is multiplied by the number of ranks here: what comes out is the gradient of one process with the
-    whole batch, both for what lies before (each rank adds its rows' part) and after (equal on all ranks).
+    Every rank computes the same loss from the gathered rows. DDP averages gradients over ranks, so the gradient of this
+    rank's rows is multiplied by the number of ranks here. The result is the gradient of one process with the whole
+    batch, both for parameters before (each rank adds its rows' part) and after (equal on all ranks).
 
     Args:
-        x: (n, ...) this rank's share of the rows.
-        total: rows of the global batch.
+        x: (n, ...), this rank's share of the rows.
+        total: Rows of the global batch.
 
     Raises:
-        ValueError: ``x`` has another number of rows than `share` says.
+        ValueError: `x` has another number of rows than `share` says.
     """
     own = share(total)
     if len(x) != own.stop - own.start:

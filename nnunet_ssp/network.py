@@ -1,7 +1,7 @@
 """The parts of nnU-Net's planned U-Nets, by the names of their tensors.
 
 Levels count resolutions from 1 (full) to n (bottleneck), the same for encoder and decoder. nnU-Net's decoder also
-holds the encoder (`decoder.encoder.*`) and blocks hold aliases (`...all_modules.*`); these are the same tensors.
+holds the encoder (`decoder.encoder.*`), and blocks hold aliases (`...all_modules.*`) of the same tensors.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-OUTPUT_LAYERS = ".seg_layers."  # nnU-Net's name for the layers that belong to one set of labels
+# nnU-Net's name for the layers that belong to one set of labels.
+OUTPUT_LAYERS = ".seg_layers."
 
 
 def is_alias(key: str) -> bool:
@@ -31,11 +32,15 @@ def parts(keys: Iterable[str]) -> dict[str, list[str]]:
     """Sort the tensors of a planned U-Net, without aliases and output layers, into its parts.
 
     Args:
-        keys: of its state dict.
+        keys: Keys of its state dict.
 
     Returns:
-        Keys by part, in the order data flows: ``encoder stem`` (residual encoders), ``encoder 1`` ... ``encoder n``,
-        ``decoder n-1`` ... ``decoder 1``.
+        Keys by part, in the order in which data flows: `encoder stem` (residual encoders), `encoder 1` ... `encoder n`,
+        `decoder n-1` ... `decoder 1`.
+
+    >>> parts(["encoder.stages.0.conv.weight", "encoder.stages.1.conv.weight", "decoder.stages.0.conv.weight"])
+    {'encoder 1': ['encoder.stages.0.conv.weight'], 'encoder 2': ['encoder.stages.1.conv.weight'],
+     'decoder 1': ['decoder.stages.0.conv.weight']}
     """
     names = [key for key in keys if not is_alias(key) and not is_output_layer(key)]
     stages = [int(m[1]) for key in names if (m := re.match(r"encoder\.stages\.(\d+)\.", key))]

@@ -1,4 +1,4 @@
-"""Schedules as functions of progress, and early stopping."""
+"""Schedules as functions of epoch or step, and early stopping."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import math
 
 
 def warmup_cosine(epoch: float, num_epochs: float, warmup_epochs: float = 0) -> float:
-    """Factor of the initial learning rate: linear warm-up, then half a cosine to 0.
+    """Return the factor of the initial learning rate: linear warm-up, then half a cosine to 0.
 
-    Without warm-up it is ``torch.optim.lr_scheduler.CosineAnnealingLR(T_max=num_epochs)``, the papers' schedule
+    Without warm-up it is `torch.optim.lr_scheduler.CosineAnnealingLR(T_max=num_epochs)`, the papers' schedule
     (de Mooij et al., appendix A). The warm-up rises by equal steps and reaches 1 with the first cosine epoch.
 
     Args:
-        epoch: finished epochs, in [0, num_epochs]; fractions are allowed.
-        num_epochs: length of the run.
-        warmup_epochs: length of the warm-up, 0 for none.
+        epoch: Finished epochs, in [0, num_epochs]; fractions are allowed.
+        num_epochs: Length of the run.
+        warmup_epochs: Length of the warm-up, 0 for none.
 
     Returns:
         A factor in [0, 1].
 
     Raises:
-        ValueError: ``epoch`` outside [0, num_epochs].
+        ValueError: `epoch` lies outside [0, num_epochs].
+
+    >>> [round(warmup_cosine(epoch, 4), 2) for epoch in range(5)]
+    [1.0, 0.85, 0.5, 0.15, 0.0]
     """
     if not 0 <= epoch <= num_epochs:
         raise ValueError(f"`epoch` (={epoch}) must lie in [0, num_epochs={num_epochs}].")
@@ -33,38 +36,48 @@ def warmup_cosine(epoch: float, num_epochs: float, warmup_epochs: float = 0) -> 
 
 
 def staircase(epoch: int, peak: float) -> float:
-    """``peak * 0.9^floor((epoch + 1) / 2)``, at least 1e-8: Dominic et al.'s, from the configurations of their code.
+    """Return `peak * 0.9^floor((epoch + 1) / 2)`, at least 1e-8: from the configurations of Dominic et al.'s code.
 
     Args:
-        epoch: counted from 0; the rate falls after the first epoch and then after every second one.
-        peak: rate of the first epoch.
+        epoch: Counted from 0. The rate falls after the first epoch and then after every second one.
+        peak: Rate of the first epoch.
+
+    >>> [round(staircase(epoch, 1.0), 2) for epoch in range(5)]
+    [1.0, 0.9, 0.9, 0.81, 0.81]
     """
     return max(1e-8, peak * 0.9 ** ((epoch + 1) // 2))
 
 
 def polynomial(epoch: int, num_epochs: int, peak: float) -> float:
-    """``peak * (1 - epoch / num_epochs)^0.9``, nnU-Net's rate of an epoch, counted from 0."""
+    """Return nnU-Net's rate of an epoch, counted from 0: `peak * (1 - epoch / num_epochs)^0.9`.
+
+    >>> round(polynomial(500, 1000, 0.01), 5)
+    0.00536
+    """
     return float(peak * (1 - epoch / num_epochs) ** 0.9)
 
 
 def iteration_schedule(
     step: int, total: int, warmup: int, peak: float, start: float = 0.0, end: float = 0.0
 ) -> float:
-    """Learning rate of one step: linear from ``start`` to ``peak``, both reached, then half a cosine towards ``end``.
+    """Return one step's learning rate: linear from `start` to `peak`, both reached, then half a cosine towards `end`.
 
-    DINO's (``np.linspace(0, peak, warmup)``, then a cosine to 1e-6) and BYOL's (from 3e-5 to 0) schedule; the first
-    step of the cosine has the peak again, and its end lies one step after the last.
+    It is the schedule of DINO (`np.linspace(0, peak, warmup)`, then a cosine to 1e-6) and of BYOL (from 3e-5 to 0). The
+    first step of the cosine has the peak again, and its end lies one step after the last.
 
     Args:
-        step: counted from 0.
-        total: steps of the run.
-        warmup: steps of the warm-up.
-        peak: largest rate.
-        start: rate of the first step of the warm-up.
-        end: what the cosine falls to.
+        step: Counted from 0.
+        total: Steps of the run.
+        warmup: Steps of the warm-up.
+        peak: Largest rate.
+        start: Rate of the first step of the warm-up.
+        end: Rate that the cosine falls to.
 
     Raises:
-        ValueError: ``step`` outside [0, total), or a longer warm-up than the run.
+        ValueError: `step` lies outside [0, total), or the warm-up is longer than the run.
+
+    >>> [round(iteration_schedule(step, total=6, warmup=2, peak=1.0), 2) for step in range(6)]
+    [0.0, 1.0, 1.0, 0.85, 0.5, 0.15]
     """
     if not 0 <= step < total:
         raise ValueError(f"`step` (={step}) must lie in [0, total={total}).")
@@ -76,12 +89,15 @@ def iteration_schedule(
 
 
 def momentum_schedule(step: int, total: int, start: float) -> float:
-    """Momentum of a teacher: from ``start`` to 1 by half a cosine (DINO and BYOL).
+    """Return the momentum of a teacher: from `start` to 1 by half a cosine (DINO and BYOL).
 
     Args:
-        step: finished steps before this update, counted from 0.
-        total: steps of the run.
-        start: momentum of the first update.
+        step: Steps before this update, counted from 0.
+        total: Steps of the run.
+        start: Momentum of the first update.
+
+    >>> [round(momentum_schedule(step, 4, 0.9), 3) for step in range(5)]
+    [0.9, 0.915, 0.95, 0.985, 1.0]
     """
     return 1 - (1 - start) * (1 + math.cos(math.pi * step / total)) / 2
 
@@ -90,8 +106,8 @@ class EarlyStopping:
     """Tells when a loss has not improved for some epochs.
 
     Args:
-        patience: epochs without improvement before it stops; None never stops.
-        min_delta: smallest decrease that counts as an improvement.
+        patience: Epochs without improvement before it stops; None never stops.
+        min_delta: Smallest decrease that counts as an improvement.
     """
 
     def __init__(self, patience: int | None, min_delta: float = 0.0) -> None:
@@ -109,13 +125,13 @@ class EarlyStopping:
 
     @property
     def should_stop(self) -> bool:
-        """Whether ``patience`` epochs have passed without improvement."""
+        """Whether `patience` epochs have passed without improvement."""
         return self.patience is not None and self.stale_epochs >= self.patience
 
     def state_dict(self) -> dict[str, float]:
-        """What is needed to go on after an interruption."""
+        """Return the state that a resumed run needs."""
         return {"best": self.best, "stale_epochs": self.stale_epochs}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from ``state_dict()``."""
+        """Restore `state_dict()`."""
         self.best, self.stale_epochs = state["best"], int(state["stale_epochs"])

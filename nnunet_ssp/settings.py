@@ -1,8 +1,8 @@
 """Settings of the trainers: frozen dataclasses, changed by one environment variable.
 
-``nnUNet_ssp_settings="num_epochs=5 mask_ratio=0.6" nnUNetv2_train ...`` overrides single settings. A name that another
-trainer of ours knows is ignored with a note (one exported variable serves pretraining and fine-tuning); a name that
-none knows, and a value of the wrong kind, are refused.
+`nnUNet_ssp_settings="num_epochs=5 mask_ratio=0.6" nnUNetv2_train ...` overrides single settings. A name that only
+another trainer knows is ignored with a note, so that one exported variable serves pretraining and fine-tuning. A name
+that no trainer knows and a value of the wrong kind are refused.
 """
 
 from __future__ import annotations
@@ -11,26 +11,32 @@ import math
 import os
 import re
 import types
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 ENVIRONMENT_VARIABLE = "nnUNet_ssp_settings"
 
 
 def require(holds: bool, name: str, value: object, rule: str) -> None:
-    """Raise ``ValueError("`name` (=value) must rule.")`` unless ``holds``."""
+    """Raise a `ValueError` that names setting, value and rule, unless the rule holds.
+
+    >>> require(False, "num_epochs", 0, "be at least 1")
+    Traceback (most recent call last):
+    ValueError: `num_epochs` (=0) must be at least 1.
+    """
     if not holds:
         raise ValueError(f"`{name}` (={value}) must {rule}.")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of all settings; subclasses check ranges in ``__post_init__``.
+    """Base of all settings; subclasses check ranges in `__post_init__`.
 
-    ``recipes`` are named sets of defaults: ``recipe=NAME`` replaces these defaults before single settings apply. That
-    is done by `override`, not by the constructor: a trainer that starts from a recipe has
-    ``defaults = override(MIMSettings(), "recipe=deep")[0]``.
+    Attributes:
+        recipes: Named sets of defaults. `recipe=NAME` replaces these defaults before single settings apply. `override`
+            does that, not the constructor: a trainer that starts from a recipe has
+            `defaults = override(MIMSettings(), "recipe=deep")[0]`.
     """
 
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -38,18 +44,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class TrainingSettings(Settings):
-    """What every trainer of ours has."""
+    """Settings of every trainer."""
 
     num_epochs: int = 1000
     initial_lr: float = 0.01
     seed: int = 0
-    early_stopping: int | None = (
-        None  # epochs without improvement of the validation loss; none: off
-    )
-    early_stopping_delta: float = (
-        1e-3  # smallest decrease that counts (methods: min_delta of the papers' code)
-    )
-    trust: bool = False  # open checkpoints that run code when they are opened: one's own files
+    # Epochs without improvement of the validation loss after which a run ends; none: never.
+    early_stopping: int | None = None
+    # Smallest decrease that counts as improvement (min_delta in the papers' code).
+    early_stopping_delta: float = 1e-3
+    # yes: open checkpoints that can run code when they are opened; for your own files only.
+    trust: bool = False
 
     def __post_init__(self) -> None:
         require(self.num_epochs >= 1, "num_epochs", self.num_epochs, "be at least 1")
@@ -64,37 +69,44 @@ class TrainingSettings(Settings):
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Names of the settings that have no effect beside the others."""
+        """Names of the settings that the others leave without effect."""
         return ()
 
 
 @dataclass(frozen=True)
 class PretrainingSettings(TrainingSettings):
-    """What every pretraining method has; a method's own settings extend these."""
+    """Settings of every pretraining method; a method's own settings extend these."""
 
-    num_epochs: int = 100  # de Mooij et al., appendix A: all four methods
-    iterations_per_epoch: int | None = None  # none: one pass over all slices, as in the paper
-    batch_size: int = 128  # slices, over all ranks
+    # De Mooij et al., appendix A: all four methods.
+    num_epochs: int = 100
+    # none: one pass over all slices, as in the paper.
+    iterations_per_epoch: int | None = None
+    # Slices, over all ranks.
+    batch_size: int = 128
     optimizer: Literal["sgd", "adam", "adamw", "lars"] = "sgd"
-    momentum: float = 0.9  # of SGD and LARS
-    nesterov: bool = False  # of SGD and LARS
-    beta1: float = 0.9  # of Adam and AdamW
-    beta2: float = 0.999  # of Adam and AdamW
+    # Of SGD and LARS.
+    momentum: float = 0.9
+    # Of SGD and LARS.
+    nesterov: bool = False
+    # Of Adam and AdamW.
+    beta1: float = 0.9
+    # Of Adam and AdamW.
+    beta2: float = 0.999
     weight_decay: float = 1e-4
-    # Linear rise of the learning rate; auto: 10 epochs, a tenth of a run shorter than 100.
+    # Epochs of a linear rise of the learning rate; auto: 10, a tenth of a run shorter than 100.
     warmup_epochs: int | Literal["auto"] = 0
-    # auto: on CUDA the half precision that suits the method (bf16 for MIM, fp16 for the others), else fp32
+    # auto: on CUDA the half precision that suits the method (bf16, or fp16 for methods that train the encoder alone);
+    # elsewhere fp32.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    gradient_clip: float | None = 12.0  # nnU-Net's; the papers clip nothing (none)
-    # Images that go through the network at a time; auto: as many as memory allows; none: the whole batch.
+    # Largest norm of the gradient: nnU-Net's. none: no limit, as in the papers.
+    gradient_clip: float | None = 12.0
+    # Images that pass through the network at a time. auto: as many as memory allows. none: the whole batch.
     chunk_size: int | Literal["auto"] | None = "auto"
-    data_device: Literal["auto", "device", "host"] = (
-        "auto"  # where the slice store lives during training
-    )
-    subject_pattern: str | None = (
-        None  # regular expression: case name -> subject, for data sets without cases.csv
-    )
-    # Share of the training subjects, drawn with the seed; a smaller share is part of a larger one (Dominic et al.).
+    # Where the slice store lies during training; auto: on the device where it fits.
+    data_device: Literal["auto", "device", "host"] = "auto"
+    # Regular expression that maps a case's name to its subject, for datasets without cases.csv.
+    subject_pattern: str | None = None
+    # Share of the training subjects, drawn with the seed. A smaller share is part of a larger one (Dominic et al.).
     data_fraction: float = 1.0
 
     def __post_init__(self) -> None:
@@ -138,26 +150,28 @@ class PretrainingSettings(TrainingSettings):
 
     @property
     def peak_lr(self) -> float:
-        """The highest learning rate of a run."""
+        """Highest learning rate of a run."""
         return self.initial_lr
 
     @property
     def warmup(self) -> float:
-        """Epochs of the warm-up, as a number."""
+        """Number of epochs of the warm-up."""
         return min(10, self.num_epochs / 10) if self.warmup_epochs == "auto" else self.warmup_epochs
 
 
 @dataclass(frozen=True)
 class FinetuningSettings(TrainingSettings):
-    """Stock nnU-Net's schedule; the batch size and everything else are the plan's."""
+    """Settings of fine-tuning on nnU-Net's own schedule; the batch size and everything else are the plans'."""
 
-    initial_lr: float = 0.005  # de Mooij et al., appendix A; from scratch 0.01
-    iterations_per_epoch: int | None = (
-        250  # nnU-Net's, also for none, which is pretraining's one pass
-    )
-    val_iterations_per_epoch: int = 50  # nnU-Net's
-    final_validation: bool = True  # predict the whole validation cases at the end, as nnU-Net does
-    # What is used of the pretrained file: all that was trained, or only the encoder's.
+    # De Mooij et al., appendix A; 0.01 from scratch.
+    initial_lr: float = 0.005
+    # nnU-Net's. none means the same here: pretraining's one pass does not exist.
+    iterations_per_epoch: int | None = 250
+    # nnU-Net's.
+    val_iterations_per_epoch: int = 50
+    # yes: predict the whole validation cases at the end, as nnU-Net does.
+    final_validation: bool = True
+    # Weights to take from the pretrained file: all that were trained, or the encoder's alone.
     transfer: Literal["all", "encoder"] = "all"
 
     def __post_init__(self) -> None:
@@ -170,21 +184,21 @@ class FinetuningSettings(TrainingSettings):
 
 @dataclass(frozen=True)
 class EncoderSettings(FinetuningSettings):
-    """The encoder's weights alone."""
+    """Settings of fine-tuning from the encoder's weights alone."""
 
     transfer: Literal["encoder"] = "encoder"
 
 
 @dataclass(frozen=True)
 class FrozenSettings(FinetuningSettings):
-    """Freeze, then fine-tune (Dominic et al.): what was loaded holds still at first."""
+    """Settings of freezing, then fine-tuning (Dominic et al.): loaded weights are frozen in the first stage."""
 
     # Epochs of the first stage; auto: until the validation loss stops improving, at most half of the run.
     frozen_epochs: int | Literal["auto"] = "auto"
-    frozen_patience: int = 10  # epochs without improvement by early_stopping_delta; theirs
-    frozen_lr: float = (
-        0.01  # of the first stage: nnU-Net's, for layers that are new; the second has initial_lr
-    )
+    # Epochs without improvement by early_stopping_delta that end the first stage; theirs.
+    frozen_patience: int = 10
+    # Learning rate of the first stage: nnU-Net's, for new layers. The second stage has initial_lr.
+    frozen_lr: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,14 +215,14 @@ class FrozenSettings(FinetuningSettings):
 
     @property
     def longest_frozen(self) -> int:
-        """Epochs after which the first stage ends in any case."""
+        """Number of epochs after which the first stage ends in any case."""
         epochs = self.frozen_epochs
         return self.num_epochs // 2 if epochs == "auto" else epochs
 
 
 @dataclass(frozen=True)
 class WarmupSettings(FinetuningSettings):
-    """Warm up the decoder alone, then everything."""
+    """Settings of warming up the decoder alone, then everything."""
 
     initial_lr: float = 1e-3
     # Epochs of the two warm-ups; auto: 50 (12,500 steps) each, a twentieth of a run shorter than 1000.
@@ -227,7 +241,7 @@ class WarmupSettings(FinetuningSettings):
 
     @property
     def warmups(self) -> tuple[int, int]:
-        """Epochs of the two warm-ups, as numbers."""
+        """Numbers of epochs of the two warm-ups."""
         auto = min(50, math.ceil(self.num_epochs / 20), (self.num_epochs - 1) // 2)
         decoder, everything = self.warmup_decoder_epochs, self.warmup_all_epochs
         return (
@@ -236,25 +250,39 @@ class WarmupSettings(FinetuningSettings):
         )
 
 
+# Settings of this module that trainers have. Those of the methods, which import this module, are looked up by name.
+SETTINGS: tuple[type[Settings], ...] = (
+    PretrainingSettings,
+    FinetuningSettings,
+    EncoderSettings,
+    FrozenSettings,
+    WarmupSettings,
+)
+METHODS = "nnunet_ssp.methods"
+
 S = TypeVar("S", bound=Settings)
 
 
 def from_environment(defaults: S) -> tuple[S, list[str]]:
-    """Settings after the overrides of the environment, and the names in it that belong to other trainers."""
+    """Apply the environment variable to the defaults, see `override`."""
     return override(defaults, os.environ.get(ENVIRONMENT_VARIABLE, ""))
 
 
 def override(defaults: S, text: str) -> tuple[S, list[str]]:
-    """Apply ``"name=value name=value"`` to ``defaults``.
+    """Apply `"name=value name=value"` to the defaults.
 
-    Values are integers, floats, ``none``, ``yes``/``no`` and names, as the type of each setting allows.
+    Values are integers, floats, `none`, `yes`, `no` and names, as the type of each setting allows.
 
     Returns:
-        The new settings, and the names that only other settings classes know, which were left alone.
+        The new settings, and the names that only other trainers know, which were ignored.
 
     Raises:
-        ValueError: a word without ``=``, a name given twice or known to no trainer, a value of the wrong kind or
-            out of its range; the message lists the valid names.
+        ValueError: A word without `=`, a name that is given twice or that no trainer knows, a value of the wrong kind
+            or out of its range. The message lists the valid names.
+
+    >>> settings, ignored = override(TrainingSettings(), "num_epochs=5 momentum=0.9")
+    >>> settings.num_epochs, ignored
+    (5, ['momentum'])
     """
     given: dict[str, str] = {}
     for word in text.split():
@@ -272,9 +300,8 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
 
     types_of = _types(type(defaults))
     foreign = [name for name in given if name not in types_of]
-    known_elsewhere = {name for other in _subclasses(Settings) for name in _types(other)}
-    unknown = [name for name in foreign if name not in known_elsewhere]
-    if unknown:
+    known = _all_names() if foreign else set()
+    if unknown := [name for name in foreign if name not in known]:
         raise ValueError(
             f"{ENVIRONMENT_VARIABLE}: no setting is called {', '.join(unknown)}. "
             f"Valid here: {', '.join(sorted(types_of))}."
@@ -291,17 +318,21 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
 
 
 def as_word(value: object) -> str:
-    """A value as it is typed in the environment variable."""
+    """Write a value as it is typed in the environment variable.
+
+    >>> as_word(True), as_word(None), as_word(0.1)
+    ('yes', 'none', '0.1')
+    """
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)
 
 
 def differences(old: dict[str, Any], new: Settings) -> list[str]:
-    """Lines ``name: old -> new`` for each setting that differs.
+    """Return a line `name: old -> new` for each setting that differs.
 
-    One that is missing in ``old``, of a version that did not have it, counts as its default; one that there is no more
-    as different.
+    A setting that `old` lacks, because its version did not have it, counts as its default. A setting that exists no
+    more counts as different.
     """
     now = asdict(new)
     before = {**asdict(type(new)()), **old}
@@ -309,19 +340,19 @@ def differences(old: dict[str, Any], new: Settings) -> list[str]:
     return [f"{name}: {before[name]} -> {now.get(name)}" for name in names]
 
 
+def _all_names() -> set[str]:
+    """Return the names that any trainer knows."""
+    tables = (SETTINGS, import_module(METHODS).SETTINGS)
+    return {name for table in tables for cls in table for name in _types(cls)}
+
+
 def _types(cls: type[Settings]) -> dict[str, Any]:
     hints = get_type_hints(cls)
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
-def _subclasses(cls: type[Settings]) -> Iterator[type[Settings]]:
-    for subclass in cls.__subclasses__():
-        yield subclass
-        yield from _subclasses(subclass)
-
-
 def _alternatives(annotation: Any) -> list[Any]:
-    """The members of a union, or the type itself."""
+    """Return the members of a union, or the type itself."""
     return (
         list(get_args(annotation))
         if get_origin(annotation) in (Union, types.UnionType)
@@ -329,7 +360,7 @@ def _alternatives(annotation: Any) -> list[Any]:
     )
 
 
-# As people write numbers. Python also reads 1_0, inf and the digits of other scripts; more digits have no setting.
+# Numbers as people write them: Python also reads 1_0, inf and the digits of other scripts. No setting has more digits.
 _NUMBERS = {
     int: r"[+-]?[0-9]{1,18}",
     float: r"[+-]?([0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?",

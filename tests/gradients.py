@@ -1,11 +1,14 @@
-"""What tests of methods look at: gradients, and what goes into a part of the network."""
+"""What tests of methods look at: gradients, corrupted views, and what goes into a part of the network."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
 
 from nnunet_ssp.methods import Batch, Method
+from nnunet_ssp.methods.reconstruction import Reconstruction
 
 
 def gradients(method: Method, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
@@ -28,3 +31,13 @@ def inputs_of(module: nn.Module) -> list[torch.Tensor]:
     seen: list[torch.Tensor] = []
     module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     return seen
+
+
+def corrupted_views(
+    method: Reconstruction, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Target, corrupted copy, where it is hidden, and where it lies inside the slice."""
+    made: Any = method
+    target, inside = made.view(batch)
+    corrupted, hidden = made.corrupt(target, batch.drawn)
+    return target, corrupted, hidden, inside

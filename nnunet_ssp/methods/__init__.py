@@ -1,10 +1,8 @@
-"""The pretraining methods: one idea, one file. They know torch and a network, and no nnU-Net.
-
-All are imported here, so that every settings class is known when settings are read.
-"""
+"""The pretraining methods: one idea, one file. They know torch and a network, but not nnU-Net."""
 
 from nnunet_ssp.methods.base import Batch as Batch
 from nnunet_ssp.methods.base import Method as Method
+from nnunet_ssp.methods.base import Pictures as Pictures
 from nnunet_ssp.methods.byol import BYOL as BYOL
 from nnunet_ssp.methods.byol import BYOLSettings as BYOLSettings
 from nnunet_ssp.methods.dino import DINO as DINO
@@ -18,3 +16,15 @@ from nnunet_ssp.methods.pcl import PCL as PCL
 from nnunet_ssp.methods.pcl import PCLSettings as PCLSettings
 from nnunet_ssp.methods.simclr import SimCLR as SimCLR
 from nnunet_ssp.methods.simclr import SimCLRSettings as SimCLRSettings
+
+METHODS: tuple[type[Method], ...] = (
+    BYOL,
+    DINO,
+    ContextPrediction,
+    ContextRestoration,
+    MIM,
+    PCL,
+    SimCLR,
+)
+# Every method's settings. A trainer ignores names that only another one knows, see settings.override.
+SETTINGS = tuple(method.settings_class for method in METHODS)

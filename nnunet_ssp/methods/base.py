@@ -1,8 +1,10 @@
-"""What every pretraining method is: settings, and a module from a batch of slices to a loss."""
+"""The contract of a pretraining method: settings, and a module that turns a batch of slices into a loss."""
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -20,16 +22,16 @@ from nnunet_ssp.slices.store import SliceStore
 
 @dataclass
 class Batch:
-    """Slices of one step, and everything random about them.
+    """Slices of one training step, and everything random about them.
 
     Attributes:
-        slices: (B, C, X, Y) on the device, each slice in the top left corner, 0 beyond its size; or (B, 2, C, X, Y)
-            where the second view of an image is made from another frame of the same slice.
-        sizes: (B, 2) rows and columns of each slice, on the device; or (B, 2, 2).
-        drawn: what the method's ``draw`` returned for these B slices, on the host.
-        positions: (B, 2) int64 on the host: the slice's number in its stack, counted from the base, and the number
-            of slices of that stack.
-        total: slices of the global batch that these are a rank's share of; 0 for all of them.
+        slices: (B, C, X, Y) on the device. Each slice lies in the top left corner, with 0 beyond its size.
+            (B, 2, C, X, Y) where the second view of an image shows another frame of the same slice.
+        sizes: (B, 2), or (B, 2, 2), rows and columns of each slice, on the device.
+        drawn: Entries with B rows, or single numbers, on the host: what the method's `draw` returned.
+        positions: (B, 2) int64 on the host: number of the slice in its stack, counted from the base, and number of
+            slices in that stack.
+        total: Slices in the global batch of which these are one rank's share. 0 means all of them.
     """
 
     slices: Tensor
@@ -45,14 +47,14 @@ class Batch:
         return len(self.sizes)
 
     def share(self, rows: slice) -> Batch:
-        """The part of a global batch that one rank works on; single numbers in ``drawn`` are kept."""
+        """Return one rank's rows of a global batch; single numbers in `drawn` are kept."""
         drawn = {k: v if isinstance(v, int | float) else v[rows] for k, v in self.drawn.items()}
         return Batch(
             self.slices[rows], self.sizes[rows], drawn, self.positions[rows], total=self.total
         )
 
     def pinned(self) -> Batch:
-        """What is on the host in page-locked memory, from where copies to CUDA wait for nothing."""
+        """Return the batch with its host tensors in page-locked memory, so that copies to CUDA need not wait."""
         drawn = {name: _pinned(entry) for name, entry in self.drawn.items()}
         return replace(
             self, sizes=_pinned(self.sizes), drawn=drawn, positions=_pinned(self.positions)
@@ -65,25 +67,42 @@ def _pinned(entry: Any) -> Any:
     return entry.pin_memory() if isinstance(entry, Tensor) else entry
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Place and time of the images that `Method.panels` returns.
+
+    Attributes:
+        file: Path below the results' folder; `{epoch}` stands for the finished epochs.
+        title: Words above the images; `{slices}` stands for the kind of slices, `{epoch}` for the finished epochs.
+        change: Whether training changes the images. Those that it does not change are drawn once, before it.
+    """
+
+    file: str = "views.png"
+    title: str = "{slices} slices as the encoder sees them"
+    change: bool = False
+
+
 class Method(nn.Module, ABC):
     """A pretraining method around nnU-Net's planned network.
 
-    A subclass reads top to bottom: heads, ``examine``, ``draw``, ``forward``, ``after_step``. It knows torch, the
-    slice store and a network with ``.encoder`` and ``.decoder``, and no nnU-Net.
+    A subclass reads top to bottom: heads, `examine`, `draw`, `forward`, `after_step`. It knows torch, the slice store
+    and a network with `.encoder` and `.decoder`. It does not know nnU-Net.
 
     Attributes:
-        settings_class: the method's settings.
-        transfers: which part of the network it trains and hands on.
-        reconstructs: whether the decoder's output layers shall have one channel per input channel. They are the
-            method's own; a segmentation gets fresh ones.
-        curves: keys of the diagnostics that ``summarise`` returns, one value per epoch.
-        train_curves: those that ``end_epoch`` returns.
-        val_curves: those that only the validation's batches have.
-        references: for some curves a value to compare with, and what it means.
-        smallest_batch: slices that a batch must have at least.
-        half_precision: the one that suits it on CUDA.
-        checkpoint: the file to fine-tune from.
-        paper: what to cite.
+        settings_class: Settings of the method.
+        transfers: Part of the network that the method trains and exports.
+        reconstructs: Whether the decoder's output layers have one channel per input channel. They belong to the
+            method; a segmentation network gets fresh ones.
+        curves: Keys of the metrics that `summarise` returns, one value per epoch.
+        train_curves: Keys of the metrics that `end_epoch` returns.
+        val_curves: Keys of the metrics that only validation batches have.
+        references: Value to compare a curve with, and its meaning, by curve.
+        smallest_batch: Smallest number of slices in a batch.
+        half_precision: Precision that `precision=auto` chooses on CUDA.
+        second_frames: Whether the second view of an image may show another frame of its slice.
+        checkpoint: File to fine-tune from.
+        pictures: Where and when `panels` are drawn.
+        paper: Publication to cite.
     """
 
     settings_class: ClassVar[type[PretrainingSettings]]
@@ -95,10 +114,9 @@ class Method(nn.Module, ABC):
     references: ClassVar[dict[str, tuple[float, str]]] = {}
     smallest_batch: ClassVar[int] = 1
     half_precision: ClassVar[Literal["bf16", "fp16"]] = "bf16"
-    second_frames: bool = (
-        False  # whether the second view of an image may be made from another frame
-    )
+    second_frames: bool = False
     checkpoint: ClassVar[str] = "checkpoint_final.pth"
+    pictures: ClassVar[Pictures] = Pictures()
     paper: ClassVar[str]
 
     def __init__(
@@ -112,13 +130,13 @@ class Method(nn.Module, ABC):
         self.chunks = Chunks(settings.chunk_size, network)
 
     def examine(self, store: SliceStore) -> list[str]:
-        """Look at the slices to train on, before the first step.
+        """Look at the training slices before the first step.
 
         Returns:
-            What the user should know about them, for the log.
+            Notes on them for the log.
 
         Raises:
-            ValueError: the method cannot work with them.
+            ValueError: The method cannot work with them.
         """
         return []
 
@@ -127,80 +145,102 @@ class Method(nn.Module, ABC):
         """Draw everything random about a batch, on the host.
 
         Args:
-            rng: source of randomness, seeded by run and step.
-            sizes: (B, 2) rows and columns of each slice of the global batch; (B, 2, 2) with a second frame each.
+            rng: Source of randomness, seeded by run and step.
+            sizes: (B, 2) rows and columns of each slice in the global batch; (B, 2, 2) with a second frame each.
 
         Returns:
-            Entries with B rows (sliced when the batch is split over ranks) or single numbers.
+            Entries with B rows, which are sliced when ranks share the batch, or single numbers.
         """
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``"loss"`` with a gradient, and detached scalars that ``summarise`` knows."""
+        """Return `"loss"` with a gradient, and the detached scalars that `summarise` takes."""
 
     def make_views(
         self, slices: Tensor, sizes: Tensor, views: Views, patch_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """`apply_views` in float32 and without a gradient, whatever the precision of the network."""
+        """Apply views in float32 and without a gradient, whatever the precision of the network."""
         with torch.no_grad(), torch.autocast(slices.device.type, enabled=False):
             return apply_views(slices, sizes, views, patch_size)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimiser trains, in its own form."""
+        """Return the trained parameters in the optimiser's own form."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """The rate of a step, counted from 0: de Mooij et al.'s cosine by epoch."""
+        """Return the rate of a step, counted from 0: de Mooij et al.'s cosine by epoch."""
         s = self.settings
         epoch = step // steps_per_epoch
         return float(s.initial_lr * warmup_cosine(epoch, s.num_epochs, s.warmup))
 
     def start_epoch(self, epoch: int) -> None:
-        """Called before the first step of an epoch, counted from 0."""
+        """Prepare for the first step of an epoch, counted from 0."""
 
     def after_backward(self) -> None:
-        """Called when the gradients are there, before the optimiser uses them."""
+        """Change the gradients before the optimiser uses them."""
 
     def after_step(self, step: int, total: int) -> None:
-        """Called after the optimiser's step number ``step``, counted from 0, of ``total``; teachers move here."""
+        """Follow the optimiser's step number `step`, counted from 0, of `total`; teachers move here."""
 
     def end_epoch(self) -> dict[str, float]:
-        """Called after the last step of an epoch: one value per name in ``train_curves``."""
+        """Return one value per name in `train_curves`, after the last step of an epoch."""
         return {}
 
-    @staticmethod
-    def summarise(sums: dict[str, float]) -> dict[str, float]:
-        """Turn the epoch's sums of ``forward``'s diagnostics into one value per name in ``curves``."""
+    @classmethod
+    def summarise(cls, sums: dict[str, float]) -> dict[str, float]:
+        """Turn the epoch's means of what `forward` returned into one value per name in `curves`."""
         return {}
 
-    def warnings(self, curves: dict[str, float]) -> list[str]:
-        """What the epoch's curves, named ``train_...`` and ``val_...``, give reason to warn of, in words."""
+    def warnings(
+        self, curves: dict[str, float], change: Mapping[str, float] | None = None
+    ) -> list[str]:
+        """Say in words what the epoch gives reason to warn of.
+
+        Args:
+            curves: Value of each curve, named `train_...` and `val_...`.
+            change: How far each stage of the network has turned since initialisation, in [0, 1].
+        """
         return []
 
+    def panels(self, batch: Batch) -> dict[str, Tensor] | None:
+        """Return images (B, C, ...) to look at, by title; None for a method without any."""
+        return None
+
     def compiled(self) -> list[nn.Module]:
-        """The parts worth compiling."""
+        """Return the parts worth compiling."""
         network: Any = self.network
         return [network.encoder, network.decoder]
 
-    def exported(self) -> nn.Module:
-        """The planned network as it goes into the file."""
-        return self.network
-
     def handed_on(self) -> nn.Module:
-        """The encoder that goes into the file."""
+        """Return the encoder to fine-tune from."""
         network: Any = self.network
         encoder: nn.Module = network.encoder
         return encoder
 
+    def exported(self) -> nn.Module:
+        """Return the planned network with the encoder to fine-tune from."""
+        network: Any = self.network
+        encoder = self.handed_on()
+        if encoder is not network.encoder:
+            network = copy.deepcopy(network)
+            network.encoder.load_state_dict(encoder.state_dict())
+        exported: nn.Module = network
+        return exported
+
     def extra_state(self) -> dict[str, Any]:
-        """What a resumed run needs besides the network: heads, teachers, centres."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith("network.")}
+        """Return what a resumed run needs besides the exported network: heads, teachers, centres."""
+        network: Any = self.network
+        state = {k: v for k, v in self.state_dict().items() if not k.startswith("network.")}
+        if self.handed_on() is not network.encoder:  # the file has another one in its place
+            own = network.encoder.state_dict()
+            state.update({f"network.encoder.{k}": v for k, v in own.items()})
+        return state
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back ``extra_state()``.
+        """Restore `extra_state()`.
 
         Raises:
-            ValueError: it is another method's, or of other settings.
+            ValueError: The state is another method's, or of other settings.
         """
         try:
             missing, unexpected = self.load_state_dict(state, strict=False)
@@ -209,7 +249,3 @@ class Method(nn.Module, ABC):
         wrong = [k for k in missing if not k.startswith("network.")] + unexpected
         if wrong:
             raise ValueError(f"The checkpoint's state does not fit the method: {wrong[0]}.")
-
-    def panels(self, batch: Batch) -> dict[str, Tensor] | None:
-        """Images (B, C, ...) by title to look at."""
-        return None

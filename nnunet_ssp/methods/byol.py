@@ -1,9 +1,9 @@
 """BYOL: predict from one crop of a slice what a momentum teacher makes of another, without negatives.
 
-Source: Grill et al., "Bootstrap your own latent" (NeurIPS 2020), with the settings of Kalapos and Gyires-Toth,
-"Self-supervised pretraining for 2D medical image segmentation", arXiv 2209.00314, and their code. Its normalisation is
-mended: theirs divides intensities by 255 and then subtracts a mean taken before, so that all inputs lie between -0.795
-and -0.783; ours are nnU-Net's.
+Source: Grill et al., "Bootstrap your own latent" (NeurIPS 2020), with the settings of Kalapos and Gyires-Tóth,
+"Self-supervised pretraining for 2D medical image segmentation", arXiv 2209.00314, and their code. One thing differs:
+their normalisation divides intensities by 255 and then subtracts a mean taken before, so that all inputs lie between
+-0.795 and -0.783. Ours is nnU-Net's.
 """
 
 from __future__ import annotations
@@ -17,42 +17,69 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunet_ssp.methods.base import Batch
-from nnunet_ssp.methods.distillation import Distillation, DistillationSettings
+from nnunet_ssp.methods.distillation import (
+    decayed_and_spared,
+    note_on_early_stopping,
+    rate_by_step,
+    student_and_teacher,
+)
+from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings, frame_sizes
 from nnunet_ssp.methods.parts.heads import batchnorm_mlp
 from nnunet_ssp.methods.parts.losses import negative_cosine
 from nnunet_ssp.methods.parts.views import CropSettings, draw_resized_crops
+from nnunet_ssp.schedules import momentum_schedule
 from nnunet_ssp.settings import require
+from nnunet_ssp.slices.store import SliceStore
 
 
 @dataclass(frozen=True)
-class BYOLSettings(DistillationSettings):
-    """The paper's settings."""
+class BYOLSettings(EmbeddingSettings):
+    """Settings of BYOL; the defaults are those of Kalapos and Gyires-Tóth, or of their code."""
 
-    num_epochs: int = 400  # section 3.2, from random weights
-    batch_size: int = 128  # their code
-    optimizer: Literal["sgd", "adam", "adamw", "lars"] = "lars"  # their code
-    initial_lr: float = 0.5  # for 256 slices, 0.25 for 128; their code
-    weight_decay: float = 1e-5  # their code
-    teacher_momentum: float = 0.99  # their code
-    transfer_from: Literal["student", "teacher"] = "teacher"  # their code
-    head_width: int = 4096  # hidden layer of the projector
-    head_out: int = 256  # what is predicted
-    predictor_width: int = 8192  # hidden layer of the predictor; 4096 in the original BYOL
+    # Section 3.2, from random weights.
+    num_epochs: int = 400
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adam", "adamw", "lars"] = "lars"
+    # For 256 slices, scaled linearly with the batch size: 0.25 for 128.
+    initial_lr: float = 0.5
+    weight_decay: float = 1e-5
+    # auto: 10 as in the paper, a tenth of a run shorter than 100.
+    warmup_epochs: int | Literal["auto"] = "auto"
+    # The paper pools the last map alone. In an untrained network with InstanceNorm two views of a slice are then as
+    # unlike as views of any two, and a teacher has nothing to teach (docs/results.md).
+    pooling: Literal["average", "max", "stages"] = "stages"
+    # Of the first step; rises to 1 by a cosine.
+    teacher_momentum: float = 0.99
+    # copy: the teacher starts as the student. separate: with weights of its own.
+    teacher_init: Literal["copy", "separate"] = "copy"
+    # Whose encoder is exported.
+    transfer_from: Literal["student", "teacher"] = "teacher"
+    # Width of the projector's hidden layer.
+    head_width: int = 4096
+    # Width of what is predicted.
+    head_out: int = 256
+    # Width of the predictor's hidden layer; 4096 in the original BYOL.
+    predictor_width: int = 8192
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        start = self.teacher_momentum
+        require(0 <= start <= 1, "teacher_momentum", start, "lie in [0, 1]")
         for name in ("head_width", "head_out", "predictor_width"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "be at least 1")
 
+    @property
+    def peak_lr(self) -> float:
+        return self.initial_lr * self.batch_size / 256
 
-class BYOL(Distillation):
-    """The loss is the sum over both directions of ``2 - 2 cos`` (prediction, the teacher's projection), in [0, 8]."""
+
+class BYOL(Embedding):
+    """Predict the teacher's projection; the loss is `2 - 2 cos`, summed over both directions, in [0, 8]."""
 
     settings_class = BYOLSettings
     settings: BYOLSettings
-    warmup_start = 3e-5
     paper = (
-        "Kalapos, Gyires-Toth: Self-supervised pretraining for 2D medical image segmentation. ECCV workshops (2022). "
+        "Kalapos, Gyires-Tóth: Self-supervised pretraining for 2D medical image segmentation. ECCV workshops (2022). "
         "Grill et al.: Bootstrap your own latent. NeurIPS (2020)"
     )
 
@@ -61,15 +88,19 @@ class BYOL(Distillation):
     ) -> None:
         super().__init__(network, settings, patch_size, channels)
         s = self.settings
+        self.head, self.teacher_encoder, self.teacher_head = student_and_teacher(
+            network,
+            lambda: batchnorm_mlp([self.width, s.head_width, s.head_out], nn.ReLU),
+            s.teacher_init == "separate",
+        )
         self.predictor = batchnorm_mlp([s.head_out, s.predictor_width, s.head_out], nn.ReLU)
 
-    def make_head(self) -> nn.Module:
-        s = self.settings
-        return batchnorm_mlp([self.width, s.head_width, s.head_out], nn.ReLU)
+    def examine(self, store: SliceStore) -> list[str]:
+        return [*super().examine(store), *note_on_early_stopping(self.settings)]
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
-        """Two random resized crops of each slice."""
-        pair = self.frame_sizes(sizes)
+        """Draw two random resized crops of each slice."""
+        pair = frame_sizes(sizes)
         first, second = (
             draw_resized_crops(rng, pair[:, i], self.channels, self.patch_size, CropSettings())
             for i in (0, 1)
@@ -88,4 +119,24 @@ class BYOL(Distillation):
             loss = negative_cosine(predicted[0], wanted[1]) + negative_cosine(
                 predicted[1], wanted[0]
             )
-        return {"loss": loss, **self.figures(torch.cat(projected), pooled.flatten(0, 1))}
+        return {"loss": loss, **self.metrics(torch.cat(projected), pooled.flatten(0, 1))}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return decayed_and_spared(self.parameters())
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        return rate_by_step(self.settings, step, steps_per_epoch, start=3e-5, end=0.0)
+
+    def after_step(self, step: int, total: int) -> None:
+        """Move the teacher."""
+        network: Any = self.network
+        momentum = momentum_schedule(step, total, self.settings.teacher_momentum)
+        self.teacher_encoder.update(network.encoder, momentum)
+        self.teacher_head.update(self.head, momentum)
+
+    def compiled(self) -> list[nn.Module]:
+        return [*super().compiled(), self.teacher_encoder.copy]
+
+    def handed_on(self) -> nn.Module:
+        student = self.settings.transfer_from == "student"
+        return super().handed_on() if student else self.teacher_encoder.copy

@@ -1,9 +1,9 @@
 """DINO: a student predicts from small crops of a slice what its momentum teacher sees in large ones.
 
 Source: Caron et al., "Emerging properties in self-supervised vision transformers" (ICCV 2021), with the settings of de
-Mooij, Pluim and Scannell, arXiv 2409.18100, section 2 and appendix A, and their published code. Where the two differ
-the default is what the paper means, and what the code does has a name: `teacher_init=separate`, `local_scale=run`,
-`brightness=run`. The student's encoder is handed on, as they did (`transfer_from`).
+Mooij, Pluim and Scannell, arXiv 2409.18100, section 2 and appendix A, and their published code. Where paper and code
+differ, the default is what the paper means. What their code does has a name: `teacher_init=separate`,
+`local_scale=run`, `brightness=run`. DINO exports the student's encoder, as they did (`transfer_from`).
 
 The published settings are for 100 epochs of 1415 steps. In runs of some hundred steps their targets only sharpen, and
 the loss rises; `recipe=short` is for those.
@@ -12,6 +12,7 @@ the loss rises; `recipe=short` is for those.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunet_ssp.methods.base import Batch
-from nnunet_ssp.methods.distillation import Distillation, DistillationSettings
+from nnunet_ssp.methods.distillation import (
+    decayed_and_spared,
+    note_on_early_stopping,
+    rate_by_step,
+    student_and_teacher,
+)
+from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings, frame_sizes
 from nnunet_ssp.methods.parts.heads import DINOHead
 from nnunet_ssp.methods.parts.losses import distillation_loss
 from nnunet_ssp.methods.parts.views import (
@@ -32,48 +39,79 @@ from nnunet_ssp.methods.parts.views import (
     draw_centres,
     draw_views,
 )
+from nnunet_ssp.schedules import momentum_schedule
 from nnunet_ssp.settings import require
+from nnunet_ssp.slices.store import SliceStore
 
-GLOBAL_SCALE = (0.14**0.5 * 1.4, 1.4)  # of the sampling grid: areas of 0.14 to 1 of the largest one
-LOCAL_SCALE = (0.05**0.5 * 1.4, 0.14**0.5 * 1.4)  # 0.05 to 0.14 of that area
-LOCAL_TRANSLATION = 160 / 128  # of the local window's side, in its own scale
-UNIFORM = 0.98  # of the largest entropy, from which on the teacher has no opinion
-SAME = 0.01  # nats of KL below which the student has nothing to learn
+# Of the sampling grid: areas of 0.14 to 1 of the largest one.
+GLOBAL_SCALE = (0.14**0.5 * 1.4, 1.4)
+# Of the sampling grid: 0.05 to 0.14 of that area.
+LOCAL_SCALE = (0.05**0.5 * 1.4, 0.14**0.5 * 1.4)
+# Of the local window's side, in its own scale.
+LOCAL_TRANSLATION = 160 / 128
+# Share of the largest entropy from which on the teacher has no opinion.
+UNIFORM = 0.98
+# Nats of KL below which the student has nothing to learn.
+SAME = 0.01
 
 
 @dataclass(frozen=True)
-class DINOSettings(DistillationSettings):
-    """The paper's settings."""
+class DINOSettings(EmbeddingSettings):
+    """Settings of DINO; the defaults are the paper's."""
 
-    batch_size: int = 64  # slices, eight crops each; appendix A
-    # short: for runs of some hundred steps (see the head of this module)
+    # Slices, eight crops each; appendix A.
+    batch_size: int = 64
+    # short: for runs of some hundred steps, see the head of this module.
     recipe: Literal["instancenorm", "paper", "short"] = "instancenorm"  # type: ignore[assignment]
-    initial_lr: float = 0.03  # for 256 slices, 0.0075 for 64; appendix A
-    weight_decay: float = 1e-4  # appendix A
-    brightness: BrightnessName = "meant"  # meant: factors 0.6-1.5; run: 1.6-2.5
-    local_crops: int = 6  # besides the two global ones
-    local_ratio: float = 0.5  # side of the local crops, of the planned patch
+    # For 256 slices, scaled linearly with the batch size: 0.0075 for 64; appendix A.
+    initial_lr: float = 0.03
+    # Appendix A.
+    weight_decay: float = 1e-4
+    # auto: 10 as in the paper, a tenth of a run shorter than 100.
+    warmup_epochs: int | Literal["auto"] = "auto"
+    # The paper pools the last map alone. In an untrained network with InstanceNorm two views of a slice are then as
+    # unlike as views of any two, and a teacher has nothing to teach (docs/results.md).
+    pooling: Literal["average", "max", "stages"] = "stages"
+    # Of the first step; rises to 1 by a cosine.
+    teacher_momentum: float = 0.996
+    # copy: the teacher starts as the student. separate: with weights of its own, as theirs ran.
+    teacher_init: Literal["copy", "separate"] = "copy"
+    # Whose encoder is exported.
+    transfer_from: Literal["student", "teacher"] = "student"
+    # Factors of brightness. meant: 0.6-1.5. run: 1.6-2.5, which the authors' code makes of that range.
+    brightness: BrightnessName = "meant"
+    # Besides the two global ones.
+    local_crops: int = 6
+    # Side of the local crops, as a share of the planned patch.
+    local_ratio: float = 0.5
     # meant: local crops of 5-14 % of the largest global one. run: their code applies the scales meant for the whole
     # patch to a window already halved, which leaves 1.25-3.5 %. Both lie equally far from the middle.
     local_scale: Literal["meant", "run"] = "meant"
-    head_width: int = 2048  # hidden layers of the head
+    # Width of the head's hidden layers.
+    head_width: int = 2048
+    # Width before the prototypes.
     head_bottleneck: int = 256
-    out_dim: int = 8192  # prototypes
+    # Number of prototypes.
+    out_dim: int = 8192
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
-    warmup_teacher_temperature: float = 0.02  # rises to teacher_temperature
-    # over these epochs; auto: 30 as in the paper, three tenths of a run shorter than 100
+    # Of the first epoch; rises to teacher_temperature.
+    warmup_teacher_temperature: float = 0.02
+    # Epochs of that rise; auto: 30 as in the paper, three tenths of a run shorter than 100.
     warmup_teacher_epochs: int | Literal["auto"] = "auto"
     centre_momentum: float = 0.9
-    centring: bool = True  # no: for studies of collapse
-    freeze_prototypes: int = 1  # epochs at the start without training the last layer
+    # no: for studies of collapse.
+    centring: bool = True
+    # Epochs at the start without training the last layer.
+    freeze_prototypes: int = 1
 
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
-        **DistillationSettings.recipes,
+        **EmbeddingSettings.recipes,
         "short": {
             "initial_lr": 0.3,
             "teacher_momentum": 0.98,
-            "teacher_temperature": 0.02,  # with more, teachers of so few steps soon have no opinion
+            # With more, teachers of so few steps soon have no opinion.
+            "teacher_temperature": 0.02,
             "local_crops": 2,
             "head_width": 256,
             "head_bottleneck": 64,
@@ -85,6 +123,8 @@ class DINOSettings(DistillationSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        start = self.teacher_momentum
+        require(0 <= start <= 1, "teacher_momentum", start, "lie in [0, 1]")
         for name in ("head_width", "head_bottleneck"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "be at least 1")
         require(self.local_crops >= 0, "local_crops", self.local_crops, "not be negative")
@@ -105,20 +145,23 @@ class DINOSettings(DistillationSettings):
         )
 
     @property
+    def peak_lr(self) -> float:
+        return self.initial_lr * self.batch_size / 256
+
+    @property
     def teacher_warmup(self) -> int:
-        """Epochs in which the teacher's temperature rises."""
+        """Number of epochs in which the teacher's temperature rises."""
         epochs = self.warmup_teacher_epochs
         return min(30, round(0.3 * self.num_epochs)) if epochs == "auto" else epochs
 
 
-class DINO(Distillation):
-    """Cross-entropy between the teacher's prototypes for each global crop and the student's for all other crops."""
+class DINO(Embedding):
+    """Match the teacher's choice of prototypes for each global crop with the student's for all other crops."""
 
     settings_class = DINOSettings
     settings: DINOSettings
-    curves = (*Distillation.curves, "teacher_entropy", "kl")
+    curves = (*Embedding.curves, "teacher_entropy", "kl")
     train_curves = ("prototypes_used",)
-    final_lr = 1e-6
     paper = (
         "Caron et al.: Emerging properties in self-supervised vision transformers. ICCV (2021); settings of "
         "de Mooij, Pluim, Scannell, arXiv 2409.18100 (2024)"
@@ -129,6 +172,11 @@ class DINO(Distillation):
     ) -> None:
         super().__init__(network, settings, patch_size, channels)
         s = self.settings
+        self.head, self.teacher_encoder, self.teacher_head = student_and_teacher(
+            network,
+            lambda: DINOHead(self.width, s.head_width, s.head_bottleneck, s.out_dim),
+            s.teacher_init == "separate",
+        )
         self.local_size = patch_size
         if s.local_crops:
             self.local_size = local_size(patch_size, encoder_stride(network), s.local_ratio)
@@ -140,13 +188,12 @@ class DINO(Distillation):
         # Prototypes that were some image's largest in this epoch.
         self.register_buffer("used", torch.zeros(s.out_dim, dtype=torch.bool), persistent=False)
 
-    def make_head(self) -> nn.Module:
-        s = self.settings
-        return DINOHead(self.width, s.head_width, s.head_bottleneck, s.out_dim)
+    def examine(self, store: SliceStore) -> list[str]:
+        return [*super().examine(store), *note_on_early_stopping(self.settings)]
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
-        """Two global crops, one blurred and one at times solarised, and the local ones, about one centre."""
-        pair = self.frame_sizes(sizes)
+        """Draw two global crops, one blurred and one at times solarised, and the local ones, about one centre."""
+        pair = frame_sizes(sizes)
         centre = draw_centres(rng, pair[:, 0], self.patch_size)
         drawn = {}
         for number, (settings, patch) in enumerate(self.crops()):
@@ -156,8 +203,8 @@ class DINO(Distillation):
         return drawn
 
     def crops(self) -> list[tuple[ViewSettings, tuple[int, int]]]:
-        """Augmentation and size of each crop: two global ones, then the local ones."""
-        # A window of half the side in the same scale shows a quarter of the area.
+        """Return augmentation and size of each crop: two global ones, then the local ones."""
+        # In the same scale a window of half the side shows a quarter of the area.
         larger = math.prod(self.patch_size) / math.prod(self.local_size)
         zoom = larger**0.5 if self.settings.local_scale == "meant" else 1.0
         local = ViewSettings(
@@ -177,6 +224,7 @@ class DINO(Distillation):
         return crops + [(local, self.local_size)] * self.settings.local_crops
 
     def views(self, batch: Batch) -> list[tuple[str, Views, tuple[int, int]]]:
+        """Return title, parameters and size of each crop; every second one shows the second frame."""
         names = ["global, blurred", "global, solarised"]
         names += [f"local {i + 1}" for i in range(self.settings.local_crops)]
         return [
@@ -207,7 +255,7 @@ class DINO(Distillation):
             )
         if self.training:
             self._follow(teacher)
-        return {**found, **self.figures(features[: 2 * n], pooled.flatten(0, 1))}
+        return {**found, **self.metrics(features[: 2 * n], pooled.flatten(0, 1))}
 
     @torch.no_grad()
     def _follow(self, teacher: Tensor) -> None:
@@ -215,6 +263,12 @@ class DINO(Distillation):
         self.used.index_fill_(0, (teacher - self.centre).argmax(1), True)
         if self.settings.centring:
             self.centre.lerp_(teacher.mean(0), 1 - self.settings.centre_momentum)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return decayed_and_spared(self.parameters())
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        return rate_by_step(self.settings, step, steps_per_epoch, start=0.0, end=1e-6)
 
     def start_epoch(self, epoch: int) -> None:
         """Set the teacher's temperature: linear over the first epochs, both ends reached."""
@@ -226,15 +280,35 @@ class DINO(Distillation):
         self.used.fill_(False)
 
     def after_backward(self) -> None:
-        """Hold the prototypes still at first: without a gradient the optimiser leaves them alone."""
+        """Freeze the prototypes at first: without a gradient the optimiser leaves them alone."""
         if self.epoch < self.settings.freeze_prototypes:
             head: Any = self.head
             head.prototypes.grad = None
 
+    def after_step(self, step: int, total: int) -> None:
+        """Move the teacher."""
+        network: Any = self.network
+        momentum = momentum_schedule(step, total, self.settings.teacher_momentum)
+        self.teacher_encoder.update(network.encoder, momentum)
+        self.teacher_head.update(self.head, momentum)
+
     def end_epoch(self) -> dict[str, float]:
         return {"prototypes_used": float(self.used.sum())}
 
-    def warnings(self, curves: dict[str, float]) -> list[str]:
+    def panels(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the crops of each slice, by name."""
+        return self.show(batch, self.views(batch))
+
+    def compiled(self) -> list[nn.Module]:
+        return [*super().compiled(), self.teacher_encoder.copy]
+
+    def handed_on(self) -> nn.Module:
+        student = self.settings.transfer_from == "student"
+        return super().handed_on() if student else self.teacher_encoder.copy
+
+    def warnings(
+        self, curves: dict[str, float], change: Mapping[str, float] | None = None
+    ) -> list[str]:
         found = super().warnings(curves)
         entropy, kl = curves["val_teacher_entropy"], curves["val_kl"]
         if entropy > UNIFORM * math.log(self.settings.out_dim):
@@ -252,7 +326,7 @@ class DINO(Distillation):
 
 
 def encoder_stride(network: Any) -> tuple[int, int]:
-    """Rows and columns of the input per row and column of the encoder's last map."""
+    """Return the rows and columns of the input per row and column of the encoder's last map."""
     rows, columns = np.prod([np.broadcast_to(s, 2) for s in network.encoder.strides], 0).tolist()
     return rows, columns
 
@@ -260,10 +334,18 @@ def encoder_stride(network: Any) -> tuple[int, int]:
 def local_size(
     patch_size: tuple[int, int], stride: tuple[int, int], ratio: float
 ) -> tuple[int, int]:
-    """Rows and columns of the local crops: a share of the patch, rounded to whole pixels of the encoder's last map.
+    """Return the size of the local crops: a share of the patch, rounded to whole pixels of the encoder's last map.
+
+    Args:
+        patch_size: Rows and columns of the planned patch.
+        stride: Rows and columns of the input per row and column of that map.
+        ratio: Share of each side, in (0, 1].
 
     Raises:
-        ValueError: that map is smaller than 2 x 2.
+        ValueError: That map is smaller than 2 x 2.
+
+    >>> local_size((256, 224), (32, 32), 0.5)
+    (128, 128)
     """
     rows, columns = (
         math.floor(ratio * side / step + 0.5) for side, step in zip(patch_size, stride, strict=True)

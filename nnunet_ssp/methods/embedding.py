@@ -1,8 +1,8 @@
-"""What the methods that train an encoder share: views through the encoder, pooled, in chunks, over all ranks."""
+"""Shared parts of the methods that train an encoder: pooled features of views, in chunks and over all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -35,17 +35,17 @@ STAGES = 3  # the deepest ones, for pooling=stages
 class EmbeddingSettings(PretrainingSettings):
     """Settings of every method that trains the encoder alone."""
 
-    # paper: pooling=average head_norm=none, as published, for BatchNorm; instancenorm: what nnU-Net's networks need.
+    # paper: pooling=average head_norm=none, as published, for BatchNorm. instancenorm: what nnU-Net's networks need.
     recipe: Literal["instancenorm", "paper"] = "instancenorm"
-    # What an image's features are: the average (the papers') or maximum over the encoder's last map, or the averages
-    # over its last three stages.
+    # Features of an image. average (the papers'), max: of the encoder's last map. stages: averages of its last three.
     pooling: Literal["average", "max", "stages"] = "average"
-    # batch: pooled features are standardised over the batch before the head (see heads.Standardise); none: the papers'.
+    # batch: pooled features are standardised over the batch before the head, see heads.Standardise. none: the papers'.
     head_norm: Literal["batch", "none"] = "batch"
-    # augment: all views of an image come from one frame. frame: every second one comes from any frame of the same
-    # slice, so that features shall also not depend on the phase of the heartbeat.
+    # augment: all views of an image show one frame. frame: every second view shows any frame of the same slice, so that
+    # features do not depend on the phase of the heartbeat.
     pairs: Literal["augment", "frame"] = "augment"
-    probe: bool = True  # measure a linear segmentation of training-fold labels on the frozen encoder now and then
+    # yes: measure now and then a linear segmentation of training-fold labels on the frozen encoder.
+    probe: bool = True
 
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {"pooling": "average", "head_norm": "none"}
@@ -56,8 +56,23 @@ class EmbeddingSettings(PretrainingSettings):
         require(self.batch_size >= 2, "batch_size", self.batch_size, "be at least 2")
 
 
+def frame_sizes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sizes of each slice's first and second frame, one size twice where there is no second frame.
+
+    Args:
+        sizes: (B, 2) rows and columns, or (B, 2, 2).
+
+    Returns:
+        (B, 2, 2).
+    """
+    return sizes if sizes.ndim == 3 else np.stack([sizes, sizes], 1)
+
+
 class Embedding(Method):
-    """Trains the planned encoder on whole-image features; the decoder stays out of it."""
+    """Helpers for training the planned encoder on whole-image features; the decoder takes no part.
+
+    A method has its own heads, `draw` and `forward`, which call `embed` and `metrics`.
+    """
 
     transfers = "encoder"
     curves: ClassVar[tuple[str, ...]] = (
@@ -90,13 +105,8 @@ class Embedding(Method):
         self.second_frames = settings.pairs == "frame"
         self.head_norm = Standardise() if settings.head_norm == "batch" else nn.Identity()
 
-    @staticmethod
-    def frame_sizes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(B, 2, 2) rows and columns for the first and the second frame, which are one where there is no second."""
-        return sizes if sizes.ndim == 3 else np.stack([sizes, sizes], 1)
-
     def pool(self, maps: Sequence[Tensor]) -> Tensor:
-        """The encoder's maps, finest first -> (N, width), float32."""
+        """Pool the encoder's maps (N, C, X, Y), finest first, to features (N, width), float32."""
         if self.settings.pooling == "max":
             return maps[-1].float().amax((2, 3))
         used = maps[-STAGES:] if self.settings.pooling == "stages" else maps[-1:]
@@ -109,16 +119,15 @@ class Embedding(Method):
         views: Sequence[Views],
         patch_size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Pooled features of some views of each slice of the global batch, with a gradient to this rank's.
+        """Return pooled features of the global batch's views, with a gradient to this rank's.
 
         Views are made chunk by chunk, again in a recomputation: no tensor of all views needs to exist.
 
         Args:
-            encoder: returns its maps, finest first.
-            batch: this rank's share.
-            views: V times the views of all slices of the share; every second one is made from the second frame where
-                the batch has two.
-            patch_size: of the views; the planned one by default.
+            encoder: Returns its maps, finest first.
+            batch: This rank's share.
+            views: V views of each slice in the share. Every second one shows the second frame where there is one.
+            patch_size: Rows and columns of the views; the planned patch by default.
 
         Returns:
             (V, total, width), float32.
@@ -140,12 +149,12 @@ class Embedding(Method):
         pooled = pooled.reshape(len(views), n, self.width).transpose(0, 1)
         return gather_rows(pooled, batch.total).transpose(0, 1)
 
-    def figures(self, features: Tensor, pooled: Tensor) -> dict[str, Tensor]:
-        """What the monitors show.
+    def metrics(self, features: Tensor, pooled: Tensor) -> dict[str, Tensor]:
+        """Return the metrics of the family's curves, detached.
 
         Args:
-            features: (2B, D) what the loss compares, all first views and then all second ones.
-            pooled: (N, F) what the encoder hands on.
+            features: (2B, D) what the loss compares: all first views, then all second ones.
+            pooled: (N, F) what fine-tuning starts from.
         """
         features, pooled = features.detach(), pooled.detach()
         found = {
@@ -158,25 +167,30 @@ class Embedding(Method):
             found["effective_rank"] = effective_rank(pooled)
         return found
 
-    @staticmethod
-    def summarise(sums: dict[str, float]) -> dict[str, float]:
+    @classmethod
+    def summarise(cls, sums: dict[str, float]) -> dict[str, float]:
         return {name: value for name, value in sums.items() if name != "loss"}
 
-    def warnings(self, curves: dict[str, float]) -> list[str]:
+    def warnings(
+        self, curves: dict[str, float], change: Mapping[str, float] | None = None
+    ) -> list[str]:
         names = ("spread", "effective_rank", "relative_alignment")
         warning = collapse_warning(*(curves[f"val_{name}"] for name in names))
         return [warning] if warning else []
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
-        """The views of each slice, by name."""
+        """Return both views of each slice, by name."""
+        pair = [(f"{k} view", batch.drawn[k], self.patch_size) for k in ("first", "second")]
+        return self.show(batch, pair)
+
+    def show(
+        self, batch: Batch, views: Sequence[tuple[str, Views, tuple[int, int]]]
+    ) -> dict[str, Tensor]:
+        """Make views of each slice, given by title, parameters and size; every second one shows the second frame."""
         shown = {}
-        for number, (name, views, patch_size) in enumerate(self.views(batch)):
+        for number, (name, drawn, patch_size) in enumerate(views):
             frame = number % 2
             slices = batch.slices[:, frame] if batch.slices.ndim == 5 else batch.slices
             sizes = batch.sizes[:, frame] if batch.sizes.ndim == 3 else batch.sizes
-            shown[name] = self.make_views(slices, sizes, views, patch_size)[0]
+            shown[name] = self.make_views(slices, sizes, drawn, patch_size)[0]
         return shown
-
-    def views(self, batch: Batch) -> list[tuple[str, Views, tuple[int, int]]]:
-        """Title, parameters and size of each view of the batch; every second one shows the second frame."""
-        return [(f"{k} view", batch.drawn[k], self.patch_size) for k in ("first", "second")]

@@ -2,6 +2,10 @@
 
 Source: Dominic et al., "Improving data-efficiency and robustness of medical imaging segmentation using
 inpainting-based self-supervised learning", Bioengineering 2023, 10(2):207, and their published code.
+
+Their loss is the sum of squared errors over the pixels of an image, averaged over batch and channels: rows x columns
+times the mean that is taken here. Their norm, the root of the sum, is the curve `l2_norm`, whatever region the loss is
+taken on.
 """
 
 from __future__ import annotations
@@ -11,8 +15,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.parts.squares import (
     ATTEMPTS,
     Corners,
@@ -30,6 +36,12 @@ from nnunet_ssp.schedules import staircase
 from nnunet_ssp.settings import require
 from nnunet_ssp.slices.store import SliceStore
 
+PAPER = (
+    "Dominic et al.: Improving data-efficiency and robustness of medical imaging segmentation using "
+    "inpainting-based self-supervised learning. Bioengineering 10(2):207 (2023)"
+)
+CURVES = (*Reconstruction.curves, "l2_norm")
+CHECKPOINT = "checkpoint_best.pth"  # the weights that they fine-tune from
 BANK = 100  # layouts drawn once, each used in all its rotations
 UNCHANGED = ViewSettings(
     rotation=0.0,
@@ -46,26 +58,32 @@ UNCHANGED = ViewSettings(
 
 @dataclass(frozen=True)
 class InpaintingSettings(ReconstructionSettings):
-    """The paper's settings; optimiser and early stopping are in their code's configurations."""
+    """Settings of both methods; the defaults are the paper's, or those of their code's configurations."""
 
-    num_epochs: int = 500  # at most
+    # At most; early stopping ends a run sooner.
+    num_epochs: int = 500
     batch_size: int = 9
     optimizer: Literal["sgd", "adam", "adamw", "lars"] = "adam"
     initial_lr: float = 1e-3
     beta1: float = 0.99
     beta2: float = 0.995
     weight_decay: float = 0.0
-    lr_schedule: Literal["staircase", "cosine"] = "staircase"  # x 0.9 every two epochs, or a cosine
+    # staircase: times 0.9 every two epochs.
+    lr_schedule: Literal["staircase", "cosine"] = "staircase"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     early_stopping: int | None = 4
-    early_stopping_delta: float = 50 / 512**2  # theirs is 50 of the sum over a 512 x 512 image
-    area: float = 0.25  # share of the image that is corrupted
+    # Theirs is 50 of the sum over a 512 x 512 image.
+    early_stopping_delta: float = 50 / 512**2
+    # Share of the image that is corrupted.
+    area: float = 0.25
     # poisson: squares apart, at most the area. uniform: anywhere, they may overlap; at least the area.
     sampling: Literal["poisson", "uniform"] = "poisson"
     # bank: 100 layouts drawn once and rotated by quarters of a turn, as in their code. fresh: a new one each time.
     masks: Literal["bank", "fresh"] = "bank"
+    # Pixels whose error counts.
     loss_region: Literal["image", "corrupted"] = "image"
-    augment: bool = False  # yes: the views of masked image modelling; the paper has no augmentation
+    # yes: the views of masked image modelling; the paper has no augmentation.
+    augment: bool = False
 
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "deep": {
@@ -86,112 +104,183 @@ class InpaintingSettings(ReconstructionSettings):
         require(works, "warmup_epochs", warm, "be 0 for lr_schedule=staircase")
 
 
-class Inpainting(Reconstruction):
-    """The mean squared error over the whole image, by default.
+class Layouts:
+    """Places of the squares in an image: a layout of the bank in any rotation, or a fresh one.
 
-    The paper's loss is the sum over the pixels of an image, averaged over batch and channels: rows x columns times
-    this mean. Their norm, the root of the sum, is the curve ``l2_norm``, whatever region the loss is taken on.
+    Args:
+        settings: Of the method.
+        side: Pixels of a square.
+        patch_size: Rows and columns of the image.
+        pairs: Whether the squares change places in pairs.
+
+    Attributes:
+        number: Poisson-disc squares in an image.
+        bank: Layouts that were drawn once.
+
+    Raises:
+        ValueError: The squares do not fit into the image, or into `area`.
     """
 
-    curves = (*Reconstruction.curves, "l2_norm")
-    checkpoint = "checkpoint_best.pth"  # the weights they hand on
-    paper = (
-        "Dominic et al.: Improving data-efficiency and robustness of medical imaging segmentation using "
-        "inpainting-based self-supervised learning. Bioengineering 10(2):207 (2023)"
-    )
-    pairs: ClassVar[bool]  # whether squares change places
-
-    settings: InpaintingSettings
-
     def __init__(
-        self, network: nn.Module, settings: Any, patch_size: tuple[int, int], channels: int
+        self, settings: InpaintingSettings, side: int, patch_size: tuple[int, int], pairs: bool
     ) -> None:
-        super().__init__(network, settings, patch_size, channels)
-        s = self.settings
-        self.number = number_of_squares(s.area, self.side, patch_size, self.pairs)
-        rng = np.random.default_rng([s.seed, BANK])
-        # Drawn for fresh masks, too: an area that cannot be reached is refused before anything runs.
-        self.bank = [self._layout(rng) for _ in range(BANK)]
+        self.settings = settings
+        self.side = side
+        self.patch_size = patch_size
+        self.pairs = pairs
+        self.number = number_of_squares(settings.area, side, patch_size, pairs)
+        rng = np.random.default_rng([settings.seed, BANK])
+        # Drawn for fresh masks too: an area that cannot be reached is refused before anything runs.
+        self.bank = [self._fresh(rng) for _ in range(BANK)]
 
-    def examine(self, store: SliceStore) -> list[str]:
-        notes = super().examine(store)
-        patience = self.settings.early_stopping
-        if self.settings.lr_schedule == "cosine" and patience is not None:
-            notes.append(
-                f"WARNING: early_stopping={patience} may end the run long before its cosine does; early_stopping=none "
-                "trains all epochs."
-            )
-        return notes
+    def draw(self, rng: np.random.Generator, n: int) -> list[Corners]:
+        """Draw the squares of n images."""
+        return [self._one(rng) for _ in range(n)]
 
-    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        if self.settings.lr_schedule == "cosine":
-            return super().learning_rate(step, steps_per_epoch)
-        return staircase(step // steps_per_epoch, self.settings.initial_lr)
+    def covered(self, layouts: list[Corners]) -> Tensor:
+        """Return where the squares lie: (n, X, Y) bool, True inside."""
+        return torch.from_numpy(np.stack([cover(c, self.side, self.patch_size) for c in layouts]))
 
-    def view_settings(self) -> ViewSettings:
-        return ViewSettings() if self.settings.augment else UNCHANGED
+    def exchanged(self, rng: np.random.Generator, layouts: list[Corners]) -> Tensor:
+        """Return where each pixel comes from when pairs change places: (n, X, Y), see `squares.exchange`.
 
-    def draw_corruption(self, rng: np.random.Generator, n: int) -> dict[str, Any]:
-        layouts = [self._chosen(rng) for _ in range(n)]
-        hidden = np.stack([cover(c, self.side, self.patch_size) for c in layouts])
-        return {"hidden": torch.from_numpy(hidden), **self.draw_places(rng, layouts)}
+        Poisson-disc squares are paired afresh at each use, so that one layout of the bank is many corruptions.
+        """
+        if self.settings.sampling == "poisson":
+            layouts = [rng.permutation(corners).reshape(-1, 2, 2) for corners in layouts]
+        sources = [exchange(pairs, self.side, self.patch_size) for pairs in layouts]
+        return torch.from_numpy(np.stack(sources))
 
-    def draw_places(self, rng: np.random.Generator, layouts: list[Corners]) -> dict[str, Any]:
-        """What else the corruption of each image needs to know."""
-        return {}
+    def _one(self, rng: np.random.Generator) -> Corners:
+        if self.settings.masks == "fresh":
+            # The bank needed a hundredth of these attempts at most: bad luck does not end a run.
+            return self._fresh(rng, 100 * ATTEMPTS)
+        layout = self.bank[rng.integers(BANK)]
+        square = self.patch_size[0] == self.patch_size[1]
+        quarters = rng.integers(4) if square else 2 * rng.integers(2)
+        return turned(layout, self.side, self.patch_size, int(quarters))
 
-    def counted(self, hidden: Tensor) -> Tensor:
-        whole = self.settings.loss_region == "image"
-        return torch.ones_like(hidden) if whole else hidden
-
-    @staticmethod
-    def summarise(sums: dict[str, float]) -> dict[str, float]:
-        return {**Reconstruction.summarise(sums), "l2_norm": sums["l2_norm"]}
-
-    def _layout(self, rng: np.random.Generator, attempts: int = ATTEMPTS) -> Corners:
+    def _fresh(self, rng: np.random.Generator, attempts: int = ATTEMPTS) -> Corners:
         s = self.settings
         if s.sampling == "poisson":
             return poisson_disc(rng, self.number, self.side, self.patch_size, attempts)
         draw = uniform_pairs if self.pairs else uniform
         return draw(rng, s.area, self.side, self.patch_size)
 
-    def _chosen(self, rng: np.random.Generator) -> Corners:
-        if self.settings.masks == "fresh":
-            # Never the end of a run: the bank needed no more than a hundredth of these attempts.
-            return self._layout(rng, 100 * ATTEMPTS)
-        layout = self.bank[rng.integers(BANK)]
-        square = self.patch_size[0] == self.patch_size[1]
-        quarters = rng.integers(4) if square else 2 * rng.integers(2)
-        return turned(layout, self.side, self.patch_size, int(quarters))
+
+def view_settings(settings: InpaintingSettings) -> ViewSettings:
+    """Return the strength of the augmentation: none, by default."""
+    return ViewSettings() if settings.augment else UNCHANGED
 
 
-class ContextPrediction(Inpainting):
+def counted(settings: InpaintingSettings, hidden: Tensor) -> Tensor:
+    """Return where the loss is taken: (B, 1, X, Y) bool, as `hidden`."""
+    return torch.ones_like(hidden) if settings.loss_region == "image" else hidden
+
+
+def note_on_early_stopping(settings: InpaintingSettings) -> list[str]:
+    """Warn of a patience that may end a run long before its cosine does."""
+    patience = settings.early_stopping
+    if settings.lr_schedule == "staircase" or patience is None:
+        return []
+    return [
+        f"WARNING: early_stopping={patience} may end the run long before its cosine does; early_stopping=none "
+        "trains all epochs."
+    ]
+
+
+class ContextPrediction(Reconstruction):
     """Fill in what was there before the squares were set to 0, the mean after normalisation."""
 
     settings_class = InpaintingSettings
-    pairs = False
+    settings: InpaintingSettings
+    curves = CURVES
+    checkpoint = CHECKPOINT
+    paper = PAPER
+
+    def __init__(
+        self, network: nn.Module, settings: Any, patch_size: tuple[int, int], channels: int
+    ) -> None:
+        super().__init__(network, settings, patch_size, channels)
+        self.layouts = Layouts(settings, self.side, patch_size, pairs=False)
+
+    def examine(self, store: SliceStore) -> list[str]:
+        return [*super().examine(store), *note_on_early_stopping(self.settings)]
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        s = self.settings
+        if s.lr_schedule == "staircase":
+            return staircase(step // steps_per_epoch, s.initial_lr)
+        return super().learning_rate(step, steps_per_epoch)
+
+    def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
+        """Draw one view of each slice, and its squares."""
+        drawn = self.draw_common(rng, sizes, view_settings(self.settings))
+        drawn["hidden"] = self.layouts.covered(self.layouts.draw(rng, len(sizes)))
+        return drawn
 
     def corrupt(self, images: Tensor, drawn: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the images without their squares, and where these lie (B, 1, X, Y), True = hidden."""
         hidden = drawn["hidden"].to(images.device, non_blocking=True)[:, None]
         return images.masked_fill(hidden, 0.0), hidden
 
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        target, inside = self.view(batch)
+        corrupted, hidden = self.corrupt(target, batch.drawn)
+        where = counted(self.settings, hidden)
+        return self.compare(batch, corrupted, target, hidden=hidden, inside=inside, counted=where)
 
-class ContextRestoration(Inpainting):
+    def panels(self, batch: Batch) -> dict[str, Tensor]:
+        target, _ = self.view(batch)
+        return self.show(target, *self.corrupt(target, batch.drawn))
+
+
+class ContextRestoration(Reconstruction):
     """Put back the squares that have changed places in pairs."""
 
     settings_class = InpaintingSettings
-    pairs = True
+    settings: InpaintingSettings
+    curves = CURVES
+    checkpoint = CHECKPOINT
+    paper = PAPER
 
-    def draw_places(self, rng: np.random.Generator, layouts: list[Corners]) -> dict[str, Any]:
-        # Poisson-disc squares are paired afresh at each use, so that a layout of the bank is many corruptions.
-        if self.settings.sampling == "poisson":
-            layouts = [rng.permutation(corners).reshape(-1, 2, 2) for corners in layouts]
-        sources = [exchange(pairs, self.side, self.patch_size) for pairs in layouts]
-        return {"source": torch.from_numpy(np.stack(sources))}
+    def __init__(
+        self, network: nn.Module, settings: Any, patch_size: tuple[int, int], channels: int
+    ) -> None:
+        super().__init__(network, settings, patch_size, channels)
+        self.layouts = Layouts(settings, self.side, patch_size, pairs=True)
+
+    def examine(self, store: SliceStore) -> list[str]:
+        return [*super().examine(store), *note_on_early_stopping(self.settings)]
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        s = self.settings
+        if s.lr_schedule == "staircase":
+            return staircase(step // steps_per_epoch, s.initial_lr)
+        return super().learning_rate(step, steps_per_epoch)
+
+    def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
+        """Draw one view of each slice, its squares, and which of them change places."""
+        drawn = self.draw_common(rng, sizes, view_settings(self.settings))
+        layouts = self.layouts.draw(rng, len(sizes))
+        drawn["hidden"] = self.layouts.covered(layouts)
+        drawn["source"] = self.layouts.exchanged(rng, layouts)
+        return drawn
 
     def corrupt(self, images: Tensor, drawn: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the images with exchanged squares, and where these lie (B, 1, X, Y), True = hidden."""
         hidden = drawn["hidden"].to(images.device, non_blocking=True)[:, None]
         source = drawn["source"].to(images.device, non_blocking=True).long()
         pixels = images.flatten(2)
         index = source.flatten(1)[:, None].expand_as(pixels)
         return pixels.gather(2, index).view_as(images), hidden
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        target, inside = self.view(batch)
+        corrupted, hidden = self.corrupt(target, batch.drawn)
+        where = counted(self.settings, hidden)
+        return self.compare(batch, corrupted, target, hidden=hidden, inside=inside, counted=where)
+
+    def panels(self, batch: Batch) -> dict[str, Tensor]:
+        target, _ = self.view(batch)
+        return self.show(target, *self.corrupt(target, batch.drawn))

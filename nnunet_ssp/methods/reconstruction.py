@@ -1,13 +1,13 @@
-"""What the reconstructing methods share: corrupt a view, run the U-Net, compare; and what keeps the depths learning.
+"""Shared parts of the reconstructing methods: run the planned U-Net on corrupted images, and compare its output.
 
 With plain skip connections the full-resolution skip can solve most of a reconstruction while every deeper layer stays
-at its initial weights. ``recipe=deep`` and the single settings below push learning down; ``recipe=paper`` is the
-published procedure.
+at its initial weights. `recipe=deep` and the single settings below push learning down; `recipe=paper` is the published
+procedure.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,12 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunet_ssp.distributed import sum_over_ranks, world_size
-from nnunet_ssp.methods.base import Batch, Method
-from nnunet_ssp.methods.parts.losses import (
-    coarse_weights,
-    error_sums,
-    masked_variance,
-)
+from nnunet_ssp.methods.base import Batch, Method, Pictures
+from nnunet_ssp.methods.parts.depth import depth_warning
+from nnunet_ssp.methods.parts.losses import coarse_weights, error_sums, masked_variance
 from nnunet_ssp.methods.parts.masking import auto_block
 from nnunet_ssp.methods.parts.views import ViewSettings, draw_views
 from nnunet_ssp.methods.parts.visible_norm import VisibleNorm
@@ -35,11 +32,14 @@ class ReconstructionSettings(PretrainingSettings):
     """Settings of every reconstructing method."""
 
     recipe: Literal["paper", "deep"] = "paper"
-    mask_patch: int | Literal["auto"] = "auto"  # px, see masking.auto_block
-    # One reconstruction per decoder stage against area-averaged targets, weights 2^-i / sum.
+    # Side of a hidden block or square, in px; auto: see masking.auto_block.
+    mask_patch: int | Literal["auto"] = "auto"
+    # yes: one reconstruction per decoder stage, against area-averaged targets, with weights 2^-i / sum.
     coarse_heads: bool = False
-    skip_dropout: float = 0.0  # probability, per image and skip, of zeroing a skip connection
-    # Encoder InstanceNorm statistics from visible pixels only (SparK, arXiv 2301.03580; S3D, arXiv 2410.23132).
+    # Probability of zeroing a skip connection, per image and skip.
+    skip_dropout: float = 0.0
+    # yes: the encoder's InstanceNorm takes its statistics from visible pixels only (SparK, arXiv 2301.03580; S3D,
+    # arXiv 2410.23132).
     visible_statistics: bool = False
 
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
@@ -60,9 +60,9 @@ class ReconstructionSettings(PretrainingSettings):
 
 
 class Reconstruction(Method):
-    """Reconstruct a view from its corrupted copy with the whole planned U-Net.
+    """Helpers for reconstructing a view from its corrupted copy with the whole planned U-Net.
 
-    A subclass gives ``view_settings``, ``draw_corruption`` and ``corrupt``.
+    A method has its own `draw`, `forward` and `panels`, which call `draw_common`, `view`, `compare` and `show`.
     """
 
     transfers = "encoder+decoder"
@@ -71,6 +71,9 @@ class Reconstruction(Method):
     references: ClassVar[dict[str, tuple[float, str]]] = {
         "error_over_variance": (1.0, "only the mean learned")
     }
+    pictures = Pictures(
+        "reconstructions/epoch_{epoch:03d}.png", "{slices} slices after {epoch} epochs", change=True
+    )
 
     settings: ReconstructionSettings
 
@@ -96,41 +99,61 @@ class Reconstruction(Method):
     def examine(self, store: SliceStore) -> list[str]:
         return [*super().examine(store), f"mask_patch is {self.side} px here."]
 
-    @abstractmethod
-    def view_settings(self) -> ViewSettings:
-        """Strength of the augmentation."""
+    def draw_common(
+        self, rng: np.random.Generator, sizes: NDArray[np.int64], settings: ViewSettings
+    ) -> dict[str, Any]:
+        """Draw one view per slice, and which of its skip connections survive."""
+        views = draw_views(rng, sizes, self.channels, self.patch_size, settings)
+        keep = rng.random((len(sizes), self.n_skips)) >= self.settings.skip_dropout
+        return {"views": views, "keep_skips": torch.from_numpy(keep)}
 
-    @abstractmethod
-    def draw_corruption(self, rng: np.random.Generator, n: int) -> dict[str, Any]:
-        """Draw the corruption of n images, on the host."""
+    def view(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the views (B, C, *patch), and where they lie inside the slice (B, 1, *patch)."""
+        return self.make_views(batch.slices, batch.sizes, batch.drawn["views"], self.patch_size)
 
-    @abstractmethod
-    def corrupt(self, images: Tensor, drawn: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Corrupted copy (B, C, X, Y), and where it was corrupted (B, 1, X, Y), True = hidden."""
+    def run(self, images: Tensor, hidden: Tensor, keep: Tensor | None) -> list[Tensor]:
+        """Return the network's outputs, finest first; `keep` (B, skips) are the skips that survive."""
+        network: Any = self.network
+        if self.visible_norm is not None:
+            self.visible_norm.visible = (~hidden).float()
+        skips = network.encoder(images)
+        if self.visible_norm is not None:
+            self.visible_norm.visible = None
+        if keep is not None and self.training and self.settings.skip_dropout > 0:
+            kept = keep[:, :, None, None, None].unbind(1)
+            skips = [*(s * k for s, k in zip(skips[:-1], kept, strict=True)), skips[-1]]
+        outputs = network.decoder(skips)
+        return list(outputs) if self.settings.coarse_heads else [outputs]
 
-    def counted(self, hidden: Tensor) -> Tensor:
-        """The pixels that count in the loss (B, 1, X, Y), as long as they lie inside the slice."""
-        return hidden
+    def compare(
+        self,
+        batch: Batch,
+        corrupted: Tensor,
+        target: Tensor,
+        *,
+        hidden: Tensor,
+        inside: Tensor,
+        counted: Tensor,
+    ) -> dict[str, Tensor]:
+        """Reconstruct the target from its corrupted copy: the mean squared error over the counted pixels.
 
-    def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
-        n = len(sizes)
-        views = draw_views(rng, sizes, self.channels, self.patch_size, self.view_settings())
-        keep = rng.random((n, self.n_skips)) >= self.settings.skip_dropout
-        return {
-            "views": views,
-            "keep_skips": torch.from_numpy(keep),
-            **self.draw_corruption(rng, n),
-        }
+        Args:
+            batch: This rank's share.
+            corrupted: (B, C, *patch), what the network sees.
+            target: (B, C, *patch).
+            hidden: (B, 1, *patch) bool, True where the target was corrupted.
+            inside: (B, 1, *patch) bool, True inside the slice. Padding never counts.
+            counted: (B, 1, *patch) bool, True where the loss is taken.
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        target, corrupted, hidden, inside = self._prepare(batch)
-        # Padding outside the image never counts.
-        weight = (self.counted(hidden) & inside).float()
+        Returns:
+            The loss; error and variance over the hidden pixels; the mean norm of a slice's error.
+        """
+        weight = (counted & inside).float()
         masked = (hidden & inside).float()
         keep = batch.drawn["keep_skips"].to(target.device, non_blocking=True)
 
         def sums_of(rows: slice) -> Tensor:
-            outputs = self._run(corrupted[rows], hidden[rows], keep[rows])
+            outputs = self.run(corrupted[rows], hidden[rows], keep[rows])
             return error_sums(
                 outputs, target[rows], weight[rows], masked[rows], inside[rows].float()
             )
@@ -151,43 +174,30 @@ class Reconstruction(Method):
             "l2_norm": norms * world_size() / batch.total,
         }
 
-    @staticmethod
-    def summarise(sums: dict[str, float]) -> dict[str, float]:
-        variance = sums["variance"]
-        return {"error_over_variance": sums["error"] / variance if variance > 0 else float("nan")}
-
-    def panels(self, batch: Batch) -> dict[str, Tensor]:
-        target, corrupted, hidden, _ = self._prepare(batch)
-        output = self._run(corrupted, hidden, None)[0].float()
+    def show(self, target: Tensor, corrupted: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+        """Return what the network is asked, what it sees and what it answers, by title."""
+        output = self.run(corrupted, hidden, None)[0].float()
         composite = torch.where(hidden, output, target)
         return {"input": target, "corrupted": corrupted, "output": output, "composite": composite}
 
+    @classmethod
+    def summarise(cls, sums: dict[str, float]) -> dict[str, float]:
+        variance = sums["variance"]
+        share = sums["error"] / variance if variance > 0 else float("nan")
+        found = {**sums, "error_over_variance": share}
+        return {name: found[name] for name in cls.curves}
+
+    def warnings(
+        self, curves: dict[str, float], change: Mapping[str, float] | None = None
+    ) -> list[str]:
+        warning = depth_warning(change or {})
+        return [warning] if warning else []
+
     def extra_state(self) -> dict[str, Any]:
-        """The reconstruction heads: a segmentation network gets other output layers."""
+        """Return the reconstruction heads: a segmentation network gets other output layers."""
         decoder: Any = self.network.decoder
         return {"heads": {k: v.detach().cpu() for k, v in decoder.seg_layers.state_dict().items()}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         decoder: Any = self.network.decoder
         decoder.seg_layers.load_state_dict(state["heads"])
-
-    def _prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        views = batch.drawn["views"]
-        target, inside = self.make_views(batch.slices, batch.sizes, views, self.patch_size)
-        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
-            corrupted, hidden = self.corrupt(target, batch.drawn)
-        return target, corrupted, hidden, inside
-
-    def _run(self, images: Tensor, hidden: Tensor, keep: Tensor | None) -> list[Tensor]:
-        """The network's outputs, finest first; ``keep`` (B, skips) are the skips that survive."""
-        network: Any = self.network
-        if self.visible_norm is not None:
-            self.visible_norm.visible = (~hidden).float()
-        skips = network.encoder(images)
-        if self.visible_norm is not None:
-            self.visible_norm.visible = None
-        if keep is not None and self.training and self.settings.skip_dropout > 0:
-            kept = keep[:, :, None, None, None].unbind(1)
-            skips = [*(s * k for s, k in zip(skips[:-1], kept, strict=True)), skips[-1]]
-        outputs = network.decoder(skips)
-        return list(outputs) if self.settings.coarse_heads else [outputs]

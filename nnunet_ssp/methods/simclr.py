@@ -1,4 +1,4 @@
-"""SimCLR: two views of a slice shall look alike to the encoder, and unlike all other views of the batch.
+"""SimCLR: train the encoder to see two views of a slice as alike, and as unlike all other views of the batch.
 
 Source: Chen et al., "A simple framework for contrastive learning of visual representations" (ICML 2020), with the
 settings of de Mooij, Pluim and Scannell, arXiv 2409.18100, section 2 and appendix A, and their published code.
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunet_ssp.methods.base import Batch
-from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings
+from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings, frame_sizes
 from nnunet_ssp.methods.parts.heads import mlp
 from nnunet_ssp.methods.parts.losses import contrastive_loss
 from nnunet_ssp.methods.parts.views import (
     BRIGHTNESS,
     BrightnessName,
+    Views,
     ViewSettings,
     draw_centres,
     draw_views,
@@ -30,21 +31,52 @@ from nnunet_ssp.settings import require
 
 @dataclass(frozen=True)
 class SimCLRSettings(EmbeddingSettings):
-    """The paper's settings."""
+    """Settings of SimCLR; the defaults are the paper's."""
 
-    batch_size: int = 224  # slices, two views each; appendix A
-    initial_lr: float = 0.1  # appendix A
-    momentum: float = 0.9  # appendix A
-    weight_decay: float = 1e-4  # appendix A
-    # meant: factors 0.6-1.5; run: 1.6-2.5, what the authors' code does with that range
+    # Slices, two views each; appendix A, as the next three.
+    batch_size: int = 224
+    initial_lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    # Factors of brightness. meant: 0.6-1.5. run: 1.6-2.5, which the authors' code makes of that range.
     brightness: BrightnessName = "meant"
-    temperature: float = 0.1  # their code
-    head_width: int = 512  # of each of the head's three layers; their code
+    # Their code.
+    temperature: float = 0.1
+    # Width of each of the head's three layers; their code.
+    head_width: int = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.temperature > 0, "temperature", self.temperature, "be positive")
         require(self.head_width >= 1, "head_width", self.head_width, "be at least 1")
+
+
+def draw_pairs(
+    rng: np.random.Generator,
+    sizes: NDArray[np.int64],
+    channels: int,
+    patch_size: tuple[int, int],
+    brightness: BrightnessName,
+) -> dict[str, Views]:
+    """Draw two views of each slice.
+
+    Both lie about one centre, as the papers' crops lie about the heart. Patches smaller than the image would otherwise
+    often show nothing in common.
+
+    Args:
+        rng: Source of randomness.
+        sizes: (B, 2) rows and columns of each slice, or (B, 2, 2) with a second frame each.
+        channels: Channels of the slices.
+        patch_size: Rows and columns of the views.
+        brightness: Name of its range.
+    """
+    settings = ViewSettings(brightness=BRIGHTNESS[brightness])
+    pair = frame_sizes(sizes)
+    centre = draw_centres(rng, pair[:, 0], patch_size)
+    first, second = (
+        draw_views(rng, pair[:, i], channels, patch_size, settings, centre) for i in (0, 1)
+    )
+    return {"first": first, "second": second}
 
 
 class SimCLR(Embedding):
@@ -64,34 +96,17 @@ class SimCLR(Embedding):
         self.head = mlp([self.width, *[settings.head_width] * 3])
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
-        """Two views of each slice.
+        return draw_pairs(rng, sizes, self.channels, self.patch_size, self.settings.brightness)
 
-        Both lie about one centre, as the papers' crops lie about the heart: patches smaller than the image would
-        otherwise often show nothing in common.
-        """
-        settings = ViewSettings(brightness=BRIGHTNESS[self.settings.brightness])
-        pair = self.frame_sizes(sizes)
-        centre = draw_centres(rng, pair[:, 0], self.patch_size)
-        first, second = (
-            draw_views(rng, pair[:, i], self.channels, self.patch_size, settings, centre)
-            for i in (0, 1)
-        )
-        return {"first": first, "second": second}
+    def positives(self, batch: Batch) -> Tensor:
+        """Return which views of the global batch show one slice: (2B, 2B) bool, all first views, then all second."""
+        number = torch.arange(batch.total, device=batch.slices.device).repeat(2)
+        return number[:, None] == number
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         views = (batch.drawn["first"], batch.drawn["second"])
         pooled = self.embed(self.network.encoder, batch, views).flatten(0, 1)
         with torch.autocast(pooled.device.type, enabled=False):
             features = self.head(self.head_norm(pooled))
-            positives = self.positives(batch)
-            loss, _ = contrastive_loss(features, positives, self.settings.temperature)
-        return {"loss": loss, **self.figures(features, pooled), **self.counts(positives)}
-
-    def positives(self, batch: Batch) -> Tensor:
-        """(2B, 2B) bool: which views of the global batch, all first ones and then all second ones, are alike."""
-        number = torch.arange(batch.total, device=batch.slices.device).repeat(2)
-        return number[:, None] == number
-
-    def counts(self, positives: Tensor) -> dict[str, Tensor]:
-        """What the monitors show of the positives."""
-        return {}
+            loss, _ = contrastive_loss(features, self.positives(batch), self.settings.temperature)
+        return {"loss": loss, **self.metrics(features, pooled)}

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +12,8 @@ from torch import nn
 
 from nnunet_ssp.distributed import rank, share
 from nnunet_ssp.methods import BYOL, DINO, Batch, BYOLSettings, DINOSettings
-from nnunet_ssp.methods.distillation import Distillation, DistillationSettings
-from nnunet_ssp.methods.parts.losses import negative_cosine
-from nnunet_ssp.methods.parts.views import ViewSettings, draw_views
+from nnunet_ssp.methods.distillation import rate_by_step
+from nnunet_ssp.methods.embedding import Embedding
 from nnunet_ssp.network import in_encoder
 from nnunet_ssp.schedules import momentum_schedule
 from tests.conftest import _make_batch, _make_network
@@ -27,52 +25,46 @@ PATCH = (16, 24)
 SMALL = [(20, 40), (12, 9), (30, 30), (16, 24), (15, 33)]
 
 
-@dataclass(frozen=True)
-class PlainSettings(DistillationSettings):
-    batch_size: int = 5
-    chunk_size: int | Literal["auto"] | None = None
-    num_epochs: int = 20
+METHODS: dict[str, tuple[type[Embedding], dict[str, Any]]] = {
+    "BYOL": (BYOL, {"head_width": 8, "head_out": 3, "predictor_width": 6}),
+    "DINO": (DINO, {"head_width": 8, "head_bottleneck": 4, "out_dim": 6, "freeze_prototypes": 0}),
+}
+# One start for both: the papers' values differ.
+COMMON: dict[str, Any] = {
+    "batch_size": 5,
+    "chunk_size": None,
+    "num_epochs": 20,
+    "initial_lr": 0.01,
+    "optimizer": "sgd",
+    "weight_decay": 1e-4,
+    "teacher_momentum": 0.996,
+    "transfer_from": "student",
+}
+OWN = {"BYOL": "predictor", "DINO": "centre"}  # state besides head and teacher
 
-
-class PlainDistillation(Distillation):
-    """The least that a method of this family is: views, a head, and a loss against the teacher's output."""
-
-    settings_class = PlainSettings
-
-    def make_head(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(self.width, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
-
-    def draw(self, rng: np.random.Generator, sizes: Any) -> dict[str, Any]:
-        return {
-            name: draw_views(rng, sizes, self.channels, self.patch_size, ViewSettings())
-            for name in ("first", "second")
-        }
-
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        views = (batch.drawn["first"], batch.drawn["second"])
-        first = self.head(self.embed(self.network.encoder, batch, views)[0])
-        second = self.teacher_head(self.embed(self.teacher_encoder, batch, views)[1])
-        return {"loss": negative_cosine(first, second)}
+each = pytest.mark.parametrize("name", METHODS)
 
 
 @pytest.fixture
 def make_method(make_network):
-    def make(kind="plain", seed=1, features=(4, 8, 8), **changes):
+    def make(kind="plain", seed=1, features=(4, 8, 8), name="BYOL", **changes):
         network = make_network(kind, outputs=3, features=features)
         torch.manual_seed(seed)
-        return PlainDistillation(network, PlainSettings(**changes), PATCH, 1)
+        method, tiny = METHODS[name]
+        return method(network, method.settings_class(**{**COMMON, **tiny, **changes}), (16, 24), 1)
 
     return make
 
 
-def test_early_stopping_on_a_moving_target_is_warned_of(make_method):
+@each
+def test_early_stopping_on_a_moving_target_is_warned_of(make_method, name):
     store: Any = None
-    (warning,) = make_method(early_stopping=5).examine(store)
+    (warning,) = make_method(name=name, early_stopping=5).examine(store)
     assert "early_stopping follows a loss whose target, the teacher, moves" in warning
-    assert make_method().examine(store) == []
+    assert make_method(name=name).examine(store) == []
 
 
-def optimizer_of(method: Distillation) -> torch.optim.Optimizer:
+def optimizer_of(method: Embedding) -> torch.optim.Optimizer:
     """The trainer's own choice."""
     # Not at the top: ranks import this file, and have no use for all of nnU-Net.
     from nnunet_ssp.training.pretraining import PretrainingTrainer
@@ -81,7 +73,7 @@ def optimizer_of(method: Distillation) -> torch.optim.Optimizer:
     return PretrainingTrainer.configure_optimizers(trainer)[0]
 
 
-def train(method: Distillation, batches: list[Batch], lr: float = 0.1) -> None:
+def train(method: Embedding, batches: list[Batch], lr: float = 0.1) -> None:
     optimizer = optimizer_of(method)
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
@@ -104,41 +96,44 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 # -- the teacher -----------------------------------------------------------------------------------
 
 
+@each
 @pytest.mark.parametrize("kind", ["plain", "residual"])
-def test_the_teacher_starts_as_a_copy_of_the_student(make_method, make_batch, kind):
-    method = make_method(kind)
+def test_the_teacher_starts_as_a_copy_of_the_student(make_method, make_batch, kind, name):
+    method = make_method(kind, name=name)
     assert same(values(method.teacher_encoder.copy), values(method.network.encoder))
     assert same(values(method.teacher_head.copy), values(method.head))
     train(method, [make_batch(method, SMALL)])
     assert not same(values(method.teacher_head.copy), values(method.head))
 
 
+@each
 @pytest.mark.parametrize("kind", ["plain", "residual"])
-def test_a_separate_teacher_has_weights_of_its_own_decided_by_the_seed(make_method, kind):
-    method = make_method(kind, teacher_init="separate")
+def test_a_separate_teacher_has_weights_of_its_own_decided_by_the_seed(make_method, kind, name):
+    method = make_method(kind, name=name, teacher_init="separate")
     pairs = (
         (method.teacher_encoder.copy, method.network.encoder),
         (method.teacher_head.copy, method.head),
     )
     for teacher, student in pairs:
         theirs = dict(student.named_parameters())
-        for name, parameter in teacher.named_parameters():
+        for key, parameter in teacher.named_parameters():
             # Weights are random, the rest starts as 0 or 1; residual blocks may end in zeros.
             drawn = parameter.ndim > 1 or parameter.detach().unique().numel() > 1
-            assert torch.equal(parameter, theirs[name]) != drawn, name
-            assert not parameter.requires_grad, name
+            assert torch.equal(parameter, theirs[key]) != drawn, key
+            assert not parameter.requires_grad, key
             if parameter.ndim == 4:
-                spread, expected = parameter.std().item(), theirs[name].std().item()
-                assert spread == pytest.approx(expected, rel=0.35), name
+                spread, expected = parameter.std().item(), theirs[key].std().item()
+                assert spread == pytest.approx(expected, rel=0.35), key
     # The student's encoder is what it would be without a teacher of its own.
-    assert same(values(method.network), values(make_method(kind).network))
-    again, other = (make_method(kind, seed, teacher_init="separate") for seed in (1, 2))
+    assert same(values(method.network), values(make_method(kind, name=name).network))
+    again, other = (make_method(kind, seed, name=name, teacher_init="separate") for seed in (1, 2))
     assert same(values(again), values(method))
     assert not same(values(other.teacher_encoder), values(method.teacher_encoder))
 
 
-def test_the_teacher_follows_after_each_step_and_never_by_gradients(make_method, make_batch):
-    method = make_method(teacher_momentum=0.7)
+@each
+def test_the_teacher_follows_after_each_step_and_never_by_gradients(make_method, make_batch, name):
+    method = make_method(name=name, teacher_momentum=0.7)
     optimizer = optimizer_of(method)
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     teachers = (method.teacher_encoder, method.teacher_head)
@@ -164,17 +159,21 @@ def test_the_teacher_follows_after_each_step_and_never_by_gradients(make_method,
                 torch.testing.assert_close(found, m * value + (1 - m) * new.detach())
 
 
-def test_exactly_encoder_and_head_are_trained(make_method, make_batch):
-    method = make_method()
+@each
+def test_exactly_encoder_and_head_are_trained(make_method, make_batch, name):
+    method = make_method(name=name)
     method(make_batch(method, SMALL))["loss"].backward()
-    for name, parameter in method.named_parameters():
-        trained = name.startswith("head.") or in_encoder(name.removeprefix("network."))
-        assert parameter.requires_grad == trained, name
-        assert (parameter.grad is not None) == trained, name
+    for key, parameter in method.named_parameters():
+        trained = key.startswith(("head.", "predictor.")) or in_encoder(
+            key.removeprefix("network.")
+        )
+        assert parameter.requires_grad == trained, key
+        assert (parameter.grad is not None) == trained, key
 
 
-def test_compiled_parts_are_the_networks_and_the_teachers(make_method):
-    method = make_method()
+@each
+def test_compiled_parts_are_the_networks_and_the_teachers(make_method, name):
+    method = make_method(name=name)
     network, teacher = method.network, method.teacher_encoder.copy
     assert method.compiled() == [network.encoder, network.decoder, teacher]
 
@@ -198,24 +197,23 @@ def test_only_matrices_and_kernels_decay_and_each_parameter_is_there_once(make_m
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(128, 7), (64, 3), (512, 10)])
 def test_the_rate_is_scaled_with_the_batch_and_warms_up_by_step(make_method, batch_size, steps):
-    method = make_method(batch_size=batch_size, initial_lr=0.4, num_epochs=20, warmup_epochs=5)
-    method.warmup_start, method.final_lr = 1e-4, 1e-5
+    settings = make_method(batch_size=batch_size, initial_lr=0.4, warmup_epochs=5).settings
     peak, warmup, total = 0.4 * batch_size / 256, 5 * steps, 20 * steps
     after = np.arange(total - warmup) / (total - warmup)
     expected = [
         *np.linspace(1e-4, peak, warmup),
         *(1e-5 + (peak - 1e-5) * (1 + np.cos(np.pi * after)) / 2),
     ]
-    found = [method.learning_rate(step, steps) for step in range(total)]
+    found = [rate_by_step(settings, step, steps, 1e-4, 1e-5) for step in range(total)]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     with pytest.raises(ValueError, match=rf"`step` \(={total}\)"):
-        method.learning_rate(total, steps)
+        rate_by_step(settings, total, steps, 1e-4, 1e-5)
 
 
 def test_a_warmup_of_a_part_of_an_epoch(make_method):
-    method = make_method(num_epochs=5, initial_lr=1.0, batch_size=256)  # auto: half an epoch
-    assert method.settings.warmup == 0.5
-    found = [method.learning_rate(step, 8) for step in range(5)]
+    settings = make_method(num_epochs=5, initial_lr=1.0, batch_size=256).settings
+    assert settings.warmup == 0.5  # auto: half an epoch
+    found = [rate_by_step(settings, step, 8, 0.0, 0.0) for step in range(5)]
     np.testing.assert_allclose(found, [0, 1 / 3, 2 / 3, 1, 1])
     assert make_method(num_epochs=1).learning_rate(0, 1) > 0  # no warm-up of no step
 
@@ -231,8 +229,9 @@ def test_a_warmup_of_a_part_of_an_epoch(make_method):
         (9, 0, 0),
     ],
 )
-def test_the_length_of_the_warmup(epochs, setting, warmup):
-    assert DistillationSettings(num_epochs=epochs, warmup_epochs=setting).warmup == warmup
+@pytest.mark.parametrize("settings", [DINOSettings, BYOLSettings])
+def test_the_length_of_the_warmup(settings, epochs, setting, warmup):
+    assert settings(num_epochs=epochs, warmup_epochs=setting).warmup == warmup
 
 
 def test_lars_by_its_closed_form(make_method):
@@ -269,8 +268,9 @@ def test_lars_by_its_closed_form(make_method):
 
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 @pytest.mark.parametrize("whose", ["student", "teacher"])
-def test_whose_encoder_is_handed_on(make_method, make_batch, kind, whose):
-    method = make_method(kind, transfer_from=whose)
+@each
+def test_whose_encoder_is_handed_on(make_method, make_batch, kind, whose, name):
+    method = make_method(kind, name=name, transfer_from=whose)
     train(method, [make_batch(method, SMALL, seed) for seed in (0, 1)])
     student, teacher = values(method.network), values(method.teacher_encoder.copy)
     exported = method.exported()
@@ -278,15 +278,16 @@ def test_whose_encoder_is_handed_on(make_method, make_batch, kind, whose):
     found = values(exported)
     assert found.keys() == student.keys()
     assert not same(teacher, values(method.network.encoder))
-    for name, value in found.items():
-        expected = student[name]
-        if whose == "teacher" and in_encoder(name):
-            expected = teacher[name.removeprefix("decoder.").removeprefix("encoder.")]
-        assert torch.equal(value, expected), name
+    for key, value in found.items():
+        expected = student[key]
+        if whose == "teacher" and in_encoder(key):
+            expected = teacher[key.removeprefix("decoder.").removeprefix("encoder.")]
+        assert torch.equal(value, expected), key
     # Aliases still share their memory, so that a file holds them once.
     memory = {k: v.data_ptr() for k, v in exported.state_dict().items()}
     original = {k: v.data_ptr() for k, v in method.network.state_dict().items()}
     assert len(set(memory.values())) == len(set(original.values()))
+    assert (method.handed_on() is method.network.encoder) == (whose == "student")
     # Looking at what goes into the file changes nothing about the training.
     assert same(values(method.network), student)
     assert (exported is method.network) == (whose == "student")
@@ -294,17 +295,20 @@ def test_whose_encoder_is_handed_on(make_method, make_batch, kind, whose):
 
 @pytest.mark.parametrize("init", ["copy", "separate"])
 @pytest.mark.parametrize("whose", ["student", "teacher"])
-def test_a_run_goes_on_from_the_file_and_the_extra_state(make_method, make_batch, whose, init):
-    method = make_method(transfer_from=whose, teacher_init=init)
+@each
+def test_a_run_goes_on_from_the_file_and_the_extra_state(
+    make_method, make_batch, whose, init, name
+):
+    method = make_method(name=name, transfer_from=whose, teacher_init=init)
     batches = [make_batch(method, SMALL, seed) for seed in range(4)]
     train(method, batches[:2])
     # What a file holds: the exported network and the extra state, by value.
     weights, state = values(method.exported()), copy.deepcopy(method.extra_state())
-    named = {name.split(".")[0] for name in state}
-    assert named == {"head", "teacher_encoder", "teacher_head"} | (
+    named = {key.split(".")[0] for key in state}
+    assert named == {"head", "teacher_encoder", "teacher_head", OWN[name]} | (
         {"network"} if whose == "teacher" else set()
     )
-    resumed = make_method(seed=9, transfer_from=whose, teacher_init=init)
+    resumed = make_method(seed=9, name=name, transfer_from=whose, teacher_init=init)
     resumed.network.load_state_dict(weights)
     resumed.load_extra_state(state)
     assert same(values(resumed), values(method))
@@ -321,7 +325,7 @@ def test_an_extra_state_without_a_teacher_is_refused(make_method):
 
 
 @pytest.mark.parametrize("momentum", [1.5, -0.1, float("nan")])
-@pytest.mark.parametrize("settings", [DistillationSettings, DINOSettings, BYOLSettings])
+@pytest.mark.parametrize("settings", [DINOSettings, BYOLSettings])
 def test_a_momentum_outside_its_range_is_refused(settings, momentum):
     with pytest.raises(ValueError, match=r"`teacher_momentum` \(=.*\) must lie in \[0, 1\]"):
         settings(teacher_momentum=momentum)
@@ -330,7 +334,7 @@ def test_a_momentum_outside_its_range_is_refused(settings, momentum):
 # -- several ranks ---------------------------------------------------------------------------------
 
 
-def built(name: str) -> Distillation:
+def built(name: str) -> Embedding:
     common: dict[str, Any] = {"batch_size": 5, "num_epochs": 4, "head_width": 16, "chunk_size": 2}
     torch.manual_seed(0)
     if name == "DINO":

@@ -329,17 +329,17 @@ def test_warnings_come_from_the_validations_figures(make_method):
     assert set(method.references) <= {*method.curves, *method.val_curves}
 
 
-def test_figures(make_method):
+def test_metrics(make_method):
     method = make_method()
     g = torch.Generator().manual_seed(0)
     features, pooled = torch.randn(10, 4, generator=g), torch.randn(6, 8, generator=g)
-    found = method.figures(features.requires_grad_(), pooled)
+    found = method.metrics(features.requires_grad_(), pooled)
     assert set(found) == set(method.curves)  # the rank costs too much for every step
     assert not any(value.requires_grad for value in found.values())
     torch.testing.assert_close(found["alignment"], alignment(features[:5], features[5:]).detach())
     torch.testing.assert_close(found["uniformity"], uniformity(features).detach())
     torch.testing.assert_close(found["spread"], spread(features).detach())
-    found = method.eval().figures(features, pooled)
+    found = method.eval().metrics(features, pooled)
     assert set(found) == {*method.curves, *method.val_curves}
     torch.testing.assert_close(found["effective_rank"], effective_rank(pooled))
 

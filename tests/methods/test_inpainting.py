@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from nnunet_ssp.methods import ContextPrediction, ContextRestoration, InpaintingSettings
-from nnunet_ssp.methods.inpainting import BANK
+from nnunet_ssp.methods.inpainting import BANK, view_settings
 from nnunet_ssp.methods.parts.chunks import Chunks
 from nnunet_ssp.methods.parts.squares import cover
 from nnunet_ssp.methods.parts.views import ViewSettings
 from nnunet_ssp.settings import override
-from tests.gradients import gradients, relative_error
+from tests.gradients import corrupted_views, gradients, relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,9 +39,14 @@ def make_method(make_network):
     return make
 
 
+def drawn_squares(method, n=1, seed=0):
+    """What is drawn of the corruption of n images."""
+    return method.draw(np.random.default_rng(seed), np.array([method.patch_size] * n))
+
+
 def layouts(method, n=1, seed=0):
     """Where n images are corrupted (n, X, Y)."""
-    return method.draw_corruption(np.random.default_rng(seed), n)["hidden"].numpy()
+    return drawn_squares(method, n, seed)["hidden"].numpy()
 
 
 # -- the paper's method ----------------------------------------------------------------------------
@@ -69,8 +74,8 @@ def test_what_a_trainer_needs_to_know(make_method, task):
 @pytest.mark.parametrize(("side", "number"), [("auto", 16), (8, 256), (16, 64), (32, 16), (64, 4)])
 def test_the_papers_squares(make_method, task, side, number):
     method = make_method(task, patch=(256, 256), mask_patch=side)
-    assert method.number == number
-    assert {len(layout) for layout in method.bank} == {number}
+    assert method.layouts.number == number
+    assert {len(layout) for layout in method.layouts.bank} == {number}
     assert (layouts(method, 5).mean((1, 2)) == 0.25).all()
     uniform = make_method(task, patch=(256, 256), mask_patch=side, sampling="uniform")
     shares = layouts(uniform, 5).mean((1, 2))
@@ -116,7 +121,7 @@ def test_prediction_sets_squares_to_zero_in_all_channels(make_method, make_batch
     method = make_method("prediction", channels=channels, **drawn)
     batch = make_batch(method, SMALL)
     panels = method.panels(batch)
-    target, corrupted, hidden, _ = method._prepare(batch)
+    target, corrupted, hidden, _ = corrupted_views(method, batch)
     assert (hidden.shape, hidden.dtype) == ((4, 1, *PATCH), torch.bool)
     where = hidden.expand_as(target)
     assert (corrupted[where] == 0).all() and not (target[where] == 0).all()
@@ -135,7 +140,7 @@ def test_restoration_keeps_all_values_and_moves_squares(make_method, drawn, patc
     n, pixels = 3, patch[0] * patch[1]
     numbers = torch.arange(1.0, n * pixels + 1).reshape(n, 1, *patch)
     images = torch.cat([numbers, -numbers], 1)
-    corrupted, hidden = method.corrupt(images, method.draw_corruption(np.random.default_rng(0), n))
+    corrupted, hidden = method.corrupt(images, drawn_squares(method, n))
     assert torch.equal(corrupted[:, 1], -corrupted[:, 0]), "pixels move with all their channels"
     assert torch.equal(corrupted.flatten(2).sort(2)[0], images.flatten(2).sort(2)[0])
     moved = (corrupted != images)[:, :1]
@@ -151,11 +156,11 @@ def test_restoration_exchanges_two_by_two(make_method, masks):
     method = make_method("restoration", mask_patch=4, masks=masks)
     image = torch.arange(32.0 * 32).reshape(1, 1, *PATCH)
     for seed in range(5):
-        drawn = method.draw_corruption(np.random.default_rng(seed), 1)
+        drawn = drawn_squares(method, 1, seed)
         corrupted, hidden = method.corrupt(image, drawn)
         shift = (corrupted - image)[hidden]
         # Each square moves as a whole, and its partner by the same way back.
-        assert len(shift.unique()) <= method.number
+        assert len(shift.unique()) <= method.layouts.number
         assert torch.equal(shift.sort()[0], (-shift).sort()[0])
         back, _ = method.corrupt(corrupted, drawn)
         assert torch.equal(back, image)
@@ -166,8 +171,8 @@ def test_restoration_exchanges_two_by_two(make_method, masks):
 @pytest.mark.parametrize(("patch", "turns"), [(PATCH, range(4)), ((32, 48), (0, 2))])
 def test_a_bank_is_used_in_all_rotations(make_method, task, sampling, patch, turns):
     method = make_method(task, patch=patch, sampling=sampling)
-    assert len(method.bank) == BANK == 100
-    masks = [cover(layout, method.side, patch) for layout in method.bank]
+    assert len(method.layouts.bank) == BANK == 100
+    masks = [cover(layout, method.side, patch) for layout in method.layouts.bank]
     expected = {np.rot90(mask, k).tobytes() for mask in masks for k in turns}
     assert len(expected) == 100 * len(turns)
     found = {mask.tobytes() for mask in layouts(method, 4000)}
@@ -177,7 +182,9 @@ def test_a_bank_is_used_in_all_rotations(make_method, task, sampling, patch, tur
 
 def test_the_bank_belongs_to_the_seed(make_method):
     def same(a, b):
-        return all(np.array_equal(x, y) for x, y in zip(a.bank, b.bank, strict=True))
+        return all(
+            np.array_equal(x, y) for x, y in zip(a.layouts.bank, b.layouts.bank, strict=True)
+        )
 
     assert same(make_method("prediction"), make_method("prediction"))
     assert not same(make_method("prediction"), make_method("prediction", seed=1))
@@ -193,9 +200,9 @@ def test_fresh_layouts_never_repeat(make_method, task, sampling):
 def test_poisson_disc_squares_are_paired_afresh(make_method):
     """All pairings of the 4 squares of one layout, equally often."""
     method = make_method("restoration", patch=(32, 48), mask_patch=8, area=0.17)
-    assert method.number == 4
-    method.bank = method.bank[:1] * BANK
-    drawn = method.draw_corruption(np.random.default_rng(0), 600)
+    assert method.layouts.number == 4
+    method.layouts.bank = method.layouts.bank[:1] * BANK
+    drawn = drawn_squares(method, 600)
     one, other = np.unique(drawn["hidden"].numpy(), axis=0, return_counts=True)
     assert len(one) == 2 and (other > 240).all()  # two rotations of this patch
     _, counts = np.unique(drawn["source"].numpy(), axis=0, return_counts=True)
@@ -204,8 +211,8 @@ def test_poisson_disc_squares_are_paired_afresh(make_method):
 
 def test_uniform_pairs_stay_pairs(make_method):
     method = make_method("restoration", patch=(32, 48), sampling="uniform")
-    method.bank = method.bank[:1] * BANK
-    sources = method.draw_corruption(np.random.default_rng(0), 50)["source"]
+    method.layouts.bank = method.layouts.bank[:1] * BANK
+    sources = drawn_squares(method, 50)["source"]
     assert len(sources.unique(dim=0)) == 2
 
 
@@ -228,15 +235,15 @@ def test_drawing_is_reproducible_and_forward_draws_nothing(make_method, make_bat
 def test_rows_of_a_batch(make_method, make_batch, task):
     method = make_method(task)
     batch = make_batch(method, SMALL)
-    corrupted = method._prepare(batch)[1]
+    corrupted = corrupted_views(method, batch)[1]
     part = batch.share(slice(1, 3))
-    assert torch.equal(method._prepare(part)[1], corrupted[1:3])
+    assert torch.equal(corrupted_views(method, part)[1], corrupted[1:3])
 
 
 def test_the_views_are_the_slices_themselves(make_method, make_batch):
     method = make_method("prediction")
     batch = make_batch(method, [(32, 32), (48, 40), (20, 32)])
-    target, _, _, inside = method._prepare(batch)
+    target, _, _, inside = corrupted_views(method, batch)
     torch.testing.assert_close(target[0], batch.slices[0, :, :32, :32], rtol=0, atol=1e-4)
     crops = batch.slices[1].unfold(1, 32, 1).unfold(2, 32, 1)  # every box that nnU-Net may draw
     distance = (crops - target[1][:, None, None]).abs().amax((3, 4))
@@ -247,8 +254,8 @@ def test_the_views_are_the_slices_themselves(make_method, make_batch):
     assert inside[2].sum() == 20 * 32 and inside[:2].all()
 
     augmented = make_method("prediction", augment=True)
-    assert augmented.view_settings() == ViewSettings()
-    target = augmented._prepare(make_batch(augmented, [(32, 32)]))[0]
+    assert view_settings(augmented.settings) == ViewSettings()
+    target = corrupted_views(augmented, make_batch(augmented, [(32, 32)]))[0]
     assert (target[0] - batch.slices[0, :, :32, :32]).abs().max() > 0.1
 
 
@@ -373,5 +380,7 @@ def test_an_area_that_poisson_disc_squares_cannot_cover(make_method, task, masks
 
 def test_a_run_with_fresh_layouts_does_not_end_by_bad_luck(make_method):
     method = make_method("prediction", patch=(48, 48), mask_patch=8, masks="fresh")
-    method.number = 13  # two of three attempts fill up earlier, and one of 80 times ten of them do
+    method.layouts.number = (
+        13  # two of three attempts fill up earlier, and one of 80 times ten of them do
+    )
     assert (layouts(method, 1000).sum((1, 2)) == 13 * 8**2).all()

@@ -10,7 +10,7 @@ from nnunet_ssp.methods import MIM, MIMSettings
 from nnunet_ssp.methods.parts.chunks import Chunks
 from nnunet_ssp.methods.parts.views import BRIGHTNESS, ViewSettings
 from nnunet_ssp.settings import override
-from tests.gradients import gradients
+from tests.gradients import corrupted_views, gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,12 +110,13 @@ def test_padding_and_visible_pixels_carry_no_loss(make_mim, make_batch, monkeypa
     method = make_mim()
     batch = make_batch(method, SMALL)
     loss, gradient = gradients(method, batch)
-    target, corrupted, hidden, inside = method._prepare(batch)
+    target, corrupted, hidden, inside = corrupted_views(method, batch)
     counts = hidden & inside
     assert not counts.all() and (hidden & ~inside).any() and (inside & ~hidden).any()
 
     changed = torch.where(counts, target, target + 1000)  # the input stays as it was
-    monkeypatch.setattr(method, "_prepare", lambda _: (changed, corrupted, hidden, inside))
+    monkeypatch.setattr(method, "view", lambda _: (changed, inside))
+    monkeypatch.setattr(method, "corrupt", lambda *_: (corrupted, hidden))
     same_loss, same_gradient = gradients(method, batch)
     assert same_loss == loss
     close(gradient, same_gradient, 1e-6)

@@ -14,8 +14,8 @@ from nnunet_ssp.methods import (
     MIMSettings,
 )
 from nnunet_ssp.methods.parts.losses import coarse_weights
-from nnunet_ssp.methods.parts.visible_norm import VisibleNorm
 from nnunet_ssp.settings import override
+from tests.gradients import corrupted_views
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +45,7 @@ def make_inpainting(make_network):
 
 def naive_figures(method, batch) -> dict[str, float]:
     """Everything that ``forward`` returns, pixel by pixel in double precision."""
-    target, corrupted, hidden, inside = method._prepare(batch)
+    target, corrupted, hidden, inside = corrupted_views(method, batch)
     with torch.no_grad():
         prediction = method.network(corrupted)
     b, c, height, width = target.shape
@@ -112,10 +112,10 @@ def test_the_papers_sum_is_rows_times_columns_times_this_mean(make_inpainting, m
 def test_the_gradient_of_each_output_pixel(make_inpainting, make_batch, monkeypatch, loss_region):
     method = make_inpainting(channels=2, loss_region=loss_region, chunk_size=None)
     batch = make_batch(method, SIZES)
-    target, _, hidden, inside = method._prepare(batch)
+    target, _, hidden, inside = corrupted_views(method, batch)
     output = torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
     output.requires_grad_()
-    monkeypatch.setattr(method, "_run", lambda *_: [output])
+    monkeypatch.setattr(method, "run", lambda *_: [output])
     method(batch)["loss"].backward()
     counted = inside if loss_region == "image" else inside & hidden
     assert inside.any() and not inside.all() and (hidden & ~inside).any()
@@ -136,7 +136,7 @@ def test_constant_outputs_have_a_closed_form(make_inpainting, make_batch):
     batch = make_batch(method, [(32, 32), (40, 36)])
     output = method(batch)
     output["loss"].backward()
-    target = method._prepare(batch)[0].double()
+    target = corrupted_views(method, batch)[0].double()
     finest_first = [area_average(target, 2**level) for level in range(len(biases))]
     weights = coarse_weights(len(biases))
     errors = [(b - t).square().mean() for b, t in zip(biases, finest_first, strict=True)]
@@ -151,9 +151,9 @@ def test_half_precision_outputs_are_compared_in_full(make_inpainting, make_batch
     """The sum over an image overflows float16."""
     method = make_inpainting(chunk_size=None)
     batch = make_batch(method, [(32, 32)])
-    target = method._prepare(batch)[0]
+    target = corrupted_views(method, batch)[0]
     output = (target + 100).half().requires_grad_()
-    monkeypatch.setattr(method, "_run", lambda *_: [output])
+    monkeypatch.setattr(method, "run", lambda *_: [output])
     found = method(batch)
     assert found["loss"].dtype == found["l2_norm"].dtype == torch.float32
     assert found["loss"].item() == pytest.approx(100**2, rel=1e-3)
@@ -180,7 +180,7 @@ def test_the_deep_recipe_by_hand(make_mim, make_batch, kind):
     method = make_mim(kind, coarse_heads=settings.coarse_heads)
     batch = make_batch(method, SIZES)
     output = method(batch)
-    target, corrupted, hidden, inside = method._prepare(batch)
+    target, corrupted, hidden, inside = corrupted_views(method, batch)
     weight = (hidden & inside).float()
     with torch.no_grad():
         predictions = method.network(corrupted)
@@ -210,14 +210,14 @@ def test_without_coarse_heads_the_network_gives_one_output(make_mim):
 
 def run_with_changed_skips(method, batch):
     """Outputs of two passes whose skips, but not their bottleneck, differ."""
-    _, corrupted, hidden, _ = method._prepare(batch)
+    _, corrupted, hidden, _ = corrupted_views(method, batch)
     encoder = method.network.encoder
     keep = batch.drawn["keep_skips"]
-    before = method._run(corrupted, hidden, keep)[0]
+    before = method.run(corrupted, hidden, keep)[0]
     handle = encoder.register_forward_hook(
         lambda _, __, skips: [*(s + torch.randn_like(s) for s in skips[:-1]), skips[-1]]
     )
-    after = method._run(corrupted, hidden, keep)[0]
+    after = method.run(corrupted, hidden, keep)[0]
     handle.remove()
     return before, after
 
@@ -254,71 +254,17 @@ def test_share_of_dropped_skips(make_mim, make_batch):
 # -- visible statistics ----------------------------------------------------------------------------
 
 
-def encoder_of_norms(affine: bool = True) -> nn.Sequential:
-    layers = nn.Sequential(nn.InstanceNorm2d(2, affine=affine))
-    if affine:
-        with torch.no_grad():
-            layers[0].weight.copy_(torch.tensor([0.5, 2.0]))
-            layers[0].bias.copy_(torch.tensor([1.0, -1.0]))
-    return layers
-
-
-@pytest.mark.parametrize("affine", [True, False])
-def test_statistics_of_visible_pixels_against_a_naive_loop(affine):
-    layers = encoder_of_norms(affine)
-    visible_norm = VisibleNorm(layers)
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 2, 6, 8, generator=g) * 3 + 1
-    visible = torch.rand(3, 1, 6, 8, generator=g) < 0.4
-    visible_norm.visible = visible.float()
-    result = layers(x)
-    for i in range(3):
-        for c in range(2):
-            seen = x[i, c][visible[i, 0]]
-            expected = (x[i, c] - seen.mean()) / (seen.var(unbiased=False) + 1e-5).sqrt()
-            if affine:
-                expected = expected * layers[0].weight[c] + layers[0].bias[c]
-            torch.testing.assert_close(result[i, c], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_hidden_values_do_not_reach_visible_ones():
-    layers = encoder_of_norms()
-    visible_norm = VisibleNorm(layers)
-    x = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    visible = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
-    visible[:, :, :4, :5] = True
-    visible_norm.visible = visible.float()
-    changed = torch.where(visible, x, x * 50 + 7)
-    where = visible.expand_as(x)
-    torch.testing.assert_close(layers(x)[where], layers(changed)[where])
-    visible_norm.visible = None
-    assert not torch.allclose(layers(x)[where], layers(changed)[where])
-
-
-def test_coarse_maps_weigh_by_the_visible_share():
-    layers = encoder_of_norms(affine=False)
-    visible_norm = VisibleNorm(layers)
-    x = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
-    visible = torch.zeros(1, 1, 8, 8)
-    visible[..., :4, :4], visible[..., :2, 4:] = 1, 1  # shares 1, 1/2, 0, 0
-    visible_norm.visible = visible
-    values, shares = x.flatten(2), torch.tensor([2 / 3, 1 / 3, 0, 0])
-    mean = (values * shares).sum(2, keepdim=True)
-    std = ((values - mean).square() * shares).sum(2, keepdim=True).add(1e-5).sqrt()
-    torch.testing.assert_close(layers(x).flatten(2), (values - mean) / std)
-
-
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 def test_every_norm_of_the_encoder_and_none_of_the_decoder(make_mim, make_batch, kind):
     method = make_mim(kind, visible_statistics=True)
-    _, corrupted, hidden, _ = method._prepare(make_batch(method, SIZES))
+    _, corrupted, hidden, _ = corrupted_views(method, make_batch(method, SIZES))
     encoder, decoder = method.network.encoder, method.network.decoder
     inner = {m for m in encoder.modules() if isinstance(m, nn.InstanceNorm2d)}
     outer = {m for m in decoder.modules() if isinstance(m, nn.InstanceNorm2d)} - inner
     seen = {}
     for layer in inner | outer:
         layer.register_forward_hook(lambda m, i, o: seen.__setitem__(m, (i[0], o)))
-    method._run(corrupted, hidden, None)
+    method.run(corrupted, hidden, None)
     assert len(inner) > 3 and len(outer) == 3
     for layer, (x, result) in seen.items():
         stock = nn.functional.instance_norm(x, weight=layer.weight, bias=layer.bias, eps=layer.eps)
@@ -341,13 +287,6 @@ def test_the_network_itself_is_left_as_it_was(make_mim, make_network, make_batch
     x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(method.network(x), plain(x))
     assert list(method.network.state_dict()) == list(plain.state_dict())
-
-
-def test_it_keeps_the_precision_of_the_layer():
-    layers = encoder_of_norms().bfloat16()
-    visible_norm = VisibleNorm(layers)
-    visible_norm.visible = torch.ones(1, 1, 8, 8)
-    assert layers(torch.randn(1, 2, 8, 8).bfloat16()).dtype == torch.bfloat16
 
 
 def test_gradients_pass_through_visible_statistics(make_mim, make_batch):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nnunet_ssp.network import is_output_layer
+from tests.gradients import corrupted_views
 
 TASKS = {"ContextPrediction": False, "ContextRestoration": True, "Inpainting": True}
 SHORT = "num_epochs=2 iterations_per_epoch=2 batch_size=4"
@@ -45,8 +46,9 @@ def test_the_papers_optimiser_and_settings(runs, log, task):
         "visible_statistics = False",
     ):
         assert f"  {line}\n" in text, line
-    assert trainer.method.pairs == TASKS[task]
-    assert (trainer.method.side, trainer.method.number) == (8, 8 if TASKS[task] else 9)
+    layouts = trainer.method.layouts
+    assert layouts.pairs == TASKS[task]
+    assert (layouts.side, layouts.number) == (8, 8 if TASKS[task] else 9)
 
 
 def test_the_figure_of_the_papers_table(runs, log):
@@ -62,7 +64,7 @@ def test_the_figure_of_the_papers_table(runs, log):
     found = []
     with torch.no_grad():
         for _ in range(trainer.num_val_iterations_per_epoch):
-            target, corrupted, _, inside = trainer.method._prepare(next(batches))
+            target, corrupted, _, inside = corrupted_views(trainer.method, next(batches))
             squares = ((trainer.method.network(corrupted) - target) * inside).double().square()
             found += squares.sum((1, 2, 3)).sqrt().tolist()
     assert len(found) == 16

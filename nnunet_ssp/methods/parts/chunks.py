@@ -1,8 +1,8 @@
 """Large batches in little memory: pass a batch through a network in chunks, with the gradient of one pass.
 
 nnU-Net's planned networks use InstanceNorm: no image sees another before the loss. So a network may embed a batch
-chunk by chunk under ``torch.utils.checkpoint``, which keeps a chunk's results and computes its activations again in the
-backward pass. The loss sees the whole batch; gradients are those of one pass, for one more forward pass.
+chunk by chunk under `torch.utils.checkpoint`, which keeps a chunk's results and computes its activations again in the
+backward pass. The loss sees the whole batch. Gradients are those of one pass, at the cost of one more forward pass.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-SHARE = 0.5  # of the free memory that saved activations may take: the rest is for what is computed from them
-UNKNOWN = 4 * 2**30  # bytes taken as free where the system does not tell
+# Of the free memory that saved activations may take: the rest is for what is computed from them.
+SHARE = 0.5
+# Bytes taken as free where the system does not tell.
+UNKNOWN = 4 * 2**30
 
 
 class Chunks:
-    """Passes batches through a network, ``size`` images at a time.
+    """Passes batches through a network, some images at a time.
 
     Args:
-        setting: images at a time; ``"auto"`` chooses a power of two from the free memory at the first batch; None
-            takes the whole batch.
-        network: what the images go through.
+        setting: Images at a time. `"auto"` chooses a power of two from the free memory at the first batch. None takes
+            the whole batch.
+        network: The network that the images pass through.
 
     Attributes:
-        size: images at a time, None for the whole batch; 0 until ``auto`` has chosen.
-        note: how ``auto`` chose, for the log.
-        draws: whether the network draws at random (dropout), which a recomputation must repeat.
+        size: Images at a time, None for the whole batch, 0 until `auto` has chosen.
+        note: Words for the log on how `auto` chose.
+        draws: Whether the network draws at random (dropout), which a recomputation must repeat.
 
     Raises:
-        ValueError: chunks are asked for and the network has BatchNorm, whose statistics are those of the whole batch.
+        ValueError: Chunks of a network with BatchNorm, whose statistics are those of the whole batch.
     """
 
     def __init__(self, setting: int | Literal["auto"] | None, network: nn.Module) -> None:
@@ -62,13 +64,13 @@ class Chunks:
     def run(
         self, function: Callable[[slice], Tensor], n: int, device: torch.device
     ) -> list[Tensor]:
-        """``[function(rows), ...]`` for consecutive rows of a batch; gradients flow as from one call.
+        """Return `[function(rows), ...]` for consecutive rows of a batch; gradients flow as from one call.
 
         Args:
-            function: computes the result for these rows with the network; besides the network's dropout nothing in it
-                may be random.
-            n: rows of the batch.
-            device: where it runs.
+            function: Computes the result for some rows with the network. Nothing in it may be random, but for the
+                network's dropout.
+            n: Rows of the batch.
+            device: Device of the network.
         """
         if self.size == 0:
             self._choose(function, n, device)
@@ -96,7 +98,7 @@ class Chunks:
         )
 
     def _saved_bytes(self, function: Callable[[slice], Tensor], n: int) -> int:
-        """Bytes that autograd keeps for the backward pass of n images, weights apart."""
+        """Count the bytes that autograd keeps for the backward pass of n images, without the weights."""
         weights = {p.untyped_storage().data_ptr() for p in self.network.parameters()}
         sizes: dict[int, int] = {}
 
@@ -113,13 +115,13 @@ class Chunks:
 
 
 def eager() -> AbstractContextManager[object]:
-    """No compilation for the odd sizes of a measurement, where torch (2.6 and newer) can be told so."""
+    """Turn compilation off for the odd sizes of a measurement, where torch can (2.6 and newer)."""
     stance = getattr(torch.compiler, "set_stance", None)
     return stance("force_eager") if stance else nullcontext()
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken on a device; on the CPU what the system and the process's limits leave."""
+    """Return the bytes that are free on a device; on the CPU those that the system and a container's limit leave."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -137,14 +139,14 @@ def _system_memory() -> int | None:
 
 
 def _cgroup_memory() -> int | None:
-    """What a container's limit leaves (cgroup version 2)."""
+    """Return the bytes that a container's limit leaves (cgroup version 2), or None without a limit."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = ((folder / name).read_text() for name in ("memory.max", "memory.current"))
         statistics = dict(
             line.split() for line in (folder / "memory.stat").read_text().splitlines()
         )
-        # Pages of files that can be dropped, such as the slice store's, are as good as free.
+        # Pages of files that the system can drop, such as the slice store's, are as good as free.
         return max(int(limit) - int(used) + int(statistics.get("inactive_file", 0)), 0)
     except (OSError, ValueError):  # no such limit: the file is missing or says "max"
         return None

@@ -1,4 +1,4 @@
-"""Figures that tell whether features carry content, without labels."""
+"""Metrics that tell without labels whether features carry content."""
 
 from __future__ import annotations
 
@@ -8,26 +8,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-COLLAPSED_SPREAD = 0.1  # share of a uniform spread below which features count as collapsed
-COLLAPSED_RANK = 2.0  # effective rank below which they lie on a line
-UNALIGNED = 0.95  # relative alignment from which on views of one slice are like views of any two
+# Share of a uniform spread below which features count as collapsed.
+COLLAPSED_SPREAD = 0.1
+# Effective rank below which features lie on a line.
+COLLAPSED_RANK = 2.0
+# Relative alignment from which on views of one slice are like views of any two.
+UNALIGNED = 0.95
 
 
 def spread(features: Tensor) -> Tensor:
-    """How far normalised features spread over the sphere: 0 when all are equal, 1 when they are uniform on it.
+    """Measure how far normalised features spread over the sphere: 0 when all are equal, 1 when they are uniform.
 
-    The standard deviation of each coordinate of the normalised features, averaged and multiplied by sqrt(D)
+    It is the standard deviation of each coordinate of the normalised features, averaged and multiplied by sqrt(D)
     (Chen and He, "Exploring simple Siamese representation learning", section 4.1).
 
     Args:
         features: (N, D).
+
+    >>> round(spread(torch.ones(5, 3)).item(), 4)
+    0.0
     """
     z = F.normalize(features.float(), dim=1)
     return z.std(0, correction=0).mean() * z.shape[1] ** 0.5
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:
-    """Mean squared distance between the normalised features of positive pairs, in [0, 4].
+    """Average the squared distances between the normalised features of positive pairs, in [0, 4].
 
     Source: Wang and Isola, "Understanding contrastive representation learning through alignment and uniformity on
     the hypersphere", section 4, alpha = 2.
@@ -35,19 +41,25 @@ def alignment(first: Tensor, second: Tensor) -> Tensor:
     Args:
         first: (N, D).
         second: (N, D), row i is the partner of row i.
+
+    >>> round(alignment(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])).item(), 4)
+    2.0
     """
     z = F.normalize(first.float(), dim=1) - F.normalize(second.float(), dim=1)
     return z.square().sum(1).mean()
 
 
 def relative_alignment(first: Tensor, second: Tensor) -> Tensor:
-    """`alignment` over the mean squared distance of any two rows: below 1 when partners are nearer than strangers.
+    """Divide `alignment` by the mean squared distance of any two rows: below 1 when partners are nearer than strangers.
 
-    Alignment alone also falls when all features draw together; this does not.
+    Alignment alone also falls when all features draw together; this ratio does not.
 
     Args:
         first: (N, D).
         second: (N, D), row i is the partner of row i.
+
+    >>> relative_alignment(torch.eye(3), torch.eye(3)).item()
+    0.0
     """
     z = F.normalize(torch.cat([first, second]).float(), dim=1)
     n = len(z)
@@ -56,12 +68,15 @@ def relative_alignment(first: Tensor, second: Tensor) -> Tensor:
 
 
 def uniformity(features: Tensor) -> Tensor:
-    """Log of the mean Gaussian potential between different rows, t = 2: at most 0 (all equal), lower is more uniform.
+    """Return the log of the mean Gaussian potential between different rows, t = 2.
 
-    Source: as `alignment`.
+    It is at most 0, where all rows are equal; lower is more uniform. Source: as `alignment`.
 
     Args:
         features: (N, D), at least two rows.
+
+    >>> round(uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item(), 4)
+    -8.0
     """
     z = F.normalize(features.float(), dim=1)
     n = len(z)
@@ -70,16 +85,19 @@ def uniformity(features: Tensor) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """Number of directions that the centred features use: exp of the entropy of their singular values.
+    """Count the directions that the centred features use: exp of the entropy of their singular values.
 
     Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007; for features Garrido et al., "RankMe", ICML 2023.
-    Centred, because features that all share one large mean would otherwise count as one direction.
+    Features are centred, because those that share one large mean would otherwise count as one direction.
 
     Args:
         features: (N, D).
 
     Returns:
-        A value in [1, min(N, D)]; 1 when all rows are equal, nan when a feature is not finite.
+        A value in [1, min(N, D)]: 1 when all rows are equal, nan when a feature is not finite.
+
+    >>> round(effective_rank(torch.cat([torch.eye(3), -torch.eye(3)])).item(), 4)
+    3.0
     """
     x = features.detach().cpu().double()  # not every device has double precision
     x = x - x.mean(0)
@@ -95,9 +113,14 @@ def collapse_warning(spread: float, effective_rank: float, relative_alignment: f
     """Say in words when features have collapsed, so that all images look alike, or when nothing is learned.
 
     Args:
-        spread: see the function of that name.
-        effective_rank: see the function of that name.
-        relative_alignment: see the function of that name.
+        spread: From the function of that name.
+        effective_rank: From the function of that name.
+        relative_alignment: From the function of that name.
+
+    >>> collapse_warning(spread=0.5, effective_rank=20.0, relative_alignment=0.3) is None
+    True
+    >>> collapse_warning(spread=0.01, effective_rank=20.0, relative_alignment=0.3)[:37]
+    'WARNING: the features have collapsed:'
     """
     if not all(map(math.isfinite, (spread, effective_rank, relative_alignment))):
         return "WARNING: the features are not finite."

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 class Standardise(nn.Module):
     """Subtract the mean of the batch and divide by its standard deviation, per feature; no parameters, no memory.
 
-    The mean over a map that was just instance-normalised is nearly the same for every image, so the pooled features
-    of nnU-Net's networks point one way and differ by a few percent; the papers' networks have BatchNorm and no such
-    problem. It always uses the batch at hand, in evaluation, too.
+    The mean over a map that was just instance-normalised is nearly the same for every image. So the pooled features of
+    nnU-Net's networks point one way and differ by a few percent. The papers' networks have BatchNorm and no such
+    problem. The layer always uses the batch at hand, in evaluation too.
 
     Args:
-        eps: added to the variance; `nn.BatchNorm1d`'s.
+        eps: Added to the variance; `nn.BatchNorm1d`'s.
     """
 
     def __init__(self, eps: float = 1e-5) -> None:
@@ -26,16 +26,16 @@ class Standardise(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, F) -> (N, F)."""
+        """Standardise features (N, F)."""
         variance, mean = torch.var_mean(x, 0, correction=0)
         return (x - mean) * torch.rsqrt(variance + self.eps)
 
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them: ``mlp([512, 512, 512, 512])`` is de Mooij et al.'s projection head.
+    """Stack linear layers with ReLU between them: `mlp([512] * 4)` is de Mooij et al.'s projection head.
 
     Args:
-        widths: of the input, of each hidden layer and of the output.
+        widths: Widths of the input, of each hidden layer and of the output.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
@@ -44,14 +44,14 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
 
 
 def batchnorm_mlp(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
-    """Linear layers with BatchNorm and an activation between them, biases kept: the heads of DINO and BYOL.
+    """Stack linear layers with BatchNorm and an activation between them, biases kept: the heads of DINO and BYOL.
 
-    BatchNorm takes the statistics of the batch at hand, in evaluation, too: the validation loss of a head that nobody
-    uses afterwards shall not lag behind its training.
+    BatchNorm takes the statistics of the batch at hand, in evaluation too. Otherwise the validation loss of a head that
+    nobody uses afterwards would lag behind its training.
 
     Args:
-        widths: of the input, of each hidden layer and of the output.
-        activation: ``nn.GELU`` in DINO, ``nn.ReLU`` in BYOL.
+        widths: Widths of the input, of each hidden layer and of the output.
+        activation: `nn.GELU` in DINO, `nn.ReLU` in BYOL.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
@@ -67,14 +67,14 @@ class DINOHead(nn.Module):
     """DINO's projection head: three layers, a normalised bottleneck, and scores of prototypes.
 
     The last layer has normalised weights, one direction per prototype (weight normalisation with its gain fixed at 1).
-    Source: Caron et al., "Emerging properties in self-supervised vision transformers", appendix C; widths and
-    initialisation of de Mooij et al.'s code.
+    Source: Caron et al., "Emerging properties in self-supervised vision transformers", appendix C. Widths and
+    initialisation are those of de Mooij et al.'s code.
 
     Args:
-        width: of the features.
-        hidden: width of the two hidden layers.
-        bottleneck: width before the last layer.
-        out_dim: number of prototypes.
+        width: Width of the features.
+        hidden: Width of the two hidden layers.
+        bottleneck: Width before the last layer.
+        out_dim: Number of prototypes.
     """
 
     def __init__(self, width: int, hidden: int, bottleneck: int, out_dim: int) -> None:
@@ -87,6 +87,6 @@ class DINOHead(nn.Module):
         self.prototypes = nn.Parameter(nn.Linear(bottleneck, out_dim, bias=False).weight.detach())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, width) -> the bottleneck (N, bottleneck), and its cosines with the prototypes (N, out_dim)."""
+        """Map (N, width) to the bottleneck (N, bottleneck), and to its cosines with the prototypes (N, out_dim)."""
         x = F.normalize(self.mlp(x), dim=1)
         return x, F.linear(x, F.normalize(self.prototypes, dim=1))

@@ -27,15 +27,22 @@ FillName = Literal[
 
 
 def auto_block(patch_size: tuple[int, int]) -> int:
-    """Side of a mask block in pixels for a planned patch: an eighth of the short side, 32 at 256.
+    """Return the side of a mask block in pixels: an eighth of the planned patch's short side.
 
-    Rounded to a multiple of 4 and at least 8; the paper's 32 px belong to its 256 px images (de Mooij et al.).
+    It is rounded to a multiple of 4 and at least 8. The paper's 32 px belong to its 256 px images (de Mooij et al.).
+
+    >>> auto_block((256, 256)), auto_block((320, 192)), auto_block((48, 48))
+    (32, 24, 8)
     """
     return max(8, 4 * round(min(patch_size) / 8 / 4))
 
 
 def grid_shape(patch_size: tuple[int, int], block: int) -> tuple[int, int]:
-    """Blocks along each side; the last ones are partial where ``block`` does not divide the side."""
+    """Count the blocks along each side; the last ones are partial where `block` does not divide the side.
+
+    >>> grid_shape((256, 250), 32)
+    (8, 8)
+    """
     return math.ceil(patch_size[0] / block), math.ceil(patch_size[1] / block)
 
 
@@ -49,15 +56,22 @@ def draw_block_masks(
     """Draw which blocks of each image are hidden.
 
     Args:
-        rng: source of randomness.
-        n: images.
-        grid: blocks along (rows, columns).
-        ratio: hidden share, in (0, 1).
-        independent: False hides exactly ``round(ratio * blocks)`` blocks of each image, as in the paper; True hides
-            each block on its own with probability ``ratio``.
+        rng: Source of randomness.
+        n: Number of images.
+        grid: Blocks along (rows, columns).
+        ratio: Hidden share, in (0, 1).
+        independent: False hides exactly `round(ratio * blocks)` blocks of each image, as in the paper. True hides each
+            block on its own with probability `ratio`.
 
     Returns:
         (n, rows, columns), True = hidden.
+
+    Raises:
+        ValueError: The ratio hides no block, or all of them.
+
+    >>> masks = draw_block_masks(np.random.default_rng(0), n=5, grid=(8, 8), ratio=0.75)
+    >>> masks.sum((1, 2)).tolist()
+    [48, 48, 48, 48, 48]
     """
     blocks = grid[0] * grid[1]
     score = rng.random((n, blocks))
@@ -76,7 +90,11 @@ def draw_block_masks(
 
 
 def to_pixels(blocks: Tensor, block: int, size: tuple[int, int]) -> Tensor:
-    """Block mask (B, rows, columns) -> pixel mask (B, 1, X, Y); blocks beyond the border are cut off."""
+    """Turn a block mask (B, rows, columns) into a pixel mask (B, 1, X, Y); blocks are cut off at the border.
+
+    >>> to_pixels(torch.tensor([[[True, False]]]), 2, (2, 3)).int().tolist()
+    [[[[1, 1, 0], [1, 1, 0]]]]
+    """
     pixels = blocks.repeat_interleave(block, 1).repeat_interleave(block, 2)
     return pixels[:, None, : size[0], : size[1]]
 
@@ -94,25 +112,28 @@ def fill(
     and for partial blocks at the border, which are completed by reflection when whole blocks move.
 
     * a number: that value (the paper's is 0, the mean after normalisation);
-    * ``gaussian_noise``: independent standard normal values;
-    * ``shuffle_pixels_{patch,image,batch}``: hidden pixels change places within each block, image, or the batch;
-    * ``shuffle_patches_{image,batch}``: hidden blocks change places within each image, or the batch;
-    * ``replace_patches``: each hidden block is the block at the same place of another image of the batch.
+    * `gaussian_noise`: independent standard normal values;
+    * `shuffle_pixels_{patch,image,batch}`: hidden pixels change places within each block, image, or the batch;
+    * `shuffle_patches_{image,batch}`: hidden blocks change places within each image, or the batch;
+    * `replace_patches`: each hidden block becomes the block at the same place of another image in the batch.
 
     Permutations are uniform, so an entry may stay where it was.
 
     Args:
         images: (B, C, X, Y).
         blocks: (B, rows, columns), True = hidden, with the rows and columns of `grid_shape`.
-        block: side of a block in pixels.
-        how: a number or one of the names above.
-        generator: source of randomness on the device of ``images``.
+        block: Side of a block in pixels.
+        how: A number or one of the names above.
+        generator: Source of randomness on the device of the images.
 
     Returns:
         (B, C, X, Y), a new tensor.
 
     Raises:
-        ValueError: an unknown name, or ``replace_patches`` with one image.
+        ValueError: An unknown name, or `replace_patches` with one image.
+
+    >>> fill(torch.ones(1, 1, 2, 4), torch.tensor([[[True, False]]]), 2, 0.0).tolist()
+    [[[[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]]]
     """
     size = (images.shape[2], images.shape[3])
     mask = to_pixels(blocks, block, size)
@@ -127,13 +148,7 @@ def fill(
         )
 
     if how in ("shuffle_pixels_image", "shuffle_pixels_batch"):
-        pixels, hidden = images.flatten(2).transpose(1, 2), mask.flatten(1)  # (B, XY, C), (B, XY)
-        if how == "shuffle_pixels_batch":
-            pixels, hidden = pixels.flatten(0, 1)[None], hidden.flatten()[None]
-        shuffled = _shuffle(pixels, hidden, generator)
-        return (
-            shuffled.reshape(len(images), -1, images.shape[1]).transpose(1, 2).reshape(images.shape)
-        )
+        return _shuffle_pixels(images, mask, how == "shuffle_pixels_batch", generator)
 
     patches = _to_patches(images, block)  # (B, blocks, block * block, C)
     hidden = blocks.flatten(1)  # (B, blocks)
@@ -163,6 +178,17 @@ def fill(
     return torch.where(mask, _from_patches(moved, blocks.shape[1:], block, size), images)
 
 
+def _shuffle_pixels(
+    images: Tensor, mask: Tensor, over_batch: bool, generator: torch.Generator | None
+) -> Tensor:
+    """Permute the hidden pixels (B, 1, X, Y) within each image, or over the batch."""
+    pixels, hidden = images.flatten(2).transpose(1, 2), mask.flatten(1)  # (B, XY, C), (B, XY)
+    if over_batch:
+        pixels, hidden = pixels.flatten(0, 1)[None], hidden.flatten()[None]
+    shuffled = _shuffle(pixels, hidden, generator).reshape(len(images), -1, images.shape[1])
+    return shuffled.transpose(1, 2).reshape(images.shape)
+
+
 def _shuffle(entries: Tensor, movable: Tensor, generator: torch.Generator | None) -> Tensor:
     """Permute the movable entries within each group: (G, N, D), (G, N) -> (G, N, D).
 
@@ -177,7 +203,7 @@ def _shuffle(entries: Tensor, movable: Tensor, generator: torch.Generator | None
 
 
 def _to_patches(images: Tensor, block: int, mode: str = "reflect") -> Tensor:
-    """(B, C, X, Y) -> (B, blocks, block * block, C); partial blocks are completed by reflection or zeros."""
+    """Cut (B, C, X, Y) into (B, blocks, block * block, C); partial blocks are completed by reflection or zeros."""
     rows, columns = grid_shape((images.shape[2], images.shape[3]), block)
     below, right = rows * block - images.shape[2], columns * block - images.shape[3]
     if below or right:
@@ -188,7 +214,7 @@ def _to_patches(images: Tensor, block: int, mode: str = "reflect") -> Tensor:
 
 
 def _from_patches(patches: Tensor, grid: torch.Size, block: int, size: tuple[int, int]) -> Tensor:
-    """Inverse of `_to_patches`, cut to ``size``."""
+    """Undo `_to_patches`, and cut to `size`."""
     b, c = patches.shape[0], patches.shape[-1]
     tiles = patches.reshape(b, grid[0], grid[1], block, block, c).permute(0, 5, 1, 3, 2, 4)
     return tiles.reshape(b, c, grid[0] * block, grid[1] * block)[:, :, : size[0], : size[1]]

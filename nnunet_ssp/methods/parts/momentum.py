@@ -12,15 +12,15 @@ from torch import nn
 class Momentum(nn.Module):
     """A copy of a network that is never trained by gradients, only by `update`.
 
-    A module like any other: it moves with ``.to``, is saved in the state dict, and distributed training leaves its
-    parameters alone because none asks for a gradient.
+    It is a module like any other: it moves with `.to` and is saved in the state dict. Distributed training leaves its
+    parameters alone, because none asks for a gradient.
 
-    Statistics of normalisation layers are buffers, and buffers start as copies, too. In training mode the copy goes on
-    with statistics of its own, as in DINO's and BYOL's code; in evaluation mode, where it could not, `update` copies
-    the network's.
+    Statistics of normalisation layers are buffers, and buffers start as copies too. In training mode the copy goes on
+    with statistics of its own, as in DINO's and BYOL's code. In evaluation mode it could not, so `update` copies the
+    network's.
 
     Args:
-        network: what to copy.
+        network: The network to copy.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -31,14 +31,14 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module, momentum: float) -> None:
-        """Move towards the network: ``copy = momentum * copy + (1 - momentum) * network``.
+        """Move towards the network: `copy = momentum * copy + (1 - momentum) * network`.
 
         Args:
-            network: the one that was copied.
-            momentum: 1 keeps the copy, 0 replaces it.
+            network: The one that was copied.
+            momentum: In [0, 1]; 1 keeps the copy, 0 replaces it.
 
         Raises:
-            ValueError: ``momentum`` outside [0, 1].
+            ValueError: `momentum` lies outside [0, 1].
         """
         if not 0 <= momentum <= 1:
             raise ValueError(f"`momentum` (={momentum}) must lie in [0, 1].")
@@ -49,6 +49,6 @@ class Momentum(nn.Module):
                 own.copy_(theirs)
 
     def forward(self, *inputs: Any) -> Any:
-        """What the copy returns."""
+        """Run the copy, without a gradient."""
         with torch.no_grad():
             return self.copy(*inputs)

@@ -1,7 +1,7 @@
 """Squares at random places of an image, for the corruptions of Dominic et al. (Bioengineering 2023, 10(2):207).
 
-A square is given by its first row and column (its corner) and its side in pixels; all of them lie inside the image.
-Everything is drawn on the host.
+A square is given by its corner, which is its first row and column, and its side in pixels. All squares lie inside the
+image. Everything is drawn on the host.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ ATTEMPTS = 10  # to place all Poisson-disc squares before the image has filled u
 
 
 def number_of_squares(area: float, side: int, size: tuple[int, int], pairs: bool) -> int:
-    """Squares that cover at most a share of the image, an even number of them for pairs.
+    """Count the squares that cover at most a share of the image, an even number of them for pairs.
 
     Args:
-        area: share of the image, in (0, 1].
-        side: of a square, in pixels.
-        size: rows and columns of the image.
-        pairs: whether they shall change places with each other.
+        area: Share of the image, in (0, 1].
+        side: Pixels of a square.
+        size: Rows and columns of the image.
+        pairs: Whether the squares change places in pairs.
 
     Raises:
-        ValueError: not a single square, or pair, fits into the image or into that area.
+        ValueError: Not a single square, or pair, fits into the image or into that area.
+
+    >>> number_of_squares(0.25, 32, (256, 256), pairs=True)
+    16
     """
     if side > min(size):
         raise ValueError(
@@ -61,23 +64,27 @@ def poisson_disc(
     size: tuple[int, int],
     attempts: int = ATTEMPTS,
 ) -> Corners:
-    """Squares none of which is nearer to another than ``side * sqrt(2)``, so that they never overlap.
+    """Draw squares that are at least `side * sqrt(2)` apart, so that they never overlap.
 
-    Each one is uniform over the places that those before it leave free. (The papers' code grows its squares outwards
-    from a random place and stops at their number, so that they leave a part of the image untouched.)
+    Each one is uniform over the places that those before it leave free. The papers' code grows its squares outwards
+    from a random place and stops at their number, so that they leave a part of the image untouched.
 
     Args:
-        rng: source of randomness.
-        number: of squares.
-        side: of a square, in pixels.
-        size: rows and columns of the image.
-        attempts: times that the image may fill up too early before it gives up.
+        rng: Source of randomness.
+        number: Number of squares.
+        side: Pixels of a square.
+        size: Rows and columns of the image.
+        attempts: Times that the image may fill up too early.
 
     Returns:
         (number, 2) corners.
 
     Raises:
-        ValueError: that many do not fit; says what area does.
+        ValueError: That many do not fit. The message names the largest area.
+
+    >>> corners = poisson_disc(np.random.default_rng(0), number=16, side=8, size=(64, 64))
+    >>> corners.shape, cover(corners, 8, (64, 64)).mean().item()
+    ((16, 2), 0.25)
     """
     fitted = []
     for _ in range(attempts):
@@ -85,7 +92,7 @@ def poisson_disc(
         if len(corners) == number:
             return corners
         fitted.append(len(corners))
-    # What every attempt has reached, so that who follows the advice does not end here again.
+    # Every attempt has reached this: the advice holds.
     area = math.floor(1000 * min(fitted) * side**2 / (size[0] * size[1])) / 1000
     raise ValueError(
         f"`area` must not ask for {number} squares of {side} px in {size[0]} x {size[1]} px: only for {min(fitted)} of "
@@ -94,13 +101,13 @@ def poisson_disc(
 
 
 def _fill(rng: np.random.Generator, number: int, side: int, size: tuple[int, int]) -> Corners:
-    """As many squares as fit one after the other, at most ``number``."""
+    """Place as many squares as fit one after the other, at most `number`."""
     free = np.ones((size[0] - side + 1, size[1] - side + 1), dtype=bool)
     reach = math.isqrt(2 * side**2 - 1)  # the largest offset that may be too near
     offset = np.arange(-reach, reach + 1)
     far = offset[:, None] ** 2 + offset**2 >= 2 * side**2
     corners: list[tuple[int, int]] = []
-    # Places in random order, those taken left out: the next one is uniform over what is free.
+    # Places come in random order, without those taken: the next one is uniform over what is free.
     for place in rng.permutation(free.size):
         row, column = divmod(int(place), free.shape[1])
         if free[row, column]:
@@ -118,16 +125,20 @@ def _fill(rng: np.random.Generator, number: int, side: int, size: tuple[int, int
 
 
 def uniform(rng: np.random.Generator, area: float, side: int, size: tuple[int, int]) -> Corners:
-    """Squares at independent places, which may overlap, until they cover a share of the image.
+    """Draw squares at independent places, which may overlap, until they cover a share of the image.
 
     Args:
-        rng: source of randomness.
-        area: share of the image that they cover at least.
-        side: of a square, in pixels.
-        size: rows and columns of the image.
+        rng: Source of randomness.
+        area: Smallest covered share of the image.
+        side: Pixels of a square.
+        size: Rows and columns of the image.
 
     Returns:
         (squares, 2) corners.
+
+    >>> corners = uniform(np.random.default_rng(0), area=0.25, side=8, size=(64, 64))
+    >>> bool(0.25 <= cover(corners, 8, (64, 64)).mean() < 0.25 + 8**2 / 64**2)
+    True
     """
     covered = np.zeros(size, dtype=bool)
     corners = []
@@ -140,22 +151,26 @@ def uniform(rng: np.random.Generator, area: float, side: int, size: tuple[int, i
 def uniform_pairs(
     rng: np.random.Generator, area: float, side: int, size: tuple[int, int]
 ) -> Corners:
-    """Pairs of squares, the two of a pair apart, until all together cover a share of the image.
+    """Draw pairs of squares, the two of a pair apart, until all together cover a share of the image.
 
-    Squares of different pairs may overlap. The second square's row is uniform, and its column uniform over those
-    where it does not touch the first.
+    Squares of different pairs may overlap. The second square's row is uniform. Its column is uniform over those where
+    it does not overlap the first.
 
     Args:
-        rng: source of randomness.
-        area: share of the image that they cover at least.
-        side: of a square, in pixels.
-        size: rows and columns of the image.
+        rng: Source of randomness.
+        area: Smallest covered share of the image.
+        side: Pixels of a square.
+        size: Rows and columns of the image.
 
     Returns:
         (pairs, 2, 2) corners.
 
     Raises:
-        ValueError: no two squares fit beside each other.
+        ValueError: No two squares fit beside each other.
+
+    >>> pairs = uniform_pairs(np.random.default_rng(0), area=0.25, side=8, size=(64, 64))
+    >>> (abs(pairs[:, 0] - pairs[:, 1]).max(1) >= 8).all().item()
+    True
     """
     _require_place_for_two(side, size)
     covered = np.zeros(size, dtype=bool)
@@ -188,9 +203,12 @@ def turned(corners: Corners, side: int, size: tuple[int, int], quarters: int) ->
 
     Args:
         corners: (..., 2).
-        side: of a square, in pixels.
-        size: rows and columns of the image before.
-        quarters: of a full turn.
+        side: Pixels of a square.
+        size: Rows and columns of the image before.
+        quarters: Number of quarter turns.
+
+    >>> turned(np.array([[0, 0]]), side=2, size=(10, 20), quarters=1).tolist()
+    [[18, 0]]
     """
     height, width = size
     for _ in range(quarters % 4):
@@ -200,12 +218,15 @@ def turned(corners: Corners, side: int, size: tuple[int, int], quarters: int) ->
 
 
 def cover(corners: Corners, side: int, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Where the squares lie: (rows, columns), True inside.
+    """Return where the squares lie: (rows, columns), True inside.
 
     Args:
         corners: (..., 2).
-        side: of a square, in pixels.
-        size: rows and columns of the image.
+        side: Pixels of a square.
+        size: Rows and columns of the image.
+
+    >>> cover(np.array([[0, 1]]), side=1, size=(2, 3)).astype(int).tolist()
+    [[0, 1, 0], [0, 0, 0]]
     """
     covered = np.zeros(size, dtype=bool)
     covered[_pixels(corners.reshape(-1, 2), side)] = True
@@ -213,24 +234,27 @@ def cover(corners: Corners, side: int, size: tuple[int, int]) -> NDArray[np.bool
 
 
 def _pixels(corners: Corners, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows (squares, side, 1) and columns (squares, 1, side) of squares (squares, 2)."""
+    """Return the rows (squares, side, 1) and columns (squares, 1, side) of squares (squares, 2)."""
     along = np.arange(side)
     return corners[:, 0, None, None] + along[:, None], corners[:, 1, None, None] + along
 
 
 def exchange(pairs: Corners, side: int, size: tuple[int, int]) -> NDArray[np.int32]:
-    """Where each pixel comes from when the squares of each pair change places, one pair after the other.
+    """Return where each pixel comes from when the squares of each pair change places, one pair after the other.
 
     Args:
         pairs: (pairs, 2, 2) corners; the two squares of a pair must not overlap.
-        side: of a square, in pixels.
-        size: rows and columns of the image.
+        side: Pixels of a square.
+        size: Rows and columns of the image.
 
     Returns:
-        (rows, columns) number of the source pixel, counted row by row: a permutation.
+        (rows, columns) numbers of the source pixels, counted row by row: a permutation.
 
     Raises:
-        ValueError: the corners do not come in pairs.
+        ValueError: The corners do not come in pairs.
+
+    >>> exchange(np.array([[[0, 0], [1, 2]]]), side=1, size=(2, 3)).tolist()
+    [[5, 1, 2], [3, 4, 0]]
     """
     if pairs.shape[1:] != (2, 2):
         raise ValueError(f"`pairs` (of shape {pairs.shape}) must be of shape (pairs, 2, 2).")

@@ -1,8 +1,8 @@
 """Random views of slices: drawn as a table of numbers on the host, applied on the device.
 
-`draw_views` draws the parameters of a whole batch from one seeded generator; `apply_views` turns slices and parameters
-into pixels without drawing anything, so that a batch gives the same views in one piece, in chunks, in a recomputation
-and split over ranks. Geometry (crop, rotation, scale, flips, shift) is one affine map and one interpolation.
+`draw_views` draws the parameters of a whole batch from one seeded generator. `apply_views` turns slices and parameters
+into pixels without drawing anything. So a batch gives the same views in one piece, in chunks, in a recomputation and
+split over ranks. Geometry (crop, rotation, scale, flips, shift) is one affine map and one interpolation.
 
 Source of the numbers: de Mooij et al. (arXiv 2409.18100) and their code, in pixels of a 256 x 256 image.
 """
@@ -20,44 +20,64 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-TRANSLATION = 40 / 256  # of the patch side: their +-40 px
-BLUR_TRUNCATION = 4.0  # standard deviations at which the blur kernel ends
+# Of the patch side: their +-40 px.
+TRANSLATION = 40 / 256
+# Standard deviations at which the blur kernel ends.
+BLUR_TRUNCATION = 4.0
 
 
 @dataclass(frozen=True)
 class ViewSettings:
     """Strength of the augmentation; the defaults are de Mooij et al.'s for SimCLR, PCL and MIM."""
 
-    rotation: float = 180.0  # degrees, uniform in +-rotation
-    scale: tuple[float, float] = (0.7, 1.4)  # of the sampling grid: above 1 zooms out
-    translation: float = TRANSLATION  # of the patch side, uniform in +-translation
-    flip: float = 0.5  # probability per axis
-    noise: float = 0.2  # probability
+    # Degrees, uniform in +-rotation.
+    rotation: float = 180.0
+    # Of the sampling grid, uniform: above 1 zooms out.
+    scale: tuple[float, float] = (0.7, 1.4)
+    # Of the patch side, uniform in +-translation.
+    translation: float = TRANSLATION
+    # Probability per axis.
+    flip: float = 0.5
+    # Probability.
+    noise: float = 0.2
+    # Standard deviation, uniform.
     noise_sigma: tuple[float, float] = (0.0, 0.2)
-    blur: float = 0.2  # probability
-    blur_sigma: tuple[float, float] = (0.5, 1.5)  # pixels, rows and columns apart
-    brightness: tuple[float, float] = (0.6, 1.5)  # factor
-    shift: float = 0.4  # added, uniform in +-shift
-    gamma: tuple[float, float] = (0.7, 1.5)  # exponent
+    # Probability.
+    blur: float = 0.2
+    # Pixels, uniform, rows and columns apart.
+    blur_sigma: tuple[float, float] = (0.5, 1.5)
+    # Factor, uniform.
+    brightness: tuple[float, float] = (0.6, 1.5)
+    # Added, uniform in +-shift.
+    shift: float = 0.4
+    # Exponent, uniform.
+    gamma: tuple[float, float] = (0.7, 1.5)
     brightness_probability: float = 1.0
     shift_probability: float = 1.0
     gamma_probability: float = 1.0
-    solarise: float = 0.0  # probability
+    # Probability.
+    solarise: float = 0.0
 
 
 @dataclass(frozen=True)
 class CropSettings:
-    """Random resized crops; the defaults are Kalapos and Gyires-Toth's for BYOL (their ACDC configuration)."""
+    """Random resized crops; the defaults are Kalapos and Gyires-Tóth's for BYOL (their ACDC configuration)."""
 
-    area: tuple[float, float] = (0.08, 1.0)  # of the slice
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # columns over rows, log-uniform
-    flip: float = 0.5  # probability, left to right
-    jitter: float = 0.8  # probability of both:
-    gain: tuple[float, float] = (0.8, 1.2)  # factor of the distance from the darkest value
-    contrast: tuple[float, float] = (0.8, 1.2)  # factor of the distance from the mean
+    # Share of the slice, uniform.
+    area: tuple[float, float] = (0.08, 1.0)
+    # Columns over rows, log-uniform.
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    # Probability, left to right.
+    flip: float = 0.5
+    # Probability of gain and contrast together.
+    jitter: float = 0.8
+    # Factor of the distance from the darkest value, uniform.
+    gain: tuple[float, float] = (0.8, 1.2)
+    # Factor of the distance from the mean, uniform.
+    contrast: tuple[float, float] = (0.8, 1.2)
 
 
-# The paper's configuration says 0.6-1.5, the library it calls multiplies by 1 + f: it ran with 1.6-2.5.
+# The paper's configuration says 0.6-1.5. The library that it calls multiplies by 1 + f: it ran with 1.6-2.5.
 BRIGHTNESS: dict[str, tuple[float, float]] = {"meant": (0.6, 1.5), "run": (1.6, 2.5)}
 BrightnessName = Literal["meant", "run"]
 
@@ -99,7 +119,7 @@ class Views:
 
     @staticmethod
     def cat(parts: Sequence[Views]) -> Views:
-        """All views of the parts, one part after the other."""
+        """Join the views of the parts, one part after the other."""
         return Views(
             *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Views))
         )
@@ -111,12 +131,15 @@ def draw_centres(
     """Draw the centre of one patch per slice, uniform over the boxes that nnU-Net's own sampler would draw.
 
     Args:
-        rng: source of randomness.
+        rng: Source of randomness.
         sizes: (N, 2) rows and columns of each slice.
-        patch_size: rows and columns of the patch.
+        patch_size: Rows and columns of the patch.
 
     Returns:
         (N, 2) row and column, between pixels where the patch has an even number of them.
+
+    >>> draw_centres(np.random.default_rng(0), np.array([[32, 32]]), (32, 31)).tolist()[0][0]
+    15.5
     """
     patch = np.asarray(patch_size)
     # nnU-Net pads a slice smaller than the patch on both sides and then takes any box that fits.
@@ -137,18 +160,22 @@ def draw_views(
 ) -> Views:
     """Draw one view per slice.
 
-    The patch lies about a centre, moved by the translation; a source point is
-    ``centre + rotation @ scale @ flip @ (point + translation)``, so the translation is scaled and rotated with the
-    patch, as in the paper's code.
+    The patch lies about a centre, moved by the translation. A source point is
+    `centre + rotation @ scale @ flip @ (point + translation)`: the translation is scaled and rotated with the patch, as
+    in the paper's code.
 
     Args:
-        rng: source of randomness; each view takes the same number of draws whatever the settings' probabilities.
+        rng: Source of randomness. Each view takes the same number of draws, whatever the settings' probabilities.
         sizes: (N, 2) rows and columns of each slice.
-        channels: of the slices; intensities vary per channel.
-        patch_size: rows and columns of the view.
-        settings: strength.
-        centre: (N, 2) row and column, see `draw_centres`, by default of patches of this size. Views that shall show the
-            same part of a slice share it.
+        channels: Channels of the slices; intensities vary per channel.
+        patch_size: Rows and columns of the view.
+        settings: Strength of the augmentation.
+        centre: (N, 2) row and column, see `draw_centres`; by default drawn for patches of this size. Views of the same
+            part of a slice share it.
+
+    >>> views = draw_views(np.random.default_rng(0), np.array([[40, 50]] * 3), 1, (32, 32), ViewSettings())
+    >>> len(views), tuple(views.matrix.shape), tuple(views.brightness.shape)
+    (3, (3, 2, 3), (3, 1))
     """
     n = len(sizes)
 
@@ -205,15 +232,19 @@ def draw_resized_crops(
 ) -> Views:
     """Draw one random resized crop per slice: a box of random area and shape anywhere inside it, fitted to the patch.
 
-    A box that does not fit is drawn again, ten times at most; then it is the largest centred one of an allowed shape
+    A box that does not fit is drawn again, ten times at most. Then it is the largest centred one of an allowed shape
     (torchvision's RandomResizedCrop).
 
     Args:
-        rng: source of randomness.
+        rng: Source of randomness.
         sizes: (N, 2) rows and columns of each slice.
-        channels: of the slices; all share one change of intensity.
-        patch_size: rows and columns of the view.
-        settings: strength.
+        channels: Channels of the slices; all share one change of intensity.
+        patch_size: Rows and columns of the view.
+        settings: Strength of the augmentation.
+
+    >>> crops = draw_resized_crops(np.random.default_rng(0), np.array([[64, 64]] * 3), 1, (32, 32), CropSettings())
+    >>> bool((crops.matrix[:, 0, 0] <= 2).all())  # pixels of the slice per pixel of the view
+    True
     """
     n = len(sizes)
     area = rng.uniform(*settings.area, (n, 10)) * sizes.prod(1)[:, None]
@@ -242,7 +273,7 @@ def draw_resized_crops(
 
 
 def _neutral_views(n: int, channels: int, **given: NDArray[Any]) -> Views:
-    """Views that change no intensity but by what is given."""
+    """Make views that change no intensity beyond what is given."""
     neutral = {
         "noise_sigma": np.zeros(n),
         "noise_seed": np.zeros(n, np.int64),
@@ -263,19 +294,24 @@ def apply_views(
 ) -> tuple[Tensor, Tensor]:
     """Make the views: one bicubic interpolation, then the intensity steps in the order of de Mooij et al.
 
-    Noise, blur, brightness, shift, gamma, solarisation. The last turns values about the slice's largest one; theirs
-    about the subject's, which nnU-Net's preprocessing by frame does not know.
+    The steps are noise, blur, brightness, shift, gamma and solarisation. The last turns values about the slice's
+    largest one. Theirs turns them about the subject's, which nnU-Net's preprocessing by frame does not know.
 
-    Pixels outside the slice are 0, nnU-Net's padding after normalisation, before and after the intensity steps.
+    Pixels outside the slice are 0 before and after the intensity steps: nnU-Net's padding after normalisation.
 
     Args:
-        slices: (N, C, X, Y) on the device, each slice in the top left corner, 0 beyond its size.
+        slices: (N, C, X, Y) on the device, each slice in the top left corner, with 0 beyond its size.
         sizes: (N, 2) rows and columns of each slice, on the device.
         views: N rows, on the host.
-        patch_size: rows and columns of the result.
+        patch_size: Rows and columns of the result.
 
     Returns:
         Views (N, C, *patch_size), float32, and where they lie inside the slice (N, 1, *patch_size), bool.
+
+    >>> sizes = np.array([[40, 50]])
+    >>> views = draw_views(np.random.default_rng(0), sizes, 1, (32, 24), ViewSettings())
+    >>> [tuple(x.shape) for x in apply_views(torch.rand(1, 1, 40, 50), torch.from_numpy(sizes), views, (32, 24))]
+    [(1, 1, 32, 24), (1, 1, 32, 24)]
     """
     device = slices.device
     row, column = _source_points(views.matrix.to(device, non_blocking=True), patch_size)
@@ -284,7 +320,7 @@ def apply_views(
     inside = inside[:, None]
     x = _sample(slices.float(), row, column)
 
-    # Which views are noisy or blurred is known on the host: choosing them needs no synchronisation.
+    # The host knows which views are noisy or blurred: choosing them needs no synchronisation.
     noisy = views.noise_sigma.nonzero()[:, 0]
     if len(noisy):
         noise = counter_normal(views.noise_seed[noisy].to(device, non_blocking=True), x.shape[1:])
@@ -296,7 +332,7 @@ def apply_views(
         x = x.index_copy(0, rows, gaussian_blur(x[rows], views.blur_sigma[blurred]))
 
     def to_pixels(parameter: Tensor) -> Tensor:
-        """(N, C) or (N,) on the host -> (N, C or 1, 1, 1) on the device."""
+        """Move (N, C) or (N,) on the host to (N, C or 1, 1, 1) on the device."""
         return parameter.to(device, non_blocking=True).reshape(len(parameter), -1, 1, 1)
 
     # As on a picture whose darkest value is 0; for linear factors their order does not matter.
@@ -318,16 +354,20 @@ def apply_views(
 
 
 def counter_normal(seeds: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """Standard normal values that depend on (seed, position) only, the same on every device and in every chunk.
+    """Return standard normal values that depend on (seed, position) only: on every device, in every chunk the same.
 
-    Two rounds of a 32-bit integer hash per value, then Box-Muller.
+    Each value takes two rounds of a 32-bit integer hash, then Box-Muller.
 
     Args:
         seeds: (N,) int64.
-        shape: of one sample.
+        shape: Shape of one sample.
 
     Returns:
         (N, *shape), float32.
+
+    >>> noise = counter_normal(torch.tensor([5, 7]), (100, 100))
+    >>> torch.equal(noise[1:], counter_normal(torch.tensor([7]), (100, 100))), round(noise.std().item(), 1)
+    (True, 1.0)
     """
     position = torch.arange(math.prod(shape), device=seeds.device)
     bits = _hash(position + _hash(seeds)[:, None])
@@ -337,7 +377,7 @@ def counter_normal(seeds: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor
 
 
 def _hash(x: Tensor) -> Tensor:
-    """lowbias32 (Wellons, "Prospecting for hash functions") on the low 32 bits of int64."""
+    """Hash the low 32 bits of int64 with lowbias32 (Wellons, "Prospecting for hash functions")."""
     x = x & 0xFFFFFFFF
     x = ((x >> 16) ^ x) * 0x7FEB352D & 0xFFFFFFFF
     x = ((x >> 15) ^ x) * 0x846CA68B & 0xFFFFFFFF
@@ -353,6 +393,9 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     Args:
         x: (N, C, X, Y).
         sigma: (N, 2) pixels along rows and columns, on the host.
+
+    >>> torch.allclose(gaussian_blur(torch.ones(1, 1, 8, 8), torch.tensor([[1.0, 2.0]])), torch.ones(1, 1, 8, 8))
+    True
     """
     n, c, height, width = x.shape
     radius = max(1, math.ceil(BLUR_TRUNCATION * float(sigma.max())))
@@ -370,7 +413,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _source_points(matrix: Tensor, patch_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(N, 2, 3) -> row and column, (N, *patch_size) each, of the slice pixel that each view pixel shows."""
+    """Map (N, 2, 3) to row and column, (N, *patch_size) each, of the slice pixel that each view pixel shows."""
     height, width = patch_size
     row = torch.arange(height, device=matrix.device)[:, None] - (height - 1) / 2
     column = torch.arange(width, device=matrix.device) - (width - 1) / 2
@@ -380,7 +423,7 @@ def _source_points(matrix: Tensor, patch_size: tuple[int, int]) -> tuple[Tensor,
 
 
 def _sample(slices: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Bicubic values (torch's kernel, a = -0.75) of (N, C, X, Y) at pixels (N, H, W), 0 outside."""
+    """Sample (N, C, X, Y) at pixels (N, H, W), 0 outside, with torch's bicubic kernel (a = -0.75)."""
     height, width = slices.shape[2:]
     grid = torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], -1)
     if slices.device.type == "mps":  # torch has no bicubic interpolation there

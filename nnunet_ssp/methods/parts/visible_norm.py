@@ -1,4 +1,4 @@
-"""Instance normalisation by visible pixels only."""
+"""Instance normalisation that looks at visible pixels only."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ class VisibleNorm:
     Otherwise three hidden quarters of an image set the mean and variance of the rest, and pretraining sees other
     statistics than fine-tuning on whole images does. At coarse stages a pixel counts by its visible share.
 
+    Args:
+        encoder: Module whose InstanceNorm layers change.
+
     Attributes:
-        visible: (B, 1, X, Y) float in [0, 1], set before each pass; None leaves the layers as they are.
+        visible: (B, 1, X, Y) float in [0, 1], set before each pass. None leaves the layers as they are.
+
+    Raises:
+        ValueError: The encoder has no InstanceNorm layer.
     """
 
     def __init__(self, encoder: Any) -> None:

@@ -1,0 +1,38 @@
+"""A warning when the deep half of a network hardly learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+# A stage stands still when it has turned by less than this share of the stage that turned most.
+STANDING_STILL = 0.1
+# Stages are compared once the most changed one has turned by this much.
+LEARNING = 0.02
+
+
+def depth_warning(change: Mapping[str, float]) -> str | None:
+    """Say in words when the deep half of the network stands still while another part learns.
+
+    Args:
+        change: How far each stage has turned since initialisation, in [0, 1], by name: `encoder 1` ... `decoder 1`.
+
+    >>> depth_warning({"encoder 1": 0.2, "encoder 2": 0.2, "encoder 3": 0.1}) is None
+    True
+    >>> depth_warning({"encoder 1": 0.2, "encoder 2": 0.0, "encoder 3": 0.0})[:43]
+    'WARNING: the deep stages hardly learn: enco'
+    """
+    levels = {part: int(part.split()[1]) for part in change if part.split()[-1].isdigit()}
+    deepest = max(levels.values(), default=0)
+    deep = [change[part] for part, level in levels.items() if level > (deepest + 1) / 2]
+    largest = max(change.values(), default=0.0)
+    if not deep or largest < LEARNING or float(np.median(deep)) >= STANDING_STILL * largest:
+        return None
+    most = max(change, key=lambda part: change[part])
+    return (
+        f"WARNING: the deep stages hardly learn: {most} has changed by {largest:.3f} since "
+        f"initialisation, the deep half of the network by {float(np.median(deep)):.3f} (median). "
+        "The skip connections solve the task; fine-tuning "
+        'gains little from such a network. Consider nnUNet_ssp_settings="recipe=deep".'
+    )
