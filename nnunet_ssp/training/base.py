@@ -17,7 +17,6 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 import nnunet_ssp
-import nnunet_ssp.methods  # makes every method's settings known
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.cases import Case, read_cases, subject_of
 from nnunet_ssp.cohort.consistency import (

@@ -16,10 +16,6 @@ from torch import Tensor, nn
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.network import parts
 
-# A stage counts as standing still when it has turned by less than this share of the stage that turned most.
-STANDING_STILL = 0.1
-LEARNING = 0.02  # change of the most changed stage from which on stages are compared at all
-
 
 class StageChange:
     """How far the weights of each stage have turned away from their initial values.
@@ -50,27 +46,6 @@ class StageChange:
             turned = now - start * (now @ start) / (start @ start).clamp_min(1e-30)
             change[part] = float(turned.norm() / now.norm().clamp_min(1e-30))
         return change
-
-
-def depth_warning(change: Mapping[str, float]) -> str | None:
-    """Say in words when the deep half of the network stands still while another part learns.
-
-    Args:
-        change: from `StageChange.measure`.
-    """
-    levels = {part: int(part.split()[1]) for part in change if part.split()[-1].isdigit()}
-    deepest = max(levels.values(), default=0)
-    deep = [change[part] for part, level in levels.items() if level > (deepest + 1) / 2]
-    largest = max(change.values(), default=0.0)
-    if not deep or largest < LEARNING or float(np.median(deep)) >= STANDING_STILL * largest:
-        return None
-    most = max(change, key=lambda part: change[part])
-    return (
-        f"WARNING: the deep stages hardly learn: {most} has changed by {largest:.3f} since "
-        f"initialisation, the deep half of the network by {float(np.median(deep)):.3f} (median). "
-        "The skip connections solve the task; fine-tuning "
-        'gains little from such a network. Consider nnUNet_ssp_settings="recipe=deep".'
-    )
 
 
 def describe_change(change: Mapping[str, float]) -> str:

@@ -15,7 +15,6 @@ from nnunet_ssp.reporting.wording import duration
 from nnunet_ssp.training.monitor import (
     Panel,
     StageChange,
-    depth_warning,
     describe_change,
     plot_images,
     plot_progress,
@@ -103,7 +102,7 @@ class Progress:
         if self.folder is not None:
             write_curves(self.folder / "monitor.csv", self._logging)
             plot_progress(self.folder / "progress.png", self._logging, self._panels())
-        if self._drawing and self.method.reconstructs:  # views do not change
+        if self._drawing and self.method.pictures.change:
             self._draw_pictures(epochs)
 
     @property
@@ -134,10 +133,7 @@ class Progress:
             self.say(f"linear probe: Dice {dice:.4f} ({self.untrained:.4f} before training)")
         self.say(f"change since initialisation: {describe_change(change)}")
         if warn:
-            warnings = self.method.warnings(curves)
-            if self.method.reconstructs and (warning := depth_warning(change)):
-                warnings.append(warning)
-            for warning in warnings:
+            for warning in self.method.warnings(curves, change):
                 self.say(warning)
         seconds = value("epoch_end_timestamps") - value("epoch_start_timestamps")
         left = seconds * (self.epochs - epoch - 1)
@@ -184,9 +180,7 @@ class Progress:
             columns = self.method.panels(self.pictured)
         if columns is None:
             return
-        file = self.folder / "views.png"
-        title = f"{self.validates_on} slices as the encoder sees them"
-        if self.method.reconstructs:
-            file = file.with_name("reconstructions") / f"epoch_{epochs:03d}.png"
-            title = f"{self.validates_on} slices after {epochs} epochs"
+        pictures = self.method.pictures
+        file = self.folder / pictures.file.format(epoch=epochs)
+        title = pictures.title.format(slices=self.validates_on, epoch=epochs)
         plot_images(file, columns, title)
