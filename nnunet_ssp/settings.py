@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from nnunet_ssp.files.patterns import compile_pattern
+
 ENVIRONMENT_VARIABLE = "nnUNet_ssp_settings"
 
 
@@ -133,10 +135,9 @@ class PretrainingSettings(TrainingSettings):
         clip = self.gradient_clip
         require(clip is None or clip > 0, "gradient_clip", clip, "be none or positive")
         try:
-            re.compile(self.subject_pattern or "")
-        except (re.error, RecursionError, OverflowError) as error:
-            pattern = self.subject_pattern
-            require(False, "subject_pattern", pattern, f"be a regular expression: {error}")
+            compile_pattern(self.subject_pattern or "")
+        except ValueError as error:
+            require(False, "subject_pattern", self.subject_pattern, f"be {error}")
         fraction = self.data_fraction
         require(0 < fraction <= 1, "data_fraction", fraction, "lie in (0, 1]")
         chunk = self.chunk_size

@@ -30,6 +30,7 @@ RANKS = (
 )
 SAME_LINE = {
     ("nnunet", "files"),
+    ("settings", "files"),
     ("launch", "nnunet"),
     ("launch", "parallel"),
     ("bench", "dataset_conversion"),  # reads the phantom with the converter

@@ -142,7 +142,7 @@ def test_commas_between_settings_are_refused_in_words(text):
         override(MIMSettings(), text)
 
 
-@pytest.mark.parametrize("pattern", ["(", "*", "a{2,1}", "(?P<1>x)", "[", "(" * 200])
+@pytest.mark.parametrize("pattern", ["(", "*", "a{2,1}", "(?P<1>x)", "[", "(" * 200, "(a+)+$"])
 def test_a_pattern_that_is_none_is_refused_whatever_the_dataset_has(pattern):
     rule = r"`subject_pattern` \(=.*\) must be a regular expression"
     with pytest.raises(ValueError, match=rule):

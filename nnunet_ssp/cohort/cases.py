@@ -6,13 +6,14 @@ knows only cases; `cases.csv` says which subject, frame and scanner each of them
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from nnunet_ssp.files.atomic import write_table
+from nnunet_ssp.files.contents import shown
 from nnunet_ssp.files.names import must_be_plain
+from nnunet_ssp.files.patterns import compile_pattern
 from nnunet_ssp.files.tables import read_table, whole_number
 
 SPLITS = ("train", "test")
@@ -105,18 +106,17 @@ def subject_of(case: str, cases: Mapping[str, Case], pattern: str | None) -> str
         pattern: Regular expression; its first group, when it has one, is the subject.
 
     Raises:
-        ValueError: The pattern is no regular expression, or the case is not in `cases` and it does not match.
+        ValueError: The pattern is none, or could take long, or the case is not in `cases` and it does not match.
     """
     try:
-        match = re.search(pattern or "", case)
-    except re.error as error:
-        raise ValueError(
-            f"`subject_pattern` (={pattern}) must be a regular expression: {error}."
-        ) from None
+        compiled = compile_pattern(pattern or "")
+    except ValueError as error:
+        raise ValueError(f"`subject_pattern` (={shown(pattern)}) must be {error}.") from None
     if case in cases:
         return cases[case].subject_key
     if pattern is None:
         return case
+    match = compiled.search(case)
     if match is None:
         raise ValueError(f"`subject_pattern` (={pattern}) must match every case name, not {case}.")
     return match[1] if match.groups() else match[0]

@@ -11,6 +11,7 @@ from nnunet_ssp.cohort.cases import Case, subject_of
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import must_all_be_plain
 from nnunet_ssp.files.nifti import Array, read_nifti
+from nnunet_ssp.files.soundness import check_sound
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ def read_stack(image: Path) -> tuple[Array, Array]:
         import SimpleITK
 
         try:
+            check_sound(image)
             read = SimpleITK.ReadImage(str(image))
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             raise ValueError(f"{image}: the image cannot be read.") from error
         array = SimpleITK.GetArrayFromImage(read)
         if read.GetNumberOfComponentsPerPixel() > 1:

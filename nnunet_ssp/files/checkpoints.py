@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_ssp.files import patterns
 from nnunet_ssp.files.contents import (
     COUNT,
     NAMES,
@@ -84,7 +85,7 @@ SSP = {
     ),
     "preprocessing": NAMES,
 }
-SETTINGS = {"subject_pattern": optional(TEXT)}
+SETTINGS = {"subject_pattern": optional(Rule(patterns.RULE, patterns.is_pattern))}
 PLANS = {
     "dataset_name": TEXT,
     "plans_name": TEXT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pkgutil
 import pydoc
 import re
 import shutil
@@ -129,14 +130,15 @@ def _is_module(name: object, package: str) -> bool:
         rf"{re.escape(package)}(\.\w+)+", name, re.ASCII
     ):
         return False
-    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
     from torch.nn import Module
 
     try:
         found = pydoc.locate(name)
-        if found is None and package == NETWORKS:  # of another module, in earlier versions
-            folder = import_module(package).__path__[0]
-            found = recursive_find_python_class(folder, name.rpartition(".")[2], package)
+        if found is None and package == NETWORKS:  # nnU-Net then takes the first of this last name
+            modules = pkgutil.iter_modules(import_module(package).__path__, f"{package}.")
+            held = (vars(import_module(module.name)) for module in modules)
+            last = name.rpartition(".")[2]
+            found = next((names[last] for names in held if last in names), None)
     except Exception:  # whatever an import may raise
         return False
     return (

@@ -6,14 +6,17 @@ and a voxel edge of 0 mm as 1 mm.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import zlib
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from nnunet_ssp.files.nifti import read_stored
 
+CHUNK = 2**16  # bytes read at a time, which may decompress to a thousand times as many
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # first bytes of git-lfs's placeholder
 
 
@@ -43,6 +46,33 @@ def check_sound(file: Path) -> None:
                     pass
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{file}: the compressed file is truncated or damaged.") from error
+    elif file.suffix in (".mha", ".nrrd"):
+        with open(file, "rb") as stream:
+            _read_to_checksum(stream, file)
+
+
+def _read_to_checksum(stream: BinaryIO, file: Path) -> None:
+    """Read a MetaImage or NRRD to its end where it is compressed; SimpleITK stops before the checksum."""
+    separator, last = ("=", "elementdatafile") if file.suffix == ".mha" else (":", "")
+    header: dict[str, str] = {}
+    while last not in header and (line := stream.readline(CHUNK)):
+        name, _, value = line.decode("latin-1").partition(separator)
+        header[name.strip().lower()] = value.strip().lower()
+    compressed = header.get("compresseddata") == "true" and header.get("elementdatafile") == "local"
+    encoding = header.get("encoding") if not header.keys() & {"data file", "datafile"} else None
+    if compressed or encoding in ("gz", "gzip"):
+        decompressor: Any = zlib.decompressobj(zlib.MAX_WBITS + 32)  # of zlib or gzip
+    elif encoding in ("bz2", "bzip2"):
+        decompressor = bz2.BZ2Decompressor()
+    else:
+        return
+    try:
+        while not decompressor.eof:
+            if not (part := stream.read(CHUNK)):
+                raise EOFError
+            decompressor.decompress(part)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{file}: the compressed file is truncated or damaged.") from error
 
 
 def _check_nifti(file: Path) -> None:

@@ -59,6 +59,10 @@ def test_the_subject_of_a_case():
         subject_of("p7_frame03", {}, "(")
     with pytest.raises(ValueError, match="must be a regular expression: "):
         subject_of("A1_frame00", known, "(")  # also where it is not needed
+    with pytest.raises(
+        ValueError, match=r"`subject_pattern` \(=\(a\+\)\+\$\) must be .* repetitions"
+    ):
+        subject_of("a" * 100 + "!", {}, "(a+)+$")
 
 
 def test_columns_are_those_of_the_file_format():

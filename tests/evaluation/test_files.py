@@ -244,3 +244,16 @@ def test_tiff_stacks_may_differ_in_the_resolution_they_hold(tmp_path):
     ]
     prediction, reference, _ = read_pair(Pair("m", 0, "a", *paths))
     np.testing.assert_array_equal(prediction, reference)
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+def test_one_wrong_bit_of_a_compressed_file_is_not_read(tmp_path: Path, ending: str):
+    file = tmp_path / f"a{ending}"
+    voxels = np.random.default_rng(0).integers(0, 4, (5, 40, 40)).astype(np.uint8)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), str(file), useCompression=True)
+    assert np.array_equal(read_array(file), voxels)
+    content = bytearray(file.read_bytes())
+    content[-200] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a{ending}: the compressed file is .* damaged"):
+        read_array(file)

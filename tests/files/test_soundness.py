@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 from pathlib import Path
 
@@ -33,6 +34,55 @@ def test_truncated_files(tmp_path: Path, ending: str, share: float):
     file.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match=rf"a{ending}: not a complete NIfTI file"):
         check_sound(file)
+
+
+def compressed(file: Path) -> Path:
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(VOXELS), str(file), useCompression=True)
+    return file
+
+
+def as_bzip2(file: Path) -> None:
+    """A NRRD as teem writes it, which SimpleITK cannot."""
+    head, _, voxels = file.read_bytes().partition(b"\n\n")
+    head = head.replace(b"encoding: gzip", b"encoding: bzip2")
+    file.write_bytes(head + b"\n\n" + bz2.compress(gzip.decompress(voxels)))
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd", ".bz2.nrrd"])
+def test_a_wrong_bit_of_a_compressed_file_is_seen(tmp_path: Path, ending: str):
+    file = compressed(tmp_path / f"a{ending}")
+    if "bz2" in ending:
+        as_bzip2(file)
+    check_sound(file)
+    content = file.read_bytes()
+    assert len(content) < VOXELS.nbytes
+    head = len(content) - len(content) * 9 // 10
+    for n in range(24):
+        damaged = bytearray(content)
+        damaged[head + n * (len(content) - head) // 24] ^= 1 << n % 8
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="the compressed file is truncated or damaged"):
+            check_sound(file)
+    for share in (0.3, 0.98):
+        file.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(ValueError, match="the compressed file is truncated or damaged"):
+            check_sound(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"NRRD0004\n", b"\n" * 99, b"a" * 10**6, b"a: b\n" * 9])
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+def test_a_header_of_any_text_is_left_to_the_reader(tmp_path: Path, ending: str, content: bytes):
+    (tmp_path / f"a{ending}").write_bytes(content)
+    check_sound(tmp_path / f"a{ending}")
+
+
+def test_a_header_whose_voxels_are_elsewhere_is_left_to_the_reader(tmp_path: Path):
+    for name, text in (
+        ("a.nrrd", "NRRD0004\nencoding: gzip\ndata file: b.raw.gz\n\n"),
+        ("a.mha", "CompressedData = True\nElementDataFile = b.zraw\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        check_sound(tmp_path / name)
 
 
 def test_a_truncated_file_that_was_compressed_afterwards(tmp_path: Path):

@@ -126,6 +126,14 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         "trust.*Stranger|Stranger.*trust",
     ),
     "an array of objects": (content(put("x", np.array([Stranger()], dtype=object))), "trust"),
+    "a subject pattern that is none": (
+        content(lambda held: held["ssp"]["settings"].update(subject_pattern="(")),
+        "ssp.settings.*subject_pattern.*regular expression",
+    ),
+    "a subject pattern that never ends": (
+        content(lambda held: held["ssp"]["settings"].update(subject_pattern="(.+)+$|(a|a)*$")),
+        "ssp.settings.*subject_pattern.*repetitions",
+    ),
     "TorchScript": (scripted, NO_CHECKPOINT + "|TorchScript"),
     "safetensors of 4 TB": (huge, NO_CHECKPOINT + "|safetensors"),
     "a list": (content(lambda held: [1, 2]), NO_CHECKPOINT),
@@ -260,6 +268,7 @@ def entries() -> Iterator[Entry]:
         *("zeros", "cut at 99 %", "code", "code in the old form", "code as a plain pickle"),
         *("a class that is not known", "weights in a list", "no weight", "NaN", "infinity"),
         *("a record in a list", "subjects of numbers"),
+        *("a subject pattern that is none", "a subject pattern that never ends"),
         "plans that inherit from themselves",
     ):
         spoil, rule = REFUSED[name]

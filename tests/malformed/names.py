@@ -78,6 +78,10 @@ ON_COMMAND_LINES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         words("evaluate", NUMBER, "PREDICTIONS", "--subject-pattern", "(", "-np", "1"),
         "subject.pattern.*regular expression",
     ),
+    "evaluate: a pattern that never ends": (
+        words("evaluate", NUMBER, "PREDICTIONS", "--subject-pattern", "(.+)+$", "-np", "1"),
+        "subject.pattern.*repetitions",
+    ),
     "convert: a name with a path": (converted("-d", "7", "--name", "../../x"), "name.*must be"),
     "convert: an absolute name": (converted("-d", "7", "--name", "/tmp/escaped"), "name.*must be"),
     "convert: an id of 0": (converted("-d", "0"), "id.*within"),
