@@ -74,7 +74,7 @@ def study(old: str = "", new: str = "") -> bytes:
 
 
 OF_STUDIES: dict[str, tuple[bytes, str]] = {
-    "a name that there is not": (study(new="colour: red\n"), "colour.*no name"),
+    "a name that there is not": (study(new="colour: red\n"), "colour.*not a name"),
     "a name twice": (study(new="seeds: [1]\n"), "seeds.*twice"),
     "no seeds": (study("seeds: [0]", "seeds: []"), "seeds"),
     "seeds in words": (study("seeds: [0]", "seeds: [one]"), "seeds"),
