@@ -132,8 +132,8 @@ def draw_test_subjects(rows: Sequence[Mapping[str, str]]) -> tuple[set[str], lis
         drawn |= {codes[index] for index in chosen}
         if n < PER_VENDOR:
             remarks.append(
-                f"WARNING: vendor {vendor} of M&Ms has {count_of(len(codes), 'subject')}, so {n} instead of {PER_VENDOR} "
-                "are for the test."
+                f"WARNING: vendor {vendor} of M&Ms has {count_of(len(codes), 'subject')}, so {n} instead of "
+                f"{PER_VENDOR} are for the test."
             )
     return drawn, remarks
 
