@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnunet_ssp.cohort.published import PAPER, PUBLISHED, is_published
+from nnunet_ssp.console import count_of
 from nnunet_ssp.conversion.subjects import Common
 from nnunet_ssp.dataset_conversion import combined, mnms, mnms2
 from nnunet_ssp.dataset_conversion.combined import Source
@@ -131,8 +132,8 @@ def draw_test_subjects(rows: Sequence[Mapping[str, str]]) -> tuple[set[str], lis
         drawn |= {codes[index] for index in chosen}
         if n < PER_VENDOR:
             remarks.append(
-                f"WARNING: vendor {vendor} of M&Ms has {len(codes)} subject(s), so {n} instead of {PER_VENDOR} are "
-                "for the test."
+                f"WARNING: vendor {vendor} of M&Ms has {count_of(len(codes), 'subject')}, so {n} instead of "
+                f"{PER_VENDOR} are for the test."
             )
     return drawn, remarks
 

@@ -53,7 +53,7 @@ def add_row(table: Path, columns: Sequence[str], row: dict[str, object]) -> None
 def add_mnms(
     root: Path, place: str, code: str, mask: np.ndarray | None = None, **row: object
 ) -> Path:
-    """Add a subject's files and its row in the CSV; returns the image's file."""
+    """Add a subject's files and its row in the CSV; return the image's file."""
     image = root / place / code / f"{code}_sa.nii.gz"
     save(cine(sum(code.encode())), image)
     if mask is not None:
@@ -71,7 +71,7 @@ def add_mnms_row(root: Path, code: str, **row: object) -> None:
 
 
 def add_mnms2(root: Path, number: int, **row: object) -> Path:
-    """Add a subject's files and its row in the CSV; returns the cine's file."""
+    """Add a subject's files and its row in the CSV; return the cine's file."""
     code = f"{number:03d}"
     voxels, mask = cine(number), drawn(ED, ES)
     file = root / "dataset" / code / f"{code}_SA_CINE.nii.gz"
@@ -93,7 +93,7 @@ def add_mnms2_row(root: Path, number: object, **row: object) -> None:
 
 
 def add_acdc(root: Path, place: str, number: int, *, four_d: bool = True, **info: object) -> Path:
-    """Add a subject's files with Info.cfg; returns its folder."""
+    """Add a subject's files with Info.cfg; return its folder."""
     code = f"patient{number:03d}"
     voxels, mask = cine(number), drawn(ED, ES)
     swapped = np.array([0, 3, 2, 1], np.uint8)[mask]  # ACDC: 1 RV, 3 LV

@@ -1,7 +1,7 @@
-"""Malformed inputs for every reader, what each must say, and the checks that all of them share.
+"""Malformed inputs for every reader, the messages that they must give, and checks that all of them share.
 
 An entry makes a small input in an empty folder and names what reads it. `trial` runs that in this process and
-returns what is wrong with how it ended; nothing is wrong when
+returns what is wrong with its end; nothing is wrong when
 
 * the command exits with the entry's status and prints one of our errors, which names file and rule;
 * it prints no traceback and no bare exception of a library, and no code of ours warns;
@@ -128,7 +128,7 @@ def set_up(root: Path) -> Iterator[None]:
 
 
 def run(reads: Sequence[str] | Callable[[], object]) -> tuple[int, str]:
-    """Run a command or a function as our command line does; its status and all that it printed."""
+    """Run a command or a function as our command line does; return its status and all that it printed."""
     printed = io.StringIO()
     with (
         contextlib.redirect_stdout(printed),
@@ -156,7 +156,7 @@ def snapshot(root: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def trial(entry: Entry, root: Path) -> list[str]:
-    """Try an entry in an empty folder; what is wrong with how it ended, nothing where all is right."""
+    """Try an entry in an empty folder; return what is wrong with its end, nothing if all is right."""
     root = root.resolve()
     with set_up(root):
         reads = entry.make(root)

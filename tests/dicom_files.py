@@ -138,7 +138,7 @@ def series(
 def enhanced(
     file: Path, n_slices: int = 4, frames: int = FRAMES, slopes: Sequence[float] = (1.0,)
 ) -> np.ndarray:
-    """Write one enhanced file with all slices and frames, in no order; returns `(X, Y, Z, T)`."""
+    """Write one enhanced file with all slices and frames, in no order; return `(X, Y, Z, T)`."""
     rng = np.random.default_rng(0)
     stored = rng.integers(0, 900, (n_slices, frames, ROWS, COLUMNS)).astype(np.uint16)
     voxels = np.empty(stored.shape)

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write, write_json
 from nnunet_ssp.files.contents import NAMES, Rule, check, is_whole, read_json
 from nnunet_ssp.files.names import must_all_be_plain, must_be_plain
@@ -407,7 +408,7 @@ class SliceStore:
         absent = [name for name in self.names if name not in index]
         if absent:
             raise ValueError(
-                f"{self.folder}: {len(absent)} case(s) are not in the slice store, e.g. {absent[0]}: "
+                f"{self.folder}: {count_of(len(absent), 'case')} not in the slice store, {some(absent)}: "
                 f"run {prepare_command(self.folder)}."
             )
         self.cases = [index[name] for name in self.names]

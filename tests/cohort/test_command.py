@@ -321,7 +321,7 @@ def test_slice_counts_name_what_is_held(raw: Path, capsys: pytest.CaptureFixture
 def test_copies_that_a_kill_left_different_are_repaired(
     raw: Path, prepared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """Whatever is asked for next: before, the answer was "Nothing to do" for ever."""
+    """Whatever the next call asks for: the answer must not be "Nothing to do" forever."""
 
     def killed(*_: object, **__: object) -> list[int]:
         raise KeyboardInterrupt
@@ -435,7 +435,7 @@ def test_another_process_in_the_dataset_is_named(
 
 
 def test_of_two_at_once_none_loses_its_folds(raw: Path, prepared: Path):
-    """On a slow file system: each reads, waits, and writes."""
+    """As on a slow file system, each process reads, waits, and writes."""
     slow = """
 import sys, time
 from nnunet_ssp.cohort import command as folds

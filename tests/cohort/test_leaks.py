@@ -119,7 +119,7 @@ def test_the_same_heart_under_two_names(
     sides: tuple[str, str],
     line: str,
 ):
-    """The one in no fold is trained on in pretraining."""
+    """Pretraining trains on the subject that is in no fold."""
     raw, cases = dataset(tmp_path, images, test)
     leak = report(raw, tmp_path / "none", cases, [fold(*sides)])
     output = capsys.readouterr().out

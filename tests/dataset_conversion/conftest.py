@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """nnU-Net's three folders, and one process; returns the first folder."""
+    """Set nnU-Net's three folders and one process; return the first folder."""
     for name in ("raw", "preprocessed", "results"):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))

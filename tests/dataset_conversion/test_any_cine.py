@@ -1,4 +1,4 @@
-"""However one cine is stored, `convert cine` makes the same voxels at the same places of it."""
+"""However a cine is stored, `convert cine` makes the same voxels at the same places."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def nifti_cines(draw: st.DrawFn) -> dict:
 
 
 def store_nifti(root: Path, way: dict) -> Reference:
-    """Write the cine; returns what is right."""
+    """Write the cine; return the reference."""
     rng = np.random.default_rng(way["seed"])
     directions = rotation(rng) * ([1, 1, -1] if way["mirrored"] else 1)
     reference = random_cine(rng, directions, way["frames"], way["storage"])
@@ -379,7 +379,7 @@ def _across(normal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def store_dicom(root: Path, kind: Dicom, seed: int, mask: str, mask_4d: bool) -> Reference:
-    """Write the study of subject p1; returns what is right."""
+    """Write the study of subject p1; return the reference."""
     rng = np.random.default_rng(seed)
     frames = int(rng.integers(10, 13))
     directions = heart_directions(rng)

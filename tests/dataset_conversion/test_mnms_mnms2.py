@@ -74,7 +74,7 @@ def test_other_data_than_the_published_are_spoken_of(
     target = convert(trees, 119)
     output = capsys.readouterr().out
     assert (
-        "WARNING: vendor A of M&Ms has 2 subject(s), so 1 instead of 15 are for the test." in output
+        "WARNING: vendor A of M&Ms has 2 subjects, so 1 instead of 15 are for the test." in output
     )
     assert "WARNING: train: 3 subjects, which are not the 370 of de Mooij et al. 2024." in output
     assert "WARNING: test: 3 subjects, which are not the 140 of de Mooij et al. 2024." in output

@@ -1,4 +1,4 @@
-"""`convert cine` and who its subjects are: with pseudonyms, names are in the key alone."""
+"""Names of subjects in `convert cine`: with pseudonyms, the key alone has them."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_pseudonyms_are_random_and_sorted(own: Path):
 
 
 def test_another_conversion_of_a_subject_has_its_pseudonym(own: Path):
-    """The check for leaks knows it in both datasets; new subjects are added to the key."""
+    """The leak check knows it in both datasets; new subjects are added to the key."""
     first = convert(own, 120)
     assert subjects_of(convert(own, 121)) == subjects_of(first)
     before = key_of(first)
@@ -125,7 +125,7 @@ def test_an_interrupted_conversion_goes_on(own: Path, monkeypatch: pytest.Monkey
 
 
 def test_conversions_begun_before_keep_names(own: Path):
-    """Earlier versions wrote the folder and no word of pseudonyms."""
+    """Earlier versions wrote the folder, but nothing about pseudonyms."""
     options = {"test": None, "labels": str(own), "label_names": list(cine.LABEL_NAMES)}
     target = own.parent / "raw" / "Dataset120_Cine"
     write_json(

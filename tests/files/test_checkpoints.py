@@ -1,4 +1,4 @@
-"""Checkpoints of anybody: nothing runs when one is opened, and what is no checkpoint is refused in words."""
+"""Checkpoints from anybody: opening one runs nothing, and any other file is refused in words."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_what_agrees_is_taken_without_a_word(tmp_path: Path):
 
 
 def test_acdc_as_distributed(tmp_path: Path):
-    """qform and pixdim agree against an sform of unit scales; nnU-Net's issue 2741."""
+    """qform and pixdim agree, while the sform has unit scales; nnU-Net's issue 2741."""
     qform, sform = np.diag([-1.4, -1.4, 10, 1]), np.diag([-1.0, -1, 1, 1])
     found = grid(tmp_path, sform=sform, qform=qform, sform_code=2, qform_code=1)
     assert found.affine == pytest.approx(qform, abs=1e-6)
@@ -78,7 +78,7 @@ def test_acdc_as_distributed(tmp_path: Path):
 
 @pytest.mark.parametrize("qform_code", [0, 1])
 def test_mnms2_as_distributed(tmp_path: Path, qform_code: int):
-    """The sform is right against a pixdim that nobody set, which a qform would share."""
+    """The sform is right, while nobody set pixdim, which a qform would share."""
     for sform_code in (1, 2):
         found = grid(
             tmp_path, sform=TRUE, qform=np.eye(4), sform_code=sform_code, qform_code=qform_code
@@ -205,7 +205,7 @@ noise = st.lists(st.floats(-0.02, 0.02), min_size=9, max_size=9)
 def test_written_files_are_read_alike_whatever_came_in(
     sform, qform, same, pixdim, own_pixdim, noise, sform_code, qform_code, unit
 ):
-    """Every tool reads one place from what is written, and the voxels move with it."""
+    """Every tool reads the same place from written files, and the voxels move with it."""
     sform = sform.copy()
     if same:
         qform = sform.copy()

@@ -56,7 +56,7 @@ def test_dataset_json_of_wrong_content_is_refused(tmp_path, key, value, message)
 
 
 def test_images_and_masks_may_lie_anywhere(tmp_path):
-    """nnU-Net reads them from where `dataset` says; only names become paths of what is written."""
+    """nnU-Net reads them where `dataset` says; only names become paths of written files."""
     listed = {"images": ["/data/x.nii.gz"], "label": "../elsewhere/x.nii.gz"}
     write_json(tmp_path / "dataset.json", DATASET | {"dataset": {"x": listed}})
     assert read_dataset(tmp_path / "dataset.json")["dataset"] == {"x": listed}

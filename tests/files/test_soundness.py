@@ -177,7 +177,7 @@ def test_an_axis_of_one_voxel_needs_no_edge(tmp_path: Path):
 
 
 def test_the_content_tells_whether_a_file_is_compressed(tmp_path: Path):
-    """SimpleITK reads what is not compressed under the name of what is."""
+    """SimpleITK reads uncompressed files under the name of compressed ones."""
     file = write(tmp_path / "a.nii").rename(tmp_path / "a.nii.gz")
     assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(file)).T, VOXELS)
     check_sound(file)

@@ -159,7 +159,7 @@ letters = st.text('abzAZ019 .-_,;\t"\n&<>éüßÇø', max_size=8).map(str.strip)
 
 
 def plain(value: str) -> bool:
-    """Not to be taken for several rows or another script's letters."""
+    """Such text must not pass for several rows or another script's letters."""
     lines = value.split("\n")
     run = any(not value[i : i + 3].isascii() for i in range(len(value) - 2))
     return not run and not any(line.count(s) for line in lines[1:] for s in ",;\t")

@@ -1,4 +1,4 @@
-"""Small valid inputs to be spoilt: a dataset raw and prepared with narrow plans, predictions, a pretrained file."""
+"""Small valid inputs to be spoilt: a dataset, raw and prepared with narrow plans, predictions, a pretrained file."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ class Entry:
     """A malformed input and how it must be refused.
 
     Attributes:
-        name: unique, `reader: what is wrong`.
-        make: writes the input below the empty folder that it is given and returns what reads it: the words of an
+        name: Unique, `reader: what is wrong`.
+        make: Writes the input below the empty folder that it is given and returns what reads it: the words of an
             `nnunet-ssp` command, or a function of ours. nnU-Net's three folders are `raw`, `preprocessed` and
             `results` in that folder.
-        says: pattern that the message must hold: file, place and rule.
-        exits: status of the command; 0 where one part is left out in words and the rest goes on.
-        writes: pattern of the paths, relative to the folder, that may be written although the input is refused;
+        says: Pattern that the message must hold: file, place and rule.
+        exits: Status of the command; 0 where one part is left out in words and the rest goes on.
+        writes: Pattern of the paths, relative to the folder, that may be written although the input is refused;
             by default none.
     """
 
@@ -74,7 +74,7 @@ def flip(place: float = 0.6) -> Damage:
 
 
 def pipe(file: Path) -> None:
-    """A named pipe that nobody writes to: whoever opens it waits for ever."""
+    """A named pipe that nobody writes to: whoever opens it waits forever."""
     import os
 
     file.unlink()

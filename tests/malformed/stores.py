@@ -1,4 +1,4 @@
-"""The slice store: its index, its arrays, and nnU-Net's own files that it is made of."""
+"""The slice store: its index, its arrays, and nnU-Net's own files that it is made from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.malformed.jsons import NOT_JSON, changed, put, without
 def pretraining(
     spoil: Damage, name: str = "A_frame00.npy"
 ) -> Callable[[Path], Callable[[], object]]:
-    """What a pretraining does up to its first batches, with one file of the store spoilt."""
+    """Run a pretraining up to its first batches, with one file of the store spoilt."""
 
     def make(root: Path) -> Callable[[], object]:
         store = datasets.store(datasets.prepared(root))

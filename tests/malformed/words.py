@@ -79,7 +79,7 @@ def entries() -> Iterator[Entry]:
 def _started(
     make: Callable[[Path], Callable[[], object]],
 ) -> Callable[[Path], Callable[[], object]]:
-    """With the first look at the cases."""
+    """Start a training, which looks at the cases."""
 
     def both(root: Path) -> Callable[[], object]:
         make(root)

@@ -208,14 +208,14 @@ def test_numbers_that_restart_tell_of_a_first_frame_that_is_missing(tmp_path: Pa
 
 @pytest.mark.parametrize("spread", [0.0, 9.0])
 def test_times_that_are_not_even_tell_of_no_missing_frame(tmp_path: Path, spread: float):
-    """Frames whose times are rounded, or of the moment of reconstruction, are in their order."""
+    """Times that are rounded, or those of the reconstruction, still order the frames."""
     jitter = np.random.default_rng(0).uniform(-spread, spread, (4, 13))
     time = {"AcquisitionTime": lambda z, t: f"1015{z:02d}.{int(30 * t + 10 + jitter[z, t]):03d}"}
     assert read(without(tmp_path, {}, **time)).voxels.shape[3] == 13
 
 
 def test_a_date_and_time_with_separators(tmp_path: Path):
-    """Of two breath-holds on one day the later is taken, whatever way the time is written."""
+    """The later of two breath-holds on one day is taken, however the time is written."""
     first = series(tmp_path, prefix="a", AcquisitionDateTime="2020-01-01 10:20:00.5+01:00")
     series(tmp_path, uid="1.9", number=5, prefix="b", AcquisitionDateTime="2020-01-01T10:15:00")
     assert np.array_equal(read(tmp_path).voxels, first)

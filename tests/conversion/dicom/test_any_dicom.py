@@ -1,4 +1,4 @@
-"""The same cine, however a console or an archive stored it, is the same voxels at the same places."""
+"""A cine has the same voxels at the same places, however a console or an archive stored it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def uids(how: Storage, z: int, t: int) -> dict[str, Any]:
 
 
 def stored(how: Storage, voxels: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Values and tags of which the voxels are the meaning."""
+    """Stored values and tags that mean these voxels."""
     values = voxels.astype(np.int64)
     if how.signed:
         values = -1 - values if how.inverted else values

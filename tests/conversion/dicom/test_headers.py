@@ -136,7 +136,7 @@ def test_a_value_that_cannot_be_used_is_named(tmp_path: Path, tags: dict[str, ob
 
 
 def change(file: Path, tags: dict[str, object]) -> None:
-    """Set values, texts under the VR of a text whatever the tag's own is."""
+    """Set values; texts get the VR of a text, whatever the tag's own is."""
     dataset = pydicom.dcmread(file)
     for keyword, value in tags.items():
         if isinstance(value, str) and keyword != "PhotometricInterpretation":
@@ -177,7 +177,7 @@ def enhanced_by_index(
     order: Sequence[int] | None = None,
     **content: Callable[[int], float],
 ) -> np.ndarray:
-    """Write an enhanced file without trigger delays; returns the voxels `(X, Y, Z, T)`."""
+    """Write an enhanced file without trigger delays; return the voxels `(X, Y, Z, T)`."""
     rng = np.random.default_rng(0)
     stored = rng.integers(0, 900, (3, 10, 6, 5)).astype(np.uint16)
     groups, pixels = [], []

@@ -56,7 +56,7 @@ def jpeg_frames(stored: np.ndarray, folder: Path) -> list[bytes]:
 
 
 def write(file: Path, stored: np.ndarray, syntax: UID, bits: int, **tags: object) -> None:
-    """Write frames of signed or unsigned integers, of which the low bits are stored."""
+    """Write frames of signed or unsigned integers whose low bits are stored."""
     dataset = header(BitsStored=bits, HighBit=bits - 1, **tags)
     dataset.PixelRepresentation = int(stored.dtype.kind == "i")
     dataset.Rows, dataset.Columns = stored.shape[1:]
