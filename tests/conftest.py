@@ -13,7 +13,8 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from nnunet_ssp.methods import Batch, Method
-from nnunet_ssp.slices.store import SliceStore, StoredCase, write_case, write_index
+from nnunet_ssp.slices.drawing import SliceStore
+from nnunet_ssp.slices.store import StoredCase, write_case, write_index
 
 
 def pytest_configure() -> None:

@@ -37,6 +37,13 @@ SAME_LINE = {
     ("cohort.command", "cohort.dataset"),
 }
 
+LINES_OF_A_MODULE = 500
+LINES_OF_A_FUNCTION = 80
+# Modules without a test file of their own: where they are tested instead.
+TESTED_ELSEWHERE = {
+    "training.base": "tests/training/test_repeated_runs.py, test_trust.py and test_pretraining.py"
+}
+
 
 def modules() -> dict[str, Path]:
     found = {}
@@ -124,6 +131,28 @@ WITHOUT_NNUNET = [
 @pytest.mark.parametrize("module", [m for m in ours if room(m) in WITHOUT_NNUNET])
 def test_methods_know_no_nnunet(module: str) -> None:
     assert not [name for name in imports(MODULES[module]) if name.startswith("nnunetv2")]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_and_functions_are_short(module: str) -> None:
+    """Nobody knows their way in a file of a thousand lines."""
+    text = MODULES[module].read_text()
+    assert len(text.splitlines()) <= LINES_OF_A_MODULE
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, functions):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            assert (node.end_lineno or 0) - first < LINES_OF_A_FUNCTION, node.name
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if MODULES[m].name != "__init__.py"])
+def test_every_module_has_its_tests(module: str) -> None:
+    """At the mirrored place, but for those of `TESTED_ELSEWHERE`."""
+    parts = module.split(".")[1:]
+    mirrored = ROOT / "tests" / Path(*parts).with_name(f"test_{parts[-1]}.py")
+    if parts[0] == "trainers":  # thin, tested by name in tests/training
+        return
+    assert mirrored.is_file() or ".".join(parts) in TESTED_ELSEWHERE, mirrored
 
 
 def test_packages_are_listed() -> None:

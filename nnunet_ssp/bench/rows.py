@@ -33,8 +33,8 @@ from nnunet_ssp.methods.base import Method
 from nnunet_ssp.methods.parts.chunks import eager
 from nnunet_ssp.nnunet import quiet
 from nnunet_ssp.parallel import start_worker
-from nnunet_ssp.slices.drawing import batch_indices
-from nnunet_ssp.slices.store import SliceStore, StoredCase, write_index
+from nnunet_ssp.slices.drawing import SliceStore, batch_indices
+from nnunet_ssp.slices.store import StoredCase, write_index
 
 CHUNK = 64  # images in the network at a time where memory is measured
 GROWTH_BATCH = 64

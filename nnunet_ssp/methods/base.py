@@ -17,7 +17,7 @@ from nnunet_ssp.methods.parts.chunks import Chunks
 from nnunet_ssp.methods.parts.views import Views, apply_views
 from nnunet_ssp.schedules import warmup_cosine
 from nnunet_ssp.settings import PretrainingSettings
-from nnunet_ssp.slices.store import SliceStore
+from nnunet_ssp.slices.drawing import SliceStore
 
 
 @dataclass

@@ -29,7 +29,7 @@ from nnunet_ssp.methods.parts.losses import negative_cosine
 from nnunet_ssp.methods.parts.views import CropSettings, draw_resized_crops
 from nnunet_ssp.schedules import momentum_schedule
 from nnunet_ssp.settings import require
-from nnunet_ssp.slices.store import SliceStore
+from nnunet_ssp.slices.drawing import SliceStore
 
 
 @dataclass(frozen=True)

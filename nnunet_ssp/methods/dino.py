@@ -41,7 +41,7 @@ from nnunet_ssp.methods.parts.views import (
 )
 from nnunet_ssp.schedules import momentum_schedule
 from nnunet_ssp.settings import require
-from nnunet_ssp.slices.store import SliceStore
+from nnunet_ssp.slices.drawing import SliceStore
 
 # Of the sampling grid: areas of 0.14 to 1 of the largest one.
 GLOBAL_SCALE = (0.14**0.5 * 1.4, 1.4)

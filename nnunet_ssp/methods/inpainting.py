@@ -34,7 +34,7 @@ from nnunet_ssp.methods.parts.views import ViewSettings
 from nnunet_ssp.methods.reconstruction import Reconstruction, ReconstructionSettings
 from nnunet_ssp.schedules import staircase
 from nnunet_ssp.settings import require
-from nnunet_ssp.slices.store import SliceStore
+from nnunet_ssp.slices.drawing import SliceStore
 
 PAPER = (
     "Dominic et al.: Improving data-efficiency and robustness of medical imaging segmentation using "

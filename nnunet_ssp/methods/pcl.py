@@ -24,7 +24,7 @@ from nnunet_ssp.methods.parts.losses import contrastive_loss
 from nnunet_ssp.methods.parts.views import BrightnessName
 from nnunet_ssp.methods.simclr import draw_pairs
 from nnunet_ssp.settings import require
-from nnunet_ssp.slices.store import SliceStore
+from nnunet_ssp.slices.drawing import SliceStore
 
 
 @dataclass(frozen=True)

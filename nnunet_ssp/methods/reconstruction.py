@@ -24,7 +24,7 @@ from nnunet_ssp.methods.parts.masking import auto_block
 from nnunet_ssp.methods.parts.views import ViewSettings, draw_views
 from nnunet_ssp.methods.parts.visible_norm import VisibleNorm
 from nnunet_ssp.settings import PretrainingSettings, require
-from nnunet_ssp.slices.store import SliceStore
+from nnunet_ssp.slices.drawing import SliceStore
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from nnunet_ssp.slices.drawing import (
     VALIDATION,
     SameSlice,
     SliceReader,
+    SliceStore,
     batch_indices,
     fits_on_device,
     random_stream,
 )
-from nnunet_ssp.slices.store import SliceStore
 
 VALIDATION_SLICES = 256  # at most, fixed for the whole run
 SHOWN_SLICES = 6  # rows of a picture

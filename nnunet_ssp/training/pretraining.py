@@ -26,8 +26,8 @@ from nnunet_ssp.files.lock import locked
 from nnunet_ssp.files.nnunet import write_descriptions
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.settings import PretrainingSettings
+from nnunet_ssp.slices.drawing import SliceStore
 from nnunet_ssp.slices.store import (
-    SliceStore,
     follow_preprocessed,
     preprocessing_of,
     read_index,

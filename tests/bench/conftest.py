@@ -14,7 +14,7 @@ from nnunet_ssp.bench.place import (
     Bench,
     Workload,
 )
-from tests.trainers.conftest import own_copy, prepared, preprocessed
+from tests.training.conftest import own_copy, prepared, preprocessed
 
 __all__ = ["own_copy", "prepared", "preprocessed"]
 

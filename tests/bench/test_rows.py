@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nnunet_ssp.bench import rows
-from nnunet_ssp.slices.store import SliceStore
+from nnunet_ssp.slices.drawing import SliceStore
 from tests.bench.conftest import CPU
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,4 +1,4 @@
 """The phantom dataset and the commands of the trainers' tests."""
 
-from tests.trainers.conftest import prepared as prepared
-from tests.trainers.conftest import preprocessed as preprocessed
+from tests.training.conftest import prepared as prepared
+from tests.training.conftest import preprocessed as preprocessed

@@ -1,6 +1,6 @@
 """The trainers' phantom dataset, for tests that kill what trains on it."""
 
-from tests.trainers.conftest import (  # noqa: F401
+from tests.training.conftest import (  # noqa: F401
     command,
     log,
     own_copy,

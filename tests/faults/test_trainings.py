@@ -14,7 +14,7 @@ from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.lock import LOCK
 from nnunet_ssp.slices import store as slices
 from tests.holders import held
-from tests.trainers.conftest import *  # noqa: F403  # its fixtures
+from tests.training.conftest import *  # noqa: F403  # its fixtures
 
 PRETRAIN, SCRATCH = "nnUNetTrainerMIMPretrain", "nnUNetTrainerScratch"
 SHORT = "num_epochs=1 iterations_per_epoch=1 batch_size=4"

@@ -14,7 +14,7 @@ from nnunet_ssp.methods import PCL, Batch, PCLSettings, SimCLR, SimCLRSettings
 from nnunet_ssp.methods.parts.losses import contrastive_loss
 from nnunet_ssp.methods.pcl import near
 from nnunet_ssp.settings import override
-from nnunet_ssp.slices.store import SliceStore
+from nnunet_ssp.slices.drawing import SliceStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

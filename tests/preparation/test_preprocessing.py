@@ -23,6 +23,7 @@ from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.preparation import preprocessing
 from nnunet_ssp.preparation.command import prepare
 from nnunet_ssp.slices import store as slices
+from nnunet_ssp.slices.drawing import SliceStore
 from tests.preparation.conftest import (
     index,
     names,
@@ -31,7 +32,7 @@ from tests.preparation.conftest import (
 
 
 def test_labelled_and_unlabelled_slices_are_nnunets_own_preprocessing(target: Path, raw: Path):
-    store = slices.SliceStore(target / "nnUNetPlans_2d_slices")
+    store = SliceStore(target / "nnUNetPlans_2d_slices")
     for number, name in enumerate(store.names):
         stored = store.array(number)
         file = target / "nnUNetPlans_2d" / f"{name}.b2nd"
@@ -48,7 +49,7 @@ def test_labelled_and_unlabelled_slices_are_nnunets_own_preprocessing(target: Pa
 
 def test_workers_give_the_same_as_one_process(base: Path, target: Path):
     prepare(901, overwrite_plans_name="two", workers=2)
-    one, two = (slices.SliceStore(target / f"{p}_2d_slices") for p in ("nnUNetPlans", "two"))
+    one, two = (SliceStore(target / f"{p}_2d_slices") for p in ("nnUNetPlans", "two"))
     assert one.names == two.names
     for number in range(len(one.names)):
         np.testing.assert_array_equal(one.array(number), two.array(number))
@@ -267,7 +268,7 @@ def test_a_damaged_file_of_the_store_is_made_anew(base, target, preprocessed, en
     assert preprocessed == [case]
     assert (folder / f"{case}{ending}").read_bytes() == whole
     assert all(entry.stored for entry in index(target).values())
-    slices.SliceStore(store).read(np.arange(4))
+    SliceStore(store).read(np.arange(4))
     prepare(901, workers=1)
     assert preprocessed == [case]
 

@@ -17,17 +17,13 @@ from nnunet_ssp.slices.drawing import (
     DeviceStore,
     SameSlice,
     SliceReader,
+    SliceStore,
     batch_indices,
     epoch_order,
     fits_on_device,
     random_stream,
 )
-from nnunet_ssp.slices.store import (
-    SliceStore,
-    StoredCase,
-    write_case,
-    write_index,
-)
+from nnunet_ssp.slices.store import StoredCase, write_case, write_index
 
 CPU = torch.device("cpu")
 SHAPES = [(3, 2, 10, 7), (2, 2, 6, 12), (4, 2, 9, 9)]

@@ -51,7 +51,7 @@ def reader(target: str) -> Callable[[Path], object]:
     from nnunet_ssp.files import nifti, nnunet, tables
     from nnunet_ssp.methods.mim import MIMSettings
     from nnunet_ssp.settings import override
-    from nnunet_ssp.slices import store
+    from nnunet_ssp.slices import drawing
     from nnunet_ssp.training import transfer
 
     def read_mask(file: Path) -> object:
@@ -73,7 +73,7 @@ def reader(target: str) -> Callable[[Path], object]:
         return override(MIMSettings(), file.read_bytes().decode("utf-8", "replace"))
 
     def read_index(file: Path) -> object:
-        return store.SliceStore(file.parent)
+        return drawing.SliceStore(file.parent)
 
     return {
         "nifti": nifti.read_nifti,

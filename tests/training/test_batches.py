@@ -13,7 +13,7 @@ import torch
 
 from nnunet_ssp.methods.mim import MIM, MIMSettings
 from nnunet_ssp.methods.simclr import SimCLR, SimCLRSettings
-from nnunet_ssp.slices.store import SliceStore
+from nnunet_ssp.slices.drawing import SliceStore
 from nnunet_ssp.training import batches as module
 from nnunet_ssp.training.batches import SHOWN_SLICES, Batches
 

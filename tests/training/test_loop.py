@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nnunet_ssp.training import transfer
-from tests.trainers.conftest import DATASET
+from tests.training.conftest import DATASET
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 

@@ -1,0 +1,90 @@
+"""What a trainer is given, before it follows it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nnunet_ssp.training.checks import check_files, refuse_unsuitable, refuses_other_content
+from tests.malformed.datasets import plans
+
+LABELS = {"labels": {"background": 0, "LV": 1}}
+
+
+def test_plans_of_nnunet_are_taken():
+    check_files(plans(), "2d", 0, LABELS)
+    check_files(plans(), "2d", "all", LABELS)
+
+
+@pytest.mark.parametrize(
+    ("change", "fold", "dataset_json", "message"),
+    [
+        ({"plans_name": "../x"}, 0, LABELS, "`plans_name` .* must be one plain name"),
+        ({}, "../../0", LABELS, r"`fold` \(=\.\./\.\./0\) must be one plain name"),
+        ({}, 0, {}, "`labels` is missing"),
+        ({}, 0, [], "`dataset.json` .* must be names"),
+        ({"configurations": {}}, 0, LABELS, "configurations"),
+    ],
+)
+def test_what_would_lead_elsewhere_is_refused(
+    change: dict[str, Any], fold: int | str, dataset_json: Any, message: str
+):
+    with pytest.raises(ValueError, match=message):
+        check_files(plans() | change, "2d", fold, dataset_json)
+
+
+def test_what_is_no_plans_is_refused():
+    with pytest.raises(ValueError, match=r"`plans` .* must be names"):
+        check_files([], "2d", 0, LABELS)  # type: ignore[arg-type]
+
+
+class Trainer:
+    @refuses_other_content
+    def load(self, source: Any) -> None:
+        raise source if isinstance(source, Exception) else KeyError(source)
+
+
+@pytest.mark.parametrize("error", [KeyError, TypeError, AttributeError, IndexError, RuntimeError])
+def test_a_part_that_is_missing_is_said_in_words(error: type[Exception]):
+    with pytest.raises(ValueError, match=rf"the checkpoint: a part of it .*{error.__name__}: .*x"):
+        Trainer().load(error("x"))
+    with pytest.raises(ValueError, match=r"^a\.pth: a part of it is not what this run can go on"):
+        Trainer().load("a.pth")
+
+
+def test_other_errors_pass():
+    with pytest.raises(OSError, match="disk"):
+        Trainer().load(OSError("disk"))
+
+
+def trainer(**changes: Any) -> SimpleNamespace:
+    values = {
+        "configuration_name": "2d",
+        "configuration_manager": SimpleNamespace(patch_size=[32, 32]),
+        "is_cascaded": False,
+        "dataset": "901",
+        "pretrained_argument": lambda: None,
+    }
+    return SimpleNamespace(**(values | changes))
+
+
+def test_planned_2d_networks_from_scratch_are_suitable():
+    refuse_unsuitable(trainer())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"configuration_manager": SimpleNamespace(patch_size=[8, 32, 32])},
+            r"must be 2D: SimpleNamespace pretrains .*\[8, 32, 32\]\. Use: nnUNetv2_train 901 2d",
+        ),
+        ({"is_cascaded": True}, "must not be a cascade"),
+        ({"pretrained_argument": lambda: "a.pth"}, "give that file to -tr nnUNetTrainerFinetune"),
+    ],
+)
+def test_others_are_told_what_to_use(change: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        refuse_unsuitable(trainer(**change))
