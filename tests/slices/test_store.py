@@ -12,7 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.slices.drawing import SliceStore
-from nnunet_ssp.slices.intact import file_stamp, stack_position
+from nnunet_ssp.slices.intact import file_stamp
 from nnunet_ssp.slices.store import (
     StoredCase,
     add_preprocessed,
@@ -21,6 +21,7 @@ from nnunet_ssp.slices.store import (
     read_index,
     read_missing,
     require_sizes,
+    stack_position,
     store_folder,
     write_case,
     write_index,

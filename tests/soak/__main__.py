@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,8 @@ def groups(base: Path, work: Path, seed: int) -> dict[str, Callable[[], Iterator
 
 
 def main() -> int:
+    # A shell's background jobs ignore Ctrl-C, and so would all commands that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     names = list(groups(Path(), Path(), 0))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
