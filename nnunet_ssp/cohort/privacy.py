@@ -2,8 +2,8 @@
 
 Subjects are stored as hashes. The salt is fixed by the format, so equal subjects have equal hashes everywhere:
 fine-tuning finds a test subject among them, between sites too. Whoever knows a name can therefore test whether it is in
-a file. Names of public sets are known to all; local names are pseudonyms by default (`nnunet-ssp convert cine`), which
-mean nothing outside. Of a path only the last name is stored.
+a file. Names of public sets are known to all; local names are those of files, or PatientIDs, unless `nnunet-ssp convert
+cine --pseudonyms` gave random ones, which mean nothing outside. Of a path only the last name is stored.
 """
 
 from __future__ import annotations
