@@ -66,7 +66,7 @@ def atomic_write(file: str | Path, folder: str | Path | None = None) -> Iterator
 
 def _temporary_name() -> str:
     """Return a name of one's own; processes of two containers that share a folder may have equal numbers."""
-    return f"{TEMPORARY}-{secrets.token_hex(4)}"
+    return f"{TEMPORARY}-{secrets.randbits(32):08x}"
 
 
 def _flush(path: Path) -> None:

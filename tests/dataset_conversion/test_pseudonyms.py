@@ -181,3 +181,15 @@ def test_a_damaged_key_is_refused(tmp_path: Path, rows: str):
     (tmp_path / "a.csv").write_text(f"pseudonym,name\n{rows}")
     with pytest.raises(ValueError, match=r"a.csv, row \d: `name` .* must occur once each"):
         extend_key(tmp_path / "a.csv", ["c"])
+
+
+def test_names_with_outer_blanks_do_not_lock_the_key_out(tmp_path):
+    file = tmp_path / "a.csv"
+    key = extend_key(file, ["patient 1 ", " b"])
+    assert extend_key(file, ["patient 1 ", " b"]) == key
+    assert read_key(file) == {"patient 1": key["patient 1 "], "b": key[" b"]}
+    assert extend_key(file, ["b"])["b"] == key[" b"]
+    with pytest.raises(
+        ValueError, match=r"a\.csv: the names of two subjects, b  and b, must differ"
+    ):
+        extend_key(file, ["b", "b "])
