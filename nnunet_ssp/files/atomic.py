@@ -51,10 +51,10 @@ def atomic_write(file: str | Path, folder: str | Path | None = None) -> Iterator
     temporary = folder / f"{_temporary_name()}-{file.name}"
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, file)
         with suppress(OSError):  # some file systems do not flush folders
-            _flush(file.parent)
+            flush(file.parent)
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(temporary), temporary):
             error.filename = str(file)  # writing to an open file names none
@@ -69,7 +69,7 @@ def _temporary_name() -> str:
     return f"{TEMPORARY}-{secrets.randbits(32):08x}"
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk: after a power cut they are there."""
     if path.is_dir() and os.name == "nt":
         return
