@@ -20,7 +20,7 @@ from typing import Any
 from nnunet_ssp.cohort.cases import case_name
 from nnunet_ssp.cohort.privacy import PUBLIC, hashed_path
 from nnunet_ssp.cohort.pseudonyms import extend_key, key_file
-from nnunet_ssp.console import run_command
+from nnunet_ssp.console import run_command, whole
 from nnunet_ssp.conversion.convert import convert_subjects, look_at_headers
 from nnunet_ssp.conversion.record import NewDataset
 from nnunet_ssp.conversion.subjects import Cine, Look, Renamed, Task
@@ -351,7 +351,7 @@ def add_arguments(
         help=folder,
     )
     parser.add_argument(
-        "-d", dest="dataset_id", metavar="ID", type=int, required=True, help="new dataset's id"
+        "-d", dest="dataset_id", metavar="ID", type=whole, required=True, help="new dataset's id"
     )
     parser.add_argument("--name", default=name, help="new dataset's name [%(default)s]")
     parser.add_argument(
@@ -380,7 +380,7 @@ def add_arguments(
         help="give subjects of own cine random names; the key is in nnUNet_raw/.ssp-keys",
     )
     parser.add_argument(
-        "-np", dest="workers", metavar="N", type=int, help="processes [one a core, at most 8]"
+        "-np", dest="workers", metavar="N", type=whole, help="processes [one a core, at most 8]"
     )
 
 

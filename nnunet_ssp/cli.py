@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nnunet_ssp
-from nnunet_ssp.console import run_command
+from nnunet_ssp.console import decimal, run_command, whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,7 +126,7 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="nested label subsets of these sizes, or fractions (0.1; all is 1.0), same validation",
     )
     make.add_argument(
-        "--seeds", metavar="S", nargs="+", type=int, help="one subset each (default: 0 1 2)"
+        "--seeds", metavar="S", nargs="+", type=whole, help="one subset each (default: 0 1 2)"
     )
     make.add_argument(
         "--unit",
@@ -174,8 +174,8 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _amount(text: str) -> int | float:
     """Read a number, or a fraction if it is written with a point."""
     try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
+        return decimal(text) if "." in text else whole(text)
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text} is neither a number nor a fraction") from None
 
 
@@ -207,7 +207,7 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "-gpu_memory_target",
-        type=float,
+        type=decimal,
         metavar="GB",
         help="as in nnU-Net; 0.1 plans a small patch for runs on a CPU",
     )
@@ -217,7 +217,7 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="name of the plans made; train with -p NAME",
     )
     parser.add_argument(
-        "-np", dest="workers", metavar="N", type=int, help="processes (default: cores, at most 8)"
+        "-np", dest="workers", metavar="N", type=whole, help="processes (default: cores, at most 8)"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace folds that results were trained on"

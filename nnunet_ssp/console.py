@@ -1,10 +1,12 @@
-"""What the terminal shows: counts and lists in words, and how every command ends."""
+"""What the terminal shows and takes: counts and lists in words, plain numbers, and how every command ends."""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import linecache
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -34,6 +36,22 @@ class Stopped(SystemExit, RuntimeError):
 
     Even under nnU-Net's own commands its message is one line without a traceback, and the exit status is 1.
     """
+
+
+def whole(text: str) -> int:
+    """Read a whole number of a command line; Python also reads 1_0 and the digits of other scripts."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number, as 12")
+    return int(text)
+
+
+def decimal(text: str) -> float:
+    """Read a number of a command line, see `whole`."""
+    if not re.fullmatch(
+        r"[+-]?([0-9]{1,99}\.?[0-9]{0,99}|\.[0-9]{1,99})([eE][+-]?[0-9]{1,2})?", text
+    ):
+        raise argparse.ArgumentTypeError(f"{text} is no number, as 1.5")
+    return float(text)
 
 
 def in_words(error: BaseException) -> str:

@@ -37,7 +37,7 @@ def number_of_workers(wanted: int | None = None) -> int:
     if wanted is None:
         name = "nnUNet_def_n_proc"
         value = os.environ.get(name) or str(min(8, available_cores()))
-    if not value.isdecimal() or int(value) < 1:
+    if not (value.isascii() and value.isdecimal()) or int(value) < 1:
         raise ValueError(f"`{name}` (={value}) must be at least 1.")
     return int(value)
 

@@ -341,3 +341,18 @@ def test_from_a_folder_to_a_prepared_dataset(
 def test_the_module_can_be_run():
     done = subprocess.run([sys.executable, "-m", cli.__name__, "env"], capture_output=True)
     assert done.returncode == 0 and done.stdout.startswith(b"export nnUNet_extTrainer=")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("folds 114 --subsets {}", "folds 114 --subsets 1 --seeds {}", "prepare 114 -np {}"),
+        *("prepare 114 -gpu_memory_target {}", "evaluate 114 x -np {}", "study x --jobs {}"),
+        *("demo --length {}", "convert mnms -i x -d {}", "convert mnms -i x -d 7 -np {}"),
+    ],
+)
+@pytest.mark.parametrize("number", ["\u0662", "0_2", "1_0", "x"])
+def test_numbers_are_in_plain_digits(words: str, number: str, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(words.format(number).split())
+    assert number in capsys.readouterr().err

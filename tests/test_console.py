@@ -3,15 +3,39 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 
 import pytest
 
-from nnunet_ssp.console import ERRORS, Stopped, count_of, in_words, run_command, some
+from nnunet_ssp.console import (
+    ERRORS,
+    Stopped,
+    count_of,
+    decimal,
+    in_words,
+    run_command,
+    some,
+    whole,
+)
 
 
 @pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (3, 3), ("a path", 0)])
 def test_the_status_is_the_commands(result: object, status: int):
     assert run_command(lambda: result) == status
+
+
+@pytest.mark.parametrize("text", ["\u0662", "1_0", "", " 1", "1.0", "0x1", "9" * 19, "-", "1\n"])
+def test_whole_numbers_are_written_as_such(text: str):
+    assert (whole("12"), whole("-3"), whole("007")) == (12, -3, 7)
+    with pytest.raises(ArgumentTypeError, match="is no whole number"):
+        whole(text)
+
+
+@pytest.mark.parametrize("text", ["\u0662.5", "1_0.5", "nan", "inf", "", ".", "1e999", "0x1p3"])
+def test_numbers_are_written_as_such(text: str):
+    assert [decimal(t) for t in ("0.5", "1.", ".5", "2", "1e-3")] == [0.5, 1, 0.5, 2, 0.001]
+    with pytest.raises(ArgumentTypeError, match="is no number"):
+        decimal(text)
 
 
 def fail(error: BaseException) -> None:

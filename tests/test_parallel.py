@@ -38,7 +38,7 @@ def test_too_few_processes_are_refused(wanted: int):
         number_of_workers(wanted)
 
 
-@pytest.mark.parametrize("value", ["0", "many"])
+@pytest.mark.parametrize("value", ["0", "many", "\u0664"])
 def test_a_wrong_variable_is_refused(monkeypatch: pytest.MonkeyPatch, value: str):
     monkeypatch.setenv("nnUNet_def_n_proc", value)
     with pytest.raises(ValueError, match=rf"`nnUNet_def_n_proc` \(={value}\) must be at least 1"):

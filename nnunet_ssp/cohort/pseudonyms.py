@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nnunet_ssp.files.atomic import atomic_write
+from nnunet_ssp.files.contents import shown
 from nnunet_ssp.files.tables import read_table
 
 FOLDER = ".ssp-keys"
@@ -61,13 +62,20 @@ def extend_key(file: Path, names: Iterable[str]) -> dict[str, str]:
         The pseudonyms by name, of all subjects of the key.
 
     Raises:
-        ValueError: See `read_key`.
+        ValueError: See `read_key`; or two names differ in outer blanks alone, which a table does not keep.
     """
+    given: dict[str, str] = {}
+    for name in names:
+        if given.setdefault(name.strip(), name) != name:
+            raise ValueError(
+                f"{file}: the names of two subjects, {shown(name)} and {shown(given[name.strip()])}, must differ in "
+                "more than outer blanks."
+            )
     key = read_key(file)
     known: dict[str, str] = {}
     for other in sorted(file.parent.glob("*.csv")):
         known = read_key(other) | known
-    new = sorted({*names} - key.keys())
+    new = sorted(given.keys() - key.keys())
     for name in new:
         taken = {*key.values()}
         pseudonym = known.get(name, "")
@@ -78,7 +86,7 @@ def extend_key(file: Path, names: Iterable[str]) -> dict[str, str]:
     if new:
         rows = sorted((pseudonym, name) for name, pseudonym in key.items())
         _write_key(file, [COLUMNS, *rows])
-    return key
+    return key | {name: key[short] for short, name in given.items()}
 
 
 def _write_key(file: Path, rows: Iterable[tuple[str, ...]]) -> None:

@@ -56,7 +56,7 @@ from nnunet_ssp.conversion.summary import (
     same_patients,
     summary_lines,
 )
-from nnunet_ssp.files.atomic import TEMPORARY, remove_half_written, write_json
+from nnunet_ssp.files.atomic import TEMPORARY, flush, remove_half_written, write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.files.names import WORDS as NAME_RULE
@@ -432,6 +432,12 @@ def _write_subject(cine: Cine, target: Path, temporary: Path) -> None:
             for file, array in zip(case_files(target, case), arrays, strict=True):
                 write_nifti(temporary / file.parent.name / file.name, array, cine.affine)
         for file in files:
+            flush(
+                temporary / file.parent.name / file.name
+            )  # before the record says that it is there
             os.replace(temporary / file.parent.name / file.name, file)
+        for place in {file.parent for file in files}:
+            with suppress(OSError):  # some file systems do not flush folders
+                flush(place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.console import decimal
 from nnunet_ssp.demo.report import (
     CAVEAT,
     DATASET_ID,
@@ -108,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--length",
-        type=float,
+        type=decimal,
         default=1.0,
         metavar="FACTOR",
         help="train this many times as long (default: %(default)s)",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_ssp.cohort.cases import Case, read_cases, subject_of
+from nnunet_ssp.console import whole
 from nnunet_ssp.files.atomic import write_json, write_together
 from nnunet_ssp.files.nnunet import read_dataset
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
@@ -83,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='without cases.csv: finds the subject in a case\'s name, e.g. "(.+)_frame"',
     )
     parser.add_argument(
-        "-np", dest="workers", metavar="N", type=int, help="processes (default: cores, at most 8)"
+        "-np", dest="workers", metavar="N", type=whole, help="processes (default: cores, at most 8)"
     )
 
 

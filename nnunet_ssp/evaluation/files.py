@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_ssp.cohort.splits import read_splits
+from nnunet_ssp.files.names import must_all_be_plain
 from nnunet_ssp.files.soundness import check_sound
 
 # nnU-Net's formats for natural images and TIFF stacks; it does not read their resolution.
@@ -43,9 +44,15 @@ class References:
 
 
 def label_files(folder: Path, ending: str) -> dict[str, Path]:
-    """List the files of a folder by case; none if there is no such folder."""
+    """List the files of a folder by case; none if there is no such folder.
+
+    Raises:
+        ValueError: A case's name is not UTF-8, or otherwise not plain.
+    """
     files = sorted(folder.glob(f"*{ending}"))
-    return {f.name.removesuffix(ending): f for f in files if not f.name.startswith(".")}
+    found = {f.name.removesuffix(ending): f for f in files if not f.name.startswith(".")}
+    must_all_be_plain(found, "case", str(folder))  # else no report could name it
+    return found
 
 
 def find_references(

@@ -51,10 +51,10 @@ def atomic_write(file: str | Path, folder: str | Path | None = None) -> Iterator
     temporary = folder / f"{_temporary_name()}-{file.name}"
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, file)
         with suppress(OSError):  # some file systems do not flush folders
-            _flush(file.parent)
+            flush(file.parent)
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(temporary), temporary):
             error.filename = str(file)  # writing to an open file names none
@@ -66,10 +66,10 @@ def atomic_write(file: str | Path, folder: str | Path | None = None) -> Iterator
 
 def _temporary_name() -> str:
     """Return a name of one's own; processes of two containers that share a folder may have equal numbers."""
-    return f"{TEMPORARY}-{secrets.token_hex(4)}"
+    return f"{TEMPORARY}-{secrets.randbits(32):08x}"
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk and survive a power cut."""
     if path.is_dir() and os.name == "nt":
         return

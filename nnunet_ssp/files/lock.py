@@ -113,7 +113,7 @@ def locked(
         RuntimeError: Another process holds the lock; says which, and what to do.
     """
     created = create and not folder.is_dir()
-    if create:
+    if created:
         folder.mkdir(parents=True, exist_ok=True)
     present = holder_of(folder)
     if present is not None and present.is_this:

@@ -93,7 +93,7 @@ def make_fingerprint(
     """
     file, made_of = target / FILE, target / MADE_OF
     sources = hashlib.sha256(repr(([job.source() for job in jobs], rules)).encode()).hexdigest()
-    if file.is_file() and made_of.is_file() and made_of.read_text() == sources:
+    if file.is_file() and made_of.is_file() and made_of.read_bytes() == sources.encode():
         return
     made_of.unlink(missing_ok=True)
     labelled = jobs[0].label is not None

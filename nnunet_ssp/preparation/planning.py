@@ -104,7 +104,8 @@ def require_classes(configuration: dict[str, Any], plans: dict[str, Any], file: 
         named.append(("preprocessing.normalization", "normalization_schemes", scheme))
     for place, key, name in named:
         folder = os.path.join(nnunetv2.__path__[0], *place.split("."))
-        if name and recursive_find_python_class(folder, name, f"nnunetv2.{place}") is None:
+        found = recursive_find_python_class(folder, name, f"nnunetv2.{place}") if name else None
+        if name and not isinstance(found, type):  # what these modules import, too, has names there
             raise ValueError(f"{file}: `{key}` (={name}) must be a class of nnU-Net's.")
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_ssp.console import whole
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import choose_device, command_environment, environment_lines
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=whole,
         default=1,
         metavar="N",
         help="runs at a time on this machine (default: %(default)s)",

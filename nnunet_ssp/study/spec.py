@@ -365,7 +365,10 @@ def read_study(file: Path) -> Study:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML loader that refuses a name given twice; PyYAML takes the last one."""
+    """YAML loader that refuses a name given twice; PyYAML takes the last one.
+
+    Numbers are decimal: PyYAML reads 1_0 as 10, 1:30 as 90, 010 as 8 and 0b11 as 3.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         merge = "tag:yaml.org,2002:merge"  # `<<`, whose names those beside it may replace
@@ -375,6 +378,24 @@ class _StrictLoader(yaml.SafeLoader):
                 None, None, f"{twice[0]!r} is given twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+
+_DECIMAL = {
+    "int": r"[+-]?(0|[1-9][0-9]{0,99})",
+    "float": r"[+-]?([0-9]{1,99}\.?[0-9]{0,99}|\.[0-9]{1,99})([eE][+-]?[0-9]{1,2})?",
+}
+
+
+def _number(loader: _StrictLoader, node: Any) -> int | float:
+    text, kind = node.value, node.tag.rpartition(":")[2]
+    if not re.fullmatch(_DECIMAL[kind], str(text)):
+        rule = "a number must be decimal, as 10 or 0.5; a text is put in quotes"
+        raise yaml.constructor.ConstructorError(None, None, f"{text}: {rule}", node.start_mark)
+    return int(text) if kind == "int" else float(text)
+
+
+for _kind in _DECIMAL:
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
 
 
 def _expanded(parts: Mapping[Hashable, Any], where: str) -> Iterator[tuple[str, Any]]:

@@ -55,3 +55,15 @@ def test_the_log_has_the_name_of_the_key(tmp_path: Path):
     assert json.loads(log.read_text()) == {"notes": {"a": ["so"]}}
     if os.name == "posix":
         assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_names_with_outer_blanks_do_not_lock_the_key_out(tmp_path):
+    file = tmp_path / "a.csv"
+    key = extend_key(file, ["patient 1 ", " b"])
+    assert extend_key(file, ["patient 1 ", " b"]) == key
+    assert read_key(file) == {"patient 1": key["patient 1 "], "b": key[" b"]}
+    assert extend_key(file, ["b"])["b"] == key[" b"]
+    with pytest.raises(
+        ValueError, match=r"a\.csv: the names of two subjects, b  and b, must differ"
+    ):
+        extend_key(file, ["b", "b "])

@@ -120,6 +120,26 @@ def test_what_a_killed_writer_left_is_removed(raw: Path):
     assert not list(run(tasks("A", "B"), overwrite=True).glob(".ssp-tmp*"))
 
 
+def test_images_are_on_the_disk_before_the_record_says_so(raw: Path, monkeypatch):
+    done: list[str] = []
+    flush, replace_file = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        done.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        flush(descriptor)
+
+    def rename(a: Path, b: Path) -> None:
+        done.append(f"rename {Path(b).name}")
+        replace_file(a, b)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    run(tasks("A"))
+    order = ["flush A_frame00_0000.nii.gz", "rename A_frame00_0000.nii.gz", "flush imagesTr"]
+    assert [done.index(step) for step in order] == sorted(map(done.index, order))
+    assert done.index("flush imagesTr") < done.index("rename A.json")
+
+
 def test_the_folder_of_a_conversion(raw: Path, capsys: pytest.CaptureFixture[str]):
     target = run(
         [*tasks("A", "B"), ToyTask("T", "test", ()), *tasks("U", labelled=False)],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -257,3 +258,11 @@ def test_one_wrong_bit_of_a_compressed_file_is_not_read(tmp_path: Path, ending: 
     file.write_bytes(content)
     with pytest.raises(ValueError, match=rf"a{ending}: the compressed file is .* damaged"):
         read_array(file)
+
+
+def test_a_stray_file_whose_name_is_not_utf_8_is_named(places: tuple[Path, Path], tmp_path: Path):
+    predicted = touch(tmp_path / "predicted", "t1", "t2")
+    (predicted / os.fsdecode(b"stray\xff.nii.gz")).touch()
+    said = r"predicted: `case` \(=stray\\udcff\) must be one plain name"
+    with pytest.raises(ValueError, match=said):
+        pairs_of({"a": [predicted]}, find_references(*places, END))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tests.malformed import datasets, images
+from tests.malformed.checkpoints import trainer
 from tests.malformed.entry import Damage, Entry, replaced
 from tests.malformed.images import PREPARED
 from tests.malformed.tables import EVALUATE, FOLDS, PREPARE, STUDY
@@ -149,6 +150,10 @@ OF_PLANS: dict[str, tuple[Damage, str]] = {
         put(*CONFIGURATION, "preprocessor_name", "Nobody"),
         "preprocessor|Nobody",
     ),
+    "a preprocessor that is a function": (
+        put(*CONFIGURATION, "preprocessor_name", "load_json"),
+        "preprocessor_name.*load_json.*class of nnU-Net",
+    ),
     "a normalisation that there is not": (
         put(*CONFIGURATION, "normalization_schemes", ["Nobody"]),
         "normali|Nobody",
@@ -201,6 +206,16 @@ OF_NETWORKS: dict[str, tuple[Damage, str]] = {
         "no network",
     ),
 }
+
+
+def of_training(spoil: Damage) -> Callable[[Path], Callable[[], object]]:
+    """What `nnUNetv2_train` does with plans."""
+
+    def make(root: Path) -> Callable[[], object]:
+        spoil(datasets.prepared(root) / "nnUNetPlans.json")
+        return lambda: trainer("nnUNetTrainerMIMPretrain", continue_training=False).initialize()
+
+    return make
 
 
 def of_inspect_plans(spoil: Damage) -> Callable[[Path], list[str]]:
@@ -277,6 +292,9 @@ def entries() -> Iterator[Entry]:
     for name, (spoil, rule) in {**OF_ARCHITECTURES, **OF_NETWORKS}.items():
         says = rf"error:.*nnUNetPlans\.json.*({rule})"
         yield Entry(f"plans in inspect: {name}", of_inspect_plans(spoil), says)
+        if name in OF_ARCHITECTURES:
+            says_there = rf"error:.*plans nnUNetPlans.*({rule})"
+            yield Entry(f"plans in a training: {name}", of_training(spoil), says_there)
         if name in OF_ARCHITECTURES:
             make = spoilt("nnUNetPlans.json", spoil, *PREPARE)
             yield Entry(f"plans: {name}", make, says, writes=PREPARED)

@@ -197,6 +197,23 @@ def test_a_killed_run_is_finished_by_a_second(
     assert not (target / ".ssp-tmp").exists()
 
 
+def test_a_damaged_record_of_the_fingerprint_is_made_anew(target: Path):
+    record = target / "dataset_fingerprint.sha256"
+    before = record.read_bytes()
+    for content in (b"", b"\xff\xfe", before[:9]):
+        record.write_bytes(content)
+        prepare(901, plans_name="nnUNetPlans", workers=1)
+        assert record.read_bytes() == before
+
+
+def test_what_a_killed_writer_left_is_removed(target: Path):
+    (target / ".ssp-tmp-1-together").mkdir()
+    for name in (".ssp-tmp-1-together/metrics.csv", ".ssp-tmp-1-cases.csv"):
+        (target / name).touch()
+    prepare(901, plans_name="nnUNetPlans", workers=1)
+    assert not list(target.glob(".ssp-tmp*"))
+
+
 def test_a_dead_worker_is_explained(base: Path, monkeypatch: pytest.MonkeyPatch):
     def died(*_: Any) -> Iterator[str]:
         raise BrokenProcessPool

@@ -301,3 +301,23 @@ def test_what_a_study_may_say_to_its_commands(tmp_path):
     }
     study = read_study(write(tmp_path, **said))
     assert {name: getattr(study, name) for name in said} == said
+
+
+@pytest.mark.parametrize(
+    "text", ["1_0", "1:30", "010", "0b11", "0x1F", "1_0.5", "1:30.5", ".inf", ".nan"]
+)
+def test_numbers_that_look_otherwise_are_refused(tmp_path, text):
+    file = write(tmp_path, seeds=[7])
+    file.write_text(file.read_text().replace("- 7\n", f"- {text}\n"))
+    with pytest.raises(ValueError, match=rf"study\.yaml: .*{text}: a number must be decimal"):
+        read_study(file)
+
+
+def test_numbers_are_as_they_are_written(tmp_path):
+    settings = "{a: 10, b: -3, c: 0.5, d: 1.e+3, e: +2, f: .5, g: 0, h: '010', i: 1e-3}"
+    file = write(tmp_path, models={"m": {"trainer": "Scratch", "settings": "HERE"}}, pretraining={})
+    file.write_text(file.read_text().replace("HERE", settings))
+    assert read_study(file).models["m"].settings == {
+        **{"a": 10, "b": -3, "c": 0.5, "d": 1000.0, "e": 2, "f": 0.5, "g": 0, "h": "010"},
+        "i": "1e-3",
+    }
