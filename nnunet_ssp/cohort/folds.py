@@ -114,7 +114,7 @@ def draw_subjects(subjects: Collection[str], n: int, seed: int) -> list[str]:
         n subjects, sorted.
 
     Raises:
-        ValueError: n is below 1 or more than there are.
+        ValueError: N is below 1 or more than there are.
     """
     _check_number(n, len(subjects), "training subjects")
     return sorted(shuffled(subjects, seed)[:n])
@@ -135,7 +135,7 @@ def draw_slices(n_slices: Mapping[str, int], n: int, seed: int) -> list[str]:
         Frames, sorted.
 
     Raises:
-        ValueError: n is below 1 or more than there are.
+        ValueError: N is below 1 or more than there are.
     """
     _check_number(n, sum(n_slices.values()), "training slices")
     order = shuffled(n_slices, seed)

@@ -176,10 +176,10 @@ class Harness:
         """Run a command whose nnU-Net folders are those in `base`.
 
         Args:
-            base: holds nnUNet_raw and the others; the command may change nothing outside them.
-            command: the words after `nnunet-ssp`.
-            kill_at: kill it before this change of a file, counted from 1.
-            seconds: kill it then.
+            base: Holds nnUNet_raw and the others; the command may change nothing outside them.
+            command: The words after `nnunet-ssp`.
+            kill_at: Kill it before this change of a file, counted from 1.
+            seconds: Kill it then.
         """
         for name in FOLDERS:
             (base / name).mkdir(parents=True, exist_ok=True)
@@ -255,13 +255,13 @@ def survives_kills(
     """Kill a command at seeded places; a second run must end as if nothing had happened.
 
     Args:
-        harness: runs it.
+        harness: Runs it.
         start: nnU-Net's folders as they are before; copied for each run.
-        work: an empty folder.
-        command: the words after `nnunet-ssp`.
-        kills: how often.
-        seed: of the places.
-        check: further checks of a killed run's folders.
+        work: An empty folder.
+        command: The words after `nnunet-ssp`.
+        kills: How often.
+        seed: Of the places.
+        check: Further checks of a killed run's folders.
     """
     whole = _copy(start, work / "whole")
     done = harness.run(whole, command)

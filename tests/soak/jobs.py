@@ -93,13 +93,13 @@ class Job:
     """A command and its result.
 
     Attributes:
-        name: of the job.
-        needs: folders of the base.
-        command: words of the command, or of the one that goes on.
-        settings: of nnUNet_ssp_settings.
-        result: digests of what must be equal, by name.
-        finished: pattern of the files, relative to the site, that stand for finished work.
-        unit: what one of them is.
+        name: Of the job.
+        needs: Folders of the base.
+        command: Words of the command, or of the one that goes on.
+        settings: Of nnUNet_ssp_settings.
+        result: Digests of what must be equal, by name.
+        finished: Pattern of the files, relative to the site, that stand for finished work.
+        unit: What one of them is.
     """
 
     name: str

@@ -18,8 +18,8 @@ class Result:
 
     Attributes:
         outcome: `SURVIVED`, `LOST` (something was lost, wrong or unexplained) or `NOT_TRIED`.
-        lost: what was lost in words, of a survivor the work that was done twice.
-        detail: what happened, for whoever looks for the reason.
+        lost: What was lost in words, of a survivor the work that was done twice.
+        detail: What happened, for whoever looks for the reason.
     """
 
     outcome: str
@@ -32,9 +32,9 @@ class Trial:
     """One trial.
 
     Attributes:
-        group: its row in the table.
-        number: within the group; group and number name the trial for ever.
-        run: what is done.
+        group: Its row in the table.
+        number: Within the group; group and number name the trial for ever.
+        run: What is done.
     """
 
     group: str
