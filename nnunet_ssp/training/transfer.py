@@ -197,7 +197,7 @@ def read(file: str | Path, trust: bool = False) -> Pretrained:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a pretrained file fits a network and its plans.
+    """Fit of a pretrained file to a network and its plans.
 
     Attributes:
         table: One line per part of the network.
