@@ -1,4 +1,4 @@
-"""What the terminal shows and takes: counts and lists in words, plain numbers, and how every command ends."""
+"""Terminal input and output: counts and lists in words, plain numbers, and the end of every command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 
-ERRORS = (ValueError, RuntimeError, OSError)  # what a user can mend
+ERRORS = (ValueError, RuntimeError, OSError)  # errors that a user can fix
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -22,7 +22,7 @@ def count_of(number: int, noun: str) -> str:
 
 
 def some(names: Collection[str], limit: int = 10) -> str:
-    """Return the first names, and how many there are if some are left out: `a, b, ... (12 in all)`.
+    """Return the first names, with the number of all if some are left out: `a, b, ... (12 in all)`.
 
     Sets are sorted first; the names of a sequence keep their order.
     """
@@ -32,9 +32,9 @@ def some(names: Collection[str], limit: int = 10) -> str:
 
 
 class Stopped(SystemExit, RuntimeError):
-    """The end of a training before its time, with the reason.
+    """The early end of a training, with the reason.
 
-    Even under nnU-Net's own commands its message is one line without a traceback, and the exit status is 1.
+    Even under nnU-Net's own commands, the message is one line without a traceback and the exit status is 1.
     """
 
 
@@ -55,9 +55,9 @@ def decimal(text: str) -> float:
 
 
 def in_words(error: BaseException) -> str:
-    """Return the message of an error; for the system's own errors the file and the reason.
+    """Return the message of an error; for the system's errors, the file and the reason.
 
-    Our errors say everything themselves. The system's say `[Errno 28] No space left on device`.
+    The system's own text would be `[Errno 28] No space left on device`.
     """
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
@@ -88,9 +88,9 @@ def run_command(command: Callable[[], object]) -> int:
 
 
 def end_in_words() -> None:
-    """Make nnU-Net's command, if one runs, end with one line where it would show a traceback of an error of ours.
+    """Make a running nnU-Net command end with one line instead of a traceback for errors of ours.
 
-    Errors that nobody has put into words keep their traceback, and so do all with NNUNET_SSP_TRACEBACK set.
+    Errors without a message of ours keep their traceback, and so do all errors if NNUNET_SSP_TRACEBACK is set.
     """
     if Path(sys.argv[0]).name.startswith("nnUNetv2_") and sys.excepthook is sys.__excepthook__:
         sys.excepthook = _end
@@ -104,7 +104,7 @@ def _end(kind: type[BaseException], error: BaseException, trace: TracebackType |
 
 
 def _is_in_words(error: BaseException, trace: TracebackType | None) -> bool:
-    """Whether we have raised the error, or the system has on a path of ours."""
+    """Whether we raised the error, or the system did below a call of ours."""
     ours, raised = False, False
     while trace is not None:
         here = str(trace.tb_frame.f_globals.get("__name__", "")).startswith("nnunet_ssp.")

@@ -3,6 +3,6 @@ from nnunet_ssp.training.pretraining import PretrainingTrainer
 
 
 class nnUNetTrainerBYOLPretrain(PretrainingTrainer):
-    """BYOL: predict from one crop what a momentum teacher makes of another."""
+    """BYOL: predict from one crop a momentum teacher's projection of another."""
 
     method_class = BYOL

@@ -3,6 +3,6 @@ from nnunet_ssp.training.pretraining import PretrainingTrainer
 
 
 class nnUNetTrainerContextPredictionPretrain(PretrainingTrainer):
-    """Context prediction (Dominic et al.): fill in squares that were set to the mean."""
+    """Context prediction (Dominic et al.): fill in squares that are set to the mean."""
 
     method_class = ContextPrediction

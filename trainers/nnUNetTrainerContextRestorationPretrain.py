@@ -3,6 +3,6 @@ from nnunet_ssp.training.pretraining import PretrainingTrainer
 
 
 class nnUNetTrainerContextRestorationPretrain(PretrainingTrainer):
-    """Context restoration (Dominic et al.): put back squares that have changed places."""
+    """Context restoration (Dominic et al.): put back squares that have swapped places."""
 
     method_class = ContextRestoration

@@ -3,6 +3,6 @@ from nnunet_ssp.training.pretraining import PretrainingTrainer
 
 
 class nnUNetTrainerDINOPretrain(PretrainingTrainer):
-    """DINO: predict from small crops what a momentum teacher sees in large ones."""
+    """DINO: predict from small crops a momentum teacher's output for large ones."""
 
     method_class = DINO

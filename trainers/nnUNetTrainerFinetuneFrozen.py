@@ -2,4 +2,4 @@ from nnunet_ssp.training.staged import FrozenTrainer
 
 
 class nnUNetTrainerFinetuneFrozen(FrozenTrainer):
-    """Hold what was loaded still, then train everything (Dominic et al.); control: nnUNetTrainerScratchFrozen."""
+    """Freeze the loaded weights first, then train everything (Dominic et al.); control: nnUNetTrainerScratchFrozen."""

@@ -3,4 +3,4 @@ from nnunet_ssp.training.finetuning import FinetuningTrainer
 
 
 class nnUNetTrainerFinetuneNoDA(FinetuningTrainer, NoAugmentation):
-    """Fine-tune without any augmentation, nor mirroring in prediction (de Mooij et al., table 4)."""
+    """Fine-tune without augmentation and without mirroring in prediction (de Mooij et al., Table 4)."""

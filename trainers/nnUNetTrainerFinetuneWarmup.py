@@ -2,4 +2,4 @@ from nnunet_ssp.training.staged import WarmupTrainer
 
 
 class nnUNetTrainerFinetuneWarmup(WarmupTrainer):
-    """Warm up the decoder alone, then everything; control: nnUNetTrainerScratchWarmup."""
+    """Warm up the decoder alone, then warm up and train everything; control: nnUNetTrainerScratchWarmup."""

@@ -3,6 +3,6 @@ from nnunet_ssp.training.pretraining import PretrainingTrainer
 
 
 class nnUNetTrainerInpaintingPretrain(PretrainingTrainer):
-    """Dominic et al.'s choice: context restoration, Poisson-disc squares of 32 px in a 256 px patch."""
+    """Alias of context restoration, the variant that Dominic et al. chose: squares of 32 px in a 256 px patch."""
 
     method_class = ContextRestoration

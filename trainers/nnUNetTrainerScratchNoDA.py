@@ -3,4 +3,4 @@ from nnunet_ssp.training.finetuning import ScratchTrainer
 
 
 class nnUNetTrainerScratchNoDA(ScratchTrainer, NoAugmentation):
-    """The control of nnUNetTrainerFinetuneNoDA: from random weights, without any augmentation."""
+    """The control of nnUNetTrainerFinetuneNoDA: from random weights, without augmentation."""

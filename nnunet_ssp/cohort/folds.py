@@ -1,8 +1,7 @@
-"""How folds are made: the published split and its label subsets, subsets of any size, restrictions, split files.
+"""Folds, and folds made from them: label subsets of any size, restrictions to vendors or to one phase.
 
-Pure functions of the cases and a seed. A fold lists cases, as nnU-Net's `splits_final.json` does, but is always made
-of whole subjects. The published lists of subjects are not in here, only the procedure that makes them (de Mooij et al.
-2024, arXiv 2409.18100, and their code) and the checksums by which they are known.
+All functions depend only on the cases and a seed. A fold lists cases, as nnU-Net's `splits_final.json` does, but
+divides subjects: none is on both sides.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import numpy as np
 from nnunet_ssp.cohort.cases import Case
 from nnunet_ssp.cohort.membership import is_trainable, shuffled, subjects_of
 
-UNITS = ("subjects", "slices")  # that the size of a label subset may count
+UNITS = ("subjects", "slices")  # of the size of a label subset
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold: sorted case names of both sides, what it is called and where it comes from."""
+    """One fold: its name, the sorted case names of both sides, and where it comes from."""
 
     name: str
     train: tuple[str, ...]
@@ -32,15 +31,9 @@ class Fold:
         return (self.train, self.val) == (other.train, other.val)
 
 
-# -- subjects and cases --------------------------------------------------------------------------
-
-
 def is_from(vendor: str, wanted: Iterable[str]) -> bool:
-    """Whether a vendor is one of those wanted: `GE` is also `GE MEDICAL SYSTEMS`, and SIEMENS is Siemens."""
+    """Whether a vendor begins with a wanted name, in any case: `GE MEDICAL SYSTEMS` counts as `GE`."""
     return any(vendor.casefold().startswith(name.casefold()) for name in wanted)
-
-
-# -- the published folds -------------------------------------------------------------------------
 
 
 def make_fold(
@@ -51,7 +44,7 @@ def make_fold(
     source: str,
     phase: str = "",
 ) -> Fold:
-    """A fold of the labelled frames of these subjects, of one phase or of both."""
+    """Make a fold of the labelled frames of these subjects, of one phase or of both."""
 
     def of(subjects: Collection[str]) -> tuple[str, ...]:
         chosen = set(subjects)
@@ -81,7 +74,7 @@ def restrict(
         phase: `ED`, `ES`, or empty for both.
 
     Raises:
-        ValueError: No subject is of such a vendor, or one side would be empty.
+        ValueError: No subject has such a vendor, or one side would be empty.
     """
     known = sorted({cases[name].vendor for name in (*fold.train, *fold.val)})
     for vendor in vendors:
@@ -108,34 +101,34 @@ def restrict(
 
 
 def draw_subjects(subjects: Collection[str], n: int, seed: int) -> list[str]:
-    """Draw label subsets that are nested: with one seed the smaller is part of the larger.
+    """Draw a label subset; with one seed, a smaller subset is part of a larger one.
 
     Returns:
-        n subjects, sorted.
+        `n` subjects, sorted.
 
     Raises:
-        ValueError: n is below 1 or more than there are.
+        ValueError: `n` is below 1 or above the number of subjects.
     """
     _check_number(n, len(subjects), "training subjects")
     return sorted(shuffled(subjects, seed)[:n])
 
 
 def draw_slices(n_slices: Mapping[str, int], n: int, seed: int) -> list[str]:
-    """Draw whole frames until they hold n slices; nested like `draw_subjects`.
+    """Draw whole frames until they hold `n` slices; nested like `draw_subjects`.
 
-    A case of nnU-Net is a frame, so a subset of single slices, as Kalapos and Gyires-Toth (2022) draw it, cannot be
-    written as a fold: this one holds up to one frame more, its slices come in stacks, and the smallest is one frame.
+    Kalapos and Gyires-Tóth (https://arxiv.org/abs/2209.00314) draw single slices. A fold cannot hold them, as a case of
+    nnU-Net is a frame. This subset therefore exceeds `n` by less than one frame, and the smallest is one frame.
 
     Args:
-        n_slices: Slices of each frame.
-        n: Slices wanted.
+        n_slices: Number of slices of each frame.
+        n: Number of slices to reach.
         seed: The same seed and frames give the same subset.
 
     Returns:
         Frames, sorted.
 
     Raises:
-        ValueError: n is below 1 or more than there are.
+        ValueError: `n` is below 1 or above the number of slices.
     """
     _check_number(n, sum(n_slices.values()), "training slices")
     order = shuffled(n_slices, seed)
@@ -155,20 +148,20 @@ def subsets(
     seeds: Sequence[int],
     n_slices: Mapping[str, int] | None = None,
 ) -> list[Fold]:
-    """Label subsets of a fold's training side; the validation stays.
+    """Draw label subsets of a fold's training side; the validation side stays.
 
     Args:
         fold: The fold to draw from.
         cases: Every case.
-        amounts: Integers are numbers, floating point is a fraction within (0, 1] of the fold's training side.
-        seeds: One subset of each amount for each seed.
-        n_slices: Slices of each training frame, to count slices; without it, subjects are counted.
+        amounts: Sizes: an integer is a number, a float a fraction in (0, 1] of the fold's training side.
+        seeds: Seeds, each of which gives one subset of each size.
+        n_slices: Number of slices of each training frame, to count slices; None counts subjects.
 
     Returns:
-        A fold for each amount and seed; amounts that come to the same number give one.
+        One fold for each number and seed; amounts that give the same number share it.
 
     Raises:
-        ValueError: An amount is below 1, above what there is, or no fraction.
+        ValueError: A number is below 1 or above what the fold holds, or a fraction is outside (0, 1].
     """
     subjects = subjects_of(fold.train, cases)
     total = sum(n_slices[name] for name in fold.train) if n_slices else len(subjects)
@@ -191,15 +184,15 @@ def subsets(
 
 
 def subset_name(base: str, n: int | str, seed: int | str, unit: str) -> str:
-    """What a label subset of a fold is called; `unit` is one of `UNITS`."""
+    """Return the name of a label subset of a fold; `unit` is one of `UNITS`."""
     return f"{base}-{'slices' if unit == 'slices' else 'nr'}{n}-seed{seed}"
 
 
 def part_of(fraction: float, total: int) -> int:
-    """The number that a fraction comes to, at least 1.
+    """Return the number that is a fraction of a total, rounded, at least 1.
 
     Raises:
-        ValueError: It is no fraction.
+        ValueError: The fraction is outside (0, 1].
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"a fraction (={fraction}) must be above 0 and at most 1.")
@@ -207,15 +200,15 @@ def part_of(fraction: float, total: int) -> int:
 
 
 def merge(folds: Sequence[Fold], new: Sequence[Fold], overwrite: bool = False) -> list[Fold]:
-    """Append folds; those that are there keep their number, and their cases unless told otherwise.
+    """Append folds; existing ones keep their number, and their cases unless `overwrite` is set.
 
     Args:
-        folds: Those that are there.
-        new: A fold of a known name must have the same cases, or it replaces the known one.
-        overwrite: Whether it may.
+        folds: Existing folds.
+        new: Folds to append.
+        overwrite: Whether a new fold may replace an existing one of the same name with other cases.
 
     Raises:
-        ValueError: A name is taken by a fold with other cases.
+        ValueError: A fold of the same name has other cases, and `overwrite` is False.
     """
     merged = list(folds)
     for fold in new:
@@ -231,6 +224,3 @@ def merge(folds: Sequence[Fold], new: Sequence[Fold], overwrite: bool = False) -
                 )
             merged[number] = fold
     return merged
-
-
-# -- split files ---------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""`nnunet-ssp folds --check`: whether anybody who is trained on is also validated or tested on.
+"""`nnunet-ssp folds --check`: whether a training subject is also a validation or test subject.
 
-By name: in the folds and in the slice stores. By image: the same heart under two names.
+The check by name covers the folds and the slice stores. The check by image finds one heart under two names.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from nnunet_ssp.cohort.splits import read_copy, read_splits
 from nnunet_ssp.files.contents import NAMES, check, read_json
 from nnunet_ssp.parallel import number_of_workers, process
 
-CASES = "cases.csv"  # where cases are listed, for messages
+CASES = "cases.csv"  # the list of cases that messages name
 
 
 def report_plain(raw: Path, prepared: Path, pattern: str | None, folds: Sequence[Fold]) -> bool:
-    """Print every check of a dataset without `cases.csv`, where subjects are known by a pattern or not at all.
+    """Print every check of a dataset without `cases.csv`; only a pattern can tell its subjects.
 
     Args:
         raw: The dataset's folder in nnUNet_raw.
         prepared: Its folder in nnUNet_preprocessed, which need not exist.
-        pattern: Regular expression that finds the subject in a case's name; None takes each case for a subject.
+        pattern: Regular expression that finds the subject in a case's name; None takes each case as a subject.
         folds: Every fold.
 
     Returns:
@@ -50,7 +50,9 @@ def report_plain(raw: Path, prepared: Path, pattern: str | None, folds: Sequence
                 f"note    fold {number}: {prefixes[0]} begins names on both sides ({len(prefixes)} such prefixes)"
             )
     if pattern is None:
-        print("--      each case was taken for a subject; --subject-pattern REGEX says who is who")
+        print(
+            "--      each case was taken as a subject; --subject-pattern REGEX finds the subject in a name"
+        )
     return found
 
 
@@ -61,14 +63,14 @@ def report(
     folds: Sequence[Fold],
     table: str = CASES,
 ) -> bool:
-    """Print every check and what it found.
+    """Print every check and its findings.
 
     Args:
-        raw: The dataset's folder in nnUNet_raw; without it there are no images to compare.
+        raw: The dataset's folder in nnUNet_raw; without it no images are compared.
         prepared: Its folder in nnUNet_preprocessed, which need not exist.
         cases: Every case.
         folds: Every fold.
-        table: Where cases are listed, for messages.
+        table: Name of the list of cases, for messages.
 
     Returns:
         Whether there is a leak, or the copies of the folds differ.
@@ -116,7 +118,7 @@ def _print(what: str, problems: Sequence[str], kind: str = "LEAK") -> None:
 def leaks_in_folds(
     folds: Sequence[Fold], cases: Mapping[str, Case], table: str = CASES
 ) -> Iterator[str]:
-    """What is wrong with folds, in words: subjects on two sides, of the test, or cases that must not be there."""
+    """Yield what is wrong with folds: subjects on two sides, test subjects, unlabelled or unknown cases."""
     for number, fold in enumerate(folds):
         names = {*fold.train, *fold.val}
         for name in sorted(names - cases.keys()):
@@ -124,20 +126,22 @@ def leaks_in_folds(
         known = names & cases.keys()
         for name in sorted(known):
             if not is_trainable(cases[name]):
-                why = "unlabelled" if cases[name].split == "train" else "of a test subject"
-                yield f"fold {number}: {name} is {why}"
+                why = (
+                    "is unlabelled" if cases[name].split == "train" else "belongs to a test subject"
+                )
+                yield f"fold {number}: {name} {why}"
         train, val = (subjects_of(known & {*side}, cases) for side in (fold.train, fold.val))
         for subject in sorted(train & val):
             yield f"fold {number}: {subject} is in both train and val"
 
 
 def leaks_in_store(index: Path, cases: Mapping[str, Case], table: str = CASES) -> Iterator[str]:
-    """Cases of a slice store that are of test subjects, or of nobody known.
+    """Yield the cases of a slice store that belong to test subjects or are unknown.
 
     Args:
         index: The store's `index.json`.
         cases: Every case.
-        table: Where they are listed, for messages.
+        table: Name of the list of cases, for messages.
     """
     tests = test_subjects(cases)
     content = read_json(index, dict)
@@ -146,14 +150,14 @@ def leaks_in_store(index: Path, cases: Mapping[str, Case], table: str = CASES) -
         if name not in cases:
             yield f"{index}: {name} is not in {table}"
         elif cases[name].subject_key in tests:
-            yield f"{index}: {name} is of a test subject"
+            yield f"{index}: {name} belongs to a test subject"
 
 
 # -- the same heart under two names --------------------------------------------------------------
 
 
 def _representatives(raw: Path, cases: Mapping[str, Case]) -> dict[str, Path]:
-    """An image of each subject: end-diastole, else its first frame."""
+    """Return one image of each subject: end-diastole, else its first frame."""
     found: dict[str, Path] = {}
     for case in sorted(cases.values(), key=lambda case: (case.phase != "ED", case.frame)):
         if case.subject_key not in found:
@@ -171,9 +175,9 @@ def _fingerprint(image: Path) -> NDArray[np.float32]:
 def _judge(
     pairs: Sequence[tuple[str, str, float]], cases: Mapping[str, Case], folds: Sequence[Fold]
 ) -> Iterator[tuple[str, bool]]:
-    """Each pair of look-alikes in words, and whether it is a leak: one is held out, the other trained on.
+    """Yield each pair of look-alikes in words, and whether it is a leak: one is held out, the other trained on.
 
-    Pretraining takes in every subject but those of the test and of the fold's validation.
+    Pretraining uses every subject except those of the test and of the fold's validation.
     """
     tests = test_subjects(cases)
     excluded = [held_out(cases.keys() & {*fold.val}, cases) for fold in folds]
@@ -183,7 +187,7 @@ def _judge(
         text = f"{first} and {second} {kind} (similarity {similarity:.2f})"
         apart = [n for n, val in enumerate(excluded) if (first in val) != (second in val)]
         if (first in tests) != (second in tests):
-            yield f"{text}: {first if first in tests else second} is for the test", surely
+            yield f"{text}: {first if first in tests else second} is a test subject", surely
         elif apart:
             yield f"{text}: on two sides of fold {', '.join(map(str, apart))}", surely
         elif not folds:

@@ -1,7 +1,7 @@
-"""Who pretrains, who is held out, who is tested on: one rule for trainers, `prepare`, leak checks and studies.
+"""Subjects of pretraining, validation and test: one rule for trainers, `prepare`, leak checks and studies.
 
 Test subjects are in no slice store and in no fold. Pretraining on a fold draws from every stored case, labelled or not,
-but those of subjects with a case in the fold's validation list. Fold `all` holds nobody out.
+except those of subjects with a case in the fold's validation list. Fold `all` holds nobody out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def test_subjects(cases: Mapping[str, Case]) -> set[str]:
 
 
 def is_trainable(case: Case) -> bool:
-    """Return whether a fold may hold the case: it is labelled, and of no test subject."""
+    """Whether a fold may hold the case: it is labelled and belongs to no test subject."""
     return case.labelled and case.split == "train"
 
 
@@ -38,7 +38,7 @@ def subjects_by_case(
     """Return the subject of each case, see `cases.subject_of`.
 
     Raises:
-        ValueError: `pattern` is no regular expression, or finds no subject in a name.
+        ValueError: `pattern` is not a regular expression, or finds no subject in a name.
     """
     return {name: subject_of(name, cases, pattern) for name in names}
 
@@ -55,13 +55,13 @@ def pretraining_cases(subjects: Mapping[str, str], excluded: Collection[str]) ->
 
     Args:
         subjects: Subject of each stored case.
-        excluded: Subjects that it must not see, see `held_out`.
+        excluded: Subjects that pretraining must not see, see `held_out`.
     """
     return [case for case, subject in subjects.items() if subject not in excluded]
 
 
 def shuffled(names: Iterable[str], seed: int) -> list[str]:
-    """Sort, then shuffle as `numpy.random.seed(seed); numpy.random.shuffle` do, which no numpy will change."""
+    """Sort, then shuffle as `numpy.random.seed(seed); numpy.random.shuffle` do, a stream that numpy keeps fixed."""
     order = sorted(names)
     np.random.RandomState(seed).shuffle(order)
     return order
@@ -71,8 +71,8 @@ def share_of(subjects: Collection[str], fraction: float, seed: int) -> set[str]:
     """Draw a share of the subjects, at least one; with one seed the smaller share is part of the larger.
 
     Args:
-        subjects: Drawn from.
-        fraction: Within (0, 1].
+        subjects: Subjects to draw from.
+        fraction: Share in (0, 1].
         seed: The same seed and subjects give the same share.
     """
     n = max(1, round(fraction * len(subjects)))
@@ -87,8 +87,8 @@ class Sides:
         subjects: Subject of each stored case, in the store's order.
         held_out: Subjects that the fold holds out.
         drawn: Subjects that are trained on.
-        fraction: Share of those allowed that was drawn.
-        seed: Which share.
+        fraction: Drawn share of the subjects that may be trained on.
+        seed: Seed of the draw.
     """
 
     subjects: dict[str, str]
@@ -116,15 +116,15 @@ def sides(
     fraction: float = 1.0,
     seed: int = 0,
 ) -> Sides:
-    """Return who trains and who validates in a pretraining.
+    """Return the training and validation sides of a pretraining.
 
     Args:
         stored: Cases of the slice store.
         validation: Cases of the fold's validation list; none for fold `all`.
         cases: Rows of `cases.csv`; none for a dataset without that file.
         pattern: Finds the subject in the name of a case that `cases` lacks.
-        fraction: Share of the training subjects to draw from, within (0, 1].
-        seed: Which share.
+        fraction: Share of the training subjects to draw, in (0, 1].
+        seed: Seed of the draw.
 
     Raises:
         ValueError: `pattern` finds no subject in a name.
@@ -136,7 +136,7 @@ def sides(
 
 
 def check_stored(subjects: Mapping[str, str], cases: Mapping[str, Case], store: Path) -> None:
-    """Refuse a slice store with cases that nobody knows, or that only the test may see.
+    """Refuse a slice store with unknown cases or test subjects.
 
     Args:
         subjects: Subject of each stored case.
@@ -166,7 +166,7 @@ def describe(
     fold: int | str,
     store: Path,
 ) -> list[str]:
-    """Say who is in a pretraining and who is not, a line each.
+    """Return lines that say who is in a pretraining and who is not.
 
     Args:
         chosen: The sides of the fold.

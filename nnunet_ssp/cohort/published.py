@@ -1,4 +1,7 @@
-"""The published split of de Mooij et al. 2024 and the label subsets of its Table 1."""
+"""The published split of de Mooij et al. 2024 (https://arxiv.org/abs/2409.18100) and the subsets of its Table 1.
+
+The lists of subjects are not here, only the procedure of their code and checksums that identify them.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,13 @@ from nnunet_ssp.cohort.folds import Fold, draw_subjects, is_from, make_fold
 from nnunet_ssp.cohort.membership import is_trainable, shuffled, subjects_of
 
 PAPER = "de Mooij et al. 2024"
-
-
 VALIDATION_SHARE = 0.2  # of the development subjects; their config's `valid_partition`
-
-
 VALIDATION_SEED = 0
-
-
 SUBSET_SIZES = (50, 25, 15, 10)  # subjects; their Table 1
-
-
 SUBSET_SEEDS = (0, 1, 2)
-
-
-VENDOR_GROUPS = {"A_B": ("Siemens", "Philips"), "C_D": ("GE", "Canon")}  # M&Ms' letters
-
-
+# By the letters that M&Ms gives the vendors.
+VENDOR_GROUPS = {"A_B": ("Siemens", "Philips"), "C_D": ("GE", "Canon")}
 SOURCES = ("mm1", "mm2")  # M&Ms and M&Ms-2 in `cases.csv`
-
 
 # Number of subjects, and the first digits of the checksum, of each published list.
 PUBLISHED = {
@@ -57,7 +48,7 @@ PUBLISHED = {
 
 
 def checksum(subjects: Iterable[str]) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of the sorted subject keys, one a line."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of the sorted subject keys, one per line."""
     return hashlib.sha256("\n".join(sorted(subjects)).encode()).hexdigest()[:16]
 
 
@@ -67,10 +58,10 @@ def is_published(name: str, subjects: Iterable[str]) -> bool:
 
 
 def development_subjects(cases: Mapping[str, Case]) -> dict[str, str]:
-    """The subjects that the published procedure divides, with their vendors.
+    """Return the subjects that the published procedure divides, with their vendors.
 
-    Where the dataset holds exactly the published ones, these, also such without labels; otherwise every subject with
-    a labelled frame that is not for the test.
+    If the dataset holds exactly the published ones, it is these, with or without labels. Otherwise it is every subject
+    with a labelled frame that is not for the test.
     """
     development = [case for case in cases.values() if case.split == "train"]
     published = {case.subject_key: case.vendor for case in development if case.source in SOURCES}
@@ -80,7 +71,7 @@ def development_subjects(cases: Mapping[str, Case]) -> dict[str, str]:
 
 
 def published_test_subjects(cases: Mapping[str, Case]) -> list[str]:
-    """The test subjects, sorted; where there are published ones, only those of the published sources."""
+    """Return the sorted test subjects; only those of the published sources, if there are any."""
     tests = [case for case in cases.values() if case.split == "test"]
     published = {case.subject_key for case in tests if case.source in SOURCES}
     return sorted(published or {case.subject_key for case in tests})
@@ -98,14 +89,13 @@ def development_split(subjects: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def published_lists(subjects: Mapping[str, str]) -> dict[str, list[str]]:
-    """What the published procedure makes of the development subjects.
+    """Return the lists that the published procedure makes of the development subjects.
 
     Args:
-        subjects: Vendor of each.
+        subjects: Vendor of each development subject.
 
     Returns:
-        Sorted subjects by the names of `PUBLISHED`; without the test, which is no part of it, and without subsets
-        that are larger than what there is.
+        Sorted subjects by the names of `PUBLISHED`, without `test` and without subsets larger than the training list.
     """
     train, valid = development_split(subjects)
     lists = {"development": sorted(subjects), "train": train, "valid": valid}
@@ -119,7 +109,7 @@ def published_lists(subjects: Mapping[str, str]) -> dict[str, list[str]]:
     return lists
 
 
-# Name of each published fold: its training and validation lists, and the phase it is restricted to.
+# Training list, validation list and phase of each published fold by name.
 PAPER_FOLDS = {
     "paper": ("train", "valid", ""),
     **{
@@ -136,13 +126,13 @@ PAPER_FOLDS = {
 
 
 def paper_folds(cases: Mapping[str, Case]) -> tuple[list[Fold], list[str]]:
-    """The folds of de Mooij et al., or what their procedure makes of another dataset.
+    """Make the folds of de Mooij et al., or those that their procedure makes of another dataset.
 
-    Their subsets and the restriction to one phase leave the subjects of the validation as they are; restricted to a
-    phase, training and validation hold that phase only; restricted to vendors, subjects of those vendors only.
+    Subsets keep the whole validation side. Folds of one phase hold only that phase on both sides, and folds of vendors
+    only subjects of those vendors.
 
     Returns:
-        The folds, and what the user should know about them.
+        The folds, and notes for the user about them.
 
     Raises:
         ValueError: There are too few subjects to divide.

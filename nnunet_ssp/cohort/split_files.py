@@ -1,4 +1,4 @@
-"""Folds from a file that lists subjects, as other projects publish theirs."""
+"""Folds from a file that lists subjects, the form in which other projects publish theirs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SIDES = ("test", "train", "valid")
 
 
 def read_split_file(file: str | Path) -> dict[str, set[str]]:
-    """Read a split as published by de Mooij et al., a YAML file with ids by side (`test`, `train`, `valid`) and source.
+    """Read a split in the form of de Mooij et al.: a YAML file of ids by side (`test`, `train`, `valid`) and source.
 
     Returns:
-        Subject keys of each side that the file has: all three, or `test` alone.
+        Subject keys of each side in the file: all three sides, or `test` alone.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: It is no such file, or a subject is on two sides.
+        ValueError: The file has another form, or a subject is on two sides.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: there is no such file.")
@@ -52,14 +52,14 @@ def read_split_file(file: str | Path) -> dict[str, set[str]]:
 def fold_from_file(file: str | Path, cases: Mapping[str, Case]) -> tuple[Fold, list[str]]:
     """Return the fold that a published split file describes, named after the file.
 
-    A file with `test` alone stands for the published procedure on all other subjects. Sources that the dataset does not
-    have are left out.
+    If the file has `test` alone, the published procedure divides all other subjects. Sources that the dataset lacks are
+    left out.
 
     Returns:
-        The fold, and what the user should know about it.
+        The fold, and notes for the user about it.
 
     Raises:
-        ValueError: The file names unknown subjects, or its test differs from the dataset's in a way that leaks.
+        ValueError: The file names unknown subjects, or its test subjects differ from the dataset's so that they leak.
     """
     sides = read_split_file(file)
     split = {case.subject_key: case.split for case in cases.values()}

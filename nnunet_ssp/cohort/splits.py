@@ -1,4 +1,4 @@
-"""`splits_final.json` and `folds.csv`: read, written, and copied to where nnU-Net trains."""
+"""Reading, writing and copying of `splits_final.json` and `folds.csv`, and the default folds by subject."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import must_all_be_plain
 
 FOLD_COLUMNS = ("fold", "name", "n_train_subjects", "n_val_subjects", "source")
-
-
 FOLD_SEED = 12345  # nnU-Net's own seed for its cross-validation
-
-
 FOLD_SOURCE = f"by subject, stratified by vendor, seed {FOLD_SEED}"
 
 
@@ -27,12 +23,12 @@ def subject_folds(
 ) -> list[list[str]]:
     """Divide subjects into validation folds, stratified by vendor.
 
-    Every subject is in exactly one fold. Folds differ by at most one subject, in total and for
-    each vendor. There are never more folds than subjects, and none at all for a single subject.
+    Every subject is in exactly one fold. Folds differ by at most one subject, in total and for each vendor. There are
+    never more folds than subjects, and none for a single subject.
 
     Args:
         subjects: Vendor of each subject.
-        n_folds: Number of folds wanted, at least 2.
+        n_folds: Number of folds, at least 2.
         seed: The same seed and subjects give the same folds.
 
     Returns:
@@ -49,18 +45,18 @@ def subject_folds(
         group = sorted(subject for subject in subjects if subjects[subject] == vendor)
         generator.shuffle(group)
         dealt += group
-    # Dealing on from vendor to vendor, like cards, keeps both each vendor and the total even.
+    # Dealing like cards across vendors balances each vendor and the total.
     return [sorted(dealt[fold::n_folds]) for fold in range(n_folds)]
 
 
 def make_splits(
     cases: Mapping[str, Case], n_folds: int = 5, seed: int = FOLD_SEED
 ) -> list[dict[str, list[str]]]:
-    """Cross-validation by subject over the labelled training cases, as nnU-Net's splits.
+    """Make a cross-validation by subject of the labelled training cases, in the form of nnU-Net's splits.
 
     Returns:
-        `{"train": [...], "val": [...]}` for each fold; an empty list with fewer than two labelled
-        training subjects, where only nnU-Net's fold `all` makes sense.
+        `{"train": [...], "val": [...]}` for each fold. The list is empty for fewer than two labelled training subjects,
+        which only nnU-Net's fold `all` can use.
     """
     labelled = [case for case in cases.values() if case.labelled and case.split == "train"]
     folds = subject_folds({case.subject_key: case.vendor for case in labelled}, n_folds, seed)
@@ -91,7 +87,7 @@ def read_splits(file: str | Path) -> list[dict[str, list[str]]]:
 
 
 def read_copy(prepared: Path) -> list[dict[str, list[str]]] | None:
-    """Read the folds beside the prepared data; None where there is no copy, or a damaged one, to be made anew."""
+    """Read the folds beside the prepared data; None if there is no copy, or a damaged one, to make anew."""
     try:
         return read_splits(prepared / "splits_final.json")
     except (FileNotFoundError, ValueError):
@@ -112,7 +108,7 @@ def write_splits(
         splits: Case names of `train` and `val` for each fold.
         cases: Every case that the splits name.
         names: One name for each fold.
-        source: Where the folds come from, all of them or each.
+        source: Origin of all folds, or of each.
     """
     folder = Path(folder)
     sources = [source] * len(splits) if isinstance(source, str) else source
@@ -126,7 +122,7 @@ def write_splits(
         }
         for number, (fold, name, origin) in enumerate(zip(splits, names, sources, strict=True))
     ]
-    # A run that is killed between the two leaves names without folds; folds without names would be appended again.
+    # In this order: a run killed in between leaves names without folds; folds without names would be appended again.
     write_table(folder / "folds.csv", FOLD_COLUMNS, rows)
     write_json(folder / "splits_final.json", [dict(fold) for fold in splits])
 
@@ -136,25 +132,25 @@ def trained_folds(
     old: Sequence[Mapping[str, Sequence[str]]],
     results: Path,
 ) -> list[int]:
-    """The numbers of the folds that differ although `results`, a dataset's folder, were trained on them."""
+    """Return the numbers of the folds that differ although `results`, a dataset's folder, were trained on them."""
     changed = [fold for fold, (a, b) in enumerate(zip_longest(new, old)) if a != b]
     return [fold for fold in changed if any(results.glob(f"*/fold_{fold}"))]
 
 
 def copy_tables(raw: Path, prepared: Path, results: Path, overwrite: bool) -> list[int]:
-    """Copy `cases.csv`, `folds.csv` and `splits_final.json`, those that there are, beside the prepared data.
+    """Copy `cases.csv`, `folds.csv` and `splits_final.json`, if they exist, beside the prepared data.
 
     Args:
         raw: The dataset's folder in nnUNet_raw.
         prepared: Its folder in nnUNet_preprocessed.
         results: Its folder in nnUNet_results, which need not exist.
-        overwrite: Also replace folds on which results were trained.
+        overwrite: Whether to replace folds on which results were trained.
 
     Returns:
         The numbers of the folds that changed although results were trained on them.
 
     Raises:
-        FileExistsError: There are such folds, and `overwrite` is False. Nothing is copied then.
+        FileExistsError: There are such folds, and `overwrite` is False. Then nothing is copied.
     """
     name = "splits_final.json"
     trained = []

@@ -242,9 +242,9 @@ def check_plans(plans: dict[str, Any], where: str, trust: bool = False) -> None:
     """Check plans: names that become paths or are imported, kinds of values, and that none inherits from itself.
 
     Args:
-        plans: content of a plans file.
-        where: the file.
-        trust: let it name any class; nnU-Net imports and calls what is named.
+        plans: Content of a plans file.
+        where: The file, for messages.
+        trust: Whether it may name any class; nnU-Net imports and calls the named one.
 
     Raises:
         ValueError: A value breaks its rule.

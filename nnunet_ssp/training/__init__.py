@@ -1,1 +1,1 @@
-"""The trainers that nnU-Net calls, and what they are made of."""
+"""The trainers that nnU-Net calls, and their parts."""

@@ -1,4 +1,4 @@
-"""Augmentations of nnU-Net's own data loader: de Mooij et al.'s, and none at all. To be mixed into a trainer."""
+"""Mixins that replace nnU-Net's augmentation: de Mooij et al.'s (https://arxiv.org/abs/2409.18100), or none."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from nnunet_ssp.methods.parts.views import ViewSettings
 
 __all__ = ["CineAugmentation", "NoAugmentation"]
 
-STRENGTH = ViewSettings()  # de Mooij et al.'s, the same as of the pretraining's views
+STRENGTH = ViewSettings()  # de Mooij et al.'s, as in the views of pretraining
 FULL_TURN = (-math.pi, math.pi)
-KERNEL = 4  # pixels along each axis of which bicubic interpolation makes one
+KERNEL = 4  # pixels along each axis that bicubic interpolation combines into one
 
 
 class Shift(ImageOnlyTransform):
-    """Add a number to each channel, uniform in +-``largest``."""
+    """Add a number to each channel, uniform in [-`largest`, `largest`]."""
 
     def __init__(self, largest: float) -> None:
         super().__init__()
@@ -48,10 +48,10 @@ class Shift(ImageOnlyTransform):
 
 
 def loaded_size(patch_size: tuple[int, int]) -> tuple[list[int], list[float]]:
-    """What of a slice must be there for a patch that is turned, scaled and moved.
+    """Return how much of a slice to load for a patch that is rotated, scaled and translated.
 
     Returns:
-        Rows and columns to load, and the largest movement of the patch along both.
+        Rows and columns to load, and the largest translation along both, in pixels.
     """
     movement = [STRENGTH.translation * side for side in patch_size]
     diagonal = STRENGTH.scale[1] * math.hypot(*patch_size) + KERNEL
@@ -59,12 +59,14 @@ def loaded_size(patch_size: tuple[int, int]) -> tuple[list[int], list[float]]:
 
 
 class CineAugmentation(nnUNetTrainer):
-    """De Mooij et al.'s augmentation in place of nnU-Net's (their code; the strength is `views.ViewSettings`).
+    """De Mooij et al.'s augmentation, from their code, in place of nnU-Net's; `views.ViewSettings` has its strength.
 
-    Every patch is turned by any angle, scaled by 0.7-1.4, moved, and flipped; brightness, shift and gamma always
-    change, noise and blur come with probability 0.2. Their factor of brightness is taken as meant, 0.6-1.5. Where
-    nnU-Net's sampler places the patch, with its share of foreground, is left as it is: their patches lie about the
-    centre of the heart's mask. A movement is in pixels of the slice, theirs is scaled and turned with the patch.
+    Every patch is rotated by any angle, scaled by 0.7-1.4, translated and flipped. Brightness, shift and gamma always
+    change; noise and blur have probability 0.2. The brightness factor is the one they intend, 0.6-1.5.
+
+    Two things differ from their code. nnU-Net's sampler places the patch, with its share of foreground; their patches
+    are centred on the heart's mask. The translation is in pixels of the slice; theirs is scaled and rotated with the
+    patch.
     """
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
@@ -93,7 +95,7 @@ class CineAugmentation(nnUNetTrainer):
         regions: Any = None,
         ignore_label: int | None = None,
     ) -> BasicTransform:
-        """The random part is the paper's; what follows it is nnU-Net's own, that of its validation."""
+        """Return the paper's random transforms, followed by those of nnU-Net's validation."""
         loaded, movement = loaded_size(patch_size)
         s = STRENGTH
         transforms = [

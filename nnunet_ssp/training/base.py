@@ -1,4 +1,4 @@
-"""What all our trainers share: settings, seeds, strict folds, early stopping and safe checkpoints."""
+"""Base of all our trainers: settings, strict folds, early stopping and safe checkpoints."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ from nnunet_ssp.training.loop import BEST, FINAL, LATEST, LoopTrainer
 SECONDS_BETWEEN_SAVES = 300  # a preempted job loses at most this and one epoch
 # Settings that change neither the data nor the mathematics of a run.
 WITHOUT_EFFECT = ("data_device", "chunk_size", "final_validation", "trust")
-REPLACED = (
-    "replaced_"  # begins the names of a finished run's checkpoints until its repetition is finished
-)
-STEPS = "ssp_state.epoch.outputs"  # of a checkpoint: also of steps that were skipped as not finite
+# Prefix of a finished run's checkpoints while its repetition runs.
+REPLACED = "replaced_"
+# Part of a checkpoint that may hold values that are not finite, from steps that were skipped.
+STEPS = "ssp_state.epoch.outputs"
 
 
 class SettingsTrainer(LoopTrainer):
-    """An `nnUNetTrainer` that is controlled by settings; the constructor is exactly nnU-Net's.
+    """An `nnUNetTrainer` with settings; its constructor is exactly nnU-Net's.
 
     Attributes:
-        defaults: settings of the trainer, before ``nnUNet_ssp_settings``.
-        settings: what this run uses.
-        outputs: of the steps of the current epoch.
-        cases: rows of `cases.csv` by case; empty for a dataset without that file.
+        defaults: Settings of the trainer, before `nnUNet_ssp_settings`.
+        settings: Settings of this run.
+        outputs: Outputs of the steps of the current epoch.
+        cases: Rows of `cases.csv` by case; empty for a dataset without that file.
     """
 
     defaults: ClassVar[TrainingSettings] = TrainingSettings()
@@ -70,10 +70,10 @@ class SettingsTrainer(LoopTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
     ) -> None:
         end_in_words()
-        # First, so that a misspelt setting, or names that lead elsewhere, leave no folder behind.
+        # First, so that a misspelt setting or a name that is a path elsewhere leaves no folder behind.
         self.settings, foreign = from_environment(self.defaults)
         check_files(plans, configuration, fold, dataset_json)
-        # nnU-Net puts the content into every checkpoint, and beside it.
+        # nnU-Net copies the content into every checkpoint and into the results' folder.
         dataset_json = privacy.without_files(dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if foreign:
@@ -85,8 +85,10 @@ class SettingsTrainer(LoopTrainer):
         self.early_stopping = EarlyStopping(
             self.settings.early_stopping, self.settings.early_stopping_delta
         )
-        self.weights_from = "nothing yet"  # what filled the network: a file or scratch
-        self.warnings: list[str] = []  # said once, and again at the end of the log
+        # What filled the network: a file or `scratch`.
+        self.weights_from = "nothing yet"
+        # Logged once, and again at the end.
+        self.warnings: list[str] = []
         self.cases: dict[str, Case] = {}
         if self.preprocessed_dataset_folder_base is not None:
             table = Path(self.preprocessed_dataset_folder_base) / "cases.csv"
@@ -94,10 +96,11 @@ class SettingsTrainer(LoopTrainer):
                 self.cases = read_cases(table) if table.is_file() else {}
         self.outputs = []
         self._saved_at = -math.inf
-        self._repeats = False  # a finished run
+        # Whether this run repeats a finished one.
+        self._repeats = False
 
     def initialize(self) -> None:
-        """Build the network and all that trains it; a run that is refused leaves no folder."""
+        """Build the network and all that trains it; a refused run leaves no folder."""
         with self._refusing():
             self.build()
         self.guard = StepGuard(
@@ -112,8 +115,8 @@ class SettingsTrainer(LoopTrainer):
     def pretrained_argument() -> str | None:
         """Return the file that nnU-Net is about to load weights from, before it opens it.
 
-        It is an argument of nnU-Net's function that initialises this trainer, where that function runs. Else it
-        follows `-pretrained_weights` on the command line, where nnU-Net's argparse also takes beginnings of that word
+        If nnU-Net's function that initialises this trainer is running, the file is one of its arguments. Otherwise it
+        follows `-pretrained_weights` on the command line. nnU-Net's argparse also takes prefixes of that word
         (`-pre FILE`) and `-pretrained_weights=FILE`.
         """
         frame = inspect.currentframe()
@@ -130,11 +133,11 @@ class SettingsTrainer(LoopTrainer):
         return given
 
     def subject_of(self, case: str, pattern: str | None) -> str:
-        """The subject of a case, see `cases.subject_of`."""
+        """Return the subject of a case, see `cases.subject_of`."""
         return subject_of(case, self.cases, pattern)
 
     def folds(self) -> list[dict[str, list[str]]]:
-        """The folds of `splits_final.json`; nnU-Net makes them by case where there is none."""
+        """Return the folds of `splits_final.json`; where it is missing, nnU-Net makes them by case."""
         file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
         if not file.is_file():
             if self.cases:
@@ -148,18 +151,18 @@ class SettingsTrainer(LoopTrainer):
         return read_splits(file)
 
     def warn(self, text: str) -> None:
-        """Say in the log what may make a result worth nothing, and again at its end."""
+        """Log a doubt about the result's validity, now and again at the end."""
         if text not in self.warnings:
             self.warnings.append(text)
             self.print_to_log_file(f"WARNING: {text}")
 
     def repeat_warnings(self) -> None:
-        """Say every warning again."""
+        """Log every warning again."""
         for text in self.warnings:
             self.print_to_log_file(f"WARNING: {text}")
 
     def known_cases(self) -> set[str]:
-        """The cases that a fold may name."""
+        """Return the cases that a fold may name."""
         if self.cases:
             return {name for name, case in self.cases.items() if is_trainable(case)}
         folder = Path(self.preprocessed_dataset_folder)
@@ -167,10 +170,10 @@ class SettingsTrainer(LoopTrainer):
         return {file.stem for file in files if file.suffix in PREPROCESSED}
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split, but a fold that is not in the file is refused, not made up by case.
+        """Return nnU-Net's split, but refuse a fold that is not in the file; nnU-Net would make one up by case.
 
         Raises:
-            ValueError: the fold is out of range, or names what is no case.
+            ValueError: The fold is out of range, or names something that is no case.
         """
         fold = self.fold
         if not isinstance(fold, int):
@@ -199,15 +202,15 @@ class SettingsTrainer(LoopTrainer):
         return splits[fold]["train"], splits[fold]["val"]
 
     def require_stored(self, absent: Collection[str], where: Path, store: Path) -> None:
-        """Say which cases of `cases.csv` or the fold a training does without, unless `prepare` knows why.
+        """Warn of cases that `prepare` left out, and refuse to train without cases that it has not seen.
 
         Args:
-            absent: names of the cases.
-            where: where they should be.
-            store: the slice store, whose index says why `prepare` left out a case.
+            absent: Names of the cases.
+            where: Folder that should hold them.
+            store: The slice store, whose index says why `prepare` left out a case.
 
         Raises:
-            ValueError: `prepare` did not come to its end, or has not seen these cases.
+            ValueError: `prepare` did not finish, or has not seen these cases.
         """
         if not absent:
             return
@@ -227,10 +230,10 @@ class SettingsTrainer(LoopTrainer):
         )
 
     def refuse_overwriting(self) -> None:
-        """Refuse to replace the finished run of other settings or from other weights.
+        """Refuse to replace a finished run that had other settings or started from other weights.
 
         Raises:
-            FileExistsError: names the differences and what to do.
+            FileExistsError: Names the differences and what to do.
         """
         file = Path(self.output_folder) / "checkpoint_final.pth"
         if not file.is_file():
@@ -247,7 +250,7 @@ class SettingsTrainer(LoopTrainer):
         self._repeats = True
 
     def _set_aside(self) -> None:
-        """Rename the checkpoints of a finished run that this one repeats, or `--c` would go on from them."""
+        """Rename the checkpoints of the finished run that this one repeats; `--c` would continue from them."""
         if not self.disable_checkpointing:
             for name in (LATEST, BEST, FINAL):
                 file = Path(self.output_folder) / name
@@ -255,20 +258,20 @@ class SettingsTrainer(LoopTrainer):
                     file.replace(file.with_name(REPLACED + name))
 
     def _differences(self, old: dict[str, Any]) -> list[str]:
-        """Differences between the settings of a file and this run's, without those that have no effect."""
+        """Return the differences between a file's settings and this run's, without those that have no effect."""
         kept = {
             name: value for name, value in asdict(self.settings).items() if name in WITHOUT_EFFECT
         }
         return differences({**old, **kept}, self.settings)
 
     def open_checkpoint(self, source: dict[str, Any] | str) -> dict[str, Any]:
-        """Open a checkpoint to go on from, before nnU-Net's own loader does, which runs what a file asks for.
+        """Open a checkpoint to continue from, before nnU-Net's own loader, which runs code that a file holds.
 
         Args:
-            source: the file, or its content.
+            source: The file, or its content.
 
         Raises:
-            ValueError: it cannot be used; says which older one there is.
+            ValueError: It cannot be used; names an older one, if any.
         """
         if isinstance(source, dict):
             return source
@@ -287,10 +290,10 @@ class SettingsTrainer(LoopTrainer):
         return content
 
     def check_resume(self, ssp: dict[str, Any]) -> None:
-        """Refuse to go on with other settings than the checkpoint's: the run would be neither.
+        """Refuse to continue with other settings than the checkpoint's.
 
         Raises:
-            ValueError: names each difference.
+            ValueError: Names each difference.
         """
         changed = self._differences(ssp.get("settings", {}))
         if changed and "--val" not in sys.argv:  # which trains nothing
@@ -300,7 +303,7 @@ class SettingsTrainer(LoopTrainer):
             )
 
     def record(self) -> dict[str, Any]:
-        """What the checkpoint (key ``ssp``) and `settings.json` say about this run: no names of subjects, no paths."""
+        """Return the run's record for checkpoints (key `ssp`) and `settings.json`: no subjects' names, no paths."""
         return {
             "trainer": type(self).__name__,
             "settings": asdict(self.settings),
@@ -317,7 +320,7 @@ class SettingsTrainer(LoopTrainer):
         self.log_settings()
 
     def log_settings(self) -> None:
-        """Write `settings.json` and the same to the log; first of all that a run writes."""
+        """Write the settings to `settings.json` and to the log, before anything else that a run writes."""
         if self.local_rank == 0:
             remove_half_written(self.output_folder)
             if self._repeats:
@@ -342,18 +345,18 @@ class SettingsTrainer(LoopTrainer):
     # -- files ---------------------------------------------------------------------------------
 
     def _save_is_due(self) -> bool:
-        """Whether to save now: by the clock, and once early to see that it works."""
+        """Whether to save now: every `SECONDS_BETWEEN_SAVES`, and after the first epoch to see that it works."""
         due = time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
         if due:
             self._saved_at = time.monotonic()
         return due
 
     def checkpoint(self, weights: dict[str, Any], **entries: Any) -> dict[str, Any]:
-        """A checkpoint in nnU-Net's form, of tensors on the CPU and builtins.
+        """Return a checkpoint in nnU-Net's form, made of tensors on the CPU and builtins.
 
         Args:
-            weights: the network's state.
-            entries: replace or extend nnU-Net's entries.
+            weights: State of the network.
+            entries: Entries that replace or extend nnU-Net's.
         """
         return {
             "network_weights": weights,
@@ -374,10 +377,10 @@ class SettingsTrainer(LoopTrainer):
         }
 
     def write_checkpoint(self, file: str | Path, content: dict[str, Any]) -> None:
-        """Write a checkpoint as a whole or not at all, readable with ``weights_only=True``.
+        """Write a checkpoint, whole or not at all, that `weights_only=True` can read.
 
         Raises:
-            SystemExit: The results' folder has gone, or a tensor is not finite.
+            SystemExit: The results' folder no longer exists, or a tensor is not finite.
         """
         if self.local_rank != 0:
             return

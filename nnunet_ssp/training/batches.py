@@ -1,4 +1,4 @@
-"""Batches of a pretraining: which slices each step draws, everything random about them, and the fixed ones."""
+"""Batches of a pretraining: slices and random draws of each step, and the fixed batches of the validation."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from nnunet_ssp.slices.drawing import (
     random_stream,
 )
 
-VALIDATION_SLICES = 256  # at most, fixed for the whole run
+VALIDATION_SLICES = 256  # at most; fixed for the whole run
 SHOWN_SLICES = 6  # rows of a picture
 
 
 class Batches:
-    """Draw a run's batches from its slice store; the number of ranks changes nothing.
+    """Draw a run's batches from its slice store, independently of the number of ranks.
 
     Args:
         method: Draws what is random about a batch, see `Method.draw`.
-        settings: Give batch size, seed, steps per epoch and where slices are kept.
-        store: The slices to train on.
-        validation: The slices of the validation loss; None takes those to train on.
+        settings: Batch size, seed, steps per epoch and where slices are kept.
+        store: Slices to train on.
+        validation: Slices of the validation loss; None takes those to train on.
         subject_of: Returns the subject of a case, to find its other frames.
-        device: Where the batches are used.
+        device: Device that uses the batches.
 
     Attributes:
         per_epoch: Steps of an epoch.
@@ -67,15 +67,15 @@ class Batches:
                 f"`batch_size` (={size}) must be at least the number of processes (={world_size()})."
             )
         self.per_epoch = settings.iterations_per_epoch or n // size
-        # Every rank needs a slice of every batch, and some methods more than one; too few of them are repeated.
+        # Every rank needs a slice of every batch, some methods more than one; too few slices are repeated.
         smallest = max(method.smallest_batch, world_size())
         number = max(min(len(self._shown), VALIDATION_SLICES), smallest)
         self.fixed = np.linspace(0, len(self._shown) - 1, number).round().astype(np.int64)
         self.frames = self._frames_of(store)
         if self.frames is not None and self.frames.counts.max(initial=0) < 2:
             raise ValueError(
-                "`pairs` (=frame) must find several frames of a subject: every slice is there once. Cases are told "
-                "to be one subject by cases.csv or by the setting subject_pattern."
+                "`pairs` (=frame) must find several frames of a subject, but no slice has a second frame. cases.csv or "
+                "the setting subject_pattern says which cases show one subject."
             )
 
     # -- training ------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class Batches:
         """Yield this rank's share of each step's batch, without end.
 
         Args:
-            first: The step to begin with, counted from 0 over the whole run.
+            first: Number of the first step, counted from 0 over the whole run.
         """
         kept = self.settings.data_device
         on_device = kept == "device" or (kept == "auto" and fits_on_device(self.store, self.device))
@@ -114,11 +114,11 @@ class Batches:
     # -- validation and pictures ---------------------------------------------------------------
 
     def n_validation(self) -> int:
-        """Return the number of validation batches, which differ by at most one slice."""
+        """Return the number of validation batches, whose sizes differ by at most one slice."""
         return max(1, len(self.fixed) // self.settings.batch_size)
 
     def validation(self) -> Iterator[Batch]:
-        """Yield this rank's share of the fixed batches, round and round."""
+        """Return this rank's share of the fixed batches in an endless cycle."""
         parts = np.array_split(self.fixed, self.n_validation())
         made = [
             self._fixed_batch(part, i + 1).share(share(len(part))) for i, part in enumerate(parts)
@@ -142,7 +142,7 @@ class Batches:
     # -- both ----------------------------------------------------------------------------------
 
     def _frames_of(self, store: SliceStore) -> SameSlice | None:
-        """Return where to find second frames, for a method that wants them."""
+        """Return the lookup of second frames for a method that uses them, else None."""
         if not self.method.second_frames:
             return None
         return SameSlice(store, [self._subject_of(case) for case in store.names])

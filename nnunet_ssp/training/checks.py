@@ -1,4 +1,4 @@
-"""Checks of what a trainer is given, before it follows it."""
+"""Checks of a trainer's input before it is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 def check_files(
     plans: dict[str, Any], configuration: str, fold: int | str, dataset_json: dict[str, Any]
 ) -> None:
-    """Check what nnU-Net has read of its files, before a path is made of it."""
+    """Check the content of nnU-Net's files before it becomes part of a path."""
     name = shown(plans.get("plans_name", "")) if isinstance(plans, dict) else ""
     check(
         {"plans": plans, "dataset.json": dataset_json},
@@ -30,7 +30,7 @@ def check_files(
 
 
 def refuses_other_content(load: Callable[[T, Any], None]) -> Callable[[T, Any], None]:
-    """Make a trainer's `load_checkpoint` say in words that a part of the file is not what this run needs."""
+    """Make a trainer's `load_checkpoint` say in words that the file does not fit this run."""
 
     @wraps(load)
     def loading(trainer: T, source: Any) -> None:
@@ -39,7 +39,7 @@ def refuses_other_content(load: Callable[[T, Any], None]) -> Callable[[T, Any], 
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             file = source if isinstance(source, str) else "the checkpoint"
             raise ValueError(
-                f"{file}: a part of it is not what this run can go on from "
+                f"{file}: this run cannot continue from it, as a part of it does not fit "
                 f"({type(error).__name__}: {shown(str(error))})."
             ) from error
 
@@ -47,10 +47,10 @@ def refuses_other_content(load: Callable[[T, Any], None]) -> Callable[[T, Any], 
 
 
 def refuse_unsuitable(trainer: Any) -> None:
-    """Refuse what cannot be pretrained: another dimension, a cascade, weights to start from.
+    """Refuse what cannot be pretrained: a 3D configuration, a cascade, weights to start from.
 
     Args:
-        trainer: A `PretrainingTrainer` that is about to build its network.
+        trainer: A `PretrainingTrainer` before it builds its network.
 
     Raises:
         ValueError: Says what to use instead.

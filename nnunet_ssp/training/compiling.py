@@ -1,4 +1,4 @@
-"""torch.compile, for the parts of a method that are worth it."""
+"""torch.compile for the parts of a method that gain from it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Fine-tuning a pretrained network, and its control from scratch: stock nnU-Net training with our settings.
 
-Schedule, losses, augmentation and validation are nnU-Net's own. What is added: settings and seeds, checks of the
-pretrained file before anything starts, a report of what moved, and checkpoints that predict without this package.
+Schedule, losses, augmentation and validation are nnU-Net's own. Ours are settings and seeds, checks of the pretrained
+file before anything starts, a report of what was loaded, and checkpoints that predict without this package.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import learning_curve, write_curves
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
-# How random numbers follow from the seed. 1, of checkpoints without a number: seeded when the process starts.
-# 2: seeded at the start of each epoch, so that a run that was interrupted is the same.
+# How random numbers follow from the seed. 1, in checkpoints without a number: seeded when the process starts.
+# 2: seeded at the start of each epoch, so that an interrupted run gives the same result.
 STREAMS = 2
 
 
 class FinetuningTrainer(SettingsTrainer):
-    """Train the planned segmentation network from pretrained weights (de Mooij et al.: all weights at once)."""
+    """Train the planned segmentation network from pretrained weights, all at once as de Mooij et al. do."""
 
     defaults = FinetuningSettings()
     settings: FinetuningSettings
@@ -62,19 +62,23 @@ class FinetuningTrainer(SettingsTrainer):
         self.num_iterations_per_epoch = self.settings.iterations_per_epoch or STOCK_ITERATIONS
         self.num_val_iterations_per_epoch = self.settings.val_iterations_per_epoch
         self.pretrained: transfer.Pretrained | None = None
-        self.subjects: set[str] = set()  # hashes of all that the weights have seen, here and before
+        # Hashes of all subjects that the weights have seen, here and in pretraining.
+        self.subjects: set[str] = set()
         self.seen_in_validation: list[str] = []
         self._loads_checkpoint = False
-        self._checked = False  # the preprocessed cases
-        self._resumed: dict[str, Any] = {}  # the record of the run that goes on
+        # Whether the preprocessed cases were checked.
+        self._checked = False
+        # Record of the run that is resumed.
+        self._resumed: dict[str, Any] = {}
         self.streams = STREAMS
-        self._boundary: dict[str, Any] | None = None  # the last epoch's checkpoint, if not on disk
+        # Checkpoint of the last epoch, if it is not on disk.
+        self._boundary: dict[str, Any] | None = None
 
     def build(self) -> None:
         """Build the network with the run's seed; check the pretrained file before its tensors are loaded.
 
         Raises:
-            ValueError: a dataset without labels, or a pretrained file that does not fit; says what differs.
+            ValueError: The dataset has no labels, or the pretrained file does not fit; says what differs.
         """
         if not self.label_manager.foreground_labels and not self.label_manager.has_regions:
             raise ValueError(
@@ -87,11 +91,11 @@ class FinetuningTrainer(SettingsTrainer):
                 f"{type(self).__name__} trains from scratch and takes no -pretrained_weights; "
                 "use -tr nnUNetTrainerFinetune."
             )
-        # Before nnU-Net's own loader, which runs what a file asks for.
+        # Before nnU-Net's own loader, which runs code that a file holds.
         pretrained = None if file is None else transfer.read(file, self.settings.trust)
         torch.manual_seed(self.settings.seed)
         super().build()
-        # Every loss is seen before its step; the validation's, between the steps, do no harm.
+        # The guard sees every loss before its step; those of the validation come between steps and do no harm.
         self.loss.register_forward_hook(lambda *called: self.guard.saw(called[-1]))
         transfer.keep_own_fresh(self.network_module, self._take)
         if pretrained is not None:
@@ -128,11 +132,11 @@ class FinetuningTrainer(SettingsTrainer):
         )
 
     def _check_leak(self, pretrained_subjects: set[str], pattern: str | None) -> None:
-        """Refuse weights that have seen a test subject; say how many validation subjects they have seen.
+        """Refuse weights that have seen a test subject; warn of validation subjects that they have seen.
 
         Args:
-            pretrained_subjects: their hashes.
-            pattern: its ``subject_pattern``, to name ours the same way.
+            pretrained_subjects: Hashes of the subjects of the pretraining.
+            pattern: `subject_pattern` of the pretraining, to name ours the same way.
         """
         leaked = privacy.ours_among(test_subjects(self.cases), pretrained_subjects)
         if leaked:
@@ -153,11 +157,11 @@ class FinetuningTrainer(SettingsTrainer):
             )
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """The fold's cases; where it holds nobody out, those to train on are validated on, as with nnU-Net's `all`.
+        """Return the fold's cases; one that holds nobody out validates on its training cases, as nnU-Net's `all` does.
 
         Raises:
-            FileNotFoundError: a file of a case is missing.
-            ValueError: a fold that nnU-Net cannot train on, cases that are not preprocessed, or a damaged file.
+            FileNotFoundError: A file of a case is missing.
+            ValueError: The fold is unusable, cases are not preprocessed, or a file is damaged.
         """
         train, val = super().do_split()
         if not self._checked:
@@ -166,7 +170,7 @@ class FinetuningTrainer(SettingsTrainer):
         return train, val or train
 
     def _check_preprocessed(self, names: set[str]) -> None:
-        """Check that every case is there as it was written, before nnU-Net's workers open it."""
+        """Check that every case is present and undamaged before nnU-Net's workers open it."""
         folder = Path(self.preprocessed_dataset_folder)
         store = store_folder(folder.parent, folder.name)
         if isinstance(self.fold, int):
@@ -189,7 +193,7 @@ class FinetuningTrainer(SettingsTrainer):
             require_sizes(folder, {name: index[name] for name in names & index.keys()}, store)
 
     def _take(self, fresh: set[str]) -> set[str]:
-        """Which tensors keep their own initialisation when weights are loaded, given those that nothing trained."""
+        """Return the tensors that keep their own initialisation when weights are loaded, given the untrained ones."""
         if self._loads_checkpoint:
             return fresh
         if not self.needs_weights:
@@ -215,7 +219,7 @@ class FinetuningTrainer(SettingsTrainer):
         return kept
 
     def weights_loaded(self, loaded: set[str]) -> None:
-        """Called with the names of the tensors that pretrained weights are about to fill."""
+        """Note the names of the tensors that pretrained weights are about to fill; does nothing here."""
 
     @refuses_other_content
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
@@ -227,7 +231,7 @@ class FinetuningTrainer(SettingsTrainer):
         self._loads_checkpoint = True
         started_with = self.my_init_kwargs
         super().load_checkpoint(filename_or_checkpoint)
-        self.my_init_kwargs = started_with  # nnU-Net's takes the file's, which may list cases
+        self.my_init_kwargs = started_with  # nnU-Net takes the file's, which may list cases
         self._loads_checkpoint = False
         if "ssp_early_stopping" in content:
             self.early_stopping.load_state_dict(content["ssp_early_stopping"])
@@ -239,10 +243,10 @@ class FinetuningTrainer(SettingsTrainer):
         self.load_entries(content)
 
     def on_train_start(self) -> None:
-        """Refuse a start that would silently be something else.
+        """Refuse to start without weights: the run would silently train from scratch.
 
         Raises:
-            ValueError: neither pretrained weights nor a checkpoint were loaded.
+            ValueError: Neither pretrained weights nor a checkpoint was loaded.
         """
         if not self.was_initialized:
             self.initialize()
@@ -265,7 +269,7 @@ class FinetuningTrainer(SettingsTrainer):
         )
 
     def _seed_epoch(self) -> None:
-        """Seed all that is random in this process; nnU-Net's workers are unseeded.
+        """Seed every generator of this process; nnU-Net's workers stay unseeded.
 
         Each rank has its own stream, and a resumed run does not repeat the first epochs'.
         """
@@ -285,8 +289,8 @@ class FinetuningTrainer(SettingsTrainer):
         return lambda: names
 
     def on_epoch_end(self) -> None:
-        """nnU-Net's, but saved by the clock; what is not saved is kept."""
-        # As a checkpoint holds it: nnU-Net's moving average of np.float32 and of float differ in their last digit.
+        """Do what nnU-Net does, but save by the clock; keep a checkpoint in memory otherwise."""
+        # As in a checkpoint: nnU-Net's moving averages of np.float32 and of float differ in the last digit.
         logging = self.logger.local_logger.my_fantastic_logging
         logging.update(transfer.to_builtin(logging))
         self.early_stopping.update(float(self.logger.get_value("val_losses", step=-1)))
@@ -301,7 +305,7 @@ class FinetuningTrainer(SettingsTrainer):
             write_curves(Path(self.output_folder) / "learning_curve.csv", curve)
 
     def record(self) -> dict[str, Any]:
-        # The subjects of both trainings: this file may start another one.
+        # The subjects of both trainings: another training may start from this file.
         record = {**super().record(), "subjects": sorted(self.subjects)}
         if self.pretrained is not None:
             ssp = self.pretrained.ssp
@@ -316,7 +320,7 @@ class FinetuningTrainer(SettingsTrainer):
         return record | before
 
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint, under the name of nnU-Net's own trainer: it predicts without us."""
+        """Save nnU-Net's checkpoint under the name of nnU-Net's own trainer, so that it predicts without us."""
         if self.local_rank == 0:
             self.write_checkpoint(filename, self._content())
 
@@ -330,7 +334,7 @@ class FinetuningTrainer(SettingsTrainer):
         )
 
     def _keep_boundary(self) -> None:
-        """Save the epoch that has just ended, or keep a copy for a signal that comes before the next is saved."""
+        """Save the epoch that has just ended, or keep a copy in memory for a signal before the next save."""
         if self.local_rank != 0 or self.disable_checkpointing:
             return
         content = self._content(current_epoch=self.current_epoch)
@@ -341,7 +345,7 @@ class FinetuningTrainer(SettingsTrainer):
             self._boundary = copy.deepcopy(content) if self.device.type == "cpu" else content
 
     def keep(self) -> str:
-        """Save the last finished epoch; of an epoch nothing is saved in its middle."""
+        """Save the last finished epoch; an unfinished one starts again."""
         file = Path(self.output_folder) / LATEST
         if self.disable_checkpointing:
             return "nothing was saved (--disable_checkpointing)"
@@ -350,18 +354,17 @@ class FinetuningTrainer(SettingsTrainer):
         if self._boundary is not None:
             self.write_checkpoint(file, self._boundary)
             self._boundary = None
-        if (
-            not file.is_file()
-        ):  # a run that went on from the best checkpoint and has finished no epoch since
+        # A run that continued from the best checkpoint and has finished no epoch since.
+        if not file.is_file():
             return f"no epoch was finished since, {file.with_name(BEST).name} is unchanged"
         return f"{file} holds the training after epoch {self.current_epoch - 1}"
 
     def checkpoint_entries(self) -> dict[str, Any]:
-        """What else a checkpoint shall hold."""
+        """Return further entries of a checkpoint."""
         return {}
 
     def load_entries(self, checkpoint: dict[str, Any]) -> None:
-        """Take back `checkpoint_entries`."""
+        """Restore `checkpoint_entries`."""
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         if self.settings.final_validation:

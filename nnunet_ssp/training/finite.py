@@ -1,4 +1,4 @@
-"""Steps that are not finite: skipped on every rank, counted, and after a few of them the end of a training."""
+"""Steps that are not finite: every rank skips them, and too many of them end the training."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from nnunet_ssp.distributed import max_over_ranks
 
 MOST_IN_A_ROW = 5
-MOST_SHARE = 0.01  # of all steps so far; MOST_IN_A_ROW come on top
-LOOK_EVERY = 50  # steps on a GPU: to look at one is to wait for it
+MOST_SHARE = 0.01  # of all steps so far, in addition to MOST_IN_A_ROW
+LOOK_EVERY = 50  # steps on a GPU, where each look waits for the device
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Skipped:
     """A step that changed nothing.
 
     Attributes:
-        step: its number in the run, from 0.
-        cases: the cases of this rank's batch.
-        in_a_row: skipped steps up to this one without another between them.
-        total: skipped steps of the run.
-        steps: steps of the run.
+        step: Number of the step in the run, from 0.
+        cases: Cases of this rank's batch.
+        in_a_row: Number of consecutive skipped steps up to this one.
+        total: Number of skipped steps so far.
+        steps: Number of steps so far.
     """
 
     step: int
@@ -43,17 +43,17 @@ class Skipped:
 
 
 class StepGuard:
-    """Keeps an optimiser from steps with a loss or a gradient that is not finite.
+    """Skip optimiser steps whose loss or gradient is not finite.
 
-    Trained weights, momenta and buffers stay as they were; a momentum teacher moves on towards them. All ranks skip the
-    same steps. A step that fp16's scaler skips,
-    whose loss is finite, is its search for a scale and does not count, unless the scale has fallen below 1.
+    Trained weights, momenta and buffers stay as they were; a momentum teacher still moves towards them. All ranks skip
+    the same steps. A step with a finite loss that fp16's scaler skips is part of its search for a scale; it does not
+    count unless the scale has fallen below 1.
 
     Args:
-        module: Its buffers are restored after a skipped step.
-        optimizer: Takes the steps.
-        scaler: The loss scaler of fp16, or None.
-        device: Where the module is.
+        module: Module whose buffers are restored after a skipped step.
+        optimizer: Optimiser that takes the steps.
+        scaler: Loss scaler of fp16, or None.
+        device: Device of the module.
         tell: Called with each skipped step that counts; raises to end the training.
     """
 
@@ -72,7 +72,7 @@ class StepGuard:
         self.tell = tell
         self.look_every = LOOK_EVERY if device.type == "cuda" else 1
         self.in_a_row = self.total = self.steps = 0
-        self.skipped: list[int] = []  # those of the current epoch, numbers in the run
+        self.skipped: list[int] = []  # in the current epoch, numbered in the run
         self._pending: list[tuple[int, Callable[[], list[str]], Tensor]] = []
         self._buffers: list[Tensor] = []
         self._loss: Tensor | None = None
@@ -90,15 +90,15 @@ class StepGuard:
         self._loss = loss.detach().float().mean()
 
     def saw_norm(self, norm: Tensor) -> None:
-        """Take the norm of the gradients from before they were clipped, which makes 0 of one that overflows."""
+        """Take the norm of the gradients before clipping, which turns an overflowing norm into 0."""
         self._norm = norm.detach().float()
 
     def end(self, step: int, cases: Callable[[], list[str]]) -> None:
-        """Restore the buffers where the step was skipped, and count it.
+        """Count a step, and restore the buffers if it was skipped.
 
         Args:
-            step: its number in the run, from 0.
-            cases: names of the cases of its batch, asked for only when it was skipped.
+            step: Number of the step in the run, from 0.
+            cases: Returns the cases of its batch; called only if it was skipped.
         """
         if self._found is None:  # the scaler took no step
             lost = self._loss_is_lost()
@@ -128,12 +128,12 @@ class StepGuard:
                 self.in_a_row = 0
 
     def state_dict(self) -> dict[str, int]:
-        """The counters, for a checkpoint."""
+        """Return the counters for a checkpoint."""
         self.look()
         return {"in_a_row": self.in_a_row, "total": self.total, "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the counters of `state_dict`."""
         self.in_a_row, self.total, self.steps = (
             int(state[name]) for name in ("in_a_row", "total", "steps")
         )
@@ -144,7 +144,7 @@ class StepGuard:
         return (~self._loss.isfinite()).float()
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Skip the update that the optimiser is about to make; as all of its kind do, it may wait for no device."""
+        """Skip the coming update if it is not finite; fused optimisers are not made to wait for the device."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # Multiplies by exactly 1 where the gradients are finite.
         norm = nn.utils.clip_grad_norm_(parameters, math.inf).to(self.device)
@@ -155,23 +155,23 @@ class StepGuard:
         self._found = max_over_ranks(torch.stack([lost, bad]))
         bad = self._found[1]
         if all(group.get("fused") for group in optimizer.param_groups):
-            # It decides on the device, by the flag that the scaler uses.
+            # A fused optimiser decides on the device, by the flag that the scaler uses.
             update: Any = optimizer
             scaled = hasattr(optimizer, "grad_scale")
             update.found_inf = torch.maximum(update.found_inf, bad) if scaled else bad
         elif bad:
             for parameter in parameters:
-                parameter.grad = None  # an optimiser leaves such parameters alone
+                parameter.grad = None  # optimisers skip parameters without a gradient
 
 
 def first_not_finite(
     state: Any, but: Collection[str] = (), name: str = "", seen: set[int] | None = None
 ) -> str | None:
-    """Return the name of the first tensor in a nested state that holds a value that is not finite.
+    """Return the name of the first tensor in a nested state with a value that is not finite, or None.
 
     Args:
         state: Tensors in mappings and lists.
-        but: Names of parts that may hold such values, as `ssp_state.epoch.outputs`.
+        but: Names of parts that may hold such values, such as `ssp_state.epoch.outputs`.
         name: Name of the state, for the recursion.
         seen: Tensors looked at already, for the recursion.
     """

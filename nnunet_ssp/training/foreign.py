@@ -1,4 +1,4 @@
-"""Files that are taken for our checkpoints, told by the names in their pickles; nothing is unpickled for it."""
+"""Files that are mistaken for our checkpoints, recognised by the names in their pickles without unpickling."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import IO
 
 from nnunet_ssp.files.soundness import is_lfs_pointer
 
-OPCODES = 500_000  # read of a pickle, at most
-PICKLES = 4  # before torch 1.6 a file began with three others: magic number, protocol, machine
+OPCODES = 500_000  # read from one pickle at most
+PICKLES = 4  # before torch 1.6, three precede the content: magic number, protocol, machine
 LONGEST = 60  # characters of a name
 
-# Version 1 saved its checkpoint with these, and beside it a record FILE.pkl with those.
+# Names in a checkpoint of version 1, and in the record FILE.pkl beside it.
 VERSION_1 = {"epoch", "state_dict", "optimizer_state_dict", "plot_stuff"}
 VERSION_1_RECORD = {"init", "name", "class", "plans"}
 NNSSL = {"network_weights", "nnssl_adaptation_plan"}
 
 
 def name_foreign(file: Path) -> str:
-    """Say what a file is that other programs wrote and that is often taken for a checkpoint of nnU-Net version 2.
+    """Name the kind of a file that is often mistaken for a checkpoint of nnU-Net version 2.
 
     Returns:
-        What it is, in words; empty for every other file, also one of ours.
+        The kind in words; empty for all other files, ours included.
     """
     if is_lfs_pointer(file):
         return "a git-lfs pointer in place of the file: run git lfs pull"
@@ -46,12 +46,12 @@ def name_foreign(file: Path) -> str:
 
 
 def pickled_names(file: Path) -> set[str]:
-    """Return the short strings in the pickles of a file of torch's, of either format, or of pickle's.
+    """Return the short strings in the pickles of a file by torch, in either format, or by pickle.
 
-    The opcodes are listed, not run. A damaged file gives what was read until then.
+    The opcodes are listed, not run. A damaged file gives the strings before the damage.
     """
     names: set[str] = set()
-    with suppress(Exception):  # of pickletools, zipfile and zlib, whatever the content
+    with suppress(Exception):  # pickletools, zipfile and zlib raise many kinds
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
                 for member in archive.namelist():

@@ -1,4 +1,4 @@
-"""`nnunet-ssp inspect`: what a checkpoint holds, and whether it fits a dataset's plans."""
+"""`nnunet-ssp inspect`: the content of a checkpoint, and whether it fits a dataset's plans."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_ssp.network import is_alias, is_output_layer
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.training import transfer
 
-_NOTHING = "  nothing of persons or the house"
+_NOTHING = "  nothing about persons or the institution"
 
 
 def inspect(
@@ -27,25 +27,25 @@ def inspect(
     private: bool = False,
     strip: str | Path | None = None,
 ) -> int:
-    """Print a checkpoint's record and, for a dataset, a table of what would be loaded.
+    """Print a checkpoint's record and, for a dataset, a table of the tensors that would be loaded.
 
     Args:
-        checkpoint: the file.
-        dataset: id or name.
-        plans_name: the dataset's plans.
-        configuration: of these plans.
-        trust: run what the file, or the dataset's plans, ask for, see `checkpoints.load`.
-        private: only list what the file reveals about persons and the house.
-        strip: write a checkpoint without that to this file, which must not exist.
+        checkpoint: The file.
+        dataset: Id or name of the dataset.
+        plans_name: Name of the dataset's plans.
+        configuration: Name of a configuration of these plans.
+        trust: Whether to run code that the file or the dataset's plans ask for, see `checkpoints.load`.
+        private: Whether to list only what the file reveals about persons and the institution.
+        strip: New file for a checkpoint that does not reveal it; must not exist.
 
     Returns:
         1 when the checkpoint does not fit the dataset, holds NaN or infinity, or reveals what `strip` would remove;
         else 0.
 
     Raises:
-        FileExistsError: the file to write exists.
-        FileNotFoundError: no such checkpoint, dataset or plans.
-        ValueError: not a checkpoint of nnU-Net's form, or the plans have no such configuration.
+        FileExistsError: The file to write exists.
+        FileNotFoundError: The checkpoint, dataset or plans do not exist.
+        ValueError: The file is not a checkpoint of nnU-Net's form, or the plans have no such configuration.
     """
     if private or strip is not None:
         return reveal(Path(checkpoint), trust, None if strip is None else Path(strip))
@@ -65,10 +65,10 @@ def inspect(
 
 
 def reveal(file: Path, trust: bool, strip: Path | None) -> int:
-    """List what a checkpoint reveals about persons and the house; write one without, where a file is given.
+    """List what a checkpoint reveals about persons and the institution; write one without it, if `strip` is given.
 
     Returns:
-        1 when there is something to strip and it was not, else 0.
+        1 when there is something to strip that was not stripped, else 0.
     """
     if strip is not None and strip.exists():
         raise FileExistsError(f"{strip} exists already: choose another name for --strip.")
@@ -91,7 +91,7 @@ def _line(finding: privacy.Finding) -> str:
 
 
 def describe(pretrained: transfer.Pretrained) -> list[str]:
-    """Lines on what a checkpoint holds."""
+    """Return lines that describe the content of a checkpoint."""
     fresh = transfer.fresh_keys(pretrained.weights)
     names = [k for k in pretrained.weights if not is_alias(k) and not is_output_layer(k)]
     kept = [name for name in names if name not in fresh]
@@ -126,7 +126,7 @@ def describe(pretrained: transfer.Pretrained) -> list[str]:
 
 
 def _word(value: object) -> str:
-    """A setting's value as it is typed."""
+    """Return a setting's value as a user types it."""
     if value is None:
         return "none"
     return ("no", "yes")[value] if isinstance(value, bool) else str(value)
@@ -139,7 +139,7 @@ def compare_with_dataset(
     configuration: str,
     trust: bool = False,
 ) -> transfer.Comparison:
-    """Compare with the network that a dataset's plans describe."""
+    """Compare a checkpoint with the network that a dataset's plans describe."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -150,7 +150,7 @@ def compare_with_dataset(
         own = (pretrained.plans or {}).get("plans_name")
         way = f"run nnunet-ssp prepare {dataset} first"
         if isinstance(own, str) and is_plain(own) and (folder / f"{own}.json").is_file():
-            way = f"name the checkpoint's own plans, which are there, by -p {own}"
+            way = f"use the checkpoint's own plans, which this dataset has, with -p {own}"
         raise FileNotFoundError(f"{file} is missing: {way}.")
     content = read_plans(file, trust)
     configuration_of(content, configuration, str(file))
@@ -170,6 +170,6 @@ def compare_with_dataset(
     except Exception as error:  # whatever a network's constructor may raise
         reason = shown(" ".join(str(error).split()))
         raise ValueError(
-            f"{file}, configuration {configuration}: nnU-Net can build no network of it ({reason})."
+            f"{file}, configuration {configuration}: nnU-Net cannot build a network from it ({reason})."
         ) from error
     return transfer.compare(pretrained, network, plans.plans, manager.configuration)

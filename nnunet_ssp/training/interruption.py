@@ -1,6 +1,6 @@
-"""Signals that ask a training to end or to save: noted when they come, heeded between its steps.
+"""Signals that ask a training to end or to save: noted on arrival, heeded between steps.
 
-SIGTERM and SIGINT (Ctrl-C) end it with exit status 143 and 130; SIGUSR1, a scheduler's warning, saves and goes on.
+SIGTERM and SIGINT (Ctrl-C) end it with exit status 143 and 130. SIGUSR1, a scheduler's warning, only saves.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ import torch
 from nnunet_ssp.distributed import max_over_ranks, world_size
 from nnunet_ssp.signals import ENDS, SAVES, woken_by_signals
 
-GRACE = 25.0  # seconds for the step that runs; a scheduler kills after 30
-BETWEEN_AGREEMENTS = 2.0  # seconds that ranks train without asking each other
+GRACE = 25.0  # seconds for the current step; a scheduler kills after 30
+BETWEEN_AGREEMENTS = 2.0  # seconds between exchanges among ranks
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 _installed: list[Interruption] = []  # those that are active in this process
 
 
 class Interruption:
-    """Notes signals while its block runs, in the main thread of a process; elsewhere it does nothing.
+    """Note signals while its block runs in the main thread of a process; do nothing in other threads.
 
-    Nothing is written or saved in a handler. The caller asks between steps. Where the step does not end in time, as
-    where another rank has gone, the process ends all the same.
+    No handler writes or saves anything: the caller asks between steps. If a step does not end in time, for example
+    because another rank has ended, the process ends without it.
 
     Args:
-        stuck: Returns the line to say in that case.
-        device: Where ranks exchange what they know.
+        stuck: Returns the line to print in that case.
+        device: Device on which ranks exchange their signals.
     """
 
     def __init__(self, stuck: Callable[[], str], device: torch.device) -> None:
-        self.number = 0  # the signal that ends the training, once it came
+        # The signal that ends the training, 0 before it comes.
+        self.number = 0
         self._stuck = stuck
         self._device = device
         self._saves = False
@@ -52,7 +53,7 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (*ENDS, SAVES):
                 if number is None or signal.getsignal(number) in (signal.SIG_IGN, None):
-                    continue  # as below nohup
+                    continue  # as under nohup
                 self._stack.callback(signal.signal, number, signal.getsignal(number))
                 signal.signal(number, self._note)
             self._stack.enter_context(woken_by_signals(self._end_if_stuck))
@@ -76,10 +77,10 @@ class Interruption:
             os._exit(128 + number)
 
     def asked(self, now: bool = False) -> int:
-        """Return the signal to heed, 0 for none; the same on all ranks, which must ask equally often.
+        """Return the signal to heed, 0 for none, the same on all ranks; these must ask equally often.
 
         Args:
-            now: The ranks exchange what they know in this call, not only now and then.
+            now: Whether the ranks exchange their signals in this call in any case.
         """
         saves = int(SAVES) if SAVES is not None and self._saves else 0
         found = self.number or saves
@@ -92,7 +93,7 @@ class Interruption:
             mine = torch.tensor([order.index(found), seconds], device=self._device)
             urgency, seconds = max_over_ranks(mine).tolist()
             found = order[round(urgency)]
-            # At most doubled: the steps before may have been shorter than those to come.
+            # At most doubled: steps to come may be longer.
             self._next = max(
                 1, min(50, 2 * self._next, int(BETWEEN_AGREEMENTS / max(seconds, 1e-3)))
             )
@@ -106,7 +107,7 @@ class Interruption:
 
 
 def _in_forked_worker() -> None:
-    """Make a worker of a training end with SIGTERM, or with its parent, and leave all else to the parent."""
+    """Make a worker of a training end on SIGTERM or with its parent, and leave other signals to the parent."""
     if not _installed:
         return
     _installed.clear()

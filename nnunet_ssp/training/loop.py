@@ -1,4 +1,4 @@
-"""nnU-Net's training loop, made safe: signals, full disks, values that are not finite, a folder of one's own."""
+"""nnU-Net's training loop, made safe against signals, full disks, non-finite values and a second training."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ LATEST, BEST, FINAL = (f"checkpoint_{name}.pth" for name in ("latest", "best", "
 
 
 class LoopTrainer(nnUNetTrainer):
-    """An `nnUNetTrainer` whose training can end at any step and loses nothing by it.
+    """An `nnUNetTrainer` whose training can end between any two steps without loss.
 
     Attributes:
-        settings: What this run uses.
+        settings: Settings of this run.
         early_stopping: Follows the validation loss.
-        weights_from: What filled the network: a file, or `scratch`.
+        weights_from: Source of the initial weights: a file, or `scratch`.
         outputs: Outputs of the steps of the current epoch.
     """
 
@@ -48,7 +48,7 @@ class LoopTrainer(nnUNetTrainer):
     interruption: Interruption
     outputs: list[Any]
 
-    # What nnU-Net's constructor sets and we use.
+    # Set by nnU-Net's constructor.
     fold: int | str
     current_epoch: int
     num_iterations_per_epoch: int
@@ -64,7 +64,7 @@ class LoopTrainer(nnUNetTrainer):
 
     @property
     def dataset(self) -> str:
-        """The dataset as people type it: 114 for Dataset114_MNMs."""
+        """The dataset's id without leading zeros: 114 for Dataset114_MNMs."""
         return str(int(self.plans_manager.dataset_name[7:10]))
 
     @property
@@ -77,24 +77,24 @@ class LoopTrainer(nnUNetTrainer):
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """Remove the run's folders when it is refused, if nothing else is in them than the log it began."""
+        """Remove the folders of a refused run if they hold nothing but its log."""
         try:
             yield
         except (ValueError, OSError):
             folder = Path(self.output_folder)
             if self.local_rank == 0 and set(folder.glob("*")) <= {Path(self.log_file)}:
                 Path(self.log_file).unlink(missing_ok=True)
-                with suppress(OSError):  # until one that is not empty
+                with suppress(OSError):  # stops at the first that is not empty
                     for made in (folder, *folder.parents[:2]):
                         made.rmdir()
             raise
 
     @contextmanager
     def _folder_lock(self) -> Iterator[None]:
-        """One training at a time in the fold's folder; rank 0 takes the lock for all ranks.
+        """Allow one training at a time in the fold's folder; rank 0 takes the lock for all ranks.
 
         Raises:
-            RuntimeError: another process trains there; on every rank.
+            RuntimeError: Another process trains there; raised on every rank.
         """
         with ExitStack() as lock:
             refusal = [""]
@@ -110,10 +110,10 @@ class LoopTrainer(nnUNetTrainer):
             yield
 
     def run_training(self) -> None:
-        """nnU-Net's loop, which can end early, skips what is not finite and heeds signals between steps.
+        """Run nnU-Net's loop; end early, skip steps that are not finite and heed signals between steps.
 
         Raises:
-            SystemExit: A signal, a full disk, too many steps that are not finite; says what to do.
+            SystemExit: A signal came, the disk is full, or too many steps are not finite; says what to do.
         """
         with self._refusing(), self._ending_in_words(), self._folder_lock():
             self.on_train_start()
@@ -125,7 +125,7 @@ class LoopTrainer(nnUNetTrainer):
                 self._end_by_signal(f"the training is finished, {FINAL} is saved")
 
     def _run_epoch(self) -> None:
-        """One epoch, from its start or from where a signal has stopped it."""
+        """Run one epoch from its start, or from where a signal stopped it."""
         self._check_folder()
         self._heed_signals()
         self.on_epoch_start()
@@ -160,24 +160,24 @@ class LoopTrainer(nnUNetTrainer):
         self.on_epoch_end()
 
     def batch_cases(self, step: int, batch: Any) -> Callable[[], list[str]]:
-        """Names of the cases of a batch, to be called when they are needed.
+        """Return a function that names the cases of a batch.
 
         Args:
-            step: its number in the run, from 0.
-            batch: what the step trains on.
+            step: Number of the step in the run, from 0.
+            batch: What the step trains on.
         """
         return lambda: []
 
     @contextmanager
     def _ending_in_words(self) -> Iterator[None]:
-        """Note signals; turn the errors of a disk and of other ranks into a line; end all workers."""
+        """Note signals, turn errors of the disk and of other ranks into one line, and end all workers."""
         self.interruption = Interruption(self._stuck, self.device)
         try:
             with self.interruption, ending_with_other_ranks(self.last_good):
                 try:
                     yield
                 except RuntimeError as error:
-                    # A signal to the whole process group ends nnU-Net's workers, too.
+                    # A signal to the whole process group also ends nnU-Net's workers.
                     if isinstance(error, Stopped) or not self._asked_to_end():
                         raise
                     self._end_by_signal(self.keep())
@@ -203,7 +203,7 @@ class LoopTrainer(nnUNetTrainer):
     # -- signals -------------------------------------------------------------------------------
 
     def _heed_signals(self) -> None:
-        """Between two steps: save, and end, when a signal has asked for it."""
+        """Save, and end, if a signal asked for it; called between two steps."""
         number = self.interruption.asked()
         if number in ENDS:
             self._end_by_signal(self.keep())
@@ -224,24 +224,24 @@ class LoopTrainer(nnUNetTrainer):
                 line = f"{name}: {said}; start again with the same command, without --c"
             self.print_to_log_file(line)
         if world_size() > 1:
-            dist.barrier()  # the launcher ends all when the first has ended: not before rank 0 has saved
+            dist.barrier()  # the launcher ends all ranks with the first, and rank 0 has to save
             dist.destroy_process_group()
         raise SystemExit(128 + number)
 
     def keep(self) -> str:
-        """Save what a run with --c needs to go on, between two steps; returns what was saved, in words."""
+        """Save between two steps what --c needs to continue; return in words what was saved."""
         raise NotImplementedError
 
     def _stuck(self) -> str:
-        """The line of a process that a signal ends although its step does not."""
-        others = ", as if another rank had gone" if world_size() > 1 else ""
+        """Return the last line of a process that a signal ends within a step that does not finish."""
+        others = ", perhaps because another rank has ended" if world_size() > 1 else ""
         return (
-            f"The step that runs did not end within {GRACE:.0f} s after the signal{others}: the training ends without "
+            f"The current step did not end within {GRACE:.0f} s after the signal{others}: the training ends without "
             f"saving; {self.last_good()}"
         )
 
     def command(self, *more: str, trainer: str = "") -> str:
-        """Return nnU-Net's command of this run, with more words, or of another trainer on the same data."""
+        """Return nnU-Net's command for this run, with more words, or for another trainer on the same data."""
         plans, ranks = self.plans_manager.plans_name, 1 if trainer else world_size()
         words = ["nnUNetv2_train", self.dataset, self.configuration_name, str(self.fold)]
         words += ["-p", plans] if plans != "nnUNetPlans" else []
@@ -251,7 +251,7 @@ class LoopTrainer(nnUNetTrainer):
         return shlex.join([*words, *more])
 
     def last_good(self) -> str:
-        """The newest checkpoint to go on from, and how; none of ours holds a value that is not finite."""
+        """Return the newest checkpoint and how to continue from it, in words; all its values are finite."""
         files = [Path(self.output_folder) / name for name in (LATEST, BEST)]
         saved = [file for file in files if file.is_file()]
         if not saved:
@@ -259,16 +259,16 @@ class LoopTrainer(nnUNetTrainer):
         newest = max(saved, key=os.path.getmtime)
         return f"last good checkpoint {newest}; continue with --c: {self.command('--c')}"
 
-    # -- what is not finite --------------------------------------------------------------------
+    # -- non-finite values --------------------------------------------------------------------
 
     def _skipped(self, step: Skipped) -> None:
-        """Say that a step was skipped, or end when there were too many."""
+        """Log that a step was skipped, or end the training after too many."""
         where = self._named(step.step, step.cases)
         counted = f"{step.in_a_row} in a row, {step.total} of {step.steps} steps in all"
         if step.too_many:
-            self._stop_not_finite(f"loss or gradient are not finite in {where}; {counted}")
+            self._stop_not_finite(f"loss or gradient is not finite in {where}; {counted}")
         self.print_to_log_file(
-            f"WARNING: loss or gradient are not finite, skipped {where}; {counted}."
+            f"WARNING: loss or gradient is not finite, skipped {where}; {counted}."
         )
 
     def _named(self, step: int, cases: list[str]) -> str:
@@ -290,7 +290,7 @@ class LoopTrainer(nnUNetTrainer):
         )
 
     def _finite_validation(self, outputs: list[Any]) -> list[Any]:
-        """The outputs of the validation's batches without those whose loss is not finite on any rank."""
+        """Return the outputs of the validation batches whose loss is finite on every rank."""
         losses = [torch.as_tensor(o["loss"], dtype=torch.float32).mean() for o in outputs]
         lost = max_over_ranks((~torch.stack(losses).to(self.device).isfinite()).float()).tolist()
         kept = [output for output, is_lost in zip(outputs, lost, strict=True) if not is_lost]
@@ -312,7 +312,7 @@ class LoopTrainer(nnUNetTrainer):
             raise ValueError(f"{self.weights_from}: {lost} must be finite in all its values.")
 
     def _stops_early(self) -> bool:
-        """Whether to stop, as rank 0 sees it."""
+        """Whether to stop; rank 0 decides for all."""
         decision = [self.early_stopping.should_stop]
         if self.is_ddp:
             dist.broadcast_object_list(decision)
@@ -324,8 +324,8 @@ class LoopTrainer(nnUNetTrainer):
         return decision[0]
 
     def _check_folder(self) -> None:
-        """Stop when the results' folder has gone; who writes would make it anew, and leave the rest behind."""
+        """Stop if the results' folder no longer exists; writing would create a new one without the earlier files."""
         if self.local_rank == 0 and not Path(self.output_folder).is_dir():
             raise Stopped(
-                f"{self.output_folder} has gone: nothing of this training can be saved. Bring it back, or start again."
+                f"{self.output_folder} no longer exists, so this training cannot be saved. Restore it, or start again."
             )

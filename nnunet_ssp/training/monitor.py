@@ -1,4 +1,4 @@
-"""What a user sees while it trains: curves, reconstructions, and whether the whole network learns."""
+"""Monitoring of a training: curves, reconstructions, and whether every part of the network learns."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from nnunet_ssp.network import parts
 
 
 class StageChange:
-    """How far the weights of each stage have turned away from their initial values.
+    """Measure how far the weights of each stage have turned away from their initial values.
 
     The change of a stage is the sine of the angle between its convolution weights now and at the start: 0 when they
-    have not moved or have only shrunk under weight decay, 1 when nothing of the initial direction is left. The plain
-    norm of the difference cannot tell decay from learning.
+    have not moved or have only shrunk under weight decay, 1 when nothing of the initial direction is left. The norm of
+    the difference cannot distinguish decay from learning.
 
     Args:
-        network: the planned network, before its first step; parts that are not trained are left out.
+        network: The planned network, before its first step; parts that are not trained are left out.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -38,7 +38,7 @@ class StageChange:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Change of each stage, in the order data flows: encoder 1 ... n, decoder n-1 ... 1."""
+        """Return the change of each stage in the order data flows: encoder 1 ... n, decoder n-1 ... 1."""
         change = {}
         for part, group in self.weights.items():
             now = torch.cat([w.detach().cpu().float().flatten() for w in group]).double()
@@ -49,7 +49,7 @@ class StageChange:
 
 
 def describe_change(change: Mapping[str, float]) -> str:
-    """One line: ``encoder 0.12 0.08 ... | decoder 0.05 ...``, first to last."""
+    """Return one line: `encoder 0.12 0.08 ... | decoder 0.05 ...`, first to last."""
     sides = {
         side: " ".join(f"{v:.3f}" for part, v in change.items() if part.startswith(side))
         for side in ("encoder", "decoder")
@@ -58,9 +58,9 @@ def describe_change(change: Mapping[str, float]) -> str:
 
 
 def write_curves(file: Path, logging: Mapping[str, Sequence[Any]]) -> None:
-    """Write `monitor.csv`: one row per finished epoch, one column per curve; values that are absent or nan stay empty.
+    """Write `monitor.csv`: one row per finished epoch, one column per curve; absent values and NaN stay empty.
 
-    The file is written anew each time, so a resumed run cannot leave rows of an abandoned one.
+    Each call rewrites the whole file, so a resumed run cannot leave rows of an abandoned one.
     """
     columns = [
         key for key, values in logging.items() if values and isinstance(values[0], int | float)
@@ -79,17 +79,18 @@ def write_curves(file: Path, logging: Mapping[str, Sequence[Any]]) -> None:
 def learning_curve(
     dice: Sequence[float], losses: Sequence[float], steps_per_epoch: int
 ) -> dict[str, list[float]]:
-    """How fast a fine-tuning learns, for `write_curves`.
+    """Return how fast a fine-tuning learns, for `write_curves`.
 
     Args:
         dice: nnU-Net's mean pseudo Dice of each epoch.
-        losses: its validation loss.
-        steps_per_epoch: optimiser steps.
+        losses: Validation loss of each epoch.
+        steps_per_epoch: Optimiser steps of an epoch.
 
     Returns:
-        ``step``, ``pseudo_dice``, ``val_loss``, and for both the area under the curve up to that step divided by the
-        steps, which is its mean so far (the measure of convergence of Kalapos and Gyires-Toth, arXiv 2209.00314):
-        runs of equal length compare by their last row. Epochs whose Dice is not a number do not count in it.
+        `step`, `pseudo_dice` and `val_loss`. For the last two also the area under the curve up to that step, divided
+        by the steps, which is the mean so far. This is the measure of convergence of Kalapos and Gyires-Tóth
+        (https://arxiv.org/abs/2209.00314); the last rows of runs of equal length compare. Epochs without a finite
+        value are left out.
     """
     curve: dict[str, list[float]] = {
         "step": [steps_per_epoch * (epoch + 1) for epoch in range(len(dice))]
@@ -109,10 +110,10 @@ class Panel:
     """One panel of `plot_progress`.
 
     Attributes:
-        label: of the vertical axis.
-        curves: label of each key that is drawn.
-        reference: a horizontal line, (value, label).
-        styles: line style of each curve, as arguments of matplotlib's ``plot``.
+        label: Label of the vertical axis.
+        curves: Label of each key to draw.
+        reference: Value and label of a horizontal line.
+        styles: Line style of each curve, as arguments of matplotlib's `plot`.
     """
 
     label: str
@@ -122,7 +123,7 @@ class Panel:
 
 
 def stage_panel(stages: Sequence[str]) -> Panel:
-    """The curves of `StageChange`: one colour per resolution, the decoder dashed."""
+    """Return the panel of `StageChange`: one colour per resolution, the decoder dashed."""
     from matplotlib import colormaps
 
     levels = [int(stage.split()[1]) if stage.split()[-1].isdigit() else 0 for stage in stages]
@@ -141,12 +142,12 @@ def stage_panel(stages: Sequence[str]) -> Panel:
 def plot_progress(
     file: Path, logging: Mapping[str, Sequence[Any]], panels: Sequence[Panel]
 ) -> None:
-    """Draw curves over epochs, one panel below the other, in two columns when there are many.
+    """Draw curves over epochs, one panel below the other; many panels take two columns.
 
     Args:
-        file: the picture to write.
-        logging: values per epoch by key.
-        panels: what to draw.
+        file: The picture to write.
+        logging: Values per epoch by key.
+        panels: What to draw.
     """
     from matplotlib.figure import Figure
 
@@ -181,12 +182,12 @@ def plot_progress(
 
 
 def plot_images(file: Path, columns: Mapping[str, Tensor], title: str) -> None:
-    """Draw a table of images: one row per slice, one column per kind; the first channel, one grey scale per row.
+    """Draw the first channel of images as a table: one row per slice, one column per kind.
 
     Args:
-        file: the picture to write.
-        columns: (B, C, X, Y) by title; the first one sets the grey scale of its row.
-        title: of the picture.
+        file: The picture to write.
+        columns: (B, C, X, Y) by title; the first column sets the grey scale of each row.
+        title: Title of the picture.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Optimisers of pretraining, fused where torch has that: no step then waits for the device to see fp16 overflow."""
+"""Optimisers of pretraining, fused where torch can: a fused step does not wait for the device's fp16 overflow."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nnunet_ssp.settings import PretrainingSettings
 def make_optimizer(
     groups: list[dict[str, Any]], settings: PretrainingSettings
 ) -> torch.optim.Optimizer:
-    """Build the optimiser that the settings name; the method sets the learning rate of each step.
+    """Build the optimiser that the settings name; the method gives the learning rate of each step.
 
     Args:
         groups: Parameter groups in torch's form, see `Method.parameter_groups`.
-        settings: Give optimiser, first learning rate, momentum or betas, and weight decay.
+        settings: Optimiser, first learning rate, momentum or betas, and weight decay.
     """
     s, decay = settings, settings.weight_decay
     if s.optimizer in ("adam", "adamw"):
@@ -26,7 +26,7 @@ def make_optimizer(
     if s.optimizer == "lars":
         from timm.optim import Lars
 
-        # Groups without weight decay are not adapted, either. Trust as in Kalapos and Gyires-Tóth's solo-learn.
+        # LARS also does not adapt groups without weight decay. Trust as in Kalapos and Gyires-Tóth's solo-learn.
         trust = {"trust_coeff": 0.02, "trust_clip": True}
         lars: torch.optim.Optimizer = Lars(
             groups, s.initial_lr, weight_decay=decay, **momentum, **trust
@@ -38,10 +38,10 @@ def make_optimizer(
 
 
 def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter of an SGD without a momentum one of 0, which is what plain SGD begins with.
+    """Give every parameter of an SGD that lacks a momentum one of 0, with which plain SGD begins.
 
-    Torch's fused step would take memory as it finds it, and leave it so when the first gradients of fp16 overflow; and
-    it wants all momenta of a group or none, which parameters that are frozen at first do not have.
+    Torch's fused step would use uninitialised memory if the first gradients of fp16 overflow. It also needs the momenta
+    of all parameters of a group or of none, and parameters that are frozen at first have none.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return

@@ -1,4 +1,4 @@
-"""Precision that a pretraining computes in."""
+"""Numerical precision of pretraining."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def choose_precision(
 
     Args:
         asked: `auto`, `fp32`, `bf16` or `fp16`.
-        half: What `auto` takes on CUDA, see `Method.half_precision`.
-        device: Where the network is.
+        half: Type that `auto` takes on CUDA, see `Method.half_precision`.
+        device: Device of the network.
 
     Raises:
-        ValueError: fp16 away from CUDA, where gradients are not scaled.
+        ValueError: `fp16` was asked for on another device than CUDA, where gradients are not scaled.
     """
     if asked == "auto" and device.type == "cuda":
-        # Cards without bf16 would emulate it, slowly.
+        # GPUs without bf16 would emulate it slowly.
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         asked = half if native else "fp16"
     if asked == "fp16" and device.type != "cuda":

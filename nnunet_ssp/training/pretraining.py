@@ -49,7 +49,7 @@ from nnunet_ssp.training.resuming import pack_steps, random_state, take_back, un
 
 
 class PretrainingTrainer(SettingsTrainer):
-    """Wraps the planned network in a method and trains it on every slice that the fold may see.
+    """Wrap the planned network in a method and train it on every slice that the fold may see.
 
     A subclass names the method. Nothing else differs between methods: they share this `train_step`.
     """
@@ -78,15 +78,17 @@ class PretrainingTrainer(SettingsTrainer):
         self.batches: Batches
         self.progress: Progress
         self.best_loss = float("inf")
-        self._probed_untrained = float("nan")  # of a run that goes on
-        self._resumed: tuple[dict[str, int], set[str]] | None = None  # counts and subjects before
-        # What the steps before left in the epoch in which the run stopped, until that epoch goes on.
+        # The probe's Dice before training, for a resumed run.
+        self._probed_untrained = float("nan")
+        # Counts and subjects of the run that is resumed.
+        self._resumed: tuple[dict[str, int], set[str]] | None = None
+        # What the interrupted epoch's finished steps left, until that epoch goes on.
         self._unfinished: dict[str, Any] = {}
         logging = self.logger.local_logger.my_fantastic_logging
         for keys in logged_curves(self.method_class).values():
             logging.update({key: [] for key in keys})
         logging["images_per_second"] = []
-        if getattr(self.settings, "probe", False):  # of methods whose encoder alone is trained
+        if getattr(self.settings, "probe", False):  # methods that train the encoder alone
             logging[PROBE] = []
 
     # -- building ------------------------------------------------------------------------------
@@ -94,8 +96,8 @@ class PretrainingTrainer(SettingsTrainer):
     def build(self) -> None:
         """Build network, method and optimiser.
 
-        Not nnU-Net's: it would compile the whole wrapper, turn heads' BatchNorm into SyncBatchNorm and infer the
-        dataset class from a folder that pretraining does not read.
+        This replaces nnU-Net's own, which would compile the whole wrapper and turn the heads' BatchNorm into
+        SyncBatchNorm. It would also infer the dataset class from a folder that pretraining does not read.
         """
         if self.was_initialized:
             raise RuntimeError("initialize was called twice.")
@@ -137,19 +139,19 @@ class PretrainingTrainer(SettingsTrainer):
         self.logger.update_config({"hparas": asdict(self.settings)})
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
-        """Return the method's optimiser; the method says the learning rate of each step."""
+        """Return the method's optimiser; the method gives the learning rate of each step."""
         return make_optimizer(self.method.parameter_groups(), self.settings), None
 
     # -- data ----------------------------------------------------------------------------------
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Cases to train on, labelled or not, and those that only give the validation loss.
+        """Return the cases to train on, labelled or not, and those that only give the validation loss.
 
-        Training: every case of the slice store but those of subjects with a case in the fold's validation list.
-        Test subjects must not be in the store at all.
+        Training takes every case of the slice store except those of subjects that the fold validates on. Test subjects
+        must not be in the store at all.
 
         Raises:
-            ValueError: a test subject in the slice store, a case missing in `cases.csv`, or a fold out of range.
+            ValueError: A test subject in the slice store, a case missing in `cases.csv`, or a fold out of range.
         """
         _, index = read_index(self.store_folder)
         cases, pattern = self.cases, self.settings.subject_pattern
@@ -179,7 +181,7 @@ class PretrainingTrainer(SettingsTrainer):
         return store_folder(base, self.configuration_manager.data_identifier)
 
     def _ensure_store(self) -> None:
-        """Check that these plans made the slice store; for a plain nnU-Net dataset, build it or bring it up to date."""
+        """Check that these plans made the slice store; for a plain nnU-Net dataset, build or update it first."""
         preprocessing = preprocessing_of(
             self.plans_manager.plans, self.configuration_manager.configuration
         )
@@ -193,13 +195,13 @@ class PretrainingTrainer(SettingsTrainer):
                         f"Built the slice store {self.store_folder} from {folder}"
                     )
                 if isinstance(self.fold, int):
-                    self.folds()  # nnU-Net writes them where there are none
+                    self.folds()  # nnU-Net writes missing ones
         if self.is_ddp:
             dist.barrier()
         require_preprocessing(self.store_folder, preprocessing)
 
     def get_dataloaders(self) -> tuple[Iterator[Batch], Iterator[Batch]]:
-        """Return the batches from the current step on, and the fixed validation batches, round and round."""
+        """Return the batches from the current step on, and the fixed validation batches in an endless cycle."""
         self._ensure_store()
         train, val = self.do_split()
         bases = {name: case.base for name, case in self.cases.items()}
@@ -292,7 +294,7 @@ class PretrainingTrainer(SettingsTrainer):
         self._unfinished = {}
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """One step; the results stay on the device until the epoch ends."""
+        """Take one step; the results stay on the device until the epoch ends."""
         lr = self.method.learning_rate(self._step, self.num_iterations_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -357,7 +359,7 @@ class PretrainingTrainer(SettingsTrainer):
         return means["loss"], self.method.summarise(means)
 
     def on_epoch_end(self) -> None:
-        """Log, save, draw: nnU-Net's own asks for a Dice that pretraining does not have."""
+        """Log, save and draw; nnU-Net's own asks for a Dice, which pretraining does not have."""
         epoch = self.current_epoch
         self.logger.log("epoch_end_timestamps", time.time(), epoch)
         loss = float(self.logger.get_value("val_losses", step=-1))
@@ -396,7 +398,7 @@ class PretrainingTrainer(SettingsTrainer):
         }
 
     def save_checkpoint(self, filename: str) -> None:
-        """The whole planned network under nnU-Net's names, and in ``ssp_state`` what only a resumed run needs."""
+        """Save the planned network under nnU-Net's names, and in `ssp_state` what only a resumed run needs."""
         if self.local_rank == 0:
             self.write_checkpoint(filename, self._content({}))
 
@@ -414,22 +416,22 @@ class PretrainingTrainer(SettingsTrainer):
         return self.checkpoint(weights, ssp_state=state, **entries)
 
     def keep(self) -> str:
-        """Save the run between two steps, exactly; the epoch's steps so far are saved with it."""
+        """Save the exact state between two steps, with what the epoch's steps so far have left."""
         if self.disable_checkpointing:
             return "nothing was saved (--disable_checkpointing)"
         file = Path(self.output_folder) / LATEST
         epoch, steps = self.current_epoch, len(self.outputs)
         if self.local_rank == 0:
             content = self._content({"epoch": self._epoch_state()}, current_epoch=epoch)
-            # Of an epoch that has not ended, all is logged again.
+            # The resumed run logs the unfinished epoch again.
             content["logging"] = {k: curve[:epoch] for k, curve in content["logging"].items()}
             self.write_checkpoint(file, content)
         n = self.num_iterations_per_epoch
         return f"{file} holds the training after step {steps} of {n} of epoch {epoch}"
 
     def _epoch_state(self) -> dict[str, Any]:
-        """Return what the steps of the current epoch have left for its end."""
-        if self._unfinished:  # a signal came before the first step of a run that goes on
+        """Return what the steps of the current epoch leave for its end."""
+        if self._unfinished:  # a signal came before the first step of a resumed run
             return self._unfinished
         self.guard.look()
         seconds = time.perf_counter() - self._epoch_started if self.outputs else 0.0
@@ -437,10 +439,10 @@ class PretrainingTrainer(SettingsTrainer):
 
     @refuses_other_content
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Go on exactly where the checkpoint was written.
+        """Continue exactly where the checkpoint was written.
 
         Raises:
-            ValueError: the settings differ from the checkpoint's.
+            ValueError: The settings differ from the checkpoint's.
         """
         if not self.was_initialized:
             self.initialize()
@@ -451,7 +453,7 @@ class PretrainingTrainer(SettingsTrainer):
         self.early_stopping.load_state_dict(checkpoint["ssp_early_stopping"])
         if "ssp_skipped" in checkpoint:
             self.guard.load_state_dict(checkpoint["ssp_skipped"])
-        if "epoch" in state:  # saved in the middle of one
+        if "epoch" in state:  # saved within an epoch
             self._unfinished = state["epoch"]
             self.outputs = unpack_steps(self._unfinished["outputs"], self.device)
             self.guard.skipped = list(self._unfinished["skipped"])
@@ -463,7 +465,7 @@ class PretrainingTrainer(SettingsTrainer):
         self._resumed = ssp["counts"], privacy.hashed_subjects(ssp["subjects"])
 
     def _check_resumed_data(self) -> None:
-        """Refuse to go on with other data than before."""
+        """Refuse to continue with other data than before."""
         if self._resumed is None:
             return
         now = self.record()
@@ -476,13 +478,13 @@ class PretrainingTrainer(SettingsTrainer):
     # -- what pretraining does not do ------------------------------------------------------------
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """The method decides which outputs the decoder gives."""
+        """Do nothing: the method decides which outputs the decoder gives."""
 
     def plot_network_architecture(self) -> None:
-        """Nothing to add to the plans."""
+        """Do nothing: the plans describe the architecture."""
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """There is no segmentation to validate; print what to run next."""
+        """Print what to run next: there is no segmentation to validate."""
         self.repeat_warnings()
         if self.disable_checkpointing:
             self.print_to_log_file("Pretraining done; nothing was saved (--disable_checkpointing).")

@@ -1,8 +1,8 @@
-"""Does an encoder's representation carry anatomy? A linear segmentation probe, cheap enough for every few epochs.
+"""Linear segmentation probe of an encoder: whether its features carry anatomy, cheap enough for every few epochs.
 
 Encoder-only pretraining has no output to look at, and its loss says little about segmentation. The probe fits one
-linear layer in closed form from the encoder's feature maps to the labels of a few slices and gives the Dice of the
-slices of other subjects. Nothing of this reaches the encoder: no gradient is taken and no statistics move.
+linear layer in closed form from the encoder's feature maps to the labels of a few slices. Its score is the Dice on
+slices of other subjects. The encoder does not change: no gradient is taken and no statistics are updated.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from nnunet_ssp.slices.store import PREPROCESSED
 
 T = TypeVar("T")
 
-STAGE = 2  # from 0: the resolution of the regression, a quarter of the patch in most plans
+STAGE = 2  # from 0; gives the resolution of the regression, a quarter of the patch in most plans
 CHUNK = 4  # slices per forward
 RIDGE = 1e-3  # of the mean variance of the standardised features
-CONSTANT = 1e-5  # of its mean: a feature that varies by less varies by rounding alone
-# A pixel weighs its class's share of all pixels to the power of -BALANCE. Unweighted (0), background outweighs small
-# structures and the argmax hardly finds them; with equal classes (1) they spill over their edges.
+CONSTANT = 1e-5  # of a feature's mean; smaller standard deviations are rounding errors
+# The weight of a pixel is its class's share of all pixels to the power of -BALANCE. With 0, background outweighs small
+# structures and the argmax hardly finds them; with 1, these spill over their edges.
 BALANCE = 0.5
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -39,10 +39,10 @@ class ProbeData:
 
     Attributes:
         images: (n, C, X, Y) float32, preprocessed.
-        labels: (n, X, Y) int64: 0 is background, i the i-th of the labels asked for.
-        fit: (n,) bool: which slices to fit on.
-        cases: name of each slice's case.
-        by_subject: whether no subject is on both sides; False when there is only one, whose slices alternate.
+        labels: (n, X, Y) int64; 0 is background, i the i-th requested label.
+        fit: (n,) bool; True for slices to fit on.
+        cases: Name of each slice's case.
+        by_subject: Whether no subject is on both sides; False for a single subject, whose slices alternate.
     """
 
     images: Tensor
@@ -61,22 +61,21 @@ def labelled_slices(
 ) -> ProbeData | None:
     """Pick slices with foreground, evenly over subjects, then over cases, then along the stack.
 
-    The same arguments give the same slices. Each is cropped or padded with 0 about its centre, and it is the part
-    within the patch that must have foreground. At most ``4 n`` cases are read; few more than ``n`` where most cases
-    have foreground.
+    The same arguments give the same slices. Each is cropped or padded with 0 about its centre, and must have foreground
+    within the patch. At most `4 n` cases are read, and few more than `n` if most have foreground.
 
     Args:
         folder: nnU-Net's `<data_identifier>` folder.
-        cases: subject of each labelled case, all of them of the training side of the fold.
+        cases: Subject of each labelled case on the training side of the fold.
         patch_size: (X, Y) in pixels.
-        labels: values of the foreground classes; every other value, -1 too, is background.
-        n: how many slices to pick at most.
+        labels: Values of the foreground classes; every other value, including -1, is background.
+        n: Largest number of slices.
 
     Returns:
         The slices, sorted by subject, case and position; None when fewer than two have foreground.
 
     Raises:
-        ValueError: ``n`` below 2, labels that are not positive or occur twice, or a case that cannot be read.
+        ValueError: `n` is below 2, labels are not positive or occur twice, or a case cannot be read.
     """
     if n < 2:
         raise ValueError(f"`n` (={n}) must be at least 2: one slice to fit on and one to score on.")
@@ -125,11 +124,11 @@ def labelled_slices(
 
 
 def _read(dataset: Any, folder: Path, case: str, which: int, position: int | None = None) -> Tensor:
-    """Image (``which`` 0) or mask (1) of a case: (C, S, X, Y), or (C, X, Y) of one slice."""
+    """Return image (`which` 0) or mask (1) of a case: (C, S, X, Y), or (C, X, Y) of one slice."""
     try:
         array = dataset.load_case(case)[which]
         return torch.from_numpy(np.array(array[:] if position is None else array[:, position]))
-    except Exception as error:  # blosc2, numpy and pickle each have their own
+    except Exception as error:  # blosc2, numpy and pickle raise many kinds
         raise ValueError(f"{folder / case}: cannot be read ({error}).") from error
 
 
@@ -143,7 +142,7 @@ def _centred(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _spread(items: Sequence[T], number: int) -> list[T]:
-    """Order items so that any first few are spread evenly over all; each number starts at another place."""
+    """Order items so that any first few are spread evenly over all; each `number` starts at another place."""
     start = int(number * GOLDEN % 1 * len(items))
     turned = [*items[start:], *items[:start]]
     bits = len(items).bit_length()
@@ -151,7 +150,7 @@ def _spread(items: Sequence[T], number: int) -> list[T]:
 
 
 def _deal(hands: Iterable[Iterable[T]]) -> Iterator[T]:
-    """One item of each in turn until all are used up; nothing is taken from an iterator before its turn."""
+    """Yield one item of each hand in turn until all are empty; take nothing from a hand before its turn."""
     turns = deque(map(iter, hands))
     while turns:
         hand = turns.popleft()
@@ -162,11 +161,11 @@ def _deal(hands: Iterable[Iterable[T]]) -> Iterator[T]:
 
 
 class LinearProbe:
-    """Scores encoders by how well a linear layer segments with their features.
+    """Score encoders by how well a linear layer segments with their features.
 
     Args:
-        data: from `labelled_slices`.
-        device: where the encoders are.
+        data: Slices from `labelled_slices`.
+        device: Device of the encoders.
     """
 
     def __init__(self, data: ProbeData, device: torch.device) -> None:
@@ -186,19 +185,19 @@ class LinearProbe:
 
     @torch.no_grad()
     def score(self, encoder: nn.Module) -> float:
-        """Dice of a linear layer on the features, fitted on one part of the slices, on the other part.
+        """Return the Dice of a linear layer on the features, fitted on one part of the slices, on the other part.
 
-        The forward runs in evaluation mode under the caller's autocast and leaves the encoder as it was. The maps of
-        all stages are brought to the resolution of the third one (the last, if there are fewer), and a ridge
-        regression with intercept predicts the share that each class has of each pixel there. Pixels are weighted by
-        one over the square root of their class's share.
+        The forward runs in evaluation mode under the caller's autocast and leaves the encoder unchanged. All maps are
+        resampled to the resolution of the third stage (the last, if there are fewer). There a ridge regression with
+        intercept predicts the share of each class in each pixel. The weight of a pixel is one over the square root of
+        its class's share.
 
         Args:
-            encoder: images (B, C, X, Y) to a list of maps, finest first, as nnU-Net's encoders do.
+            encoder: Maps images (B, C, X, Y) to a list of feature maps, finest first, as nnU-Net's encoders do.
 
         Returns:
-            0 to 1: Dice at full resolution, of each foreground class over all scored pixels, averaged over the classes
-            that the scored slices have. NaN when they have none, or when the fitted features are not finite.
+            Dice at full resolution, 0 to 1: of each foreground class over all scored pixels, then the mean over the
+            classes in the scored slices. NaN if they have none, or if the fitted features are not finite.
         """
         modes = [(module, module.training) for module in encoder.modules()]
         encoder.eval()
@@ -210,7 +209,7 @@ class LinearProbe:
                 module.training = training
 
     def _layer(self, encoder: nn.Module) -> tuple[Tensor, Tensor] | None:
-        """Weight (classes, features) and bias (classes,) fitted on the fit part."""
+        """Return weight (classes, features) and bias (classes,) fitted on the fit part, or None if not finite."""
         shift: Tensor | None = None
         moments: Tensor | None = None
         for images, labels in self.fit:
@@ -223,7 +222,7 @@ class LinearProbe:
             rows = torch.cat([x - shift, torch.ones_like(weight), y], 1) * weight.sqrt()
             rows = rows.transpose(0, 1).flatten(1)
             with torch.autocast(images.device.type, enabled=False):
-                # float32 within a chunk, float64 over all; on the CPU, as not every device has float64.
+                # float32 within a chunk, float64 over chunks; on the CPU, as not every device has float64.
                 part = (rows @ rows.T).cpu().double()
             moments = part if moments is None else moments + part
         assert shift is not None and moments is not None
@@ -248,14 +247,14 @@ class LinearProbe:
 
 
 def joint_maps(encoder: nn.Module, images: Tensor) -> Tensor:
-    """The maps of all stages, side by side at one resolution.
+    """Return the feature maps of all stages, concatenated at one resolution.
 
     Args:
-        encoder: images to a list of maps, finest first.
+        encoder: Maps images to a list of feature maps, finest first.
         images: (B, C, X, Y).
 
     Returns:
-        (B, channels of all stages, x, y) float32, x and y those of the third stage, or the last if there are fewer.
+        (B, channels of all stages, x, y) float32, at the size of the third stage, or of the last if there are fewer.
     """
     maps = encoder(images)
     at = min(STAGE, len(maps) - 1)
@@ -271,14 +270,14 @@ def joint_maps(encoder: nn.Module, images: Tensor) -> Tensor:
 
 
 def ridge(moments: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Ridge regression on standardised features with a free intercept, from weighted sums of products alone.
+    """Solve a ridge regression on standardised features with a free intercept, from weighted sums of products.
 
     Args:
         moments: (F + 1 + K, F + 1 + K) float64: Z^T W Z of rows z = (features - shift, 1, targets) and weights W.
-        shift: (F,) float64, see there.
+        shift: (F,) float64, the shift in z.
 
     Returns:
-        Weight (K, F) and bias (K,) for features as they are, neither shifted nor standardised.
+        Weight (K, F) and bias (K,) for the features themselves, neither shifted nor standardised.
     """
     n = len(shift)
     mean = moments[n] / moments[n, n]
@@ -298,21 +297,21 @@ def find_probe(
     labels: Any,
     device: torch.device,
 ) -> tuple[LinearProbe | None, str]:
-    """Build a probe on labelled slices of the training cases, where there are some.
+    """Build a probe on labelled slices of the training cases, if there are any.
 
     Args:
-        folder: nnU-Net's preprocessed cases, of which the labelled ones are there.
+        folder: Folder of nnU-Net's preprocessed cases, which holds the labelled ones.
         subjects: Subject of each case of the training side.
         patch_size: (X, Y) in pixels.
         labels: nnU-Net's label manager.
-        device: Where the encoder is.
+        device: Device of the encoder.
 
     Returns:
-        The probe, or None; and what the log should say of it.
+        The probe or None, and what the log should say about it.
     """
     foreground = labels.foreground_labels
     if not foreground or labels.has_regions:
-        return None, "No linear probe: this dataset has no labels, or regions."
+        return None, "No linear probe: this dataset has no labels, or labels that are regions."
     labelled = {
         case: subject
         for case, subject in subjects.items()

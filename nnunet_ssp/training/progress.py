@@ -1,4 +1,4 @@
-"""What a user sees of a pretraining: log lines, `monitor.csv`, `progress.png`, pictures and the linear probe."""
+"""Progress of a pretraining for its user: log lines, `monitor.csv`, `progress.png`, pictures and linear probe."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from nnunet_ssp.training.monitor import (
 )
 from nnunet_ssp.training.probe import LinearProbe
 
-PICTURES = 20  # pictures and probes in 100 epochs, besides the untrained network's
-WARNINGS = 10  # times in 100 epochs that a warning is said
+PICTURES = 20  # pictures and probes per 100 epochs, besides those of the untrained network
+WARNINGS = 10  # repetitions of a warning per 100 epochs
 PROBE = "probe_dice"
 
 
@@ -38,21 +38,21 @@ def logged_curves(method: type[Method] | Method) -> dict[str, list[str]]:
 
 
 class Progress:
-    """Say and draw how a pretraining goes.
+    """Log and draw how a pretraining goes.
 
     Args:
-        method: What is trained.
+        method: The method that is trained.
         stages: The change of each stage of the planned network.
         logger: nnU-Net's logger, which holds a list of values per key.
         say: Writes a line to the log.
-        folder: Where files are written; None on ranks that write none.
+        folder: Folder of the files; None on ranks that write none.
         epochs: Planned number of epochs.
-        ends_early: Whether the training may stop before them.
+        ends_early: Whether the training may stop earlier.
         validates_on: `validation` or `training`, the slices of the validation loss.
         pictured: Slices that the pictures show.
         precision: Returns the context that the network computes in.
-        probe: Measures the encoder now and then; None for no measuring.
-        untrained: The probe's Dice before training, NaN when it is not known.
+        probe: Scores the encoder whenever pictures are due; None for no score.
+        untrained: The probe's Dice before training, NaN if unknown.
     """
 
     def __init__(
@@ -75,7 +75,8 @@ class Progress:
         self.folder, self.epochs, self.ends_early = folder, epochs, ends_early
         self.validates_on, self.pictured, self.precision = validates_on, pictured, precision
         self.probe, self.untrained = probe, untrained
-        self._drawing = False  # whether this epoch ends with a picture
+        # Whether this epoch ends with a picture.
+        self._drawing = False
 
     def start(self) -> None:
         """Draw and probe the untrained network."""
@@ -86,7 +87,7 @@ class Progress:
         """Log an epoch whose losses are in the logger.
 
         Args:
-            epoch: Its number, from 0.
+            epoch: Number of the epoch, from 0.
             last: Whether no epoch follows.
         """
         change = self.stages.measure()
@@ -98,7 +99,7 @@ class Progress:
         self._log_epoch(epoch, change, warn=last or self._is_due(epoch, WARNINGS))
 
     def draw(self, epochs: int) -> None:
-        """Write curves and pictures after so many epochs; called once the checkpoint is safe."""
+        """Write curves and pictures after this number of epochs; called once the checkpoint is safe."""
         if self.folder is not None:
             write_curves(self.folder / "monitor.csv", self._logging)
             plot_progress(self.folder / "progress.png", self._logging, self._panels())
@@ -111,7 +112,7 @@ class Progress:
         return logging
 
     def _is_due(self, epoch: int, times: int) -> bool:
-        """Whether to do now what is done so often in 100 epochs, or in all of a shorter run."""
+        """Whether something is due that happens `times` times in 100 epochs, or in a shorter run as a whole."""
         return (epoch + 1) % max(1, min(self.epochs, 100) // times) == 0
 
     # -- the log -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""State that a run needs to go on exactly where it stopped: random numbers, and the steps of an unfinished epoch."""
+"""State for an exact resume: random states, and the steps of an unfinished epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Take back `random_state`; a run that moves to another kind of device begins its stream anew."""
+    """Restore `random_state`; a run that moves to another kind of device begins its stream anew."""
     torch.set_rng_state(state["torch_random_state"])
     if device.type == "cuda" and state["cuda_random_state"] is not None:
         torch.cuda.set_rng_state(state["cuda_random_state"], device)
@@ -43,9 +43,9 @@ def pack_steps(
 
     Args:
         outputs: Scalars of each step by name.
-        skipped: Numbers of the steps that were skipped.
+        skipped: Numbers of the skipped steps.
         module: The method, whose buffers sum over the epoch.
-        seconds: Time that the steps took.
+        seconds: Duration of the steps.
     """
     names = list(outputs[0]) if outputs else []
     return {
@@ -57,14 +57,14 @@ def pack_steps(
 
 
 def unpack_steps(columns: Mapping[str, Tensor], device: torch.device) -> list[dict[str, Tensor]]:
-    """Return the outputs of each step from those of `pack_steps`."""
+    """Return the outputs of each step from the `outputs` of `pack_steps`."""
     on_device = {name: column.to(device) for name, column in columns.items()}
     steps = len(next(iter(on_device.values()), ()))
     return [{name: column[step] for name, column in on_device.items()} for step in range(steps)]
 
 
 def load_planned(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load a checkpoint's weights into the planned network, whose output layers are the method's own.
+    """Load a checkpoint's weights into the planned network, except the output layers, which are the method's.
 
     Raises:
         ValueError: A tensor is missing or unknown.
@@ -83,7 +83,7 @@ def take_back(
     scaler: torch.amp.GradScaler | None,
     device: torch.device,
 ) -> None:
-    """Load what changes with every step: weights, the method's own state, optimiser, loss scale, random states.
+    """Restore what every step changes: weights, the method's own state, optimiser, loss scale, random states.
 
     Raises:
         ValueError: The weights do not fit the network, or the state does not fit the method.

@@ -1,4 +1,4 @@
-"""Fine-tuning in two stages: first some of the loaded tensors hold still, then everything trains."""
+"""Fine-tuning in two stages: some loaded tensors are frozen first, then everything trains."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from nnunet_ssp.training.freezing import freeze, hold_statistics
 
 
 class EpochRates:
-    """Sets the learning rate of each epoch; what nnU-Net's trainer asks of a scheduler."""
+    """Set the learning rate of each epoch, in the form that nnU-Net's trainer asks of a scheduler."""
 
     def __init__(self, trainer: StagedTrainer) -> None:
         self.trainer = trainer
 
     def step(self, epoch: int) -> None:
-        """Set the rate of an epoch, counted from 0."""
+        """Set the learning rate of an epoch, counted from 0."""
         for group in self.trainer.optimizer.param_groups:
             group["lr"] = self.trainer.learning_rate(epoch)
 
 
 class StagedTrainer(FinetuningTrainer, ABC):
-    """A subclass says what holds still, until when, and the learning rate of each epoch.
+    """Fine-tune in two stages; a subclass says what is frozen, until when, and the learning rate of each epoch.
 
-    Parameters that hold still have no gradient, and their normalisation layers are in inference mode, so they stay as
-    they were loaded to the last bit. From scratch nothing was loaded, and only the learning rates remain.
+    Frozen parameters have no gradient and their normalisation layers are in inference mode, so they keep their loaded
+    values to the last bit. From scratch nothing is loaded, so only the learning rates remain.
 
     Attributes:
-        held: names of the tensors that hold still in the first stage.
-        second_stage: the epoch with which the second stage began, None before.
+        held: Names of the tensors that are frozen in the first stage.
+        second_stage: First epoch of the second stage, None before.
     """
 
     held: frozenset[str] = frozenset()
@@ -45,15 +45,15 @@ class StagedTrainer(FinetuningTrainer, ABC):
 
     @abstractmethod
     def holds(self, key: str) -> bool:
-        """Whether a tensor that was loaded holds still in the first stage."""
+        """Whether a loaded tensor is frozen in the first stage."""
 
     @abstractmethod
     def first_stage_ends(self) -> bool:
-        """Whether the current epoch shall be the second stage's first."""
+        """Whether the second stage begins with the current epoch."""
 
     @abstractmethod
     def learning_rate(self, epoch: int) -> float:
-        """The rate of an epoch, counted from 0."""
+        """Return the learning rate of an epoch, counted from 0."""
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         optimizer, _ = super().configure_optimizers()
@@ -78,7 +78,7 @@ class StagedTrainer(FinetuningTrainer, ABC):
         self.second_stage = self.current_epoch
         self.print_to_log_file(f"The second stage begins with epoch {self.current_epoch}.")
         self._train_all_but(frozenset())
-        # As a training of its own: without the momentum and the best loss of the first.
+        # The second stage is a training of its own, without the momentum and the best loss of the first.
         self.optimizer.state.clear()
         settings = self.settings
         self.early_stopping = EarlyStopping(settings.early_stopping, settings.early_stopping_delta)
@@ -90,9 +90,9 @@ class StagedTrainer(FinetuningTrainer, ABC):
         freeze(module, held)
         trains = [parameter.requires_grad for parameter in module.parameters()]
         self.print_to_log_file(
-            f"{trains.count(False)} of {len(trains)} parameter tensors hold still."
+            f"{trains.count(False)} of {len(trains)} parameter tensors are frozen."
         )
-        if self.is_ddp:  # looks at what needs a gradient only when it is built
+        if self.is_ddp:  # DDP notes only at construction which parameters need a gradient
             devices = [self.local_rank] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.network.module, device_ids=devices)
 
@@ -100,11 +100,11 @@ class StagedTrainer(FinetuningTrainer, ABC):
         return self.second_stage is not None and super()._stops_early()
 
     def stage_state(self) -> dict[str, Any]:
-        """What a resumed run needs to know about the stages."""
+        """Return what a resumed run needs to know about the stages."""
         return {"held": sorted(self.held), "second_stage": self.second_stage}
 
     def load_stage_state(self, state: dict[str, Any]) -> None:
-        """Take back `stage_state`."""
+        """Restore `stage_state`."""
         self.held = frozenset(state["held"])
         self.second_stage = state["second_stage"]
 
@@ -116,19 +116,20 @@ class StagedTrainer(FinetuningTrainer, ABC):
 
 
 class FrozenTrainer(StagedTrainer):
-    """Dominic et al.'s freeze-then-finetune: what was loaded holds still at first, then everything trains.
+    """Dominic et al.'s freeze-then-finetune: loaded weights are frozen first, then everything trains.
 
-    The first stage has a constant learning rate, the second nnU-Net's polynomial from its own. With
-    ``frozen_epochs=auto`` the second starts from the best weights of the first, as theirs.
+    The first stage has a constant learning rate, the second nnU-Net's polynomial from an initial rate of its own. With
+    `frozen_epochs=auto` the second stage starts from the best weights of the first, as theirs does.
     """
 
     defaults = FrozenSettings()
     settings: FrozenSettings
-    best: dict[str, Tensor] | None = None  # trained tensors at the best loss of the first stage
+    # Trained tensors at the best loss of the first stage.
+    best: dict[str, Tensor] | None = None
 
     @cached_property
     def frozen_stopping(self) -> EarlyStopping:
-        """Ends the first stage with ``frozen_epochs=auto``."""
+        """The rule that ends the first stage with `frozen_epochs=auto`."""
         s = self.settings
         patience = s.frozen_patience if s.frozen_epochs == "auto" else None
         return EarlyStopping(patience, s.early_stopping_delta)
@@ -144,7 +145,7 @@ class FrozenTrainer(StagedTrainer):
         super()._begin_second_stage()
         if self.best:
             self.print_to_log_file(
-                f"It starts from the weights of the best validation loss, {self.frozen_stopping.best:.4f}. A control "
+                f"It starts from the weights with the best validation loss, {self.frozen_stopping.best:.4f}. A control "
                 f"with the same learning rates has frozen_epochs={self.current_epoch}."
             )
         state = self.network_module.state_dict()
@@ -181,10 +182,10 @@ class FrozenTrainer(StagedTrainer):
 
 
 class WarmupTrainer(StagedTrainer):
-    """Two warm-ups: the decoder alone beside the loaded encoder, then everything; then nnU-Net's polynomial.
+    """Warm up the decoder on the frozen encoder, then everything; then follow nnU-Net's polynomial.
 
-    The learning rate rises linearly in each warm-up. Stages of 12,500 steps and the peak of 1e-3 are what users of S3D
-    (arXiv 2410.23132) report.
+    The learning rate rises linearly in each warm-up. Users of S3D (https://arxiv.org/abs/2410.23132) report stages of
+    12,500 steps and a peak of 1e-3.
     """
 
     defaults = WarmupSettings()
@@ -206,16 +207,16 @@ class WarmupTrainer(StagedTrainer):
 
 
 class ScratchFrozenTrainer(FrozenTrainer):
-    """The control of `FrozenTrainer`: its rules, from nnU-Net's random weights, so that nothing holds still.
+    """The control of `FrozenTrainer`: its rules, from nnU-Net's random weights, so nothing is frozen.
 
-    With ``frozen_epochs=auto`` each run ends its first stage by its own loss; for equal learning rates give both the
-    number of epochs that the fine-tuning's log names.
+    With `frozen_epochs=auto` each run ends its first stage by its own loss. For equal learning rates, set
+    `frozen_epochs` of the control to the number that the fine-tuning's log names.
     """
 
     needs_weights = False
 
 
 class ScratchWarmupTrainer(WarmupTrainer):
-    """The control of `WarmupTrainer`: its learning rates, from nnU-Net's random weights; nothing holds still."""
+    """The control of `WarmupTrainer`: its learning rates, from nnU-Net's random weights; nothing is frozen."""
 
     needs_weights = False

@@ -1,9 +1,9 @@
-"""The pretrained file: written so that stock nnU-Net can read it, read so that nothing moves in silence.
+"""The pretrained file: stock nnU-Net can read it, and we report every tensor that is loaded from it.
 
 `network_weights` holds the whole planned network under nnU-Net's own names. Tensors that pretraining trained are
-float32; those it did not are freshly initialised and stored in float16, which is how `keep_own_fresh` tells a
-fine-tuning network to keep its own seeded initialisation there. nnU-Net's decoder also holds the encoder
-(`decoder.encoder.*`) and blocks hold aliases (`...all_modules.*`): aliases share storage, dtype and fate.
+float32. The others are freshly initialised and stored in float16; by this `keep_own_fresh` knows where a fine-tuning
+network keeps its own seeded initialisation. nnU-Net's decoder also holds the encoder (`decoder.encoder.*`) and blocks
+hold aliases (`...all_modules.*`); aliases share storage, dtype and origin.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from nnunet_ssp.training.foreign import name_foreign
 
 
 def pretrained_weights(network: nn.Module, transfers: str, num_classes: int) -> dict[str, Tensor]:
-    """The network's state for a file: on the CPU, trained float32, fresh float16, each storage converted once.
+    """Return the network's state for a file: on the CPU, trained tensors in float32, fresh ones in float16.
+
+    Each storage is converted once.
 
     Args:
-        network: the planned network that was pretrained.
-        transfers: ``"encoder"`` or ``"encoder+decoder"``, what was trained.
-        num_classes: channels of the fresh output layers.
+        network: The planned network that was pretrained.
+        transfers: Trained part, `"encoder"` or `"encoder+decoder"`.
+        num_classes: Number of channels of the fresh output layers.
     """
     state = network.state_dict()
     encoder = {t.data_ptr() for k, t in state.items() if k.startswith("encoder.")}
@@ -49,9 +51,9 @@ def pretrained_weights(network: nn.Module, transfers: str, num_classes: int) -> 
 
 
 def _fresh_output_layers(network: nn.Module, num_classes: int) -> dict[str, Tensor]:
-    """Output layers for ``num_classes`` as nnU-Net initialises them (He, bias 0), by their names in the network."""
+    """Return output layers as nnU-Net initialises them (He, bias 0), by their names in the network."""
     fresh: dict[str, Tensor] = {}
-    with torch.random.fork_rng(devices=[]):  # when a file is written must not change the run
+    with torch.random.fork_rng(devices=[]):  # writing a file must not change the run
         for name, layer in network.named_modules():
             if is_output_layer(f"{name}.") and isinstance(layer, nn.Conv2d):
                 weight = torch.empty(num_classes, layer.in_channels, *layer.kernel_size)
@@ -61,13 +63,13 @@ def _fresh_output_layers(network: nn.Module, num_classes: int) -> dict[str, Tens
 
 
 def to_builtin(value: Any) -> Any:
-    """Replace numpy numbers, paths and devices by Python's own, so that ``weights_only=True`` reads the file."""
+    """Replace numpy's numbers, paths and devices by builtins, so that `weights_only=True` reads the file."""
     if isinstance(value, Mapping):
         return {k if isinstance(k, int) else str(k): to_builtin(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_builtin(v) for v in value]
     if isinstance(value, str):
-        return str(value)  # numpy's text is a str, too
+        return str(value)  # numpy's strings are a subclass of str
     if value is None or isinstance(value, bool | Tensor):
         return value
     if isinstance(value, int | float) and type(value) in (int, float):
@@ -78,11 +80,11 @@ def to_builtin(value: Any) -> Any:
 
 
 def to_cpu(value: Any, moved: dict[Any, Tensor] | None = None) -> Any:
-    """Move every tensor of a nested state to the CPU; two names of one tensor stay one.
+    """Move every tensor of a nested state to the CPU; two names of one tensor still share it.
 
     Args:
-        value: tensors in mappings and lists.
-        moved: what was moved already; for the recursion.
+        value: Tensors in mappings and lists.
+        moved: Tensors moved already, for the recursion.
     """
     moved = {} if moved is None else moved
     if isinstance(value, Tensor):
@@ -99,15 +101,15 @@ def save(file: str | Path, checkpoint: Mapping[str, Any]) -> None:
     """Write a checkpoint as a whole or not at all.
 
     Raises:
-        OSError: Among others, no space was left; names the file.
+        OSError: The file cannot be written, for example because the disk is full; names the file.
     """
-    # To a path torch writes by itself, and its error for a full disk is one of its own file's inner state.
+    # Given a path, torch reports a full disk as an error of its writer's inner state.
     with atomic_write(file) as temporary, _Written(temporary) as stream:
         torch.save(dict(checkpoint), stream)
 
 
 class _Written(io.FileIO):
-    """A file whose first failure to write is what leaves its `with` block; torch replaces it by its own."""
+    """A file whose `with` block raises its first write error, which torch replaces by one of its own."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "wb")
@@ -116,7 +118,7 @@ class _Written(io.FileIO):
     def write(self, data: Any) -> int:
         try:
             left = memoryview(data).cast("B")
-            while left:  # a raw file may take a part
+            while left:  # a raw file may write only a part
                 left = left[super().write(left) :]
         except OSError as error:
             self.failure = self.failure or error
@@ -134,11 +136,11 @@ class Pretrained:
     """A checkpoint to start from.
 
     Attributes:
-        file: where it is.
-        weights: tensors by nnU-Net's names.
-        ssp: what our trainers say about it; empty for a plain nnU-Net checkpoint.
-        plans: plans of the network, when the file holds them.
-        configuration: name of its configuration, when the file holds it.
+        file: Path of the checkpoint.
+        weights: Tensors by nnU-Net's names.
+        ssp: Record of our trainers; empty for a plain nnU-Net checkpoint.
+        plans: Plans of the network, when the file holds them.
+        configuration: Name of its configuration, when the file holds it.
     """
 
     file: Path
@@ -153,10 +155,10 @@ class Pretrained:
 
 
 def fresh_keys(weights: Mapping[str, Tensor]) -> set[str]:
-    """Keys of the tensors that pretraining did not train: float16 beside float32.
+    """Return the keys of the tensors that pretraining did not train: float16 beside float32.
 
-    The number of batches that a BatchNorm has seen, an integer, shares the fate of its statistics. A file without any
-    float32 tensor outside the output layers is somebody's half-precision file: all of it counts as trained.
+    A BatchNorm's `num_batches_tracked`, an integer, is fresh if its statistics are. A file without any float32 tensor
+    outside the output layers is another's half-precision file, all of which counts as trained.
     """
     body = {k: t.dtype for k, t in weights.items() if not is_output_layer(k)}
     if torch.float32 not in body.values():
@@ -172,12 +174,12 @@ def read(file: str | Path, trust: bool = False) -> Pretrained:
     """Open a checkpoint of ours or of nnU-Net.
 
     Args:
-        file: the checkpoint.
-        trust: see `checkpoints.load`.
+        file: The checkpoint.
+        trust: Whether to run code that the file asks for, see `checkpoints.load`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of nnU-Net's form, or one that would run code.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not a checkpoint of nnU-Net's form, or would run code.
     """
     file = Path(file)
     if file.is_file() and (foreign := name_foreign(file)):
@@ -195,12 +197,12 @@ def read(file: str | Path, trust: bool = False) -> Pretrained:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a pretrained file fits a network and its plans.
+    """Fit of a pretrained file to a network and its plans.
 
     Attributes:
-        table: one line per part of the network.
-        refusals: reasons why it must not be used.
-        notes: differences that do no harm.
+        table: One line per part of the network.
+        refusals: Reasons why the file must not be used.
+        notes: Differences that do no harm.
     """
 
     table: list[str]
@@ -220,10 +222,10 @@ def compare(
     statistics may differ.
 
     Args:
-        pretrained: the file.
-        network: the planned segmentation network.
-        plans: content of the dataset's plans file.
-        configuration: its resolved configuration.
+        pretrained: The file.
+        network: The planned segmentation network.
+        plans: Content of the dataset's plans file.
+        configuration: Resolved configuration of these plans.
     """
     own, theirs = _shapes(network.state_dict()), _shapes(pretrained.weights)
     wrong = [key for key in {**own, **theirs} if own.get(key) != theirs.get(key)]
@@ -290,7 +292,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, without aliases and output layers."""
+    """Return shapes by name, without aliases and output layers."""
     return {
         key: tuple(tensor.shape)
         for key, tensor in state.items()
@@ -319,12 +321,12 @@ def _table(pretrained: Pretrained, own: Mapping[str, Any], wrong: set[str]) -> l
 def keep_own_fresh(network: nn.Module, choose: Callable[[set[str]], set[str]]) -> None:
     """Make a network keep chosen tensors of its own, above all where a pretrained file holds only fresh ones.
 
-    Registers a ``load_state_dict`` pre-hook, through which stock nnU-Net's ``-pretrained_weights`` goes.
+    This registers a `load_state_dict` pre-hook, which also serves stock nnU-Net's `-pretrained_weights`.
 
     Args:
-        network: the planned segmentation network.
-        choose: called for each state dict that is loaded, with the keys of its fresh tensors; returns the keys of
-            those that stay as they are in the network.
+        network: The planned segmentation network.
+        choose: Called with the keys of the fresh tensors of each state dict that is loaded; returns the keys whose
+            tensors the network keeps.
     """
 
     def hook(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -338,7 +340,7 @@ def keep_own_fresh(network: nn.Module, choose: Callable[[set[str]], set[str]]) -
 
 
 def moved(own: Mapping[str, Tensor], fresh: set[str]) -> str:
-    """``encoder 40 tensors, decoder 26, fresh 10``, each storage counted once; the output layers are fresh."""
+    """Return `encoder 40 tensors, decoder 26, fresh 10`: each storage counts once, output layers are fresh."""
     counts = {"encoder": 0, "decoder": 0, "fresh": 0}
     seen: set[int] = set()
     for key, tensor in own.items():

@@ -36,8 +36,8 @@ def fold(train: str, val: str) -> Fold:
     ("train", "val", "leaks"),
     [
         ("AB", "C", []),
-        ("AT", "C", ["fold 0: mm1-T_frame00 is of a test subject"]),
-        ("A", "CT", ["fold 0: mm1-T_frame00 is of a test subject"]),
+        ("AT", "C", ["fold 0: mm1-T_frame00 belongs to a test subject"]),
+        ("A", "CT", ["fold 0: mm1-T_frame00 belongs to a test subject"]),
         ("AU", "C", ["fold 0: mm1-U_frame00 is unlabelled"]),
         ("AX", "C", ["fold 0: mm1-X_frame00 is not in cases.csv"]),
         ("AC", "C", ["fold 0: mm1-C is in both train and val"]),
@@ -59,7 +59,7 @@ def test_a_store_must_not_hold_test_subjects(tmp_path: Path):
     index = tmp_path / "index.json"
     write_json(index, {"cases": {"mm1-A_frame00": {}, "mm1-T_frame01": {}, "old": {}}})
     assert list(leaks_in_store(index, CASES)) == [
-        f"{index}: mm1-T_frame01 is of a test subject",
+        f"{index}: mm1-T_frame01 belongs to a test subject",
         f"{index}: old is not in cases.csv",
     ]
 
@@ -98,7 +98,7 @@ TWICE = {"mm1-A": 0, "mm1-B": 1, "mm2-9": 0}
             TWICE,
             "mm2-9",
             ("B", ""),
-            "LEAK    mm1-A and mm2-9 look like one heart (similarity 1.00): mm2-9 is for the test",
+            "LEAK    mm1-A and mm2-9 look like one heart (similarity 1.00): mm2-9 is a test subject",
         ),
         (TWICE, "", ("B", "A"), "(similarity 1.00): on two sides of fold 0"),
         (
@@ -147,7 +147,7 @@ def test_everything_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "LEAK    fold 0: mm1-C is in both train and val",
-        f"LEAK    {prepared}/plans_2d_slices/index.json: mm1-T_frame00 is of a test subject",
+        f"LEAK    {prepared}/plans_2d_slices/index.json: mm1-T_frame00 belongs to a test subject",
         f"DIFFER  {prepared}/splits_final.json differs from {raw}/splits_final.json: run nnunet-ssp prepare",
         f"--      5 subject(s) have no image in {raw} to compare",
     ]

@@ -82,15 +82,15 @@ def test_different_hearts_pass_and_names_that_continue_are_a_note(
         "note    fold 0: numbers continue across its sides, as in genius_0800 and genius_0801 "
         "(1 such pairs): possible repeats of one subject, not certain"
     ) in output
-    assert "each case was taken for a subject; --subject-pattern REGEX" in output
+    assert "each case was taken as a subject; --subject-pattern REGEX" in output
 
 
 @pytest.mark.parametrize(
     ("one", "other", "words"),
     [
         ("imagesTr/genius_0800", "imagesTr/genius_1000", "on two sides of fold 0, 1"),
-        ("imagesTr/genius_0900", "imagesTs/tested", "tested is for the test"),
-        ("imagesUn/bare", "imagesTs/tested", "tested is for the test"),
+        ("imagesTr/genius_0900", "imagesTs/tested", "tested is a test subject"),
+        ("imagesUn/bare", "imagesTs/tested", "tested is a test subject"),
     ],
 )
 def test_the_same_heart_under_two_names(

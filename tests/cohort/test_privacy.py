@@ -204,7 +204,10 @@ def test_nothing_is_written_over(earlier: Path, capsys: pytest.CaptureFixture[st
 def test_a_plain_nnunet_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = write_plain(tmp_path / "plain.pth")
     assert main(["inspect", str(file), "--strip", str(tmp_path / "out.pth")]) == 0
-    assert "out.pth, written without:\n  nothing of persons or the house" in capsys.readouterr().out
+    assert (
+        "out.pth, written without:\n  nothing about persons or the institution"
+        in capsys.readouterr().out
+    )
     assert "Dataset907" not in texts_of(tmp_path / "out.pth")
     assert main(["inspect", str(tmp_path / "out.pth")]) == 0
 

@@ -1,4 +1,4 @@
-"""The trainers' phantom dataset, for tests that kill what trains on it."""
+"""Phantom dataset of the trainers, for tests that kill a training."""
 
 from tests.training.conftest import (  # noqa: F401
     command,

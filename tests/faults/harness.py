@@ -1,8 +1,8 @@
-"""Runs commands of ours in a process that is killed at its N-th change of a file, or after some seconds.
+"""Harness that runs our commands in a process that is killed at its N-th change of a file, or after some seconds.
 
-One server imports everything once and forks a child for each run, so that a run costs what its work costs. In the child
-an audit hook of Python counts what is done to files (opened for writing, renamed, linked, removed, made), kills the
-process with SIGKILL before the event asked for, and notes what lies outside the folders that may be changed.
+One server imports everything once and forks a child for each run, so that a run costs no more than its work. In the
+child an audit hook of Python counts changes of files: opening for writing, renaming, linking, removing, making folders.
+It kills the process with SIGKILL before a given change, and notes changes outside the folders that may change.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HARMLESS = ("/dev/", "/proc/")
 
 @dataclass
 class Watch:
-    """Counts a process's changes of files and kills it before one of them."""
+    """Count a process's changes of files and kill it before one of them."""
 
     allowed: Sequence[str]
     kill_at: int = 0  # 0: never
@@ -50,7 +50,7 @@ class Watch:
     process: int = field(default_factory=os.getpid)
 
     def changed_by(self, event: str, arguments: tuple[Any, ...]) -> list[str]:
-        """The files that an audit event is about to change."""
+        """Return the files that an audit event is about to change."""
         if event == "open":
             path, _, flags = arguments
             changes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -68,7 +68,7 @@ class Watch:
         ]
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """See `sys.addaudithook`; children that nnU-Net forks are not counted."""
+        """Count an event of `sys.addaudithook`, except in children that nnU-Net forks."""
         if os.getpid() != self.process:
             return
         for path in self.changed_by(event, arguments):
@@ -156,7 +156,7 @@ def serve() -> None:
 
 @dataclass(frozen=True)
 class Done:
-    """How a run ended; a killed one tells no events."""
+    """End of a run; a killed run reports no events."""
 
     status: int
     said: str
@@ -166,7 +166,7 @@ class Done:
 
 @dataclass
 class Harness:
-    """Runs commands of ours in a server's children."""
+    """Run our commands in a server's children."""
 
     server: subprocess.Popen[str]
 
@@ -176,10 +176,10 @@ class Harness:
         """Run a command whose nnU-Net folders are those in `base`.
 
         Args:
-            base: holds nnUNet_raw and the others; the command may change nothing outside them.
-            command: the words after `nnunet-ssp`.
-            kill_at: kill it before this change of a file, counted from 1.
-            seconds: kill it then.
+            base: Folder of nnUNet_raw and the others, outside which the command may change nothing.
+            command: Words after `nnunet-ssp`.
+            kill_at: Number of the change of a file, from 1, before which to kill; 0 for none.
+            seconds: Seconds after which to kill; 0 for none.
         """
         for name in FOLDERS:
             (base / name).mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ class Harness:
 
 @contextmanager
 def harness() -> Iterator[Harness]:
-    """A server, ended with the block."""
+    """Run a server for the duration of the block."""
     with subprocess.Popen(
         [sys.executable, "-c", "from tests.faults.harness import serve; serve()"],
         cwd=ROOT,
@@ -220,7 +220,7 @@ def harness() -> Iterator[Harness]:
 
 
 def tree(base: Path) -> dict[str, bytes]:
-    """Every file below nnU-Net's folders, also hidden ones; in an index of the store without the times of writing."""
+    """Return every file below nnU-Net's folders, hidden ones included; a store's index without times of writing."""
     found = {}
     for name in FOLDERS:
         for file in sorted((base / name).rglob("*")):
@@ -236,7 +236,7 @@ def tree(base: Path) -> dict[str, bytes]:
 
 
 def is_nnunets(name: str) -> bool:
-    """Whether a file lies where nnU-Net, or the slice store, takes what it finds for a case."""
+    """Whether a file lies where nnU-Net or the slice store would take it for a case."""
     folder = Path(name).parent.name
     return folder.startswith(("images", "labels", "gt_", "nnUNetPlans_")) and not name.endswith(
         "index.json"
@@ -255,13 +255,13 @@ def survives_kills(
     """Kill a command at seeded places; a second run must end as if nothing had happened.
 
     Args:
-        harness: runs it.
-        start: nnU-Net's folders as they are before; copied for each run.
-        work: an empty folder.
-        command: the words after `nnunet-ssp`.
-        kills: how often.
-        seed: of the places.
-        check: further checks of a killed run's folders.
+        harness: Harness that runs the command.
+        start: Folder of nnU-Net's folders before the command; copied for each run.
+        work: An empty folder.
+        command: Words after `nnunet-ssp`.
+        kills: Number of kills.
+        seed: Seed of the places.
+        check: Further checks of a killed run's folders.
     """
     whole = _copy(start, work / "whole")
     done = harness.run(whole, command)
@@ -290,7 +290,7 @@ def survives_kills(
 
 
 def tree_of_nnunets(base: Path) -> dict[str, bytes]:
-    """The files that nnU-Net takes for cases."""
+    """Return the files that nnU-Net takes for cases."""
     files = (file for name in FOLDERS for file in (base / name).rglob("*") if file.is_file())
     names = {str(file.relative_to(base)): file for file in files}
     return {

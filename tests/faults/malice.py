@@ -1,4 +1,4 @@
-"""Checkpoints that would run code when they are opened; the code only touches a file."""
+"""Checkpoints that would run code when opened; the code only creates a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 class Copy:
-    """Makes a file when it is unpickled, through a function of Python's library."""
+    """Create a file when unpickled, through a function of Python's library."""
 
     needs = "shutil.copyfile"
 
@@ -26,7 +26,7 @@ class Copy:
 
 
 class Evaluate(Copy):
-    """The same through Python's own `eval`."""
+    """Create a file when unpickled, through Python's own `eval`."""
 
     needs = "eval"
 
@@ -35,7 +35,7 @@ class Evaluate(Copy):
 
 
 class Shell(Copy):
-    """The same through a command."""
+    """Create a file when unpickled, through a shell command."""
 
     needs = "system"
 
@@ -47,7 +47,7 @@ PLACES = ("whole", "weights", "logging", "ssp", "init_args")
 
 
 def content_with(what: Any, place: str, good: dict[str, Any]) -> Any:
-    """A checkpoint's content with something else in one place."""
+    """Return a checkpoint's content with something else in one place."""
     content = dict(good)
     if place == "whole":
         return what
@@ -57,27 +57,27 @@ def content_with(what: Any, place: str, good: dict[str, Any]) -> Any:
 
 
 def write_modern(file: Path, content: Any) -> None:
-    """PyTorch's zip file."""
+    """Write PyTorch's zip file."""
     torch.save(content, file)
 
 
 def write_legacy(file: Path, content: Any) -> None:
-    """PyTorch's format before 1.6."""
+    """Write PyTorch's format before 1.6."""
     torch.save(content, file, _use_new_zipfile_serialization=False)
 
 
 def write_plain(file: Path, content: Any) -> None:
-    """Python's pickle, of its newest protocol."""
+    """Write Python's pickle, protocol 4."""
     file.write_bytes(pickle.dumps(content, protocol=4))
 
 
 def write_old_plain(file: Path, content: Any) -> None:
-    """Python's pickle as text."""
+    """Write Python's pickle as text."""
     file.write_bytes(pickle.dumps(content, protocol=0))
 
 
 def write_newer_zip(file: Path, content: Any) -> None:
-    """A zip file of PyTorch with a pickle of a protocol that PyTorch does not write."""
+    """Write a zip file of PyTorch with a pickle of a protocol that PyTorch does not write."""
     torch.save({"network_weights": {}}, file)
     with zipfile.ZipFile(file) as old:
         parts = {name: old.read(name) for name in old.namelist()}
@@ -96,5 +96,5 @@ WRITERS = {
 
 
 def claims_memory(n: int) -> torch.Tensor:
-    """A tensor of n elements that stores one."""
+    """Return a tensor of n elements that stores one."""
     return torch.zeros(1).expand(n)

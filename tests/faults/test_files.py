@@ -1,4 +1,4 @@
-"""JSON files of anybody: what is wrong is refused with file, place and rule, and names stay where they are put."""
+"""JSON files of any origin: errors name file, place and rule, and names never lead outside their folder."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_study_removes_its_own_tables_and_figures_only(tmp_path):
 
 
 def test_no_module_reads_json_or_checkpoints_by_itself():
-    """A reader of its own would have rules of its own."""
+    """A separate reader would have separate rules."""
     package = Path(nnunet_ssp.__file__).parent
     places = [*package.rglob("*.py"), *(package.parent / "dataset_conversion").glob("*.py")]
     for file in places:

@@ -1,4 +1,4 @@
-"""Commands that are killed anywhere lose nothing; see `harness`. `make soak` sets NNUNET_SSP_KILLS for more of them."""
+"""Commands that are killed anywhere lose nothing; see `harness`. NNUNET_SSP_KILLS sets the number of kills."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes of one training: a signal to one of them, and one that is killed."""
+"""Several processes of one training, of which one gets a signal or is killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETTINGS = "num_epochs=1000 iterations_per_epoch=2 val_iterations_per_epoch=1 fi
 
 
 def train_on_a_rank(number: int, folder: str, preprocessed: str, fate: int) -> None:
-    """Train on a part of the batch with gloo; nnU-Net's own way would put it on a GPU."""
+    """Train on a part of the batch with gloo on the CPU; nnU-Net would use a GPU."""
     output = os.open(f"{folder}/rank{number}.txt", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)

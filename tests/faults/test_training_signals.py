@@ -44,7 +44,7 @@ def wait_for(log: Path, words: str, process: subprocess.Popen[Any]) -> None:
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerMIMPretrain", "nnUNetTrainerScratch"])
 @pytest.mark.parametrize("group", [False, True])
 def test_a_training_ends_with_its_workers_and_goes_on(preprocessed, tmp_path, trainer, group):
-    """A signal to the process, or to the whole group as of Ctrl-C in a terminal, which nnU-Net's workers get, too."""
+    """The signal goes to the process or, as with Ctrl-C in a terminal, to its group with nnU-Net's workers."""
     log = tmp_path / "log.txt"
     tunes = trainer == "nnUNetTrainerScratch"
     settings = TUNE if tunes else PRETRAIN

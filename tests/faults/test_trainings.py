@@ -1,4 +1,4 @@
-"""What a training says of a dataset whose parts do not fit, and two trainings at once."""
+"""Messages of a training on a dataset whose parts do not fit, and of a second training in one folder."""
 
 from __future__ import annotations
 

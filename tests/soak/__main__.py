@@ -1,7 +1,7 @@
-"""Run the soak, or what is left of it: `python -m tests.soak`, as `make soak` does.
+"""Run the soak, or the rest of it: `python -m tests.soak`, as `make soak` does.
 
-Every trial's outcome is one line of FOLDER/trials.jsonl; a second run goes on after the last of them. At the end the
-table is printed and written into the page. About an hour on two cores.
+The outcome of every trial is one line of FOLDER/trials.jsonl; a second run continues after the last one. At the end the
+table is printed and written into the page. The soak takes about an hour on two cores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 
 
 def groups(base: Path, work: Path, seed: int) -> dict[str, Callable[[], Iterator[Trial]]]:
-    """The kinds of trials by the name that `--only` takes, in the order of running."""
+    """Return the kinds of trials by the names of `--only`, in the order of running."""
     return {
         "kills": lambda: kills.trials(base, work, seed),
         "disks": lambda: disks.trials(base, work),
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def commit() -> str:
-    """The commit that was tried, as far as git knows it."""
+    """Return the commit under trial, if git knows it."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "no commit"

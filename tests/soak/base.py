@@ -1,4 +1,4 @@
-"""What all trials start from, made once: a phantom, converted, prepared with a narrow network, pretrained."""
+"""Start of all trials, made once: a phantom, converted, prepared with a narrow network, pretrained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def must(words: list[str], environment: dict[str, str], log: Path) -> Ended:
     """Run a command that must succeed.
 
     Raises:
-        RuntimeError: It failed.
+        RuntimeError: The command failed.
     """
     ended = jobs.run(program(words), environment, log)
     if ended.status != 0:
@@ -25,7 +25,7 @@ def must(words: list[str], environment: dict[str, str], log: Path) -> Ended:
 
 
 def make_base(work: Path) -> Path:
-    """The folders that jobs need, see `jobs.FOLDERS`."""
+    """Make the folders that jobs need, see `jobs.FOLDERS`."""
     base = work / "base"
     if (base / "done").is_file():
         return base
@@ -54,9 +54,9 @@ def make_base(work: Path) -> Path:
 
 
 def reference(job: Job, base: Path, work: Path) -> dict[str, object]:
-    """A job's uninterrupted run: `result`, `seconds`, `changes` of files, `bytes` of its folders.
+    """Return a job's uninterrupted run: `result`, `seconds`, `changes` of files, `bytes` of its folders.
 
-    Kept in a file, so that a soak that goes on does not run it again.
+    The run is kept in a file, so that a resumed soak does not repeat it.
     """
     kept = work / f"reference-{job.name}.json"
     if kept.is_file():
@@ -82,7 +82,7 @@ def reference(job: Job, base: Path, work: Path) -> dict[str, object]:
 
 
 def counted(words: list[str], number: int, site: Site, count: Path) -> list[str]:
-    """The command with its changes of files counted, and killed at one of them."""
+    """Return the command with its changes of files counted, and killed at one of them."""
     import sys
 
     killer = [sys.executable, "-m", "tests.soak.killed", str(number), str(site.root), str(count)]
@@ -90,7 +90,7 @@ def counted(words: list[str], number: int, site: Site, count: Path) -> list[str]
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files."""
+    """Return the total size of all files in bytes."""
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
 
 

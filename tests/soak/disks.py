@@ -1,4 +1,4 @@
-"""A full and a read-only disk: a small tmpfs in place of the site. Needs root and the right to mount."""
+"""Full and read-only disks: a small tmpfs in place of the site. This needs root and the right to mount."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trials(base: Path, work: Path) -> Iterator[Trial]:
 
 @contextmanager
 def disk(folder: Path, size: int) -> Iterator[None]:
-    """A file system of this many bytes at a folder.
+    """Mount a file system of `size` bytes at a folder.
 
     Raises:
         PermissionError: It cannot be mounted here; says why.
@@ -64,7 +64,7 @@ def remount(folder: Path, options: str) -> None:
 
 
 def full(job: Job, room: float, base: Path, work: Path) -> Result:
-    """Run out of space, then go on with enough of it."""
+    """Run out of space, then continue with enough of it."""
     wanted: dict[str, Any] = reference(job, base, work)
     before, after = wanted["bytes"]
     with_files = sum(
@@ -75,7 +75,7 @@ def full(job: Job, room: float, base: Path, work: Path) -> Result:
 
 
 def read_only(job: Job, base: Path, work: Path) -> Result:
-    """Run on a disk that takes no changes, then go on on one that does."""
+    """Run on a read-only disk, then continue on a writable one."""
     wanted: dict[str, Any] = reference(job, base, work)
     return _on_disk(
         job, base, work, wanted, 1 << 30, "ro", r"read-only|cannot be written|no writing"

@@ -1,8 +1,8 @@
 """A coverage-guided fuzzer over the readers of files from elsewhere: `python -m tests.soak.fuzz TARGET`.
 
-A reader may return or raise one of our errors that names the file. Everything else is a finding: it is described in
-one JSON line (kind, target, exception, our function and the library's), each place once, and never stored as an
-input. libFuzzer's own files go to a temporary folder. Needs atheris.
+A reader may return, or raise one of our errors that names the file. Everything else is a finding, described once per
+place in one JSON line: target, exception, message, our function and the library's. Inputs are never stored. libFuzzer's
+own files go to a temporary folder. The fuzzer needs atheris.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MEGABYTES = 4096
 
 
 def reader(target: str) -> Callable[[Path], object]:
-    """The function of ours that reads a target's file."""
+    """Return our function that reads a target's file."""
     from nnunet_ssp.cohort import cases, folds, split_files
     from nnunet_ssp.conversion.dicom import headers, pixels
     from nnunet_ssp.dataset_conversion import mnms
@@ -93,7 +93,7 @@ def reader(target: str) -> Callable[[Path], object]:
 
 
 def seeds(target: str, folder: Path) -> None:
-    """Write the inputs that the corpus makes for a target, spoilt and whole."""
+    """Write the inputs that the corpus makes for a target, damaged and sound."""
     from tests import corpus
     from tests.malformed.words import REFUSED
 
@@ -115,7 +115,7 @@ def seeds(target: str, folder: Path) -> None:
 
 
 def describe(target: str, error: BaseException) -> dict[str, object]:
-    """What a finding is, without the input: the exception and the last places of ours and of a library."""
+    """Return a finding without its input: the exception, and the last places in our code and in a library."""
     frames = traceback.extract_tb(error.__traceback__)
     place = "{0.filename}:{0.name}".format
 
@@ -163,7 +163,7 @@ def _quiet() -> Iterator[None]:
 
 
 def fuzz(target: str, seconds: int, findings: Path, seed: int) -> None:
-    """Fuzz one reader for a time; does not return, libFuzzer ends the process."""
+    """Fuzz one reader for some seconds; libFuzzer then ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=list(INSTRUMENTED)):

@@ -1,4 +1,4 @@
-"""The fuzzer's trials: each reader for a time, in a process of its own."""
+"""Trials of the fuzzer: each reader for some seconds, in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def trials(work: Path, seed: int) -> Iterator[Trial]:
 
 
 def fuzz(target: str, work: Path, seed: int) -> Result:
-    """Fuzz one reader; findings are descriptions."""
+    """Fuzz one reader; a finding is a description, not an input."""
     if importlib.util.find_spec("atheris") is None:
         return Result(NOT_TRIED, "atheris is not installed (pip install '.[soak]')")
     findings = work / f"findings-{target}.jsonl"

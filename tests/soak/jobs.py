@@ -1,4 +1,4 @@
-"""Tiny real jobs: the commands, what they need, and what must be equal whatever interrupted them."""
+"""Tiny real jobs: their commands, their inputs, and the results that no interruption may change."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ tables: [{title: Table, rows: folds, columns: models}]
 
 @dataclass(frozen=True)
 class Site:
-    """A folder with nnU-Net's three folders and our inputs."""
+    """Folder with nnU-Net's three folders and our inputs."""
 
     root: Path
 
@@ -80,7 +80,7 @@ class Site:
         return self.path("results", NAME, f"{trainer}__tiny__2d", f"fold_{fold}")
 
     def take(self, base: Path, names: Sequence[str]) -> Site:
-        """Copy folders of the base, times of modification too."""
+        """Copy folders of the base, with times of modification."""
         for name in ("raw", "preprocessed", "results"):
             self.path(name).mkdir(parents=True, exist_ok=True)
         for name in names:
@@ -93,13 +93,14 @@ class Job:
     """A command and its result.
 
     Attributes:
-        name: of the job.
-        needs: folders of the base.
-        command: words of the command, or of the one that goes on.
-        settings: of nnUNet_ssp_settings.
-        result: digests of what must be equal, by name.
-        finished: pattern of the files, relative to the site, that stand for finished work.
-        unit: what one of them is.
+        name: Name of the job.
+        needs: Folders of the base that it needs.
+        command: Returns the words of the command, or of the one that continues.
+        result: Returns digests, by name, of everything that must be equal.
+        finished: Pattern, relative to the site, of the files that stand for finished work.
+        unit: Noun for one of these files.
+        settings: Value of `nnUNet_ssp_settings`.
+        more: Further environment variables.
     """
 
     name: str
@@ -176,7 +177,7 @@ def digest(content: bytes) -> str:
 
 
 def files(*patterns: str) -> Callable[[Site], dict[str, str]]:
-    """Contents of the files of these patterns; of compressed ones what they hold."""
+    """Return a function that digests the files of these patterns, compressed ones by their content."""
 
     def result(site: Site) -> dict[str, str]:
         found = {}
@@ -198,7 +199,7 @@ def files(*patterns: str) -> Callable[[Site], dict[str, str]]:
 
 
 def without_times(index: bytes) -> bytes:
-    """The store's index without what tells when its files, and those they were made from, were written."""
+    """Return the store's index without the times at which its files and their sources were written."""
     cases = json.loads(index)["cases"]
     for entry in cases.values():
         entry["source"] = None
@@ -207,7 +208,7 @@ def without_times(index: bytes) -> bytes:
 
 
 def weights(trainer: str) -> Callable[[Site], dict[str, str]]:
-    """Weights and losses of a finished training, bit for bit."""
+    """Return a function that digests the weights and losses of a finished training, bit for bit."""
 
     def result(site: Site) -> dict[str, str]:
         import torch
@@ -301,7 +302,7 @@ JOBS = {
 
 @dataclass
 class Ended:
-    """A command that ended, by itself or not."""
+    """End of a command, by itself or by a signal."""
 
     status: int  # negative: the signal that killed it
     output: str
@@ -309,7 +310,7 @@ class Ended:
 
     @property
     def said(self) -> str:
-        """Its last lines."""
+        """The last lines of its output."""
         return self.output[-1500:]
 
     @property
@@ -318,7 +319,7 @@ class Ended:
 
 
 def program(words: Sequence[str]) -> list[str]:
-    """The words with the path of the console script of this Python."""
+    """Return the words with the path of this Python's console script."""
     return [str(Path(sys.executable).with_name(words[0])), *words[1:]]
 
 
@@ -336,7 +337,7 @@ def start(words: Sequence[str], environment: dict[str, str], log: Path) -> subpr
 
 
 def end(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
-    """Send a signal to all of a command's process group."""
+    """Send a signal to a command's whole process group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
@@ -348,10 +349,10 @@ def run(
     kill_after: float | None = None,
     limit: float = 600,
 ) -> Ended:
-    """Run a command to its end, or kill it and all that it started after a time.
+    """Run a command to its end, or kill it with all that it started after some seconds.
 
     Raises:
-        TimeoutError: It took longer than `limit` seconds.
+        TimeoutError: The command took longer than `limit` seconds.
     """
     begun = time.monotonic()
     process = start(words, environment, log)
@@ -369,7 +370,7 @@ def run(
 
 
 def differences(found: dict[str, str], wanted: dict[str, str]) -> str:
-    """Names that differ, in words; empty when the results are equal and not nothing."""
+    """Return the names that differ, in words; empty if the results are equal and not empty."""
     if not wanted:
         return "the reference has no result"
     wrong = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]

@@ -1,4 +1,4 @@
-"""The record of a soak: one JSON line per trial, so that a run goes on where it was stopped."""
+"""Record of a soak: one JSON line per trial, so that a run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SURVIVED, LOST, NOT_TRIED = "survived", "lost", "not tried"
 
 @dataclass
 class Result:
-    """How a trial ended.
+    """Outcome of a trial.
 
     Attributes:
         outcome: `SURVIVED`, `LOST` (something was lost, wrong or unexplained) or `NOT_TRIED`.
-        lost: what was lost in words, of a survivor the work that was done twice.
-        detail: what happened, for whoever looks for the reason.
+        lost: Loss in words; for a survivor, the work that was done twice.
+        detail: Course of events, to find the reason.
     """
 
     outcome: str
@@ -32,9 +32,9 @@ class Trial:
     """One trial.
 
     Attributes:
-        group: its row in the table.
-        number: within the group; group and number name the trial for ever.
-        run: what is done.
+        group: Row of the trial in the table.
+        number: Number within the group; both together identify the trial for ever.
+        run: Runs the trial.
     """
 
     group: str
@@ -48,7 +48,7 @@ class Trial:
 
 @dataclass
 class Journal:
-    """The trials that are done, in a file."""
+    """Finished trials, in a file."""
 
     file: Path
     done: dict[str, dict[str, object]] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Journal:
                 self.done[entry["key"]] = entry
 
     def run(self, trials: Iterator[Trial]) -> None:
-        """Run what is not done yet; an error of the trial itself is one of its outcomes."""
+        """Run the trials that are not finished; an error of the trial itself counts as a loss."""
         for trial in trials:
             if trial.key in self.done:
                 continue

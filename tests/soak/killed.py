@@ -1,9 +1,9 @@
-"""Run a console script in this process and kill it, and all it started, at its N-th change of a file.
+"""Run a console script in this process and kill it, with all that it started, at its N-th change of a file.
 
     python -m tests.soak.killed N FOLDER COUNT PROGRAM ARGUMENT...
 
-Changes below FOLDER count: opening for writing, renaming, removing, making folders. With N = 0 it runs to its end.
-The number of changes is written to the file COUNT at the end.
+Only changes below FOLDER count: opening for writing, renaming, removing, making folders. With N = 0 the script runs to
+its end. The number of changes is then written to the file COUNT.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Kills (SIGKILL, the whole process group) at a change of a file or after a time; then the same command again."""
+"""Kills (SIGKILL to the process group) at a change of a file or after some seconds, then the same command again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trials(base: Path, work: Path, seed: int) -> Iterator[Trial]:
 
 
 def kill(job: Job, number: int, base: Path, work: Path, seed: int) -> Result:
-    """Kill a job once, go on, compare with the uninterrupted run."""
+    """Kill a job once, continue it, and compare with the uninterrupted run."""
     wanted: dict[str, Any] = reference(job, base, work)
     rng = random.Random(f"{seed} {job.name} {number}")
     root = work / "site"
@@ -58,7 +58,7 @@ def kill(job: Job, number: int, base: Path, work: Path, seed: int) -> Result:
 
 
 def go_on(job: Job, site: Site, work: Path) -> jobs.Ended | None:
-    """Run the command that goes on; how it ended when that was not well."""
+    """Run the command that continues; return how it ended unless it succeeded."""
     ended = jobs.run(program(job.command(site)), job.environment(site), work / "rest.log")
     if ended.status == 1 and "--overwrite" in ended.output and job.name == "convert":
         return None  # a finished conversion, which the kill came too late for
@@ -66,7 +66,7 @@ def go_on(job: Job, site: Site, work: Path) -> jobs.Ended | None:
 
 
 def kill_study(number: int, root: Path, base: Path, work: Path, seed: int) -> Result:
-    """Kill a study that the trials before have perhaps begun; the last kill is followed by a run to its end."""
+    """Kill a study that earlier trials may have begun; after the last kill it runs to its end."""
     job = JOBS["study"]
     wanted: dict[str, Any] = reference(job, base, work)
     rng = random.Random(f"{seed} study {number}")
@@ -91,7 +91,7 @@ def kill_study(number: int, root: Path, base: Path, work: Path, seed: int) -> Re
 
 
 def times(job: Job, site: Site) -> dict[str, int]:
-    """The finished files and when they were written."""
+    """Return the finished files and the times at which they were written."""
     if not job.finished:
         return {}
     files = (f for f in site.root.glob(job.finished) if f.is_file())
@@ -99,7 +99,7 @@ def times(job: Job, site: Site) -> dict[str, int]:
 
 
 def repeated(job: Job, site: Site, before: dict[str, int]) -> str:
-    """How much finished work was done twice, in words; nothing for none."""
+    """Return in words how much finished work was done twice; empty for none."""
     if job.finished:
         after = times(job, site)
         n = sum(after.get(name) != written for name, written in before.items())
@@ -112,5 +112,5 @@ def repeated(job: Job, site: Site, before: dict[str, int]) -> str:
 
 
 def half_written(root: Path) -> list[str]:
-    """Temporary files that a finished job has left."""
+    """Return the temporary files that a finished job left."""
     return [str(f.relative_to(root)) for f in root.rglob("*.ssp-tmp*")]

@@ -1,4 +1,4 @@
-"""Two jobs at once in one folder: one does it, the other says who is there, or they take turns."""
+"""Two jobs at once in one folder: either one works and the other names it, or they take turns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trials(base: Path, work: Path, seed: int) -> Iterator[Trial]:
 
 
 def both(job: Job, number: int, base: Path, work: Path, seed: int) -> Result:
-    """Start a job twice, a training with another seed the second time."""
+    """Start a job twice; a second training has another seed."""
     wanted: dict[str, Any] = reference(job, base, work)
     rng = random.Random(f"{seed} two {job.name} {number}")
     root = work / "site"

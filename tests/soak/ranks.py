@@ -1,4 +1,7 @@
-"""One of two ranks (gloo, CPU) is killed: the other ends with a message, soon. Run as a module it is one rank."""
+"""Killed ranks: when one of two (gloo, CPU) is killed, the other soon ends with a message.
+
+Run as a module, this file is one rank.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ def kill_rank(number: int, base: Path, work: Path) -> Result:
 
 
 def one_rank(rank: int, meet: str) -> None:
-    """Train as one of two ranks, on the CPU, where nnU-Net would put it on a GPU."""
+    """Train as one of two ranks on the CPU; nnU-Net would use a GPU."""
     import torch
     import torch.distributed as dist
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet

@@ -1,4 +1,4 @@
-"""Signals to a training: SIGTERM and Ctrl-C save and end, SIGUSR1 saves and goes on."""
+"""Signals to a training: SIGTERM and Ctrl-C save and end it, SIGUSR1 only saves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trials(base: Path, work: Path) -> Iterator[Trial]:
 
 
 def send(job: Job, sent: signal.Signals, base: Path, work: Path) -> Result:
-    """Send a signal in the second epoch, go on, compare."""
+    """Send a signal in the second epoch, continue, and compare with the uninterrupted run."""
     wanted: dict[str, Any] = reference(job, base, work)
     root = work / "site"
     shutil.rmtree(root, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""2,000 training steps with the memory of the process and its children sampled."""
+"""Runs of 2,000 training steps that sample the memory of the process and its children."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trials(base: Path, work: Path) -> Iterator[Trial]:
 
 
 def train(name: str, base: Path, work: Path) -> Result:
-    """Train and sample; the memory after a quarter of the time against that at the end."""
+    """Train, and compare the memory after a quarter of the time with that at the end."""
     job = with_settings(JOBS[name], LENGTHS[name])
     root = work / "site"
     shutil.rmtree(root, ignore_errors=True)
@@ -61,7 +61,7 @@ def train(name: str, base: Path, work: Path) -> Result:
 
 
 def resident_mb(process: subprocess.Popen[bytes]) -> float:
-    """Resident memory of a process and all its children."""
+    """Return the resident memory of a process and all its children, in MB."""
     total = 0
     try:
         parent = psutil.Process(process.pid)

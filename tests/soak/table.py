@@ -1,4 +1,4 @@
-"""The table of `docs/reliability.md`: what was tried, what survived, what was lost."""
+"""Table of `docs/reliability.md`: trials, survivors and losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BEGIN, END = "<!-- soak: begin -->", "<!-- soak: end -->"
 
 
 def rows(entries: Iterable[Mapping[str, object]]) -> list[str]:
-    """The lines of the table, a row per group in the order of its first trial."""
+    """Return the lines of the table, one row per group in the order of its first trial."""
     groups: dict[str, list[Mapping[str, object]]] = {}
     for entry in entries:
         groups.setdefault(str(entry["group"]), []).append(entry)

@@ -331,9 +331,7 @@ def test_the_plans_are_not_there(prepared: Path, ours: Path):
 
 
 def test_own_plans_are_named_where_others_are_missing(prepared: Path, ours: Path):
-    own = (
-        r"none.json is missing: name the checkpoint's own plans, which are there, by -p nnUNetPlans"
-    )
+    own = r"none.json is missing: use the checkpoint's own plans, which this dataset has, with -p nnUNetPlans"
     with pytest.raises(FileNotFoundError, match=own):
         inspect(ours, "907", "none")
 

@@ -208,7 +208,9 @@ def test_a_results_folder_that_vanishes_stops_the_training(runs, trainer):
         shutil.rmtree(made.output_folder)
 
     made.on_epoch_end = vanish
-    with pytest.raises(SystemExit, match=r"fold_0 has gone: nothing of this training can be saved"):
+    with pytest.raises(
+        SystemExit, match=r"fold_0 no longer exists, so this training cannot be saved"
+    ):
         made.run_training()
     assert not Path(made.output_folder).exists()
 

@@ -45,7 +45,7 @@ def test_a_few_lost_batches_are_skipped_and_counted(runs, log, trainer):
     lose(made, {1, 7, 8})
     made.run_training()
     said = log(made)
-    assert said.count("WARNING: loss or gradient are not finite, skipped step ") == 3
+    assert said.count("WARNING: loss or gradient is not finite, skipped step ") == 3
     (line,) = [line for line in said.splitlines() if "skipped step 8 (epoch 1)" in line]
     assert "_frame0" in line and line.strip().endswith("; 2 in a row, 3 of 9 steps in all.")
     final = checkpoints(made)["checkpoint_final"]
@@ -59,7 +59,7 @@ def test_many_lost_batches_end_the_training(runs, trainer):
     made = runs.make(trainer, PRETRAIN if trainer == MIM else TUNE)
     lose(made, {3, *range(5, 10)})
     rule = (
-        r"loss or gradient are not finite in step 9 \(epoch 1\) with a batch of \w+_frame\d\d.*; 5 in a row, 6 of 10 "
+        r"loss or gradient is not finite in step 9 \(epoch 1\) with a batch of \w+_frame\d\d.*; 5 in a row, 6 of 10 "
         r"steps in all.*Settings: num_epochs=2 .*last good checkpoint .*checkpoint_\w+\.pth; continue with --c"
     )
     with pytest.raises(RuntimeError, match=rule) as ended:

@@ -146,7 +146,7 @@ def test_what_was_loaded_holds_still_and_then_trains(
         assert trains <= changed(before, after)
     count = len([k for k, _ in run.network.named_parameters() if k in held])
     said = log(run)
-    assert f"{count} of 68 parameter tensors hold still" in said
+    assert f"{count} of 68 parameter tensors are frozen" in said
     assert said.index("The second stage begins with epoch 2.") < said.index("0 of 68 parameter")
 
 
@@ -177,7 +177,7 @@ def test_the_control_has_the_rates_and_nothing_holds_still(
     for before, after in itertools.pairwise(states):
         moved = changed(before, after)
         assert all(k in moved for k, t in before.items() if t.ndim > 1 and "layers.0" not in k)
-    assert "hold still" not in log(run)
+    assert "tensors are frozen" not in log(run)
     assert run.record()["weights_from"] == "scratch"
     with pytest.raises(ValueError, match="trains from scratch and takes no -pretrained_weights"):
         runs.make(control, settings, weights=pretrained)
@@ -225,7 +225,7 @@ def test_the_second_stage_starts_from_the_best_weights(runs, pretrained, log, tr
     assert changed(now, states[4])
     assert momenta == 0, "a training of its own"
     assert rates(run)[3:5] == [0.01, 0.005]
-    assert "It starts from the weights of the best validation loss, 2.0000." in log(run)
+    assert "It starts from the weights with the best validation loss, 2.0000." in log(run)
 
 
 def test_a_loss_that_always_falls_ends_with_half_of_the_run(runs, pretrained):

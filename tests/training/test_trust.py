@@ -131,10 +131,10 @@ def test_going_on_with_fine_tuning_runs_nothing(runs, interrupted, tmp_path):
             r"`current_epoch` \(=one\) must be a whole number",
         ),
         (lambda c: c.pop("optimizer_state"), r"latest\.pth: `optimizer_state` is missing"),
-        (lambda c: c["optimizer_state"].pop("state"), r"is not what this run can go on from"),
+        (lambda c: c["optimizer_state"].pop("state"), r"this run cannot continue from it"),
         (lambda c: c.update(logging={}), r"`logging`: `mean_fg_dice` is missing"),
-        (lambda c: c["ssp_early_stopping"].clear(), r"is not what this run can go on from"),
-        (lambda c: c["network_weights"].popitem(), r"is not what this run can go on from"),
+        (lambda c: c["ssp_early_stopping"].clear(), r"this run cannot continue from it"),
+        (lambda c: c["network_weights"].popitem(), r"this run cannot continue from it"),
     ],
 )
 def test_going_on_with_other_content_is_refused_in_words(runs, interrupted, change, message):
