@@ -208,7 +208,7 @@ WRONG = {
     "pattern": (
         ("ssp", "settings", "subject_pattern"),
         3,
-        r"`subject_pattern` \(=3\) must be text",
+        r"`subject_pattern` \(=3\) must be a regular expression",
     ),
     "subjects": (("ssp", "subjects"), [[1]], r"`subjects` \(=\[\[1\]\]\) must be a list of text"),
     "papers": (("ssp", "papers"), "x", r"`papers` \(=x\) must be a list of text"),
