@@ -72,7 +72,7 @@ class SettingsTrainer(LoopTrainer):
         end_in_words()
         # First, so that a misspelt setting or a name that is a path elsewhere leaves no folder behind.
         self.settings, foreign = from_environment(self.defaults)
-        check_files(plans, configuration, fold, dataset_json)
+        check_files(plans, configuration, fold, dataset_json, self.settings.trust)
         # nnU-Net copies the content into every checkpoint and into the results' folder.
         dataset_json = privacy.without_files(dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)

@@ -14,16 +14,31 @@ T = TypeVar("T")
 
 
 def check_files(
-    plans: dict[str, Any], configuration: str, fold: int | str, dataset_json: dict[str, Any]
+    plans: dict[str, Any],
+    configuration: str,
+    fold: int | str,
+    dataset_json: dict[str, Any],
+    trust: bool = False,
 ) -> None:
-    """Check the content of nnU-Net's files before it becomes part of a path."""
+    """Check the content of nnU-Net's files before it becomes part of a path or names what is imported.
+
+    Args:
+        plans: Content of the plans file.
+        configuration: Name of a configuration in it.
+        fold: Number of the fold, or `all`.
+        dataset_json: Content of `dataset.json`.
+        trust: Whether the plans may name any class, see `check_plans`.
+
+    Raises:
+        ValueError: A value breaks its rule.
+    """
     name = shown(plans.get("plans_name", "")) if isinstance(plans, dict) else ""
     check(
         {"plans": plans, "dataset.json": dataset_json},
         {"plans": NAMES, "dataset.json": NAMES},
         name,
     )
-    check_plans(plans, f"plans {name}")
+    check_plans(plans, f"plans {name}", trust)
     configuration_of(plans, configuration, f"plans {name}")
     check_dataset(dataset_json, f"dataset.json of {plans['dataset_name']}", ("labels",))
     must_be_plain(str(fold), "fold")

@@ -45,7 +45,7 @@ MEGABYTES = 4096
 
 def reader(target: str) -> Callable[[Path], object]:
     """Return our function that reads a target's file."""
-    from nnunet_ssp.cohort import cases, folds, split_files
+    from nnunet_ssp.cohort import cases, split_files, splits
     from nnunet_ssp.conversion.dicom import headers, pixels
     from nnunet_ssp.dataset_conversion import mnms
     from nnunet_ssp.files import nifti, nnunet, tables
@@ -81,7 +81,7 @@ def reader(target: str) -> Callable[[Path], object]:
         "dicom": read_dicom,
         "table": read_table,
         "cases": cases.read_cases,
-        "splits": folds.read_splits,
+        "splits": splits.read_splits,
         "index": read_index,
         "labels": nnunet.read_dataset,
         "plans": nnunet.read_plans,

@@ -40,6 +40,14 @@ def test_what_is_no_plans_is_refused():
         check_files([], "2d", 0, LABELS)  # type: ignore[arg-type]
 
 
+def test_a_network_of_one_s_own_needs_trust():
+    own = plans()
+    own["configurations"]["2d"]["architecture"]["network_class_name"] = "mine.UNet"
+    with pytest.raises(ValueError, match=r"`network_class_name` \(=mine\.UNet\) must be .*trust"):
+        check_files(own, "2d", 0, LABELS)
+    check_files(own, "2d", 0, LABELS, trust=True)
+
+
 class Trainer:
     @refuses_other_content
     def load(self, source: Any) -> None:
@@ -48,9 +56,9 @@ class Trainer:
 
 @pytest.mark.parametrize("error", [KeyError, TypeError, AttributeError, IndexError, RuntimeError])
 def test_a_part_that_is_missing_is_said_in_words(error: type[Exception]):
-    with pytest.raises(ValueError, match=rf"the checkpoint: a part of it .*{error.__name__}: .*x"):
+    with pytest.raises(ValueError, match=rf"^the checkpoint: this run cannot continue .*{error.__name__}: .*x"):
         Trainer().load(error("x"))
-    with pytest.raises(ValueError, match=r"^a\.pth: a part of it is not what this run can go on"):
+    with pytest.raises(ValueError, match=r"^a\.pth: this run cannot continue from it"):
         Trainer().load("a.pth")
 
 
