@@ -111,7 +111,7 @@ def find_cines(root: Path, masks: Path, by_patient_id: bool, workers: int) -> li
 
 def keep_series(found: Sequence[Found], series: Sequence[str], workers: int) -> list[Found]:
     """Leave only the series that the user names to the subjects that have them."""
-    from nnunet_ssp.conversion.dicom.series_choice import choose_series
+    from nnunet_ssp.conversion.dicom.named_series import choose_series
 
     files = {
         (entry.place, entry.name): [file for file in entry.images if not stem_of(file)]

@@ -56,7 +56,9 @@ class Trainer:
 
 @pytest.mark.parametrize("error", [KeyError, TypeError, AttributeError, IndexError, RuntimeError])
 def test_a_part_that_is_missing_is_said_in_words(error: type[Exception]):
-    with pytest.raises(ValueError, match=rf"^the checkpoint: this run cannot continue .*{error.__name__}: .*x"):
+    with pytest.raises(
+        ValueError, match=rf"^the checkpoint: this run cannot continue .*{error.__name__}: .*x"
+    ):
         Trainer().load(error("x"))
     with pytest.raises(ValueError, match=r"^a\.pth: this run cannot continue from it"):
         Trainer().load("a.pth")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ssp.conversion.dicom.series_choice import choose_series, series_of
+from nnunet_ssp.conversion.dicom.named_series import choose_series, series_of
 from tests.dicom_files import series
 
 Subjects = dict[tuple[Path, str], list[Path]]
