@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.cohort import pseudonyms
-from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, read_key, write_log
+from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, read_key, shorten_key, write_log
 
 
 def test_a_pseudonym_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -47,6 +47,18 @@ def test_a_key_grows_and_keeps_what_it_has(tmp_path: Path):
     assert first.items() <= grown.items()
     assert all(re.fullmatch("p[0-9a-f]{8}", pseudonym) for pseudonym in grown.values())
     assert len({*grown.values()}) == 3
+
+
+def test_a_shortened_key_ends_with_its_last_name(tmp_path: Path):
+    file = key_file(tmp_path / "Dataset120_Own")
+    key = extend_key(file, ["a", "b"])
+    shorten_key(file, ["b", "unknown"])
+    assert read_key(file) == {"a": key["a"]}
+    extend_key(file.with_name("other.csv"), ["c"])
+    shorten_key(file, ["a"])
+    assert [entry.name for entry in file.parent.iterdir()] == ["other.csv"]
+    shorten_key(file.with_name("other.csv"), ["c"])
+    assert not file.parent.exists()
 
 
 def test_the_log_has_the_name_of_the_key(tmp_path: Path):
