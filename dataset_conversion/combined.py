@@ -140,7 +140,6 @@ def convert_sources(
     look: Callable[[Any], Look] = look_combined if several else sources[0].look
     tasks, refused = _all_subjects(sources)
     tasks, chosen = _divided(tasks, refused, test)
-    given: dict[str, object] = {"test": chosen, **(options or {})}
     local = {source.name for source in sources} - {*PUBLIC}
     target = check_dataset_id(dataset_id, name)
     stays = bool(local) and not (keep_ids or overwrite) and _began_with_names(target)
@@ -148,23 +147,12 @@ def convert_sources(
     heads = _local_subjects((*(task.subject for task in tasks), *refused), local, several)
     general += [NAMES_STAY] if stays else []
     general += _not_known_again(target, heads, local, renames)
-    if renames:
-        given |= {key: hashed_path(repr(given[key])) for key in NAMING if given.get(key)}
-        given["pseudonyms"] = True
+    given = _without_names({"test": chosen, **(options or {})}, renames)
     if added:
         given["add"] = [f"{converter}:{folder.resolve()}" for converter, folder in added]
         description += f"; with {', '.join(converter for converter, _ in added)}"
-    new = NewDataset(
-        dataset_id=dataset_id,
-        name=name,
-        labels=sources[0].labels,
-        description=description,
-        converter="+".join(dict.fromkeys(s.converter for s in sources)),
-        source=sources[0].folder,
-        options=given,
-    )
-    whole = is_finished(target, new.settings()) and not was_finished(target, new.settings())
-    if whole and stays and not dry_run:
+    new = _new_dataset(dataset_id, name, description, sources, given)
+    if stays and not dry_run and _is_whole(target, new):
         print(f"{target}: converted before, nothing to do. {NAMES_STAY}")
         return target
     return convert_subjects(
@@ -178,6 +166,24 @@ def convert_sources(
         look=look,
         remarks=Remarks(general, remark, _names_of(sources) if several else ()),
         rename=partial(_rename, heads=heads) if renames else None,
+    )
+
+
+def _new_dataset(
+    dataset_id: int,
+    name: str,
+    description: str,
+    sources: Sequence[Source],
+    options: Mapping[str, object],
+) -> NewDataset:
+    return NewDataset(
+        dataset_id=dataset_id,
+        name=name,
+        labels=sources[0].labels,
+        description=description,
+        converter="+".join(dict.fromkeys(source.converter for source in sources)),
+        source=sources[0].folder,
+        options=options,
     )
 
 
@@ -218,6 +224,20 @@ def _began_with_names(target: Path) -> bool:
         return False
     options = read_json(marker, dict).get("options")
     return isinstance(options, dict) and "pseudonyms" not in options
+
+
+def _without_names(options: Mapping[str, object], renames: bool) -> dict[str, object]:
+    """Return the options for `convert.json`; with pseudonyms, hashes replace lists of names."""
+    if not renames:
+        return dict(options)
+    hashes = {key: hashed_path(repr(options[key])) for key in NAMING if options.get(key)}
+    return {**options, **hashes, "pseudonyms": True}
+
+
+def _is_whole(target: Path, new: NewDataset) -> bool:
+    """Whether this conversion was finished before, and left nothing to remove."""
+    settings = new.settings()
+    return is_finished(target, settings) and not was_finished(target, settings)
 
 
 def _local_subjects(
