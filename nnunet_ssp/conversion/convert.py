@@ -231,9 +231,9 @@ def _convert_all(
     outcomes += process(convert, subjects.tasks, workers, "Converting", "subject")
     cases = {case.case: case for outcome in outcomes for case in outcome.cases}
     if not cases:
-        _withdraw(target)
         if subjects.key is not None:
             shorten_key(subjects.key, subjects.added)
+        _withdraw(target)
         raise ValueError(
             f"{new.source}: no subject could be converted.\n"
             + "\n".join(refusals(in_own_names(outcomes, subjects.names)))
