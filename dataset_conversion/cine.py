@@ -20,9 +20,10 @@ subjects that have such a series. --by-patient-id tells DICOM subjects apart by 
 lie, also when FOLDER is one patient with a folder for each series. No header value enters the dataset but
 manufacturer, model and field strength.
 
-Subjects keep their names, of files, folders or PatientIDs; characters that a file name should not have become `-`.
-With --pseudonyms they get random names instead. nnUNet_raw/.ssp-keys/DatasetXXX_Name.csv, the key, has both, and a
-conversion that goes on, or another of the same subjects, gives them the same. --test and --series are told the names.
+Subjects get random names in place of those of their files, folders or PatientIDs. The key,
+nnUNet_raw/.ssp-keys/DatasetXXX_Name.csv, has both. A conversion that goes on, or another of the same subjects, gives
+them the same. --test and --series are told the user's names. --keep-ids keeps these, as do conversions begun before;
+characters that a file name should not have become `-`.
 
 Masks (NIfTI, named after their image, or <subject>, and `_gt`) are beside the images, or in the folder --labels,
 there also in <subject>/:

@@ -19,10 +19,10 @@ from typing import Any
 
 from nnunet_ssp.cohort.cases import case_name
 from nnunet_ssp.cohort.privacy import PUBLIC, hashed_path
-from nnunet_ssp.cohort.pseudonyms import extend_key, key_file
+from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, named_otherwise, read_key
 from nnunet_ssp.console import run_command, whole
 from nnunet_ssp.conversion.convert import convert_subjects, look_at_headers
-from nnunet_ssp.conversion.record import NewDataset
+from nnunet_ssp.conversion.record import NewDataset, is_finished, was_finished
 from nnunet_ssp.conversion.subjects import Cine, Look, Renamed, Task
 from nnunet_ssp.conversion.summary import Remarks
 from nnunet_ssp.dataset_conversion import CONVERTERS, load_converter
@@ -31,6 +31,7 @@ from nnunet_ssp.files.tables import read_names
 from nnunet_ssp.nnunet import check_dataset_id
 
 NAMING = ("test", "series")  # options that name subjects; under pseudonyms the key has the names
+NAMES_STAY = "This conversion began with the subjects' names and keeps them. --overwrite begins again, with pseudonyms."
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def convert_sources(
     overwrite: bool = False,
     workers: int | None = None,
     dry_run: bool = False,
-    pseudonyms: bool = False,
+    keep_ids: bool = False,
     remarks: Sequence[str] = (),
     remark: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: [],
 ) -> Path:
@@ -117,7 +118,8 @@ def convert_sources(
         overwrite: Delete an earlier conversion of this id and start again.
         workers: Number of processes.
         dry_run: Write nothing.
-        pseudonyms: Give local subjects, those of own cine, random names, with a key apart from the dataset.
+        keep_ids: Keep the names of local subjects, those of own cine. By default they get random names, with a key
+            apart from the dataset; a conversion that was begun with names keeps them.
         remarks: Texts for the user about the dataset as a whole.
         remark: Gives texts about the converted subjects, from the split of each.
 
@@ -138,35 +140,50 @@ def convert_sources(
     look: Callable[[Any], Look] = look_combined if several else sources[0].look
     tasks, refused = _all_subjects(sources)
     tasks, chosen = _divided(tasks, refused, test)
-    given: dict[str, object] = {"test": chosen, **(options or {})}
     local = {source.name for source in sources} - {*PUBLIC}
     target = check_dataset_id(dataset_id, name)
-    renames = bool(local) and pseudonyms and (overwrite or not _began_with_names(target))
-    if renames:
-        given |= {key: hashed_path(repr(given[key])) for key in NAMING if given.get(key)}
-        given["pseudonyms"] = True
+    stays = bool(local) and not (keep_ids or overwrite) and _began_with_names(target)
+    renames = bool(local) and not (keep_ids or stays)
+    heads = _local_subjects((*(task.subject for task in tasks), *refused), local, several)
+    general += [NAMES_STAY] if stays else []
+    general += _not_known_again(target, heads, local, renames)
+    given = _without_names({"test": chosen, **(options or {})}, renames)
     if added:
         given["add"] = [f"{converter}:{folder.resolve()}" for converter, folder in added]
         description += f"; with {', '.join(converter for converter, _ in added)}"
+    new = _new_dataset(dataset_id, name, description, sources, given)
+    if stays and not dry_run and _is_whole(target, new):
+        print(f"{target}: converted before, nothing to do. {NAMES_STAY}")
+        return target
     return convert_subjects(
         tasks,
         read,
-        NewDataset(
-            dataset_id=dataset_id,
-            name=name,
-            labels=sources[0].labels,
-            description=description,
-            converter="+".join(dict.fromkeys(s.converter for s in sources)),
-            source=sources[0].folder,
-            options=given,
-        ),
+        new,
         refused=refused,
         overwrite=overwrite,
         workers=workers,
         dry_run=dry_run,
         look=look,
         remarks=Remarks(general, remark, _names_of(sources) if several else ()),
-        rename=partial(_rename, local=local, combined=several) if renames else None,
+        rename=partial(_rename, heads=heads) if renames else None,
+    )
+
+
+def _new_dataset(
+    dataset_id: int,
+    name: str,
+    description: str,
+    sources: Sequence[Source],
+    options: Mapping[str, object],
+) -> NewDataset:
+    return NewDataset(
+        dataset_id=dataset_id,
+        name=name,
+        labels=sources[0].labels,
+        description=description,
+        converter="+".join(dict.fromkeys(source.converter for source in sources)),
+        source=sources[0].folder,
+        options=options,
     )
 
 
@@ -209,13 +226,59 @@ def _began_with_names(target: Path) -> bool:
     return isinstance(options, dict) and "pseudonyms" not in options
 
 
+def _without_names(options: Mapping[str, object], renames: bool) -> dict[str, object]:
+    """Return the options for `convert.json`; with pseudonyms, hashes replace lists of names."""
+    if not renames:
+        return dict(options)
+    hashes = {key: hashed_path(repr(options[key])) for key in NAMING if options.get(key)}
+    return {**options, **hashes, "pseudonyms": True}
+
+
+def _is_whole(target: Path, new: NewDataset) -> bool:
+    """Whether this conversion was finished before, and left nothing to remove."""
+    settings = new.settings()
+    return is_finished(target, settings) and not was_finished(target, settings)
+
+
+def _local_subjects(
+    subjects: Iterable[str], local: Collection[str], combined: bool
+) -> dict[str, str]:
+    """Return the subjects of local sources, each with the part of its name that stands for its source.
+
+    Args:
+        subjects: All subjects.
+        local: Names of the local sources.
+        combined: Whether subjects are named after their source.
+    """
+    prefixes = tuple(f"{source}-" for source in sorted(local)) if combined else ("",) * len(local)
+    return {
+        subject: next(prefix for prefix in prefixes if subject.startswith(prefix))
+        for subject in subjects
+        if subject.startswith(prefixes)
+    }
+
+
+def _not_known_again(
+    target: Path, heads: Mapping[str, str], local: Collection[str], renames: bool
+) -> list[str]:
+    """Warn of datasets with the same subjects under the other kind of name: no check for leaks finds them."""
+    names = {subject.removeprefix(head) for subject, head in heads.items()}
+    others = named_otherwise(target, names, local, renames)
+    if not others:
+        return []
+    kind, way = ("names", "--keep-ids") if renames else ("pseudonyms", "pseudonyms here, too")
+    return [
+        f"WARNING: {', '.join(others)} has subjects of this dataset under their {kind}, so no check for leaks "
+        f"knows them here. Use no weights that were pretrained there, or choose {way}."
+    ]
+
+
 def _rename(
     target: Path,
     tasks: Sequence[Task],
     refused: Mapping[str, str],
     *,
-    local: Collection[str],
-    combined: bool,
+    heads: Mapping[str, str],
 ) -> Renamed[Task]:
     """Give the subjects of local sources their pseudonyms; the others keep their public codes.
 
@@ -223,16 +286,10 @@ def _rename(
         target: The dataset's folder.
         tasks: The subjects.
         refused: Those refused before reading.
-        local: Names of the local sources.
-        combined: Whether subjects are named after their source.
+        heads: See `_local_subjects`.
     """
-    prefixes = tuple(f"{source}-" for source in sorted(local)) if combined else ("",)
-    heads = {
-        subject: next(prefix for prefix in prefixes if subject.startswith(prefix))
-        for subject in (*(task.subject for task in tasks), *refused)
-        if subject.startswith(prefixes)
-    }
     file = key_file(target)
+    before = read_key(file)
     key = extend_key(file, [subject.removeprefix(head) for subject, head in heads.items()])
     new = {subject: head + key[subject.removeprefix(head)] for subject, head in heads.items()}
 
@@ -250,6 +307,7 @@ def _rename(
         {new.get(subject, subject): reason for subject, reason in refused.items()},
         {pseudonym: subject for subject, pseudonym in new.items()},
         file,
+        sorted(key.keys() - before.keys()),
     )
 
 
@@ -375,9 +433,9 @@ def add_arguments(
         "--overwrite", action="store_true", help="delete an earlier conversion of this id"
     )
     parser.add_argument(
-        "--pseudonyms",
+        "--keep-ids",
         action="store_true",
-        help="give subjects of own cine random names; the key is in nnUNet_raw/.ssp-keys",
+        help="keep the names of own cine; by default they become random ones, with the key in nnUNet_raw/.ssp-keys",
     )
     parser.add_argument(
         "-np", dest="workers", metavar="N", type=whole, help="processes [one a core, at most 8]"

@@ -2,9 +2,9 @@
 
 Subjects are stored as hashes. The salt is fixed by the format, so equal subjects have equal hashes everywhere:
 fine-tuning finds a test subject among them, between sites too. Whoever knows a name can therefore test whether it is in
-a file. Names of public sets are known to all. Local names are random where `nnunet-ssp convert cine` gave pseudonyms;
-these mean nothing outside. Else they are names of files or folders, or PatientIDs. Only the last name of a path is
-stored.
+a file. Names of public sets are known to all. `nnunet-ssp convert cine` gives local subjects random names, which mean
+nothing outside; with `--keep-ids`, and in earlier datasets, they are those of files or folders, or PatientIDs. Only the
+last name of a path is stored.
 """
 
 from __future__ import annotations

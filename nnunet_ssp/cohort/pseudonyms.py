@@ -9,9 +9,11 @@ from __future__ import annotations
 import csv
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.files.tables import read_table
@@ -84,17 +86,59 @@ def extend_key(file: Path, names: Iterable[str]) -> dict[str, str]:
             pseudonym = f"p{secrets.token_hex(DIGITS // 2)}"
         key[name] = pseudonym
     if new:
-        rows = sorted((pseudonym, name) for name, pseudonym in key.items())
-        _write_key(file, [COLUMNS, *rows])
+        _write_key(file, key)
     return key | {name: key[short] for short, name in given.items()}
 
 
-def _write_key(file: Path, rows: Iterable[tuple[str, ...]]) -> None:
+def shorten_key(file: Path, names: Iterable[str]) -> None:
+    """Take names out of a key; remove an empty key, and the folder with the last one.
+
+    Args:
+        file: The key.
+        names: Names that no dataset has got; the others stay.
+    """
+    key = read_key(file)
+    kept = {name: pseudonym for name, pseudonym in key.items() if name not in {*names}}
+    if kept == key:
+        return
+    if kept:
+        _write_key(file, kept)
+        return
+    file.unlink()
+    with suppress(OSError):  # it holds other keys
+        file.parent.rmdir()
+
+
+def named_otherwise(
+    dataset: Path, names: Collection[str], sources: Collection[str], pseudonyms: bool
+) -> list[str]:
+    """Return the datasets that have some local subjects under the other kind of name.
+
+    Args:
+        dataset: Folder of the new dataset. What it holds now counts, and so do all others of its nnUNet_raw.
+        names: Names of the local subjects.
+        sources: Their sources, as in `cases.csv`.
+        pseudonyms: Whether the new dataset gives them pseudonyms.
+    """
+    found = []
+    for table in sorted(dataset.parent.glob("Dataset*/cases.csv")):
+        try:
+            cases, key = read_cases(table).values(), read_key(key_file(table.parent))
+        except (OSError, ValueError):  # other commands name what is wrong with it
+            continue
+        others = names if pseudonyms else {key[name] for name in names if name in key}
+        if any(case.source in sources and case.subject in others for case in cases):
+            found.append(table.parent.name)
+    return found
+
+
+def _write_key(file: Path, key: Mapping[str, str]) -> None:
+    rows = sorted((pseudonym, name) for name, pseudonym in key.items())
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with atomic_write(file) as temporary:
         temporary.touch(mode=0o600)
         with open(temporary, "w", newline="", encoding="utf-8") as out:
-            csv.writer(out, lineterminator="\n").writerows(rows)
+            csv.writer(out, lineterminator="\n").writerows([COLUMNS, *rows])
 
 
 def write_log(file: Path, log: Mapping[str, object]) -> Path:

@@ -33,7 +33,7 @@ from nnunet_ssp.cohort.cases import (
     write_cases,
 )
 from nnunet_ssp.cohort.privacy import map_texts
-from nnunet_ssp.cohort.pseudonyms import write_log
+from nnunet_ssp.cohort.pseudonyms import shorten_key, write_log
 from nnunet_ssp.cohort.splits import FOLD_SOURCE, copy_tables, make_splits, write_splits
 from nnunet_ssp.conversion.geometry import place_stack
 from nnunet_ssp.conversion.record import (
@@ -159,7 +159,7 @@ def convert_subjects(
         looks += process(look, tasks, workers, "Looking", "subject")
         said = [*remarks.about(looks), *same_patients(looks)]
         if rename is not None:
-            said.append("Local subjects will get pseudonyms.")
+            said.append("Local subjects will get pseudonyms; --keep-ids keeps names.")
         print("\n".join(dry_summary_lines(looks, target, said, remarks.prefixes)))
         return target
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
@@ -172,8 +172,9 @@ def convert_subjects(
             shutil.rmtree(target / TEMPORARY)
             print(f"{target}: converted before; removed what an interrupted run had left.")
             return target
-        deleted = _take_over(target, settings, overwrite)
+        check_folder(target, settings, overwrite)  # and the key, before anything is deleted
         subjects = Renamed(tasks, refused) if rename is None else rename(target, tasks, refused)
+        deleted = _take_over(target, overwrite)
         write_json(
             target / "convert.json",
             settings | {"version": __version__, "deleted_folds": deleted},
@@ -203,9 +204,8 @@ def _failures_in_words(target: Path) -> Iterator[None]:
 # --- the dataset's folder ---------------------------------------------------------------------
 
 
-def _take_over(target: Path, settings: Mapping[str, object], overwrite: bool) -> list[str]:
+def _take_over(target: Path, overwrite: bool) -> list[str]:
     """Take over a new folder or that of an earlier conversion; return the appended folds that are deleted with it."""
-    check_folder(target, settings, overwrite)
     if not (target / "convert.json").is_file():
         return []
     deleted = appended_folds(target)
@@ -231,6 +231,8 @@ def _convert_all(
     outcomes += process(convert, subjects.tasks, workers, "Converting", "subject")
     cases = {case.case: case for outcome in outcomes for case in outcome.cases}
     if not cases:
+        if subjects.key is not None:
+            shorten_key(subjects.key, subjects.added)
         _withdraw(target)
         raise ValueError(
             f"{new.source}: no subject could be converted.\n"

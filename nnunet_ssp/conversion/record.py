@@ -18,7 +18,7 @@ from nnunet_ssp.files.tables import read_table
 
 KEY_NOTE = (
     "Local subjects have pseudonyms. The key is {key}. It names patients: keep it, but apart from all that you share. "
-    "{log} beside it has the remarks on these subjects."
+    "{log} beside it has the remarks on these subjects. --keep-ids keeps names."
 )
 
 
@@ -125,7 +125,12 @@ def read_marker(target: Path) -> dict[str, Any]:
 
 def was_finished(target: Path, settings: Mapping[str, object]) -> bool:
     """Whether a run with these settings was killed when it had only temporary files left to remove."""
-    if not all((target / name).exists() for name in ("convert.json", "dataset.json", TEMPORARY)):
+    return (target / TEMPORARY).exists() and is_finished(target, settings)
+
+
+def is_finished(target: Path, settings: Mapping[str, object]) -> bool:
+    """Whether the folder holds a whole dataset of a conversion with these settings."""
+    if not all((target / name).exists() for name in ("convert.json", "dataset.json")):
         return False
     earlier = with_hashed_paths(read_marker(target))
     return all(earlier.get(key) == value for key, value in settings.items())

@@ -25,7 +25,7 @@ class Common(TypedDict, total=False):
     overwrite: bool
     workers: int | None
     dry_run: bool
-    pseudonyms: bool
+    keep_ids: bool
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,14 @@ class Renamed(Generic[TaskT]):
         refused: Those refused before reading, with the reason.
         names: The user's name of each subject that has a pseudonym.
         key: The file that holds these names, if there are any.
+        added: Names that this conversion has added to it.
     """
 
     tasks: Sequence[TaskT]
     refused: Mapping[str, str]
     names: Mapping[str, str] = field(default_factory=dict)
     key: Path | None = None
+    added: Sequence[str] = ()
 
 
 def make_cases(

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.cohort import pseudonyms
-from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, read_key, write_log
+from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, read_key, shorten_key, write_log
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_pseudonym_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -47,6 +49,29 @@ def test_a_key_grows_and_keeps_what_it_has(tmp_path: Path):
     assert first.items() <= grown.items()
     assert all(re.fullmatch("p[0-9a-f]{8}", pseudonym) for pseudonym in grown.values())
     assert len({*grown.values()}) == 3
+
+
+def test_a_shortened_key_ends_with_its_last_name(tmp_path: Path):
+    file = key_file(tmp_path / "Dataset120_Own")
+    key = extend_key(file, ["a", "b"])
+    shorten_key(file, ["b", "unknown"])
+    assert read_key(file) == {"a": key["a"]}
+    extend_key(file.with_name("other.csv"), ["c"])
+    shorten_key(file, ["a"])
+    assert [entry.name for entry in file.parent.iterdir()] == ["other.csv"]
+    shorten_key(file.with_name("other.csv"), ["c"])
+    assert not file.parent.exists()
+
+
+def test_conversions_alone_know_keys():
+    """A dataset has no names, so nothing that reads it, up to checkpoints and logs, can tell them."""
+    files = [
+        file
+        for folder in ("nnunet_ssp", "dataset_conversion", "trainers")
+        for file in (ROOT / folder).rglob("*.py")
+        if re.search(r"import pseudonyms|cohort\.pseudonyms", file.read_text(encoding="utf-8"))
+    ]
+    assert {file.name for file in files} == {"combined.py", "convert.py"}
 
 
 def test_the_log_has_the_name_of_the_key(tmp_path: Path):

@@ -437,7 +437,7 @@ def test_nibabel_and_simpleitk_read_the_same_places_in_what_was_written(
         (root / "input").mkdir()
         store_as(root / "one", "p1", root / "input")
         store_as(root / "two", "p2", root / "input")
-        target = convert(root / "input", 901, workers=1)
+        target = convert(root / "input", 901, workers=1, keep_ids=True)
         cases = read_cases(target / "cases.csv").values()
         assert {case.subject for case in cases} == {"p1", "p2"}
         assert len([c for c in cases if c.subject == "p1"]) == first.n_frames

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -20,7 +21,7 @@ from nnunet_ssp.dataset_conversion import acdc, cine
 from tests.dicom_files import FOUR_CHAMBER, edit, series
 from tests.nifti_headers import save_with
 
-convert = cine.convert
+convert = partial(cine.convert, keep_ids=True)  # pseudonyms: test_pseudonyms.py
 SHAPE = (6, 5, 3, 12)  # columns, rows, slices, frames
 ED, ES = 0, 4
 # Slices run from base to apex: to the left, to the front and to the feet.
@@ -918,7 +919,7 @@ def test_own_cine_beside_another_data_set(root: Path):
     (image.parent / "Info.cfg").write_text("ED: 1\nES: 3\n")
     voxels = series(root / "D1", Manufacturer="Philips Medical Systems")
     for target in (
-        acdc.convert(image.parents[2], 118, add=[f"cine:{root}"]),
+        acdc.convert(image.parents[2], 118, add=[f"cine:{root}"], keep_ids=True),
         convert(root, 119, add=[f"acdc:{image.parents[2]}"]),
     ):
         cases = cases_of(target)

@@ -1,26 +1,28 @@
-"""Names of subjects in `convert cine`: with pseudonyms, the key alone has them."""
+"""Names of subjects in `convert cine`: the key alone has them."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
 import stat
-from functools import partial
 from pathlib import Path
 
 import pytest
 
+from nnunet_ssp.cli import main
 from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.privacy import hashed_path
 from nnunet_ssp.cohort.pseudonyms import key_file, read_key
 from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.dataset_conversion import acdc, cine
-from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.files.atomic import TEMPORARY, write_json
 from tests.cine_trees import ED, ES, add_acdc, drawn, save
 from tests.cine_trees import cine as voxels
+from tests.dicom_files import series
 
-convert = partial(cine.convert, pseudonyms=True)
+convert = cine.convert
 NAMES = ("Mustermann-Erika", "PatID4711", "Zimmer-Otto")
 PSEUDONYM = re.compile(r"p[0-9a-f]{8}")
 
@@ -43,11 +45,23 @@ def subjects_of(target: Path) -> set[str]:
     return {case.subject for case in read_cases(target / "cases.csv").values()}
 
 
-def told(target: Path) -> str:
-    """All names of files, and the content of all tables, of a dataset."""
+def contents(target: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of all files of a dataset, by name."""
     files = sorted(file for file in target.rglob("*") if file.is_file())
-    texts = [file.read_text() for file in files if file.suffix in (".json", ".csv")]
-    return "\n".join([*(str(file.relative_to(target)) for file in files), *texts])
+    return {
+        str(file.relative_to(target)): (file.read_bytes(), file.stat().st_mtime_ns)
+        for file in files
+    }
+
+
+def told(target: Path) -> str:
+    """All names of files, and the content of all tables, headers and images, of a dataset."""
+    texts = []
+    for name, (content, _) in contents(target).items():
+        texts += [name, content.decode("latin-1")]
+        if name.endswith(".gz"):
+            texts.append(gzip.decompress(content).decode("latin-1"))
+    return "\n".join(texts)
 
 
 def test_no_name_and_no_path_in_a_dataset(own: Path, capsys: pytest.CaptureFixture[str]):
@@ -119,12 +133,12 @@ def test_an_interrupted_conversion_goes_on(own: Path, monkeypatch: pytest.Monkey
         word for word in (*NAMES, "Klinikum") if word in (target / "convert.json").read_text()
     ] == []
     with pytest.raises(FileExistsError, match="another `options`"):
-        cine.convert(own, 120)
+        convert(own, 120, keep_ids=True)
     assert convert(own, 120) == target
     assert key_of(target) == key and subjects_of(target) == {*key.values()}
 
 
-def test_conversions_begun_before_keep_names(own: Path):
+def test_conversions_begun_before_keep_names(own: Path, capsys: pytest.CaptureFixture[str]):
     """Earlier versions wrote the folder, but nothing about pseudonyms."""
     options = {"test": None, "labels": str(own), "label_names": list(cine.LABEL_NAMES)}
     target = own.parent / "raw" / "Dataset120_Cine"
@@ -134,11 +148,55 @@ def test_conversions_begun_before_keep_names(own: Path):
     )
     assert convert(own, 120, labels=own) == target
     assert subjects_of(target) == {*NAMES}
-    assert not key_file(target).exists()
+    assert not key_file(target).parent.exists()
+    assert "began with the subjects' names and keeps them" in capsys.readouterr().out
 
 
-def test_names_are_kept_otherwise(own: Path):
-    target = cine.convert(own, 120)
+def test_finished_datasets_keep_names(own: Path, capsys: pytest.CaptureFixture[str]):
+    target = convert(own, 120, keep_ids=True)
+    before = contents(target)
+    capsys.readouterr()
+    assert convert(own, 120) == target
+    assert contents(target) == before, "nothing is converted twice"
+    assert "converted before, nothing to do. This conversion began" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match="a finished dataset; --overwrite"):
+        convert(own, 120, by_patient_id=True)
+    assert contents(target) == before
+    assert not key_file(target).parent.exists()
+    (target / TEMPORARY).mkdir()  # as a run leaves it that was killed at its end
+    assert convert(own, 120) == target
+    assert contents(target) == before
+    assert not (target / TEMPORARY).exists()
+
+
+def test_an_overwritten_dataset_gets_pseudonyms(own: Path, capsys: pytest.CaptureFixture[str]):
+    convert(own, 120, keep_ids=True)
+    capsys.readouterr()
+    target = convert(own, 120, overwrite=True)
+    assert subjects_of(target) == {*key_of(target).values()}
+    assert "WARNING: Dataset120_Cine has subjects of this dataset under" in capsys.readouterr().out
+
+
+def test_other_datasets_with_the_other_kind_of_name_are_named(
+    own: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Checks for leaks compare names, so they would be blind."""
+    convert(own, 120, keep_ids=True)
+    assert "WARNING: " not in capsys.readouterr().out
+    add_acdc(own.parent / "acdc", "training", 1)
+    acdc.convert(own.parent / "acdc", 121, add=[f"cine:{own}"])
+    assert (
+        "WARNING: Dataset120_Cine has subjects of this dataset under their names, so no check"
+        in (capsys.readouterr().out)
+    )
+    convert(own, 122, keep_ids=True, dry_run=True)
+    assert "WARNING: Dataset121_ACDC has subjects of this dataset under their pseudonyms" in (
+        capsys.readouterr().out
+    )
+
+
+def test_names_are_kept_on_demand(own: Path):
+    target = convert(own, 120, keep_ids=True)
     assert subjects_of(target) == {*NAMES}
     assert not key_file(target).parent.exists()
     assert str(own) not in (target / "convert.json").read_text()
@@ -147,7 +205,7 @@ def test_names_are_kept_otherwise(own: Path):
 def test_public_codes_stay_beside_pseudonyms(own: Path):
     for number in (1, 2):
         add_acdc(own.parent / "acdc", "training", number)
-    target = acdc.convert(own.parent / "acdc", 122, add=[f"cine:{own}"], pseudonyms=True)
+    target = acdc.convert(own.parent / "acdc", 122, add=[f"cine:{own}"])
     key = key_of(target)
     assert key.keys() == {*NAMES}
     cases = read_cases(target / "cases.csv").values()
@@ -161,7 +219,49 @@ def test_a_dry_run_writes_no_key(own: Path, capsys: pytest.CaptureFixture[str]):
     target = convert(own, 120, dry_run=True)
     assert not key_file(target).parent.exists()
     output = capsys.readouterr().out
-    assert NAMES[1] in output and "Local subjects will get pseudonyms" in output
+    assert NAMES[1] in output and "Local subjects will get pseudonyms; --keep-ids" in output
 
 
-# -- the key -------------------------------------------------------------------------------------
+def test_a_refused_conversion_leaves_no_key(own: Path):
+    for name in NAMES:
+        (own / f"{name}.nii.gz").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=rf"no subject could be converted(.|\n)*{NAMES[1]}"):
+        convert(own, 120)
+    assert [*(own.parent / "raw").iterdir()] == []
+
+
+def test_a_refused_conversion_takes_back_its_own_names_alone(own: Path):
+    key = key_of(convert(own, 120))
+    for name in NAMES:
+        (own / f"{name}.nii.gz").unlink()
+    (own / "Neu-Eva.nii.gz").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="no subject could be converted"):
+        convert(own, 120, overwrite=True)
+    assert key_of(own.parent / "raw" / "Dataset120_Cine") == key, "weights may know them"
+
+
+def test_a_damaged_key_deletes_nothing(own: Path):
+    target = convert(own, 120)
+    before = contents(target)
+    key_file(target).with_name("other.csv").write_text("pseudonym,name\np1,a\np1,b\n")
+    with pytest.raises(ValueError, match=r"other\.csv, row \d: .* must occur once each"):
+        convert(own, 120, overwrite=True)
+    assert contents(target) == before
+
+
+def test_dicom_subjects_are_not_named_after_patients(own: Path):
+    series(own / "study 1", PatientID="ID-815", PatientName="Schulze^Ida")
+    series(own / "study 2", PatientID="ID-816", PatientName="Schulze^Eva", uid="1.2.5")
+    target = convert(own, 120, by_patient_id=True)
+    assert key_of(target).keys() == {*NAMES, "ID-815", "ID-816"}
+    private = [*NAMES, "ID-81", "Schulze", "study", "Klinikum"]
+    assert [word for word in private if word in told(target)] == []
+
+
+def test_the_command_line_gives_pseudonyms(own: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["convert", "cine", "-i", str(own), "-np", "1", "-d"]
+    assert main([*command, "120"]) == 0
+    assert main([*command, "121", "--keep-ids"]) == 0
+    raw = own.parent / "raw"
+    assert subjects_of(raw / "Dataset120_Cine") == {*key_of(raw / "Dataset120_Cine").values()}
+    assert subjects_of(raw / "Dataset121_Cine") == {*NAMES}

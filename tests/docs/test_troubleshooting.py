@@ -30,7 +30,11 @@ def strings(file: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def printed() -> str:
     """All texts of this package and of the files of nnU-Net's that print what the page quotes."""
-    files = list((ROOT / "nnunet_ssp").rglob("*.py"))
+    files = [
+        file
+        for folder in ("nnunet_ssp", "dataset_conversion")
+        for file in (ROOT / folder).rglob("*.py")
+    ]
     for name in (
         "nnunetv2.utilities.find_objects",
         "nnunetv2.run.load_pretrained_weights",

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests import dicom_files
 from tests.malformed.entry import ANY_FILE, Entry, cut
-from tests.malformed.images import CONVERTED
+from tests.malformed.images import CONVERTED_CINE
 
 Spoil = Callable[[Path], None]
 
@@ -143,9 +143,14 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
 }
 
 
+INSIDE = r"raw/Dataset007_Cine(/(?!(.*/)?\.\.?/)[^\n]*)?$"
+
+
 def entries() -> Iterator[Entry]:
     for name, (spoil, rule) in REFUSED.items():
-        yield Entry(f"DICOM: {name}", convert(spoil), rf"error:.*S1.*({rule})", writes=CONVERTED)
+        yield Entry(
+            f"DICOM: {name}", convert(spoil), rf"error:.*S1.*({rule})", writes=CONVERTED_CINE
+        )
     long = "P" + "9" * 300
     for name, patient in (
         ("a PatientID with ..", "../../escaped"),
@@ -161,10 +166,17 @@ def entries() -> Iterator[Entry]:
 
         yield Entry(
             f"DICOM: {name}",
+            convert(two_patients, "--by-patient-id", "--keep-ids"),
+            r"raw/Dataset007_Cine",
+            exits=0,
+            writes=INSIDE,
+        )
+        yield Entry(
+            f"DICOM: {name}, with a pseudonym",
             convert(two_patients, "--by-patient-id"),
             r"raw/Dataset007_Cine",
             exits=0,
-            writes=r"raw/Dataset007_Cine(/(?!(.*/)?\.\.?/)[^\n]*)?$",
+            writes=rf"{INSIDE}|raw/\.ssp-keys(/[^/\n]*Dataset007_Cine\.(csv|json))?$",
         )
 
 
