@@ -55,6 +55,11 @@ class Case:
         return self.phase != ""
 
     @property
+    def trainable(self) -> bool:
+        """Whether a fold may hold the frame: it is labelled, and of no test subject."""
+        return self.labelled and self.split == "train"
+
+    @property
     def subject_key(self) -> str:
         """Unique name `<source>-<subject>`: codes of combined sources may be equal, keys are not."""
         return f"{self.source}-{self.subject}"

@@ -22,9 +22,19 @@ def test_subjects(cases: Mapping[str, Case]) -> set[str]:
     return {case.subject_key for case in cases.values() if case.split == "test"}
 
 
+def training_cases(cases: Mapping[str, Case]) -> set[str]:
+    """Return the cases of all subjects but those of the test, labelled or not."""
+    return {name for name, case in cases.items() if case.split == "train"}
+
+
+def tested_cases(cases: Mapping[str, Case]) -> list[str]:
+    """Return the labelled cases of the test subjects, sorted."""
+    return sorted(name for name, case in cases.items() if case.split == "test" and case.labelled)
+
+
 def is_trainable(case: Case) -> bool:
     """Whether a fold may hold the case: it is labelled and belongs to no test subject."""
-    return case.labelled and case.split == "train"
+    return case.trainable
 
 
 def subjects_of(names: Iterable[str], cases: Mapping[str, Case]) -> set[str]:

@@ -58,7 +58,7 @@ def make_splits(
         `{"train": [...], "val": [...]}` for each fold. The list is empty for fewer than two labelled training subjects,
         which only nnU-Net's fold `all` can use.
     """
-    labelled = [case for case in cases.values() if case.labelled and case.split == "train"]
+    labelled = [case for case in cases.values() if case.trainable]
     folds = subject_folds({case.subject_key: case.vendor for case in labelled}, n_folds, seed)
     return [
         {

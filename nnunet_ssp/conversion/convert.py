@@ -175,10 +175,8 @@ def convert_subjects(
         check_folder(target, settings, overwrite)  # and the key, before anything is deleted
         subjects = Renamed(tasks, refused) if rename is None else rename(target, tasks, refused)
         deleted = _take_over(target, overwrite)
-        write_json(
-            target / "convert.json",
-            settings | {"version": __version__, "deleted_folds": deleted},
-        )
+        marker = settings | {"version": __version__, "deleted_folds": deleted}
+        write_json(target / "convert.json", marker)
         lines = _convert_all(target, new, subjects, read, workers, remarks, deleted)
     print("\n".join(lines))
     print(f"\nConverted to {target}\nNext: nnunet-ssp prepare {new.dataset_id}")

@@ -309,6 +309,7 @@ def read_demo_data(layout: Layout) -> DemoData:
     Raises:
         ValueError: Fewer than two training subjects are labelled, so there is no fold 0.
     """
+    from nnunet_ssp.cohort.membership import tested_cases
     from nnunet_ssp.cohort.splits import read_splits
 
     cases = read_cases(layout.raw / "cases.csv")
@@ -318,7 +319,7 @@ def read_demo_data(layout: Layout) -> DemoData:
         raise ValueError(f"{layout.raw} must have at least two labelled training subjects.")
     dataset = nnunet_files.read_dataset(layout.raw / "dataset.json", ("labels", "file_ending"))
 
-    tested = [case.case for case in cases.values() if case.split == "test" and case.labelled]
+    tested = tested_cases(cases)
     what, images = "the test subjects", layout.raw / "imagesTs"
     references = layout.raw / "labelsTs"
     if not tested:

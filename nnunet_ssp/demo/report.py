@@ -161,15 +161,13 @@ def demo_page(
         setup: The shell lines that set what the commands need.
         device: The device of the trainings.
     """
+    from nnunet_ssp.cohort.membership import sides, training_cases
     from nnunet_ssp.reporting.figures import OVERLAY_WIDTH
     from nnunet_ssp.reporting.page import PIXELS_PER_INCH, Page
 
     page = Page("Pretrain, fine-tune, predict: a run of nnunet-ssp", notice=CAVEAT)
-    pretraining = [
-        case.case
-        for case in dataset.cases.values()
-        if case.split == "train" and case.subject not in dataset.subjects(dataset.fold["val"])
-    ]
+    stored = sorted(training_cases(dataset.cases))
+    pretraining = sides(stored, dataset.fold["val"], dataset.cases).train
     rows, columns = plan["patch_size"]
     page.paragraph(
         f"Masked image modelling saw {_counts(dataset, pretraining)}, without labels. Fine-tuning "

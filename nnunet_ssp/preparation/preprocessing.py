@@ -17,6 +17,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.cohort.membership import training_cases
 from nnunet_ssp.console import some
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write
 from nnunet_ssp.parallel import process
@@ -204,8 +205,7 @@ def _without_image(target: Path, jobs: Sequence[CaseJob]) -> dict[str, str]:
     """Find and print the training cases of `cases.csv` without an image; return them with the reason."""
     table = target / "cases.csv"
     cases = read_cases(table) if table.is_file() else {}
-    training = {name for name, case in cases.items() if case.split == "train"}
-    absent = training - {job.case for job in jobs}
+    absent = training_cases(cases) - {job.case for job in jobs}
     if absent:
         print(
             f"WARNING: {table} names cases that have no image, so no training sees them: {some(absent)}"

@@ -13,7 +13,13 @@ from typing import Any
 
 from nnunet_ssp.cohort.dataset import Dataset, open_dataset
 from nnunet_ssp.cohort.folds import Fold, part_of, subset_name
-from nnunet_ssp.cohort.membership import held_out, pretraining_cases, subjects_by_case, subjects_of
+from nnunet_ssp.cohort.membership import (
+    held_out,
+    pretraining_cases,
+    subjects_by_case,
+    subjects_of,
+    tested_cases,
+)
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.nnunet import dataset_id
@@ -56,8 +62,7 @@ class Data:
     @property
     def test_cases(self) -> list[str]:
         """The labelled cases of the test subjects."""
-        cases = self.dataset.cases.items()
-        return sorted(name for name, case in cases if case.split == "test" and case.labelled)
+        return tested_cases(self.dataset.cases)
 
     def tested(self, evaluate: str, fold: str) -> list[str]:
         """List the cases on which a training on a fold is scored; `evaluate` is `test` or `validation`."""

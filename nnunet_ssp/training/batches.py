@@ -81,14 +81,17 @@ class Batches:
     # -- training ------------------------------------------------------------------------------
 
     def training(self, first: int) -> Iterator[Batch]:
-        """Yield this rank's share of each step's batch, without end.
+        """Return this rank's share of each step's batch, without end.
 
         Args:
-            first: Number of the first step, counted from 0 over the whole run.
+            first: Step to begin with, counted from 0 over the whole run.
         """
         kept = self.settings.data_device
         on_device = kept == "device" or (kept == "auto" and fits_on_device(self.store, self.device))
-        reader = SliceReader(self.store, self.device, on_device)
+        # Made now, before other batches take memory of the device.
+        return self._training(first, SliceReader(self.store, self.device, on_device))
+
+    def _training(self, first: int, reader: SliceReader) -> Iterator[Batch]:
         own = share(self.settings.batch_size)
         canvases = reader.steps(self.indices(step)[own] for step in count(first))
         for step, slices in enumerate(canvases, first):

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssp.cohort import privacy
-from nnunet_ssp.cohort.membership import check_stored, describe, sides, subjects_by_case
+from nnunet_ssp.cohort.membership import (
+    check_stored,
+    describe,
+    sides,
+    subjects_by_case,
+    training_cases,
+)
 from nnunet_ssp.cohort.repeats import doubts
 from nnunet_ssp.distributed import mean_over_steps
 from nnunet_ssp.files.lock import locked
@@ -44,8 +50,14 @@ from nnunet_ssp.training.monitor import StageChange
 from nnunet_ssp.training.optimizers import make_optimizer
 from nnunet_ssp.training.precision import choose_precision
 from nnunet_ssp.training.probe import find_probe
-from nnunet_ssp.training.progress import PROBE, Progress, logged_curves
-from nnunet_ssp.training.resuming import pack_steps, random_state, take_back, unpack_steps
+from nnunet_ssp.training.progress import PROBE, Progress, logged_keys, next_step
+from nnunet_ssp.training.resuming import (
+    pack_steps,
+    random_state,
+    require_same_data,
+    take_back,
+    unpack_steps,
+)
 
 
 class PretrainingTrainer(SettingsTrainer):
@@ -85,8 +97,7 @@ class PretrainingTrainer(SettingsTrainer):
         # What the interrupted epoch's finished steps left, until that epoch goes on.
         self._unfinished: dict[str, Any] = {}
         logging = self.logger.local_logger.my_fantastic_logging
-        for keys in logged_curves(self.method_class).values():
-            logging.update({key: [] for key in keys})
+        logging.update({key: [] for key in logged_keys(self.method_class)})
         logging["images_per_second"] = []
         if getattr(self.settings, "probe", False):  # methods that train the encoder alone
             logging[PROBE] = []
@@ -157,8 +168,8 @@ class PretrainingTrainer(SettingsTrainer):
         cases, pattern = self.cases, self.settings.subject_pattern
         subjects = subjects_by_case(index, cases, pattern)
         check_stored(subjects, cases, self.store_folder)
-        training = {name for name, case in cases.items() if case.split == "train"}
-        self.require_stored(training - index.keys(), self.store_folder, self.store_folder)
+        absent = training_cases(cases) - index.keys()
+        self.require_stored(absent, self.store_folder, self.store_folder)
         validation = super().do_split()[1] if isinstance(self.fold, int) else ()
         fraction, seed = self.settings.data_fraction, self.settings.seed
         chosen = sides(index, validation, cases, pattern, fraction, seed)
@@ -239,7 +250,8 @@ class PretrainingTrainer(SettingsTrainer):
         if starts:
             self.refuse_overwriting()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
-        self._check_resumed_data()
+        if self._resumed is not None:
+            require_same_data(self._resumed, self.record(), self.fold)
         self.print_plans()
         empty_cache(self.device)
         if self.local_rank == 0:
@@ -250,6 +262,7 @@ class PretrainingTrainer(SettingsTrainer):
         self.progress = self._begin_progress()
         if starts:
             self.progress.start()
+            self._probed_untrained = self.progress.untrained
 
     def _begin_progress(self) -> Progress:
         probe = None
@@ -409,7 +422,7 @@ class PretrainingTrainer(SettingsTrainer):
         state = {
             "method": transfer.to_cpu(self.method.extra_state()),
             "best_loss": self.best_loss,
-            "probed_untrained": self.progress.untrained,
+            "probed_untrained": self._probed_untrained,
             **random_state(self.device),
             **more_state,
         }
@@ -464,17 +477,6 @@ class PretrainingTrainer(SettingsTrainer):
         ssp = checkpoint["ssp"]
         self._resumed = ssp["counts"], privacy.hashed_subjects(ssp["subjects"])
 
-    def _check_resumed_data(self) -> None:
-        """Refuse to continue with other data than before."""
-        if self._resumed is None:
-            return
-        now = self.record()
-        if (now["counts"], set(now["subjects"])) != self._resumed:
-            raise ValueError(
-                f"--c must go on with the same data: the checkpoint saw {self._resumed[0]}, fold {self.fold} "
-                f"now has {now['counts']}. Start again without --c."
-            )
-
     # -- what pretraining does not do ------------------------------------------------------------
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -491,10 +493,6 @@ class PretrainingTrainer(SettingsTrainer):
             return
         file = Path(self.output_folder) / self.method_class.checkpoint
         line = self.command("-pretrained_weights", str(file), trainer="nnUNetTrainerFinetune")
-        where = ""
-        if not (self.label_manager.foreground_labels or self.label_manager.has_regions):
-            where = (
-                f" {self.plans_manager.dataset_name} has no labels; with another dataset of the same spacing and "
-                f"architecture in place of {self.dataset}:"
-            )
-        self.print_to_log_file(f"Pretraining done.{where} Fine-tune with:\n{line}")
+        labelled = self.label_manager.foreground_labels or self.label_manager.has_regions
+        unlabelled = "" if labelled else self.plans_manager.dataset_name
+        self.print_to_log_file(next_step(line, unlabelled))

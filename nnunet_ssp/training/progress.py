@@ -37,6 +37,32 @@ def logged_curves(method: type[Method] | Method) -> dict[str, list[str]]:
     }
 
 
+def logged_keys(method: type[Method] | Method) -> list[str]:
+    """Return the keys of all curves of a method, in the order of the columns of `monitor.csv`."""
+    both = [f"{side}_{curve}" for side in ("train", "val") for curve in method.curves]
+    return [
+        *both,
+        *(f"train_{curve}" for curve in method.train_curves),
+        *(f"val_{curve}" for curve in method.val_curves),
+    ]
+
+
+def next_step(command: str, unlabelled: str = "") -> str:
+    """Return the last words of a pretraining.
+
+    Args:
+        command: Fine-tunes from its file.
+        unlabelled: Name of the dataset if it has no labels to fine-tune with.
+    """
+    where = ""
+    if unlabelled:
+        where = (
+            f" {unlabelled} has no labels; with another dataset of the same spacing and architecture in place of "
+            f"{int(unlabelled[7:10])}:"
+        )
+    return f"Pretraining done.{where} Fine-tune with:\n{command}"
+
+
 class Progress:
     """Log and draw how a pretraining goes.
 

@@ -96,3 +96,24 @@ def take_back(
     begin_momentum(optimizer)
     if scaler is not None and checkpoint["grad_scaler_state"] is not None:
         scaler.load_state_dict(checkpoint["grad_scaler_state"])
+
+
+def require_same_data(
+    before: tuple[Mapping[str, int], set[str]], record: Mapping[str, Any], fold: int | str
+) -> None:
+    """Refuse to continue with other data than before.
+
+    Args:
+        before: Counts of subjects, frames and slices, and hashes of the subjects, in the checkpoint.
+        record: This run's, see `PretrainingTrainer.record`.
+        fold: Fold of this run.
+
+    Raises:
+        ValueError: The data have changed.
+    """
+    counts, subjects = before
+    if (record["counts"], set(record["subjects"])) != (counts, subjects):
+        raise ValueError(
+            f"--c must go on with the same data: the checkpoint saw {counts}, fold {fold} now has {record['counts']}. "
+            "Start again without --c."
+        )

@@ -126,12 +126,12 @@ def test_other_sources_are_in_no_published_fold(real_data: Path):
     folds, notes = paper_folds(cases)
     assert notes == ["3 subjects of acdc are in no fold; pretraining takes them in."]
     assert all(cases[name].source != "acdc" for fold in folds for name in fold.train)
-    assert checksum(published.test_subjects(cases)) == PUBLISHED["test"][1]
+    assert checksum(published.published_test_subjects(cases)) == PUBLISHED["test"][1]
 
 
 def test_test_subjects_of_other_data_are_all_of_them():
     cases = make_cases(numbered(2), "acdc", split="test") | make_cases({"A": "GE"}, "acdc")
-    assert published.test_subjects(cases) == ["acdc-S000", "acdc-S001"]
+    assert published.published_test_subjects(cases) == ["acdc-S000", "acdc-S001"]
 
 
 def test_published_subjects_without_labels_do_not_change_the_lists(real_data: Path):

@@ -46,7 +46,7 @@ CONFIGURATION = {
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     },
 }
-SSP = {  # what a pretraining writes, see training.py and pretraining.py
+SSP = {  # what a pretraining writes, see training/base.py and training/pretraining.py
     "trainer": "nnUNetTrainerMIMPretrain",
     "method": "MIM",
     "transfers": "encoder+decoder",
