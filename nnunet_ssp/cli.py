@@ -294,7 +294,7 @@ def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to write")
     parser.add_argument(
-        "--labelled", type=int, required=True, metavar="N", help="training subjects with masks"
+        "--labelled", type=whole, required=True, metavar="N", help="training subjects with masks"
     )
     for name, what in (
         ("unlabelled", "training subjects without masks"),
@@ -303,25 +303,25 @@ def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("seed", "which population"),
     ):
         parser.add_argument(
-            f"--{name}", type=int, default=0, metavar="N", help=f"{what} (default: %(default)s)"
+            f"--{name}", type=whole, default=0, metavar="N", help=f"{what} (default: %(default)s)"
         )
     parser.add_argument(
         "--matrix",
-        type=int,
+        type=whole,
         default=96,
         metavar="PIXELS",
         help="side of the largest image, at least 32 (default: %(default)s)",
     )
     parser.add_argument(
         "--frames",
-        type=int,
+        type=whole,
         default=12,
         metavar="N",
         help="frames of a cycle, at least 2 (default: %(default)s)",
     )
     parser.add_argument(
         "--slices",
-        type=int,
+        type=whole,
         metavar="N",
         help="slices of a stack, at least 3 (default: 6 to 12, by vendor and heart)",
     )
