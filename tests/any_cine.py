@@ -156,7 +156,10 @@ def stored_affines(file: Path) -> list[np.ndarray]:
     found = []
     if raw["qform_code"]:
         b, c, d = (float(raw[f"quatern_{letter}"]) for letter in "bcd")
-        a = np.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+        rest = 1 - b * b - c * c - d * d
+        a = np.sqrt(max(0.0, rest))
+        if rest < 1e-7:  # nifti1_io.c, nifti_quatern_to_mat44: a half turn, written with rounding
+            a, (b, c, d) = 0.0, (value / np.sqrt(1 - rest) for value in (b, c, d))
         turn = [
             [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
             [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
