@@ -68,7 +68,11 @@ CONFIGURATION = {
     "patch_size": [32, 32],
     "spacing": [1.5, 1],
     "normalization_schemes": ["ZScoreNormalization"],
-    "architecture": {"network_class_name": "a.b", "arch_kwargs": {}, "_kw_requires_import": []},
+    "architecture": {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {},
+        "_kw_requires_import": [],
+    },
 }
 
 

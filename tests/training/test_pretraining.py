@@ -461,16 +461,16 @@ def test_replaced_patches_in_odd_validation_batches(runs):
 def test_many_ranks_and_few_validation_slices(runs, monkeypatch):
     """Every rank gets a part of every validation batch; the pictures are rank 0's alone."""
     from nnunet_ssp import distributed
-    from nnunet_ssp.training import pretraining
+    from nnunet_ssp.training import batches
 
-    for module in (pretraining, distributed):
+    for module in (batches, distributed):
         monkeypatch.setattr(module, "world_size", lambda: 20)
     monkeypatch.setattr(distributed, "rank", lambda: 19)
     trainer = runs.make(MIM, "num_epochs=1 batch_size=20")
     trainer.initialize()
     _, val = trainer.get_dataloaders()
     assert len(next(val)) == 1
-    assert len(trainer.progress.pictured) == 6
+    assert len(trainer.batches.pictured()) == 6
     with pytest.raises(
         ValueError, match=r"`batch_size` \(=19\) must be at least .* processes \(=20\)"
     ):

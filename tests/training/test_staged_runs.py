@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -348,6 +349,7 @@ def train_on_a_rank(folder: str, weights_file: str) -> dict[str, Any]:
         plans, "2d", 0, dataset, torch.device("cpu")
     )
     run.device, run.grad_scaler = torch.device("cpu"), None
+    sys.argv = ["nnUNetv2_train", "-pretrained_weights", weights_file]
     run.initialize()
     loaded = load(Path(weights_file))["network_weights"]
     own = run.network_module.state_dict()

@@ -71,7 +71,9 @@ def test_pretrained_weights_given_in_python_run_nothing(runs, copied, tmp_path, 
     armed(copied, marker)
     monkeypatch.setenv("nnUNet_ssp_settings", FEW)
     monkeypatch.setattr("sys.argv", ["notebook", "-f", "kernel.json"])
-    with pytest.raises(ValueError, match=r"elsewhere\.pth is not opened, for it would run code"):
+    with pytest.raises(
+        ValueError, match=r"elsewhere\.pth is not opened, because it would run code"
+    ):
         run_training.run_training(
             "901",
             "2d",
