@@ -48,8 +48,11 @@ class Settings:
 class TrainingSettings(Settings):
     """Settings of every trainer."""
 
+    # nnU-Net's number.
     num_epochs: int = 1000
+    # Highest learning rate, without a warm-up the first; nnU-Net's.
     initial_lr: float = 0.01
+    # Fixes the initial weights, and everything that is drawn in pretraining.
     seed: int = 0
     # Epochs without improvement of the validation loss after which a run ends; none: never.
     early_stopping: int | None = None
@@ -85,6 +88,7 @@ class PretrainingSettings(TrainingSettings):
     iterations_per_epoch: int | None = None
     # Slices, over all ranks.
     batch_size: int = 128
+    # lars: with momentum, trust coefficient 0.02 and clipped rates, as in solo-learn 1.0.6.
     optimizer: Literal["sgd", "adam", "adamw", "lars"] = "sgd"
     # Of SGD and LARS.
     momentum: float = 0.9
@@ -94,6 +98,7 @@ class PretrainingSettings(TrainingSettings):
     beta1: float = 0.9
     # Of Adam and AdamW.
     beta2: float = 0.999
+    # Decoupled for adamw, else a part of the gradient.
     weight_decay: float = 1e-4
     # Epochs of a linear rise of the learning rate; auto: 10, a tenth of a run shorter than 100.
     warmup_epochs: int | Literal["auto"] = 0

@@ -36,12 +36,15 @@ from nnunet_ssp.slices.drawing import SliceStore
 class BYOLSettings(EmbeddingSettings):
     """Settings of BYOL; the defaults are those of Kalapos and Gyires-Tóth, or of their code."""
 
-    # Section 3.2, from random weights.
+    # Section 4.1.2, from random weights.
     num_epochs: int = 400
+    # Slices, two views each; their code.
     batch_size: int = 128
+    # Their code.
     optimizer: Literal["sgd", "adam", "adamw", "lars"] = "lars"
     # For 256 slices, scaled linearly with the batch size: 0.25 for 128.
     initial_lr: float = 0.5
+    # Their code; solo-learn has 1e-6.
     weight_decay: float = 1e-5
     # auto: 10 as in the paper, a tenth of a run shorter than 100.
     warmup_epochs: int | Literal["auto"] = "auto"

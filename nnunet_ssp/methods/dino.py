@@ -61,7 +61,7 @@ class DINOSettings(EmbeddingSettings):
 
     # Slices, eight crops each; appendix A.
     batch_size: int = 64
-    # short: for runs of some hundred steps, see the head of this module.
+    # short: for runs of some hundred steps, with 64 prototypes and a teacher that moves faster.
     recipe: Literal["instancenorm", "paper", "short"] = "instancenorm"  # type: ignore[assignment]
     # For 256 slices, scaled linearly with the batch size: 0.0075 for 64; appendix A.
     initial_lr: float = 0.03
@@ -93,12 +93,15 @@ class DINOSettings(EmbeddingSettings):
     head_bottleneck: int = 256
     # Number of prototypes.
     out_dim: int = 8192
+    # Divides the student's scores before the softmax.
     student_temperature: float = 0.1
+    # Divides the teacher's scores, after the first epochs.
     teacher_temperature: float = 0.04
     # Of the first epoch; rises to teacher_temperature.
     warmup_teacher_temperature: float = 0.02
     # Epochs of that rise; auto: 30 as in the paper, three tenths of a run shorter than 100.
     warmup_teacher_epochs: int | Literal["auto"] = "auto"
+    # Of the moving average of the teacher's scores, which centres them.
     centre_momentum: float = 0.9
     # no: for studies of collapse.
     centring: bool = True

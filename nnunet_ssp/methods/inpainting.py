@@ -62,15 +62,23 @@ class InpaintingSettings(ReconstructionSettings):
 
     # At most; early stopping ends a run sooner.
     num_epochs: int = 500
+    # Slices; their code.
     batch_size: int = 9
+    # Their code.
     optimizer: Literal["sgd", "adam", "adamw", "lars"] = "adam"
+    # Their code.
     initial_lr: float = 1e-3
+    # Their code.
     beta1: float = 0.99
+    # Their code.
     beta2: float = 0.995
+    # Their code.
     weight_decay: float = 0.0
     # staircase: times 0.9 every two epochs.
     lr_schedule: Literal["staircase", "cosine"] = "staircase"
+    # Their code.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    # Epochs without improvement; their code.
     early_stopping: int | None = 4
     # Theirs is 50 of the sum over a 512 x 512 image.
     early_stopping_delta: float = 50 / 512**2

@@ -26,11 +26,15 @@ from nnunet_ssp.settings import require
 class MIMSettings(ReconstructionSettings):
     """Settings of masked image modelling; the defaults are the paper's."""
 
-    # These five: appendix A.
+    # Slices; appendix A.
     batch_size: int = 128
+    # Appendix A.
     initial_lr: float = 0.01
+    # Appendix A.
     momentum: float = 0.99
+    # Appendix A.
     nesterov: bool = True
+    # Appendix A.
     weight_decay: float = 3e-5
     # Hidden share: 48 of 64 blocks.
     mask_ratio: float = 0.75

@@ -31,11 +31,15 @@ from nnunet_ssp.slices.drawing import SliceStore
 class PCLSettings(EmbeddingSettings):
     """Settings of positional contrastive learning; the defaults are the paper's."""
 
-    # Slices, two views each; appendix A, as the next four.
+    # Slices, two views each; appendix A.
     batch_size: int = 64
+    # Appendix A.
     initial_lr: float = 0.1
+    # Appendix A.
     momentum: float = 0.9
+    # Appendix A.
     weight_decay: float = 1e-5
+    # Appendix A.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     # Factors of brightness. meant: 0.6-1.5. run: 1.6-2.5, which the authors' code makes of that range.
     brightness: BrightnessName = "meant"

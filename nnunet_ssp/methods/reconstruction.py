@@ -31,8 +31,9 @@ from nnunet_ssp.slices.drawing import SliceStore
 class ReconstructionSettings(PretrainingSettings):
     """Settings of every reconstructing method."""
 
+    # paper: the paper's settings. deep: AdamW and a reconstruction at every decoder stage, which moves the deep stages.
     recipe: Literal["paper", "deep"] = "paper"
-    # Side of a hidden block or square, in px; auto: see masking.auto_block.
+    # Side of a hidden block or square, in px; auto: an eighth of the planned patch.
     mask_patch: int | Literal["auto"] = "auto"
     # yes: one reconstruction per decoder stage, against area-averaged targets, with weights 2^-i / sum.
     coarse_heads: bool = False

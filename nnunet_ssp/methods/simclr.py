@@ -33,10 +33,13 @@ from nnunet_ssp.settings import require
 class SimCLRSettings(EmbeddingSettings):
     """Settings of SimCLR; the defaults are the paper's."""
 
-    # Slices, two views each; appendix A, as the next three.
+    # Slices, two views each; appendix A.
     batch_size: int = 224
+    # Appendix A.
     initial_lr: float = 0.1
+    # Appendix A.
     momentum: float = 0.9
+    # Appendix A.
     weight_decay: float = 1e-4
     # Factors of brightness. meant: 0.6-1.5. run: 1.6-2.5, which the authors' code makes of that range.
     brightness: BrightnessName = "meant"
