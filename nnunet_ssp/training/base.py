@@ -322,7 +322,9 @@ class SettingsTrainer(LoopTrainer):
     def log_settings(self) -> None:
         """Write the settings to `settings.json` and to the log, before anything else that a run writes."""
         if self.local_rank == 0:
-            remove_half_written(self.output_folder)
+            folder = Path(self.output_folder)
+            for place in (folder, *(inner for inner in folder.iterdir() if inner.is_dir())):
+                remove_half_written(place)  # pictures, too
             if self._repeats:
                 self._set_aside()
             write_json(

@@ -601,3 +601,13 @@ def test_a_table_that_is_refused_leaves_no_folder(runs, own_copy):
     with pytest.raises(ValueError, match=r"cases\.csv"):
         runs.make(MIM, SHORT)
     assert not list(Path(os.environ["nnUNet_results"]).iterdir())
+
+
+def test_what_a_killed_run_was_writing_is_removed(runs, no_pictures):
+    trainer = runs.make(MIM, "num_epochs=1 iterations_per_epoch=1 batch_size=2")
+    folder = Path(trainer.output_folder)
+    (folder / "reconstructions").mkdir(parents=True)
+    for name in (".ssp-tmp-1-checkpoint_latest.pth", "reconstructions/.ssp-tmp-1-epoch_001.png"):
+        (folder / name).touch()
+    trainer.run_training()
+    assert not [file for file in folder.rglob("*") if file.name.startswith(".ssp-tmp")]
