@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
 from typing import TypeVar
@@ -101,7 +102,22 @@ def process(
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=start_worker
     ) as pool:
-        yield from bar(pool.map(function, items))
+        with _holding_ctrl_c():
+            results = pool.map(function, items)  # starts the workers
+        yield from bar(results)
+
+
+@contextmanager
+def _holding_ctrl_c() -> Iterator[None]:
+    """Hold Ctrl-C back while workers start, and from them: one that still imports would die of it with a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def worker_died(folder: Path) -> RuntimeError:

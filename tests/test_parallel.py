@@ -145,3 +145,16 @@ def wait_until(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def blocked_signals(_: int) -> set[int]:
+    return {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_ctrl_c_is_held_back_from_workers_from_their_first_line():
+    """One that still imports would show a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    found = list(parallel.process(blocked_signals, [1, 2, 3], 2, "Looking", "number"))
+    assert all(signal.SIGINT in masks for masks in found)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

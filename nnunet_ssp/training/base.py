@@ -36,7 +36,7 @@ from nnunet_ssp.settings import TrainingSettings, differences, from_environment
 from nnunet_ssp.slices.intact import prepare_command
 from nnunet_ssp.slices.store import PREPROCESSED, read_missing
 from nnunet_ssp.training import transfer
-from nnunet_ssp.training.checks import check_files
+from nnunet_ssp.training.checks import check_files, require_device
 from nnunet_ssp.training.finite import StepGuard, first_not_finite
 from nnunet_ssp.training.loop import BEST, FINAL, LATEST, LoopTrainer
 
@@ -102,6 +102,7 @@ class SettingsTrainer(LoopTrainer):
     def initialize(self) -> None:
         """Build the network and all that trains it; a refused run leaves no folder."""
         with self._refusing():
+            require_device(self.device, self.command("-device", "cpu"))
             self.build()
         self.guard = StepGuard(
             self.network_module, self.optimizer, self.grad_scaler, self.device, self._skipped
@@ -235,8 +236,15 @@ class SettingsTrainer(LoopTrainer):
         Raises:
             FileExistsError: Names the differences and what to do.
         """
-        file = Path(self.output_folder) / "checkpoint_final.pth"
+        folder = Path(self.output_folder)
+        file = folder / FINAL
         if not file.is_file():
+            if any((folder / name).is_file() for name in (LATEST, BEST)):
+                self._repeats = True
+                self.print_to_log_file(
+                    f"WARNING: {folder} holds an unfinished training, which --c would have continued. Its checkpoints "
+                    f"are kept as {REPLACED}checkpoint_... until this training is finished."
+                )
             return
         ssp = transfer.read(file, self.settings.trust).ssp
         changed = self._differences(ssp.get("settings", {}))

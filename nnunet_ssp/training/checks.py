@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
+import torch
+
 from nnunet_ssp.files.contents import NAMES, check, shown
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import check_dataset, check_plans, configuration_of
@@ -59,6 +61,20 @@ def refuses_other_content(load: Callable[[T, Any], None]) -> Callable[[T, Any], 
             ) from error
 
     return loading
+
+
+def require_device(device: torch.device, command: str) -> None:
+    """Refuse to train on a GPU where there is none.
+
+    Args:
+        device: Where the training would run.
+        command: The command that trains on the CPU.
+
+    Raises:
+        ValueError: PyTorch finds no CUDA GPU.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"PyTorch finds no CUDA GPU here; to train on the CPU: {command}")
 
 
 def refuse_unsuitable(trainer: Any) -> None:

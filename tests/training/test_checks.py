@@ -6,8 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from nnunet_ssp.training.checks import check_files, refuse_unsuitable, refuses_other_content
+from nnunet_ssp.training.checks import (
+    check_files,
+    refuse_unsuitable,
+    refuses_other_content,
+    require_device,
+)
 from tests.malformed.datasets import plans
 
 LABELS = {"labels": {"background": 0, "LV": 1}}
@@ -67,6 +73,17 @@ def test_a_part_that_is_missing_is_said_in_words(error: type[Exception]):
 def test_other_errors_pass():
     with pytest.raises(OSError, match="disk"):
         Trainer().load(OSError("disk"))
+
+
+def test_a_machine_without_a_gpu_is_told_how_to_train(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    require_device(torch.device("cpu"), "train -device cpu")
+    with pytest.raises(
+        ValueError, match="no CUDA GPU here; to train on the CPU: train -device cpu"
+    ):
+        require_device(torch.device("cuda"), "train -device cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    require_device(torch.device("cuda"), "train -device cpu")
 
 
 def trainer(**changes: Any) -> SimpleNamespace:

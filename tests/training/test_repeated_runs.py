@@ -33,6 +33,20 @@ def test_what_goes_on_is_the_new_run(runs, name):
     assert sorted(files(resumed)) == ["checkpoint_best.pth", "checkpoint_final.pth"]
 
 
+@pytest.mark.parametrize("name", [SCRATCH, MIM])
+def test_an_unfinished_run_that_is_begun_again_is_kept_until_the_new_one_is_done(runs, log, name):
+    stopped = runs.interrupt(name, SETTINGS[name])
+    before = files(stopped)
+    again = runs.interrupt(name, SETTINGS[name])
+    kept = files(again)
+    for file in ("checkpoint_latest.pth", "checkpoint_best.pth"):
+        assert kept[f"replaced_{file}"] == before[file]
+    assert "holds an unfinished training, which --c would have continued" in log(again)
+    finished = runs.make(name, SETTINGS[name], resume=True)
+    finished.run_training()
+    assert not [file for file in files(finished) if file.startswith("replaced_")]
+
+
 def test_a_run_that_is_refused_leaves_the_finished_one_alone(runs, own_copy):
     first = files(runs.run(MIM, SETTINGS[MIM]))
     (own_copy / "tiny_2d_slices" / "index.json").write_text("{")
