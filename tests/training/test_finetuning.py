@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -533,3 +536,29 @@ def test_dataset_without_labels(runs, own_copy, pretrained):
     (own_copy / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="Dataset901_Phantom has no labels"):
         runs.make(FINETUNE, weights=pretrained)
+
+
+class Cycle:
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_reference_cycles_of_an_epoch_do_not_pile_up(runs, no_pictures):
+    """As those of nnU-Net's plot."""
+    trainer = runs.make(
+        "nnUNetTrainerScratch",
+        "num_epochs=2 iterations_per_epoch=1 val_iterations_per_epoch=1 final_validation=no",
+    )
+    own, left = trainer.on_validation_epoch_end, []
+
+    def leave(outputs: Any) -> None:
+        left.append(weakref.ref(Cycle()))
+        own(outputs)
+
+    trainer.on_validation_epoch_end = leave
+    gc.disable()
+    try:
+        trainer.run_training()
+        assert left and all(cycle() is None for cycle in left)
+    finally:
+        gc.enable()
