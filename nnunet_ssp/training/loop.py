@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -228,9 +229,9 @@ class LoopTrainer(nnUNetTrainer):
             dist.destroy_process_group()
         raise SystemExit(128 + number)
 
+    @abstractmethod
     def keep(self) -> str:
         """Save between two steps what --c needs to continue; return in words what was saved."""
-        raise NotImplementedError
 
     def _stuck(self) -> str:
         """Return the last line of a process that a signal ends within a step that does not finish."""

@@ -94,12 +94,18 @@ OF_STUDIES: dict[str, tuple[bytes, str]] = {
         "environment.*variables",
     ),
     "another output": (
-        study(new='evaluation: "-o /tmp/x"\n'),
+        study(new='evaluation: "-o /elsewhere/x"\n'),
         r"evaluation \(=-o\) must be one of",
     ),
-    "another output, joined": (study(new='evaluation: "-o=/tmp/x"\n'), r"evaluation \(=-o\) must"),
+    "another output, joined": (
+        study(new='evaluation: "-o=/elsewhere/x"\n'),
+        r"evaluation \(=-o\) must",
+    ),
     "another output for a value": (study(new='evaluation: "--lv -o"\n'), "--lv must have 1 value"),
-    "another output of predictions": (study(new='predict: "-o /tmp/x"\n'), r"predict \(=-o\) must"),
+    "another output of predictions": (
+        study(new='predict: "-o /elsewhere/x"\n'),
+        r"predict \(=-o\) must",
+    ),
     "an abbreviation": (study(new='predict: "--save"\n'), r"predict \(=--save\) must be one of"),
     "another model": (study(new='evaluation: "b=/tmp"\n'), r"evaluation \(=b\) must be one of"),
     "another trainer": (study(new='predict: "-tr=Evil"\n'), r"predict \(=-tr\) must be one of"),
