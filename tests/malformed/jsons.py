@@ -203,7 +203,7 @@ OF_NETWORKS: dict[str, tuple[Damage, str]] = {
     "an argument that there is not": (put(*ARGUMENTS, "depth", 3), "no network.*depth"),
     "a convolution by name": (
         put(*ARCHITECTURE, "_kw_requires_import", ["norm_op"]),
-        "no network",
+        "cannot build a network",
     ),
 }
 
