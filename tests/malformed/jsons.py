@@ -199,8 +199,11 @@ OF_ARCHITECTURES: dict[str, tuple[Damage, str]] = {
 }
 # What fits its rule, and still makes no network.
 OF_NETWORKS: dict[str, tuple[Damage, str]] = {
-    "fewer convolutions than stages": (put(*ARGUMENTS, "n_conv_per_stage", [1]), "no network"),
-    "an argument that there is not": (put(*ARGUMENTS, "depth", 3), "no network.*depth"),
+    "fewer convolutions than stages": (
+        put(*ARGUMENTS, "n_conv_per_stage", [1]),
+        "cannot build a network",
+    ),
+    "an argument that there is not": (put(*ARGUMENTS, "depth", 3), "cannot build a network.*depth"),
     "a convolution by name": (
         put(*ARCHITECTURE, "_kw_requires_import", ["norm_op"]),
         "cannot build a network",
