@@ -5,6 +5,8 @@ from nnunet_ssp.methods.base import Method as Method
 from nnunet_ssp.methods.base import Pictures as Pictures
 from nnunet_ssp.methods.byol import BYOL as BYOL
 from nnunet_ssp.methods.byol import BYOLSettings as BYOLSettings
+from nnunet_ssp.methods.dense import Dense as Dense
+from nnunet_ssp.methods.dense import DenseSettings as DenseSettings
 from nnunet_ssp.methods.dino import DINO as DINO
 from nnunet_ssp.methods.dino import DINOSettings as DINOSettings
 from nnunet_ssp.methods.inpainting import ContextPrediction as ContextPrediction
@@ -19,6 +21,7 @@ from nnunet_ssp.methods.simclr import SimCLRSettings as SimCLRSettings
 
 METHODS: tuple[type[Method], ...] = (
     BYOL,
+    Dense,
     DINO,
     ContextPrediction,
     ContextRestoration,

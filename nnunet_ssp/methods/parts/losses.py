@@ -150,6 +150,41 @@ def contrastive_loss(
     return total / (len(z) - lonely).clamp_min(1), lonely
 
 
+def point_contrast(
+    first: Tensor, second: Tensor, near: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Contrast the points of one view of an image with those of another view, in both directions.
+
+    The loss of point i is `-log( exp(s_ii / T) / sum_k exp(s_ik / T) )`, where k is i or no neighbour of i. Sources:
+    Pinheiro et al. (VADeR, NeurIPS 2020), equation 1; Chaitanya et al. (NeurIPS 2020), equation 2, whose negatives also
+    lie in the same image only.
+
+    Args:
+        first: (N, P, D), normalised embeddings of P points.
+        second: (N, P, D), of the same points in another view.
+        near: (N, P, P) bool, symmetric, True where two points are too close to be told apart.
+        temperature: T above, positive.
+
+    Returns:
+        The loss of each image (N,). The share of its points that are nearest to themselves among those compared (N,).
+
+    >>> corners = torch.eye(2)[None]
+    >>> loss, found = point_contrast(corners, corners, torch.zeros(1, 2, 2, dtype=torch.bool), temperature=1.0)
+    >>> round(loss.item(), 4), found.item()  # log(1 + 1/e)
+    (0.3133, 1.0)
+    """
+    points = first.shape[1]
+    itself = torch.eye(points, dtype=torch.bool, device=first.device)
+    left_out = near & ~itself
+    similarity = (first @ second.transpose(1, 2) / temperature).masked_fill(left_out, -torch.inf)
+    own = similarity.diagonal(dim1=1, dim2=2)
+    loss = (similarity.logsumexp(2) + similarity.logsumexp(1)) / 2 - own
+    with torch.no_grad():
+        number = torch.arange(points, device=first.device)
+        hits = [(similarity.argmax(axis) == number).float().mean(1) for axis in (1, 2)]
+    return loss.mean(1), (hits[0] + hits[1]) / 2
+
+
 def distillation_loss(
     student: Tensor,
     teacher: Tensor,

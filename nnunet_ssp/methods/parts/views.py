@@ -117,6 +117,11 @@ class Views:
     def __getitem__(self, rows: slice) -> Views:
         return Views(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    def geometry(self) -> Views:
+        """Return views of the same pixels that change no intensity."""
+        n, channels = self.gain.shape
+        return _neutral_views(n, channels, matrix=self.matrix.numpy())
+
     @staticmethod
     def cat(parts: Sequence[Views]) -> Views:
         """Join the views of the parts, one part after the other."""
