@@ -17,6 +17,8 @@ from nnunet_ssp.methods import (
     Batch,
     ContextPrediction,
     ContextRestoration,
+    Dense,
+    DenseSettings,
     InpaintingSettings,
     Method,
     MIMSettings,
@@ -40,6 +42,7 @@ METHODS: dict[str, tuple[type[Method], Any]] = {
     "simclr": (SimCLR, SimCLRSettings(head_width=16, chunk_size=2)),
     "simclr, second frames": (SimCLR, SimCLRSettings(head_width=16, pairs="frame", pooling="max")),
     "pcl": (PCL, PCLSettings(head_width=16, head_norm="none")),
+    "dense": (Dense, DenseSettings(head_width=8, points=8, levels=1)),
 }
 
 

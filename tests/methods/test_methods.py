@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 import nnunet_ssp.methods
-from nnunet_ssp.methods import METHODS, SETTINGS, Method
+from nnunet_ssp.methods import METHODS, SETTINGS, Dense, Method
 from nnunet_ssp.settings import PretrainingSettings
 
 FOLDER = Path(nnunet_ssp.methods.__file__).parent
@@ -71,7 +71,8 @@ def test_a_method_reads_in_its_own_file(method: type[Method]) -> None:
 def test_where_pictures_go_and_when(method: type[Method]) -> None:
     pictures = method.pictures
     assert pictures.change == method.reconstructs  # views do not change
-    file = "reconstructions/epoch_007.png" if method.reconstructs else "views.png"
+    folder = "movement" if method is Dense else "reconstructions"
+    file = f"{folder}/epoch_007.png" if method.reconstructs else "views.png"
     assert pictures.file.format(epoch=7) == file
     words = "after 7 epochs" if method.reconstructs else "as the encoder sees them"
     assert pictures.title.format(slices="validation", epoch=7) == f"validation slices {words}"

@@ -19,6 +19,7 @@ from nnunet_ssp.methods.parts.losses import (
     masked_squared_error,
     masked_variance,
     negative_cosine,
+    point_contrast,
 )
 
 
@@ -554,3 +555,37 @@ def test_negative_cosine_is_the_squared_distance_of_unit_vectors():
     half = negative_cosine(prediction.half(), target.half())
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(found.item(), abs=1e-3)
+
+
+# -- points ----------------------------------------------------------------------------------------
+
+
+def test_points_far_apart_are_classes_of_a_cross_entropy():
+    first, second = (F.normalize(torch.randn(3, 7, 5), dim=-1) for _ in range(2))
+    losses, _ = point_contrast(first, second, torch.eye(7, dtype=torch.bool).expand(3, -1, -1), 0.2)
+    for loss, a, b in zip(losses, first, second, strict=True):
+        scores = a @ b.T / 0.2
+        both = [F.cross_entropy(s, torch.arange(7)) for s in (scores, scores.T)]
+        torch.testing.assert_close(loss, sum(both) / 2)
+
+
+def test_near_points_are_no_negatives():
+    first, second = (F.normalize(torch.randn(1, 4, 5), dim=-1) for _ in range(2))
+    near = torch.zeros(1, 4, 4, dtype=torch.bool)
+    near[0, :2, :2] = True  # the first two are one place
+    loss, _ = point_contrast(first, second, near, 0.2)
+    scores = (first @ second.transpose(1, 2) / 0.2)[0]
+    kept = [[0, 2, 3], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+    rows = [s[i, k].logsumexp(0) - s[i, i] for s in (scores, scores.T) for i, k in enumerate(kept)]
+    torch.testing.assert_close(loss[0], torch.stack(rows).mean())
+
+
+def test_points_found_count_those_nearest_to_themselves():
+    corners = torch.eye(4)[None]
+    swapped = corners[:, [1, 0, 2, 3]]
+    nothing = torch.zeros(1, 4, 4, dtype=torch.bool)
+    assert point_contrast(corners, corners, nothing, 0.1)[1].item() == 1
+    assert point_contrast(corners, swapped, nothing, 0.1)[1].item() == 0.5
+    one_place = nothing.clone()
+    one_place[0, :2, :2] = True
+    assert point_contrast(corners, swapped, one_place, 0.1)[1].item() == 1
