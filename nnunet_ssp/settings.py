@@ -179,6 +179,16 @@ class FinetuningSettings(TrainingSettings):
     final_validation: bool = True
     # Weights to take from the pretrained file: all that were trained, or the encoder's alone.
     transfer: Literal["all", "encoder"] = "all"
+    # sgd: nnU-Net's own, with Nesterov's momentum of 0.99. adamw wants a lower initial_lr, such as 0.001.
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    # nnU-Net's. Decoupled for adamw, else a part of the gradient.
+    weight_decay: float = 3e-5
+    # Learning rate of the encoder, as a share of the decoder's.
+    encoder_lr_factor: float = 1.0
+    # Decay of the loaded weights towards their pretrained values, in place of weight_decay (L2-SP, Li et al. 2018).
+    l2_sp: float = 0.0
+    # Epochs of a linear rise of the learning rate; nnU-Net's polynomial begins after them.
+    warmup_epochs: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,6 +196,13 @@ class FinetuningSettings(TrainingSettings):
         require(steps is None or steps >= 1, "iterations_per_epoch", steps, "be none or at least 1")
         steps = self.val_iterations_per_epoch
         require(steps >= 1, "val_iterations_per_epoch", steps, "be at least 1")
+        for name in ("weight_decay", "l2_sp"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "not be negative")
+        require(
+            self.encoder_lr_factor > 0, "encoder_lr_factor", self.encoder_lr_factor, "be positive"
+        )
+        warm, rule = self.warmup_epochs, f"lie in [0, num_epochs={self.num_epochs})"
+        require(0 <= warm < self.num_epochs, "warmup_epochs", warm, rule)
 
 
 @dataclass(frozen=True)
@@ -208,6 +225,7 @@ class FrozenSettings(FinetuningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_no_warmup(self)
         epochs = self.frozen_epochs
         require(
             epochs == "auto" or 0 <= epochs < self.num_epochs,
@@ -237,6 +255,7 @@ class WarmupSettings(FinetuningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_no_warmup(self)
         for name in ("warmup_decoder_epochs", "warmup_all_epochs"):
             epochs = getattr(self, name)
             rule = "be auto or not negative"
@@ -254,6 +273,11 @@ class WarmupSettings(FinetuningSettings):
             auto if decoder == "auto" else decoder,
             auto if everything == "auto" else everything,
         )
+
+
+def _require_no_warmup(settings: FinetuningSettings) -> None:
+    rule = "be 0 for fine-tuning in two stages, which have learning rates of their own"
+    require(settings.warmup_epochs == 0, "warmup_epochs", settings.warmup_epochs, rule)
 
 
 # Settings of this module that trainers have. Those of the methods, which import this module, are looked up by name.

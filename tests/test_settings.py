@@ -210,6 +210,29 @@ def test_ranges_of_finetuning():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("optimizer=lars", "`optimizer` (=lars) must be sgd or adamw."),
+        ("weight_decay=-1", "`weight_decay` (=-1.0) must not be negative."),
+        ("l2_sp=-0.1", "`l2_sp` (=-0.1) must not be negative."),
+        ("encoder_lr_factor=0", "`encoder_lr_factor` (=0.0) must be positive."),
+        ("warmup_epochs=-1", "`warmup_epochs` (=-1) must lie in [0, num_epochs=1000)."),
+        ("warmup_epochs=3 num_epochs=3", "`warmup_epochs` (=3) must lie in [0, num_epochs=3)."),
+    ],
+)
+def test_ranges_of_finetunings_optimiser(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        override(FinetuningSettings(), text)
+
+
+@pytest.mark.parametrize("defaults", [FrozenSettings(), WarmupSettings()])
+def test_stages_have_learning_rates_of_their_own(defaults):
+    override(defaults, "optimizer=adamw weight_decay=0.1 encoder_lr_factor=0.5 l2_sp=0.01")
+    with pytest.raises(ValueError, match=r"`warmup_epochs` \(=1\) must be 0 for .* two stages"):
+        override(defaults, "warmup_epochs=1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         ("transfer=decoder", "`transfer` (=decoder) must be all or encoder."),
         ("frozen_epochs=soon", "`frozen_epochs` (=soon) must be an integer or auto."),
         ("frozen_epochs=-1", "`frozen_epochs` (=-1) must be auto or lie in [0, num_epochs=1000)."),

@@ -79,7 +79,9 @@ def _settings(run: Run, data: Data) -> dict[str, Any]:
     settings = override(trainer.defaults, run.settings)[0]
     if run.hands_on is None:
         own = {"peak_lr": settings.initial_lr, "batch_size": data.batch_size}
-        return {**NNUNET, **own, **asdict(settings)}
+        without = ("momentum", "nesterov") if settings.optimizer == "adamw" else ()
+        nnunets = {name: value for name, value in NNUNET.items() if name not in without}
+        return {**nnunets, **own, **asdict(settings)}
     found = {"lr_schedule": "cosine", **asdict(settings), "peak_lr": settings.peak_lr}
     found = {name: value for name, value in found.items() if name not in settings.unused}
     if found["precision"] == "auto":

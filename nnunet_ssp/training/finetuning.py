@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.membership import held_out, subjects_by_case, test_subjects
 from nnunet_ssp.console import some
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.network import in_encoder, is_output_layer
+from nnunet_ssp.schedules import polynomial
 from nnunet_ssp.settings import EncoderSettings, FinetuningSettings
 from nnunet_ssp.signals import ending_at_once
 from nnunet_ssp.slices.intact import prepare_command
@@ -37,6 +39,7 @@ from nnunet_ssp.training.base import SettingsTrainer
 from nnunet_ssp.training.checks import refuses_other_content
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import learning_curve, write_curves
+from nnunet_ssp.training.optimizers import DecayToStart, EpochRates, finetuning_optimizer
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
 # How random numbers follow from the seed. 1, in checkpoints without a number: seeded when the process starts.
@@ -62,11 +65,16 @@ class FinetuningTrainer(SettingsTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_iterations_per_epoch = self.settings.iterations_per_epoch or STOCK_ITERATIONS
         self.num_val_iterations_per_epoch = self.settings.val_iterations_per_epoch
+        self.weight_decay = self.settings.weight_decay
         self.pretrained: transfer.Pretrained | None = None
         # Hashes of all subjects that the weights have seen, here and in pretraining.
         self.subjects: set[str] = set()
         self.seen_in_validation: list[str] = []
         self._loads_checkpoint = False
+        # Names of the tensors that pretrained weights filled.
+        self.loaded: set[str] = set()
+        # Their values, for `l2_sp`. A checkpoint holds them: a resumed run need not find the pretrained file.
+        self.start: dict[str, Tensor] = {}
         # Whether the preprocessed cases were checked.
         self._checked = False
         # Record of the run that is resumed.
@@ -92,6 +100,11 @@ class FinetuningTrainer(SettingsTrainer):
                 f"{type(self).__name__} trains from scratch and takes no -pretrained_weights; "
                 "use -tr nnUNetTrainerFinetune."
             )
+        if self.settings.l2_sp and not self.needs_weights:
+            raise ValueError(
+                f"`l2_sp` (={self.settings.l2_sp}) must be 0 for {type(self).__name__}: it draws weights towards "
+                "pretrained ones, and a training from scratch has none."
+            )
         # Before nnU-Net's own loader, which runs code that a file holds.
         pretrained = None if file is None else transfer.read(file, self.settings.trust)
         torch.manual_seed(self.settings.seed)
@@ -101,6 +114,22 @@ class FinetuningTrainer(SettingsTrainer):
         transfer.keep_own_fresh(self.network_module, self._take)
         if pretrained is not None:
             self._check_pretrained(pretrained)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Return nnU-Net's optimiser and scheduler, or those that the settings ask for in their place."""
+        nnunets, scheduler = super().configure_optimizers()
+        s = self.settings
+        optimizer = finetuning_optimizer(nnunets, self.network_module, s)
+        if optimizer is nnunets and not s.warmup_epochs:
+            return nnunets, scheduler
+        return optimizer, EpochRates(optimizer, self.learning_rate)
+
+    def learning_rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 0: nnU-Net's polynomial, after a warm-up if any."""
+        warmup = self.settings.warmup_epochs
+        if epoch < warmup:
+            return self.initial_lr * (epoch + 1) / (warmup + 1)
+        return polynomial(epoch - warmup, self.num_epochs - warmup, self.initial_lr)
 
     def _check_pretrained(self, pretrained: transfer.Pretrained) -> None:
         comparison = transfer.compare(
@@ -220,7 +249,8 @@ class FinetuningTrainer(SettingsTrainer):
         return kept
 
     def weights_loaded(self, loaded: set[str]) -> None:
-        """Note the names of the tensors that pretrained weights are about to fill; does nothing here."""
+        """Note the names of the tensors that pretrained weights are about to fill."""
+        self.loaded = loaded
 
     @refuses_other_content
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
@@ -263,11 +293,21 @@ class FinetuningTrainer(SettingsTrainer):
         if not self.subjects:
             trained = subjects_by_case(self.do_split()[0], self.cases)
             self.subjects = privacy.hashed_subjects(trained.values())
+        if self.settings.l2_sp:
+            self._decay_to_start()
         self._seed_epoch()
         super().on_train_start()
         self.print_to_log_file(
             "The seed fixes the initial weights; it fixes the order of the data only with nnUNet_n_proc_DA=0."
         )
+
+    def _decay_to_start(self) -> None:
+        named = dict(self.network_module.named_parameters())
+        if not self.start:  # a resumed run has them from its checkpoint
+            loaded = named.keys() & self.loaded
+            self.start = {name: named[name].detach().clone() for name in sorted(loaded)}
+        start = {named[name]: tensor.to(self.device) for name, tensor in self.start.items()}
+        DecayToStart(self.optimizer, start, self.settings.l2_sp, self.settings.weight_decay)
 
     def _seed_epoch(self) -> None:
         """Seed every generator of this process; nnU-Net's workers stay unseeded.
@@ -363,10 +403,12 @@ class FinetuningTrainer(SettingsTrainer):
 
     def checkpoint_entries(self) -> dict[str, Any]:
         """Return further entries of a checkpoint."""
-        return {}
+        return {"ssp_start": transfer.to_cpu(self.start)} if self.settings.l2_sp else {}
 
     def load_entries(self, checkpoint: dict[str, Any]) -> None:
         """Restore `checkpoint_entries`."""
+        if self.settings.l2_sp:
+            self.start = checkpoint["ssp_start"]
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         if self.settings.final_validation:

@@ -15,18 +15,7 @@ from nnunet_ssp.schedules import EarlyStopping, polynomial
 from nnunet_ssp.settings import FrozenSettings, WarmupSettings
 from nnunet_ssp.training.finetuning import FinetuningTrainer
 from nnunet_ssp.training.freezing import freeze, hold_statistics
-
-
-class EpochRates:
-    """Set the learning rate of each epoch, in the form that nnU-Net's trainer asks of a scheduler."""
-
-    def __init__(self, trainer: StagedTrainer) -> None:
-        self.trainer = trainer
-
-    def step(self, epoch: int) -> None:
-        """Set the learning rate of an epoch, counted from 0."""
-        for group in self.trainer.optimizer.param_groups:
-            group["lr"] = self.trainer.learning_rate(epoch)
+from nnunet_ssp.training.optimizers import EpochRates
 
 
 class StagedTrainer(FinetuningTrainer, ABC):
@@ -57,9 +46,10 @@ class StagedTrainer(FinetuningTrainer, ABC):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         optimizer, _ = super().configure_optimizers()
-        return optimizer, EpochRates(self)
+        return optimizer, EpochRates(optimizer, self.learning_rate)
 
     def weights_loaded(self, loaded: set[str]) -> None:
+        super().weights_loaded(loaded)
         self.held = frozenset(key for key in loaded if self.holds(key))
 
     def on_train_start(self) -> None:
@@ -109,9 +99,10 @@ class StagedTrainer(FinetuningTrainer, ABC):
         self.second_stage = state["second_stage"]
 
     def checkpoint_entries(self) -> dict[str, Any]:
-        return {"ssp_stage": self.stage_state()}
+        return {**super().checkpoint_entries(), "ssp_stage": self.stage_state()}
 
     def load_entries(self, checkpoint: dict[str, Any]) -> None:
+        super().load_entries(checkpoint)
         self.load_stage_state(checkpoint["ssp_stage"])
 
 

@@ -75,6 +75,14 @@ def test_settings_without_effect_are_not_shown_and_those_that_are_given_are(tmp_
     assert not {"seed", "final_validation"} & set(own)
 
 
+def test_the_optimiser_of_a_fine_tuning(tmp_path, data):
+    settings = {"finetuning": {"optimizer": "adamw", "weight_decay": 0.01}}
+    study, *runs = planned(tmp_path, data, settings=settings)
+    own = column(hyperparameters(study, (runs[0], runs[1]), data), "MIM")
+    assert (own["optimiser"], own["weight decay"]) == ("adamw", "0.01")
+    assert (own["momentum"], own["Nesterov"]) == ("–", "–")
+
+
 def test_published_settings_that_there_are_not():
     with pytest.raises(ValueError, match=r"published_settings \(=nobody\)"):
         published_settings("nobody")

@@ -11,8 +11,8 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunet_ssp.network import in_encoder
 from nnunet_ssp.schedules import EarlyStopping, polynomial
 from nnunet_ssp.settings import FrozenSettings, WarmupSettings
+from nnunet_ssp.training.optimizers import EpochRates
 from nnunet_ssp.training.staged import (
-    EpochRates,
     FrozenTrainer,
     ScratchFrozenTrainer,
     ScratchWarmupTrainer,
@@ -119,9 +119,9 @@ def test_early_stopping_waits_for_the_second_stage():
 def test_rates_are_set_in_every_group():
     trainer = bare(WarmupTrainer, WarmupSettings(num_epochs=5, warmup_decoder_epochs=2))
     tensors = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    trainer.optimizer = torch.optim.SGD([{"params": [t]} for t in tensors], lr=1.0)
-    EpochRates(trainer).step(0)
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.0005, 0.0005]
+    optimizer = torch.optim.SGD([{"params": [t]} for t in tensors], lr=1.0)
+    EpochRates(optimizer, trainer.learning_rate).step(0)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0005, 0.0005]
 
 
 @pytest.mark.parametrize(("cls", "holds_decoder"), [(FrozenTrainer, True), (WarmupTrainer, False)])
