@@ -1,6 +1,7 @@
 """ACDC (Bernard et al. 2018): short-axis cine of 150 subjects from one hospital.
 
     nnunet-ssp convert acdc -i FOLDER -d 118
+    nnunet-ssp convert acdc -i FOLDER -d 160 --few           for the study acdc-few
 
 FOLDER is the unpacked data set, or the folder that holds it as `database`:
 
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunet_ssp.cohort.few import side_of
 from nnunet_ssp.conversion.geometry import compare_grids, place_stack
 from nnunet_ssp.conversion.phases import LABELS, frame_number, label_phases, nearest_frame
 from nnunet_ssp.conversion.subjects import Cine, Common, Task, make_cases
@@ -87,6 +89,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ACDC's own order, as nnU-Net's Dataset027_ACDC: 1 RV, 2 myocardium, 3 LV",
     )
+    parser.add_argument(
+        "--few",
+        action="store_true",
+        help="for the study acdc-few: the last four of every twenty patients are test subjects, too",
+    )
 
 
 def convert(
@@ -95,6 +102,7 @@ def convert(
     name: str = "ACDC",
     *,
     keep_labels: bool = False,
+    few: bool = False,
     **common: Unpack[Common],
 ) -> Path:
     """Convert ACDC; further arguments, result and errors are those of `combined.convert_sources`.
@@ -104,17 +112,31 @@ def convert(
         dataset_id: Number of the new dataset.
         name: Name of the new dataset.
         keep_labels: Keep ACDC's order of the labels; nothing can be added then.
+        few: Also test on the report patients of the study `acdc-few`, see `cohort.few`.
         common: `test` lists names, by default those of `testing`.
+
+    Raises:
+        ValueError: `few` comes with `test`, or what `combined.convert_sources` refuses.
     """
     source = combined.open_source("acdc", input_folder, keep_labels=keep_labels)
+    options = {"keep_labels": keep_labels}
+    if few:
+        if common.get("test") is not None:
+            raise ValueError("--few must not come with --test: it names the test subjects.")
+        source = replace(source, tasks=[_as_few(task) for task in source.tasks])
+        options["few"] = True
     return combined.convert_sources(
         [replace(source, labels=ACDC_LABELS) if keep_labels else source],
         dataset_id=dataset_id,
         name=name,
         description="Cine of ACDC (Bernard et al. 2018, 10.1109/TMI.2018.2837502)",
-        options={"keep_labels": keep_labels},
+        options=options,
         **common,
     )
+
+
+def _as_few(task: AcdcTask) -> AcdcTask:
+    return replace(task, split="test" if side_of(task.subject) == "report" else task.split)
 
 
 # --- finding the subjects ---------------------------------------------------------------------

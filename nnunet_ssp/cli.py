@@ -108,6 +108,11 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--paper", action="store_true", help="those of de Mooij et al. 2024, by their procedure"
     )
     make.add_argument(
+        "--few",
+        action="store_true",
+        help="those of the study acdc-few, of an ACDC dataset converted with --few",
+    )
+    make.add_argument(
         "--from",
         dest="files",
         metavar="FILE",
@@ -210,6 +215,22 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=decimal,
         metavar="GB",
         help="as in nnU-Net; 0.1 plans a small patch for runs on a CPU",
+    )
+    parser.add_argument(
+        "--patch",
+        nargs=2,
+        type=whole,
+        metavar=("ROWS", "COLUMNS"),
+        help="patch of the 2D plans, in place of the one that fills the memory",
+    )
+    parser.add_argument(
+        "--width",
+        type=decimal,
+        metavar="FACTOR",
+        help="features of the 2D network, as a multiple of the planned; 0.5 is a quarter of the work",
+    )
+    parser.add_argument(
+        "--batch", type=whole, metavar="N", help="batch size of the 2D plans, for fine-tuning"
     )
     parser.add_argument(
         "-overwrite_plans_name",

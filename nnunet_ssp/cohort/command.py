@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nnunet_ssp.cohort import few as few_patients
 from nnunet_ssp.cohort import folds as splits
 from nnunet_ssp.cohort import published, split_files
 from nnunet_ssp.cohort.consistency import (
@@ -38,6 +39,7 @@ def folds(
     dataset: str | int,
     *,
     paper: bool = False,
+    few: bool = False,
     files: Sequence[Path] = (),
     amounts: Sequence[int | float] = (),
     unit: str | None = None,
@@ -56,6 +58,7 @@ def folds(
     Args:
         dataset: Id or name of the dataset.
         paper: Append the folds of de Mooij et al.
+        few: Append the folds of the study `acdc-few`.
         files: Append a fold for each of these split files.
         amounts: Append label subsets, see `folds.subsets`.
         unit: What `amounts` count; `subjects` by default.
@@ -78,7 +81,7 @@ def folds(
         RuntimeError: Another process works on this dataset.
         ValueError: Options that do not fit each other or the dataset, or a fold that names what is no case.
     """
-    wanted = _Wanted(paper, files, amounts, unit, seeds, base, vendors, phase)
+    wanted = _Wanted(paper, few, files, amounts, unit, seeds, base, vendors, phase)
     wanted.check()
     if check and not (wanted.any or verify) and (plain := _plain_home(dataset)):
         return int(check_plain(plain, subject_pattern))
@@ -120,6 +123,7 @@ class _Wanted:
     """The new folds that a call asks for, if any; the fields are arguments of `folds`."""
 
     paper: bool
+    few: bool
     files: Sequence[Path]
     amounts: Sequence[int | float]
     unit: str | None
@@ -136,13 +140,13 @@ class _Wanted:
     @property
     def any(self) -> bool:
         """Whether any fold is asked for."""
-        return self.paper or bool(self.files) or self.derives
+        return self.paper or self.few or bool(self.files) or self.derives
 
     def check(self) -> None:
         """Refuse options that do not fit each other."""
-        if self.paper + bool(self.files) + self.derives > 1:
+        if self.paper + self.few + bool(self.files) + self.derives > 1:
             raise ValueError(
-                "choose one of --paper, --from and (--subsets, --vendors, --phase) at a time."
+                "choose one of --paper, --few, --from and (--subsets, --vendors, --phase) at a time."
             )
         if (self.unit or self.seeds) and not self.amounts:
             raise ValueError("--unit and --seeds must come with --subsets.")
@@ -153,6 +157,8 @@ class _Wanted:
         """Return the folds, with remarks."""
         if self.paper or self.files:
             return _published(data, self.files)
+        if self.few:
+            return few_patients.few_folds(data.cases), []
         if not self.derives:
             return [], []
         base, seeds, phase = self.base or "0", self.seeds or (0, 1, 2), self.phase or ""
@@ -161,6 +167,9 @@ class _Wanted:
 
 def _print_advice(data: Dataset, wanted: _Wanted, replaced: Sequence[int]) -> None:
     """Say which fold to pretrain on, and which folds have results of another division."""
+    if wanted.few:
+        number, fold = _find(data.folds, few_patients.FEW)
+        print(f"Pretrain on fold {number} ({fold.name}), fine-tune on any of its subsets.")
     if wanted.paper or wanted.vendors:
         number, fold = _find(data.folds, "paper" if wanted.paper else wanted.base or "0")
         print(

@@ -26,6 +26,7 @@ from nnunet_ssp.preparation.fingerprints import make_fingerprint, with_median_sp
 from nnunet_ssp.preparation.planes import check_plane
 from nnunet_ssp.preparation.planning import (
     NNUNET_FOLDS,
+    Size,
     find_planner,
     plan,
     read_planned,
@@ -52,6 +53,9 @@ def prepare(
     workers: int | None = None,
     overwrite: bool = False,
     any_plane: bool = False,
+    patch: Sequence[int] | None = None,
+    width: float | None = None,
+    batch: int | None = None,
 ) -> Path:
     """Plan and preprocess a dataset, with the same plans for labelled and unlabelled images; print a summary.
 
@@ -65,6 +69,9 @@ def prepare(
         workers: Processes; by default `nnUNet_def_n_proc` or the cores, at most 8.
         overwrite: Replace folds that differ from those that results were trained on.
         any_plane: Accept 2D plans across the stack of slices, or with a patch below 32 x 32 pixels.
+        patch: Rows and columns of the 2D plans, see `planning.Size`.
+        width: Features of the 2D plans, as a multiple of the planned.
+        batch: Batch size of the 2D plans.
 
     Returns:
         The dataset's folder in nnUNet_preprocessed.
@@ -78,6 +85,8 @@ def prepare(
     """
     workers = number_of_workers(workers)
     _check_options(plans_name, planner, gpu_memory_target, overwrite_plans_name)
+    size = Size(None if patch is None else (patch[0], patch[1]), width, batch)
+    size.check(overwrite_plans_name)
     raw = dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
     target = nnunet_folder("nnUNet_preprocessed") / raw.name
     with contextlib.ExitStack() as stack:
@@ -90,7 +99,7 @@ def prepare(
         stack.enter_context(_explained(target))
         copy_tables(raw, target, nnunet_folder("nnUNet_results") / raw.name, overwrite)
         if plans_name is None:
-            planner_class = find_planner(planner)
+            planner_class = size.planner(find_planner(planner))
         else:
             read_planned(target, plans_name, configurations)
         rules = rules_of(content, jobs)

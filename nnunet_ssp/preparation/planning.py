@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from nnunet_ssp.preparation.raw_checks import (
 )
 
 NNUNET_FOLDS = 5
+LEAST_BATCH = 2  # nnU-Net's planner: UNet_min_batch_size
 
 
 def reader_name(content: dict[str, Any], image: str) -> str:
@@ -59,6 +61,80 @@ def find_planner(planner: str) -> Any:
             f"`planner` (={planner}) must be one of nnU-Net's, e.g. nnUNetPlannerResEncM."
         )
     return found
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of the 2D plans that a user names, where nnU-Net's planner would choose by memory.
+
+    Attributes:
+        patch: Rows and columns of the patch.
+        width: Features of each stage, as a multiple of the planned.
+        batch: Batch size.
+    """
+
+    patch: tuple[int, int] | None = None
+    width: float | None = None
+    batch: int | None = None
+
+    def check(self, plans_name: str | None) -> None:
+        """Refuse sizes that no network has, and plans of these sizes under the name of nnU-Net's own."""
+        if self == Size():
+            return
+        if plans_name is None:
+            raise ValueError(
+                "--patch, --width and --batch must come with -overwrite_plans_name NAME: other plans, another name."
+            )
+        if self.patch is not None and min(self.patch) < 1:
+            raise ValueError(f"`--patch` (={_sides(self.patch)}) must be above 0.")
+        if self.width is not None and not self.width > 0:
+            raise ValueError(f"`--width` (={self.width}) must be above 0.")
+        if self.batch is not None and self.batch < LEAST_BATCH:
+            raise ValueError(f"`--batch` (={self.batch}) must be at least {LEAST_BATCH}.")
+
+    def planner(self, planner: Any) -> Any:
+        """Return a planner of nnU-Net's that plans its 2D configuration at these sizes."""
+        if self == Size():
+            return planner
+        return type(f"Sized{planner.__name__}", (_SizedPlanner, planner), {"size": self})
+
+
+class _SizedPlanner:
+    """Part of a planner: the 2D configuration has given sizes, every other one is as nnU-Net plans it."""
+
+    size: Size
+    UNet_base_num_features: int
+    UNet_max_features_2d: int
+
+    def get_plans_for_configuration(
+        self, spacing: Any, median_shape: Any, *others: Any
+    ) -> dict[str, Any]:
+        """Plan one configuration."""
+        planned = super().get_plans_for_configuration  # type: ignore[misc]
+        if len(spacing) != 2:
+            return dict(planned(spacing, median_shape, *others))
+        before = self.UNet_base_num_features, self.UNet_max_features_2d
+        self.UNet_base_num_features, self.UNet_max_features_2d = map(self._scaled, before)
+        try:
+            # nnU-Net begins with a patch of the median size.
+            found = dict(planned(spacing, self.size.patch or median_shape, *others))
+        finally:
+            self.UNet_base_num_features, self.UNet_max_features_2d = before
+        if self.size.patch and tuple(found["patch_size"]) != self.size.patch:
+            raise ValueError(
+                f"`--patch` (={_sides(self.size.patch)}) must be a size that nnU-Net can pool, and that the memory "
+                f"holds; the next is {_sides(found['patch_size'])}."
+            )
+        found["median_image_size_in_voxels"] = median_shape
+        found["batch_size"] = self.size.batch or found["batch_size"]
+        return found
+
+    def _scaled(self, features: int) -> int:
+        return max(1, round(features * (self.size.width or 1)))
+
+
+def _sides(patch: Sequence[int]) -> str:
+    return " ".join(map(str, patch))
 
 
 def plan(

@@ -22,6 +22,7 @@ from nnunet_ssp.files import lock
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.nifti import write_nifti
 from tests.cohort.conftest import NAME, write_dataset
+from tests.cohort.test_few import acdc
 from tests.cohort.test_folds import make_cases
 from tests.cohort.test_published import published_cases
 from tests.holders import held
@@ -212,6 +213,15 @@ def test_lists_with_unlabelled_subjects_still_match(
     assert "with labels" in capsys.readouterr().out
 
 
+def test_the_folds_of_acdc_few(raw: Path, capsys: pytest.CaptureFixture[str]):
+    write_dataset(raw.parent / "Dataset200_Few", acdc())
+    assert folds(200, few=True) == 0
+    output = capsys.readouterr().out
+    assert "Wrote folds 5 to 20." in output
+    assert "Pretrain on fold 5 (few), fine-tune on any of its subsets." in output
+    assert folds(200, few=True, check=True) == 0
+
+
 # -- the command ---------------------------------------------------------------------------------
 
 
@@ -220,7 +230,8 @@ def test_lists_with_unlabelled_subjects_still_match(
     [
         ("115", r"raw: no dataset 115 here; found Dataset114_Toy"),
         ("114 --subsets 99", r"a subset \(=99\) must be within 1 to 12, the number of training"),
-        ("114 --paper --phase ED", "choose one of --paper, --from and"),
+        ("114 --few", "the split `few` must be of ACDC alone, without mm1"),
+        ("114 --paper --phase ED", "choose one of --paper, --few, --from and"),
         ("114 --seeds 1", "--unit and --seeds must come with --subsets"),
         ("114 --of 1", "--of must come with --subsets, --vendors or --phase"),
         (

@@ -224,6 +224,18 @@ def test_a_list_of_test_subjects_replaces_the_division(root: Path, tmp_path: Pat
     assert {case.subject for case in cases.values() if case.split == "test"} == {"patient001"}
 
 
+def test_the_split_of_acdc_few(root: Path, tmp_path: Path):
+    for number in (13, 16, 17, 20):
+        add_acdc(root, "training", number)
+    add_acdc(root, "testing", 101)
+    cases = read_cases(convert(root, 118, few=True) / "cases.csv")
+    tests = {case.subject for case in cases.values() if case.split == "test"}
+    assert tests == {"patient017", "patient020", "patient101"}
+    (tmp_path / "test.txt").write_text("patient013\n")
+    with pytest.raises(ValueError, match="--few must not come with --test"):
+        convert(root, 119, few=True, test=tmp_path / "test.txt")
+
+
 def test_geometry(root: Path):
     folder = add_acdc(root, "training", 1)
     sheared = NOMINAL.copy()

@@ -108,3 +108,43 @@ def test_a_failing_planner_says_what_it_said(
     with pytest.raises(RuntimeError, match="the planner's error"):
         prepare(901, workers=1)
     assert "the planner's words" in capsys.readouterr().err
+
+
+def test_plans_of_a_given_size(target: Path):
+    planning.plan(901, planning.find_planner("ExperimentPlanner"), None, "stock")
+    prepare(901, patch=(64, 32), width=0.5, batch=5, overwrite_plans_name="half", workers=1)
+    stock, half = (json.loads((target / f"{name}.json").read_text()) for name in ("stock", "half"))
+    assert half["plans_name"] == "half"
+    assert half["experiment_planner_used"] == "SizedExperimentPlanner"
+    own, planned = half["configurations"]["2d"], stock["configurations"]["2d"]
+    assert (own["patch_size"], own["batch_size"]) == ([64, 32], 5)
+    features = own["architecture"]["arch_kwargs"]["features_per_stage"]
+    assert features == [min(16 * 2**stage, 256) for stage in range(len(features))]
+    same = ("spacing", "median_image_size_in_voxels", "normalization_schemes", "batch_dice")
+    assert {key: own[key] for key in same} == {key: planned[key] for key in same}
+    assert half["configurations"]["3d_fullres"] == {
+        **stock["configurations"]["3d_fullres"],
+        "data_identifier": "half_3d_fullres",
+    }
+    assert sorted(index(target, "half_2d")) == sorted(index(target))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch": (64, 64)}, "must come with -overwrite_plans_name NAME"),
+        ({"width": 0.5, "plans_name": "nnUNetPlans"}, "must come with -overwrite_plans_name"),
+        ({"patch": (0, 64), "overwrite_plans_name": "p"}, r"`--patch` \(=0 64\) must be above 0"),
+        ({"width": 0.0, "overwrite_plans_name": "p"}, r"`--width` \(=0.0\) must be above 0"),
+        ({"batch": 1, "overwrite_plans_name": "p"}, r"`--batch` \(=1\) must be at least 2"),
+        (
+            {"patch": (50, 64), "overwrite_plans_name": "p"},
+            r"`--patch` \(=50 64\) must be a size that nnU-Net can pool.*the next is \d+ 64",
+        ),
+    ],
+)
+def test_sizes_that_no_plans_have(target: Path, options: dict[str, Any], message: str):
+    before = everything(target)
+    with pytest.raises(ValueError, match=message):
+        prepare(901, workers=1, **options)
+    assert everything(target).keys() == before.keys()
