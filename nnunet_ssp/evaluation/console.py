@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.results import Evaluation
 from nnunet_ssp.evaluation.statistics import MEAN
 from nnunet_ssp.reporting.page import GAP
-from nnunet_ssp.reporting.wording import count, decimal, interval, listing, p_value
+from nnunet_ssp.reporting.wording import decimal, interval, listing, p_value
 
 
 def summary_text(evaluation: Evaluation) -> str:
@@ -73,6 +74,6 @@ def introduction(evaluation: Evaluation) -> str:
     seeds = frames.groupby("model", sort=False)["seed"].nunique()
     models = [f"{model} ({n} seeds)" if n > 1 else str(model) for model, n in seeds.items()]
     return (
-        f"{count(frames['case'].nunique(), 'frame')} ({', '.join(named) or 'of unknown phase'}) "
-        f"of {count(frames['subject'].nunique(), 'subject')}, predicted by {listing(models)}."
+        f"{count_of(frames['case'].nunique(), 'frame')} ({', '.join(named) or 'of unknown phase'}) "
+        f"of {count_of(frames['subject'].nunique(), 'subject')}, predicted by {listing(models)}."
     )

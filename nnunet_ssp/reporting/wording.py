@@ -9,11 +9,6 @@ from typing import Any
 from nnunet_ssp.reporting.page import GAP
 
 
-def count(number: int, noun: str) -> str:
-    """Count things: `1 frame` or `2 frames`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def listing(words: list[str]) -> str:
     """Join words: `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

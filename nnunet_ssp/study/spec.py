@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.command import CASE_COLUMNS
 from nnunet_ssp.evaluation.statistics import SCORES
 from nnunet_ssp.evaluation.volumes import UNITS
@@ -455,7 +456,7 @@ def _must_be_options(place: str, text: str) -> None:
         _must_know(place, option, OPTIONS[place], "the options that a study may give")
         n = OPTIONS[place][option]
         if len(values) != n and not (n is None and values):
-            rule = "at least 1 value" if n is None else f"{n} value(s)"
+            rule = "at least 1 value" if n is None else count_of(n, "value")
             raise ValueError(f"{place} (={text}): {option} must have {rule}")
         if option == "-chk":
             must_be_plain(values[0], option, place)

@@ -27,6 +27,7 @@ from nnunet_ssp.cohort.membership import (
     training_cases,
 )
 from nnunet_ssp.cohort.repeats import doubts
+from nnunet_ssp.console import count_of
 from nnunet_ssp.distributed import mean_over_steps
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.files.nnunet import write_descriptions
@@ -219,7 +220,7 @@ class PretrainingTrainer(SettingsTrainer):
         self.store = SliceStore(self.store_folder, train, bases)
         if self.store.channels != self.num_input_channels:
             raise ValueError(
-                f"{self.store_folder}: slices have {self.store.channels} channel(s), dataset.json names "
+                f"{self.store_folder}: slices have {count_of(self.store.channels, 'channel')}, dataset.json names "
                 f"{self.num_input_channels}: run nnunet-ssp prepare again."
             )
         self.batches = batches = Batches(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.contents import shown
@@ -233,7 +234,7 @@ def compare(
     first, their_first = _first_convolution(own), _first_convolution(theirs)
     if first and first == their_first and theirs[first][1] != own[first][1]:
         refusals.append(
-            f"channels: pretrained with {theirs[first][1]} input channel(s), these plans have {own[first][1]}"
+            f"channels: pretrained with {count_of(theirs[first][1], 'input channel')}, these plans have {own[first][1]}"
         )
         wrong.remove(first)
     if wrong:

@@ -107,7 +107,7 @@ def test_test_subjects_are_found_in_a_store():
 
 
 def test_stored_cases_must_be_known_where_there_is_a_table():
-    with pytest.raises(ValueError, match=r"store: x is not in cases.csv \(2 such case"):
+    with pytest.raises(ValueError, match=r"store: x is not in cases.csv \(2 such cases\): run"):
         membership.check_stored(
             {"x": "x", "y": "y", **dict.fromkeys(STORED, "A")}, CASES, Path("store")
         )
