@@ -171,7 +171,7 @@ def check_stored(subjects: Mapping[str, str], cases: Mapping[str, Case], store: 
         )
 
 
-def describe(
+def members_in_words(
     chosen: Sides,
     n_slices: Mapping[str, int],
     cases: Mapping[str, Case],

@@ -186,7 +186,7 @@ def counted(settings: InpaintingSettings, hidden: Tensor) -> Tensor:
     return torch.ones_like(hidden) if settings.loss_region == "image" else hidden
 
 
-def note_on_early_stopping(settings: InpaintingSettings) -> list[str]:
+def note_on_patience(settings: InpaintingSettings) -> list[str]:
     """Warn of a patience that may end a run long before its cosine does."""
     patience = settings.early_stopping
     if settings.lr_schedule == "staircase" or patience is None:
@@ -213,7 +213,7 @@ class ContextPrediction(Reconstruction):
         self.layouts = Layouts(settings, self.side, patch_size, pairs=False)
 
     def examine(self, store: SliceStore) -> list[str]:
-        return [*super().examine(store), *note_on_early_stopping(self.settings)]
+        return [*super().examine(store), *note_on_patience(self.settings)]
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         s = self.settings
@@ -259,7 +259,7 @@ class ContextRestoration(Reconstruction):
         self.layouts = Layouts(settings, self.side, patch_size, pairs=True)
 
     def examine(self, store: SliceStore) -> list[str]:
-        return [*super().examine(store), *note_on_early_stopping(self.settings)]
+        return [*super().examine(store), *note_on_patience(self.settings)]
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         s = self.settings

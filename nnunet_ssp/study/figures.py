@@ -23,7 +23,7 @@ from nnunet_ssp.reporting.figures import (
     legend,
 )
 from nnunet_ssp.reporting.page import Cell, Link
-from nnunet_ssp.reporting.wording import decimal
+from nnunet_ssp.reporting.wording import rounded
 from nnunet_ssp.study.results import TITLES, Coordinates, Results, Value
 from nnunet_ssp.study.spec import AREA, Axis, Figure
 from nnunet_ssp.study.tables import capitalised, describe_axis, fold_sizes, matching
@@ -411,10 +411,10 @@ def _learning(figure: Figure, results: Results) -> Drawn:
 def _area_text(value: Value) -> str | None:
     if not value.seeds:
         return None
-    spread = "" if math.isnan(value.sd_seeds) else f" ± {decimal(value.sd_seeds, 3)}"
+    spread = "" if math.isnan(value.sd_seeds) else f" ± {rounded(value.sd_seeds, 3)}"
     n = len(value.seeds)
     missing = f" ({n} of {value.wanted} seeds)" if n < value.wanted else ""
-    return f"{decimal(value.mean, 3)}{spread}{missing}"
+    return f"{rounded(value.mean, 3)}{spread}{missing}"
 
 
 def _mean_curve(curves: Sequence[pd.DataFrame]) -> tuple[Array, Array, Array]:

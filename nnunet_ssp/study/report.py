@@ -16,7 +16,7 @@ from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import is_plain
 from nnunet_ssp.reporting.figures import render
 from nnunet_ssp.reporting.page import GAP, Cell, Link, Noted, Page
-from nnunet_ssp.reporting.wording import decimal, duration, interval, listing, p_value
+from nnunet_ssp.reporting.wording import duration, interval, listing, p_value, rounded
 from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
 from nnunet_ssp.study.results import STAGES, Coordinates, Results
@@ -368,7 +368,7 @@ def _add_runs(page: Page, results: Results) -> None:
 def _run_cell(results: Results, run: Run) -> Cell:
     if not results.is_done(run):
         return _state_cell(results, run)
-    report = Link(decimal(results.dice(run), 3), f"{run.folder}/evaluation/{PAGE}")
+    report = Link(rounded(results.dice(run), 3), f"{run.folder}/evaluation/{PAGE}")
     record = results.record(run, "train")
     return Noted(report, [[*_files(run), *[duration(record["seconds"])] * bool(record)]])
 

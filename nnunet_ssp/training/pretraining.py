@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.membership import (
     check_stored,
-    describe,
+    members_in_words,
     sides,
     subjects_by_case,
     training_cases,
@@ -175,7 +175,7 @@ class PretrainingTrainer(SettingsTrainer):
         fraction, seed = self.settings.data_fraction, self.settings.seed
         chosen = sides(index, validation, cases, pattern, fraction, seed)
         n_slices = {case: entry.shape[0] for case, entry in index.items()}
-        said = describe(chosen, n_slices, cases, self.fold, self.store_folder)
+        said = members_in_words(chosen, n_slices, cases, self.fold, self.store_folder)
         self.print_to_log_file("\n".join([*said, "No label is used in training."]))
         if not cases and pattern is None:
             for doubt in doubts(chosen.train, chosen.val):

@@ -243,7 +243,9 @@ def compare(
             f"{_words(theirs.get(wrong[0]))} in the file, {_words(own.get(wrong[0]))} in this network"
         )
     if spoiled := checkpoints.non_finite(pretrained.weights):
-        refusals.append(f"values: {checkpoints.in_words(spoiled, len(pretrained.weights))}")
+        refusals.append(
+            f"values: {checkpoints.non_finite_in_words(spoiled, len(pretrained.weights))}"
+        )
     their_configuration = _configuration(pretrained)
     notes = [] if pretrained.ssp else ["a plain nnU-Net checkpoint, not one of nnunet-ssp"]
     for name in ("spacing", "normalization_schemes", "use_mask_for_norm"):
