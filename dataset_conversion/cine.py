@@ -320,7 +320,7 @@ def read_subject(task: CineTask) -> Cine:
             f"{task.place}: has only the values {found}, as a mask. Names of masks end in _gt, see --help."
         )
     if voxels.shape[2] < 3 and not warnings:
-        warnings.append(f"only {voxels.shape[2]} slice" + "s" * (voxels.shape[2] != 1))
+        warnings.append(f"only {count_of(voxels.shape[2], 'slice')}")
 
     masks, turned_masks = read_masks(task, voxels, affine, nifti)
     corrections += turned_masks

@@ -16,9 +16,9 @@ ERRORS = (ValueError, RuntimeError, OSError)  # errors that a user can fix
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def count_of(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 file`, `2 files`."""
-    return f"{number} {noun}" + "s" * (number != 1)
+def count_of(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `1 file`, `2 files`; a plural that is not the noun and an s is given."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def some(names: Collection[str], limit: int = 10) -> str:

@@ -19,20 +19,20 @@ from nnunet_ssp.nnunet import NNUNET_FOLDERS
 from nnunet_ssp.parallel import available_cores, small_machine_environment
 
 Verdict = Literal["ok", "warning", "FAILED"]
-Finding = tuple[Verdict, str, str]  # verdict, what was found, what to do
+Diagnosis = tuple[Verdict, str, str]  # verdict, what was found, what to do
 
 FREE_DISK = 20  # GB; the M&Ms' slices take about 12 GB at float16
 FREE_DISK_RESULTS = 2  # GB; a run keeps two or three checkpoints of a few hundred MB
 
 
 def examine() -> int:
-    """Print each finding.
+    """Print each diagnosis.
 
     Returns:
         1 when something failed, else 0.
     """
     failures = 0
-    for verdict, found, advice in all_findings():
+    for verdict, found, advice in diagnoses():
         print(f"{verdict:8s} {found}", flush=True)
         if advice:
             print(f"{'':8s} -> {advice}", flush=True)
@@ -41,15 +41,15 @@ def examine() -> int:
     return int(failures > 0)
 
 
-def all_findings() -> Iterator[Finding]:
-    """Yield all findings, in the order in which a user needs them."""
+def diagnoses() -> Iterator[Diagnosis]:
+    """Yield all diagnoses, in the order in which a user needs them."""
     yield from _versions()
     yield from _folders()
     yield from _trainers()
     yield from _hardware()
 
 
-def _versions() -> Iterator[Finding]:
+def _versions() -> Iterator[Diagnosis]:
     """Check the versions that this package's own metadata requires."""
     from packaging.requirements import Requirement  # comes with matplotlib and scikit-image
 
@@ -60,7 +60,7 @@ def _versions() -> Iterator[Finding]:
         yield "FAILED", "nnunet-ssp is not installed", "pip install nnunet-ssp"
         return
     good = [f"Python {sys.version.split()[0]}", f"nnunet-ssp {ours}"]
-    bad: list[Finding] = []
+    bad: list[Diagnosis] = []
     for requirement in required:
         if requirement.marker is not None:  # an extra
             continue
@@ -78,7 +78,7 @@ def _versions() -> Iterator[Finding]:
     yield from bad
 
 
-def _folders() -> Iterator[Finding]:
+def _folders() -> Iterator[Diagnosis]:
     for variable in NNUNET_FOLDERS:
         value = os.environ.get(variable)
         if not value:
@@ -101,7 +101,7 @@ def _folders() -> Iterator[Finding]:
                 yield "ok", found, ""
 
 
-def _trainers() -> Iterator[Finding]:
+def _trainers() -> Iterator[Diagnosis]:
     """Check that nnU-Net's own search finds each of our trainers."""
     ours = trainers_folder()
     paths = trainer_paths()
@@ -132,7 +132,7 @@ def _trainers() -> Iterator[Finding]:
     yield "ok", f"nnU-Net finds {', '.join(names)}", ""
 
 
-def _hardware() -> Iterator[Finding]:
+def _hardware() -> Iterator[Diagnosis]:
     import torch
 
     if torch.cuda.is_available():

@@ -139,6 +139,7 @@ def test_errors_of_ours_are_one_line_below_nnunets_commands(
 
 def test_counts_agree_with_their_noun():
     assert [count_of(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+    assert [count_of(n, "hash", "hashes") for n in (1, 2)] == ["1 hash", "2 hashes"]
 
 
 def test_long_lists_say_how_many_there_are():

@@ -15,7 +15,7 @@ from nnunetv2.utilities import find_objects
 
 from nnunet_ssp import doctor
 from nnunet_ssp.cli import main
-from nnunet_ssp.doctor import Finding, examine
+from nnunet_ssp.doctor import Diagnosis, examine
 from nnunet_ssp.launch import trainer_paths, trainers_folder
 
 # nnU-Net's search imports all its trainers, and one of them what torch deprecates.
@@ -47,7 +47,7 @@ def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def bad(findings: Callable[[], object]) -> list[Finding]:
+def bad(findings: Callable[[], object]) -> list[Diagnosis]:
     return [finding for finding in findings() if finding[0] != "ok"]  # type: ignore[attr-defined]
 
 
@@ -91,7 +91,7 @@ def test_warnings_are_no_failures(
 # -- versions --------------------------------------------------------------------------------------
 
 
-def versions(monkeypatch: pytest.MonkeyPatch, changed: dict[str, str | None]) -> list[Finding]:
+def versions(monkeypatch: pytest.MonkeyPatch, changed: dict[str, str | None]) -> list[Diagnosis]:
     real = metadata.version
 
     def version(package: str) -> str:

@@ -44,6 +44,14 @@ LINES_OF_A_FUNCTION = 80
 TESTED_ELSEWHERE = {
     "training.base": "tests/training/test_repeated_runs.py, test_trust.py and test_pretraining.py"
 }
+# Public names that several modules have: why.
+SHARED_NAMES = {
+    "add_arguments": "the command line of each command, called as its module's",
+    "run": "the body of each command, called as its module's",
+    "main": "the entry of each process, called by name",
+    "Array": "each module's short name of a NumPy array",
+    "T": "each module's type variable",
+}
 
 
 def modules() -> dict[str, Path]:
@@ -156,6 +164,33 @@ def test_every_module_has_its_tests(module: str) -> None:
     if parts[0] == "trainers":  # thin, tested by name in tests/training
         return
     assert mirrored.is_file() or ".".join(parts) in TESTED_ELSEWHERE, mirrored
+
+
+def is_alias(node: ast.stmt) -> bool:
+    """Whether a statement names a type: `Name = ...`, not a constant in capitals."""
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    return bool(names) and all(
+        name[0].isupper() and (len(name) == 1 or not name.isupper()) for name in names
+    )
+
+
+def test_one_name_has_one_meaning() -> None:
+    """No two modules define a public class, function or type of one name, but for those of `SHARED_NAMES`.
+
+    Converters and trainers are left out: each has the functions of its kind.
+    """
+    places: dict[str, list[str]] = {}
+    for module in ours:
+        if not module.startswith(("nnunet_ssp.trainers", "nnunet_ssp.dataset_conversion")):
+            for node in ast.parse(MODULES[module].read_text()).body:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                    places.setdefault(node.name, []).append(module)
+                elif is_alias(node):
+                    places.setdefault(ast.unparse(node.targets[0]), []).append(module)
+    several = {n: m for n, m in places.items() if len(m) > 1 and not n.startswith("_")}
+    assert {n: m for n, m in several.items() if n not in SHARED_NAMES} == {}
+    assert SHARED_NAMES.keys() <= several.keys(), "a name that is no longer shared"
 
 
 def test_packages_are_listed() -> None:

@@ -22,6 +22,7 @@ import torch
 
 from nnunet_ssp.bench import rows
 from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Workload, method_names
+from nnunet_ssp.console import count_of
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.parallel import available_cores
 
@@ -142,8 +143,8 @@ def table(metrics: dict[str, Any]) -> Iterator[str]:
     on_gpu = s["device"] == "cuda"
     versions = ", ".join(f"{name} {version}" for name, version in s["versions"].items())
     yield (
-        f"{s['date']}, {s['device']} ({s['name']}), {s['cores']} cores, PyTorch with {s['threads']} thread(s), "
-        f"load {s['load']}; {versions}."
+        f"{s['date']}, {s['device']} ({s['name']}), {s['cores']} cores, "
+        f"PyTorch with {count_of(s['threads'], 'thread')}, load {s['load']}; {versions}."
     )
     yield ""
     patch = f"Patch {s['side']}x{s['side']}, nnU-Net's planned network"

@@ -18,6 +18,7 @@ from nnunet_ssp.cohort.membership import held_out, is_trainable, subjects_of, te
 from nnunet_ssp.cohort.plain_datasets import PlainCase, read_plain_cases, read_stack
 from nnunet_ssp.cohort.repeats import continuing_names, shared_prefixes
 from nnunet_ssp.cohort.splits import read_copy, read_splits
+from nnunet_ssp.console import count_of
 from nnunet_ssp.files.contents import NAMES, check, read_json
 from nnunet_ssp.parallel import number_of_workers, process
 
@@ -43,12 +44,11 @@ def report_plain(raw: Path, prepared: Path, pattern: str | None, folds: Sequence
         if repeats:
             print(
                 f"note    fold {number}: numbers continue across its sides, as in {' and '.join(repeats[0])} "
-                f"({len(repeats)} such pairs): possible repeats of one subject, not certain"
+                f"({count_of(len(repeats), 'such pair')}): possible repeats of one subject, not certain"
             )
         if prefixes := shared_prefixes(fold.train, fold.val):
-            print(
-                f"note    fold {number}: {prefixes[0]} begins names on both sides ({len(prefixes)} such prefixes)"
-            )
+            such = count_of(len(prefixes), "such prefix", "such prefixes")
+            print(f"note    fold {number}: {prefixes[0]} begins names on both sides ({such})")
     if pattern is None:
         print(
             "--      each case was taken as a subject; --subject-pattern REGEX finds the subject in a name"
@@ -76,12 +76,12 @@ def report(
         Whether there is a leak, or the copies of the folds differ.
     """
     in_folds = list(leaks_in_folds(folds, cases, table))
-    _print(f"{len(folds)} folds: no subject on two sides, none of the test", in_folds)
+    _print(f"{count_of(len(folds), 'fold')}: no subject on two sides, none of the test", in_folds)
 
     stores = sorted(prepared.glob("*_slices/index.json"))
     in_stores = [line for index in stores for line in leaks_in_store(index, cases, table)]
     if stores:
-        _print(f"{len(stores)} slice store(s): no test subject", in_stores)
+        _print(f"{count_of(len(stores), 'slice store')}: no test subject", in_stores)
     else:
         print(f"--      no slice store in {prepared} yet")
 
@@ -107,7 +107,7 @@ def report(
         print(f"--      {UNSEEN}")
     print("".join(f"note    {line}\n" for line, leak in alike if not leak), end="")
     if missing:
-        print(f"--      {missing} subject(s) have no image in {raw} to compare")
+        print(f"--      {count_of(missing, 'subject')} without an image in {raw} to compare")
     return bool(in_folds or in_stores or unequal or leaks)
 
 

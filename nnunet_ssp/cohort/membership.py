@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_ssp.cohort.cases import Case, subject_of
+from nnunet_ssp.console import count_of
 
 SHOWN = 10  # subjects that the log names
 
@@ -159,7 +160,8 @@ def check_stored(subjects: Mapping[str, str], cases: Mapping[str, Case], store: 
     unknown = sorted(subjects.keys() - cases.keys()) if cases else []
     if unknown:
         raise ValueError(
-            f"{store}: {unknown[0]} is not in cases.csv ({len(unknown)} such case(s)): run nnunet-ssp prepare again."
+            f"{store}: {unknown[0]} is not in cases.csv ({count_of(len(unknown), 'such case')}): "
+            "run nnunet-ssp prepare again."
         )
     leaked = sorted(set(subjects.values()) & test_subjects(cases))
     if leaked:
@@ -169,7 +171,7 @@ def check_stored(subjects: Mapping[str, str], cases: Mapping[str, Case], store: 
         )
 
 
-def describe(
+def members_in_words(
     chosen: Sides,
     n_slices: Mapping[str, int],
     cases: Mapping[str, Case],
@@ -186,13 +188,10 @@ def describe(
         store: Folder of the slice store.
     """
 
-    def people(number: int) -> str:
-        return f"{number} subject" + "s" * (number != 1)
-
     def counts(names: Collection[str]) -> str:
         subjects = {chosen.subjects[name] for name in names}
         slices = sum(n_slices[name] for name in names)
-        return f"{people(len(subjects))}, {len(names)} frames, {slices} slices"
+        return f"{count_of(len(subjects), 'subject')}, {len(names)} frames, {slices} slices"
 
     def named(subjects: Collection[str], none: str) -> str:
         shown = sorted(subjects)[:SHOWN]
@@ -211,7 +210,9 @@ def describe(
         labelled = {case.subject_key for case in cases.values() if case.labelled}
         present = {chosen.subjects[case] for case in train}
         for kind, group in (("with", present & labelled), ("without", present - labelled)):
-            lines.append(f"  {people(len(group))} {kind} labelled frames: {named(group, 'none')}")
+            lines.append(
+                f"  {count_of(len(group), 'subject')} {kind} labelled frames: {named(group, 'none')}"
+            )
     held = {chosen.subjects[case] for case in val}
     return [
         *lines,

@@ -20,7 +20,7 @@ from numbers import Real
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from nnunet_ssp.console import some
+from nnunet_ssp.console import count_of, some
 
 # The format of hashes, which is a part of each. Another salt, length or rule of names needs the next number.
 VERSION = 1
@@ -194,12 +194,12 @@ def _subjects(content: Mapping[str, Any]) -> Iterator[Finding]:
         if names:
             yield Finding(
                 "subjects",
-                f"{len(names)} names in `{place}.subjects`: {some(sorted(names), _SHOWN)}",
+                f"{count_of(len(names), 'name')} in `{place}.subjects`: {some(sorted(names), _SHOWN)}",
             )
         if n_hashes:
             text = (
-                f"{n_hashes} hashes in `{place}.subjects`: they name nobody, but who knows a name can test whether it "
-                "is among them; the check for leaks needs them"
+                f"{count_of(n_hashes, 'hash', 'hashes')} in `{place}.subjects`: they name nobody, but who knows a name "
+                "can test whether it is among them; the check for leaks needs them"
             )
             yield Finding("subjects", text, remains=True)
         pattern = part.get("settings", {}).get("subject_pattern")
@@ -218,7 +218,9 @@ def _dataset(content: Mapping[str, Any]) -> Iterator[Finding]:
             continue
         where = f"in `init_args.dataset_json.{key}`"
         if key == "dataset" and isinstance(value, Mapping):
-            yield Finding("cases", f"{len(value)} names {where}: {some(sorted(value), _SHOWN)}")
+            yield Finding(
+                "cases", f"{count_of(len(value), 'name')} {where}: {some(sorted(value), _SHOWN)}"
+            )
         else:
             text = " ".join(str(value).split())
             yield Finding("dataset", f"{text[:80]}{'...' * (len(text) > 80)} {where}")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from nnunet_ssp.cohort.cases import Case
 from nnunet_ssp.cohort.folds import Fold, draw_subjects, is_from, make_fold
 from nnunet_ssp.cohort.membership import is_trainable, shuffled, subjects_of
+from nnunet_ssp.console import count_of
 
 PAPER = "de Mooij et al. 2024"
 VALIDATION_SHARE = 0.2  # of the development subjects; their config's `valid_partition`
@@ -155,7 +156,9 @@ def paper_folds(cases: Mapping[str, Case]) -> tuple[list[Fold], list[str]]:
         else:
             left_out.append(name.split("-seed")[0])
     if not found:
-        raise ValueError(f"{len(subjects)} subject(s) are too few for training and validation.")
+        raise ValueError(
+            f"{count_of(len(subjects), 'subject')}: too few for training and validation."
+        )
     if left_out:
         listed = ", ".join(dict.fromkeys(left_out))
         notes.append(f"Left out, as there are too few subjects: {listed}")
@@ -163,14 +166,14 @@ def paper_folds(cases: Mapping[str, Case]) -> tuple[list[Fold], list[str]]:
     others = Counter(source for key, source in development.items() if key not in subjects)
     if is_published("development", subjects):
         notes += [
-            f"{n} subjects of {source} are in no fold; pretraining takes them in."
+            f"{count_of(n, 'subject')} of {source} in no fold; pretraining takes all of them in."
             for source, n in sorted(others.items())
         ]
     labelled = subjects_of((name for name in cases if is_trainable(cases[name])), cases)
     bare = [subject for subject in lists["valid"] if subject not in labelled]
     if bare:
         notes.append(
-            f"{len(bare)} validation subject(s) have no labelled frame, so no fold names them and pretraining sees "
-            f"them: {', '.join(bare)}"
+            f"{count_of(len(bare), 'validation subject')} without a labelled frame, so in no fold but seen by "
+            f"pretraining: {', '.join(bare)}"
         )
     return found, notes

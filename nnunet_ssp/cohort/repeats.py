@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+from nnunet_ssp.console import count_of
+
 LONGEST_RUN = (
     8  # repeats of one subject, at most; longer runs of numbers are how cases were numbered
 )
@@ -87,14 +89,15 @@ def doubts(train: Sequence[str], val: Sequence[str]) -> list[str]:
     """
     found = []
     if shared := shared_prefixes(train, val):
+        such = count_of(len(shared), "such prefix", "such prefixes")
         found.append(
-            f"WARNING: cases on both sides of this fold share a prefix, e.g. {shared[0]} ({len(shared)} such "
-            "prefixes). If they are one subject, set subject_pattern, or give the dataset a cases.csv."
+            f"WARNING: cases on both sides of this fold share a prefix, e.g. {shared[0]} ({such}). "
+            "If they are one subject, set subject_pattern, or give the dataset a cases.csv."
         )
     if repeats := continuing_names(train, val):
         found.append(
             f"NOTE: numbers of cases continue across the sides of this fold, as in {' and '.join(repeats[0])} "
-            f"({len(repeats)} such pairs): possible repeats of one subject, not certain. nnunet-ssp folds --check "
-            "compares their images."
+            f"({count_of(len(repeats), 'such pair')}): possible repeats of one subject, not certain. "
+            "nnunet-ssp folds --check compares their images."
         )
     return found

@@ -9,7 +9,7 @@ from nnunet_ssp.cohort.cases import Case
 from nnunet_ssp.cohort.folds import Fold, make_fold
 from nnunet_ssp.cohort.membership import subjects_of
 from nnunet_ssp.cohort.published import development_split, development_subjects
-from nnunet_ssp.console import some
+from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files.yaml_files import read_yaml
 
 SIDES = ("test", "train", "valid")
@@ -78,7 +78,7 @@ def fold_from_file(file: str | Path, cases: Mapping[str, Case]) -> tuple[Fold, l
     if absent:
         missing = ", ".join(sorted({s.split("-", 1)[0] for s in absent}))
         notes.append(
-            f"{file}: {len(absent)} subjects of {missing} left out, the dataset has none of them."
+            f"{file}: {count_of(len(absent), 'subject')} of {missing} left out, the dataset has none of them."
         )
     if unknown := sorted(named - absent - split.keys()):
         raise ValueError(f"{file}: {some(unknown)} must be in cases.csv.")

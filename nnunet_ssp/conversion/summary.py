@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nnunet_ssp.cohort.cases import SPLITS
-from nnunet_ssp.console import some
+from nnunet_ssp.console import count_of, some
 from nnunet_ssp.conversion.subjects import Look, Outcome
 
 
@@ -56,7 +56,7 @@ def summary_lines(
             sum(bool(outcome.refused) for outcome in mine),
         )
         lines.append(_row(name, numbers))
-    folds = f"{n_folds} folds" if n_folds else "no folds, only `all`"
+    folds = count_of(n_folds, "fold") if n_folds else "no folds, only `all`"
     lines += [f"\nCross-validation by subject: {folds}", *_remarks(remarks)]
     for title, kind in (("Corrected", "corrections"), ("WARNING", "warnings"), ("Notes", "notes")):
         lines += _said(outcomes, title, kind)

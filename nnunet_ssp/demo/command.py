@@ -76,7 +76,7 @@ class StepTimer:
     """Announces, runs and times steps."""
 
     execute: Callable[[Step], None]
-    progress: Progress
+    progress: ProgressBar
     seconds: dict[Step, float] = field(default_factory=dict)
 
     def __call__(self, step: Step) -> None:
@@ -160,7 +160,7 @@ def run(
     open_folder(output, data)
     layout = Layout(output, "Phantom" if data is None else "MNMs")
 
-    with Progress(sum(WEIGHTS.values()) - (WEIGHTS["phantom"] if data else 0)) as progress:
+    with ProgressBar(sum(WEIGHTS.values()) - (WEIGHTS["phantom"] if data else 0)) as progress:
         progress.say(f"Device: {device}. What the commands say goes to {output / 'logs'}\n")
         progress.say("\n".join(environment_lines(output)))
         command_runner = CommandRunner(demo_environment(output), output / "logs", progress)
@@ -342,7 +342,7 @@ def read_demo_data(layout: Layout) -> DemoData:
     )
 
 
-class Progress:
+class ProgressBar:
     """Progress bar over all steps; printed lines go above it.
 
     Args:
@@ -359,7 +359,7 @@ class Progress:
             bar_format="{percentage:3.0f}% |{bar}| {elapsed}, about {remaining} left  {desc}",
         )
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -391,7 +391,7 @@ class CommandRunner:
         progress: Shows how far a training has come.
     """
 
-    def __init__(self, environment: Mapping[str, str], logs: Path, progress: Progress) -> None:
+    def __init__(self, environment: Mapping[str, str], logs: Path, progress: ProgressBar) -> None:
         self.environment = environment
         self.logs = logs
         self.progress = progress

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_ssp.cohort.cases import Case
+from nnunet_ssp.console import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,7 +203,7 @@ def demo_page(
 
 def _counts(dataset: DemoData, cases: list[str]) -> str:
     subjects = len(dataset.subjects(cases))
-    return f"{len(cases)} frames of {subjects} subject{'' if subjects == 1 else 's'}"
+    return f"{count_of(len(cases), 'frame')} of {count_of(subjects, 'subject')}"
 
 
 def _add_dice(page: Page, dataset: DemoData, scores: pd.DataFrame) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.results import Evaluation
 from nnunet_ssp.evaluation.statistics import MEAN
 from nnunet_ssp.reporting.page import GAP
-from nnunet_ssp.reporting.wording import count, decimal, interval, listing, p_value
+from nnunet_ssp.reporting.wording import interval, listing, p_value, rounded
 
 
 def summary_text(evaluation: Evaluation) -> str:
@@ -16,7 +17,7 @@ def summary_text(evaluation: Evaluation) -> str:
     for row in evaluation.overall.to_dict("records"):
         cells = [row["model"], row["class"], f"{row['dice_mean']:.3f}", interval(row, "dice")]
         if distances:
-            cells += [decimal(row["hd95_mm_mean"], 1), decimal(row["assd_mm_mean"], 1)]
+            cells += [rounded(row["hd95_mm_mean"], 1), rounded(row["assd_mm_mean"], 1)]
         rows.append([*cells, str(row["missed"])])
     lines = [introduction(evaluation), "", *_aligned(rows)]
     if len(evaluation.models) > 1:
@@ -26,10 +27,10 @@ def summary_text(evaluation: Evaluation) -> str:
     if len(evaluation.agreement):
         rows = [["model", "metric", "subjects", "reference", "bias", "95 % limits", "r"]]
         for row in evaluation.agreement.to_dict("records"):
-            limits = f"{decimal(row['lower'], 1)} to {decimal(row['upper'], 1)}"
+            limits = f"{rounded(row['lower'], 1)} to {rounded(row['upper'], 1)}"
             cells = [row["model"], f"{row['figure']} ({row['unit']})", str(row["n_subjects"])]
-            cells += [decimal(row["reference"], 1), decimal(row["bias"], 1), limits]
-            rows.append([*cells, decimal(row["correlation"], 3)])
+            cells += [rounded(row["reference"], 1), rounded(row["bias"], 1), limits]
+            rows.append([*cells, rounded(row["correlation"], 3)])
         lines += ["", *_aligned(rows)]
     remarks = [f"Note: {note}" for note in evaluation.notes]
     for subject, reason in evaluation.refused.items():
@@ -73,6 +74,6 @@ def introduction(evaluation: Evaluation) -> str:
     seeds = frames.groupby("model", sort=False)["seed"].nunique()
     models = [f"{model} ({n} seeds)" if n > 1 else str(model) for model, n in seeds.items()]
     return (
-        f"{count(frames['case'].nunique(), 'frame')} ({', '.join(named) or 'of unknown phase'}) "
-        f"of {count(frames['subject'].nunique(), 'subject')}, predicted by {listing(models)}."
+        f"{count_of(frames['case'].nunique(), 'frame')} ({', '.join(named) or 'of unknown phase'}) "
+        f"of {count_of(frames['subject'].nunique(), 'subject')}, predicted by {listing(models)}."
     )

@@ -24,7 +24,7 @@ from nnunet_ssp.reporting.figures import (
     slices_to_show,
 )
 from nnunet_ssp.reporting.page import GAP, PIXELS_PER_INCH, Cell, Page
-from nnunet_ssp.reporting.wording import decimal, interval, listing, p_value
+from nnunet_ssp.reporting.wording import interval, listing, p_value, rounded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def _add_scores(page: Page, evaluation: Evaluation) -> None:
     for row in evaluation.overall.to_dict("records"):
         cells = [row["model"], row["class"], row["dice_mean"], row["dice_nan_mean"]]
         cells += [interval(row, "dice"), row["dice_sd_subjects"], *[row["dice_sd_seeds"]] * seeds]
-        means = [decimal(row[f"{s}_mean"], 1) for s in ("hd95_mm", "assd_mm") if distances]
+        means = [rounded(row[f"{s}_mean"], 1) for s in ("hd95_mm", "assd_mm") if distances]
         rows.append([*cells, row["missed"], *means])
     missed = "their Dice is 0"
     if distances:
@@ -148,7 +148,7 @@ def _add_groups(page: Page, evaluation: Evaluation) -> None:
             rows.append([str(value), str(model), count, *scores])
             if distances:
                 mean = by_class.loc[MEAN]
-                rows[-1] += [decimal(mean["hd95_mm_mean"], 1), int(mean["missed"])]
+                rows[-1] += [rounded(mean["hd95_mm_mean"], 1), int(mean["missed"])]
         _add_table(
             page,
             evaluation,
@@ -290,14 +290,14 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
     for row in evaluation.agreement.to_dict("records"):
         cells = [row["model"], f"{row['figure']} ({row['unit']})", row["n_subjects"]]
         numbers = [row["reference"], row["predicted"], row["bias"], row["sd"]]
-        limits = f"{decimal(row['lower'], 1)} to {decimal(row['upper'], 1)}"
+        limits = f"{rounded(row['lower'], 1)} to {rounded(row['upper'], 1)}"
         rows.append(
             [
                 *cells,
-                *(decimal(number, 1) for number in numbers),
+                *(rounded(number, 1) for number in numbers),
                 limits,
-                decimal(row["mae"], 1),
-                decimal(row["percent_error"], 1),
+                rounded(row["mae"], 1),
+                rounded(row["percent_error"], 1),
                 row["correlation"],
             ]
         )

@@ -148,10 +148,10 @@ def refuse_non_finite(file: str | Path, weights: Mapping[str, Tensor]) -> None:
         ValueError: Names the first tensor that holds NaN or infinity.
     """
     if wrong := non_finite(weights):
-        raise ValueError(f"{file}: {in_words(wrong, len(weights))}.")
+        raise ValueError(f"{file}: {non_finite_in_words(wrong, len(weights))}.")
 
 
-def in_words(wrong: list[str], n: int) -> str:
+def non_finite_in_words(wrong: list[str], n: int) -> str:
     """Say in words what `non_finite` found among `n` tensors."""
     return (
         f"{len(wrong)} of {n} tensors hold NaN or infinity, the first is {printable(wrong[0])}: "

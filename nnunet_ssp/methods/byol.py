@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.distillation import (
     decayed_and_spared,
-    note_on_early_stopping,
+    note_on_moving_target,
     rate_by_step,
     student_and_teacher,
 )
@@ -99,7 +99,7 @@ class BYOL(Embedding):
         self.predictor = batchnorm_mlp([s.head_out, s.predictor_width, s.head_out], nn.ReLU)
 
     def examine(self, store: SliceStore) -> list[str]:
-        return [*super().examine(store), *note_on_early_stopping(self.settings)]
+        return [*super().examine(store), *note_on_moving_target(self.settings)]
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Draw two random resized crops of each slice."""

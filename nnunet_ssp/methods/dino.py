@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.distillation import (
     decayed_and_spared,
-    note_on_early_stopping,
+    note_on_moving_target,
     rate_by_step,
     student_and_teacher,
 )
@@ -192,7 +192,7 @@ class DINO(Embedding):
         self.register_buffer("used", torch.zeros(s.out_dim, dtype=torch.bool), persistent=False)
 
     def examine(self, store: SliceStore) -> list[str]:
-        return [*super().examine(store), *note_on_early_stopping(self.settings)]
+        return [*super().examine(store), *note_on_moving_target(self.settings)]
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Draw two global crops, one blurred and one at times solarised, and the local ones, about one centre."""

@@ -52,7 +52,7 @@ def rate_by_step(
     return iteration_schedule(step, total, warmup, settings.peak_lr, start, end)
 
 
-def note_on_early_stopping(settings: PretrainingSettings) -> list[str]:
+def note_on_moving_target(settings: PretrainingSettings) -> list[str]:
     """Warn of early stopping, which follows a moving target."""
     if settings.early_stopping is None:
         return []

@@ -186,7 +186,12 @@ def counted(settings: InpaintingSettings, hidden: Tensor) -> Tensor:
     return torch.ones_like(hidden) if settings.loss_region == "image" else hidden
 
 
-def note_on_early_stopping(settings: InpaintingSettings) -> list[str]:
+def scheduled(settings: InpaintingSettings, epoch: int, cosine: float) -> float:
+    """Return the rate of an epoch, counted from 0: that of the staircase, or the cosine's."""
+    return staircase(epoch, settings.initial_lr) if settings.lr_schedule == "staircase" else cosine
+
+
+def note_on_patience(settings: InpaintingSettings) -> list[str]:
     """Warn of a patience that may end a run long before its cosine does."""
     patience = settings.early_stopping
     if settings.lr_schedule == "staircase" or patience is None:
@@ -213,13 +218,11 @@ class ContextPrediction(Reconstruction):
         self.layouts = Layouts(settings, self.side, patch_size, pairs=False)
 
     def examine(self, store: SliceStore) -> list[str]:
-        return [*super().examine(store), *note_on_early_stopping(self.settings)]
+        return [*super().examine(store), *note_on_patience(self.settings)]
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        s = self.settings
-        if s.lr_schedule == "staircase":
-            return staircase(step // steps_per_epoch, s.initial_lr)
-        return super().learning_rate(step, steps_per_epoch)
+        cosine = super().learning_rate(step, steps_per_epoch)
+        return scheduled(self.settings, step // steps_per_epoch, cosine)
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Draw one view of each slice, and its squares."""
@@ -259,13 +262,11 @@ class ContextRestoration(Reconstruction):
         self.layouts = Layouts(settings, self.side, patch_size, pairs=True)
 
     def examine(self, store: SliceStore) -> list[str]:
-        return [*super().examine(store), *note_on_early_stopping(self.settings)]
+        return [*super().examine(store), *note_on_patience(self.settings)]
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        s = self.settings
-        if s.lr_schedule == "staircase":
-            return staircase(step // steps_per_epoch, s.initial_lr)
-        return super().learning_rate(step, steps_per_epoch)
+        cosine = super().learning_rate(step, steps_per_epoch)
+        return scheduled(self.settings, step // steps_per_epoch, cosine)
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Draw one view of each slice, its squares, and which of them change places."""

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.distributed import gather_rows
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings
@@ -89,8 +90,9 @@ class PCL(Embedding):
         single = [n for n, c in zip(store.names, store.cases, strict=True) if c.n_slices < 2]
         if single:
             raise ValueError(
-                f"{store.folder}: {single[0]} has a single slice ({len(single)} such case(s)). Positional contrastive "
-                "learning needs the position of each slice in a stack; use -tr nnUNetTrainerSimCLRPretrain."
+                f"{store.folder}: {single[0]} has a single slice ({count_of(len(single), 'such case')}). "
+                "Positional contrastive learning needs the position of each slice in a stack; "
+                "use -tr nnUNetTrainerSimCLRPretrain."
             )
         unknown = store.bases.count("unknown")
         if unknown:

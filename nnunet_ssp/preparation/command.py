@@ -16,6 +16,7 @@ from pathlib import Path
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssp.cohort.splits import copy_tables, read_splits
+from nnunet_ssp.console import count_of
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write, remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.files.names import must_be_plain
@@ -123,7 +124,7 @@ def prepare(
         _clear_temporary(target)
     if problems:
         raise ValueError(
-            f"{len(problems)} case(s) could not be preprocessed, all others are done:\n{problem_lines(problems)}"
+            f"{count_of(len(problems), 'case')} not preprocessed, all others are done:\n{problem_lines(problems)}"
         )
     print(f"Prepared {target}")
     if "2d" in configurations:

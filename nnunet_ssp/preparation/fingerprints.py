@@ -18,6 +18,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from numpy.typing import NDArray
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.files.atomic import atomic_write, write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.parallel import process
@@ -109,7 +110,8 @@ def make_fingerprint(
     listing = problem_lines(problems)
     if problems and labelled:
         raise ValueError(
-            f"{len(problems)} labelled case(s) must be corrected first, since the plans depend on all:\n{listing}"
+            f"{count_of(len(problems), 'labelled case')} must be corrected first, "
+            f"since the plans depend on all:\n{listing}"
         )
     if not cases:
         raise ValueError(f"{raw}: none of the {len(jobs)} images can be used:\n{listing}")

@@ -18,7 +18,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.membership import training_cases
-from nnunet_ssp.console import some
+from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write
 from nnunet_ssp.parallel import process
 from nnunet_ssp.preparation import prepared
@@ -162,8 +162,8 @@ def _warn_of_foreign(folder: Path, known: Collection[str]) -> None:
     )
     if foreign:
         print(
-            f"WARNING: {folder} holds {len(foreign)} case(s) that are not of this dataset, e.g. {foreign[0]}. "
-            "nnU-Net's fold all would train on them: remove them unless you put them there."
+            f"WARNING: {folder} holds {count_of(len(foreign), 'case')} not of this dataset, e.g. {foreign[0]}. "
+            "nnU-Net's fold all would train on all in the folder: remove what you did not put there."
         )
 
 

@@ -14,6 +14,7 @@ from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.consistency import require_known_names
 from nnunet_ssp.cohort.membership import is_trainable, test_subjects
 from nnunet_ssp.cohort.splits import read_splits
+from nnunet_ssp.console import count_of
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import must_all_be_plain, must_be_plain
 from nnunet_ssp.files.nnunet import check_dataset
@@ -99,7 +100,7 @@ def list_jobs(raw: Path, content: dict[str, Any]) -> list[CaseJob]:
     for job in jobs.values():
         if len(job.images) < most:
             raise ValueError(
-                f"{raw}: case {job.case} has {len(job.images)} channel(s), but other cases have {most}."
+                f"{raw}: case {job.case} has {count_of(len(job.images), 'channel')}, but other cases have {most}."
             )
     return list(jobs.values())
 

@@ -18,6 +18,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.files.nifti import integer_labels
 from nnunet_ssp.files.soundness import check_sound
 
@@ -144,7 +145,7 @@ class CheckedReader:
             raise RefusedError(f"{file}: nnU-Net's {reader} cannot read it ({reason}).") from error
 
     def _wrong_channels(self, files: Sequence[str], found: int) -> str:
-        named = f"dataset.json names {self.rules.channels} channel(s)"
+        named = f"dataset.json names {count_of(self.rules.channels, 'channel')}"
         if len(files) == 1:
             return (
                 f"{files[0]}: holds {found} volumes, but {named}. Each file must be one 3D volume; "

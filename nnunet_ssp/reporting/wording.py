@@ -9,17 +9,12 @@ from typing import Any
 from nnunet_ssp.reporting.page import GAP
 
 
-def count(number: int, noun: str) -> str:
-    """Count things: `1 frame` or `2 frames`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def listing(words: list[str]) -> str:
     """Join words: `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def decimal(number: float, digits: int) -> str:
+def rounded(number: float, digits: int) -> str:
     """Round a number; NaN gives a dash."""
     # Adding zero makes a rounded -0.0 a 0.0.
     return GAP if math.isnan(number) else f"{round(number, digits) + 0.0:.{digits}f}"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.study.workflow import unfinished
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 def list_runs(study: Study, output: Path, bench: Path | None) -> int:
     """Print every run, and how long all of them take."""
-    from nnunet_ssp.reporting.wording import count
     from nnunet_ssp.study.data import open_data
     from nnunet_ssp.study.preparing import missing_folds, phantom_name
     from nnunet_ssp.study.results import Results
@@ -53,7 +53,7 @@ def list_runs(study: Study, output: Path, bench: Path | None) -> int:
     print("\n".join(_listing(study, pretrainings, trainings)))
     done = len(pretrainings) + len(trainings) - len(left)
     print(
-        f"\n{count(len(pretrainings) + len(trainings), 'run')}: {count(len(pretrainings), 'pretraining')} and "
+        f"\n{count_of(len(pretrainings) + len(trainings), 'run')}: {count_of(len(pretrainings), 'pretraining')} and "
         f"{len(trainings)} fine-tunings or trainings from scratch, each of these with its evaluation; {done} done."
     )
     print("\n".join([*notes, *_estimate(study, untrained, data, bench)]))

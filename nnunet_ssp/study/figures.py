@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.statistics import MEAN
 from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.reporting.figures import (
@@ -22,7 +23,7 @@ from nnunet_ssp.reporting.figures import (
     legend,
 )
 from nnunet_ssp.reporting.page import Cell, Link
-from nnunet_ssp.reporting.wording import count, decimal
+from nnunet_ssp.reporting.wording import rounded
 from nnunet_ssp.study.results import TITLES, Coordinates, Results, Value
 from nnunet_ssp.study.spec import AREA, Axis, Figure
 from nnunet_ssp.study.tables import capitalised, describe_axis, fold_sizes, matching
@@ -101,7 +102,7 @@ def _incomplete(figure: Figure, results: Results) -> str:
     for model, fold in itertools.product(shown["models"], shown["folds"]):
         n = sum(seed in results.done.get((model, fold), {}) for seed in seeds)
         if n < len(seeds):
-            found.append(f"{model} on {fold} ({n} of {count(len(seeds), 'seed')})")
+            found.append(f"{model} on {fold} ({n} of {count_of(len(seeds), 'seed')})")
     more = f" and {len(found) - MOST_NAMED} more" * (len(found) > MOST_NAMED)
     return f"Incomplete: {'; '.join(found[:MOST_NAMED])}{more}." if found else ""
 
@@ -410,10 +411,10 @@ def _learning(figure: Figure, results: Results) -> Drawn:
 def _area_text(value: Value) -> str | None:
     if not value.seeds:
         return None
-    spread = "" if math.isnan(value.sd_seeds) else f" ± {decimal(value.sd_seeds, 3)}"
+    spread = "" if math.isnan(value.sd_seeds) else f" ± {rounded(value.sd_seeds, 3)}"
     n = len(value.seeds)
     missing = f" ({n} of {value.wanted} seeds)" if n < value.wanted else ""
-    return f"{decimal(value.mean, 3)}{spread}{missing}"
+    return f"{rounded(value.mean, 3)}{spread}{missing}"
 
 
 def _mean_curve(curves: Sequence[pd.DataFrame]) -> tuple[Array, Array, Array]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.signed_rank import METHOD
 from nnunet_ssp.evaluation.statistics import SUBJECTS_FOR_A_TEST
 from nnunet_ssp.files.atomic import atomic_write, write_json
@@ -15,7 +16,7 @@ from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import is_plain
 from nnunet_ssp.reporting.figures import render
 from nnunet_ssp.reporting.page import GAP, Cell, Link, Noted, Page
-from nnunet_ssp.reporting.wording import count, decimal, duration, interval, listing, p_value
+from nnunet_ssp.reporting.wording import duration, interval, listing, p_value, rounded
 from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
 from nnunet_ssp.study.results import STAGES, Coordinates, Results
@@ -162,7 +163,7 @@ def _page(
     notice = ""
     if missing:
         total = len(results.pretrainings) + len(results.trainings)
-        notice = f"Not complete: {len(missing)} of {count(total, 'run')} are missing; what needs them stays empty."
+        notice = f"Not complete: {len(missing)} of {count_of(total, 'run')} are missing; what needs them stays empty."
     page = Page(study.title, notice=notice)
     for paragraph in filter(None, map(str.strip, study.about.splitlines())):
         page.paragraph(paragraph)
@@ -367,7 +368,7 @@ def _add_runs(page: Page, results: Results) -> None:
 def _run_cell(results: Results, run: Run) -> Cell:
     if not results.is_done(run):
         return _state_cell(results, run)
-    report = Link(decimal(results.dice(run), 3), f"{run.folder}/evaluation/{PAGE}")
+    report = Link(rounded(results.dice(run), 3), f"{run.folder}/evaluation/{PAGE}")
     record = results.record(run, "train")
     return Noted(report, [[*_files(run), *[duration(record["seconds"])] * bool(record)]])
 
@@ -391,4 +392,4 @@ def _add_commands(page: Page, results: Results, setup: Sequence[str]) -> None:
             if done := [line for line in lines if line is not None]:
                 blocks.append("\n".join([f"# {run.title}", *done]))
         if blocks:
-            page.code("\n\n".join(blocks), summary=f"{title}: {count(len(blocks), 'run')}")
+            page.code("\n\n".join(blocks), summary=f"{title}: {count_of(len(blocks), 'run')}")

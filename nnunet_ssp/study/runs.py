@@ -21,7 +21,7 @@ from nnunet_ssp.launch import trainer_paths
 from nnunet_ssp.nnunet import quiet
 from nnunet_ssp.settings import as_word, override
 from nnunet_ssp.study.data import CONFIGURATION, Data, digest
-from nnunet_ssp.study.spec import SEED, Settings, Study
+from nnunet_ssp.study.spec import SEED, GivenSettings, Study
 
 Kind = Literal["pretrain", "finetune", "predict", "evaluate"]
 FINAL = "checkpoint_final.pth"
@@ -352,7 +352,7 @@ def _trainer_class(name: str, place: str) -> Any:
     return found
 
 
-def _check_own(settings: Settings, trainer: Any, place: str) -> None:
+def _check_own(settings: GivenSettings, trainer: Any, place: str) -> None:
     """Refuse a setting that the trainer lacks, because equal runs would be compared.
 
     The study's shared settings may have such settings, for the trainers that know them.
@@ -381,11 +381,11 @@ def _check_shared(study: Study) -> None:
             raise ValueError(f"settings.{kind}: seed must not be given there, but in seeds")
 
 
-def _words(settings: Settings) -> str:
+def _words(settings: GivenSettings) -> str:
     return " ".join(f"{name}={as_word(value)}" for name, value in sorted(settings.items()))
 
 
-def _settings_text(settings: Settings, trainer: Any, place: str) -> str:
+def _settings_text(settings: GivenSettings, trainer: Any, place: str) -> str:
     """Write the value of nnUNet_ssp_settings, checked by the trainer's own rules."""
     text = _words(settings)
     try:

@@ -18,13 +18,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.command import CASE_COLUMNS
 from nnunet_ssp.evaluation.statistics import SCORES
 from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.yaml_files import read_yaml
 
-Value = bool | int | float | str | None
+Scalar = bool | int | float | str | None
 Axis = Literal["models", "folds", "tests", "classes", "scores"]
 AXES: tuple[Axis, ...] = ("models", "folds", "tests", "classes", "scores")
 SEED = "{seed}"  # stands in the name of a fold for the seed of the training
@@ -98,7 +99,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 V = TypeVar("V")
-Settings = Annotated[dict[str, Any], AfterValidator(_plain)]
+GivenSettings = Annotated[dict[str, Any], AfterValidator(_plain)]
 Named = Annotated[dict[str, V], BeforeValidator(_with_names)]
 Names = Annotated[list[str], BeforeValidator(_as_names), Field(min_length=1)]
 Seeds = Annotated[
@@ -131,7 +132,7 @@ class Pretraining(_Part):
     trainer: str
     fold: str
     seed: int = Field(0, ge=0)
-    settings: Settings = {}
+    settings: GivenSettings = {}
 
 
 class Model(_Part):
@@ -142,7 +143,7 @@ class Model(_Part):
     pretraining: str | None = None
     # Model that it is tested against; None stands for the study's baseline.
     baseline: str | None = None
-    settings: Settings = {}
+    settings: GivenSettings = {}
 
 
 class _Selection(_Part):
@@ -240,7 +241,7 @@ class Study(_Part):
     prepare: str = ""
     predict: str = ""
     evaluation: str = ""
-    environment: dict[str, Value] = {}
+    environment: dict[str, Scalar] = {}
     make_folds: list[str] = []
     plans: str = "nnUNetPlans"
     folds: Named[str] = Field(min_length=1)
@@ -248,7 +249,7 @@ class Study(_Part):
     evaluate: Literal["test", "validation"] = "test"
     seeds: Seeds
     match: Literal["epochs", "steps"] = "steps"
-    settings: dict[Literal["pretraining", "finetuning"], Settings] = {}
+    settings: dict[Literal["pretraining", "finetuning"], GivenSettings] = {}
     pretraining: Named[Pretraining] = {}
     models: Named[Model] = Field(min_length=1)
     baseline: str | None = None
@@ -455,7 +456,7 @@ def _must_be_options(place: str, text: str) -> None:
         _must_know(place, option, OPTIONS[place], "the options that a study may give")
         n = OPTIONS[place][option]
         if len(values) != n and not (n is None and values):
-            rule = "at least 1 value" if n is None else f"{n} value(s)"
+            rule = "at least 1 value" if n is None else count_of(n, "value")
             raise ValueError(f"{place} (={text}): {option} must have {rule}")
         if option == "-chk":
             must_be_plain(values[0], option, place)

@@ -13,7 +13,7 @@ import pandas as pd
 from nnunet_ssp.evaluation.statistics import MEAN
 from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.reporting.page import GAP
-from nnunet_ssp.reporting.wording import decimal, listing
+from nnunet_ssp.reporting.wording import listing, rounded
 from nnunet_ssp.study.published import Published, read_published
 from nnunet_ssp.study.results import DISTANCES, TITLES, Coordinates, Results, Value
 from nnunet_ssp.study.spec import AREA, AXES, DICE, Axis, Figure, Table
@@ -51,8 +51,8 @@ class Entry:
         """Write mean and spread; a dash if no run is done or none has a value."""
         if not self.value.seeds:
             return GAP
-        mean = decimal(self.value.mean, digits)
-        return mean if math.isnan(self.spread) else f"{mean} ± {decimal(self.spread, digits)}"
+        mean = rounded(self.value.mean, digits)
+        return mean if math.isnan(self.spread) else f"{mean} ± {rounded(self.spread, digits)}"
 
     @property
     def note(self) -> str:

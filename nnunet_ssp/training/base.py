@@ -26,7 +26,7 @@ from nnunet_ssp.cohort.consistency import (
 )
 from nnunet_ssp.cohort.membership import is_trainable
 from nnunet_ssp.cohort.splits import read_splits
-from nnunet_ssp.console import end_in_words, some
+from nnunet_ssp.console import count_of, end_in_words, some
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import remove_half_written, write_json
 from nnunet_ssp.files.contents import check
@@ -221,12 +221,12 @@ class SettingsTrainer(LoopTrainer):
             holder = holder_of(store.parent)
             busy = f" ({in_use(store.parent, holder)})" if holder else ""
             raise ValueError(
-                f"{where}: {len(unexplained)} case(s) of this dataset are missing, {some(unexplained)}: run "
+                f"{where}: {count_of(len(unexplained), 'case')} of this dataset missing, {some(unexplained)}: run "
                 f"{prepare_command(store)}{busy}."
             )
         name = min(absent)
         self.warn(
-            f"{len(absent)} case(s) of cases.csv are not trained on, {some(absent)}: prepare left them out "
+            f"prepare left {count_of(len(absent), 'case')} of cases.csv out of training, {some(absent)} "
             f"({name}: {reasons[name]})."
         )
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.membership import held_out, subjects_by_case, test_subjects
-from nnunet_ssp.console import some
+from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.schedules import polynomial
@@ -181,8 +181,8 @@ class FinetuningTrainer(SettingsTrainer):
         self.subjects = pretrained_subjects | privacy.hashed_subjects(trained.values())
         if self.seen_in_validation:
             self.print_to_log_file(
-                f"WARNING: pretraining has seen {len(self.seen_in_validation)} subject(s) of this fold's validation "
-                f"set ({', '.join(self.seen_in_validation[:5])}). Pretrain on fold {self.fold} for a "
+                f"WARNING: pretraining has seen {count_of(len(self.seen_in_validation), 'subject')} of this "
+                f"fold's validation set ({', '.join(self.seen_in_validation[:5])}). Pretrain on fold {self.fold} for a "
                 "clean validation."
             )
 

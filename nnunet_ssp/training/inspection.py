@@ -50,11 +50,11 @@ def inspect(
     if private or strip is not None:
         return reveal(Path(checkpoint), trust, None if strip is None else Path(strip))
     pretrained = transfer.read(checkpoint, trust)
-    print("\n".join(map(printable, describe(pretrained))))
+    print("\n".join(map(printable, content_in_words(pretrained))))
     if dataset is None:
         spoiled = checkpoints.non_finite(pretrained.weights)
         if spoiled:
-            print(f"UNUSABLE: {checkpoints.in_words(spoiled, len(pretrained.weights))}")
+            print(f"UNUSABLE: {checkpoints.non_finite_in_words(spoiled, len(pretrained.weights))}")
         return int(bool(spoiled))
     comparison = compare_with_dataset(pretrained, dataset, plans_name, configuration, trust)
     print(f"\nAgainst dataset {dataset}, {plans_name} {configuration}:")
@@ -90,7 +90,7 @@ def _line(finding: privacy.Finding) -> str:
     return f"  {finding.what:8s} {finding.text}"
 
 
-def describe(pretrained: transfer.Pretrained) -> list[str]:
+def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
     """Return lines that describe the content of a checkpoint."""
     fresh = transfer.fresh_keys(pretrained.weights)
     names = [k for k in pretrained.weights if not is_alias(k) and not is_output_layer(k)]

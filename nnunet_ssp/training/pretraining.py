@@ -21,12 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.membership import (
     check_stored,
-    describe,
+    members_in_words,
     sides,
     subjects_by_case,
     training_cases,
 )
 from nnunet_ssp.cohort.repeats import doubts
+from nnunet_ssp.console import count_of
 from nnunet_ssp.distributed import mean_over_steps
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.files.nnunet import write_descriptions
@@ -174,7 +175,7 @@ class PretrainingTrainer(SettingsTrainer):
         fraction, seed = self.settings.data_fraction, self.settings.seed
         chosen = sides(index, validation, cases, pattern, fraction, seed)
         n_slices = {case: entry.shape[0] for case, entry in index.items()}
-        said = describe(chosen, n_slices, cases, self.fold, self.store_folder)
+        said = members_in_words(chosen, n_slices, cases, self.fold, self.store_folder)
         self.print_to_log_file("\n".join([*said, "No label is used in training."]))
         if not cases and pattern is None:
             for doubt in doubts(chosen.train, chosen.val):
@@ -219,7 +220,7 @@ class PretrainingTrainer(SettingsTrainer):
         self.store = SliceStore(self.store_folder, train, bases)
         if self.store.channels != self.num_input_channels:
             raise ValueError(
-                f"{self.store_folder}: slices have {self.store.channels} channel(s), dataset.json names "
+                f"{self.store_folder}: slices have {count_of(self.store.channels, 'channel')}, dataset.json names "
                 f"{self.num_input_channels}: run nnunet-ssp prepare again."
             )
         self.batches = batches = Batches(

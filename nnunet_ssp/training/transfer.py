@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.contents import shown
@@ -233,7 +234,7 @@ def compare(
     first, their_first = _first_convolution(own), _first_convolution(theirs)
     if first and first == their_first and theirs[first][1] != own[first][1]:
         refusals.append(
-            f"channels: pretrained with {theirs[first][1]} input channel(s), these plans have {own[first][1]}"
+            f"channels: pretrained with {count_of(theirs[first][1], 'input channel')}, these plans have {own[first][1]}"
         )
         wrong.remove(first)
     if wrong:
@@ -242,7 +243,9 @@ def compare(
             f"{_words(theirs.get(wrong[0]))} in the file, {_words(own.get(wrong[0]))} in this network"
         )
     if spoiled := checkpoints.non_finite(pretrained.weights):
-        refusals.append(f"values: {checkpoints.in_words(spoiled, len(pretrained.weights))}")
+        refusals.append(
+            f"values: {checkpoints.non_finite_in_words(spoiled, len(pretrained.weights))}"
+        )
     their_configuration = _configuration(pretrained)
     notes = [] if pretrained.ssp else ["a plain nnU-Net checkpoint, not one of nnunet-ssp"]
     for name in ("spacing", "normalization_schemes", "use_mask_for_norm"):

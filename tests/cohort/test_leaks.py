@@ -149,5 +149,5 @@ def test_everything_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         "LEAK    fold 0: mm1-C is in both train and val",
         f"LEAK    {prepared}/plans_2d_slices/index.json: mm1-T_frame00 belongs to a test subject",
         f"DIFFER  {prepared}/splits_final.json differs from {raw}/splits_final.json: run nnunet-ssp prepare",
-        f"--      5 subject(s) have no image in {raw} to compare",
+        f"--      5 subjects without an image in {raw} to compare",
     ]

@@ -13,9 +13,9 @@ from nnunet_ssp.cohort import membership
 from nnunet_ssp.cohort.cases import Case
 from nnunet_ssp.cohort.membership import (
     Sides,
-    describe,
     held_out,
     is_trainable,
+    members_in_words,
     pretraining_cases,
     share_of,
     sides,
@@ -107,7 +107,7 @@ def test_test_subjects_are_found_in_a_store():
 
 
 def test_stored_cases_must_be_known_where_there_is_a_table():
-    with pytest.raises(ValueError, match=r"store: x is not in cases.csv \(2 such case"):
+    with pytest.raises(ValueError, match=r"store: x is not in cases.csv \(2 such cases\): run"):
         membership.check_stored(
             {"x": "x", "y": "y", **dict.fromkeys(STORED, "A")}, CASES, Path("store")
         )
@@ -147,7 +147,7 @@ def test_held_out_subjects_are_those_of_the_list():
 
 def test_the_log_says_who_is_in_and_who_is_out():
     chosen = sides(STORED, ["B_frame00"], CASES, fraction=0.5, seed=3)
-    said = describe(chosen, dict.fromkeys(STORED, 10), CASES, 0, Path("store"))
+    said = members_in_words(chosen, dict.fromkeys(STORED, 10), CASES, 0, Path("store"))
     (drawn,) = chosen.drawn
     frames = len(chosen.train)
     assert said[0] == "Slice store store: 3 subjects, 8 frames, 80 slices"
@@ -161,7 +161,7 @@ def test_the_log_says_who_is_in_and_who_is_out():
 
 
 def test_the_log_of_a_plain_dataset():
-    said = describe(sides(["x", "y"], (), {}), {"x": 1, "y": 2}, {}, "all", Path("store"))
+    said = members_in_words(sides(["x", "y"], (), {}), {"x": 1, "y": 2}, {}, "all", Path("store"))
     assert said == [
         "Slice store store: 2 subjects, 2 frames, 3 slices",
         "Fold all trains on 2 subjects, 2 frames, 3 slices",

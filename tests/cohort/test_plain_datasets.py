@@ -80,7 +80,7 @@ def test_different_hearts_pass_and_names_that_continue_are_a_note(
     assert "ok      6 subjects: none looks like one on another side" in output
     assert (
         "note    fold 0: numbers continue across its sides, as in genius_0800 and genius_0801 "
-        "(1 such pairs): possible repeats of one subject, not certain"
+        "(1 such pair): possible repeats of one subject, not certain"
     ) in output
     assert "each case was taken as a subject; --subject-pattern REGEX" in output
 

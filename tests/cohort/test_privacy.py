@@ -143,10 +143,10 @@ def test_what_a_file_reveals(earlier: Path, capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out.splitlines()[:11] == [
         f"{earlier}:",
         f"  subjects 3 names in `ssp.subjects`: {', '.join(NAMES)}",
-        f"  subjects 1 names in `ssp.pretraining.subjects`: {NAMES[0]}",
+        f"  subjects 1 name in `ssp.pretraining.subjects`: {NAMES[0]}",
         "  dataset  its name (=Dataset907_Planned) in `init_args.plans`",
         "  dataset  Cine of Klinikum Musterstadt in `init_args.dataset_json.description`",
-        f"  cases    1 names in `init_args.dataset_json.dataset`: {NAMES[0]}_frame00",
+        f"  cases    1 name in `init_args.dataset_json.dataset`: {NAMES[0]}_frame00",
         "  dates    training from 2025-11-28 03:20 to 2025-11-28 03:23 UTC, in `logging`",
         "  path     /data/erika/nnUNet_results/checkpoint_final.pth in `ssp.weights_from`",
         r"  path     D:\erika\x.json in `ssp.pretraining.settings.x`",

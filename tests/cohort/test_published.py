@@ -124,7 +124,7 @@ def test_other_sources_are_in_no_published_fold(real_data: Path):
     cases = published_cases(real_data) | make_cases(numbered(3), "acdc")
     cases |= make_cases({"T": "GE"}, "acdc", split="test")
     folds, notes = paper_folds(cases)
-    assert notes == ["3 subjects of acdc are in no fold; pretraining takes them in."]
+    assert notes == ["3 subjects of acdc in no fold; pretraining takes all of them in."]
     assert all(cases[name].source != "acdc" for fold in folds for name in fold.train)
     assert checksum(published.published_test_subjects(cases)) == PUBLISHED["test"][1]
 
@@ -147,7 +147,7 @@ def test_published_subjects_without_labels_do_not_change_the_lists(real_data: Pa
     assert folds[0].train == full[0].train
     assert subjects_of(folds[0].val, cases) == {*valid[1:]}
     assert len(notes) == 1
-    assert "1 validation subject(s) have no labelled frame, so no fold names them" in notes[0]
+    assert "1 validation subject without a labelled frame, so in no fold" in notes[0]
     assert notes[0].endswith(valid[0])
 
 
@@ -179,5 +179,5 @@ def test_folds_that_few_subjects_do_not_fill_are_left_out():
         "paper-ES",
     ]
     assert notes[1].endswith("paper-nr50, paper-nr25, paper-vendor-A_B")
-    with pytest.raises(ValueError, match=r"2 subject\(s\) are too few for training and validation"):
+    with pytest.raises(ValueError, match=r"2 subjects: too few for training and validation"):
         paper_folds(make_cases({"A": "GE", "B": "GE"}))

@@ -201,7 +201,7 @@ def test_environment_keeps_the_users_folders_out_and_his_numbers_in(tmp_path, mo
 
 @pytest.fixture
 def runner(tmp_path):
-    with demo.Progress(100) as progress:
+    with demo.ProgressBar(100) as progress:
         yield demo.CommandRunner({"GREETING": "hello", "PYTHONUNBUFFERED": "1"}, tmp_path, progress)
 
 

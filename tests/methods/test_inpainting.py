@@ -353,12 +353,12 @@ def test_squares_that_do_not_fit_are_refused_before_anything_runs(make_method, d
         make_method("prediction", patch=(32, 48), mask_patch=33, **drawn)
     with pytest.raises(ValueError, match=r"must leave place for two squares in 32 x 32 px"):
         make_method("restoration", mask_patch=17, **drawn)
-    message = r"`area` \(=0\.25\) must hold 1 square\(s\) of 17 px .*at least 0\.283"
+    message = r"`area` \(=0\.25\) must hold 1 square of 17 px .*at least 0\.283"
     with pytest.raises(ValueError, match=message):
         make_method("prediction", mask_patch=17, **drawn)
     # Half of 0.25 does for one square of 16 px, but not for two.
     make_method("prediction", mask_patch=16, **drawn)
-    message = r"`area` \(=0\.25\) must hold 2 square\(s\) of 16 px .*at least 0\.500"
+    message = r"`area` \(=0\.25\) must hold 2 squares of 16 px .*at least 0\.500"
     with pytest.raises(ValueError, match=message):
         make_method("restoration", mask_patch=16, **drawn)
 

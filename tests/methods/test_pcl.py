@@ -258,7 +258,7 @@ def test_deep_stacks_with_a_known_base_need_no_word(make_pcl, make_store):
 def test_single_slices_are_refused(make_pcl, make_store):
     store = opened(make_store, [12, 12, 12])
     store.cases[1:] = [replace(case, n_slices=1) for case in store.cases[1:]]
-    message = r"case1 has a single slice \(2 such case\(s\)\)\. .*nnUNetTrainerSimCLRPretrain"
+    message = r"case1 has a single slice \(2 such cases\)\. .*nnUNetTrainerSimCLRPretrain"
     with pytest.raises(ValueError, match=message):
         make_pcl().examine(store)
     assert make_pcl(method=SimCLR).examine(store) == []

@@ -235,7 +235,7 @@ def test_a_bad_labelled_case_is_named_before_anything_is_planned(
     plans = target / "nnUNetPlans.json"
     plans.unlink()
     with pytest.raises(
-        ValueError, match=rf"(?s)1 labelled case\(s\) must be corrected first.*{message}"
+        ValueError, match=rf"(?s)1 labelled case must be corrected first.*{message}"
     ):
         prepare(901, workers=1)
     assert not plans.exists() and preprocessed == []

@@ -130,7 +130,7 @@ def unreadable(raw: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (drop_channel, ValueError, r"case a.b_2 has 1 channel\(s\), but other cases have 2"),
+        (drop_channel, ValueError, r"case a.b_2 has 1 channel, but other cases have 2"),
         (
             drop_label,
             FileNotFoundError,

@@ -348,7 +348,7 @@ def test_other_number_of_channels(runs, pretrained, tmp_path):
             weights[key] = weights[key].repeat(1, 3, 1, 1)
     file = changed(pretrained, tmp_path / "three.pth", network_weights=weights)
     with pytest.raises(
-        ValueError, match=r"channels: pretrained with 3 input channel\(s\), these plans have 1"
+        ValueError, match=r"channels: pretrained with 3 input channels, these plans have 1"
     ):
         runs.make(FINETUNE, weights=file)
 
@@ -504,9 +504,7 @@ def test_weights_from_another_folder_do_not_overwrite(runs, pretrained, tmp_path
 
 def test_weights_that_have_seen_validation_subjects(runs, pretrained, log):
     trainer = runs.run(FINETUNE, SHORT, weights=pretrained, fold=1)
-    assert "WARNING: pretraining has seen 1 subject(s) of this fold's validation set" in log(
-        trainer
-    )
+    assert "WARNING: pretraining has seen 1 subject of this fold's validation set" in log(trainer)
     settings = json.loads((Path(trainer.output_folder) / "settings.json").read_text())
     assert settings["validation_subjects_seen_in_pretraining"] == 1
 

@@ -126,7 +126,7 @@ def test_what_the_user_is_told_of_the_squares(runs, log):
     [
         ("ContextPrediction", "mask_patch=49", r"`mask_patch` \(=49\) must not exceed the shorter"),
         ("ContextRestoration", "mask_patch=25", r"`mask_patch` \(=25\) must leave place for two"),
-        ("Inpainting", "mask_patch=24", r"`area` \(=0\.25\) must hold 2 square\(s\) of 24 px"),
+        ("Inpainting", "mask_patch=24", r"`area` \(=0\.25\) must hold 2 squares of 24 px"),
         ("Inpainting", "area=0.6", r"must not ask for 20 squares of 8 px .*Largest area here: 0\."),
         ("ContextPrediction", "area=1", r"`area` \(=1\.0\) must lie in \(0, 1\)"),
         ("ContextPrediction", "sampling=grid", r"`sampling` \(=grid\) must be poisson or uniform"),

@@ -252,7 +252,7 @@ def residual(configuration: dict[str, Any]) -> None:
         ),
         (
             lambda c: c.update(normalization_schemes=["ZScoreNormalization"] * 2),
-            "channels: pretrained with 2 input channel(s), these plans have 1",
+            "channels: pretrained with 2 input channels, these plans have 1",
         ),
         (wider, "architecture: "),
         (deeper, "architecture: "),

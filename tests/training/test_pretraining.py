@@ -407,9 +407,7 @@ def test_plain_dataset_whose_numbers_continue(runs, plain, log, monkeypatch):
     monkeypatch.setattr("nnunet_ssp.cohort.repeats.continuing_names", lambda *_: [pair])
     trainer = runs.make(MIM, "num_epochs=1 iterations_per_epoch=1 batch_size=2")
     trainer.on_train_start()
-    said = (
-        "continue across the sides of this fold, as in genius_0800 and genius_0801 (1 such pairs)"
-    )
+    said = "continue across the sides of this fold, as in genius_0800 and genius_0801 (1 such pair)"
     assert f"NOTE: numbers of cases {said}: possible repeats" in log(trainer)
 
 
@@ -517,7 +515,7 @@ def test_channels_of_store_and_dataset_differ(runs, own_copy):
     content = json.loads((own_copy / "dataset.json").read_text())
     content["channel_names"] = {"0": "cineMRI", "1": "T2"}
     (own_copy / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"slices have 1 channel\(s\), dataset.json names 2"):
+    with pytest.raises(ValueError, match=r"slices have 1 channel, dataset.json names 2"):
         runs.run(MIM, SHORT)
 
 

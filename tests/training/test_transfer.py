@@ -427,7 +427,7 @@ def refusals(pretrained, network, configuration=CONFIGURATION, plans=PLANS):
 def test_another_number_of_channels_is_refused(make_network, kind):
     pretrained = described(make_network(kind, channels=2))
     assert refusals(pretrained, make_network(kind, channels=1)) == [
-        "channels: pretrained with 2 input channel(s), these plans have 1"
+        "channels: pretrained with 2 input channels, these plans have 1"
     ]
 
 
@@ -450,7 +450,7 @@ def test_channels_and_architecture_are_named_apart(make_network):
         described(make_network(channels=3, features=(8, 8, 8))), make_network(channels=1)
     )
     assert [line.split(":")[0] for line in found] == ["channels", "architecture"]
-    assert "pretrained with 3 input channel(s), these plans have 1" in found[0]
+    assert "pretrained with 3 input channels, these plans have 1" in found[0]
 
 
 @pytest.mark.parametrize(

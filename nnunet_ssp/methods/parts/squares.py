@@ -11,6 +11,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_ssp.console import count_of
+
 Corners = NDArray[np.int64]  # (squares, 2), or (pairs, 2, 2)
 
 ATTEMPTS = 10  # to place all Poisson-disc squares before the image has filled up
@@ -44,8 +46,8 @@ def number_of_squares(area: float, side: int, size: tuple[int, int], pairs: bool
     if number == 0:
         smallest = math.ceil(1000 * needed / squares) / 1000
         raise ValueError(
-            f"`area` (={area}) must hold {needed} square(s) of {side} px in {size[0]} x {size[1]} px: at least "
-            f"{smallest:.3f}, or a smaller mask_patch."
+            f"`area` (={area}) must hold {count_of(needed, 'square')} of {side} px in {size[0]} x {size[1]} px: "
+            f"at least {smallest:.3f}, or a smaller mask_patch."
         )
     return number
 
