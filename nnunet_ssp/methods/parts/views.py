@@ -117,6 +117,10 @@ class Views:
     def __getitem__(self, rows: slice) -> Views:
         return Views(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    def geometry(self) -> Views:
+        """Return the same views without a change of intensity."""
+        return _neutral_views(*self.gain.shape, matrix=self.matrix.numpy())
+
     @staticmethod
     def cat(parts: Sequence[Views]) -> Views:
         """Join the views of the parts, one part after the other."""
