@@ -33,12 +33,6 @@ class AveragedTrainer(FinetuningTrainer):
     settings: AveragedSettings
     average: Momentum | None = None
 
-    @property
-    def averaged(self) -> nn.Module:
-        """The averaged network, of the same form as `network_module`."""
-        assert self.average is not None, "made when training starts"
-        return self.average.copy
-
     def on_train_start(self) -> None:
         super().on_train_start()
         if self.average is None:
@@ -74,7 +68,7 @@ class AveragedTrainer(FinetuningTrainer):
             self._exchange()
 
     def _exchange(self) -> None:
-        pairs = zip(_tensors(self.network_module), _tensors(self.averaged), strict=True)
+        pairs = zip(_tensors(self.network_module), _tensors(self.exported()), strict=True)
         for trained, average in pairs:
             trained.data, average.data = average.data, trained.data
 
@@ -88,15 +82,18 @@ class AveragedTrainer(FinetuningTrainer):
             super().perform_actual_validation(save_probabilities)
 
     def exported(self) -> nn.Module:
-        return self.averaged
+        assert self.average is not None, "made when training starts"
+        return self.average.copy
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "exported": "average"}
 
     def checkpoint_entries(self) -> dict[str, Any]:
-        return {TRAINED: to_cpu(self.network_module.state_dict())}
+        trained = to_cpu(self.network_module.state_dict())
+        return {**super().checkpoint_entries(), TRAINED: trained}
 
     def load_entries(self, checkpoint: dict[str, Any]) -> None:
+        super().load_entries(checkpoint)
         self._begin_average()  # of the average, which the network has just loaded
         for key, tensor in self.network_module.state_dict().items():
             tensor.copy_(checkpoint[TRAINED][key])

@@ -37,6 +37,10 @@ from nnunet_ssp.training.compiling import compile_parts
 from nnunet_ssp.training.pseudo_labels import make_loss, pseudo_labels
 from nnunet_ssp.training.unlabelled import TwoViews, paste
 
+PAPERS = [
+    "Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017, arXiv:1703.01780",
+    "Sohn et al., FixMatch, NeurIPS 2020, arXiv:2001.07685",
+]
 CURVES = ("unlabelled_losses", "confident_pixels")
 
 
@@ -48,10 +52,12 @@ class SemiTrainer(AveragedTrainer):
 
     Attributes:
         batches: Unlabelled slices of the run.
+        draws_unlabelled: Whether the result depends on the slice store, for the fingerprints of studies.
     """
 
     defaults = SemiSettings()
     settings: SemiSettings
+    draws_unlabelled = True
     batches: Batches
     # Hashes of all subjects that this training sees, and numbers of what is unlabelled.
     _subjects: Collection[str] = ()
@@ -180,7 +186,7 @@ class SemiTrainer(AveragedTrainer):
 
     def _begin_average(self) -> None:
         super()._begin_average()
-        teacher: Any = self.averaged
+        teacher: Any = self.exported()
         teacher.decoder.deep_supervision = False  # the finest output is all that it is asked for
         if self._do_i_compile():
             compile_parts([teacher])
@@ -215,7 +221,7 @@ class SemiTrainer(AveragedTrainer):
             return loss
         weak, strong, inside = self._views
         with torch.no_grad():
-            logits = self.averaged(weak)
+            logits = self.exported()(weak)
         regions, threshold = self.label_manager.has_regions, self.settings.confidence_threshold
         target, counts = pseudo_labels(logits, inside, threshold, regions)
         # The wrapper of DDP has seen this step's forward pass; gradients are averaged after both.
@@ -249,7 +255,9 @@ class SemiTrainer(AveragedTrainer):
     def record(self) -> dict[str, Any]:
         record = super().record()
         subjects = sorted({*record["subjects"], *self._subjects})
-        return {**record, "subjects": subjects, "unlabelled": dict(self._counts)}
+        papers = [*record.get("pretraining", {}).get("papers", []), *PAPERS]
+        more = {"subjects": subjects, "unlabelled": dict(self._counts), "papers": papers}
+        return {**record, **more}
 
 
 class ScratchSemiTrainer(SemiTrainer):

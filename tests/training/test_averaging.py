@@ -94,7 +94,7 @@ def test_the_average_is_validated(runs, monkeypatch):
     step = run.validation_step
 
     def look(batch: Any) -> Any:
-        before = weights(run.network_module), weights(run.averaged)
+        before = weights(run.network_module), weights(run.exported())
         hook = run.network_module.register_forward_pre_hook(
             lambda *_: seen.append(weights(run.network_module))
         )
@@ -102,7 +102,7 @@ def test_the_average_is_validated(runs, monkeypatch):
         hook.remove()
         assert not changed(seen[-1], before[1]) and changed(seen[-1], before[0])
         assert not changed(weights(run.network_module), before[0])
-        assert not changed(weights(run.averaged), before[1])
+        assert not changed(weights(run.exported()), before[1])
         return output
 
     run.validation_step = look
@@ -127,7 +127,7 @@ def test_interrupted_runs_continue_exactly(runs, pretrained, monkeypatch, epochs
     stopped = runs.interrupt(FINETUNE, settings, epochs, weights=pretrained)
     rest = runs.make(FINETUNE, settings, resume=True)
     assert not changed(weights(rest.network_module), weights(stopped.network_module))
-    assert not changed(weights(rest.averaged), weights(stopped.averaged))
+    assert not changed(weights(rest.exported()), weights(stopped.exported()))
     rest.run_training()
     found = final(rest)
     for entry in ("network_weights", "ssp_trained_weights"):
@@ -170,7 +170,7 @@ def test_prediction_is_nnunets_own(runs, pretrained, monkeypatch):
     monkeypatch.delenv("nnUNet_extTrainer")
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(run.output_folder_base, (0,))
-    assert not changed(dict(predictor.network.state_dict()), weights(run.averaged))
+    assert not changed(dict(predictor.network.state_dict()), weights(run.exported()))
 
 
 def test_momentum_out_of_range(runs):
