@@ -102,6 +102,34 @@ def momentum_schedule(step: int, total: int, start: float) -> float:
     return 1 - (1 - start) * (1 + math.cos(math.pi * step / total)) / 2
 
 
+def average_momentum(step: int, largest: float) -> float:
+    """Return the momentum of a moving average: `largest`, but at first (1 + step) / (10 + step), as in TensorFlow.
+
+    So the average soon forgets where the run began, however short the run is.
+
+    Args:
+        step: Steps before this update, counted from 0.
+        largest: Momentum of late updates.
+
+    >>> [round(average_momentum(step, 0.99), 2) for step in (0, 90, 10000)]
+    [0.1, 0.91, 0.99]
+    """
+    return min(largest, (1 + step) / (10 + step))
+
+
+def gaussian_rampup(step: float, length: float) -> float:
+    """Return Mean Teacher's factor of the consistency's weight: `exp(-5 (1 - step / length)^2)`, then 1.
+
+    Args:
+        step: Counted from 0.
+        length: Steps after which the factor is 1.
+
+    >>> [round(gaussian_rampup(step, 4), 3) for step in range(6)]
+    [0.007, 0.06, 0.287, 0.732, 1.0, 1.0]
+    """
+    return 1.0 if step >= length else math.exp(-5 * (1 - step / length) ** 2)
+
+
 class EarlyStopping:
     """Tells when a loss has not improved for some epochs.
 

@@ -31,6 +31,14 @@ def require(holds: bool, name: str, value: object, rule: str) -> None:
         raise ValueError(f"`{name}` (={value}) must {rule}.")
 
 
+def require_pattern(pattern: str | None) -> None:
+    """Raise a `ValueError` unless `subject_pattern` is none or a regular expression."""
+    try:
+        compile_pattern(pattern or "")
+    except ValueError as error:
+        require(False, "subject_pattern", pattern, f"be {error}")
+
+
 @dataclass(frozen=True)
 class Settings:
     """Base of all settings; subclasses check ranges in `__post_init__`.
@@ -139,10 +147,7 @@ class PretrainingSettings(TrainingSettings):
         )
         clip = self.gradient_clip
         require(clip is None or clip > 0, "gradient_clip", clip, "be none or positive")
-        try:
-            compile_pattern(self.subject_pattern or "")
-        except ValueError as error:
-            require(False, "subject_pattern", self.subject_pattern, f"be {error}")
+        require_pattern(self.subject_pattern)
         fraction = self.data_fraction
         require(0 < fraction <= 1, "data_fraction", fraction, "lie in (0, 1]")
         chunk = self.chunk_size
@@ -280,6 +285,55 @@ def _require_no_warmup(settings: FinetuningSettings) -> None:
     require(settings.warmup_epochs == 0, "warmup_epochs", settings.warmup_epochs, rule)
 
 
+@dataclass(frozen=True)
+class AveragedSettings(FinetuningSettings):
+    """Settings of training whose result is the moving average of the weights."""
+
+    # Of the average, per step; Mean Teacher's. Early steps have (1 + step) / (10 + step), as in TensorFlow, so that the
+    # average spans at most a ninth of the run.
+    average_momentum: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        momentum = self.average_momentum
+        require(0 <= momentum < 1, "average_momentum", momentum, "lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class SemiSettings(AveragedSettings):
+    """Settings of training on labelled slices and, with the labels of a momentum teacher, on unlabelled ones."""
+
+    # Unlabelled slices beside every labelled batch, over all ranks; auto: as many as the labelled ones.
+    unlabelled_batch_size: int | Literal["auto"] = "auto"
+    # Probability that the teacher must give its label; other pixels are ignored (FixMatch; UniMatch on ACDC).
+    confidence_threshold: float = 0.95
+    # Largest weight of the loss on unlabelled slices; FixMatch's.
+    consistency_weight: float = 1.0
+    # Epochs over which the weight rises; auto: a quarter of the run (Mean Teacher: 80 of 300).
+    rampup_epochs: int | Literal["auto"] = "auto"
+    # Probability that a box of another slice is pasted into a student's slice (CutMix; UniMatch on ACDC).
+    cutmix: float = 0.5
+    # Regular expression that maps a case's name to its subject, for datasets without cases.csv.
+    subject_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = self.unlabelled_batch_size
+        require(size == "auto" or size >= 1, "unlabelled_batch_size", size, "be auto or at least 1")
+        for name in ("confidence_threshold", "cutmix"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "lie in [0, 1]")
+        weight = self.consistency_weight
+        require(weight >= 0, "consistency_weight", weight, "not be negative")
+        epochs = self.rampup_epochs
+        require(epochs == "auto" or epochs >= 0, "rampup_epochs", epochs, "be auto or not negative")
+        require_pattern(self.subject_pattern)
+
+    @property
+    def rampup(self) -> float:
+        """Number of epochs over which the weight rises."""
+        return self.num_epochs / 4 if self.rampup_epochs == "auto" else self.rampup_epochs
+
+
 # Settings of this module that trainers have. Those of the methods, which import this module, are looked up by name.
 SETTINGS: tuple[type[Settings], ...] = (
     PretrainingSettings,
@@ -287,6 +341,8 @@ SETTINGS: tuple[type[Settings], ...] = (
     EncoderSettings,
     FrozenSettings,
     WarmupSettings,
+    AveragedSettings,
+    SemiSettings,
 )
 METHODS = "nnunet_ssp.methods"
 

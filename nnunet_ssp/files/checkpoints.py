@@ -66,8 +66,14 @@ PARTS = {
     "ssp": NAMES,
     "ssp_state": NAMES,
     "ssp_early_stopping": NAMES,
+    "ssp_trained_weights": WEIGHTS,
 }
 INIT_ARGS = {"plans": NAMES, "configuration": TEXT, "dataset_json": NAMES}
+COUNTS = Rule(
+    "numbers of subjects, frames and slices",
+    lambda v: NAMES.holds(v)
+    and all(COUNT.holds(v.get(name)) for name in ("subjects", "frames", "slices")),
+)
 SSP = {
     "trainer": TEXT,
     "method": TEXT,
@@ -78,11 +84,8 @@ SSP = {
     "subjects": TEXTS,
     "papers": TEXTS,
     "pretraining": NAMES,
-    "counts": Rule(
-        "numbers of subjects, frames and slices",
-        lambda v: NAMES.holds(v)
-        and all(COUNT.holds(v.get(name)) for name in ("subjects", "frames", "slices")),
-    ),
+    "counts": COUNTS,
+    "unlabelled": COUNTS,
     "preprocessing": NAMES,
 }
 SETTINGS = {"subject_pattern": optional(Rule(patterns.RULE, patterns.is_pattern))}

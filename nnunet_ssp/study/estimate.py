@@ -97,7 +97,10 @@ def _finetuning_images(study: Study, run: Run, data: Data | None) -> float:
     settings = override(find_trainer(run.trainer).defaults, run.settings)[0]
     batch = data.batch_size if data else study.sizes.batch_size if study.sizes else 0
     steps = settings.iterations_per_epoch or STOCK_ITERATIONS
-    return float(settings.num_epochs * steps * batch)
+    asked = getattr(settings, "unlabelled_batch_size", 0)
+    # Each is an image to train on and, for the teacher, a forward pass: a third of a step.
+    unlabelled = (batch if asked == "auto" else asked) * 4 / 3
+    return float(settings.num_epochs * steps * (batch + unlabelled))
 
 
 def _method(run: Run) -> str:

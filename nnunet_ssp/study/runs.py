@@ -194,6 +194,8 @@ def _training(
         settings[ONE_PASS] = steps_per_epoch(study, label, largest, data, seed)
     text = _settings_text(settings | {"seed": seed}, trainer, place)
     content = [trainer.__name__, fold, text, weights and weights.folder]
+    if data and getattr(trainer, "draws_unlabelled", False):
+        content.append(data.unlabelled_fingerprint(fold))
     key = _key([*content, data and data.fingerprint(fold)])
     return Run(
         name=name,

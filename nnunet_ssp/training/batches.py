@@ -1,16 +1,17 @@
-"""Batches of a pretraining: slices and random draws of each step, and the fixed batches of the validation."""
+"""Batches from the slice store: slices and random draws of each step, and the fixed batches of the validation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import count, cycle
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nnunet_ssp.distributed import share, world_size
-from nnunet_ssp.methods.base import Batch, Method
+from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices.drawing import (
     DRAW,
@@ -26,6 +27,16 @@ from nnunet_ssp.slices.drawing import (
 
 VALIDATION_SLICES = 256  # at most; fixed for the whole run
 SHOWN_SLICES = 6  # rows of a picture
+
+
+class Draws(Protocol):
+    """What batches ask of a method, see `Method`."""
+
+    smallest_batch: ClassVar[int]
+    second_frames: bool
+
+    def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
+        """Draw everything random about a batch, on the host."""
 
 
 class Batches:
@@ -49,7 +60,7 @@ class Batches:
 
     def __init__(
         self,
-        method: Method,
+        method: Draws,
         settings: PretrainingSettings,
         store: SliceStore,
         validation: SliceStore | None,

@@ -366,9 +366,13 @@ class FinetuningTrainer(SettingsTrainer):
         if self.local_rank == 0:
             self.write_checkpoint(filename, self._content())
 
+    def exported(self) -> torch.nn.Module:
+        """Return the network that a checkpoint holds."""
+        return self.network_module
+
     def _content(self, **entries: Any) -> dict[str, Any]:
         return self.checkpoint(
-            transfer.to_cpu(self.network_module.state_dict()),
+            transfer.to_cpu(self.exported().state_dict()),
             trainer_name="nnUNetTrainer",
             ssp_streams=self.streams,
             **self.checkpoint_entries(),

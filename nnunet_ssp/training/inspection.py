@@ -106,7 +106,8 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
         lines += [f"method: {ssp['method']}, pretrained on {seen}"]
     elif ssp:
         trainer, source = (ssp.get(name, "unknown") for name in ("trainer", "weights_from"))
-        lines += [f"{trainer}, started from {source}"]
+        average = ", averaged weights" if ssp.get("exported") == "average" else ""
+        lines += [f"{trainer}, started from {source}{average}"]
     encoder = sum(name.startswith("encoder.") for name in kept)
     lines.append(
         f"trained: encoder {encoder} tensors, decoder {len(kept) - encoder}; fresh: {len(names) - len(kept)} and the "

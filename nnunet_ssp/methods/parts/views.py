@@ -119,8 +119,7 @@ class Views:
 
     def geometry(self) -> Views:
         """Return views of the same pixels that change no intensity."""
-        n, channels = self.gain.shape
-        return _neutral_views(n, channels, matrix=self.matrix.numpy())
+        return _neutral_views(*self.gain.shape, matrix=self.matrix.numpy())
 
     @staticmethod
     def cat(parts: Sequence[Views]) -> Views:
