@@ -50,6 +50,7 @@ SIMCLR = "similar features for both\nviews, unlike those of other\nslices, such 
 PCL = "similar features at nearly\nthe same height, unlike at\nother heights, such as here"
 DINO = "from every crop, what the\nteacher says of a large one"
 BYOL = "from one crop, the teacher's\nfeatures of another"
+DENSE = "where it will move, and each\nof its points in another view"
 ROWS = (
     Shown(
         "MIM",
@@ -72,11 +73,12 @@ ROWS = (
     Shown("PCL", "Positional\ncontrastive\nlearning (PCL)", [FIRST, NEAR], DISTANT, PCL),
     Shown("DINO", "DINO", LOCAL, ("global, blurred", SLICE), DINO),
     Shown("BYOL", "BYOL", [FIRST], SECOND, BYOL),
+    Shown("Dense", "Dense", [FIRST, SECOND], ("movement", SLICE), DENSE),
 )
 
 
 def three_slices(file: Path | None) -> NDArray[np.float32]:
-    """Return three normalised slices of the first frame (3, rows, columns): a middle one, its neighbour, a far one.
+    """Return three normalised slices of two frames (3, 2, rows, columns): a middle one, its neighbour, a far one.
 
     Args:
         file: 4D NIfTI file; None takes the phantom.
@@ -85,10 +87,12 @@ def three_slices(file: Path | None) -> NDArray[np.float32]:
         cine: NDArray[Any] = make_subject(0, seed=3, matrix=160, frames=2).image
     else:
         cine = as_cine(read_nifti(file)[0])
-    frame = cine[..., 0].astype(np.float32).transpose(2, 1, 0)  # rows are y, as in nnU-Net
-    frame = (frame - frame.mean()) / frame.std()
-    n = len(frame)
-    return frame[[n // 2, n // 2 + 1, n - 2 if n > 5 else 0]]
+    frames = cine[..., [0, cine.shape[-1] // 2]].astype(np.float32)
+    frames = frames.transpose(2, 3, 1, 0)  # rows are y, as in nnU-Net
+    frames = (frames - frames.mean((0, 2, 3), keepdims=True)) / frames.std((0, 2, 3), keepdims=True)
+    n = len(frames)
+    chosen: NDArray[np.float32] = frames[[n // 2, n // 2 + 1, n - 2 if n > 5 else 0]]
+    return chosen
 
 
 def panels(name: str, slices: NDArray[np.float32], seed: int) -> dict[str, Tensor]:
@@ -96,7 +100,7 @@ def panels(name: str, slices: NDArray[np.float32], seed: int) -> dict[str, Tenso
 
     Args:
         name: Of the method's class.
-        slices: (3, rows, columns), see `three_slices`.
+        slices: (3, 2, rows, columns), see `three_slices`.
         seed: Of views and masks.
     """
     cls: type[methods.Method] = getattr(methods, name)
@@ -105,13 +109,13 @@ def panels(name: str, slices: NDArray[np.float32], seed: int) -> dict[str, Tenso
         1, 4, [4] * 4, nn.Conv2d, 3, [1, 2, 2, 2], 1, 1, [1] * 3, norm_op=nn.InstanceNorm2d
     )
     method = cls(network, cls.settings_class(), PATCH, 1).eval()
-    n = len(slices)
-    sizes = np.array([slices.shape[1:]] * n, dtype=np.int64)
+    images = torch.from_numpy(slices)[:, :, None]
+    sizes = np.full((*slices.shape[:2], 2), slices.shape[2:], dtype=np.int64)
+    if not method.second_frames:
+        images, sizes = images[:, 0], sizes[:, 0]
     drawn = method.draw(np.random.default_rng(seed), sizes)
     positions = torch.tensor([[4, 10], [5, 10], [9, 10]])
-    batch = methods.Batch(
-        torch.from_numpy(slices)[:, None], torch.from_numpy(sizes), drawn, positions
-    )
+    batch = methods.Batch(images, torch.from_numpy(sizes), drawn, positions)
     with torch.no_grad():
         found = method.panels(batch)
     assert found is not None
@@ -122,7 +126,7 @@ def draw(slices: NDArray[np.float32], seed: int) -> Image.Image:
     """Return the picture, one row per method.
 
     Args:
-        slices: (3, rows, columns), see `three_slices`.
+        slices: (3, 2, rows, columns), see `three_slices`.
         seed: Of views and masks.
     """
     width = LEFT + 4 * SIDE + 5 * GAP + 0.5 + RIGHT
@@ -143,9 +147,9 @@ def draw(slices: NDArray[np.float32], seed: int) -> Image.Image:
     write(LEFT + SIDE / 2, TOP / 2, "a slice", ha="center", **bold)
     write(seen + SIDE + GAP / 2, TOP / 2, "what the network sees", ha="center", **bold)
     write(asked, TOP / 2, "what it is asked for", **bold)
-    rows, columns = slices.shape[1:]
+    rows, columns = slices.shape[2:]
     y, x = (rows - PATCH[0]) // 2, (columns - PATCH[1]) // 2
-    original = slices[SLICE, max(y, 0) :, max(x, 0) :][: PATCH[0], : PATCH[1]]
+    original = slices[SLICE, 0, max(y, 0) :, max(x, 0) :][: PATCH[0], : PATCH[1]]
     for number, row in enumerate(ROWS):
         top = TOP + number * (SIDE + GAP)
         found = panels(row.method, slices, seed)

@@ -57,7 +57,7 @@ def fixed_views(method: Method) -> Make:
     make, made = method.make_views, dict[bytes, tuple[Tensor, Tensor]]()
 
     def views(slices: Tensor, sizes: Tensor, views: Any, patch: tuple[int, int]) -> Any:
-        key = views.matrix.numpy().tobytes()
+        key = b"".join(column.numpy().tobytes() for column in vars(views).values())
         if key not in made:
             made[key] = make(slices, sizes, views, patch)
         return made[key]

@@ -99,7 +99,9 @@ class Method(nn.Module, ABC):
         references: Value to compare a curve with, and its meaning, by curve.
         smallest_batch: Smallest number of slices in a batch.
         half_precision: Precision that `precision=auto` chooses on CUDA.
-        second_frames: Whether the second view of an image may show another frame of its slice.
+        second_frames: Whether a slice comes with a second frame of it.
+        second_frames_by: Setting that asks for second frames.
+        other_frames: Whether the second frame is never the first one, where a slice has several.
         checkpoint: File to fine-tune from.
         pictures: Where and when `panels` are drawn.
         paper: Publication to cite.
@@ -115,6 +117,8 @@ class Method(nn.Module, ABC):
     smallest_batch: ClassVar[int] = 1
     half_precision: ClassVar[Literal["bf16", "fp16"]] = "bf16"
     second_frames: bool = False
+    second_frames_by: ClassVar[str] = "pairs"
+    other_frames: ClassVar[bool] = False
     checkpoint: ClassVar[str] = "checkpoint_final.pth"
     pictures: ClassVar[Pictures] = Pictures()
     paper: ClassVar[str]

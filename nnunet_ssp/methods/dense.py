@@ -101,6 +101,8 @@ class Dense(Method):
         "points_found": (0.0, "none found"),
         "error_over_variance": (1.0, "only the mean learned"),
     }
+    second_frames_by = "movement"
+    other_frames = True
     pictures = Pictures(
         "movement/epoch_{epoch:03d}.png", "{slices} slices after {epoch} epochs", change=True
     )
@@ -172,9 +174,9 @@ class Dense(Method):
         movement = torch.cat(
             [self.make_views(moved, extent, v.geometry(), self.patch_size)[0] for v in views]
         )
-        # Frames of different sizes cannot be compared.
-        comparable = (sizes[:, 0] == sizes[:, 1]).all(1).repeat(2)[:, None, None, None]
-        return images, movement, inside & comparable
+        # Frames of different sizes cannot be compared, and a slice with a single frame says nothing of movement.
+        comparable = (sizes[:, 0] == sizes[:, 1]).all(1) & moved.flatten(1).any(1)
+        return images, movement, inside & comparable.repeat(2)[:, None, None, None]
 
     def contrast(self, maps: Sequence[Tensor], batch: Batch, rows: slice) -> Tensor:
         """Compare the points of both views at each level.

@@ -210,17 +210,24 @@ class SameSlice:
         self.members = np.argsort(self.group, kind="stable")
         self.counts = np.bincount(self.group)
         self.starts = self.counts.cumsum() - self.counts
+        self.place = np.empty_like(self.members)  # of each slice among the members
+        self.place[self.members] = np.arange(len(self.members))
 
-    def draw(self, rng: np.random.Generator, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    def draw(
+        self, rng: np.random.Generator, indices: NDArray[np.int64], other: bool = False
+    ) -> NDArray[np.int64]:
         """Draw one frame of each slice, uniformly among all of its frames.
 
         Args:
             rng: Source of randomness.
             indices: (B,) numbers of slices.
+            other: Leave out the frame itself, where there is another one.
         """
         group = self.group[indices]
-        chosen = np.floor(rng.random(len(indices)) * self.counts[group]).astype(np.int64)
-        return self.members[self.starts[group] + chosen]
+        left_out = (self.counts[group] > 1) & other
+        chosen = np.floor(rng.random(len(indices)) * (self.counts[group] - left_out))
+        chosen = chosen.astype(np.int64) + self.starts[group]
+        return self.members[chosen + (left_out & (chosen >= self.place[indices]))]
 
 
 # Independent random streams of one seed. To numpy, a list of numbers and the same list with a 0 at its end are one

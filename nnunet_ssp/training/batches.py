@@ -84,9 +84,10 @@ class Batches:
         self.fixed = np.linspace(0, len(self._shown) - 1, number).round().astype(np.int64)
         self.frames = self._frames_of(store)
         if self.frames is not None and self.frames.counts.max(initial=0) < 2:
+            name = method.second_frames_by
             raise ValueError(
-                "`pairs` (=frame) must find several frames of a subject, but no slice has a second frame. cases.csv or "
-                "the setting subject_pattern says which cases show one subject."
+                f"`{name}` (={getattr(settings, name)}) must find several frames of a subject, but no slice has a "
+                "second frame. cases.csv or the setting subject_pattern says which cases show one subject."
             )
 
     # -- training ------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ class Batches:
         """Return the numbers of a step's slices: (B,), or (B, 2) with second frames."""
         seed = self.settings.seed
         indices = batch_indices(seed, step, len(self.store), self.settings.batch_size)
-        return _with_frames(self.frames, indices, random_stream(seed, FRAME, step))
+        return self._with_frames(self.frames, indices, random_stream(seed, FRAME, step))
 
     def cases_of(self, step: int) -> list[str]:
         """Return the names of the cases whose slices a step draws."""
@@ -147,7 +148,7 @@ class Batches:
     def _fixed_batch(self, indices: NDArray[np.int64], number: int) -> Batch:
         """Make a batch that is the same in every epoch and every run with this seed."""
         rng = random_stream(self.settings.seed, VALIDATION, number)
-        indices = _with_frames(self._frames_of(self._shown), indices, rng)
+        indices = self._with_frames(self._frames_of(self._shown), indices, rng)
         batch = self._drawn(self._shown, indices, rng)
         batch.slices = self._shown.read(indices).to(self.device)
         batch.sizes = batch.sizes.to(self.device)
@@ -161,6 +162,13 @@ class Batches:
             return None
         return SameSlice(store, [self._subject_of(case) for case in store.names])
 
+    def _with_frames(
+        self, frames: SameSlice | None, indices: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        if frames is None:
+            return indices
+        return np.stack([indices, frames.draw(rng, indices, self.method.other_frames)], 1)
+
     def _drawn(
         self, store: SliceStore, indices: NDArray[np.int64], rng: np.random.Generator
     ) -> Batch:
@@ -170,9 +178,3 @@ class Batches:
         nothing = torch.empty(len(indices), 0)
         drawn = self.method.draw(rng, sizes)
         return Batch(nothing, torch.from_numpy(sizes), drawn, torch.from_numpy(positions))
-
-
-def _with_frames(
-    frames: SameSlice | None, indices: NDArray[np.int64], rng: np.random.Generator
-) -> NDArray[np.int64]:
-    return indices if frames is None else np.stack([indices, frames.draw(rng, indices)], 1)

@@ -136,6 +136,9 @@ def test_frames_of_different_sizes_are_left_out_of_the_movement(make_dense):
     batch.sizes[2, 1, 0] -= 1
     known = method.view(batch, slice(0, 4))[2].flatten(1).any(1)
     assert known.tolist() == [True, True, False, True] * 2
+    batch.slices[1, 1] = batch.slices[1, 0]  # a frame that has no other
+    known = method.view(batch, slice(0, 4))[2].flatten(1).any(1)
+    assert known.tolist() == [True, False, False, True] * 2
 
 
 def test_nothing_moves_is_a_finite_loss(make_dense):

@@ -120,6 +120,22 @@ def test_frames_are_drawn_uniformly_and_reproducibly(frames_store):
     assert (drawn != same.draw(np.random.default_rng(1), indices)).any()
 
 
+def test_another_frame_is_any_but_the_slice_itself(frames_store):
+    same = SameSlice(frames_store, ["anna"] * len(CASES))
+    members = [i for i in range(len(frames_store)) if (frames_store.positions[i] == (2, 5)).all()]
+    for own in members:
+        drawn = same.draw(np.random.default_rng(own), np.full(3000, own), other=True)
+        values, counts = np.unique(drawn, return_counts=True)
+        assert values.tolist() == [i for i in members if i != own]
+        assert stats.chisquare(counts).pvalue > 1e-4
+    same = SameSlice(frames_store, [case[0] for case in CASES])
+    n = len(frames_store)
+    alone = same.counts[same.group] == 1
+    assert (
+        (same.draw(np.random.default_rng(0), np.arange(n), other=True) == np.arange(n)) == alone
+    ).all()
+
+
 def test_a_chosen_slice_shows_the_same_place_in_another_frame(frames_store):
     subjects = [case[0] for case in CASES]
     same = SameSlice(frames_store, subjects)

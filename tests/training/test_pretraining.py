@@ -19,6 +19,7 @@ INPAINTING = [
     f"nnUNetTrainer{task}Pretrain"
     for task in ("ContextPrediction", "ContextRestoration", "Inpainting")
 ]
+DENSE = "nnUNetTrainerDensePretrain"
 SHORT = "num_epochs=2 iterations_per_epoch=2 batch_size=4"
 
 
@@ -169,7 +170,12 @@ def test_a_run_goes_on_from_a_file_with_names(runs, preprocessed):
 
 @pytest.mark.parametrize(
     ("name", "recipe"),
-    [*((name, "paper") for name in (MIM, *INPAINTING)), (MIM, "deep"), (INPAINTING[1], "deep")],
+    [
+        *((name, "paper") for name in (MIM, *INPAINTING)),
+        (MIM, "deep"),
+        (INPAINTING[1], "deep"),
+        (DENSE, "paper"),  # has none: another trainer's setting
+    ],
 )
 def test_resume_is_exact(runs, name, recipe):
     settings = f"num_epochs=3 iterations_per_epoch=2 batch_size=4 recipe={recipe} skip_dropout=0.3"
