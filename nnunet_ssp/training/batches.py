@@ -34,6 +34,8 @@ class Draws(Protocol):
 
     smallest_batch: ClassVar[int]
     second_frames: bool
+    second_frames_by: ClassVar[str]
+    other_frames: ClassVar[bool]
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Draw everything random about a batch, on the host."""

@@ -35,6 +35,8 @@ class TwoViews:
 
     smallest_batch: ClassVar[int] = 1
     second_frames: bool = False
+    second_frames_by: ClassVar[str] = ""
+    other_frames: ClassVar[bool] = False
 
     def __init__(self, patch_size: tuple[int, int], channels: int, cutmix: float) -> None:
         self.patch_size, self.channels, self.cutmix = patch_size, channels, cutmix
