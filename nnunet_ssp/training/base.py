@@ -39,6 +39,7 @@ from nnunet_ssp.training import transfer
 from nnunet_ssp.training.checks import check_files, require_device
 from nnunet_ssp.training.finite import StepGuard, first_not_finite
 from nnunet_ssp.training.loop import BEST, FINAL, LATEST, LoopTrainer
+from nnunet_ssp.training.threads import follow_threads
 
 SECONDS_BETWEEN_SAVES = 300  # a preempted job loses at most this and one epoch
 # Settings that change neither the data nor the mathematics of a run.
@@ -103,6 +104,8 @@ class SettingsTrainer(LoopTrainer):
         """Build the network and all that trains it; a refused run leaves no folder."""
         with self._refusing():
             require_device(self.device, self.command("-device", "cpu"))
+            if line := follow_threads(self.device):
+                self.print_to_log_file(line)
             self.build()
         self.guard = StepGuard(
             self.network_module, self.optimizer, self.grad_scaler, self.device, self._skipped
