@@ -117,7 +117,7 @@ def convert(
     )
 
 
-# --- finding the subjects ---------------------------------------------------------------------
+# -- finding the subjects --------------------------------------------------------------------------
 
 
 def list_tasks(folder: Path, keep_labels: bool = False) -> tuple[list[AcdcTask], dict[str, str]]:
@@ -199,7 +199,7 @@ def _read_info(file: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}
 
 
-# --- reading one subject ----------------------------------------------------------------------
+# -- reading one subject ---------------------------------------------------------------------------
 
 
 def read_subject(task: AcdcTask) -> Cine:

@@ -178,7 +178,7 @@ def _one_visit(images: Iterable[Image]) -> bool:
     return all(len(found) == 1 for found in days.values())
 
 
-# --- runs -------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------
 
 _planes = count()
 
@@ -351,7 +351,7 @@ def _same_phase(images: Sequence[Image], clock: str) -> tuple[Image, Image]:
     )
 
 
-# --- phases -----------------------------------------------------------------------------------
+# -- phases ----------------------------------------------------------------------------------------
 
 
 def phases_of(runs: Sequence[SliceRun], n_frames: int) -> list[list[int] | None]:

@@ -71,7 +71,7 @@ class Stack:
         return f"{number}{size_in_words(self.runs)}, {first.file.parent.name}/{first.file.name}"
 
 
-# --- making stacks ----------------------------------------------------------------------------
+# -- making stacks ---------------------------------------------------------------------------------
 
 
 def find_stacks(images: Sequence[Image], chosen: bool) -> tuple[list[Stack], list[list[SliceRun]]]:
@@ -241,7 +241,7 @@ def _lost_frames(
     ]
 
 
-# --- geometry ---------------------------------------------------------------------------------
+# -- geometry --------------------------------------------------------------------------------------
 
 
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
