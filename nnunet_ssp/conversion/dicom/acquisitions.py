@@ -1,9 +1,9 @@
 """DICOM images grouped into acquisitions by their content; UIDs are only hints.
 
-Images with the same orientation make a *plane*, those of a plane at the same distance a *slice*,
-and the images of a slice from one breath-hold a *run*. A run may be in one series or in many:
-several series are one run if their phases complete each other, evenly and at one time. The same
-holds for studies: `pools` are the sets of images that may be of one visit.
+Images with the same orientation make a *plane*, those of a plane at the same distance a *slice*. The images of a
+slice from one breath-hold make a *run*. A run may be in one series or in many. Several series are one run if their
+phases complete each other, evenly and at one time. The same holds for studies: `pools` are the sets of images that
+may be of one visit.
 """
 
 from __future__ import annotations

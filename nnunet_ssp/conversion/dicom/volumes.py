@@ -27,7 +27,7 @@ from nnunet_ssp.files.nifti import Array
 
 MIN_SLICES = 3
 UNEVEN = 0.1  # of the spacing; largest difference of distances between slices
-# Degrees from the anatomical axis of the heart to the slices' normal: 90 for long-axis views, 55 for
+# Degrees from the anatomical axis of the heart to the slices' normal: 90 for long-axis views. It is 55 for
 # stacks along an axis of the body, as in headers without true geometry.
 ACROSS = 60.0
 
