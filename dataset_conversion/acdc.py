@@ -139,7 +139,7 @@ def _as_few(task: AcdcTask) -> AcdcTask:
     return replace(task, split="test" if side_of(task.subject) == "report" else task.split)
 
 
-# --- finding the subjects ---------------------------------------------------------------------
+# -- finding the subjects --------------------------------------------------------------------------
 
 
 def list_tasks(folder: Path, keep_labels: bool = False) -> tuple[list[AcdcTask], dict[str, str]]:
@@ -221,7 +221,7 @@ def _read_info(file: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}
 
 
-# --- reading one subject ----------------------------------------------------------------------
+# -- reading one subject ---------------------------------------------------------------------------
 
 
 def read_subject(task: AcdcTask) -> Cine:

@@ -15,10 +15,10 @@ Each entry of FOLDER is a subject, named after its file or folder; kinds may be 
     FOLDER/...                                      DICOM files directly in FOLDER: subjects by PatientID
 
 From DICOM only the short-axis cine is converted; the summary says what was left out. Where it cannot be told from
-another cine, --series names it: a SeriesNumber, a SeriesInstanceUID, or a part of a folder's name, for all
-subjects that have such a series. --by-patient-id tells DICOM subjects apart by PatientID wherever their files
-lie, also when FOLDER is one patient with a folder for each series. No header value enters the dataset but
-manufacturer, model and field strength.
+another cine, --series names it by a SeriesNumber, a SeriesInstanceUID, or a part of a folder's name. The name holds
+for all subjects that have such a series. --by-patient-id tells DICOM subjects apart by PatientID wherever their
+files lie. It is also for a FOLDER that is one patient, with a folder for each series. No header value enters the
+dataset but manufacturer, model and field strength.
 
 Subjects get random names in place of those of their files, folders or PatientIDs. The key,
 nnUNet_raw/.ssp-keys/DatasetXXX_Name.csv, has both. A conversion that goes on, or another of the same subjects, gives
@@ -164,7 +164,7 @@ def convert(
     )
 
 
-# --- finding the subjects ---------------------------------------------------------------------
+# -- finding the subjects --------------------------------------------------------------------------
 
 
 def list_tasks(
@@ -251,7 +251,7 @@ def _as_file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
 
 
-# --- reading one subject ----------------------------------------------------------------------
+# -- reading one subject ---------------------------------------------------------------------------
 
 
 def look(task: CineTask) -> Look:

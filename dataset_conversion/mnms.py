@@ -105,7 +105,7 @@ def convert(
     )
 
 
-# --- finding the subjects ---------------------------------------------------------------------
+# -- finding the subjects --------------------------------------------------------------------------
 
 
 def list_tasks(folder: Path) -> tuple[list[MnmsTask], dict[str, str]]:
@@ -184,7 +184,7 @@ def _find_subjects(root: Path) -> dict[str, list[str]]:
     return found
 
 
-# --- reading one subject ----------------------------------------------------------------------
+# -- reading one subject ---------------------------------------------------------------------------
 
 
 def read_subject(task: MnmsTask) -> Cine:

@@ -94,7 +94,7 @@ def convert(
     )
 
 
-# --- finding the subjects ---------------------------------------------------------------------
+# -- finding the subjects --------------------------------------------------------------------------
 
 
 def list_tasks(folder: Path) -> tuple[list[Mnms2Task], dict[str, str]]:
@@ -185,7 +185,7 @@ def subject_number(text: str) -> str:
     return text if number is None or number < 0 else f"{number:03d}"
 
 
-# --- reading one subject ----------------------------------------------------------------------
+# -- reading one subject ---------------------------------------------------------------------------
 
 
 def read_subject(task: Mnms2Task) -> Cine:

@@ -1,7 +1,7 @@
 """The parts of nnU-Net's planned U-Nets, by the names of their tensors.
 
 Levels count resolutions from 1 (full) to n (bottleneck), the same for encoder and decoder. nnU-Net's decoder also
-holds the encoder (`decoder.encoder.*`), and blocks hold aliases (`...all_modules.*`) of the same tensors.
+holds the encoder (`decoder.encoder.*`). Blocks hold aliases (`...all_modules.*`) of the same tensors.
 """
 
 from __future__ import annotations

@@ -32,19 +32,23 @@ OUTFLOW = 0.08  # part of the LV's length, from the valve plane, where the aorta
 class _Vendor(NamedTuple):
     """Imaging by one vendor; signal in units of the brightest vendor's blood."""
 
-    centres: tuple[str, ...]  # M&Ms: vendor B has two centres
-    spacing: float  # mm at matrix 96
-    shape: tuple[int, int]  # X and Y in 24ths of the matrix
-    gap: float  # mm between slice centres
+    centres: tuple[str, ...]
+    # At matrix 96, mm per pixel; X and Y in 24ths of the matrix; mm between slice centres.
+    spacing: float
+    shape: tuple[int, int]
+    gap: float
     blood: float
     myo: float
     fat: float
     liver: float
-    noise: float  # standard deviation per channel of the complex signal
-    blur: float  # mm, standard deviation of the point spread
-    bias: float  # log signal lost per 100 mm from the chest wall
-    scale: float  # grey values per unit of signal
-    round_view: bool  # zeros outside the inscribed ellipse, as in many GE images
+    # Standard deviation per channel of the complex signal, and of the point spread in mm.
+    noise: float
+    blur: float
+    # Log signal lost per 100 mm from the chest wall; grey values per unit of signal.
+    bias: float
+    scale: float
+    # Zeros outside the inscribed ellipse, as in many GE images.
+    round_view: bool
 
 
 # Chosen to look unlike each other; pixels larger than M&Ms' 1.2 mm, so that 96 of them suffice.
@@ -55,8 +59,7 @@ VENDORS = {
     "D": _Vendor(("5",), 2.5, (24, 20), 8.8, 0.80, 0.34, 0.90, 0.36, 0.07, 1.2, 0.6, 1500, False),
 }
 
-# Uniform ranges of `_Heart`'s numbers: the first five by disease (names as in M&Ms, values after
-# textbooks), the others for all; the field comments there give the units.
+# Uniform ranges of `_Heart`'s numbers: the first five by disease (as in M&Ms, after textbooks), the others for all.
 PATHOLOGIES = {
     "NOR": ((22, 27), (7, 9), (0.52, 0.68), (24, 32), (0.45, 0.6)),
     "DCM": ((27, 33), (6.5, 8.5), (0.25, 0.40), (26, 36), (0.3, 0.45)),
@@ -70,43 +73,54 @@ ALL_HEARTS = ((78, 98), (7, 14), (0.32, 0.42), (-0.12, 0.04), (0.78, 0.95), (-0.
 class PhantomSubject:
     """One subject: a 4D cine and its mask, where papillary muscles count as LV, as in M&Ms."""
 
-    code: str  # letter and digit three times, as in M&Ms
-    vendor: str  # A, B, C or D
-    image: npt.NDArray[np.int16]  # (X, Y, Z, T)
-    mask: npt.NDArray[np.uint8]  # (X, Y, Z, T): 1 LV, 2 myocardium, 3 RV; 0 except at `ed`, `es`
-    affine: npt.NDArray[np.float64]  # (4, 4): pixel index to RAS mm; column 2 tells base from apex
-    ed: int  # frame, from 0
-    es: int  # frame, from 0
+    code: str
+    vendor: str
+    # (X, Y, Z, T); the mask has 1 LV, 2 myocardium, 3 RV; it is 0 except at `ed` and `es`.
+    image: npt.NDArray[np.int16]
+    mask: npt.NDArray[np.uint8]
+    # (4, 4): pixel index to RAS mm; column 2 tells base from apex.
+    affine: npt.NDArray[np.float64]
+    # Frames of end-diastole and end-systole, from 0.
+    ed: int
+    es: int
     centre: str
-    pathology: str  # NOR, DCM, HCM or ARV
+    pathology: str
 
 
 class _Heart(NamedTuple):
-    """One heart in numbers: mm, radians and fractions."""
+    """One heart in numbers: mm, radians and fractions; lengths are those of end-diastole."""
 
-    radius: float  # LV cavity at the base, end-diastole
-    wall: float  # at the base, end-diastole
-    ejection: float  # LV
-    rv_depth: float  # from septum to free wall at the base, end-diastole
+    # LV cavity and wall, at the base.
+    radius: float
+    wall: float
+    ejection: float
+    # From septum to free wall at the base.
+    rv_depth: float
     rv_ejection: float
-    length: float  # valve plane to epicardial apex, end-diastole
-    descent: float  # of the valve plane towards the apex at end-systole
-    systole: float  # part of the cycle
-    rv_start: float  # part of the length where the RV's label starts; below 0: above the LV
+    # From the valve plane to the epicardial apex; way of the valve plane to the apex at end-systole.
+    length: float
+    descent: float
+    # Parts: of the cycle, then of the length, between which the RV has its label; below 0: above the LV.
+    systole: float
+    rv_start: float
     rv_end: float
-    turn: float  # of the septum against the body
+    # Angle of the septum against the body.
+    turn: float
 
 
 class _View(NamedTuple):
-    """The field of view of the scanner, base first."""
+    """The field of view of the scanner, base first, in mm."""
 
     vendor: _Vendor
-    contraction: Array  # (T,): 0 relaxed, 1 end-systole
-    z: Array  # (S,): mm from the end-diastolic valve plane towards the apex
-    gap: float  # mm between slices
-    spacing: float  # mm per pixel
-    a: Array  # (S, X, Y): mm from the LV's axis to the patient's left and back
-    b: Array  # (S, X, Y): mm downwards
+    # (T,): 0 relaxed, 1 end-systole.
+    contraction: Array
+    # (S,): from the end-diastolic valve plane towards the apex; `gap` lies between slices.
+    z: Array
+    gap: float
+    spacing: float
+    # (S, X, Y): from the LV's axis to the patient's left and back, and downwards.
+    a: Array
+    b: Array
 
     def noise(self, rng: np.random.Generator, length: float) -> Array:
         """Draw a random field (S, X, Y) of unit variance, smooth over `length` mm; slices share half."""
@@ -154,12 +168,10 @@ def make_subject(
     ed = 0 if rng.random() < 0.7 else frames - 1 - int(rng.integers(0, 1 + frames // 10))
     contraction = _contraction((np.arange(frames) - ed) % frames / frames, heart.systole)
     es = int(contraction.argmax())
-
     # Base first: the first slice lies just above or below the valve plane, the last at the apex.
     n = slices or int(np.clip(round(heart.length / v.gap + 0.8), 6, 12))
     gap = v.gap if slices is None else heart.length / slices
     z = gap * (np.arange(n) + rng.uniform(-0.6, 0.4))
-
     size = [matrix * part // 24 for part in v.shape]
     spacing = v.spacing * 96 / matrix
     turn = float(rng.normal(0, 0.45))  # radians: of the field of view on the patient
@@ -168,7 +180,6 @@ def make_subject(
     breath = rng.normal(0, 1, (2, n, 1, 1))  # mm: each slice is another breath-hold
     a = (centre[0] + math.cos(turn) * x - math.sin(turn) * y + breath[0]).astype(np.float32)
     b = (centre[1] + math.sin(turn) * x + math.cos(turn) * y + breath[1]).astype(np.float32)
-
     view = _View(v, contraction, z, gap, spacing, a, b)
     signal, label = _beat(rng, heart, view, _chest(rng, view))
     image = _acquire(rng, signal, view).transpose(2, 3, 1, 0)

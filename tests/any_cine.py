@@ -32,9 +32,12 @@ CLASSES = ("LVBP", "LVM", "RV")
 class Reference:
     """A cine as it is in the world."""
 
-    voxels: np.ndarray  # (X, Y, Z, T), real values; Z are the slices
-    affine: np.ndarray  # (4, 4), to mm in RAS+
-    masks: dict[int, np.ndarray]  # (X, Y, Z) by time index
+    # (X, Y, Z, T), real values; Z are the slices.
+    voxels: np.ndarray
+    # (4, 4), to mm in RAS+.
+    affine: np.ndarray
+    # (X, Y, Z) by time index.
+    masks: dict[int, np.ndarray]
 
     @property
     def n_frames(self) -> int:
@@ -81,17 +84,20 @@ def rearranged(
     return array, moved
 
 
-# --- NIfTI ------------------------------------------------------------------------------------
+# -- NIfTI -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Header:
-    """How a NIfTI header says where the voxels are."""
+    """Way of a NIfTI header to say where the voxels are."""
 
-    qform: int = 1  # codes; both 0 is a header that knows spacings alone
+    # Codes; both 0 is a header that knows spacings alone.
+    qform: int = 1
     sform: int = 1
-    unit: str = "mm"  # unknown, meter, mm or micron
-    unit_scales: bool = False  # an sform with axes of 1 mm beside a true qform, as in ACDC
+    # unknown, meter, mm or micron.
+    unit: str = "mm"
+    # An sform with axes of 1 mm beside a true qform, as in ACDC.
+    unit_scales: bool = False
     big_endian: bool = False
 
 
@@ -174,7 +180,7 @@ def stored_affines(file: Path) -> list[np.ndarray]:
     return [np.diag([1 / scale, 1 / scale, 1 / scale, 1]) @ affine for affine in found]
 
 
-# --- masks ------------------------------------------------------------------------------------
+# -- masks -----------------------------------------------------------------------------------------
 
 
 def save_mask(file: Path, mask: np.ndarray, affine: np.ndarray, dtype: str) -> None:
@@ -227,25 +233,31 @@ def save_itk_mask(file: Path, mask: np.ndarray, grid: sitk.Image, dtype: str) ->
     sitk.WriteImage(joined, str(file))
 
 
-# --- DICOM ------------------------------------------------------------------------------------
+# -- DICOM -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Dicom:
-    """How a DICOM study is written."""
+    """Form of a written DICOM study."""
 
-    form: str = "classic"  # or enhanced: one file, or one for each slice or frame
-    syntax: str = "explicit"  # implicit, big, rle
-    start: str = "preamble"  # none: without the 128 bytes and DICM; bare: also without group 2
+    # classic or enhanced: one file, or one for each slice or frame.
+    form: str = "classic"
+    # explicit, implicit, big or rle.
+    syntax: str = "explicit"
+    # preamble; none: without the 128 bytes and DICM; bare: also without group 2.
+    start: str = "preamble"
     monochrome1: bool = False
     bits: int = 16
     signed: bool = False
     slope: float = 1.0
     intercept: float = 0.0
-    clock: str = "trigger"  # temporal (position), dimension (index, enhanced) or number
-    study_uid: str = "one"  # or one for each slice, frame, file
+    # trigger, temporal (position), dimension (index, enhanced) or number.
+    clock: str = "trigger"
+    # one, or one for each slice, frame or file.
+    study_uid: str = "one"
     series_uid: str = "one"
-    names: str = "plain"  # dcm, deep
+    # plain, dcm or deep.
+    names: str = "plain"
 
 
 SYNTAXES = {

@@ -47,7 +47,7 @@ def add_row(table: Path, columns: Sequence[str], row: dict[str, object]) -> None
         writer.writerow(row)
 
 
-# --- M&Ms -------------------------------------------------------------------------------------
+# -- M&Ms ------------------------------------------------------------------------------------------
 
 
 def add_mnms(
@@ -67,7 +67,7 @@ def add_mnms_row(root: Path, code: str, **row: object) -> None:
     add_row(root / MNMS_CSV, MNMS_COLUMNS, {"External code": code} | values | row)
 
 
-# --- M&Ms-2 -----------------------------------------------------------------------------------
+# -- M&Ms-2 ----------------------------------------------------------------------------------------
 
 
 def add_mnms2(root: Path, number: int, **row: object) -> Path:
@@ -89,7 +89,7 @@ def add_mnms2_row(root: Path, number: object, **row: object) -> None:
     add_row(root / MNMS2_CSV, MNMS2_COLUMNS, {"SUBJECT_CODE": number} | values | row)
 
 
-# --- ACDC -------------------------------------------------------------------------------------
+# -- ACDC ------------------------------------------------------------------------------------------
 
 
 def add_acdc(root: Path, place: str, number: int, *, four_d: bool = True, **info: object) -> Path:

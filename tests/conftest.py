@@ -84,7 +84,7 @@ def _make_network(
 
 @pytest.fixture(scope="session")
 def make_network() -> Callable[..., nn.Module]:
-    """A tiny network of the kind nnU-Net plans: ``plain`` or ``residual``, initialised as nnU-Net does."""
+    """A tiny network of the kind nnU-Net plans: `plain` or `residual`, initialised as nnU-Net does."""
     return _make_network
 
 

@@ -63,7 +63,7 @@ STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.system
 
 @dataclass
 class Seen:
-    """What a process does to files and processes, by Python's audit hook; C libraries escape it."""
+    """Changes of files and starts of processes, by Python's audit hook; C libraries escape it."""
 
     active: bool = False
     changed: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What tests of methods look at: gradients, corrupted views, and what goes into a part of the network."""
+"""Helpers of the methods' tests: gradients, corrupted views, and what goes into a part of the network."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 
 
 def on_ranks(function: Callable[..., Any], ranks: int, folder: Path, *arguments: Any) -> list[Any]:
-    """What ``function(*arguments)``, a top-level function, returns on each rank: tensors and builtins."""
+    """Return what `function(*arguments)`, a top-level function, returns on each rank: tensors and builtins."""
     mp.spawn(_one_rank, (ranks, str(folder), function, arguments), nprocs=ranks)
     return [torch.load(folder / f"rank{number}.pt") for number in range(ranks)]
 

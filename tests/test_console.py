@@ -80,7 +80,7 @@ def test_errors_of_the_system_name_the_file(error: Exception, words: str):
 
 
 def test_the_end_of_a_training_is_one_line_below_any_command(capsys):
-    """Of a program that catches nothing, of ours, and for who waits for errors."""
+    """The traceback is whole in programs that catch nothing, in ours, and for callers that wait for errors."""
     code = "from nnunet_ssp.console import Stopped; raise Stopped('no space left')"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False

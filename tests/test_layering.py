@@ -158,7 +158,7 @@ def test_modules_and_functions_are_short(module: str) -> None:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if MODULES[m].name != "__init__.py"])
 def test_every_module_has_its_tests(module: str) -> None:
-    """At the mirrored place, but for those of `TESTED_ELSEWHERE`."""
+    """They lie at the mirrored place, but for those of `TESTED_ELSEWHERE`."""
     parts = module.split(".")[1:]
     mirrored = ROOT / "tests" / Path(*parts).with_name(f"test_{parts[-1]}.py")
     if parts[0] == "trainers":  # thin, tested by name in tests/training

@@ -30,7 +30,7 @@ MANY = settings(max_examples=50, deadline=None)
 
 
 def refused_in_words(read: Callable[[Path], object], file: Path) -> object | None:
-    """What a reader returns, or None when it refuses a file in our words; anything else fails."""
+    """Return what a reader returns, or None when it refuses a file in our words; anything else fails."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -48,7 +48,7 @@ def folder() -> object:
         yield Path(made)
 
 
-# -- settings ----------------------------------------------------------------------------------
+# -- settings --------------------------------------------------------------------------------------
 
 NAMES = st.sampled_from(
     ["num_epochs", "initial_lr", "seed", "nesterov", "optimizer", "mask_ratio", "x"]
@@ -78,7 +78,7 @@ def test_settings(text: str) -> None:
                 assert value.isascii() and "_" not in value
 
 
-# -- splits ------------------------------------------------------------------------------------
+# -- splits ----------------------------------------------------------------------------------------
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -117,7 +117,7 @@ def test_splits_cut_anywhere(folder: Path, length: int) -> None:
     assert refused_in_words(read_splits, file) is None
 
 
-# -- YAML --------------------------------------------------------------------------------------
+# -- YAML ------------------------------------------------------------------------------------------
 
 YAML = st.text(
     st.sampled_from([*string.ascii_lowercase[:4], *"0123:-{}[]\"'&*!|>%@?#,. \n\t\0é"]), max_size=60
@@ -161,7 +161,7 @@ def test_study_files(folder: Path, content: bytes) -> None:
     assert refused_in_words(read_study, file) is None  # none of them is a study
 
 
-# -- NIfTI -------------------------------------------------------------------------------------
+# -- NIfTI -----------------------------------------------------------------------------------------
 
 
 @lru_cache

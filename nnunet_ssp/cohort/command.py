@@ -181,7 +181,7 @@ def _print_advice(data: Dataset, wanted: _Wanted, replaced: Sequence[int]) -> No
         print(f"WARNING: {data.results} holds results of fold {listed} as it was before.")
 
 
-# -- the dataset ---------------------------------------------------------------------------------
+# -- the dataset -----------------------------------------------------------------------------------
 
 
 def _plain_home(dataset: str | int) -> Path | None:
@@ -325,7 +325,7 @@ def _find(folds: Sequence[Fold], wanted: str) -> tuple[int, Fold]:
     )
 
 
-# -- what is printed -----------------------------------------------------------------------------
+# -- what is printed -------------------------------------------------------------------------------
 
 
 def _table_of_folds(data: Dataset, marked: Collection[int]) -> list[str]:

@@ -59,7 +59,7 @@ def make_fold(
     return Fold(name, of(train), of(val), source)
 
 
-# -- folds made from another fold ----------------------------------------------------------------
+# -- folds made from another fold ------------------------------------------------------------------
 
 
 def restrict(

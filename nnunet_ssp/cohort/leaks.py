@@ -153,7 +153,7 @@ def leaks_in_store(index: Path, cases: Mapping[str, Case], table: str = CASES) -
             yield f"{index}: {name} belongs to a test subject"
 
 
-# -- the same heart under two names --------------------------------------------------------------
+# -- the same heart under two names ----------------------------------------------------------------
 
 
 def _representatives(raw: Path, cases: Mapping[str, Case]) -> dict[str, Path]:

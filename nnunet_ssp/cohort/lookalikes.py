@@ -30,10 +30,10 @@ WINDOW = 10.0  # cells; standard deviation of the weight, as what is far from th
 SHIFT, SLICE_SHIFT = 4, 2  # furthest, in cells and slices
 BAND = 10  # highest frequency compared, in periods a fingerprint; the blur leaves little above it
 SHARED = 0.6  # part of each frame's contours that must overlap, when slices are shifted
-# Lowest similarity of one heart. Measured on 60 subjects of ACDC and 5 of Sunnybrook: at most 0.62 for different hearts
-# (0.54 for 99.9 % of pairs), at least 0.90 for end-diastole and end-systole of one heart. At least for copies: 0.97 if
-# flipped, transposed, padded, rescaled, resampled or clipped; 0.88 with gamma 2 or 0.5, cropped by 6 % a side or two
-# slices short; 0.79 rotated by 5 degrees; but 0.72 cropped by 20 % a side, and 0.52 rotated by 10 degrees.
+# Lowest similarity of one heart. Measured on 60 subjects of ACDC and 5 of Sunnybrook: at least 0.90 for end-diastole
+# and end-systole of one heart. For different hearts it is at most 0.62 (0.54 for 99.9 % of pairs). Copies have
+# at least 0.97 if flipped, transposed, padded, rescaled, resampled or clipped; 0.88 with gamma 2 or 0.5, cropped by 6 %
+# a side or two slices short; 0.79 rotated by 5 degrees; 0.72 cropped by 20 % a side, and 0.52 rotated by 10 degrees.
 SAME = 0.75
 SUSPECT = 0.68  # worth a look
 UNSEEN = "not seen by this: copies turned by 10 degrees or more, cropped to the heart, or without most of their slices"

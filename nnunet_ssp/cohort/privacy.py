@@ -122,7 +122,7 @@ def without_files(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in dataset_json.items() if k not in ("dataset", "training", "test")}
 
 
-# -- a checkpoint as a whole ---------------------------------------------------------------------
+# -- a checkpoint as a whole -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

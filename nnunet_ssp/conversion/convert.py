@@ -199,7 +199,7 @@ def _failures_in_words(target: Path) -> Iterator[None]:
         ) from error
 
 
-# --- the dataset's folder ---------------------------------------------------------------------
+# -- the dataset's folder --------------------------------------------------------------------------
 
 
 def _take_over(target: Path, overwrite: bool) -> list[str]:
@@ -369,7 +369,7 @@ def _update_copies(target: Path) -> list[str]:
     return warnings
 
 
-# --- one subject after the other --------------------------------------------------------------
+# -- one subject after the other -------------------------------------------------------------------
 
 
 def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -> Outcome:

@@ -63,8 +63,8 @@ def place_stack(grid: Grid, shape: Sequence[int], file: Path) -> StackPlace:
 def slice_axis(spacing: Sequence[float] | Array, shape: Sequence[int]) -> tuple[int, list[str]]:
     """Find the axis on which the slices follow each other, by spacing and shape.
 
-    It is the only axis of length 1, else the one whose spacing is by far the largest, else the one with a larger
-    spacing and by far the fewest voxels, else the third.
+    It is the only axis of length 1, else the one whose spacing is by far the largest. Otherwise it is the one with a
+    larger spacing and by far the fewest voxels, else the third.
 
     Args:
         spacing: mm, of three axes.

@@ -22,7 +22,7 @@ def label_phases(
 
     The masks contradict it when a frame it names holds no labels, or when ED is the smaller one.
     Then ED is the labelled frame of largest volume and ES that of smallest. The volume is that of
-    the left ventricle, or of all labels if a frame has no left ventricle: in some data sets the
+    the left ventricle, or of all labels if a frame has no left ventricle. In some data sets the
     myocardium is drawn at ED only.
 
     Args:

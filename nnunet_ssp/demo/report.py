@@ -25,8 +25,8 @@ CAVEAT = (
 )
 
 DATASET_ID = "999"
-# With this memory nnU-Net plans 96 x 96 pixels in batches of 4 for the phantom and 128 x 128 in
-# batches of 2 for real cine: what two CPU cores train in minutes.
+# With this memory nnU-Net plans what two CPU cores train in minutes: 96 x 96 pixels in batches of 4 for the phantom,
+# 128 x 128 in batches of 2 for real cine.
 PLANS = "demoPlans"
 
 PRETRAINER = "nnUNetTrainerMIMPretrain"

@@ -43,7 +43,7 @@ class Labels:
 
     @property
     def overlap(self) -> str:
-        """Why volumes are wrong if two structures share a label value; empty if none do."""
+        """Say why volumes are wrong: two structures share a label value; empty if none do."""
         for one, other in combinations(self.structures, 2):
             names = self.structures[one], self.structures[other]
             if shared := set(self.classes[names[0]]) & set(self.classes[names[1]]):

@@ -1,7 +1,7 @@
 """The place of voxels according to a NIfTI header: sform, qform, pixdim and units, weighed against each other.
 
-A header tells a grid up to three times, and the copies may disagree: ACDC's sform has unit scales beside a true
-qform and pixdim, M&Ms-2 has unit pixdim beside a true sform. Each tool trusts other fields (`docs/data.md`). Here
+A header tells a grid up to three times, and the copies may disagree. ACDC's sform has unit scales beside a true
+qform and pixdim; M&Ms-2 has unit pixdim beside a true sform. Each tool trusts other fields (`docs/data.md`). Here
 what agrees is taken as it is, and a unit scale gives way to a measured one. What is still open is read as SimpleITK,
 and so nnU-Net, reads it. A note says what was not unanimous.
 """

@@ -177,7 +177,7 @@ def in_use(folder: Path, holder: Holder, last_beat: float | None = None) -> str:
     )
 
 
-# -- taking and giving back ----------------------------------------------------------------------
+# -- taking and giving back ------------------------------------------------------------------------
 
 
 def _take(
@@ -342,7 +342,7 @@ def _keep_alive(file: Path, holder: Holder, stop: threading.Event) -> None:
                 os.utime(file)
 
 
-# -- this process and its machine ----------------------------------------------------------------
+# -- this process and its machine ------------------------------------------------------------------
 
 
 def _this_process() -> Holder:

@@ -1,7 +1,7 @@
 """Checks that an image or mask file is sound, which nnU-Net's readers do not make.
 
-SimpleITK fills a truncated NIfTI with zeros, does not see a flipped bit, reads NaN and infinite values of NIfTI as 0,
-and a voxel edge of 0 mm as 1 mm.
+SimpleITK fills a truncated NIfTI with zeros and does not see a flipped bit. It reads NaN and infinite values of NIfTI
+as 0, and a voxel edge of 0 mm as 1 mm.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def whole_number(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
-# --- files to rows ----------------------------------------------------------------------------
+# -- files to rows ---------------------------------------------------------------------------------
 
 
 def _grids(table: Path) -> list[_Rows]:
@@ -237,7 +237,7 @@ def _csv_rows(text: str, separator: str, table: Path) -> Iterator[tuple[int, lis
         yield number, values
 
 
-# --- rows to columns --------------------------------------------------------------------------
+# -- rows to columns -------------------------------------------------------------------------------
 
 
 def _choose_rows(
@@ -317,7 +317,7 @@ def _cut_short(text: str, longest: int = 200) -> str:
     return text if len(text) <= longest else f"{text[:longest]} ..."
 
 
-# --- the data set around a table --------------------------------------------------------------
+# -- the data set around a table -------------------------------------------------------------------
 
 
 def find_tree(folder: Path, places: Sequence[str], wrapper: str, whose: str) -> Path:

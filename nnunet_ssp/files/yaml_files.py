@@ -24,8 +24,8 @@ def read_yaml(file: str | Path, loader: Any = None) -> Any:
         raise ValueError(f"{file}: not a YAML file ({' '.join(str(error).split())}).") from error
     except RecursionError:
         raise ValueError(f"{file}: not a YAML file of ours (it is nested too deeply).") from None
-    # PyYAML hands texts to the types that they seem to be, or are said to be, and passes on what those raise: for
-    # `2020-13-45` "month must be in 1..12", for `!!timestamp noon` an AttributeError, for `!!int x` a ValueError.
+    # PyYAML hands texts to the types that they seem to be, or are said to be, and passes on what those raise.
+    # It is "month must be in 1..12" for `2020-13-45`, and an AttributeError for `!!timestamp noon`.
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(
             f"{file}: not a YAML file of ours (a value does not fit its type: {error})."

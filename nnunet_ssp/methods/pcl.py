@@ -145,7 +145,7 @@ def near(positions: Tensor, threshold: float, cyclic: bool = False, exact: bool 
     """Tell which slices are less than `threshold` apart, as shares of their stacks.
 
     Slice p of n lies at p / n. Exact: `|p/n - q/m| < a/b` is decided in integers, with the threshold as it is
-    written: the float 0.1 is already more than a tenth, and would make all neighbours in a stack of 10 slices near.
+    written. The float 0.1 is already more than a tenth: it would make all neighbours in a stack of 10 slices near.
 
     Args:
         positions: (N, 2) int64, number of each slice and the number of slices in its stack.

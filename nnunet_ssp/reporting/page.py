@@ -1,6 +1,6 @@
 """One self-contained HTML page: text, tables, plots and images in a single file.
 
-The page loads nothing from the network (a content security policy forbids it), follows the reader's
+The page loads nothing from the network: a content security policy forbids it. It follows the reader's
 light or dark setting, and fits a phone: wide tables scroll inside their own box.
 """
 

@@ -240,7 +240,7 @@ def _entry(case: str, content: dict[str, Any]) -> StoredCase:
     return StoredCase(shape, first, depth, source, stored)
 
 
-# -- files that are as they were written ---------------------------------------------------------
+# -- files that are as they were written -----------------------------------------------------------
 
 
 def checked(entry: StoredCase, files: Sequence[Path]) -> StoredCase | None:

@@ -1,8 +1,8 @@
 """The trainings of a study, and the commands that train, predict and evaluate.
 
-The name of a run's folder holds a fingerprint of all that decides its result: trainer, settings, seed, the fold's
-cases, the plans and, for fine-tuning, the pretraining's fingerprint. A changed run gets a new folder, an unchanged one
-is found again, and nothing is overwritten.
+The name of a run's folder holds a fingerprint of all that decides its result. That is trainer, settings, seed, the
+fold's cases, the plans and, for fine-tuning, the pretraining's fingerprint. A changed run gets a new
+folder, an unchanged one is found again, and nothing is overwritten.
 """
 
 from __future__ import annotations

@@ -35,8 +35,9 @@ TEST_COLUMNS = tuple(name for name in CASE_COLUMNS if name != "base")  # as in m
 KNOWN_SCORES = (*SCORES, AREA, *UNITS)
 
 
-# What a study, which may be from elsewhere, may say to the commands that it runs: nothing that names a file to write,
-# changes what they work on, or is run. The number of values follows each option; None stands for one or more.
+# What a study may say to the commands that it runs. It may be from elsewhere: it names no file to write, changes
+# nothing that they work on, and says nothing that is run. The number of values follows each
+# option; None stands for one or more.
 OPTIONS: dict[str, dict[str, int | None]] = {
     "prepare": {
         **dict.fromkeys(("-gpu_memory_target", "-overwrite_plans_name", "-pl", "-np"), 1),

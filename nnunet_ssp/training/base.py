@@ -355,7 +355,7 @@ class SettingsTrainer(LoopTrainer):
                 file.unlink()
         self.repeat_warnings()
 
-    # -- files ---------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
 
     def _save_is_due(self) -> bool:
         """Whether to save now: every `SECONDS_BETWEEN_SAVES`, and after the first epoch to see that it works."""

@@ -92,7 +92,7 @@ class Batches:
                 "second frame. cases.csv or the setting subject_pattern says which cases show one subject."
             )
 
-    # -- training ------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------
 
     def training(self, first: int) -> Iterator[Batch]:
         """Return this rank's share of each step's batch, without end.
@@ -128,7 +128,7 @@ class Batches:
         numbers = self.store.case_of[self.indices(step).reshape(-1)]
         return sorted({self.store.names[number] for number in numbers})
 
-    # -- validation and pictures ---------------------------------------------------------------
+    # -- validation and pictures -------------------------------------------------------------------
 
     def n_validation(self) -> int:
         """Return the number of validation batches, whose sizes differ by at most one slice."""
@@ -156,7 +156,7 @@ class Batches:
         batch.sizes = batch.sizes.to(self.device)
         return batch
 
-    # -- both ----------------------------------------------------------------------------------
+    # -- both --------------------------------------------------------------------------------------
 
     def _frames_of(self, store: SliceStore) -> SameSlice | None:
         """Return the lookup of second frames for a method that uses them, else None."""

@@ -42,8 +42,8 @@ from nnunet_ssp.training.monitor import learning_curve, write_curves
 from nnunet_ssp.training.optimizers import DecayToStart, EpochRates, finetuning_optimizer
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
-# How random numbers follow from the seed. 1, in checkpoints without a number: seeded when the process starts.
-# 2: seeded at the start of each epoch, so that an interrupted run gives the same result.
+# Way from the seed to random numbers. 1, in checkpoints without a number: seeded when the process starts.
+# 2: seeded at the start of each epoch; an interrupted run gives the same result.
 STREAMS = 2
 
 

@@ -201,7 +201,7 @@ class LoopTrainer(nnUNetTrainer):
             if end is not None:
                 end()
 
-    # -- signals -------------------------------------------------------------------------------
+    # -- signals -----------------------------------------------------------------------------------
 
     def _heed_signals(self) -> None:
         """Save, and end, if a signal asked for it; called between two steps."""
@@ -260,7 +260,7 @@ class LoopTrainer(nnUNetTrainer):
         newest = max(saved, key=os.path.getmtime)
         return f"last good checkpoint {newest}; continue with --c: {self.command('--c')}"
 
-    # -- non-finite values --------------------------------------------------------------------
+    # -- non-finite values -------------------------------------------------------------------------
 
     def _skipped(self, step: Skipped) -> None:
         """Log that a step was skipped, or end the training after too many."""

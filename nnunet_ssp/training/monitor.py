@@ -20,9 +20,9 @@ from nnunet_ssp.network import parts
 class StageChange:
     """Measure how far the weights of each stage have turned away from their initial values.
 
-    The change of a stage is the sine of the angle between its convolution weights now and at the start: 0 when they
-    have not moved or have only shrunk under weight decay, 1 when nothing of the initial direction is left. The norm of
-    the difference cannot distinguish decay from learning.
+    The change of a stage is the sine of the angle between its convolution weights now and at the start. It is 0 when
+    they have not moved or have only shrunk under weight decay, and 1 when nothing of the initial direction is left.
+    The norm of the difference cannot distinguish decay from learning.
 
     Args:
         network: The planned network, before its first step; parts that are not trained are left out.

@@ -103,7 +103,7 @@ class PretrainingTrainer(SettingsTrainer):
         if getattr(self.settings, "probe", False):  # methods that train the encoder alone
             logging[PROBE] = []
 
-    # -- building ------------------------------------------------------------------------------
+    # -- building ----------------------------------------------------------------------------------
 
     def build(self) -> None:
         """Build network, method and optimiser.
@@ -154,7 +154,7 @@ class PretrainingTrainer(SettingsTrainer):
         """Return the method's optimiser; the method gives the learning rate of each step."""
         return make_optimizer(self.method.parameter_groups(), self.settings), None
 
-    # -- data ----------------------------------------------------------------------------------
+    # -- data --------------------------------------------------------------------------------------
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Return the cases to train on, labelled or not, and those that only give the validation loss.
@@ -242,7 +242,7 @@ class PretrainingTrainer(SettingsTrainer):
         first = self.current_epoch * batches.per_epoch + len(self.outputs)
         return batches.training(first), batches.validation()
 
-    # -- training ------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
@@ -392,7 +392,7 @@ class PretrainingTrainer(SettingsTrainer):
         super().on_train_end()
         self.dataloader_train.close()  # ends the reading thread
 
-    # -- files ---------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, Any]:
         method = self.method
@@ -478,7 +478,7 @@ class PretrainingTrainer(SettingsTrainer):
         ssp = checkpoint["ssp"]
         self._resumed = ssp["counts"], privacy.hashed_subjects(ssp["subjects"])
 
-    # -- what pretraining does not do ------------------------------------------------------------
+    # -- what pretraining does not do --------------------------------------------------------------
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Do nothing: the method decides which outputs the decoder gives."""

@@ -141,7 +141,7 @@ class Progress:
         """Whether something is due that happens `times` times in 100 epochs, or in a shorter run as a whole."""
         return (epoch + 1) % max(1, min(self.epochs, 100) // times) == 0
 
-    # -- the log -------------------------------------------------------------------------------
+    # -- the log -----------------------------------------------------------------------------------
 
     def _value(self, key: str) -> float:
         return float(self.logger.get_value(key, step=-1))
@@ -169,7 +169,7 @@ class Progress:
             f"{'at most ' if self.ends_early else ''}{duration(left)} left"
         )
 
-    # -- the probe -----------------------------------------------------------------------------
+    # -- the probe ---------------------------------------------------------------------------------
 
     def _probe_dice(self) -> float:
         """Return the linear probe's Dice now, or NaN."""
@@ -178,7 +178,7 @@ class Progress:
         with self.precision():
             return self.probe.score(self.method.handed_on())
 
-    # -- pictures ------------------------------------------------------------------------------
+    # -- pictures ----------------------------------------------------------------------------------
 
     def _panels(self) -> list[Panel]:
         val = f"{self.validates_on} slices, fixed views"

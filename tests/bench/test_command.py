@@ -46,7 +46,7 @@ class Prepared:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the command makes its temporary folders."""
+    """Folder in which the command makes its temporary ones."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nnunet_ssp.bench import rows
+from nnunet_ssp.bench import place, rows
 from nnunet_ssp.slices.drawing import SliceStore
 from tests.bench.conftest import CPU
 
@@ -38,19 +37,43 @@ def test_fixed_views_are_the_batchs_own_and_made_once(bench, method):
         assert losses == [expected] * 3
 
 
-def test_waiting_for_slices_is_seen(bench):
+class Clock:
+    """Stand-in for `time`: a step works 0.1 s, and its slices are waited for 0.3 s, whatever else the machine does."""
+
+    def __init__(self) -> None:
+        self.worked = self.waited = 0.0
+
+    def process_time(self) -> float:
+        return self.worked
+
+    def perf_counter(self) -> float:
+        return self.worked + self.waited
+
+    def train_step(self, step):
+        def timed(batch):
+            self.worked += 0.1
+            return step(batch)
+
+        return timed
+
+    def batches(self, loader):
+        for batch in loader:
+            self.waited += 0.3
+            yield batch
+
+
+def test_waiting_for_slices_is_seen(bench, monkeypatch):
     """Core-seconds alone miss it, because a waiting process keeps no core busy."""
+    clock = Clock()
     with bench.pretraining("SimCLR", batch=4) as trainer:
-        read = trainer.store.read
-
-        def slow(*arguments):
-            time.sleep(0.3)
-            return read(*arguments)
-
-        trainer.store.read = slow
+        trainer.train_step = clock.train_step(trainer.train_step)
+        trainer.dataloader_train = clock.batches(trainer.dataloader_train)
+        monkeypatch.setattr(place, "time", clock)
         found = rows.speed(trainer, 0)
-    assert found["end_to_end_over_compute"] < 0.5
-    assert found["end_to_end_images_per_s"] < 0.5 * found["compute_images_per_s"]
+    assert found["end_to_end_over_compute"] == pytest.approx(0.25)
+    assert found["compute_images_per_s"] == pytest.approx(4 / 0.1)
+    assert found["end_to_end_images_per_s"] == pytest.approx(4 / 0.4)
+    assert found["end_to_end_over_compute_rounds"] == 3
 
 
 def test_slices_on_the_host_have_their_own_names(bench):

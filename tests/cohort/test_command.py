@@ -161,7 +161,7 @@ def test_the_prepared_folder_is_enough(raw: Path, prepared: Path):
     assert not raw.exists()
 
 
-# -- the paper's ---------------------------------------------------------------------------------
+# -- the paper's -----------------------------------------------------------------------------------
 
 
 def test_other_data_get_the_procedure_of_the_paper(raw: Path, capsys: pytest.CaptureFixture[str]):
@@ -222,7 +222,7 @@ def test_the_folds_of_acdc_few(raw: Path, capsys: pytest.CaptureFixture[str]):
     assert folds(200, few=True, check=True) == 0
 
 
-# -- the command ---------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_slice_counts_name_what_is_held(raw: Path, capsys: pytest.CaptureFixture
     assert "16 slices of 5-fold-0, seed 0 (20 held, in whole frames)" in capsys.readouterr().out
 
 
-# -- nothing lost --------------------------------------------------------------------------------
+# -- nothing lost ----------------------------------------------------------------------------------
 
 
 def test_copies_that_a_kill_left_different_are_repaired(

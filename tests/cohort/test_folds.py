@@ -63,7 +63,7 @@ def keys(subjects: dict[str, str]) -> set[str]:
     return {f"mm1-{subject}" for subject in subjects}
 
 
-# -- drawing -------------------------------------------------------------------------------------
+# -- drawing ---------------------------------------------------------------------------------------
 
 
 @given(names, st.integers(0, 2**32 - 1))
@@ -105,7 +105,7 @@ def test_vendors_are_known_by_their_beginning(vendor: str, wanted: list[str], ex
     assert is_from(vendor, wanted) is expected
 
 
-# -- folds made from another ---------------------------------------------------------------------
+# -- folds made from another -----------------------------------------------------------------------
 
 CASES = make_cases(numbered(12))
 BASE = make_fold("base", keys(dict(list(numbered(12).items())[:8])), keys(numbered(12)), CASES, "x")
@@ -224,4 +224,4 @@ def test_folds_are_appended_and_replaced_only_when_told():
     assert merge([first, second], [other], overwrite=True) == [other, second]
 
 
-# -- nnU-Net's own folds --------------------------------------------------------------------------
+# -- nnU-Net's own folds ---------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def test_look_alikes_name_pairs_once_the_most_similar_first():
     assert look_alikes({}) == []
 
 
-# -- real hearts ---------------------------------------------------------------------------------
+# -- real hearts -----------------------------------------------------------------------------------
 
 
 def hearts(real_data: Path, step: int) -> list[tuple[Array, Array, tuple[float, float]]]:

@@ -1,4 +1,4 @@
-"""Who pretrains, who is held out, who is tested on."""
+"""Subjects that pretrain, that are held out, and that are tested on."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ HASH_OF_A = "s1:" + hashlib.sha256(b"nnunet-ssp subject 1\nmm1-A1D9Z7").hexdiges
 NAMES = ["cine-Mustermann_Erika", "cine-PatID4711", "mm1-A1D9Z7"]
 
 
-# -- subjects ------------------------------------------------------------------------------------
+# -- subjects --------------------------------------------------------------------------------------
 
 
 def test_the_hash_is_fixed_by_the_format():
@@ -56,7 +56,7 @@ def test_our_subjects_are_named():
     assert privacy.ours_among(ours, privacy.hashed_subjects(NAMES)) == sorted(ours[1:])
 
 
-# -- paths ---------------------------------------------------------------------------------------
+# -- paths -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_names_of_files(path, name):
     assert not privacy.has_origin(record, f"/other/{name}")
 
 
-# -- a checkpoint as a whole ---------------------------------------------------------------------
+# -- a checkpoint as a whole -----------------------------------------------------------------------
 
 
 @pytest.fixture

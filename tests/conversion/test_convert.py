@@ -437,7 +437,7 @@ def test_prepared_and_trained_folders_are_spoken_of(raw: Path, capsys: pytest.Ca
         assert (prepared / table).read_bytes() == (target / table).read_bytes()
 
 
-# --- a dry run --------------------------------------------------------------------------------
+# -- a dry run -------------------------------------------------------------------------------------
 
 
 def nifti_task(folder: Path, subject: str, split: str = "train", mask: bool = True) -> ToyTask:
@@ -518,7 +518,7 @@ def test_a_dry_run_finds_the_folder_taken(raw: Path, capsys: pytest.CaptureFixtu
         run(tasks("A"), dry_run=True, name="Other")
 
 
-# --- the rows of cases.csv ----------------------------------------------------------------------
+# -- the rows of cases.csv -------------------------------------------------------------------------
 
 
 def test_a_dry_run_may_find_nothing_to_convert(capsys: pytest.CaptureFixture[str]):

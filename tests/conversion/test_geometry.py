@@ -83,7 +83,7 @@ def test_the_affine_tells_the_base(normal: tuple[float, ...], base: str):
     assert base_of_stack(affine) == base
 
 
-# --- the axis of the slices -------------------------------------------------------------------
+# -- the axis of the slices ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def grid_of(affine: np.ndarray) -> Grid:
     return Grid(affine, "sform", affine)
 
 
-# --- equal grids ------------------------------------------------------------------------------
+# -- equal grids -----------------------------------------------------------------------------------
 
 VOXELS = np.ones((5, 4, 3), np.uint8)
 TRUE = affine_of((0.9, 0.1, 0.2, 0.3), (1.4, 1.4, 8.0), 1)

@@ -105,7 +105,7 @@ def test_numbers_in_tables(text: str, first: int, frame: int | None):
     assert frame_number(text, first) == frame
 
 
-# --- where in the cine a frame is -------------------------------------------------------------
+# -- where in the cine a frame is ------------------------------------------------------------------
 
 
 def noise(seed: int) -> np.ndarray:

@@ -131,7 +131,7 @@ def test_the_number_of_frames_is_never_below_the_last(root: Path, n_frames: str)
     assert {case.n_frames for case in cases} == {3}
 
 
-# --- which frames are ED and ES ---------------------------------------------------------------
+# -- which frames are ED and ES --------------------------------------------------------------------
 
 
 def test_wrong_phases_are_corrected_in_acdcs_own_numbers(root: Path):
@@ -307,7 +307,7 @@ def test_a_single_slice_and_a_single_frame_are_a_cine(root: Path):
     assert read_cases(target / "cases.csv")["patient001_frame00"].n_frames == 1
 
 
-# --- errors -----------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 def test_folders_without_the_data_set(root: Path, tmp_path: Path):
@@ -426,7 +426,7 @@ def test_the_file_runs_by_its_path(root: Path):
     assert again.stderr.startswith("error: ") and "Traceback" not in again.stderr
 
 
-# --- real data --------------------------------------------------------------------------------
+# -- real data -------------------------------------------------------------------------------------
 
 
 def test_real_acdc(raw: Path, real_data: Path):

@@ -47,7 +47,7 @@ many = settings(
 )
 
 
-# --- what must come out -----------------------------------------------------------------------
+# -- what must come out ----------------------------------------------------------------------------
 
 
 def read_one(root: Path) -> Cine:
@@ -115,7 +115,7 @@ def assert_converted(cine: Cine, reference: Reference, **options: Any) -> None:
         assert phases == {first: "ED", second: "ES"}
 
 
-# --- any NIfTI --------------------------------------------------------------------------------
+# -- any NIfTI -------------------------------------------------------------------------------------
 
 headers = st.builds(
     Header,
@@ -328,7 +328,7 @@ def assert_same_without_place(cine: Cine, reference: Reference) -> None:
     raise AssertionError(f"other voxels, shape {found.shape}")
 
 
-# --- any DICOM --------------------------------------------------------------------------------
+# -- any DICOM -------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -418,7 +418,7 @@ def test_any_dicom(kind: Dicom, seed: int, mask: str, mask_4d: bool):
         assert_converted(read_one(Path(folder)), reference, inverted=kind.monochrome1)
 
 
-# --- the whole command ------------------------------------------------------------------------
+# -- the whole command -----------------------------------------------------------------------------
 
 
 @settings(many, max_examples=8, phases=[Phase.explicit, Phase.generate])  # shrinking takes long

@@ -76,7 +76,7 @@ def cine_in(target: Path, subject: str, folder: str = "imagesUn") -> np.ndarray:
     return np.stack(arrays, axis=-1)
 
 
-# --- layouts ----------------------------------------------------------------------------------
+# -- layouts ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_nothing_of_the_patient_gets_out(root: Path):
     assert not header.extensions
 
 
-# --- subjects by PatientID --------------------------------------------------------------------
+# -- subjects by PatientID -------------------------------------------------------------------------
 
 
 def two_patients(folder: Path) -> list[np.ndarray]:
@@ -253,7 +253,7 @@ def test_a_folder_for_each_series_of_one_patient(root: Path):
     assert list(refused) == ["P9"] and hint not in str(refused)
 
 
-# --- the series that the user names -----------------------------------------------------------
+# -- the series that the user names ----------------------------------------------------------------
 
 
 def two_stacks(folder: Path) -> list[np.ndarray]:
@@ -298,7 +298,7 @@ def test_a_series_that_nobody_has(root: Path):
         convert(root, 120, series=["4", "1"])
 
 
-# --- names ------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def test_names_become_file_names(root: Path):
@@ -329,7 +329,7 @@ def test_names_must_be_unique(root: Path):
     assert {case.subject for case in cases_of(target).values()} == {"C"}
 
 
-# --- files as people have them ----------------------------------------------------------------
+# -- files as people have them ---------------------------------------------------------------------
 
 
 def test_frames_and_masks_with_a_fourth_axis_of_one(root: Path):
@@ -418,7 +418,7 @@ def test_unpacked_copies_are_left_out(root: Path):
     }
 
 
-# --- headers as people have them --------------------------------------------------------------
+# -- headers as people have them -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["4D", "3D"])
@@ -510,7 +510,7 @@ def test_what_a_header_says_amiss_is_in_the_summary(
     assert "S3: the affine is the identity" in output
 
 
-# --- labels -----------------------------------------------------------------------------------
+# -- labels ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("image", ["S1.nii.gz", "S1/sa.nii.gz"])
@@ -674,7 +674,7 @@ def test_a_folder_of_masks_must_hold_some(root: Path):
         convert(root, 121, labels=root.parent / "masks")
 
 
-# --- what refuses one subject -----------------------------------------------------------------
+# -- what refuses one subject ----------------------------------------------------------------------
 
 
 def frames_but(root: Path, left_out: int) -> None:
@@ -864,7 +864,7 @@ def test_sheared_axes_are_corrected(root: Path):
     sitk.ReadImage(target / "imagesUn" / "S1_frame00_0000.nii.gz")
 
 
-# --- what stops everything --------------------------------------------------------------------
+# -- what stops everything -------------------------------------------------------------------------
 
 
 def test_missing_folders_are_named(root: Path):
@@ -958,7 +958,7 @@ def test_a_changed_file_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatc
     assert convert(root, 120) == target
 
 
-# --- from the command line, and real data -----------------------------------------------------
+# -- from the command line, and real data ----------------------------------------------------------
 
 
 def test_the_file_runs_by_its_path(root: Path):

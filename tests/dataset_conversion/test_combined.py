@@ -181,7 +181,7 @@ def test_only_the_same_sources_continue(trees: Path, raw: Path):
     assert mnms.convert(trees / "mm1", 116, add=sources(trees)) == target
 
 
-# --- what every converter offers --------------------------------------------------------------
+# -- what every converter offers -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("converter", SINGLE)

@@ -118,7 +118,7 @@ def test_a_list_with_unknown_codes_is_refused(root: Path, tmp_path: Path):
         convert(root, 114, test=tmp_path / "none.txt")
 
 
-# --- what stops everything --------------------------------------------------------------------
+# -- what stops everything -------------------------------------------------------------------------
 
 
 def test_missing_folders_are_named(root: Path):
@@ -170,7 +170,7 @@ def test_the_number_of_processes_is_checked(root: Path, workers: int):
         convert(official(root), 114, workers=workers)
 
 
-# --- what refuses one subject -----------------------------------------------------------------
+# -- what refuses one subject ----------------------------------------------------------------------
 
 
 def mask_of(file: Path) -> Path:
@@ -285,7 +285,7 @@ def test_test_subjects_need_labels(root: Path):
     )
 
 
-# --- what is converted with a word ------------------------------------------------------------
+# -- what is converted with a word -----------------------------------------------------------------
 
 
 def test_files_without_a_row_are_converted(root: Path):
@@ -414,7 +414,7 @@ def test_labels_alone_for_testing(root: Path):
     assert len(dataset["labels"]) == 4
 
 
-# --- from the command line, and real data -----------------------------------------------------
+# -- from the command line, and real data ----------------------------------------------------------
 
 
 def by_path(*arguments: object) -> subprocess.CompletedProcess[str]:

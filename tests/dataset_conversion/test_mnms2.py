@@ -97,7 +97,7 @@ def test_a_list_of_test_subjects_replaces_the_division(root: Path, tmp_path: Pat
     assert {case.subject for case in cases.values() if case.split == "test"} == {"001"}
 
 
-# --- which frames are ED and ES ---------------------------------------------------------------
+# -- which frames are ED and ES --------------------------------------------------------------------
 
 
 def test_phases_are_looked_up_in_the_cine(root: Path):
@@ -171,7 +171,7 @@ def test_test_subjects_need_labels(root: Path):
     assert "201: no labels; a test subject must have labels." in refused["201"]
 
 
-# --- geometry ---------------------------------------------------------------------------------
+# -- geometry --------------------------------------------------------------------------------------
 
 
 def test_the_spacing_is_that_of_the_affine(root: Path):
@@ -254,7 +254,7 @@ def test_a_single_slice_and_a_single_frame_are_a_cine(root: Path):
     assert sitk.ReadImage(target / "imagesTr" / "001_frame00_0000.nii.gz").GetSize() == (6, 5, 1)
 
 
-# --- the CSV ----------------------------------------------------------------------------------
+# -- the CSV ---------------------------------------------------------------------------------------
 
 
 def test_a_million_empty_rows_are_nothing(root: Path):
@@ -313,7 +313,7 @@ def test_rows_and_folders_that_do_not_fit(root: Path):
     assert (case.vendor, case.pathology, case.phase) == ("unknown", "", "")
 
 
-# --- errors -----------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 def test_folders_without_the_data_set(root: Path, tmp_path: Path):

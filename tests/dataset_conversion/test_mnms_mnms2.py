@@ -148,7 +148,7 @@ def test_the_command(trees: list[Path], capsys: pytest.CaptureFixture[str]):
     assert "-i: expected 2 arguments" in capsys.readouterr().err
 
 
-# --- the draw ---------------------------------------------------------------------------------
+# -- the draw --------------------------------------------------------------------------------------
 
 
 def table(counts: dict[str, int]) -> list[dict[str, str]]:
@@ -196,7 +196,7 @@ def test_small_vendors_keep_half_for_training(n: int, drawn_n: int):
     assert bool(remarks) == (drawn_n < 15)
 
 
-# --- the published subjects -------------------------------------------------------------------
+# -- the published subjects ------------------------------------------------------------------------
 
 
 def test_the_published_subjects_are_recognised(real_data: Path, tmp_path: Path, raw: Path):

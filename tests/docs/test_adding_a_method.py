@@ -62,7 +62,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(project: Path, *words: object, **environment: str) -> str:
-    """What a command of this Python environment prints, with the copy in place of the checkout."""
+    """Return what a command of this Python environment prints, with the copy in place of the checkout."""
     env = {**os.environ, "PYTHONPATH": str(project), **environment}
     program, *arguments = map(str, words)
     done = subprocess.run(

@@ -36,7 +36,7 @@ FOLDER_OF = {
 HARMLESS = ("/dev/", "/proc/")
 
 
-# -- in the server -------------------------------------------------------------------------------
+# -- in the server ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -44,7 +44,8 @@ class Watch:
     """Count a process's changes of files and kill it before one of them."""
 
     allowed: Sequence[str]
-    kill_at: int = 0  # 0: never
+    # Number of the change at which it is killed; 0: never.
+    kill_at: int = 0
     count: int = 0
     outside: list[str] = field(default_factory=list)
     process: int = field(default_factory=os.getpid)
@@ -151,7 +152,7 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
 
 
-# -- in the test ---------------------------------------------------------------------------------
+# -- in the test -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def test_names_are_checked_in_every_table(tmp_path, name):
     assert not (tmp_path / "store").exists()
 
 
-# -- what is removed -----------------------------------------------------------------------------
+# -- what is removed -------------------------------------------------------------------------------
 
 
 def test_a_study_removes_its_own_tables_and_figures_only(tmp_path):

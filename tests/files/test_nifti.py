@@ -101,7 +101,7 @@ def test_masks_become_integers():
         integer_labels(np.array([0, 4, -1]), FILE, range(4))
 
 
-# --- damaged and odd files --------------------------------------------------------------------
+# -- damaged and odd files -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_voxels_are_those_that_nibabel_reads(tmp_path: Path, kind: type, dtype: 
     assert np.allclose(affine, expected.affine)
 
 
-# --- axes of length 1, and endings ------------------------------------------------------------
+# -- axes of length 1, and endings -----------------------------------------------------------------
 
 
 def test_axes_of_length_one_are_dropped():

@@ -36,7 +36,7 @@ def test_tables_are_read_in_order_and_without_empty_rows(tmp_path: Path):
         read_table(table, ["x", "a", "y"])
 
 
-# --- however it was saved ---------------------------------------------------------------------
+# -- however it was saved --------------------------------------------------------------------------
 
 ENCODINGS = ("utf-8", "utf-8-sig", "cp1252", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
 
@@ -100,7 +100,7 @@ def test_missing_values_at_the_end_of_rows(tmp_path: Path):
     assert [row["c"] for row in rows] == ["", "5"]
 
 
-# --- what is refused, and how ----------------------------------------------------------------
+# -- what is refused, and how ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
         read_table(tmp_path / "nowhere.csv", ["a"])
 
 
-# --- any table, any bytes ---------------------------------------------------------------------
+# -- any table, any bytes --------------------------------------------------------------------------
 
 # Letters of Western Europe, which alone are never UTF-8 when saved as cp1252, and what CSV gives a meaning.
 letters = st.text('abzAZ019 .-_,;\t"\n&<>éüßÇø', max_size=8).map(str.strip)
@@ -231,7 +231,7 @@ def test_any_bytes_are_read_or_refused_by_name(content: bytes):
                 assert "codec" not in str(error) and "delimiter" not in str(error)
 
 
-# --- lists, numbers and listings --------------------------------------------------------------
+# -- lists, numbers and listings -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def trainer(name: str, **plans: Any) -> Any:
 
 
 def of_weights(spoil: Damage) -> Callable[[Path], Callable[[], object]]:
-    """What `nnUNetv2_train ... -pretrained_weights FILE` does before its first step."""
+    """Do what `nnUNetv2_train ... -pretrained_weights FILE` does before its first step."""
 
     def make(root: Path) -> Callable[[], object]:
         datasets.prepared(root)
@@ -214,7 +214,7 @@ _saved: dict[str, bytes] = {}  # by trainer, what it saves before its first step
 
 
 def of_resuming(name: str, spoil: Damage) -> Callable[[Path], Callable[[], object]]:
-    """What `nnUNetv2_train ... --c` does before its first step."""
+    """Do what `nnUNetv2_train ... --c` does before its first step."""
 
     def make(root: Path) -> Callable[[], object]:
         datasets.prepared(root)

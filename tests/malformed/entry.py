@@ -35,7 +35,7 @@ class Entry:
     writes: str | None = None
 
 
-# -- damages of any file -----------------------------------------------------------------------
+# -- damages of any file ---------------------------------------------------------------------------
 
 HTML = (
     b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>Log in first.</body></html>\n"
@@ -100,7 +100,7 @@ ANY_FILE: dict[str, Damage] = {
     "zeros": replaced(bytes(4096)),
 }
 
-# -- damages of NIfTI files --------------------------------------------------------------------
+# -- damages of NIfTI files ------------------------------------------------------------------------
 
 # Byte offsets in a NIfTI-1 header.
 DIM, DATATYPE, PIXDIM, VOX_OFFSET, SLOPE, QFORM_CODE, SROW, MAGIC = (

@@ -175,7 +175,7 @@ def converters() -> Iterator[Entry]:
     )
 
 
-# -- prepare -----------------------------------------------------------------------------------
+# -- prepare ---------------------------------------------------------------------------------------
 
 PREPARED = rf"preprocessed/{datasets.NAME}(/.*)?$"
 
@@ -245,7 +245,7 @@ def preparing() -> Iterator[Entry]:
         yield Entry(f"prepare, mask: {name}", make, says, writes=PREPARED)
 
 
-# -- evaluate ----------------------------------------------------------------------------------
+# -- evaluate --------------------------------------------------------------------------------------
 
 
 def of_evaluate(spoil: Damage, part: str = "prediction") -> Make:

@@ -212,7 +212,7 @@ OF_NETWORKS: dict[str, tuple[Damage, str]] = {
 
 
 def of_training(spoil: Damage) -> Callable[[Path], Callable[[], object]]:
-    """What `nnUNetv2_train` does with plans."""
+    """Do what `nnUNetv2_train` does with plans."""
 
     def make(root: Path) -> Callable[[], object]:
         spoil(datasets.prepared(root) / "nnUNetPlans.json")

@@ -40,12 +40,12 @@ def make_method(make_network):
 
 
 def drawn_squares(method, n=1, seed=0):
-    """What is drawn of the corruption of n images."""
+    """Draw the corruption of n images."""
     return method.draw(np.random.default_rng(seed), np.array([method.patch_size] * n))
 
 
 def layouts(method, n=1, seed=0):
-    """Where n images are corrupted (n, X, Y)."""
+    """Return where n images are corrupted: (n, X, Y)."""
     return drawn_squares(method, n, seed)["hidden"].numpy()
 
 

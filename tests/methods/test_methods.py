@@ -1,4 +1,4 @@
-"""What holds for all methods, and for the list of them."""
+"""Properties of all methods, and of the list of them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def depth_below(cls: type, base: type) -> int:
 
 
 def run(code: str) -> str:
-    """What a fresh interpreter prints."""
+    """Return what a fresh interpreter prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

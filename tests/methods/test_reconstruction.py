@@ -44,7 +44,7 @@ def make_inpainting(make_network):
 
 
 def naive_figures(method, batch) -> dict[str, float]:
-    """Everything that ``forward`` returns, pixel by pixel in double precision."""
+    """Compute all that `forward` returns, pixel by pixel in double precision."""
     target, corrupted, hidden, inside = corrupted_views(method, batch)
     with torch.no_grad():
         prediction = method.network(corrupted)
@@ -125,7 +125,7 @@ def test_the_gradient_of_each_output_pixel(make_inpainting, make_batch, monkeypa
 
 
 def test_constant_outputs_have_a_closed_form(make_inpainting, make_batch):
-    """Of each decoder stage, against area averages of the whole image."""
+    """Compare each decoder stage with area averages of the whole image."""
     method = make_inpainting(coarse_heads=True)
     biases = []
     with torch.no_grad():

@@ -32,7 +32,7 @@ def make_simclr(make_network):
 
 
 def outputs_of(method: SimCLR) -> dict[str, torch.Tensor]:
-    """What goes into the standardisation and comes out of the head, from here on."""
+    """Record the standardisation's inputs and the head's outputs from here on."""
     seen: dict[str, torch.Tensor] = {}
     method.head_norm.register_forward_pre_hook(lambda _, inputs: seen.update(pooled=inputs[0]))
     method.head.register_forward_hook(lambda _m, _i, output: seen.update(features=output))

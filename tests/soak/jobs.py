@@ -117,7 +117,7 @@ class Job:
         return site.environment(**settings, **self.more)
 
 
-# -- the commands ------------------------------------------------------------------------------
+# -- the commands ----------------------------------------------------------------------------------
 
 
 def convert(site: Site) -> list[str]:
@@ -169,7 +169,7 @@ def folds(site: Site) -> list[str]:
     return [*words, "--of", "0"]
 
 
-# -- what must be equal ------------------------------------------------------------------------
+# -- what must be equal ----------------------------------------------------------------------------
 
 
 def digest(content: bytes) -> str:
@@ -297,14 +297,15 @@ JOBS = {
 }
 
 
-# -- running -----------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 
 
 @dataclass
 class Ended:
     """End of a command, by itself or by a signal."""
 
-    status: int  # negative: the signal that killed it
+    # Negative: the signal that killed it.
+    status: int
     output: str
     seconds: float
 

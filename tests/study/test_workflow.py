@@ -104,7 +104,7 @@ def test_how_old_files_are_says_nothing(tmp_path):
 
 
 def test_old_weights_are_never_taken_for_new(tmp_path):
-    """If a pretraining runs again, trainings from it are put away, not continued."""
+    """Trainings from a pretraining that runs again are put away, not continued."""
     jobs = small()
     run(tmp_path, jobs)
     weights = tmp_path / jobs[4].results / "checkpoint_final.pth"

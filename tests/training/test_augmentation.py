@@ -227,7 +227,7 @@ def test_a_constant_image_stays_one():
 
 @pytest.fixture
 def slice_with_mask() -> tuple[Tensor, Tensor]:
-    """What nnU-Net's loader hands on: a slice in its padding, -1 there."""
+    """Return what nnU-Net's loader hands on: a slice in its padding, -1 there."""
     image = torch.randn(2, *LOADED)
     mask = torch.randint(0, 4, (1, *LOADED), dtype=torch.int16)
     border = torch.ones(LOADED, dtype=torch.bool)
@@ -286,7 +286,7 @@ def test_no_augmentation_is_nnunets_own(slice_with_mask):
 
 
 class Cases:
-    """What nnU-Net's loader reads: one case whose slices hold the rows and columns of their pixels."""
+    """Cases as nnU-Net's loader reads them: one case whose slices hold the rows and columns of their pixels."""
 
     def __init__(self, rows: int, columns: int) -> None:
         self.identifiers = ["case"]

@@ -1,4 +1,4 @@
-"""What a trainer is given, before it follows it."""
+"""Checks of what a trainer is given, before it follows it."""
 
 from __future__ import annotations
 

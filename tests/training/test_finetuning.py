@@ -317,7 +317,7 @@ def test_the_papers_augmentation_is_of_2d(runs, own_copy):
 
 
 def test_learning_curve(runs, pretrained):
-    """Of the whole run, also of one that was interrupted."""
+    """The record holds the whole run, also one that was interrupted."""
     settings = SHORT.replace(
         "num_epochs=1 iterations_per_epoch=1", "num_epochs=2 iterations_per_epoch=3"
     )
@@ -333,7 +333,7 @@ def test_learning_curve(runs, pretrained):
         assert float(rows[-1][f"{column}_area"]) == pytest.approx(sum(values) / 2)
 
 
-# -- pretrained files that do not fit ------------------------------------------------------------
+# -- pretrained files that do not fit --------------------------------------------------------------
 
 
 def test_other_architecture(runs, pretrained):

@@ -16,7 +16,7 @@ WEIGHTS = OrderedDict({"conv.weight": torch.zeros(2, 1, 3, 3)})
 
 
 def version_1() -> dict[str, Any]:
-    """What nnU-Net version 1 saves, with the NumPy numbers in it that the safe loader refuses."""
+    """Return a checkpoint as nnU-Net version 1 saves it, with the NumPy numbers in it that the safe loader refuses."""
     losses = [np.float32(0.5), np.float64(0.25)]
     return {
         "epoch": 3,

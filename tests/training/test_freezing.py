@@ -113,7 +113,7 @@ def test_only_what_was_loaded_holds(make):
 
 
 def test_training_mode_wakes_statistics_up(make):
-    """Why `hold_statistics` is called after every ``train()``."""
+    """This is why `hold_statistics` is called after every `train()`."""
     network = make()
     held = keys_of(network, "encoder")
     freeze(network, held)

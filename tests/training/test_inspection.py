@@ -296,7 +296,7 @@ def test_other_plans_and_configurations(
     assert "Against dataset 907, mine coarse:" in capsys.readouterr().out
 
 
-# -- errors --------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 def test_there_is_no_such_file(tmp_path: Path):

@@ -247,7 +247,7 @@ def test_a_refused_run_leaves_the_results_of_others(runs, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_before_the_first_step_of_a_run_that_goes_on(runs, number):
-    """What the steps before have left, the method's sums over the epoch too, stays in the file."""
+    """The file keeps what the steps before have left, the method's sums over the epoch too."""
     settings = PRETRAIN + SMALL_DINO
     expected = load(runs.run(DINO, settings), "final")
     shutil.rmtree(Path(os.environ["nnUNet_results"]) / DATASET)

@@ -1,4 +1,4 @@
-"""Which precision a pretraining computes in."""
+"""Precision in which a pretraining computes."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def write(folder: Path, masks: Mapping[str, np.ndarray], channels: int = 1) -> P
 
 
 def squares(slices: int = 6, size: int = 16, empty: int = 1) -> np.ndarray:
-    """Masks with labels 1 and 3 in all but the first and last ``empty`` slices, and -1 in a corner."""
+    """Masks with labels 1 and 3 in all but the first and last `empty` slices, and -1 in a corner."""
     mask = np.zeros((slices, size, size), dtype=np.int8)
     inner = mask[empty : slices - empty]
     inner[:, size // 4 : size // 2, size // 4 : size // 2] = 1

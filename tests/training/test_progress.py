@@ -1,4 +1,4 @@
-"""What a user sees of a pretraining, made without nnU-Net."""
+"""Output of a pretraining for its user, made without nnU-Net."""
 
 from __future__ import annotations
 

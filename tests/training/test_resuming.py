@@ -1,4 +1,4 @@
-"""What a run needs to go on exactly where it stopped."""
+"""State that a run needs to go on exactly where it stopped."""
 
 from __future__ import annotations
 

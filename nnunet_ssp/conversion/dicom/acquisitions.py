@@ -1,9 +1,9 @@
 """DICOM images grouped into acquisitions by their content; UIDs are only hints.
 
-Images with the same orientation make a *plane*, those of a plane at the same distance a *slice*,
-and the images of a slice from one breath-hold a *run*. A run may be in one series or in many:
-several series are one run if their phases complete each other, evenly and at one time. The same
-holds for studies: `pools` are the sets of images that may be of one visit.
+Images with the same orientation make a *plane*, those of a plane at the same distance a *slice*. The images of a
+slice from one breath-hold make a *run*. A run may be in one series or in many. Several series are one run if their
+phases complete each other, evenly and at one time. The same holds for studies: `pools` are the sets of images that
+may be of one visit.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _one_visit(images: Iterable[Image]) -> bool:
     return all(len(found) == 1 for found in days.values())
 
 
-# --- runs -------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------
 
 _planes = count()
 
@@ -351,7 +351,7 @@ def _same_phase(images: Sequence[Image], clock: str) -> tuple[Image, Image]:
     )
 
 
-# --- phases -----------------------------------------------------------------------------------
+# -- phases ----------------------------------------------------------------------------------------
 
 
 def phases_of(runs: Sequence[SliceRun], n_frames: int) -> list[list[int] | None]:

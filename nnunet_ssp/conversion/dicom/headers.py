@@ -216,7 +216,7 @@ def _unreadable(file: Path, error: OSError) -> ValueError:
     return ValueError(f"{file}: cannot be read ({error.strerror or error}).")
 
 
-# --- images -----------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
 
 def _images_of(file: Path) -> list[Image]:

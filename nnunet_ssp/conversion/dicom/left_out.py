@@ -1,4 +1,4 @@
-"""What a short-axis stack leaves out: other series, repeated runs, and slices that lack frames."""
+"""Images that a short-axis stack leaves out: other series, repeated runs, and slices that lack frames."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def _patient_digest(patient: str = "") -> str:
     return hashlib.blake2b(patient.encode(), digest_size=5).hexdigest() if patient else ""
 
 
-# --- the stack --------------------------------------------------------------------------------
+# -- the stack -------------------------------------------------------------------------------------
 
 
 def _choose_stack(

@@ -27,7 +27,7 @@ from nnunet_ssp.files.nifti import Array
 
 MIN_SLICES = 3
 UNEVEN = 0.1  # of the spacing; largest difference of distances between slices
-# Degrees from the anatomical axis of the heart to the slices' normal: 90 for long-axis views, 55 for
+# Degrees from the anatomical axis of the heart to the slices' normal: 90 for long-axis views. It is 55 for
 # stacks along an axis of the body, as in headers without true geometry.
 ACROSS = 60.0
 
@@ -71,7 +71,7 @@ class Stack:
         return f"{number}{size_in_words(self.runs)}, {first.file.parent.name}/{first.file.name}"
 
 
-# --- making stacks ----------------------------------------------------------------------------
+# -- making stacks ---------------------------------------------------------------------------------
 
 
 def find_stacks(images: Sequence[Image], chosen: bool) -> tuple[list[Stack], list[list[SliceRun]]]:
@@ -241,7 +241,7 @@ def _lost_frames(
     ]
 
 
-# --- geometry ---------------------------------------------------------------------------------
+# -- geometry --------------------------------------------------------------------------------------
 
 
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])

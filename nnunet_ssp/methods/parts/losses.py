@@ -18,7 +18,7 @@ def masked_squared_error(
 ) -> tuple[Tensor, Tensor]:
     """Sum squared errors over weighted pixels, and sum the weights.
 
-    These are two sums and not their ratio, so that a batch may be processed in chunks: the loss of the whole is the
+    These are two sums and not their ratio, since a batch may be processed in chunks. The loss of the whole is the
     ratio of the added sums.
 
     Args:

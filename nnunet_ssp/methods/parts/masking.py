@@ -1,6 +1,6 @@
 """Block masks and what is put in place of the hidden pixels.
 
-Masks are bool, True = hidden. Drawing (`draw_block_masks`) and applying (`fill`) are apart: what was drawn is a small
+Masks are bool, True = hidden. Drawing (`draw_block_masks`) and applying (`fill`) are apart. What was drawn is a small
 array on the host, the same on every device and for every split of the batch.
 """
 
@@ -108,8 +108,8 @@ def fill(
 ) -> Tensor:
     """Replace the pixels of the hidden blocks; all others stay untouched.
 
-    The fills are those of de Mooij et al.'s code, for any number of channels (a pixel moves with all its channels)
-    and for partial blocks at the border, which are completed by reflection when whole blocks move.
+    The fills are those of de Mooij et al.'s code, for any number of channels: a pixel moves with all its channels.
+    Partial blocks at the border are completed by reflection when whole blocks move.
 
     * a number: that value (the paper's is 0, the mean after normalisation);
     * `gaussian_noise`: independent standard normal values;

@@ -16,7 +16,7 @@ def place_of(file: Path) -> tuple[int, int]:
     return z, t
 
 
-# --- UIDs are hints ---------------------------------------------------------------------------
+# -- UIDs are hints --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("own", ["slice", "frame", "file"])
@@ -64,7 +64,7 @@ def test_stills_of_one_place_are_no_cine(tmp_path: Path):
     assert stack.notes == ["left out 12 series of 1 slice x 1 frame: fewer than 10 frames"]
 
 
-# --- twice ------------------------------------------------------------------------------------
+# -- twice -----------------------------------------------------------------------------------------
 
 
 def test_an_image_under_two_uids_is_used_once(tmp_path: Path):
@@ -161,7 +161,7 @@ def test_a_series_with_a_second_image_per_phase_does_not_hang(tmp_path: Path):
         read(tmp_path)
 
 
-# --- frames that are missing ------------------------------------------------------------------
+# -- frames that are missing -----------------------------------------------------------------------
 
 
 def without(folder: Path, missing: dict[int, int], frames: int = 13, **times: object) -> Path:

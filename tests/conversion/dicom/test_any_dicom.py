@@ -30,15 +30,18 @@ from tests.dicom_files import (
 
 @dataclass
 class Storage:
-    """How a cine of (Z, T) images is stored."""
+    """Form in which a cine of (Z, T) images is stored."""
 
     n_slices: int
     n_frames: int
     seed: int
-    enhanced: str  # empty, or what one file holds: all, slice, phase
+    # Content of one file: all, slice or phase; empty for classic files.
+    enhanced: str
     clock: str
-    uids: str  # what has UIDs of its own
-    which: str  # which UIDs
+    # Level that has UIDs of its own.
+    uids: str
+    # Kind of these UIDs.
+    which: str
     apex_first: bool
     preamble: bool
     syntax: str

@@ -109,7 +109,7 @@ def test_removed_values_are_empty(tmp_path: Path):
     assert (stack.vendor, stack.scanner, stack.field_strength) == ("", "", "")
 
 
-# --- files as consoles and archives write them ------------------------------------------------
+# -- files as consoles and archives write them -----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_time_that_cannot_be_read_is_named(tmp_path: Path):
     assert stack.notes[0] == "TriggerTime (=early) is not a number, in 40 images"
 
 
-# --- the order of enhanced frames -------------------------------------------------------------
+# -- the order of enhanced frames ------------------------------------------------------------------
 
 
 def enhanced_by_index(

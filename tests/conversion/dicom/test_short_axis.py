@@ -91,7 +91,7 @@ def test_a_series_for_each_slice(tmp_path: Path):
     assert stack.notes == []
 
 
-# --- the choice of the stack ------------------------------------------------------------------
+# -- the choice of the stack -----------------------------------------------------------------------
 
 
 def test_without_a_short_axis_the_series_are_listed(tmp_path: Path):
@@ -128,7 +128,7 @@ def test_of_two_stacks_the_larger_then_the_later_is_taken(tmp_path: Path):
     assert np.array_equal(read(tmp_path).voxels, later)
 
 
-# --- what makes a stack incomplete ------------------------------------------------------------
+# -- what makes a stack incomplete -----------------------------------------------------------------
 
 
 def test_an_image_without_position_is_refused(tmp_path: Path):
@@ -150,7 +150,7 @@ def test_several_patients_are_refused(tmp_path: Path):
     assert patient_id(tmp_path / "text") is None
 
 
-# --- the heart and the plane ------------------------------------------------------------------
+# -- the heart and the plane -----------------------------------------------------------------------
 
 # The normal of a short axis that points to the right, LPS+.
 TO_THE_RIGHT = np.array([-1, -1, -1]) / np.sqrt(3)
@@ -251,7 +251,7 @@ def test_two_single_slices_across_the_heart_are_refused(tmp_path: Path):
         read(tmp_path)
 
 
-# --- the order of frames ----------------------------------------------------------------------
+# -- the order of frames ---------------------------------------------------------------------------
 
 
 def test_without_trigger_times_the_acquisition_time_counts(tmp_path: Path):
@@ -337,7 +337,7 @@ def test_numbers_may_go_through_the_slices_of_each_breath_hold_by_turns(tmp_path
     assert np.array_equal(read(tmp_path).voxels, voxels)
 
 
-# --- all together -----------------------------------------------------------------------------
+# -- all together ----------------------------------------------------------------------------------
 
 
 def test_damage_outside_the_short_axis_does_no_harm(tmp_path: Path):

@@ -133,7 +133,7 @@ def test_weights_are_not_counted():
 
 
 def choose(encoder: nn.Module, free: float, monkeypatch, n: int = 8) -> tuple[Chunks, float]:
-    """With room for ``free`` images; returns what `auto` chose and what an image takes."""
+    """Return what `auto` chose with room for `free` images, and what an image takes."""
     chunks, x = Chunks("auto", encoder), images(n)
 
     def function(rows: slice) -> torch.Tensor:

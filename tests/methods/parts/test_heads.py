@@ -64,7 +64,7 @@ def test_a_head_by_hand():
     assert len(mlp([4, 2])) == 1
 
 
-# -- heads with BatchNorm ----------------------------------------------------------------------
+# -- heads with BatchNorm --------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
