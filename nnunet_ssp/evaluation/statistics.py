@@ -136,6 +136,33 @@ def bootstrap_interval(
     return limits
 
 
+def two_level_interval(
+    values: npt.NDArray[np.float64], seed: int = 0, resamples: int = 10_000
+) -> tuple[float, float]:
+    """Compute the 95 % percentile bootstrap interval of the mean over seeds and subjects, resampling both.
+
+    Every seed scores the same subjects, so rows and columns are drawn independently: the pigeonhole bootstrap (Owen
+    2007, 10.1214/07-AOAS122). The interval covers other seeds as well as other subjects.
+
+    Args:
+        values: One row per seed, one column per subject, all finite, of shape (seeds, subjects).
+        seed: The same seed gives the same interval.
+        resamples: Number of resamples.
+
+    Returns:
+        Lower and upper limit; NaN for fewer than two seeds or subjects.
+    """
+    if min(values.shape) < 2:
+        return np.nan, np.nan
+    generator = np.random.default_rng(seed)
+    rows, columns = (
+        generator.multinomial(n, np.full(n, 1 / n), size=resamples) / n for n in values.shape
+    )
+    means = ((rows @ values) * columns).sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
 def compare_models(
     table: pd.DataFrame, score: str, baseline: str, better: Better = "higher", seed: int = 0
 ) -> pd.DataFrame:

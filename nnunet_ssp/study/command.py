@@ -10,7 +10,8 @@ import argparse
 import os
 import re
 import shlex
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,14 @@ from nnunet_ssp.launch import choose_device, command_environment, environment_li
 from nnunet_ssp.study.workflow import WORKFLOW, run_workflow, unfinished, write_workflow
 
 if TYPE_CHECKING:
+    from nnunet_ssp.study.data import Data
+    from nnunet_ssp.study.results import Results
+    from nnunet_ssp.study.runs import Runs
     from nnunet_ssp.study.spec import Study
 
 HERE = Path(__file__).parent
 STUDIES, PROFILES = HERE / "studies", HERE / "profiles"
+CHOSEN = "chosen.json"  # names the models to report
 KEPT = "study.yaml"  # the study's file as it ran
 TO_GO_ON = ", to go on: "  # in the first line of that file
 
@@ -47,6 +52,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="where everything is written (default: study_NAME); an earlier call's folder is continued",
+    )
+    parser.add_argument("--size", help="one of the sizes in the file (default: its first)")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL",
+        help="run these alone, with what they need (default: all)",
+    )
+    parser.add_argument(
+        "--choose",
+        nargs="+",
+        metavar="MODEL",
+        help="write chosen.json: the models that --report will score on the test subjects; start nothing",
+    )
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        type=Path,
+        const=Path(CHOSEN),
+        metavar="FILE",
+        help="score the models of this file (default: the study's chosen.json) on the test subjects, which a study "
+        "that chooses does not touch otherwise",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs and estimate the hours, start nothing"
@@ -98,6 +125,10 @@ def run(
     profile: str | None = None,
     results: bool = False,
     snakemake: str = "",
+    size: str | None = None,
+    models: Sequence[str] | None = None,
+    choose: Sequence[str] | None = None,
+    report: Path | None = None,
 ) -> int:
     """Run a study, or the rest of it, and make its tables and figures.
 
@@ -113,6 +144,10 @@ def run(
         profile: Name of a shipped Snakemake profile, or the folder of another.
         results: Only make the tables and figures.
         snakemake: More arguments for Snakemake.
+        size: One of the sizes in the file.
+        models: Models to run, by default all.
+        choose: Models to name for the report; nothing runs.
+        report: File that names the models to score on the test subjects, seen from the study's folder.
 
     Returns:
         The exit status: 1 when a run is missing.
@@ -120,20 +155,25 @@ def run(
     Raises:
         FileNotFoundError: The study's file, its dataset or the profile is missing.
         RuntimeError: A package is missing, or another process works in the folder.
-        ValueError: The file does not follow the schema, or does not fit the dataset.
+        ValueError: The file does not follow the schema, or does not fit the dataset; or the study is not the one in
+            which the models to report were chosen.
     """
     _check_installed()
-    from nnunet_ssp.study.spec import read_study
+    from nnunet_ssp.study.spec import first_size, read_study
 
     if jobs < 1:
         raise ValueError(f"`--jobs` (={jobs}) must be at least 1.")
     source = find_study(file)
-    study = read_study(source)
+    study = read_study(source, size)
+    size = size or first_size(source)
     if dataset is not None:
         study = study.model_copy(update={"dataset": dataset, "phantom": None})
     if plans is not None:
         study = study.model_copy(update={"plans": plans})
-    output = (output or _default_output(source)).resolve()
+    for name in models or ():
+        if name not in study.models:
+            raise ValueError(f"`--models` (={name}) must be of {', '.join(study.models)}.")
+    output = (output or _default_output(source, size)).resolve()
     # nnU-Net reads these when it is imported.
     os.environ.update(command_environment(output if study.phantom else None, profile is None))
     os.environ.pop("nnUNet_ssp_settings", None)  # each run has its own
@@ -141,14 +181,26 @@ def run(
     if dry_run:
         from nnunet_ssp.study.dry_run import list_runs
 
-        return list_runs(study, output, bench)
+        return list_runs(study, output, bench, models)
     profile_folder = None if profile is None else find_profile(profile)
-    device = choose_device(device) if profile is None else device or "cuda"
+    call = _Call(
+        source=source,
+        output=output,
+        size=size,
+        device=choose_device(device) if profile is None else device or "cuda",
+        jobs=jobs,
+        profile=profile_folder,
+        only_results=results,
+        more=snakemake,
+        models=models,
+        choose=choose,
+        report=None if report is None else output / report,
+    )
     if results:  # also while the study runs
-        return _run(study, source, output, device, jobs, profile_folder, results, snakemake)
+        return _run(study, call)
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
-        return _run(study, source, output, device, jobs, profile_folder, results, snakemake)
+        return _run(study, call)
 
 
 def find_study(name: str) -> Path:
@@ -166,11 +218,11 @@ def find_study(name: str) -> Path:
     )
 
 
-def _default_output(source: Path) -> Path:
+def _default_output(source: Path, size: str | None) -> Path:
     """Choose the folder of a study; for the file that a study keeps, it is the folder of that file."""
     if source.name == KEPT and (source.parent / WORKFLOW).is_file():
         return source.parent
-    return Path(f"study_{source.stem}")
+    return Path(f"study_{source.stem}" + (f"_{size}" if size else ""))
 
 
 def find_profile(name: str) -> Path:
@@ -200,72 +252,130 @@ def _check_installed() -> None:
 # -- running ---------------------------------------------------------------------------------------
 
 
-def _run(
-    study: Study,
-    source: Path,
-    output: Path,
-    device: str,
-    jobs: int,
-    profile: Path | None,
-    only_results: bool,
-    more: str,
-) -> int:
-    from nnunet_ssp.study.data import open_data
-    from nnunet_ssp.study.preparing import make_folds, make_phantom
-    from nnunet_ssp.study.results import Results
-    from nnunet_ssp.study.runs import study_jobs, study_runs
+@dataclass(frozen=True)
+class _Call:
+    """What a call asks for besides its study; the fields are arguments of `run`."""
 
-    if only_results and not (output / WORKFLOW).is_file():
+    source: Path
+    output: Path
+    size: str | None
+    device: str
+    jobs: int
+    profile: Path | None
+    only_results: bool
+    more: str
+    models: Sequence[str] | None
+    choose: Sequence[str] | None
+    report: Path | None
+
+
+def _run(study: Study, call: _Call) -> int:
+    from nnunet_ssp.study.data import open_data
+    from nnunet_ssp.study.preparing import (
+        link_validation_images,
+        make_folds,
+        make_phantom,
+        make_plans,
+    )
+    from nnunet_ssp.study.results import Results
+    from nnunet_ssp.study.runs import only, study_jobs, study_runs
+    from nnunet_ssp.study.spec import CHOOSING
+
+    output = call.output
+    if call.only_results and not (output / WORKFLOW).is_file():
         raise FileNotFoundError(f"{output} holds no study: run it first, without --results.")
     if study.phantom is not None:
         study = study.model_copy(update={"dataset": make_phantom(study, output)})
     if study.dataset is None:
-        raise ValueError(f"{source} names no dataset: give it with -d.")
+        raise ValueError(f"{call.source} names no dataset: give it with -d.")
+    if not call.only_results:
+        make_plans(study)
     data = open_data(study.dataset, study.plans)
-    if not only_results:
+    if not call.only_results:
         data = make_folds(study, data)
     runs = study_runs(study, data)
     results = Results(study, *runs, data, output)
     results.check()
+    if call.choose is not None:
+        return _choose(results, call)
+    whole = study
+    study, runs, said = _examined(study, runs, data, call)
+    results = replace(results, study=study, pretrainings=runs[0], trainings=runs[1])
     for note in results.notes():
         print(f"Note: {note}", flush=True)
-    planned = study_jobs(study, runs, data, device)
-    arguments = shlex.split(more)
+    every = study_jobs(study, runs, data, call.device)
+    planned = study_jobs(study, only(runs, call.models), data, call.device)
+    arguments = shlex.split(call.more)
     only_planned = bool({"-n", "--dry-run", "--dryrun"} & set(arguments))
-    todo = unfinished(planned, output, forget=not (only_results or only_planned))
+    todo = unfinished(planned, output, forget=not (call.only_results or only_planned))
     if only_planned:
         print(f"{len(todo)} of {len(planned)} commands would run in {output}", flush=True)
         write_workflow(planned, output)
-        return int(not run_workflow(output, jobs, profile, arguments))
-    if not only_results:
-        _keep(study, source, output)
+        return int(not run_workflow(output, call.jobs, call.profile, arguments))
+    if not call.only_results:
+        _keep(whole, call)
+        if study.evaluate == CHOOSING:
+            link_validation_images(runs[1], data, output)
         if todo:
             print(f"{len(todo)} of {len(planned)} commands to run in {output}", flush=True)
             write_workflow(planned, output)
-            if not run_workflow(output, jobs, profile, arguments):
+            if not run_workflow(output, call.jobs, call.profile, arguments):
                 log = output / ".snakemake" / "log"
                 print(f"Snakemake ended with errors; its own log is in {log}")
     from nnunet_ssp.study.report import write_results
 
     setup = environment_lines(output) if study.phantom else ['eval "$(nnunet-ssp env)"']
-    missing = unfinished(planned, output)
+    missing = unfinished(every, output)
     records = frozenset(job.record for job in missing)
-    page = write_results(replace(results, unfinished=records), setup)
-    if missing:
+    page = write_results(replace(results, unfinished=records), setup, said)
+    wanted = {job.record for job in planned}
+    if missing := [job for job in missing if job.record in wanted]:
         titles = list(dict.fromkeys(job.title for job in missing))
         listed = "; ".join(titles[:5] + ["..."] * (len(titles) > 5))
         print(
-            f"\n{len(titles)} of {sum(map(len, runs))} runs are missing: {listed}. Run the same command to go on."
+            f"\n{len(titles)} of {sum(map(len, only(runs, call.models)))} runs are missing: {listed}. "
+            "Run the same command to go on."
         )
     print(f"\nReport: {page}")
     return int(bool(missing))
 
 
-def _keep(study: Study, source: Path, output: Path) -> None:
+def _choose(results: Results, call: _Call) -> int:
+    from nnunet_ssp.study.examination import choose
+
+    runs = [*results.pretrainings], [*results.trainings]
+    done = {run.name for run in results.trainings if results.is_done(run)}
+    file = call.output / CHOSEN
+    choose(results.study, call.size, runs, call.choose or (), done, file)
+    print(f"Wrote {file}. Commit it, then add --report to the study's command.")
+    return 0
+
+
+def _examined(study: Study, runs: Runs, data: Data, call: _Call) -> tuple[Study, Runs, list[str]]:
+    """Return the study and its runs, for a report those of the chosen models, with words about the choice."""
+    from nnunet_ssp.study.examination import (
+        choice_in_words,
+        commit_of,
+        only_chosen,
+        read_chosen,
+        split_in_words,
+    )
+    from nnunet_ssp.study.spec import CHOOSING
+
+    if call.report is not None:
+        content = read_chosen(study, call.size, runs, call.report)
+        said = [choice_in_words(content, commit_of(call.report))]
+        study, runs = only_chosen(study, runs, [*content["models"]])
+        return study, runs, [*split_in_words(study, runs, data), *said]
+    return study, runs, split_in_words(study, runs, data) if study.evaluate == CHOOSING else []
+
+
+def _keep(study: Study, call: _Call) -> None:
     """Copy the study's file as it ran, with the command that continues it."""
-    file = output / KEPT
+    source, file = call.source, call.output / KEPT
     text = re.sub(rf"\A# .*{TO_GO_ON}.*\n", "", source.read_text(encoding="utf-8"))
     where = "" if study.phantom else f" -d {study.dataset} -p {study.plans}"
+    where += f" --size {call.size}" if call.size else ""
     with atomic_write(file) as temporary:
         temporary.write_text(
             f"# {source.name}{TO_GO_ON}nnunet-ssp study {shlex.quote(str(file))}{where}\n{text}",

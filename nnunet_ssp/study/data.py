@@ -27,6 +27,7 @@ from nnunet_ssp.slices.store import StoredCase, read_index, store_folder
 
 USED = ("patch_size", "batch_size", "data_identifier")  # keys of the configuration
 CONFIGURATION = "2d"
+ON_TEST = ("test", "report")  # kinds of scores of the test subjects
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,12 @@ class Data:
         return tested_cases(self.dataset.cases)
 
     def tested(self, evaluate: str, fold: str) -> list[str]:
-        """List the cases on which a training on a fold is scored; `evaluate` is `test` or `validation`."""
-        return self.test_cases if evaluate == "test" else sorted(self.fold(fold)[1].val)
+        """List the cases on which a training on a fold is scored; `evaluate` as in `Study`, or `report`."""
+        return self.test_cases if evaluate in ON_TEST else sorted(self.fold(fold)[1].val)
+
+    def validation_images(self, fold: str) -> str:
+        """Return the folder of links to a fold's validation images, below the study's folder."""
+        return f"choosing/{digest(sorted(self.fold(fold)[1].val))[:8]}"
 
     def about(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return the rows of `cases.csv` for some cases."""
@@ -194,6 +199,15 @@ def open_data(dataset: str | int, plans_name: str) -> Data:
         )
     configuration = _configuration(file)
     return Data(found, plans_name, configuration)
+
+
+def planned(dataset: str | int, plans_name: str) -> bool:
+    """Whether a dataset has plans of this name; false where there is no such dataset."""
+    try:
+        folder = open_dataset(dataset).prepared
+    except (FileNotFoundError, RuntimeError):
+        return False
+    return (folder / f"{must_be_plain(plans_name, 'plans')}.json").is_file()
 
 
 def _configuration(file: Path) -> dict[str, Any]:

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from nnunet_ssp.study.spec import Study
 
 
-def list_runs(study: Study, output: Path, bench: Path | None) -> int:
-    """Print every run, and how long all of them take."""
+def list_runs(
+    study: Study, output: Path, bench: Path | None, models: Sequence[str] | None = None
+) -> int:
+    """Print every run, or those of some models, and how long all of them take."""
     from nnunet_ssp.study.data import open_data
     from nnunet_ssp.study.preparing import missing_folds, phantom_name
     from nnunet_ssp.study.results import Results
-    from nnunet_ssp.study.runs import study_jobs, study_runs
+    from nnunet_ssp.study.runs import only, study_jobs, study_runs
 
     data, notes = None, []
     dataset = phantom_name(study) if study.phantom else study.dataset
@@ -36,7 +38,7 @@ def list_runs(study: Study, output: Path, bench: Path | None) -> int:
             f"Folds still to be made, with {' and '.join(study.make_folds)}: {', '.join(missing)}"
         )
         data = None
-    pretrainings, trainings = runs = study_runs(study, data)
+    pretrainings, trainings = runs = only(study_runs(study, data), models)
     left, untrained = [*pretrainings, *trainings], runs
     if data is not None:
         results = Results(study, *runs, data, output)

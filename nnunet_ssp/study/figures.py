@@ -25,7 +25,7 @@ from nnunet_ssp.reporting.figures import (
 from nnunet_ssp.reporting.page import Cell, Link
 from nnunet_ssp.reporting.wording import rounded
 from nnunet_ssp.study.results import TITLES, Coordinates, Results, Value
-from nnunet_ssp.study.spec import AREA, Axis, Figure
+from nnunet_ssp.study.spec import AREA, CURVE_SCORES, Axis, Figure
 from nnunet_ssp.study.tables import capitalised, describe_axis, fold_sizes, matching
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _each_plot(figure: Figure, results: Results) -> Iterator[tuple[str, str, str
     """Yield test, class and score of each picture, with its name and title; both are empty for a single picture."""
     shown = results.study.entries(figure)
     for score in shown["scores"]:
-        classes = [MEAN] if score in UNITS or score == AREA else shown["classes"]
+        classes = [MEAN] if score in (*UNITS, *CURVE_SCORES) else shown["classes"]
         for test, name in itertools.product(shown["tests"], classes):
             parts: dict[Axis, str] = {"tests": test, "classes": name, "scores": score}
             several = [axis for axis in parts if len(shown[axis]) > 1]
@@ -352,8 +352,8 @@ def _boxes(figure: Figure, results: Results) -> Drawn:
     shown = results.study.entries(figure)
     plots = []
     for test, name, score, file, title in _each_plot(figure, results):
-        if score == AREA:
-            raise ValueError(f"{figure.title}: scores (={AREA}) must be scores of subjects.")
+        if score in CURVE_SCORES:
+            raise ValueError(f"{figure.title}: scores (={score}) must be scores of subjects.")
         groups: dict[str, dict[str, Array]] = {fold: {} for fold in shown["folds"]}
         for fold, model in itertools.product(shown["folds"], shown["models"]):
             table = results.subject_values(Coordinates(model, fold, test, name, score))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.launch import find_command
-from nnunet_ssp.study.data import Data, open_data
+from nnunet_ssp.nnunet import dataset_id
+from nnunet_ssp.study.data import Data, open_data, planned
+from nnunet_ssp.study.runs import Run
 from nnunet_ssp.study.spec import Study
 
 PHANTOM_NUMBER, PHANTOM_NAME = 998, "StudyPhantom"
@@ -55,6 +58,43 @@ def make_phantom(study: Study, output: Path) -> str:
         _command(("nnunet-ssp", *arguments), output)
     write_json(record, wanted)
     return phantom_name(study)
+
+
+def make_plans(study: Study) -> None:
+    """Prepare the dataset by the plans that the study describes, if it has no plans of this name.
+
+    Raises:
+        RuntimeError: The command failed.
+    """
+    assert study.dataset is not None
+    if study.phantom is None and study.prepare and not planned(study.dataset, study.plans):
+        print(f"Preparing {study.dataset} with plans {study.plans} ...", flush=True)
+        number = str(dataset_id(str(study.dataset)))
+        _command(("nnunet-ssp", "prepare", number, *shlex.split(study.prepare)), Path.cwd())
+
+
+def link_validation_images(trainings: Iterable[Run], data: Data, output: Path) -> None:
+    """Link the images of each fold's validation cases in a folder that `nnUNetv2_predict` takes.
+
+    Raises:
+        FileNotFoundError: A case has no image.
+    """
+    for fold in dict.fromkeys(run.fold for run in trainings):
+        folder = output / data.validation_images(fold)
+        folder.mkdir(parents=True, exist_ok=True)
+        for case in data.fold(fold)[1].val:
+            found = sorted((data.dataset.raw / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9].*"))
+            if not found:
+                raise FileNotFoundError(f"{data.dataset.raw}: {case} of fold {fold} has no image.")
+            for image in found:
+                link = folder / image.name
+                if link.exists():
+                    continue
+                link.unlink(missing_ok=True)  # it led to a folder that was moved since
+                try:
+                    link.symlink_to(image)
+                except OSError:  # not every file system has links
+                    shutil.copyfile(image, link)
 
 
 def missing_folds(study: Study, data: Data) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +18,13 @@ from nnunet_ssp.files.names import is_plain
 from nnunet_ssp.reporting.figures import render
 from nnunet_ssp.reporting.page import GAP, Cell, Link, Noted, Page
 from nnunet_ssp.reporting.wording import duration, interval, listing, p_value, rounded
+from nnunet_ssp.study.comparisons import comparisons
+from nnunet_ssp.study.exports import model_tables
 from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
 from nnunet_ssp.study.results import STAGES, Coordinates, Results
 from nnunet_ssp.study.runs import Run, slug
+from nnunet_ssp.study.spec import REPORT
 from nnunet_ssp.study.tables import (
     Filled,
     capitalised,
@@ -33,18 +37,20 @@ from nnunet_ssp.study.tables import (
 
 PAGE = "report.html"
 FORMATS: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
-WRITTEN = ".written.json"  # list of the tables and figures that the study wrote
 TABLE_FORMATS = ("md", "tex", "csv")
 LONGEST_NAME = 100  # of a file, before its ending
 GALLERY = (3.6, 2.8)  # inches, of one of several pictures
 
 
-def write_results(results: Results, setup: Sequence[str]) -> Path:
-    """Write the results of a study's finished runs: `tables/`, `figures/`, `cells.csv` and `report.html`.
+def write_results(results: Results, setup: Sequence[str], notes: Sequence[str] = ()) -> Path:
+    """Write the results of a study's finished runs: `tables/`, `figures/`, `models/`, `cells.csv` and `report.html`.
+
+    The names of those on the test subjects of a study that chooses begin with `reported-`.
 
     Args:
         results: Results of the study; some runs may not be done.
         setup: Shell lines that set what the commands need.
+        notes: Paragraphs that say who was chosen on and what was chosen.
 
     Returns:
         The page.
@@ -53,6 +59,7 @@ def write_results(results: Results, setup: Sequence[str]) -> Path:
         ValueError: A table or figure names an unknown class, score, column or published table.
     """
     study, output = results.study, results.output
+    own = Written("reported-" if study.evaluate == REPORT else "")
     names = _names([table.title for table in study.tables])
     tables = {
         name: fill_table(table, results) for name, table in zip(names, study.tables, strict=True)
@@ -61,17 +68,57 @@ def write_results(results: Results, setup: Sequence[str]) -> Path:
     pictures = [(figure.title, plot) for figure in figures for plot in figure.plots]
     names = _names([f"{title} {plot.name}".strip() for title, plot in pictures])
     files = {plot: name for (_, plot), name in zip(pictures, names, strict=True)}
+    models = dict(model_tables(results))
     for name, filled in tables.items():
-        _write_table(filled, name, output / "tables", results.anchors)
+        _write_table(filled, name, output, own, results.anchors)
     for plot, name in files.items():
-        _write_plot(plot, name, output / "figures")
-    written = [f"tables/{name}.{ending}" for name in tables for ending in TABLE_FORMATS]
-    written += [f"figures/{name}.{ending}" for name in names for ending in FORMATS]
-    _remove_earlier(output, written)
-    _write_csv(_cells(results, list(tables.values())), output / "cells.csv")
-    page = _page(results, tables, figures, files, setup)
-    page.write(output / PAGE)
-    return output / PAGE
+        _write_plot(plot, name, output / own.figures)
+    for name, table in models.items():
+        _write_csv(table, output / own.models / f"{name}.csv")
+    written = [f"{own.tables}/{name}.{ending}" for name in tables for ending in TABLE_FORMATS]
+    written += [f"{own.figures}/{name}.{ending}" for name in names for ending in FORMATS]
+    written += [f"{own.models}/{name}.csv" for name in models]
+    _remove_earlier(output, own, written)
+    _write_csv(_cells(results, list(tables.values())), output / f"{own.prefix}cells.csv")
+    page = _page(results, tables, figures, files, setup, notes, own)
+    page.write(output / own.page)
+    return output / own.page
+
+
+@dataclass(frozen=True)
+class Written:
+    """Names of what is written, which begin with a prefix.
+
+    Attributes:
+        prefix: The prefix, or nothing.
+    """
+
+    prefix: str
+
+    @property
+    def page(self) -> str:
+        """The page."""
+        return f"{self.prefix}{PAGE}"
+
+    @property
+    def tables(self) -> str:
+        """Folder of the tables."""
+        return f"{self.prefix}tables"
+
+    @property
+    def figures(self) -> str:
+        """Folder of the figures."""
+        return f"{self.prefix}figures"
+
+    @property
+    def models(self) -> str:
+        """Folder of the tables of each model."""
+        return f"{self.prefix}models"
+
+    @property
+    def written(self) -> str:
+        """List of the files that the study wrote."""
+        return f".{self.prefix}written.json"
 
 
 def _names(titles: Sequence[str]) -> list[str]:
@@ -92,23 +139,25 @@ Links = dict[tuple[str, str], str]  # name of a row of runs on the page, by mode
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _remove_earlier(output: Path, written: list[str]) -> None:
+def _remove_earlier(output: Path, own: Written, written: list[str]) -> None:
     """Remove the tables and figures of an earlier version of the study, which would pass for current ones."""
-    file = output / WRITTEN
+    file = output / own.written
     earlier = read_json(file, list) if file.is_file() else []
-    kinds = {"tables": TABLE_FORMATS, "figures": FORMATS}
+    kinds = {own.tables: TABLE_FORMATS, own.figures: FORMATS, own.models: ("csv",)}
     for name in earlier:
-        folder, _, own = name.partition("/") if isinstance(name, str) else ("", "", "")
+        folder, _, end = name.partition("/") if isinstance(name, str) else ("", "", "")
         # Remove nothing but what a study writes, whatever the list says.
-        ours = is_plain(own) and own.rpartition(".")[2] in kinds.get(folder, ())
+        ours = is_plain(end) and end.rpartition(".")[2] in kinds.get(folder, ())
         if ours and name not in written and not (output / folder).is_symlink():
             (output / name).unlink(missing_ok=True)
     write_json(file, written)
 
 
-def _write_table(filled: Filled, name: str, folder: Path, links: Links) -> None:
+def _write_table(filled: Filled, name: str, output: Path, own: Written, links: Links) -> None:
+    folder = output / own.tables
+
     def target(place: Coordinates) -> str:
-        return f"../{PAGE}#{links[place.model, place.fold]}"
+        return f"../{own.page}#{links[place.model, place.fold]}"
 
     _write_csv(tidy(filled), folder / f"{name}.csv")
     _write_text(markdown(filled, target), folder / f"{name}.md")
@@ -155,6 +204,8 @@ def _page(
     figures: Sequence[Drawn],
     files: dict[Plot, str],
     setup: Sequence[str],
+    notes: Sequence[str],
+    own: Written,
 ) -> Page:
     study = results.study
     missing = [
@@ -167,11 +218,13 @@ def _page(
     page = Page(study.title, notice=notice)
     for paragraph in filter(None, map(str.strip, study.about.splitlines())):
         page.paragraph(paragraph)
+    for note in notes:
+        page.paragraph(note)
     _add_what_ran(page, results, missing)
     for name, filled in tables.items():
-        _add_table(page, filled, name, results.anchors)
+        _add_table(page, filled, name, own, results.anchors)
     for figure in figures:
-        _add_figure(page, figure, files)
+        _add_figure(page, figure, own, files)
     _add_comparisons(page, results)
     _add_settings(page, results)
     _add_pretrainings(page, results)
@@ -204,7 +257,7 @@ def _add_what_ran(page: Page, results: Results, missing: Sequence[Run]) -> None:
         page.table(["Run"], rows, caption="Missing")
 
 
-def _add_table(page: Page, filled: Filled, name: str, links: Links) -> None:
+def _add_table(page: Page, filled: Filled, name: str, own: Written, links: Links) -> None:
     table = filled.table
     page.heading(table.title)
     rows: list[list[Cell]] = []
@@ -221,7 +274,7 @@ def _add_table(page: Page, filled: Filled, name: str, links: Links) -> None:
         caption=filled.full_caption("Paper"),
         collapse_above=len(rows),
     )
-    _add_files(page, [f"tables/{name}.{ending}" for ending in TABLE_FORMATS])
+    _add_files(page, [f"{own.tables}/{name}.{ending}" for ending in TABLE_FORMATS])
 
 
 def _add_files(page: Page, files: Sequence[str]) -> None:
@@ -231,7 +284,7 @@ def _add_files(page: Page, files: Sequence[str]) -> None:
     page.paragraph(*links)
 
 
-def _add_figure(page: Page, figure: Drawn, files: dict[Plot, str]) -> None:
+def _add_figure(page: Page, figure: Drawn, own: Written, files: dict[Plot, str]) -> None:
     page.heading(figure.title)
     if not figure.plots:
         page.paragraph("No run of this figure is done.")
@@ -244,47 +297,48 @@ def _add_figure(page: Page, figure: Drawn, files: dict[Plot, str]) -> None:
         page.gallery(plots, caption=figure.caption, size=GALLERY)
     if figure.rows:
         page.table(figure.columns, figure.rows)
-    _add_files(page, [f"figures/{files[plot]}.{end}" for plot in figure.plots for end in FORMATS])
+    _add_files(
+        page, [f"{own.figures}/{files[plot]}.{end}" for plot in figure.plots for end in FORMATS]
+    )
 
 
 def _add_comparisons(page: Page, results: Results) -> None:
-    folds = list(dict.fromkeys(fold for _, fold in results.done))
-    parts = [(fold, table) for fold in folds if len(table := results.comparisons(fold))]
-    if not parts:
+    table = comparisons(results)
+    if not len(table):
         return
     page.heading("Comparisons")
     rows: list[list[Cell]] = [
         [
-            fold,
-            Link(row["model"], f"#{results.anchors[row['model'], fold]}"),
-            Link(row["baseline"], f"#{results.anchors[row['baseline'], fold]}"),
-            row["n_seeds"],
+            row["fold"],
+            Link(row["model"], f"#{results.anchors[row['model'], row['fold']]}"),
+            Link(row["baseline"], f"#{results.anchors[row['baseline'], row['fold']]}"),
             f"{row['difference']:+.3f}",
             interval(row),
+            interval({"low": row["low_seeds"], "high": row["high_seeds"]}),
             f"{row['n_better']} of {row['n_subjects']}",
+            f"{row['n_seeds_better']} of {row['n_seeds']}",
             p_value(row["p"]),
             p_value(row["p_holm"]),
         ]
-        for fold, table in parts
         for row in table.to_dict("records")
     ]
+    family = results.study.family
+    corrected = (
+        "for the number of models that are tested against the same one on the same training subjects, no further."
+        if family is None
+        else f"for the {int(table['p_holm'].notna().sum())} comparisons of one family, {family.title}; no other has a "
+        "corrected value."
+    )
     page.table(
         [
-            "Trained on",
-            "Model",
-            "Against",
-            "Seeds",
-            "Difference",
-            "95 % CI",
-            "Better on",
-            "p",
-            "p, Holm",
+            *("Trained on", "Model", "Against", "Difference", "95 % CI", "95 % CI, two levels"),
+            *("Better on", "Better with seeds", "p", "p, Holm"),
         ],
         rows,
         caption="Mean 3D Dice of the model minus that of the one it is tested against, paired by subject: the mean "
-        "over frames and over the seeds that both have. Interval: bootstrap over subjects. p: one-sided Wilcoxon "
-        f"signed-rank test that the model is better, {METHOD}. Holm: corrected for the number of models that are "
-        "tested against the same one on the same training subjects, no further. "
+        "over frames and over the seeds that both have. Intervals: bootstrap over subjects; over seeds and subjects, "
+        "each drawn independently. p: one-sided Wilcoxon "
+        f"signed-rank test that the model is better, {METHOD}. Holm: corrected {corrected} "
         f"No p value under {SUBJECTS_FOR_A_TEST} subjects.",
         collapse_above=60,
     )
@@ -368,7 +422,9 @@ def _add_runs(page: Page, results: Results) -> None:
 def _run_cell(results: Results, run: Run) -> Cell:
     if not results.is_done(run):
         return _state_cell(results, run)
-    report = Link(rounded(results.dice(run), 3), f"{run.folder}/evaluation/{PAGE}")
+    report = Link(
+        rounded(results.dice(run), 3), f"{results.folder(run, 'evaluate')}/evaluation/{PAGE}"
+    )
     record = results.record(run, "train")
     return Noted(report, [[*_files(run), *[duration(record["seconds"])] * bool(record)]])
 

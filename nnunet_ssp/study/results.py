@@ -26,17 +26,25 @@ from nnunet_ssp.evaluation.labels import SYNONYMS, Labels, read_labels
 from nnunet_ssp.evaluation.statistics import (
     MEAN,
     SCORES,
-    compare_models,
-    holm,
     with_mean,
 )
 from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.files.contents import read_json
-from nnunet_ssp.study.data import Data
+from nnunet_ssp.study.convergence import final_dice, steps_to_dice
+from nnunet_ssp.study.data import ON_TEST, Data
 from nnunet_ssp.study.published import published_settings, read_published
 from nnunet_ssp.study.record import read_record
-from nnunet_ssp.study.runs import Run
-from nnunet_ssp.study.spec import AREA, DICE, TEST_COLUMNS, Figure, Study, Table
+from nnunet_ssp.study.runs import Run, scores_folder
+from nnunet_ssp.study.spec import (
+    AREA,
+    CURVE_SCORES,
+    DICE,
+    STEPS,
+    TEST_COLUMNS,
+    Figure,
+    Study,
+    Table,
+)
 
 TITLES = {
     DICE: "3D Dice",
@@ -44,6 +52,7 @@ TITLES = {
     "hd95_mm": "HD95 (mm)",
     "assd_mm": "ASSD (mm)",
     AREA: "Pseudo Dice, mean of the learning curve",
+    STEPS: "Steps to the final pseudo Dice of the baseline",
     **{name: f"{name}, absolute error ({unit})" for name, unit in UNITS.items()},
 }
 NUMBERS = {  # columns of metrics.csv and clinical.csv; all others are text
@@ -122,7 +131,7 @@ class Results:
             ValueError: There are no test subjects, or a part names a class, score, argument of nnunet-ssp evaluate or
                 published number that does not exist here.
         """
-        if self.study.evaluate == "test" and not self.data.test_cases:
+        if self.study.evaluate in ON_TEST and not self.data.test_cases:
             raise ValueError(
                 f"{self.data.dataset.home} must have labelled test subjects; without any, evaluate: validation scores "
                 "each fold's validation subjects."
@@ -196,7 +205,7 @@ class Results:
         """Whether a run has left all that it must."""
         if run.hands_on is not None:
             return bool(self.record(run, "train"))
-        tables = self._file(run, "evaluation/metrics.csv")
+        tables = self._scores(run, "metrics.csv")
         return bool(self.record(run, "evaluate")) and tables.is_file()
 
     @cached_property
@@ -216,11 +225,11 @@ class Results:
                 continue  # nnU-Net's training predicts the validation cases
             if self.record(run, stage):
                 continue
-            if self._file(run, f"{stage}.json").is_file():
+            if (self.output / self.folder(run, stage) / f"{stage}.json").is_file():
                 return f"{STAGES[stage]} is outdated", None
-            log = f"{stage}.log"
-            if self._file(run, log).is_file():
-                return f"{STAGES[stage]} did not end", f"{run.folder}/{log}"
+            log = f"{self.folder(run, stage)}/{stage}.log"
+            if (self.output / log).is_file():
+                return f"{STAGES[stage]} did not end", log
             break
         if run.weights is not None and not self.is_done(run.weights):
             return f"waits for the pretraining {run.weights.name}", None
@@ -228,15 +237,19 @@ class Results:
 
     def record(self, run: Run, stage: str) -> dict[str, Any]:
         """Read command, seconds, end and machine of a stage; empty if it is not done."""
-        name = f"{run.folder}/{stage}.json"
+        name = f"{self.folder(run, stage)}/{stage}.json"
         return {} if name in self.unfinished else read_record(self.output / name)
 
     def settings(self, run: Run) -> dict[str, Any]:
         """Read the `settings.json` of a training; empty if there is none."""
         return _read_json(self.output / run.fold_folder(self.data) / "settings.json")
 
-    def _file(self, run: Run, name: str) -> Path:
-        return self.output / run.folder / name
+    def folder(self, run: Run, stage: str) -> str:
+        """Return the folder of a stage's record and log, below the study's folder."""
+        return run.folder if stage == "train" else scores_folder(self.study, run)
+
+    def _scores(self, run: Run, name: str) -> Path:
+        return self.output / scores_folder(self.study, run) / "evaluation" / name
 
     @cached_property
     def anchors(self) -> dict[tuple[str, str], str]:
@@ -276,13 +289,13 @@ class Results:
     def _seed_values(self, place: Coordinates) -> pd.DataFrame:
         runs = self.done.get((place.model, place.fold), {})
         rows = []
-        subjects = None if place.score == AREA else self.subject_values(place)
+        subjects = None if place.score in CURVE_SCORES else self.subject_values(place)
         for seed, run in runs.items():
             row: dict[str, Any] = {"seed": seed, "run": run.folder, "missed": 0}
             if subjects is None:
-                if (curve := self.learning_curve(run)) is None:
+                if (value := self._of_curve(run, place.score)) is None:
                     continue
-                row |= {"value": curve["pseudo_dice_area"].iloc[-1], "n_subjects": 0}
+                row |= {"value": value, "n_subjects": 0}
             else:
                 own = subjects[subjects["seed"] == seed]["value"].dropna()
                 row |= {"value": own.mean(), "sd_subjects": own.std(), "n_subjects": len(own)}
@@ -342,7 +355,7 @@ class Results:
     def _read_all(self, runs: Iterable[Run], name: str) -> pd.DataFrame:
         tables = []
         for run in runs:
-            file = self._file(run, f"evaluation/{name}")
+            file = self._scores(run, name)
             columns = _read_own(file, nrows=0).columns
             # Codes such as 04 and NA are text, and an empty text is no missing number.
             table = _read_own(
@@ -407,6 +420,16 @@ class Results:
             self._curves[run.folder] = curve if len(curve) else None
         return self._curves[run.folder]
 
+    def _of_curve(self, run: Run, score: str) -> float | None:
+        """Compute a score of a learning curve; None if a curve that it takes is not there."""
+        curve = self.learning_curve(run)
+        if curve is None or score == AREA:
+            return None if curve is None else float(curve["pseudo_dice_area"].iloc[-1])
+        baseline = self.study.baseline_of(run.name) or run.name
+        control = self.done.get((baseline, run.label), {}).get(run.seed)
+        reference = None if control is None else self.learning_curve(control)
+        return None if reference is None else steps_to_dice(curve, final_dice(reference))
+
     def steps(self, run: Run) -> int | None:
         """Count the optimiser steps of a training as it ran."""
         curve = self.learning_curve(run)
@@ -430,35 +453,6 @@ class Results:
         run = next((run for run in self.pretrainings if run.name == name), None)
         counts = {} if run is None else self.settings(run).get("counts", {})
         return counts.get("slices")
-
-    # -- who is better -----------------------------------------------------------------------------
-
-    def comparisons(self, fold: str) -> pd.DataFrame:
-        """Compare the mean Dice of every model with its baseline, on the seeds that both have.
-
-        Subjects are compared by their mean over frames and seeds. p values are corrected for the number of models with
-        the same baseline.
-
-        Returns:
-            The columns of `evaluation.statistics.compare_models`, and `n_seeds`; no row if the baseline is not done.
-        """
-        tables = []
-        for (model, label), runs in self.done.items():
-            baseline = self.study.baseline_of(model)
-            if label != fold or baseline is None:
-                continue
-            seeds = [seed for seed in runs if seed in self.done.get((baseline, fold), {})]
-            if not seeds:
-                continue
-            both = pd.concat([self.frames[baseline, fold], self.frames[model, fold]])
-            both = both[both["seed"].isin(seeds) & (both["class"] == MEAN)]
-            table = compare_models(both, DICE, baseline)
-            tables.append(table.assign(n_seeds=len(seeds)))
-        if not tables:
-            return pd.DataFrame()
-        table = pd.concat(tables, ignore_index=True)
-        groups = table.groupby("baseline", sort=False)["p"]
-        return table.assign(p_holm=groups.transform(lambda p: holm(p.to_numpy())))
 
 
 class _Parser(argparse.ArgumentParser):

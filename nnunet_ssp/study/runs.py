@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from nnunet_ssp.launch import trainer_paths
 from nnunet_ssp.nnunet import quiet
 from nnunet_ssp.settings import as_word, override
 from nnunet_ssp.study.data import CONFIGURATION, Data, digest
-from nnunet_ssp.study.spec import SEED, GivenSettings, Study
+from nnunet_ssp.study.spec import CHOOSING, REPORT, SEED, GivenSettings, Study
 
 Kind = Literal["pretrain", "finetune", "predict", "evaluate"]
 FINAL = "checkpoint_final.pth"
@@ -72,6 +72,9 @@ class Run:
         return f"{self.folder}/results/{data.name}/{trainer}/fold_{number}"
 
 
+Runs = tuple[list[Run], list[Run]]  # pretrainings, and trainings
+
+
 @dataclass(frozen=True)
 class Job:
     """One command of the workflow.
@@ -111,7 +114,7 @@ class Job:
         return " ".join([*variables, shlex.join(self.command)])
 
 
-def study_runs(study: Study, data: Data | None) -> tuple[list[Run], list[Run]]:
+def study_runs(study: Study, data: Data | None) -> Runs:
     """List every training that the study's tables and figures need, each once.
 
     Args:
@@ -239,9 +242,16 @@ def count_labelled_slices(study: Study, label: str, data: Data | None, seed: int
     return study.sizes.labelled_slices.get(label, 0) if study.sizes else 0
 
 
-def study_jobs(
-    study: Study, runs: tuple[list[Run], list[Run]], data: Data, device: str
-) -> list[Job]:
+def only(runs: Runs, models: Sequence[str] | None) -> Runs:
+    """Return the runs of some models, with their pretrainings."""
+    if models is None:
+        return runs
+    trainings = [run for run in runs[1] if run.name in models]
+    used = {run.weights.name for run in trainings if run.weights is not None}
+    return [run for run in runs[0] if run.name in used], trainings
+
+
+def study_jobs(study: Study, runs: Runs, data: Data, device: str) -> list[Job]:
     """List the commands of all runs, each after those that it needs."""
     pretrainings, trainings = runs
     jobs = [_train_job("pretrain", run, data, device) for run in pretrainings]
@@ -284,15 +294,18 @@ def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job
     yield train
     before, predictions = train, f"{run.fold_folder(data)}/validation"
     tested = data.tested(study.evaluate, run.fold)
-    if study.evaluate == "test":
-        predictions = f"{run.folder}/predictions"
+    place = scores_folder(study, run)
+    if study.evaluate != "validation":
+        predictions = f"{place}/predictions"
         images = str(data.dataset.raw / "imagesTs")
+        if study.evaluate == CHOOSING:
+            images = data.validation_images(run.fold)
         number = str(data.fold(run.fold)[0])
         model = ("-d", data.number, "-c", CONFIGURATION, "-f", number, "-p", data.plans_name)
         where = ("-tr", run.trainer, "-i", images, "-o", predictions)
         before = Job(
             kind="predict",
-            record=f"{run.folder}/predict.json",
+            record=f"{place}/predict.json",
             needs=(train.record,),
             title=run.title,
             variables={"nnUNet_results": f"{run.folder}/results"},
@@ -305,25 +318,36 @@ def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job
                 device,
             ),
             makes=predictions,
-            log=f"{run.folder}/predict.log",
+            log=f"{place}/predict.log",
             results=predictions,
             key=_key([run.folder, study.predict, tested]),
         )
         yield before
-    folder = f"{run.folder}/evaluation"
+    folder = f"{place}/evaluation"
     what = (data.number, f"{run.name}={predictions}", "-o", folder)
     yield Job(
         kind="evaluate",
-        record=f"{run.folder}/evaluate.json",
+        record=f"{place}/evaluate.json",
         needs=(before.record,),
         title=run.title,
         variables={},
         command=("nnunet-ssp", "evaluate", *what, *shlex.split(study.evaluation)),
         makes=f"{folder}/metrics.csv",
-        log=f"{run.folder}/evaluate.log",
+        log=f"{place}/evaluate.log",
         results=folder,
         key=_key([before.key, study.evaluation, data.about(tested)]),
     )
+
+
+def scores_folder(study: Study, run: Run) -> str:
+    """Return where the predictions and scores of a training are, below the study's folder."""
+    return f"{run.folder}/reported" if study.evaluate == REPORT else run.folder
+
+
+def resolved(run: Run) -> dict[str, Any]:
+    """Return every setting of a training but the seed."""
+    settings = asdict(override(find_trainer(run.trainer).defaults, run.settings)[0])
+    return {name: value for name, value in settings.items() if name != "seed"}
 
 
 def slug(name: str) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 
@@ -24,15 +23,20 @@ from nnunet_ssp.evaluation.statistics import SCORES
 from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.yaml_files import read_yaml
+from nnunet_ssp.study.expansion import StrictLoader, at_size, expanded
 
 Scalar = bool | int | float | str | None
 Axis = Literal["models", "folds", "tests", "classes", "scores"]
 AXES: tuple[Axis, ...] = ("models", "folds", "tests", "classes", "scores")
 SEED = "{seed}"  # stands in the name of a fold for the seed of the training
 AREA = "area"  # the score of a learning curve
+STEPS = "steps"  # to the final pseudo Dice of the baseline
+CURVE_SCORES = (AREA, STEPS)
 DICE = "dice"
+CHOOSING = "choosing"  # score on the fold's validation subjects, to choose models on
+REPORT = "report"  # score the chosen models on the test subjects; never in a file
 TEST_COLUMNS = tuple(name for name in CASE_COLUMNS if name != "base")  # as in metrics.csv
-KNOWN_SCORES = (*SCORES, AREA, *UNITS)
+KNOWN_SCORES = (*SCORES, *CURVE_SCORES, *UNITS)
 
 
 # What a study may say to the commands that it runs. It may be from elsewhere: it names no file to write, changes
@@ -41,7 +45,7 @@ KNOWN_SCORES = (*SCORES, AREA, *UNITS)
 OPTIONS: dict[str, dict[str, int | None]] = {
     "prepare": {
         **dict.fromkeys(("-gpu_memory_target", "-overwrite_plans_name", "-pl", "-np"), 1),
-        "--any-plane": 0,
+        **{"--any-plane": 0, "--patch": 2, "--width": 1, "--batch": 1},
     },
     "predict": {
         **dict.fromkeys(("-step_size", "-chk", "-npp", "-nps"), 1),
@@ -53,7 +57,7 @@ OPTIONS: dict[str, dict[str, int | None]] = {
         "--spacing-unknown": 0,
     },
     "make_folds": {
-        "--paper": 0,
+        **{"--paper": 0, "--few": 0},
         **dict.fromkeys(("--from", "--subsets", "--seeds", "--vendors"), None),
         **dict.fromkeys(("--unit", "--phase", "--of"), 1),
     },
@@ -198,6 +202,22 @@ class Figure(_Selection):
         return self
 
 
+class Family(_Part):
+    """Comparisons whose p values are corrected together.
+
+    Attributes:
+        title: What they ask, for readers.
+        models: Models that are tested, each against its baseline; names or patterns.
+        folds: Folds on which they are tested.
+        seeds: Seeds that count; None stands for all that both have.
+    """
+
+    title: str
+    models: Names
+    folds: Names
+    seeds: Seeds | None = None
+
+
 class Sizes(_Part):
     """Published sizes, for the estimate of a dry run without the data set."""
 
@@ -217,7 +237,8 @@ class Study(_Part):
         about: What the study is, and where it differs from the publication.
         dataset: Id or name of a prepared dataset; `nnunet-ssp study -d` replaces it.
         phantom: Phantom to make instead of a dataset.
-        prepare: More arguments for `nnunet-ssp prepare` of the phantom, among those in `OPTIONS`.
+        prepare: More arguments for `nnunet-ssp prepare`, among those in `OPTIONS`; it makes the phantom's plans, and
+            those of a dataset that has none of this name.
         predict: More arguments for `nnUNetv2_predict`, likewise.
         evaluation: More arguments for `nnunet-ssp evaluate`, likewise.
         environment: Environment variables of all commands, among those in `VARIABLES`.
@@ -225,12 +246,17 @@ class Study(_Part):
         plans: Name of the plans.
         folds: Names in `folds.csv` by the study's own names; `{seed}` stands for the training's seed.
         tests: Cases that count, by the study's name of the test: the values that columns of `cases.csv` must have.
-        evaluate: Score on the test subjects, or on each fold's validation subjects.
+        evaluate: Score on the test subjects, or on each fold's validation subjects, as nnU-Net predicts them at the end
+            of a training. `choosing` also scores on the latter, by `nnUNetv2_predict`; the test subjects are for the
+            chosen models alone, see `examination`.
         seeds: Seeds of every model on every fold.
         match: How trainings on folds of different size compare. With `steps` all take equally many. With `epochs` an
             epoch is one pass over the fold's slices, as in de Mooij et al. (of another length if settings name one).
         settings: Settings of all pretrainings and of all fine-tunings; a model's own replace them.
         baseline: Model that the others are tested against; a model that is its own baseline is not tested.
+        family: Comparisons whose p values are corrected together. Without it these are the models on one fold with the
+            same baseline.
+        tried_before: Models that were tried on the choosing subjects and are not in the file.
         published_settings: Settings to compare the trainings' with, see `hyperparameters`.
         sizes: Published sizes, see `Sizes`.
     """
@@ -247,13 +273,15 @@ class Study(_Part):
     plans: str = "nnUNetPlans"
     folds: Named[str] = Field(min_length=1)
     tests: Named[dict[str, Names]] = {"all": {}}
-    evaluate: Literal["test", "validation"] = "test"
+    evaluate: Literal["test", "validation", "choosing"] = "test"
     seeds: Seeds
     match: Literal["epochs", "steps"] = "steps"
     settings: dict[Literal["pretraining", "finetuning"], GivenSettings] = {}
     pretraining: Named[Pretraining] = {}
     models: Named[Model] = Field(min_length=1)
     baseline: str | None = None
+    family: Family | None = None
+    tried_before: int = Field(0, ge=0)
     tables: list[Table] = Field(min_length=1)
     figures: list[Figure] = []
     published_settings: str | None = None
@@ -278,6 +306,9 @@ class Study(_Part):
             _must_know(f"models.{name}.pretraining", wanted, self.pretraining, "pretraining")
             _must_know(f"models.{name}.baseline", model.baseline, self.models, "models")
         _must_know("baseline", self.baseline, self.models, "models")
+        if self.family is not None:
+            _must_match("family.models", self.family.models, self.models, "models")
+            _must_match("family.folds", self.family.folds, self.folds, "folds")
         for test, columns in self.tests.items():
             for name in columns:
                 _must_know(f"tests.{test}", name, TEST_COLUMNS, "columns of cases.csv")
@@ -295,8 +326,9 @@ class Study(_Part):
             _must_know(f"{place}.tests", name, self.tests, "tests")
         for name in part.scores:
             _must_know(f"{place}.scores", name, KNOWN_SCORES, "scores")
-        if isinstance(part, Figure) and part.kind == "boxes" and AREA in part.scores:
-            raise ValueError(f"{place}.scores (={AREA}) must be scores of subjects")
+        if isinstance(part, Figure) and part.kind == "boxes":
+            for name in set(CURVE_SCORES) & {*part.scores}:
+                raise ValueError(f"{place}.scores (={name}) must be scores of subjects")
         if isinstance(part, Table):
             for axis, names in self.entries(part).items():
                 if axis not in (*part.rows, *part.columns) and len(names) != 1:
@@ -313,21 +345,20 @@ class Study(_Part):
         found = self.models[model].baseline or self.baseline
         return None if found == model else found
 
+    def in_family(self, model: str, fold: str) -> bool:
+        """Whether a comparison belongs to the family."""
+        return self.family is not None and (model, fold) in set(
+            product(
+                matching_names(self.family.models, self.models),
+                matching_names(self.family.folds, self.folds),
+            )
+        )
+
     def entries(self, part: Table | Figure) -> dict[Axis, list[str]]:
         """List what a table or figure shows on each axis; patterns give the names that match, in the study's order."""
-
-        def match(wanted: list[str] | None, known: Mapping[str, object]) -> list[str]:
-            found = [
-                key
-                for name in wanted or ["*"]
-                for key in ([name] if name in known else known)
-                if key == name or fnmatchcase(key, name)
-            ]
-            return list(dict.fromkeys(found))
-
         return {
-            "models": match(part.models, self.models),
-            "folds": match(part.folds, self.folds),
+            "models": matching_names(part.models, self.models),
+            "folds": matching_names(part.folds, self.folds),
             "tests": list(part.tests),
             "classes": list(part.classes),
             "scores": list(part.scores),
@@ -344,100 +375,43 @@ class Study(_Part):
         yield from seen
 
 
-def read_study(file: Path) -> Study:
-    """Read and check a study's file.
+def matching_names(wanted: list[str] | None, known: Mapping[str, object]) -> list[str]:
+    """List the known names that are wanted, or match a wanted pattern; all of them for None."""
+    found = [
+        key
+        for name in wanted or ["*"]
+        for key in ([name] if name in known else known)
+        if key == name or fnmatchcase(key, name)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def first_size(file: Path) -> str | None:
+    """Return the first of the sizes in a study's file that was read before; None if it has but one."""
+    return at_size(read_yaml(file, StrictLoader), None)[1]
+
+
+def read_study(file: Path, size: str | None = None) -> Study:
+    """Read and check a study's file, at one of its sizes, see `expansion.at_size`.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is no YAML, or breaks the schema; the message names file, place and rule.
     """
-    content = read_yaml(file, _StrictLoader)
+    content = read_yaml(file, StrictLoader)
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold names and values, as `title: ...`.")
     try:
+        content, _ = at_size(content, size)
         for name in ("folds", "pretraining", "models"):
             if isinstance(content.get(name), dict):
-                content[name] = dict(_expanded(content[name], f"{name}"))
+                content[name] = dict(expanded(content[name], f"{name}"))
         return Study.model_validate(content)
     except ValidationError as error:
         lines = (f"  {_place(found['loc'])}{_rule(found)}" for found in error.errors())
         raise ValueError(f"{file} does not follow the schema:\n" + "\n".join(lines)) from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML loader that refuses a name given twice; PyYAML takes the last one.
-
-    Numbers are decimal: PyYAML reads 1_0 as 10, 1:30 as 90, 010 as 8 and 0b11 as 3.
-    """
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        merge = "tag:yaml.org,2002:merge"  # `<<`, whose names those beside it may replace
-        names = [self.construct_object(k, deep=True) for k, _ in node.value if k.tag != merge]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{twice[0]!r} is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_DECIMAL = {
-    "int": r"[+-]?(0|[1-9][0-9]{0,99})",
-    "float": r"[+-]?([0-9]{1,99}\.?[0-9]{0,99}|\.[0-9]{1,99})([eE][+-]?[0-9]{1,2})?",
-}
-
-
-def _number(loader: _StrictLoader, node: Any) -> int | float:
-    text, kind = node.value, node.tag.rpartition(":")[2]
-    if not re.fullmatch(_DECIMAL[kind], str(text)):
-        rule = "a number must be decimal, as 10 or 0.5; a text is put in quotes"
-        raise yaml.constructor.ConstructorError(None, None, f"{text}: {rule}", node.start_mark)
-    return int(text) if kind == "int" else float(text)
-
-
-for _kind in _DECIMAL:
-    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
-
-
-def _expanded(parts: Mapping[Hashable, Any], where: str) -> Iterator[tuple[str, Any]]:
-    """Yield parts as they are, and one with `for` once for every combination of its values, filled in for `{name}`."""
-    seen = set()
-    for key, part in parts.items():
-        values: Mapping[str, list[Any]] = {}
-        if isinstance(part, dict) and "for" in part:
-            part = dict(part)
-            values = part.pop("for")
-            if not isinstance(values, dict) or not all(
-                isinstance(v, list) for v in values.values()
-            ):
-                raise ValueError(f"{where}.{key}.for must be names with lists, as `patch: [8, 16]`")
-        for combination in product(*values.values()):
-            filling = dict(zip(values, combination, strict=True))
-            if isinstance(key, bool):  # `yes` and `no`
-                raise ValueError(f"{where}.{key}: the name must be put in quotes")
-            name = str(_filled(str(key), filling))
-            if name in seen:
-                raise ValueError(
-                    f"{where}.{name} is there twice: its name must hold every name of `for`"
-                )
-            seen.add(name)
-            yield name, _filled(part, filling)
-
-
-def _filled(content: Any, values: Mapping[str, Any]) -> Any:
-    """Put values in place of `{name}`, wherever it stands; a value that stands alone keeps its type."""
-    if isinstance(content, dict):
-        return {key: _filled(value, values) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_filled(value, values) for value in content]
-    if not isinstance(content, str):
-        return content
-    for name, value in values.items():
-        if content == f"{{{name}}}":
-            return value
-        content = content.replace(f"{{{name}}}", str(value))
-    return content
 
 
 def _must_be_options(place: str, text: str) -> None:

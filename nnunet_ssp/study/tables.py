@@ -14,9 +14,10 @@ from nnunet_ssp.evaluation.statistics import MEAN
 from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.reporting.page import GAP
 from nnunet_ssp.reporting.wording import listing, rounded
+from nnunet_ssp.study.data import ON_TEST
 from nnunet_ssp.study.published import Published, read_published
 from nnunet_ssp.study.results import DISTANCES, TITLES, Coordinates, Results, Value
-from nnunet_ssp.study.spec import AREA, AXES, DICE, Axis, Figure, Table
+from nnunet_ssp.study.spec import AREA, AXES, CURVE_SCORES, DICE, STEPS, Axis, Figure, Table
 
 HEADINGS: dict[Axis, str] = {
     "models": "Model",
@@ -26,7 +27,11 @@ HEADINGS: dict[Axis, str] = {
     "scores": "Score",
 }
 # Names of scores at the head of a row or column; the caption gives the rest.
-SHORT = TITLES | {name: f"{name} ({unit})" for name, unit in UNITS.items()} | {AREA: "Area"}
+SHORT = (
+    TITLES
+    | {name: f"{name} ({unit})" for name, unit in UNITS.items()}
+    | {AREA: "Area", STEPS: "Steps"}
+)
 
 
 @dataclass(frozen=True)
@@ -164,8 +169,8 @@ def _what(table: Table, results: Results) -> str:
     """Describe the values, and the subjects and seeds that they cover."""
     shown = results.study.entries(table)
     seeds = table.seeds or results.study.seeds
-    of_subjects = shown["scores"] != [AREA]
-    of_classes = any(score != AREA and score not in UNITS for score in shown["scores"])
+    of_subjects = not {*shown["scores"]} <= {*CURVE_SCORES}
+    of_classes = any(score not in (*UNITS, *CURVE_SCORES) for score in shown["scores"])
     fixed = [
         describe_axis(axis, shown[axis][0], results)
         for axis in reversed(AXES)
@@ -174,6 +179,11 @@ def _what(table: Table, results: Results) -> str:
     if len(shown["scores"]) > 1:
         fixed += ["absolute errors of the clinical metrics"] * bool(UNITS.keys() & shown["scores"])
         fixed += ["area: mean pseudo Dice of the learning curve"] * (AREA in shown["scores"])
+    if STEPS in shown["scores"]:
+        fixed.append(
+            "steps: where the running mean of three points of the learning curve first reaches the end of the "
+            "baseline’s with the same seed; a run that never does has no value, and is counted"
+        )
     means = ["mean over subjects, each the mean of its frames"] if of_subjects else []
     several = len(seeds) > 1
     named = ", ".join(map(str, seeds))
@@ -197,7 +207,7 @@ def describe_axis(axis: Axis, name: str, results: Results) -> str:
     if axis == "classes":
         return "mean over classes" if name == MEAN else f"class {name}"
     if axis == "tests":
-        kind = "test" if results.study.evaluate == "test" else "validation"
+        kind = "test" if results.study.evaluate in ON_TEST else "validation"
         if not results.study.tests[name]:
             return f"all {kind} subjects"
         return f"{kind} subjects, {name} only"

@@ -1,0 +1,225 @@
+"""The last step of a study that chooses: models are named first, and only these are scored on the test subjects.
+
+`--choose` writes `chosen.json` with the models, all that decides how they are trained and scored, and a digest.
+`--report` refuses to predict a test subject unless that file fits the study as it is now.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_ssp.cohort.membership import subjects_of, test_subjects
+from nnunet_ssp.console import some
+from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.study.data import Data, digest
+from nnunet_ssp.study.runs import Run, Runs, resolved
+from nnunet_ssp.study.spec import CHOOSING, REPORT, Figure, Study, Table
+
+
+def choose(
+    study: Study,
+    size: str | None,
+    runs: Runs,
+    names: Sequence[str],
+    done: Collection[str],
+    file: Path,
+) -> None:
+    """Write the models that may be scored on the test subjects.
+
+    Args:
+        study: The study.
+        size: Name of its size; None if it has but one.
+        runs: Its runs.
+        names: Models to report.
+        done: Models of which a training is finished, among which the choice was made.
+        file: File to write.
+
+    Raises:
+        FileExistsError: Another choice was made before.
+        ValueError: A name is no model, the baseline of one is not among them, or the study does not choose.
+    """
+    _must_choose(study)
+    _check_names(study, names, "--choose")
+    chosen_from = [name for name in study.models if name in {*done, *names}]
+    content = _described(study, size, runs, names) | {
+        "chosen_from": chosen_from,
+        "tried_before": study.tried_before,
+    }
+    content["digest"] = digest(content)
+    if file.is_file() and read_json(file, dict) != content:
+        raise FileExistsError(
+            f"{file} holds another choice. What was reported by it was seen: delete it only if nothing was."
+        )
+    write_json(file, content)
+
+
+def read_chosen(study: Study, size: str | None, runs: Runs, file: Path) -> dict[str, Any]:
+    """Read the chosen models, and check that the study still is what they were chosen in.
+
+    Raises:
+        FileNotFoundError: Nothing was chosen.
+        ValueError: The file was changed, or the study since.
+    """
+    _must_choose(study)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing: the test subjects are for models that were named before. Name them with --choose."
+        )
+    content: dict[str, Any] = read_json(file, dict)
+    known = {name: value for name, value in content.items() if name != "digest"}
+    if content.get("digest") != digest(known):
+        raise ValueError(f"{file} must be as --choose wrote it: its digest does not fit.")
+    names = [*content["models"]]
+    _check_names(study, names, str(file))
+    now = _described(study, size, runs, names)
+    if changed := _differing(now, known):
+        raise ValueError(
+            f"{file} must be of this study as it is now; since the choice changed: {some(changed)}."
+        )
+    return content
+
+
+def only_chosen(study: Study, runs: Runs, names: Collection[str]) -> tuple[Study, Runs]:
+    """Return the study of the chosen models alone, scored on the test subjects, and its runs."""
+    models = {name: study.models[name] for name in study.models if name in names}
+    used = {model.pretraining for model in models.values()}
+
+    def parts(shown: Sequence[Any]) -> list[Any]:
+        kept = [
+            (part, [name for name in study.entries(part)["models"] if name in models])
+            for part in shown
+        ]
+        return [part.model_copy(update={"models": own}) for part, own in kept if own]
+
+    tables: list[Table] = parts(study.tables)
+    figures: list[Figure] = parts(study.figures)
+    family = study.family
+    if family is not None:
+        own = [name for name in models if any(study.in_family(name, fold) for fold in study.folds)]
+        family = family.model_copy(update={"models": own})
+    reduced = study.model_copy(
+        update={
+            "evaluate": REPORT,
+            "models": models,
+            "pretraining": {n: p for n, p in study.pretraining.items() if n in used},
+            "tables": tables,
+            "figures": figures,
+            "family": family,
+        }
+    )
+    pretrainings, trainings = runs
+    return reduced, (
+        [run for run in pretrainings if run.name in used],
+        [run for run in trainings if run.name in models],
+    )
+
+
+def split_in_words(study: Study, runs: Runs, data: Data) -> list[str]:
+    """Describe who is trained on, chosen on and reported on."""
+    cases = data.dataset.cases
+    folds = [data.fold(run.fold)[1] for run in (*runs[0], *runs[1])]
+    trained = subjects_of({name for fold in folds for name in fold.train}, cases)
+    chosen_on = subjects_of({name for fold in folds for name in fold.val}, cases)
+    reported = test_subjects(cases)
+    seen = study.evaluate == REPORT
+    return [
+        f"Split: trained on {len(trained)} subjects (labels as each fold says); chosen on the masks of "
+        f"{len(chosen_on)} others: {some(sorted(chosen_on), 20)}; "
+        f"{'reported here' if seen else 'to be reported, not predicted here,'} on {len(reported)}: "
+        f"{some(sorted(reported), 20)}. The masks that are chosen on come on top of the labels that are trained on."
+    ]
+
+
+def choice_in_words(content: dict[str, Any], commit: str) -> str:
+    """Describe what was chosen, from how many, and when it was fixed."""
+    names, n = [*content["models"]], len(content["chosen_from"])
+    before = content["tried_before"]
+    more = f", and {before} more tried before" if before else ""
+    fixed = f"commit {commit}" if commit else "not committed"
+    return (
+        f"Reported: {some(names, 20)}, chosen from {n} of this study{more}. Named before any test subject was "
+        f"predicted, in chosen.json ({fixed}, digest {content['digest']})."
+    )
+
+
+def commit_of(file: Path) -> str:
+    """Return the commit of a file as it is; empty if it is in no repository, or not committed."""
+    git = ["git", "-C", str(file.parent)]
+    try:
+        clean = subprocess.run(
+            [*git, "status", "--porcelain", "--ignored", "--", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        log = subprocess.run(
+            [*git, "log", "-1", "--format=%h", "--", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return "" if clean.stdout.strip() else log.stdout.strip()
+
+
+def _must_choose(study: Study) -> None:
+    if study.evaluate != CHOOSING:
+        raise ValueError(
+            f"--choose and --report must be of a study with evaluate: {CHOOSING} (={study.evaluate})."
+        )
+
+
+def _check_names(study: Study, names: Sequence[str], place: str) -> None:
+    for name in names:
+        if name not in study.models:
+            raise ValueError(f"{place} (={name}) must be one of models: {', '.join(study.models)}.")
+        baseline = study.baseline_of(name)
+        if baseline is not None and baseline not in names:
+            raise ValueError(f"{place} must name {baseline}, the baseline of {name}, too.")
+
+
+def _described(study: Study, size: str | None, runs: Runs, names: Sequence[str]) -> dict[str, Any]:
+    """Return all that decides how models are trained and scored, as JSON holds it."""
+    shared = study.model_dump(include={"title", "plans", "predict", "evaluation", "tests", "seeds"})
+    family = None if study.family is None else study.family.model_dump()
+    return {
+        **shared,
+        "size": size,
+        "family": family,
+        "models": {name: _model(runs[1], name) for name in study.models if name in names},
+    }
+
+
+def _model(trainings: Sequence[Run], name: str) -> dict[str, Any]:
+    own = [run for run in trainings if run.name == name]
+    weights = own[0].weights
+    folds = {
+        run.label: {
+            "seeds": [other.seed for other in own if other.label == run.label],
+            "settings": resolved(run),
+        }
+        for run in own
+    }
+    before = None
+    if weights is not None:
+        about = {"trainer": weights.trainer, "fold": weights.fold, "seed": weights.seed}
+        before = {**about, "settings": resolved(weights)}
+    return {"trainer": own[0].trainer, "folds": folds, "pretraining": before}
+
+
+def _differing(now: dict[str, Any], before: dict[str, Any], place: str = "") -> list[str]:
+    """Name the places at which two descriptions differ."""
+    found = []
+    for name in now:
+        where = f"{place}{name}"
+        one, other = now[name], before.get(name)
+        if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+            found += _differing(one, other, f"{where}.")
+        elif one != other:
+            found.append(where)
+    return found
