@@ -8,6 +8,8 @@ import torch
 
 from nnunet_ssp.schedules import (
     EarlyStopping,
+    average_momentum,
+    gaussian_rampup,
     iteration_schedule,
     momentum_schedule,
     staircase,
@@ -185,3 +187,21 @@ def test_the_momentum_schedule_is_lightlys(start):
         assert momentum_schedule(step, total, start) == pytest.approx(expected, abs=1e-15)
     assert momentum_schedule(0, total, start) == pytest.approx(start, abs=1e-15)
     assert momentum_schedule(total, total, start) == 1
+
+
+def test_an_average_follows_fast_at_first():
+    found = [average_momentum(step, 0.9) for step in range(200)]
+    assert found[:3] == pytest.approx([1 / 10, 2 / 11, 3 / 12])
+    assert found[79] == pytest.approx(80 / 89) and set(found[80:]) == {0.9}
+    assert average_momentum(0, 0.0) == 0
+    for step in (0, 50, 10**6):  # steps that the average spans, against those so far
+        assert 1 / (1 - average_momentum(step, 1.0)) == pytest.approx((step + 10) / 9)
+
+
+def test_the_gaussian_rampup_is_mean_teachers():
+    found = [gaussian_rampup(step, 8) for step in range(10)]
+    assert found[:8] == pytest.approx([math.exp(-5 * (1 - step / 8) ** 2) for step in range(8)])
+    assert found[8:] == [1, 1]
+    assert found == sorted(found)
+    assert gaussian_rampup(0, 0) == 1, "none"
+    assert gaussian_rampup(0, 0.25) == pytest.approx(math.exp(-5))

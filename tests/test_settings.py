@@ -11,6 +11,7 @@ from nnunet_ssp.settings import (
     FinetuningSettings,
     FrozenSettings,
     PretrainingSettings,
+    SemiSettings,
     TrainingSettings,
     WarmupSettings,
     differences,
@@ -270,6 +271,28 @@ def test_ranges_of_freezing(text, message):
 def test_ranges_of_warming_up(text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         override(WarmupSettings(), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("average_momentum=1", "`average_momentum` (=1.0) must lie in [0, 1)."),
+        ("unlabelled_batch_size=0", "`unlabelled_batch_size` (=0) must be auto or at least 1."),
+        ("confidence_threshold=1.1", "`confidence_threshold` (=1.1) must lie in [0, 1]."),
+        ("cutmix=-0.1", "`cutmix` (=-0.1) must lie in [0, 1]."),
+        ("consistency_weight=-1", "`consistency_weight` (=-1.0) must not be negative."),
+        ("rampup_epochs=-1", "`rampup_epochs` (=-1) must be auto or not negative."),
+        ("subject_pattern=(", "`subject_pattern` (=() must be "),
+    ],
+)
+def test_ranges_of_learning_from_unlabelled_slices(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        override(SemiSettings(), text)
+
+
+def test_the_ramp_is_a_quarter_of_the_run_or_what_is_asked_for():
+    assert override(SemiSettings(), "num_epochs=10")[0].rampup == 2.5
+    assert override(SemiSettings(), "num_epochs=10 rampup_epochs=0")[0].rampup == 0
 
 
 @pytest.mark.parametrize(

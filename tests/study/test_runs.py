@@ -11,7 +11,7 @@ from nnunet_ssp.study.data import Data
 from nnunet_ssp.study.runs import Job, Run, slug, study_jobs, study_runs
 from nnunet_ssp.study.spec import Study, read_study
 from tests.study.conftest import BATCH, SLICES_OF_A_CASE
-from tests.study.test_spec import write
+from tests.study.test_spec import SMALLEST, write
 
 pytestmark = pytest.mark.usefixtures("nnunet_folders")
 
@@ -157,15 +157,16 @@ def test_a_key_is_not_where_and_how_fast_a_command_runs(tmp_path, data):
 
 
 def test_a_pretraining_on_other_images_is_another(tmp_path, data):
-    """More unlabelled subjects change what a pretraining sees, but no fold."""
-    _, (before,), trainings = planned(tmp_path, data)
+    """More unlabelled subjects change what a pretraining sees, and a teacher labels, but no fold."""
+    models = {**SMALLEST["models"], "semi": {"trainer": "ScratchSemi"}}
+    _, (before,), trainings = planned(tmp_path, data, models=models)
     stored = {**data.stored, "S90_frame00": data.stored["S11_frame00"]}
     case = replace(data.dataset.cases["S11_frame00"], case="S90_frame00", subject="S90")
     more = replace(
         data, dataset=replace(data.dataset, cases={**data.dataset.cases, case.case: case})
     )
     more.__dict__["stored"] = stored
-    _, (after,), others = planned(tmp_path, more)
+    _, (after,), others = planned(tmp_path, more, models=models)
     assert before.folder != after.folder
     same = {run.folder for run in trainings} & {run.folder for run in others}
     assert same == {run.folder for run in trainings if run.name == "baseline"}

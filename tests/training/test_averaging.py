@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,6 @@ def changed(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
 
 def after_each_step(trainer: Any) -> list[dict[str, Tensor]]:
     """The trained weights now and, once it has run, after each step."""
-    trainer.was_initialized or trainer.initialize()
     states = [weights(trainer.network_module)]
     follow = trainer._follow
 
@@ -72,7 +72,7 @@ def test_the_average_in_closed_form(runs, pretrained, log):
 
 
 def test_training_itself_is_the_plain_trainers(runs):
-    """Averaging only looks on."""
+    """Averaging only looks on, and an average of the last step alone is the plain training's result."""
     plain = runs.run("nnUNetTrainerScratch", f"{STEPS} num_epochs=2")
     run = runs.run(SCRATCH, f"{STEPS} num_epochs=2")
     assert not changed(final(run)["ssp_trained_weights"], final(plain)["network_weights"])
@@ -80,12 +80,10 @@ def test_training_itself_is_the_plain_trainers(runs):
     assert curves[0]["train_losses"] == curves[1]["train_losses"]
     assert curves[0]["val_losses"] != curves[1]["val_losses"]
 
-
-def test_a_momentum_of_nothing_is_the_plain_trainer(runs):
-    plain = runs.run("nnUNetTrainerScratch", f"{STEPS} num_epochs=2")
-    run = runs.run(SCRATCH, f"{STEPS} num_epochs=2 average_momentum=0")
-    assert not changed(final(run)["network_weights"], final(plain)["network_weights"])
-    assert final(run)["logging"]["val_losses"] == final(plain)["logging"]["val_losses"]
+    shutil.rmtree(run.output_folder)
+    last = runs.run(SCRATCH, f"{STEPS} num_epochs=2 average_momentum=0")
+    assert not changed(final(last)["network_weights"], final(plain)["network_weights"])
+    assert final(last)["logging"]["val_losses"] == curves[1]["val_losses"]
 
 
 def test_the_average_is_validated(runs, monkeypatch):
@@ -118,13 +116,12 @@ def test_weights_come_back_when_the_validation_fails(runs):
     assert not changed(weights(run.network_module), before)
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_interrupted_runs_continue_exactly(runs, pretrained, monkeypatch, epochs):
+def test_interrupted_runs_continue_exactly(runs, pretrained, monkeypatch):
     monkeypatch.setattr("nnunet_ssp.training.base.SECONDS_BETWEEN_SAVES", -1)
     settings = f"{STEPS} num_epochs=3"
     expected = final(whole := runs.run(FINETUNE, settings, weights=pretrained))
     shutil.rmtree(whole.output_folder)
-    stopped = runs.interrupt(FINETUNE, settings, epochs, weights=pretrained)
+    stopped = runs.interrupt(FINETUNE, settings, 2, weights=pretrained)
     rest = runs.make(FINETUNE, settings, resume=True)
     assert not changed(weights(rest.network_module), weights(stopped.network_module))
     assert not changed(weights(rest.exported()), weights(stopped.exported()))
@@ -138,8 +135,6 @@ def test_interrupted_runs_continue_exactly(runs, pretrained, monkeypatch, epochs
 
 def test_statistics_restored_after_a_skipped_step_reach_the_average(runs, own_copy):
     """A last step that is not finite leaves statistics that are not, until the guard restores them."""
-    import json
-
     plans = json.loads((own_copy / "tiny.json").read_text())
     arguments = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
     arguments["norm_op"] = "torch.nn.modules.batchnorm.BatchNorm2d"
@@ -171,6 +166,28 @@ def test_prediction_is_nnunets_own(runs, pretrained, monkeypatch):
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(run.output_folder_base, (0,))
     assert not changed(dict(predictor.network.state_dict()), weights(run.exported()))
+
+
+def test_the_final_validation_is_the_averages(runs, monkeypatch):
+    """Also when it is all that is asked for."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    validated: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(
+        nnUNetTrainer,
+        "perform_actual_validation",
+        lambda trainer, _: validated.append(weights(trainer.network_module)),
+    )
+    run = runs.run(SCRATCH, f"{STEPS} num_epochs=1".replace("final_validation=no", ""))
+    run.perform_actual_validation()
+    again = runs.make(SCRATCH)
+    monkeypatch.setattr("sys.argv", ["nnUNetv2_train", "--val"])
+    again.load_checkpoint(str(Path(run.output_folder) / "checkpoint_final.pth"))
+    again.perform_actual_validation()
+    assert len(validated) == 2
+    for found in validated:
+        assert not changed(found, final(run)["network_weights"])
+    assert not changed(weights(again.network_module), final(run)["ssp_trained_weights"])
 
 
 def test_momentum_out_of_range(runs):

@@ -87,6 +87,26 @@ def test_encoder_methods(prepared, preprocessed, tmp_path, train, command, train
         assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
 
 
+def test_a_teacher_of_unlabelled_slices(
+    prepared, preprocessed, tmp_path, without_us, monkeypatch, train, command, pretrained
+):
+    """From a pretraining to a prediction without us; the validation is the average's, too."""
+    trainer = "nnUNetTrainerFinetuneSemi"
+    said = train(trainer, FEW, "-pretrained_weights", pretrained)
+    assert "moving average of the weights is validated and exported" in said
+    assert "the teacher is sure of" in said
+    dice = [line.split()[-1] for line in said.splitlines() if "Mean Validation Dice" in line]
+    again = train(trainer, FEW, "--val")
+    assert dice and f"Mean Validation Dice:  {dice[0]}" in again
+
+    monkeypatch.delenv("nnUNet_extTrainer")
+    images = prepared / "raw" / "Dataset901_Phantom" / "imagesTs"
+    words = ["nnUNetv2_predict", "-d", 901, "-c", "2d", "-f", 0, "-p", "tiny", "-device", "cpu"]
+    words += ["-tr", trainer, "-i", images, "-o", tmp_path / "out", "-npp", 1, "-nps", 1]
+    command(*words, PYTHONPATH=str(without_us))
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
+
+
 def test_stock_trainer_takes_the_file(preprocessed, pretrained):
     """nnU-Net's own trainers read the pretrained file; stopped before they train a thousand epochs."""
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights

@@ -85,9 +85,8 @@ def test_without_weight_it_is_the_control(runs):
     assert final(run)["logging"]["train_losses"] == final(control)["logging"]["train_losses"]
     assert final(run)["logging"]["confident_pixels"][0] > 0
 
-    run = runs.make(SCRATCH, f"{STEPS} num_epochs=2 {SURE} seed=0", fold=0)
     shutil.rmtree(run.output_folder)
-    Path(run.output_folder).mkdir()
+    run = runs.make(SCRATCH, f"{STEPS} num_epochs=2 {SURE}")
     found = labelled_batches(run)
     run.run_training()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -256,6 +255,19 @@ def test_a_configuration_that_is_not_2d(runs, own_copy):
         runs.run(SCRATCH, STEPS)
 
 
+def test_a_dataset_without_cases_csv(runs, own_copy, log):
+    """The pattern tells whose frames a case shows; without one the log doubts."""
+    (own_copy / "cases.csv").unlink()
+    run = started(runs, SCRATCH, f"{STEPS} subject_pattern=(.+)_frame")
+    _, val = run.do_split()
+    out = {name.partition("_frame")[0] for name in val}
+    assert out and not out & {n.partition("_frame")[0] for n in run.batches.store.names}
+    run._end_workers()
+    doubtful = started(runs, SCRATCH, STEPS)
+    assert "subject_pattern" in log(doubtful).replace("subject_pattern = None", "")
+    doubtful._end_workers()
+
+
 # -- other kinds of labels, prediction -------------------------------------------------------------
 
 
@@ -348,5 +360,6 @@ def test_two_processes(runs, preprocessed, tmp_path):
     # The same unlabelled slices as in one process.
     run = started(runs, SCRATCH, f"{STEPS} num_epochs=1 {SURE} unlabelled_batch_size=4")
     weak, _, _ = run.two_views.make(next(run.unlabelled))
-    assert torch.equal(weak, torch.cat([one["shares"][0], two["shares"][0]]))
+    shares = torch.cat([one["shares"][0], two["shares"][0]])
+    assert torch.allclose(weak, shares, atol=1e-4)  # sampled from canvases of other sizes
     run._end_workers()

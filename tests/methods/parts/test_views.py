@@ -741,3 +741,17 @@ def test_views_put_together_keep_their_rows():
     for field in fields(Views):
         for rows, part in zip((slice(0, 4), slice(4, 5), slice(5, 8)), parts, strict=True):
             assert torch.equal(getattr(whole[rows], field.name), getattr(part, field.name))
+
+
+def test_geometry_alone_leaves_every_intensity():
+    sizes = np.array([[40, 50]] * 6)
+    views = draw_views(np.random.default_rng(3), sizes, 2, (32, 32), ViewSettings(solarise=0.5))
+    alone = views.geometry()
+    assert torch.equal(alone.matrix, views.matrix) and len(alone) == 6
+    for name in ("gain", "contrast", "brightness", "gamma"):
+        assert getattr(alone, name).shape == getattr(views, name).shape
+        assert getattr(alone, name).eq(1).all()
+    for name in ("noise_sigma", "blur_sigma", "shift", "solarise"):
+        assert not getattr(alone, name).any()
+    for field in fields(Views):
+        assert getattr(alone, field.name).dtype == getattr(views, field.name).dtype
