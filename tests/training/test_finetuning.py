@@ -257,13 +257,16 @@ def test_the_encoders_trainer_cannot_be_told_to_take_all(runs, pretrained):
 
 @pytest.mark.parametrize(
     ("variant", "control"),
-    [("Encoder", ""), ("Frozen", "Frozen"), ("Warmup", "Warmup"), ("NoDA", "NoDA"), ("Cine",) * 2],
+    [
+        ("Encoder", ""),
+        *((name, name) for name in ("Frozen", "Warmup", "NoDA", "Cine", "Averaged", "Semi")),
+    ],
 )
 def test_every_variant_has_a_control_with_its_settings(runs, variant, control):
     tuned, scratch = runs.make(FINETUNE + variant), runs.make(SCRATCH + control)
     assert tuned.needs_weights and not scratch.needs_weights
     # As of nnUNetTrainerFinetune and nnUNetTrainerScratch, which have the paper's two rates.
-    rates = (0.005, 0.01) if variant in ("Encoder", "NoDA", "Cine") else None
+    rates = None if variant in ("Frozen", "Warmup") else (0.005, 0.01)
     if rates:
         assert (tuned.initial_lr, scratch.initial_lr) == rates
     same = {"initial_lr": 0, "transfer": "all"} if rates else {}

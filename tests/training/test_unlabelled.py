@@ -42,7 +42,7 @@ def test_the_teachers_view_keeps_the_intensities():
     views, batch = drawn()
     batch.slices[batch.slices > 0] = 2.0
     weak, strong, inside = views.make(batch)
-    inner = -torch.nn.functional.max_pool2d(-inside.float(), 7, 1, 3) > 0
+    inner = torch.nn.functional.avg_pool2d(inside.float(), 7, 1, 3) > 0.999
     assert inner.any((1, 2, 3)).all()
     assert torch.allclose(weak[inner], torch.tensor(2.0), atol=1e-4)
     assert not torch.allclose(strong[inner], torch.tensor(2.0), atol=0.05)
