@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def run(project: Path, *words: object, **environment: str) -> str:
+def run(project: Path, *words: object) -> str:
     """Return what a command of this Python environment prints, with the copy in place of the checkout."""
-    env = {**os.environ, "PYTHONPATH": str(project), **environment}
+    env = {**os.environ, "PYTHONPATH": str(project)}
     program, *arguments = map(str, words)
     done = subprocess.run(
         [str(Path(sys.executable).with_name(program)), *arguments],
@@ -103,12 +104,18 @@ def test_the_settings_page_takes_it_up(project: Path) -> None:
 
 
 def test_it_pretrains_and_fine_tunes(
-    project: Path, preprocessed: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path,
+    preprocessed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., str],
 ) -> None:
     monkeypatch.setenv("nnUNet_extTrainer", str(project / "trainers"))
-    command = ("nnUNetv2_train", 901, "2d", 0, "-p", "tiny", "-device", "cpu", "-tr")
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    train = ("nnUNetv2_train", 901, "2d", 0, "-p", "tiny", "-device", "cpu", "-tr")
     settings = f"{FEW} batch_size=8 softness=2"
-    said = run(project, *command, "nnUNetTrainerRotationPretrain", nnUNet_ssp_settings=settings)
+    said = command(
+        *train, "nnUNetTrainerRotationPretrain", folder=project, nnUNet_ssp_settings=settings
+    )
     assert re.search(r": accuracy: train \d\.\d{4}, val \d\.\d{4}", said)
     weights = said.split("-pretrained_weights ")[-1].split()[0]
     ssp = torch.load(weights, weights_only=True)["ssp"]
@@ -120,6 +127,6 @@ def test_it_pretrains_and_fine_tunes(
 
     settings = f"{FEW} val_iterations_per_epoch=1 final_validation=no softness=2"
     words = ("nnUNetTrainerFinetune", "-pretrained_weights", weights)
-    said = run(project, *command, *words, nnUNet_ssp_settings=settings)
+    said = command(*train, *words, folder=project, nnUNet_ssp_settings=settings)
     assert "Settings of other trainers, ignored here: softness" in said
     assert "encoder 32 tensors, decoder 0, fresh 36" in said

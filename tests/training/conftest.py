@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation.command import prepare
 from nnunet_ssp.training import progress
+from tests.warm import scripts
 
 DATASET = "Dataset901_Phantom"
 FEATURES = [4, 8, 16, 16, 16]  # instead of 32 to 512: the network's shape stays, its cost goes
@@ -184,20 +184,7 @@ def log() -> Callable[[Any], str]:
 
 
 @pytest.fixture(scope="session")
-def command() -> Callable[..., str]:
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
     """Runs a console script of this Python environment and returns all it prints."""
-
-    def run(*words: object, **environment: str) -> str:
-        program = Path(sys.executable).with_name(str(words[0]))
-        done = subprocess.run(
-            [str(program), *map(str, words[1:])],
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=800,
-        )
-        assert done.returncode == 0, f"{words}\n{done.stdout[-4000:]}"
-        return done.stdout
-
-    return run
+    with scripts(tmp_path_factory.mktemp("scripts")) as ready:
+        yield ready.run
