@@ -18,7 +18,7 @@ FOLDERS = {
 # From the pure parts up; a room imports from those of the lines before it. A room or module on a line with another is
 # its equal: neither imports the other, but for the pairs in SAME_LINE.
 RANKS = (
-    "files console parallel network schedules distributed phantom settings signals nnunet launch",
+    "files console parallel network schedules distributed heart phantom settings signals nnunet launch",
     "cohort",
     "slices conversion reporting methods.parts",
     "cohort.dataset cohort.command methods preparation",
@@ -29,6 +29,7 @@ RANKS = (
     "cli",
 )
 SAME_LINE = {
+    ("phantom", "heart"),
     ("nnunet", "files"),
     ("settings", "files"),
     ("launch", "nnunet"),
@@ -121,6 +122,7 @@ WITHOUT_NNUNET = [
     "network",
     "schedules",
     "distributed",
+    "heart",
     "phantom",
     "cohort",
     "reporting",
