@@ -24,7 +24,7 @@ RANKS = (
     "cohort.dataset cohort.command methods preparation",
     "training",
     "evaluation",
-    "demo bench study trainers dataset_conversion",
+    "demo bench study trainers dataset_conversion predict",
     "doctor",
     "cli",
 )
@@ -35,6 +35,7 @@ SAME_LINE = {
     ("launch", "nnunet"),
     ("launch", "parallel"),
     ("bench", "dataset_conversion"),  # reads the phantom with the converter
+    ("predict", "dataset_conversion"),  # reads what the converter reads
     ("cohort.command", "cohort.dataset"),
 }
 
