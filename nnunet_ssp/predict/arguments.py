@@ -35,7 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", dest="output", metavar="OUT", type=Path, required=True, help="folder to write to"
     )
-    model = parser.add_argument_group("model")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what another model has written to OUT"
+    )
+    _add_model(parser.add_argument_group("model"))
+    _add_figures(parser.add_argument_group("figures"))
+    _add_reading(parser.add_argument_group("reading"))
+
+
+def _add_model(model: argparse._ArgumentGroup) -> None:
     model.add_argument("-m", dest="model", metavar="MODEL", type=Path, help="folder or zip")
     model.add_argument("-d", dest="dataset", metavar="DATASET", help="instead of -m: id or name")
     model.add_argument("-tr", dest="trainer", metavar="TRAINER", help="where there are several")
@@ -89,7 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         model.add_argument(
             flag, metavar="CLASS", help=f"the class that is the {structure} (default: by its name)"
         )
-    figures = parser.add_argument_group("figures")
+
+
+def _add_figures(figures: argparse._ArgumentGroup) -> None:
     figures.add_argument(
         "--frames",
         metavar=("ED", "ES"),
@@ -102,7 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="count the same slices in all frames: those with LV at both ED and ES",
     )
-    reading = parser.add_argument_group("reading")
+
+
+def _add_reading(reading: argparse._ArgumentGroup) -> None:
     reading.add_argument(
         "--by-patient-id",
         action="store_true",
@@ -117,7 +129,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     reading.add_argument(
         "-np", dest="workers", metavar="N", type=whole, help="processes for reading headers"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace what another model has written to OUT"
     )
