@@ -6,15 +6,12 @@ import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nnunet_ssp.cohort.cases import Case
 from nnunet_ssp.console import count_of
-
-if TYPE_CHECKING:
-    from nnunet_ssp.evaluation.files import Pair
 
 ENDING = "_seg.nii.gz"
 PHASES = "phases.csv"
@@ -83,14 +80,14 @@ def read_frame(file: Path, case: str) -> Any:
 
 
 def phase_notes(
-    model: str, folders: Sequence[Path], pairs: Sequence[Pair], known: Mapping[str, Case]
+    model: str, folders: Sequence[Path], masks: Mapping[str, Path], known: Mapping[str, Case]
 ) -> list[str]:
     """Say how far ED and ES that `predict` found are from the labelled ones, in frames.
 
     Args:
         model: Name of the model.
         folders: Its folders.
-        pairs: The pairs to score.
+        masks: The predicted file of each case.
         known: The cases of `cases.csv`.
     """
     notes = []
@@ -98,10 +95,10 @@ def phase_notes(
         found = _found_phases(folder / PHASES)
         for phase in ("ED", "ES"):
             apart = []
-            for pair in pairs:
-                row = known.get(pair.case)
-                subject = pair.prediction.name.removesuffix(ENDING)
-                if pair.prediction.parent != folder or row is None or row.phase != phase:
+            for case, file in masks.items():
+                row = known.get(case)
+                subject = file.name.removesuffix(ENDING)
+                if file.parent != folder or row is None or row.phase != phase:
                     continue
                 if (subject, phase) in found:
                     distance = abs(found[subject, phase] - row.frame)

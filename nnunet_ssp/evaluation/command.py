@@ -181,7 +181,8 @@ def _measure(
     key = {} if raw is None else read_key(key_file(raw))
     pairs, notes = find_pairs(folders, found, ending, subject_names(known, key))
     for model, own in folders.items():
-        notes += phase_notes(model, own, pairs, known)
+        masks = {pair.case: pair.prediction for pair in pairs if pair.model == model}
+        notes += phase_notes(model, own, masks, known)
     about = _about_cases({pair.case for pair in pairs}, known, subject_pattern, home)
 
     scores = score_pairs(pairs, labels, workers)

@@ -23,6 +23,7 @@ from nnunet_ssp.predict.flags import FLAGS
 from nnunet_ssp.predict.inputs import Study, find_studies, read_mask, read_study, write_mask
 from nnunet_ssp.predict.measure import Choices, measure
 from nnunet_ssp.predict.model import Wanted, check_model, model_folder, results_folder
+from nnunet_ssp.predict.page import run_page, subject_page
 from nnunet_ssp.predict.postprocessing import postprocess, read_postprocessing
 from nnunet_ssp.predict.results import Output, mean
 
@@ -183,10 +184,12 @@ def run(
                 output.remove(task.subject)
                 print(f"{task.subject}: refused. {error}", flush=True)
                 continue
+            page = subject_page(task.subject, record, study, mask, job.labels)
+            page.write(output.page(task.subject))
             record |= {"stamp": _stamp(task), "choices": choices}
             write_json(output.record(task.subject), record)
             print(_line(task.subject, record), flush=True)
-    output.write_tables(refused)
+    run_page(output.write_tables(refused), refused).write(output.folder / "report.html")
     print("\n".join(_closing(tasks, refused, output)))
     return refused
 
@@ -230,4 +233,4 @@ def _closing(tasks: Sequence[CineTask], refused: Mapping[str, str], output: Outp
     raised = {name for record in found for name in record["flags"]}
     lines = [f"flag {flag.name}: {flag.rule}" for flag in FLAGS if flag.name in raised]
     lines += [f"{count_of(len(refused), 'subject')} refused, see volumes.csv"] if refused else []
-    return [*lines, f"Results: {output.folder}"]
+    return [*lines, f"Report: {output.folder / 'report.html'}"]

@@ -48,6 +48,10 @@ class Output:
         """Return the file of a subject's figures."""
         return self.folder / f"{subject}_seg.json"
 
+    def page(self, subject: str) -> Path:
+        """Return the file of a subject's page."""
+        return self.folder / f"{subject}_seg.html"
+
     def take_over(self, model: Mapping[str, Any], overwrite: bool) -> None:
         """Make the folder one of this model; the caller holds its lock.
 
@@ -85,23 +89,27 @@ class Output:
 
     def remove(self, subject: str) -> None:
         """Remove what there is of a subject."""
-        for file in (self.record(subject), self.mask(subject)):
+        for file in (self.record(subject), self.mask(subject), self.page(subject)):
             file.unlink(missing_ok=True)
 
     def read(self, subject: str) -> dict[str, Any] | None:
-        """Return a subject's record; None where it or the mask is missing or damaged."""
+        """Return a subject's record; None where it, mask or page is missing or damaged."""
         try:
             record = read_json(self.record(subject), dict)
         except (FileNotFoundError, ValueError):
             return None
         whole = all(isinstance(record.get(name), kind) for name, kind in KINDS.items())
-        return record if whole and self.mask(subject).is_file() else None
+        files = (self.mask(subject), self.page(subject))
+        return record if whole and all(file.is_file() for file in files) else None
 
-    def write_tables(self, refused: Mapping[str, str]) -> None:
+    def write_tables(self, refused: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """Write `phases.csv` and `volumes.csv` of all subjects in the folder.
 
         Args:
             refused: Subjects without a result, with the reason.
+
+        Returns:
+            The records of the subjects in the tables.
         """
         records = {subject: self.read(subject) for subject in self.subjects()}
         done = {subject: record for subject, record in records.items() if record is not None}
@@ -110,6 +118,7 @@ class Output:
         rows += [{"subject": subject, "refused": reason} for subject, reason in refused.items()]
         write_table(self.folder / "phases.csv", FRAME_COLUMNS, frames)
         write_table(self.folder / "volumes.csv", SUBJECT_COLUMNS, rows)
+        return done
 
 
 def _frame_rows(subject: str, record: Mapping[str, Any]) -> list[dict[str, object]]:

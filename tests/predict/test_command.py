@@ -129,7 +129,7 @@ def test_the_folder_of_another_model_is_refused(go, tmp_path) -> None:
         go(model="other")
     assert go(model="other", overwrite=True)[0] == 2
     (tmp_path / "out" / "predict.json").unlink()
-    with pytest.raises(FileExistsError, match=r"holds one_seg.json, and no predict.json"):
+    with pytest.raises(FileExistsError, match=r"holds one_seg\.html, and no predict\.json"):
         go()
 
 

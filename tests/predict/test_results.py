@@ -23,6 +23,7 @@ def output(tmp_path: Path) -> Output:
     made.take_over({"digest": "x"}, False)
     write_json(made.record("s"), RECORD)
     made.mask("s").write_bytes(b"mask")
+    made.page("s").write_bytes(b"page")
     return made
 
 
