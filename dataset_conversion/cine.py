@@ -43,7 +43,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,7 @@ from nnunet_ssp.conversion.subjects import Cine, Common, Look, make_cases
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.dataset_conversion.cine_files import (
     CineTask,
+    Found,
     find_cines,
     find_masks,
     holds_one_slice,
@@ -76,6 +77,8 @@ from nnunet_ssp.parallel import number_of_workers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from nnunet_ssp.conversion.dicom.short_axis import ShortAxis
 
 SOURCE = "cine"
 LABEL_NAMES = tuple(name for name in LABELS if name != "background")
@@ -207,6 +210,26 @@ def list_tasks(
     masks = find_masks(masks_in)
     if labels is not None and not masks and any(masks_in.rglob("*.nii*")):
         raise FileNotFoundError(f"{masks_in}: no masks here. Their names end in _gt, see --help.")
+    return make_tasks(found, root, masks, label_names)
+
+
+def make_tasks(
+    found: Sequence[Found],
+    root: Path,
+    masks: dict[str, list[Path]],
+    label_names: Sequence[str] = LABEL_NAMES,
+) -> tuple[list[CineTask], dict[str, str]]:
+    """Name the subjects found, and refuse those that cannot be used.
+
+    Args:
+        found: The subjects' images.
+        root: The folder that they were found in, for messages.
+        masks: Masks of each subject; those that are taken are removed.
+        label_names: Names of the mask values.
+
+    Returns:
+        The subjects, all of them for training, and those that cannot be used with the reason.
+    """
     shared = with_shared_patients(found, root)
     names = [_as_file_name(entry.name) for entry in found]
     tasks, refused = [], {}
@@ -286,21 +309,42 @@ def look(task: CineTask) -> Look:
     )
 
 
-def read_subject(task: CineTask) -> Cine:
-    """Read and check one subject.
+@dataclass(frozen=True)
+class Images:
+    """The images of one subject as read and checked."""
+
+    # (X, Y, Z, T), slices on the third axis
+    voxels: Array
+    # (4, 4), voxel to world in mm, RAS+
+    affine: Array
+    # One of the two is None
+    nifti: NiftiStack | None
+    dicom: ShortAxis | None
+    # As in `Cine`
+    corrections: list[str]
+    warnings: list[str]
+    notes: list[str]
+
+
+def read_images(task: CineTask, one_frame: bool = False) -> Images:
+    """Read and check the images of one subject.
+
+    Args:
+        task: The subject.
+        one_frame: Whether a 3D file is taken as a cine of one frame.
 
     Raises:
-        ValueError: The subject cannot be converted; names the file and the rule.
+        ValueError: They are no short-axis cine that can be used; names the file and the rule.
     """
     from nnunet_ssp.conversion.dicom.short_axis import read_short_axis
 
+    nifti: NiftiStack | None = None
+    stack: ShortAxis | None = None
     corrections: list[str] = []
     warnings: list[str] = []
     notes = list(task.notes)
-    vendor = scanner = field_strength = patient = ""
-    nifti: NiftiStack | None = None
     if stem_of(task.images[0]):
-        nifti = read_nifti_stack(task.images, task.place)
+        nifti = read_nifti_stack(task.images, task.place, one_frame)
         voxels, affine = nifti.voxels, nifti.place.affine
         corrections += nifti.place.corrections
         notes += nifti.place.notes
@@ -310,8 +354,7 @@ def read_subject(task: CineTask) -> Cine:
         )
         voxels = stack.voxels
         affine, _ = clean_affine(stack.affine, task.place)  # header texts are rounded
-        vendor, scanner, field_strength = stack.vendor, stack.scanner, stack.field_strength
-        patient, warnings = stack.patient, stack.warnings
+        warnings += stack.warnings
         notes += stack.notes
         check_cine(voxels, task.images[0] if len(task.images) == 1 else task.place)
     if all(is_like_a_mask(frame) for frame in np.moveaxis(voxels, -1, 0)):
@@ -321,8 +364,20 @@ def read_subject(task: CineTask) -> Cine:
         )
     if voxels.shape[2] < 3 and not warnings:
         warnings.append(f"only {count_of(voxels.shape[2], 'slice')}")
+    return Images(voxels, affine, nifti, stack, corrections, warnings, notes)
 
-    masks, turned_masks = read_masks(task, voxels, affine, nifti)
+
+def read_subject(task: CineTask) -> Cine:
+    """Read and check one subject.
+
+    Raises:
+        ValueError: The subject cannot be converted; names the file and the rule.
+    """
+    images = read_images(task)
+    voxels, affine, stack = images.voxels, images.affine, images.dicom
+    corrections, notes = images.corrections, images.notes
+    vendor = stack.vendor if stack else ""
+    masks, turned_masks = read_masks(task, voxels, affine, images.nifti)
     corrections += turned_masks
     phases: dict[int, str] = {}
     if masks:
@@ -340,12 +395,13 @@ def read_subject(task: CineTask) -> Cine:
         source=SOURCE,
         base=base_of_stack(affine),
         vendor=VENDORS.get(vendor.upper().split(" ")[0], vendor) or "unknown",
-        scanner=scanner,
-        field=field_strength,
+        scanner=stack.scanner if stack else "",
+        field=stack.field_strength if stack else "",
     )
     frames = {case.frame: voxels[..., case.frame] for case in cases}
     labels = {frame: masks[frame] for frame in phases}
-    return Cine(frames, labels, affine, cases, corrections, warnings, notes, patient)
+    patient = stack.patient if stack else ""
+    return Cine(frames, labels, affine, cases, corrections, images.warnings, notes, patient)
 
 
 def _phases(

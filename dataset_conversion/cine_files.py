@@ -77,7 +77,7 @@ def find_cines(root: Path, masks: Path, by_patient_id: bool, workers: int) -> li
             nifti = [file for file in files if stem_of(file) and not MASK.fullmatch(stem_of(file))]
             others = tuple(file for file in files if not stem_of(file))
             if nifti:
-                images, note = _choose_nifti(entry, nifti)
+                images, note = choose_nifti(entry, nifti)
                 dropped = [file for file in others if is_dicom(file)] if images else []
                 if dropped:
                     more = f"left out {count_of(len(dropped), 'DICOM file')}, the first {dropped[0].name}"
@@ -155,7 +155,7 @@ def stem_of(file: Path) -> str:
     return match["stem"] if match else ""
 
 
-def _choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...], str]:
+def choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...], str]:
     """Return the files of one cine, frames in order of time; none, with the reason, if they are not clear."""
     if phases := _philips_phases(files):
         return phases, ""

@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_phantom(commands)
     _add_demo(commands)
+    _add_predict(commands)
     _add_evaluate(commands)
     _add_bench(commands)
     _add_study(commands)
@@ -365,6 +366,26 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     demo.add_arguments(parser)
     parser.set_defaults(run=demo.run_arguments)
+
+
+def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from nnunet_ssp.predict import arguments
+
+    parser = commands.add_parser(
+        "predict",
+        help="from new cines to masks, volumes and EF, with doubts flagged",
+        description=arguments.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    arguments.add_arguments(parser)
+
+    def run(args: argparse.Namespace) -> int:
+        _suit_this_machine()
+        from nnunet_ssp.predict.command import predict
+
+        return predict(**_without_run(args))
+
+    parser.set_defaults(run=run)
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

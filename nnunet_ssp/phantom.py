@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nnunet_ssp.heart import OUTFLOW, Anatomy, Heart, Shape, borders, draw_shape, radii
+
 Array = npt.NDArray[Any]
 
 LV, MYO, RV = 1, 2, 3  # M&Ms' label values
@@ -26,7 +28,6 @@ CSV_NAME = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
 CSV_HEADER = ",External code,VendorName,Vendor,Centre,ED,ES,Age,Pathology,Sex,Height,Weight"
 GROUPS = ("Training/Labeled", "Training/Unlabeled", "Validation", "Testing")  # M&Ms' folders
 BASE_TO_APEX = (-0.65, 0.62, -0.42)  # RAS; mean of real short-axis stacks: left, anterior, inferior
-OUTFLOW = 0.08  # part of the LV's length, from the valve plane, where the aorta opens the wall
 
 
 class _Vendor(NamedTuple):
@@ -59,7 +60,7 @@ VENDORS = {
     "D": _Vendor(("5",), 2.5, (24, 20), 8.8, 0.80, 0.34, 0.90, 0.36, 0.07, 1.2, 0.6, 1500, False),
 }
 
-# Uniform ranges of `_Heart`'s numbers: the first five by disease (as in M&Ms, after textbooks), the others for all.
+# Uniform ranges of `Heart`'s numbers: the first five by disease (as in M&Ms, after textbooks), the others for all.
 PATHOLOGIES = {
     "NOR": ((22, 27), (7, 9), (0.52, 0.68), (24, 32), (0.45, 0.6)),
     "DCM": ((27, 33), (6.5, 8.5), (0.25, 0.40), (26, 36), (0.3, 0.45)),
@@ -71,7 +72,7 @@ ALL_HEARTS = ((78, 98), (7, 14), (0.32, 0.42), (-0.12, 0.04), (0.78, 0.95), (-0.
 
 @dataclass(frozen=True)
 class PhantomSubject:
-    """One subject: a 4D cine and its mask, where papillary muscles count as LV, as in M&Ms."""
+    """One subject: a 4D cine, its masks, where papillary muscles count as LV, as in M&Ms, and its volumes."""
 
     code: str
     vendor: str
@@ -85,27 +86,12 @@ class PhantomSubject:
     es: int
     centre: str
     pathology: str
-
-
-class _Heart(NamedTuple):
-    """One heart in numbers: mm, radians and fractions; lengths are those of end-diastole."""
-
-    # LV cavity and wall, at the base.
-    radius: float
-    wall: float
-    ejection: float
-    # From septum to free wall at the base.
-    rv_depth: float
-    rv_ejection: float
-    # From the valve plane to the epicardial apex; way of the valve plane to the apex at end-systole.
-    length: float
-    descent: float
-    # Parts: of the cycle, then of the length, between which the RV has its label; below 0: above the LV.
-    systole: float
-    rv_start: float
-    rv_end: float
-    # Angle of the septum against the body.
-    turn: float
+    # (X, Y, Z, T): as `mask`, but of every frame.
+    labels: npt.NDArray[np.uint8]
+    # (3, T): ml of LV, myocardium and RV, as areas by formula times the slice gap.
+    volumes: Array
+    # Its `body` is the volume that no slices cut.
+    anatomy: Anatomy
 
 
 class _View(NamedTuple):
@@ -163,7 +149,7 @@ def make_subject(
     v = VENDORS[letter]
     rng = np.random.default_rng((seed, index))
     pathology = str(rng.choice(list(PATHOLOGIES)))
-    heart = _Heart(*(rng.uniform(*limits) for limits in (*PATHOLOGIES[pathology], *ALL_HEARTS)))
+    heart = Heart(*(rng.uniform(*limits) for limits in (*PATHOLOGIES[pathology], *ALL_HEARTS)))
     # Most scans start at end-diastole, some are triggered late (as Sunnybrook's).
     ed = 0 if rng.random() < 0.7 else frames - 1 - int(rng.integers(0, 1 + frames // 10))
     contraction = _contraction((np.arange(frames) - ed) % frames / frames, heart.systole)
@@ -181,10 +167,12 @@ def make_subject(
     a = (centre[0] + math.cos(turn) * x - math.sin(turn) * y + breath[0]).astype(np.float32)
     b = (centre[1] + math.sin(turn) * x + math.cos(turn) * y + breath[1]).astype(np.float32)
     view = _View(v, contraction, z, gap, spacing, a, b)
-    signal, label = _beat(rng, heart, view, _chest(rng, view))
+    signal, label, shape = _beat(rng, heart, view, _chest(rng, view))
     image = _acquire(rng, signal, view).transpose(2, 3, 1, 0)
+    labels = label.transpose(2, 3, 1, 0)
     mask = np.zeros(image.shape, np.uint8)
-    mask[..., [ed, es]] = label[[ed, es]].transpose(2, 3, 1, 0)
+    mask[..., [ed, es]] = labels[..., [ed, es]]
+    anatomy = Anatomy(heart, shape, contraction)
     step = 1 if rng.random() < 0.7 else -1  # some stacks start at the apex
     return PhantomSubject(
         code=_code(index, seed),
@@ -196,6 +184,9 @@ def make_subject(
         es=es,
         centre=str(rng.choice(v.centres)),
         pathology=pathology,
+        labels=np.ascontiguousarray(labels[:, :, ::step]),
+        volumes=anatomy.volumes(z, gap),
+        anatomy=anatomy,
     )
 
 
@@ -298,33 +289,6 @@ def _contraction(phase: Array, systole: float) -> Array:
     return np.where(phase < systole, rise, fall)
 
 
-def _radii(heart: _Heart, contraction: Array, z: Array) -> tuple[Array, Array, Array]:
-    """Compute mean radii of the LV (mm) and the place along it, each of shape (T, S, 1, 1).
-
-    The wall's volume stays: at a given part of the length its area grows as the length shrinks.
-
-    Returns:
-        Endocardial and epicardial radius, negative beyond the apex, and the part of the length
-        (0 valve plane, 1 apex).
-    """
-    contraction = contraction[:, None, None, None]
-    down = heart.descent * contraction
-    shortening = 1 - down / heart.length
-    u = (z[:, None, None] - down) / (heart.length - down)
-    # 0 in the atrium, which has a thin wall and does not eject with the ventricle.
-    ventricle = np.clip(1 + u / 0.1, 0, 1)
-
-    def dome(part: Array) -> Array:  # squared radius over the basal one; fuller than an ellipsoid's
-        return 1 - np.maximum(part, 0) ** 2.4
-
-    relaxed = heart.radius**2 * dome(u / 0.92)  # the cavity ends before the wall does
-    wall = (heart.radius + heart.wall) ** 2 * dome(u) - np.maximum(relaxed, 0)
-    inner = relaxed * (1 - heart.ejection * contraction * ventricle) / shortening
-    outer = np.maximum(inner, 0) + wall * np.maximum(ventricle, 0.2) / shortening
-    root_inner, root_outer = (np.sign(r) * np.sqrt(abs(r)) for r in (inner, outer))
-    return root_inner.astype(np.float32), root_outer.astype(np.float32), u.astype(np.float32)
-
-
 def _ellipse(a: Array, b: Array, centre: Sequence[Any], half_axes: tuple[Any, Any]) -> Array:
     """Compute the signed distance (mm, exact at the shorter axis) to an ellipse."""
     scaled = np.hypot((a - centre[0]) / half_axes[0], (b - centre[1]) / half_axes[1])
@@ -379,19 +343,19 @@ def _chest(rng: np.random.Generator, view: _View) -> Array:
 
 
 def _beat(
-    rng: np.random.Generator, heart: _Heart, view: _View, chest: Array
-) -> tuple[Array, Array]:
-    """Draw signal and labels (T, S, X, Y) of the heart that beats in a chest (S, X, Y)."""
+    rng: np.random.Generator, heart: Heart, view: _View, chest: Array
+) -> tuple[Array, Array, Shape]:
+    """Draw signal and labels (T, S, X, Y) of the heart that beats in a chest (S, X, Y), with its shape."""
     v, z, inside = view.vendor, view.z[:, None, None], view.inside
     beat = view.contraction[:, None, None, None].astype(np.float32)
-    inner, outer, u = _radii(heart, view.contraction, view.z)
+    inner, outer, u = radii(heart, view.contraction, view.z)
+    shape = draw_shape(rng)
     # A slice is nearly as thick as the gap; where the wall runs obliquely its edge is smeared.
-    near, far = (_radii(heart, view.contraction, view.z + k * view.gap) for k in (-0.4, 0.4))
+    near, far = (radii(heart, view.contraction, view.z + k * view.gap) for k in (-0.4, 0.4))
     inner_edge, outer_edge = (np.minimum(abs(far[i] - near[i]), 15) for i in (0, 1))
 
     # Heart axes: p from septum to lateral wall, q across it.
-    lean = rng.normal(0, 0.08, 2)  # mm per mm: the LV's axis is not quite the slices' normal
-    drift = rng.uniform(-1, 3, 2)  # mm: the LV moves while it contracts
+    lean, drift = shape.lean, shape.drift
     a, b = (
         (w - lean[i] * (z - 0.4 * heart.length) - drift[i] * beat).astype(np.float32)
         for i, w in enumerate((view.a, view.b))
@@ -400,24 +364,10 @@ def _beat(
     p, q = cos * a + sin * b, cos * b - sin * a
     rho = np.hypot(p, q)
     angle = (p + 1j * q) / np.maximum(rho, 1e-3)  # unit numbers: their powers are the harmonics
-
-    # LV: out of round by a few percent; the septum is thicker or thinner than the lateral wall.
-    waves = ((k, complex(*rng.normal(0, 0.07 / k, 2))) for k in (2, 3, 5))
-    lv_radius = inner * (1 + sum((c * angle**k).real for k, c in waves))
-    uneven = 1 - rng.normal(0.05, 0.12) * angle.real  # 1 on average: the volume stays
-    thick = (outer**2 - np.maximum(inner, 0) ** 2) * uneven
-    epi_radius = np.where(outer > 0, np.sqrt(np.maximum(lv_radius, 0) ** 2 + thick.clip(0)), outer)
-    lv, epi = rho - lv_radius, rho - epi_radius
-
-    # RV: an ellipse behind the septum, less deep when contracted and towards the apex.
-    size = np.maximum(outer, 0)
-    taper = np.sqrt(np.clip(1 - (np.maximum(u, 0) / heart.rv_end) ** 2, 0, 1))
-    ejected = heart.rv_ejection * beat * np.clip(1 + u / 0.1, 0, 1)
-    half = (0.8 * size + heart.rv_depth * taper * (1 - ejected)) / 2 + 1e-3
-    across = size * (0.6 + 0.5 * taper) + 1e-3
-    skewed = q + rng.normal(0.1, 0.1) * p  # the RV leans to the front or to the back
-    rv = _ellipse(p, skewed, (-0.2 * size - half, 0), (half, across))
-    outflow = _ellipse(p, q, (-0.75 * size, -0.35 * size), (11, 11))  # aortic root, 22 mm wide
+    walls = borders(heart, shape, view.contraction, (inner, outer, u), angle)
+    lv, epi = rho - walls.lv_radius, rho - walls.epi_radius
+    rv = _ellipse(p, q + shape.skew * p, *walls.rv)
+    outflow = _ellipse(p, q, *walls.outflow)
 
     label = np.zeros(rho.shape, np.uint8)
     label[(rv < 0) & (epi > 0) & (u > heart.rv_start)] = RV
@@ -450,7 +400,7 @@ def _beat(
     signal = _over(signal, muscle, inside(epi, outer_edge))
     signal = _over(signal, pool, inside(lv, inner_edge))
     signal = _over(signal, blood, inside(outflow) * (u < OUTFLOW))
-    return signal * (1 + 0.04 * fine), label
+    return signal * (1 + 0.04 * fine), label, shape
 
 
 def _acquire(rng: np.random.Generator, signal: Array, view: _View) -> npt.NDArray[np.int16]:

@@ -18,22 +18,24 @@ FOLDERS = {
 # From the pure parts up; a room imports from those of the lines before it. A room or module on a line with another is
 # its equal: neither imports the other, but for the pairs in SAME_LINE.
 RANKS = (
-    "files console parallel network schedules distributed phantom settings signals nnunet launch",
+    "files console parallel network schedules distributed heart phantom settings signals nnunet launch",
     "cohort",
     "slices conversion reporting methods.parts",
     "cohort.dataset cohort.command methods preparation",
     "training",
     "evaluation",
-    "demo bench study trainers dataset_conversion",
+    "demo bench study trainers dataset_conversion predict",
     "doctor",
     "cli",
 )
 SAME_LINE = {
+    ("phantom", "heart"),
     ("nnunet", "files"),
     ("settings", "files"),
     ("launch", "nnunet"),
     ("launch", "parallel"),
     ("bench", "dataset_conversion"),  # reads the phantom with the converter
+    ("predict", "dataset_conversion"),  # reads what the converter reads
     ("cohort.command", "cohort.dataset"),
 }
 
@@ -129,6 +131,7 @@ WITHOUT_NNUNET = [
     "network",
     "schedules",
     "distributed",
+    "heart",
     "phantom",
     "cohort",
     "reporting",

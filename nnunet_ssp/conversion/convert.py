@@ -374,7 +374,7 @@ def _update_copies(target: Path) -> list[str]:
 
 def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -> Outcome:
     record = target / TEMPORARY / "done" / f"{task.subject}.json"
-    stamp = [repr(task), *(_input_stamp(file) for file in task.files)]
+    stamp = [repr(task), *(input_stamp(file) for file in task.files)]
     done = _read_done(record)
     if done is None or done.pop("stamp") != stamp:
         try:
@@ -394,7 +394,8 @@ def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -
     return Outcome(task.subject, task.split, cases=cases, **done)
 
 
-def _input_stamp(file: Path) -> str:
+def input_stamp(file: Path) -> str:
+    """Return size and time of change of a file, or why there are none; equal texts tell an unchanged file."""
     try:
         status = file.stat()
     except OSError as error:

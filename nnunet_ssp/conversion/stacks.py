@@ -61,12 +61,13 @@ class _Head:
         return self.shape[3] if len(self.shape) == 4 else 1
 
 
-def read_nifti_stack(files: Sequence[Path], where: Path) -> NiftiStack:
+def read_nifti_stack(files: Sequence[Path], where: Path, one_frame: bool = False) -> NiftiStack:
     """Read the cine of one subject.
 
     Args:
         files: The files in the order of time, as far as their names tell.
         where: The subject's file or folder, for messages.
+        one_frame: Whether a single 3D file is taken as a cine of one frame.
 
     Raises:
         ValueError: A file is damaged, the files do not fit together, or they hold no cine; names files and rule.
@@ -74,6 +75,8 @@ def read_nifti_stack(files: Sequence[Path], where: Path) -> NiftiStack:
     if len(files) == 1:
         image = read_image(files[0])
         voxels = as_cine(image.voxels)
+        if one_frame and voxels.ndim == 3:
+            voxels = voxels[..., None]
         _check_has_frames(voxels.shape, files[0])
         check_cine(voxels, files[0])
         place = place_stack(image.grid, voxels.shape, files[0])

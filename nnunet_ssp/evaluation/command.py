@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "predictions",
         nargs="+",
         metavar="FOLDER",
-        help="what nnUNetv2_predict wrote, or the validation folder of a fold. NAME=FOLDER names "
+        help="what nnUNetv2_predict or nnunet-ssp predict wrote, or the validation folder of a fold. NAME=FOLDER names "
         "the model; folders of the same NAME are its seeds, or its folds",
     )
     parser.add_argument(
@@ -160,6 +160,8 @@ def _measure(
     workers: int,
 ) -> Evaluation:
     """Score the predictions in the folders of each model; arguments as in `evaluate`."""
+    from nnunet_ssp.cohort.pseudonyms import key_file, read_key
+    from nnunet_ssp.evaluation.cine import phase_notes, subject_names
     from nnunet_ssp.evaluation.files import (
         WITHOUT_SPACING,
         find_image_files,
@@ -175,8 +177,12 @@ def _measure(
     labels = read_labels(home / "dataset.json", structures)
     ending = read_dataset(home / "dataset.json", ("file_ending",))["file_ending"]
     found = find_references(raw, prepared, ending, references)
-    pairs, notes = find_pairs(folders, found, ending)
     known = read_cases(home / "cases.csv") if (home / "cases.csv").is_file() else {}
+    key = {} if raw is None else read_key(key_file(raw))
+    pairs, notes = find_pairs(folders, found, ending, subject_names(known, key))
+    for model, own in folders.items():
+        masks = {pair.case: pair.prediction for pair in pairs if pair.model == model}
+        notes += phase_notes(model, own, masks, known)
     about = _about_cases({pair.case for pair in pairs}, known, subject_pattern, home)
 
     scores = score_pairs(pairs, labels, workers)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_ssp.cohort.splits import read_splits
+from nnunet_ssp.evaluation.cine import ENDING, cine_files, holds_cines, read_frame
 from nnunet_ssp.files.names import must_all_be_plain
 from nnunet_ssp.files.soundness import check_sound
 
@@ -86,7 +87,10 @@ def find_references(
 
 
 def find_pairs(
-    models: Mapping[str, Sequence[Path]], references: References, ending: str
+    models: Mapping[str, Sequence[Path]],
+    references: References,
+    ending: str,
+    names: Mapping[str, str] | None = None,
 ) -> tuple[list[Pair], list[str]]:
     """Match the predictions of all models with their references.
 
@@ -97,6 +101,7 @@ def find_pairs(
         models: Folders of predictions of each model.
         references: References from `find_references`.
         ending: File ending.
+        names: The user's name of each case's subject, where `predict` named its masks after it.
 
     Returns:
         The pairs, and notes on files that are left out.
@@ -111,7 +116,16 @@ def find_pairs(
     for model, folders in models.items():
         found = []
         for folder in folders:
-            files = _require_files(folder, ending)
+            if holds_cines(folder):
+                files = cine_files(folder, references.test, names or {})
+                files = files or cine_files(folder, references.training, names or {})
+                if not files:
+                    raise FileNotFoundError(
+                        f"{folder}: no 4D mask of it is of a subject with references; masks are called "
+                        f"<subject>{ENDING}."
+                    )
+            else:
+                files = _require_files(folder, ending)
             expected = _expected(folder, files, references)
             if missing := [case for case in expected if case not in files]:
                 raise FileNotFoundError(f"{folder} has no prediction for {case_list(missing)}.")
@@ -236,6 +250,20 @@ def read_label_map(path: Path) -> npt.NDArray[Any]:
     return np.rint(read_array(path)).astype(np.int32)
 
 
+def read_prediction(pair: Pair) -> Any:
+    """Read the prediction of a pair as a `SimpleITK.Image`: a file of its own, or a frame of a 4D mask."""
+    if pair.prediction.name.endswith(ENDING) and holds_cines(pair.prediction.parent):
+        return read_frame(pair.prediction, pair.case)
+    return read_sitk_image(pair.prediction)
+
+
+def read_predicted_labels(pair: Pair) -> npt.NDArray[Any]:
+    """Read the predicted labels of a pair, as `read_label_map` does those of a file."""
+    import SimpleITK
+
+    return np.rint(SimpleITK.GetArrayFromImage(read_prediction(pair))).astype(np.int32)
+
+
 def read_pair(pair: Pair) -> tuple[npt.NDArray[Any], npt.NDArray[Any], tuple[float, ...]]:
     """Read both label maps of a pair and check that they lie on the same grid.
 
@@ -247,7 +275,7 @@ def read_pair(pair: Pair) -> tuple[npt.NDArray[Any], npt.NDArray[Any], tuple[flo
     """
     import SimpleITK
 
-    prediction, reference = (read_sitk_image(path) for path in (pair.prediction, pair.reference))
+    prediction, reference = read_prediction(pair), read_sitk_image(pair.reference)
     # The tolerances allow for the rounding of header formats: 1e-3 mm, and 1e-4 of all else.
     grid = [("Size", 0), ("Spacing", 1e-3), ("Origin", 1e-3), ("Direction", 1e-3)]
     for name, tolerance in grid[: 1 if pair.reference.suffix in WITHOUT_SPACING else None]:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_ssp.evaluation.console import introduction
-from nnunet_ssp.evaluation.files import case_list, read_array, read_label_map, read_sitk_image
+from nnunet_ssp.evaluation.files import (
+    case_list,
+    read_array,
+    read_label_map,
+    read_predicted_labels,
+    read_sitk_image,
+)
 from nnunet_ssp.evaluation.results import POSITION_BINS, Evaluation
 from nnunet_ssp.evaluation.signed_rank import METHOD
 from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST, subject_means
@@ -257,7 +263,7 @@ def _overlay(evaluation: Evaluation, case: str, models: list[str]) -> bytes:
     image = read_array(evaluation.images[case])
     pairs = {pair.model: pair for pair in evaluation.pairs if (pair.case, pair.seed) == (case, 0)}
     reference = read_label_map(pairs[models[0]].reference)
-    predictions = {name: read_label_map(pairs[name].prediction) for name in models}
+    predictions = {name: read_predicted_labels(pairs[name]) for name in models}
     maps = {"Reference": reference, **predictions}
     z, window = slices_to_show(reference, 3), label_window(reference)
     base = evaluation.frames.loc[evaluation.frames["case"] == case, "base"].iloc[0]

@@ -8,7 +8,7 @@ ventricular myocardium at ED.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,26 @@ METRIC_COLUMNS = (
     *("model", "seed", "subject", "figure", "unit"),
     *("reference", "predicted", "error", "percent_error"),
 )
+
+
+Ml = TypeVar("Ml", float, "pd.Series[float]")
+
+
+def stroke_volume(edv: Ml, esv: Ml) -> Ml:
+    """Return the stroke volume in ml."""
+    return edv - esv
+
+
+def ejection_fraction(edv: Ml, esv: Ml) -> Ml:
+    """Return the ejection fraction in %; NaN where the end-diastolic volume is 0."""
+    if isinstance(edv, float):
+        return 100 * stroke_volume(edv, esv) / edv if edv > 0 else float("nan")
+    return 100 * stroke_volume(edv, esv) / edv.where(edv > 0)
+
+
+def myocardial_mass(ml: Ml) -> Ml:
+    """Return the mass in g of a volume of myocardium."""
+    return MYOCARDIUM_G_PER_ML * ml
 
 
 def clinical_metrics(
@@ -73,12 +93,12 @@ def clinical_metrics(
             {
                 "LV EDV": lv_edv,
                 "LV ESV": lv_esv,
-                "LV SV": lv_edv - lv_esv,
-                "LV EF": 100 * (lv_edv - lv_esv) / lv_edv.where(lv_edv > 0),
-                "LV mass": MYOCARDIUM_G_PER_ML * volume("MYO", "ED"),
+                "LV SV": stroke_volume(lv_edv, lv_esv),
+                "LV EF": ejection_fraction(lv_edv, lv_esv),
+                "LV mass": myocardial_mass(volume("MYO", "ED")),
                 "RV EDV": rv_edv,
                 "RV ESV": rv_esv,
-                "RV EF": 100 * (rv_edv - rv_esv) / rv_edv.where(rv_edv > 0),
+                "RV EF": ejection_fraction(rv_edv, rv_esv),
             }
         )
         long = table.melt(ignore_index=False, var_name="figure", value_name=kind)

@@ -195,20 +195,58 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
             yield stored
 
 
-def write_nifti(file: Path, voxels: Array, affine: Array) -> None:
-    """Write a 3D NIfTI with equal sform and qform.
+def stored_header(file: Path) -> Any:
+    """Read the header of a NIfTI file, unchanged.
+
+    Raises:
+        ValueError: The file is missing or not NIfTI.
+    """
+    with _readable(file), _opened(file) as stream:
+        return _parse_header(stream)
+
+
+def write_like(file: Path, labels: Array, header: Any) -> None:
+    """Write label values under the header of their image, so that every tool shows both in one place.
 
     Args:
         file: Ends with `.nii.gz`.
-        voxels: `(X, Y, Z)`.
+        labels: `(X, Y, Z, T)`, axes as in the image.
+        header: From `stored_header`: of the image, or of its first frame.
+    """
+    shape = tuple(header.get_data_shape())
+    if math.prod(shape) != labels.size:  # one file of many frames
+        shape = labels.shape
+    like = type(header)(header.binaryblock, header.endianness, check=False)
+    like.set_data_dtype(labels.dtype)
+    like.set_data_shape(shape)
+    like.set_slope_inter(1, 0)
+    like["cal_max"] = like["cal_min"] = 0  # the grey values of the image
+    like["vox_offset"] = like.single_vox_offset
+    like["magic"] = like.single_magic
+    with gzip.GzipFile(file, "wb", compresslevel=6, mtime=0) as stream:
+        stream.write(like.binaryblock)
+        stream.write(bytes(like.single_vox_offset - len(like.binaryblock)))
+        values = labels.reshape(shape, order="F").astype(like.get_data_dtype())
+        stream.write(values.tobytes(order="F"))
+
+
+def write_nifti(file: Path, voxels: Array, affine: Array, seconds: float = 0.0) -> None:
+    """Write a NIfTI with equal sform and qform.
+
+    Args:
+        file: Ends with `.nii.gz`.
+        voxels: `(X, Y, Z)` or `(X, Y, Z, T)`.
         affine: (4, 4) with orthogonal axes, in mm.
+        seconds: Time from frame to frame; 0 where it is unknown.
     """
     import nibabel
 
     image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
-    image.header.set_xyzt_units("mm")
+    image.header.set_xyzt_units("mm", "sec" if seconds else None)
+    if voxels.ndim == 4:
+        image.header["pixdim"][4] = seconds
     nibabel.save(image, file)
 
 

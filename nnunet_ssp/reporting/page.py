@@ -7,6 +7,7 @@ light or dark setting, and fits a phone: wide tables scroll inside their own box
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import math
 import re
@@ -17,6 +18,7 @@ from urllib.parse import quote
 
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.reporting.figures import render
+from nnunet_ssp.reporting.player import SCRIPT, Sprites, markup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,6 +77,11 @@ img { display: block; max-width: 100%; height: auto; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr));
   gap: 0 1.5rem; margin: 1rem 0; }
 .gallery figure { margin: .5rem 0; }
+.player canvas { display: block; width: 100%; max-width: 30rem; background: #000; }
+.player label { display: flex; gap: .6rem; align-items: center; max-width: 30rem; margin: .5rem 0; }
+.player input[type=range] { flex: 1; min-width: 0; }
+.player output { min-width: 5.5rem; font-variant-numeric: tabular-nums; }
+.player button { font: inherit; padding: .2rem .8rem; }
 @media (prefers-color-scheme: dark) { figure > img { filter: brightness(.85); } }
 figcaption { margin: .4rem 0; }
 figcaption + .scroll { margin: 0; }
@@ -96,6 +103,7 @@ class Page:
     def __init__(self, title: str, notice: str = "") -> None:
         self.title = title
         self._parts: list[str] = []
+        self._moves = False
         if notice:
             self._parts.append(f'<p class="notice">{html.escape(notice)}</p>')
         self._parts.append(f"<h1>{html.escape(title)}</h1>")
@@ -239,16 +247,26 @@ class Page:
         note = f'<p class="note">{html.escape(caption)}</p>' if caption else ""
         self._parts.append(f'<div class="gallery">{inner}</div>{note}')
 
+    def player(self, sprites: Sprites, caption: str = "") -> None:
+        """Add a cine with sliders for frame and slice; a page has at most one."""
+        self._moves = True
+        images, contours = _data_uri(sprites.images), _data_uri(sprites.contours)
+        self._parts.append(_figure(markup(sprites, images, contours), caption))
+
     def html(self) -> str:
         """Return the whole document."""
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        if self._moves:  # this script and no other
+            digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode("ascii")
+            policy += f"; script-src 'sha256-{digest}'"
         body = "\n".join(self._parts)
+        script = f"<script>{SCRIPT}</script>\n" if self._moves else ""
         return (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             f'<title>{html.escape(self.title)}</title>\n<link rel="icon" href="data:,">\n'
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+            f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n{script}</body>\n</html>\n"
         )
 
     def write(self, path: Path) -> None:

@@ -124,7 +124,7 @@ def test_from_nothing_to_the_page(tmp_path):
     [
         (
             ["nothing"],
-            "nothing must be a file, or a study that comes with the package: demooij, dominic",
+            "nothing must be a file, or a study that comes with the package: acdc-few, demooij",
         ),
         (["phantom", "--profile", "lsf"], r"`--profile` (=lsf) must be a folder, or one of slurm"),
         (["phantom", "--jobs", "0"], "`--jobs` (=0) must be at least 1"),

@@ -38,6 +38,7 @@ NO_POSITION = "no slice position"
 PIXEL_SIZES = (0.1, 25.0)
 FARTHEST = 1e4
 SLOPES = (1e-6, 1e6)
+INTERVALS = (200.0, 3000.0)  # ms; 300 to 20 beats per minute
 
 _HEADER = [
     "SOPClassUID",
@@ -62,6 +63,8 @@ _HEADER = [
     "AcquisitionDateTime",
     "ContentTime",
     "TriggerTime",
+    "HeartRate",
+    "NominalInterval",
     "TemporalPositionIdentifier",
     "ImagePositionPatient",
     "ImageOrientationPatient",
@@ -117,6 +120,8 @@ class Image:
     when: float | None
     # ms after the R wave
     trigger: float | None
+    # ms from one R wave to the next
+    interval: float | None
     # Number of the phase
     temporal: float | None
     # s, when the image was made
@@ -355,6 +360,7 @@ def _make_image(
         trigger=number(
             "NominalCardiacTriggerDelayTime", "TriggerTime", "ActualCardiacTriggerDelayTime"
         ),
+        interval=_interval(header),
         temporal=_phase(header, temporal),
         content=seconds_of(text("ContentTime")),
         dimensions=tuple(header.texts("DimensionIndexValues")),
@@ -404,6 +410,17 @@ def _acquired(header: _Header) -> tuple[str, float | None]:
     if number is not None or seconds is not None:
         when = 86400.0 * (number or 0) + (seconds or 0.0)
     return day or header.text("SeriesDate", "StudyDate"), when
+
+
+def _interval(header: _Header) -> float | None:
+    """Return the time from one R wave to the next in ms; None where no heart beats like that."""
+    interval = header.number("RRIntervalTimeNominal", "NominalInterval")
+    rate = header.number("HeartRate")
+    if not interval and rate and rate > 0:
+        interval = 60_000 / rate
+    for keyword in ("RRIntervalTimeNominal", "NominalInterval", "HeartRate"):
+        header.unread.pop(keyword, None)  # no image needs them
+    return interval if interval and INTERVALS[0] <= interval <= INTERVALS[1] else None
 
 
 def _phase(header: _Header, temporal: int | None) -> float | None:

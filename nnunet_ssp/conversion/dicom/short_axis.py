@@ -84,6 +84,10 @@ class ShortAxis:
     # Slices of the stack that are lost, in words
     warnings: list[str]
     notes: list[str]
+    # Beats per minute
+    heart_rate: float | None
+    # s, from one frame to the next
+    frame_time: float | None
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,17 @@ def read_short_axis(
         choice.patient,
         choice.warnings,
         choice.notes,
+        *_beat(choice.runs),
     )
+
+
+def _beat(runs: Sequence[SliceRun]) -> tuple[float | None, float | None]:
+    """Return the heart rate per minute and the time of a frame in s, as far as the headers tell."""
+    intervals = [i.interval for run in runs for i in run.images if i.interval is not None]
+    times = [[i.trigger for i in run.images if i.trigger is not None] for run in runs]
+    steps = np.concatenate([np.diff(row) for row in times])
+    step = float(np.median(steps)) / 1000 if steps.size else 0.0
+    return 60_000 / float(np.median(intervals)) if intervals else None, step or None
 
 
 def choose_short_axis(

@@ -358,8 +358,24 @@ def test_nothing_but_the_scanner_is_handed_on(tmp_path: Path):
     series(tmp_path)
     stack = read(tmp_path)
     texts = [getattr(stack, f.name) for f in fields(stack) if f.name not in ("voxels", "affine")]
-    assert texts == ["Maker", "Model", "1.5", stack.patient, [], []]
+    assert texts == ["Maker", "Model", "1.5", stack.patient, [], [], None, 0.04]
     assert re.fullmatch("[0-9a-f]{10}", stack.patient)
+
+
+@pytest.mark.parametrize(
+    ("tags", "rate"),
+    [
+        ({"HeartRate": 75}, 75),
+        ({"HeartRate": 75, "NominalInterval": 1000}, 60),
+        ({"NominalInterval": 0}, None),
+        ({"NominalInterval": 9e6}, None),
+    ],
+)
+def test_the_heart_rate_is_told_where_the_header_tells(tmp_path: Path, tags: dict, rate: object):
+    series(tmp_path, **tags)
+    stack = read(tmp_path)
+    assert stack.heart_rate == rate
+    assert stack.notes == []
 
 
 def test_the_digest_tells_patients_apart(tmp_path: Path):

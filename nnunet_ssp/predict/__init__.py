@@ -1,0 +1,1 @@
+"""From a new cine to masks, volumes and a page: `nnunet-ssp predict`."""

@@ -1,0 +1,236 @@
+"""`nnunet-ssp predict`: segment new cines and measure them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from nnunet_ssp.console import count_of
+from nnunet_ssp.conversion.convert import input_stamp
+from nnunet_ssp.dataset_conversion.cine_files import CineTask
+from nnunet_ssp.evaluation.labels import Labels
+from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.files.grids import Array
+from nnunet_ssp.files.lock import locked
+from nnunet_ssp.launch import choose_device
+from nnunet_ssp.parallel import number_of_workers
+from nnunet_ssp.predict.flags import FLAGS
+from nnunet_ssp.predict.inputs import Study, find_studies, read_mask, read_study, write_mask
+from nnunet_ssp.predict.measure import Choices, measure
+from nnunet_ssp.predict.model import Wanted, check_model, model_folder, results_folder
+from nnunet_ssp.predict.page import run_page, subject_page
+from nnunet_ssp.predict.postprocessing import postprocess, read_postprocessing
+from nnunet_ssp.predict.results import Output, mean
+
+
+class Segments(Protocol):
+    """What segments a cine: a loaded network."""
+
+    def segment(self, voxels: Array, affine: Array) -> tuple[Array, list[float]]:
+        """Return label values (X, Y, Z, T) and the disagreement of each frame in %, NaN where there is none."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """How the subjects of a run are segmented and measured."""
+
+    labels: Labels
+    # Makes or loads what segments; called once, and only if there is something to segment
+    load: Callable[[], Segments]
+    choices: Choices = field(default_factory=Choices)
+    # Steps of nnU-Net's postprocessing
+    postprocessing: Sequence[dict[str, Any]] = field(default_factory=tuple)
+
+
+def predict(
+    inputs: Sequence[Path],
+    output: Path,
+    model: Path | None = None,
+    dataset: str | None = None,
+    trainer: str | None = None,
+    plans: str | None = None,
+    configuration: str | None = None,
+    folds: Sequence[str] | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+    device: str | None = None,
+    mirror: bool = True,
+    postprocessing: Path | None = None,
+    trust: bool = False,
+    lv: str | None = None,
+    myo: str | None = None,
+    rv: str | None = None,
+    frames: Sequence[int] | None = None,
+    fixed_base: bool = False,
+    by_patient_id: bool = False,
+    series: Sequence[str] = (),
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Segment and measure new cines; arguments are those of the command, see `arguments`.
+
+    Returns:
+        1 if a subject was refused, else 0.
+
+    Raises:
+        FileNotFoundError: An input or the model is missing.
+        FileExistsError: The output folder is another model's, or not ours.
+        RuntimeError: Writing failed, or another process works in the output folder.
+        ValueError: The model does not fit short-axis cine, or an argument breaks its rule.
+    """
+    if (model is None) == (dataset is None):
+        raise ValueError("either `-m` or `-d` must name the model.")
+    wanted = Wanted(trainer, plans, configuration)
+    place = model if model is not None else results_folder(str(dataset), wanted)
+    device = choose_device(device)
+    steps = read_postprocessing(postprocessing) if postprocessing is not None else []
+    tasks, refused = find_studies(inputs, by_patient_id, series, number_of_workers(workers))
+    with (
+        _failures_in_words(output),
+        locked(output, create=True),
+        model_folder(place, wanted, output) as folder,
+    ):
+        checked = check_model(folder, folds, checkpoint, {"LV": lv, "MYO": myo, "RV": rv}, trust)
+
+        def load() -> Segments:
+            from nnunet_ssp.predict.network import Segmenter
+
+            print(f"Model: {place}, fold {', '.join(checked.folds)}", flush=True)
+            return Segmenter(checked, device, mirror, output)
+
+        known = (frames[0], frames[1]) if frames is not None else None
+        job = Job(checked.labels, load, Choices(known, fixed_base), steps)
+        made_by = {"digest": checked.digest, "mirror": mirror, "postprocessing": list(steps)}
+        refused = run(tasks, refused, Output(output), job, made_by, overwrite)
+    return int(bool(refused))
+
+
+@contextmanager
+def _failures_in_words(output: Path) -> Iterator[None]:
+    """Raise errors that say that a stopped run can be continued."""
+    try:
+        yield
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError as error:
+        raise RuntimeError(
+            f"{output}: writing failed ({error}). Once there is space, or what else was missing, run the same command "
+            "again: it continues where it stopped."
+        ) from error
+
+
+def run(
+    tasks: Sequence[CineTask],
+    refused: Mapping[str, str],
+    output: Output,
+    job: Job,
+    made_by: Mapping[str, Any],
+    overwrite: bool = False,
+) -> dict[str, str]:
+    """Segment and measure subjects, and write the tables.
+
+    While one subject is segmented, the next one is read.
+
+    Args:
+        tasks: The subjects.
+        refused: Those refused before reading, with the reason.
+        output: Where to write; exists, and the caller holds its lock.
+        job: How to segment and measure.
+        made_by: What decides about the labels; a folder made by anything else is refused.
+        overwrite: Whether to delete such a folder's content.
+
+    Returns:
+        All that were refused, with the reason.
+    """
+    output.take_over(made_by, overwrite)
+    refused = dict(refused)
+    choices = asdict(job.choices) | {"structures": dict(job.labels.structures)}
+    choices["frames"] = list(job.choices.frames) if job.choices.frames else None
+    waiting = []
+    for task in tasks:
+        record = output.read(task.subject)
+        done = record is not None and record["stamp"] == _stamp(task)
+        if record is None or not done or record["choices"] != choices:
+            waiting.append((task, record if done else None))
+    if len(waiting) < len(tasks):
+        print(f"{count_of(len(tasks) - len(waiting), 'subject')} done before")
+    network: Segments | None = None
+    with ThreadPoolExecutor(1) as reader:
+        reading = [reader.submit(read_study, task) for task, _ in waiting[:1]]
+        for number, (task, before) in enumerate(waiting):
+            reading += [
+                reader.submit(read_study, later) for later, _ in waiting[number + 1 : number + 2]
+            ]
+            try:
+                study = reading.pop(0).result()
+                if before is None:
+                    output.remove(task.subject)
+                    network = network or job.load()
+                    mask, doubts = network.segment(study.voxels, study.affine)
+                    for t in range(mask.shape[3] if job.postprocessing else 0):
+                        mask[..., t] = postprocess(mask[..., t], job.postprocessing)
+                    write_mask(output.mask(task.subject), mask, study)
+                    doubt = [None if math.isnan(value) else value for value in doubts]
+                else:
+                    mask = read_mask(output.mask(task.subject), study)
+                    doubt = before["frames"]["disagreement_percent"]
+                record = _measured(mask, doubt, study, job)
+            except ValueError as error:
+                refused[task.subject] = str(error)
+                output.remove(task.subject)
+                print(f"{task.subject}: refused. {error}", flush=True)
+                continue
+            page = subject_page(task.subject, record, study, mask, job.labels)
+            page.write(output.page(task.subject))
+            record |= {"stamp": _stamp(task), "choices": choices}
+            write_json(output.record(task.subject), record)
+            print(_line(task.subject, record), flush=True)
+    run_page(output.write_tables(refused), refused).write(output.folder / "report.html")
+    print("\n".join(_closing(tasks, refused, output)))
+    return refused
+
+
+def _stamp(task: CineTask) -> list[str]:
+    return [str(task.place), *(f"{file.name} {input_stamp(file)}" for file in task.images)]
+
+
+def _measured(mask: Array, doubt: Sequence[float | None], study: Study, job: Job) -> dict[str, Any]:
+    figures = measure(mask, study.spacing, job.labels, job.choices, study.spacing_known)
+    subject = {
+        **figures.subject,
+        "heart_rate": study.heart_rate,
+        "disagreement_percent": mean(doubt),
+    }
+    notes = list(study.notes)
+    if mask.shape[3] == 1:
+        notes.append("one frame only: no ES, stroke volume or EF")
+    return {
+        "frames": {**figures.frames, "disagreement_percent": list(doubt)},
+        "subject": subject,
+        "flags": dict(figures.flags),
+        "notes": notes,
+    }
+
+
+def _line(subject: str, record: Mapping[str, Any]) -> str:
+    figures, flags = record["subject"], record["flags"]
+    names = {
+        "lv_edv_ml": "EDV {:.0f} ml",
+        "lv_esv_ml": "ESV {:.0f} ml",
+        "lv_ef_percent": "EF {:.0f} %",
+    }
+    said = [text.format(figures[name]) for name, text in names.items() if name in figures]
+    said += [f"{count_of(len(flags), 'flag')} ({', '.join(flags)})"] if flags else []
+    return f"{subject}: {', '.join(said)}"
+
+
+def _closing(tasks: Sequence[CineTask], refused: Mapping[str, str], output: Output) -> list[str]:
+    found = [record for task in tasks if (record := output.read(task.subject)) is not None]
+    raised = {name for record in found for name in record["flags"]}
+    lines = [f"flag {flag.name}: {flag.rule}" for flag in FLAGS if flag.name in raised]
+    lines += [f"{count_of(len(refused), 'subject')} refused, see volumes.csv"] if refused else []
+    return [*lines, f"Report: {output.folder / 'report.html'}"]

@@ -1,0 +1,127 @@
+"""Figures of one segmented cine: volumes of each frame, ED and ES, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nnunet_ssp.evaluation.labels import Labels
+from nnunet_ssp.evaluation.volumes import ejection_fraction, myocardial_mass, stroke_volume
+from nnunet_ssp.files.grids import Array
+from nnunet_ssp.predict.curves import find_phases
+from nnunet_ssp.predict.flags import Measured, raised
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user says about the figures."""
+
+    # Known frames of ED and ES, from 0
+    frames: tuple[int, int] | None = None
+    # Count the same slices in all frames: those that have LV at both ED and ES
+    fixed_base: bool = False
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one subject; a figure that there is none of is absent."""
+
+    # By column of `phases.csv`, one number for each frame
+    frames: Mapping[str, list[float]]
+    # By column of `volumes.csv`
+    subject: Mapping[str, float | int]
+    # By name, with what was found
+    flags: Mapping[str, str] = field(default_factory=dict)
+
+
+def measure(
+    mask: Array,
+    spacing: Sequence[float],
+    labels: Labels,
+    choices: Choices = Choices(),  # noqa: B008 (immutable)
+    spacing_known: bool = True,
+) -> Figures:
+    """Measure a segmented cine.
+
+    Args:
+        mask: (X, Y, Z, T), label values.
+        spacing: mm, of X, Y and Z.
+        labels: Meaning of the values.
+        choices: What the user says.
+        spacing_known: Whether the header tells the spacing.
+
+    Raises:
+        ValueError: A frame of `choices` is not one of the cine.
+    """
+    masks = {
+        structure: np.isin(mask, labels.classes[name])
+        for structure, name in labels.structures.items()
+    }
+    n_frames = mask.shape[3]
+    volumes = _volumes(masks, spacing)
+    ed, es = _phases(volumes["LV"], choices)
+    if choices.fixed_base and es is not None:
+        held = np.all(masks["LV"][..., [ed, es]].any(axis=(0, 1)), axis=1)
+        volumes = _volumes({name: part[:, :, held] for name, part in masks.items()}, spacing)
+    figures, strokes = _figures(volumes, ed, es)
+    flags = raised(
+        Measured(
+            masks=masks,
+            volumes=volumes,
+            ed=ed,
+            es=es,
+            ef=figures.get("lv_ef_percent"),
+            strokes=strokes,
+            spacing=spacing,
+            spacing_known=spacing_known,
+        )
+    )
+    frames = {f"{structure.lower()}_ml": curve.tolist() for structure, curve in volumes.items()}
+    if "MYO" in volumes:
+        frames["lv_mass_g"] = [myocardial_mass(ml) for ml in frames["myo_ml"]]
+    counts = {"n_frames": n_frames, "n_slices": mask.shape[2], "ed_frame": ed}
+    return Figures(frames, counts | ({} if es is None else {"es_frame": es}) | figures, flags)
+
+
+def _volumes(masks: Mapping[str, Array], spacing: Sequence[float]) -> dict[str, Array]:
+    voxel_ml = float(np.prod(spacing)) / 1000
+    return {name: np.count_nonzero(mask, axis=(0, 1, 2)) * voxel_ml for name, mask in masks.items()}
+
+
+def _phases(curve: Array, choices: Choices) -> tuple[int, int | None]:
+    if choices.frames is not None:
+        for frame in choices.frames:
+            if not 0 <= frame < len(curve):
+                raise ValueError(
+                    f"`--frames` (={choices.frames[0]} {choices.frames[1]}) must be within 0 to {len(curve) - 1}, "
+                    "the frames of the cine."
+                )
+        return choices.frames
+    return find_phases(curve) if len(curve) > 1 else (0, None)
+
+
+def _figures(
+    volumes: Mapping[str, Array], ed: int, es: int | None
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the columns of `volumes.csv` that come from volumes, and the stroke volumes by ventricle."""
+    figures: dict[str, Any] = {}
+    strokes: dict[str, float] = {}
+    for name in ("LV", "RV"):
+        if name not in volumes:
+            continue
+        edv, column = float(volumes[name][ed]), name.lower()
+        figures[f"{column}_edv_ml"] = edv
+        if es is not None:
+            esv = float(volumes[name][es])
+            strokes[name] = stroke_volume(edv, esv)
+            figures[f"{column}_esv_ml"], figures[f"{column}_sv_ml"] = esv, strokes[name]
+            if edv > 0:
+                figures[f"{column}_ef_percent"] = ejection_fraction(edv, esv)
+        if name == "LV" and "MYO" in volumes:
+            figures["lv_mass_g"] = myocardial_mass(float(volumes["MYO"][ed]))
+    if len(strokes) == 2:
+        figures["sv_difference_ml"] = strokes["LV"] - strokes["RV"]
+    return figures, strokes

@@ -1,0 +1,233 @@
+"""Pages of a run and of each subject: doubts first, then curves, contours and a player."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnunet_ssp.evaluation.labels import Labels
+from nnunet_ssp.files.grids import Array
+from nnunet_ssp.predict.flags import FLAGS
+from nnunet_ssp.predict.inputs import Study
+from nnunet_ssp.reporting.figures import COLOURS
+from nnunet_ssp.reporting.page import Link, Noted, Page
+from nnunet_ssp.reporting.player import Sprites
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOTICE = (
+    "For research, no medical device: look at the masks before you use a figure. This page identifies patients where "
+    "the names of the input do."
+)
+MARGIN = 0.5  # of the heart's size, around it
+SHARP = 3  # pixels of the page for one of the image
+MS = 40.0  # from frame to frame, where the header does not tell
+ACROSS = 4  # slices in a row of a contact sheet
+PAINT = {"LV": COLOURS[5], "MYO": COLOURS[2], "RV": COLOURS[1]}
+
+
+# --- a run ------------------------------------------------------------------------------------
+
+
+def run_page(records: Mapping[str, Mapping[str, Any]], refused: Mapping[str, str]) -> Page:
+    """Make the page of a run, the most doubtful subjects first.
+
+    Args:
+        records: The records of the subjects.
+        refused: Those without a result, with the reason.
+    """
+    page = Page("New cines: volumes and doubts", NOTICE)
+    if refused:
+        page.heading("Refused")
+        page.table(["Subject", "Reason"], list(refused.items()))
+    page.heading("Subjects")
+    page.paragraph("The most flags first, then the largest disagreement.")
+    columns = [
+        "Subject",
+        "EDV ml",
+        "ESV ml",
+        "EF %",
+        "Mass g",
+        "RV EF %",
+        "Disagreement %",
+        "Flags",
+    ]
+    names = ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "lv_mass_g", "rv_ef_percent")
+    rows = [
+        [
+            Link(subject, f"{subject}_seg.html"),
+            *(_number(record["subject"].get(name)) for name in names),
+            _number(record["subject"].get("disagreement_percent")),
+            ", ".join(record["flags"]) or None,
+        ]
+        for subject, record in sorted(records.items(), key=_doubt)
+    ]
+    page.table(columns, rows, digits=1, collapse_above=10_000)
+    raised = {name for record in records.values() for name in record["flags"]}
+    if raised:
+        page.heading("Flags")
+        page.table(["Flag", "Raised by"], [[f.name, f.rule] for f in FLAGS if f.name in raised])
+    return page
+
+
+def _doubt(item: tuple[str, Mapping[str, Any]]) -> tuple[int, float, str]:
+    subject, record = item
+    return -len(record["flags"]), -(record["subject"].get("disagreement_percent") or 0.0), subject
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+# --- a subject --------------------------------------------------------------------------------
+
+
+def subject_page(
+    subject: str, record: Mapping[str, Any], study: Study, mask: Array, labels: Labels
+) -> Page:
+    """Make the page of a subject.
+
+    Args:
+        subject: Its name.
+        record: Its record.
+        study: The images.
+        mask: (X, Y, Z, T), label values.
+        labels: Meaning of the values.
+    """
+    page = Page(subject, NOTICE)
+    page.paragraph(Link("All subjects", "report.html"))
+    figures, flags = record["subject"], record["flags"]
+    rules = {flag.name: flag.rule for flag in FLAGS}
+    if flags:
+        page.heading("Doubts")
+        rows = [[Noted(name, [[rules.get(name, "")]]), found] for name, found in flags.items()]
+        page.table(["Flag", "Found"], rows)
+    page.heading("Volumes")
+    phases = _phases(record)
+    page.plot(
+        lambda figure: _draw_curves(figure, record["frames"], phases),
+        alt="Volumes of LV, myocardium and RV by frame, with ED and ES",
+    )
+    shown = [[name, value] for name, value in figures.items() if value is not None]
+    page.table(["Figure", "Value"], shown, digits=1, collapse_above=5, caption="All figures")
+    window = _window(mask)
+    page.heading("Cine")
+    page.player(_sprites(study, mask, labels, window, phases))
+    for frame, phase in phases.items():
+        page.heading(f"All slices at {phase}, frame {frame}")
+        sheet = _contact_sheet(study.voxels[..., frame], mask[..., frame], labels, window)
+        page.image(sheet, alt=f"All slices at {phase} with contours", width=720)
+    page.paragraph("Contours: LV red, myocardium green, RV blue.")
+    for note in record["notes"]:
+        page.paragraph(f"Note: {note}.")
+    return page
+
+
+def _phases(record: Mapping[str, Any]) -> dict[int, str]:
+    keys = {"ED": "ed_frame", "ES": "es_frame"}
+    found = {phase: record["subject"].get(key) for phase, key in keys.items()}
+    return {frame: phase for phase, frame in found.items() if frame is not None}
+
+
+def _draw_curves(
+    figure: Figure, frames: Mapping[str, Sequence[float]], phases: Mapping[int, str]
+) -> None:
+    axes = figure.subplots()
+    for structure, colour in PAINT.items():
+        if (curve := frames.get(f"{structure.lower()}_ml")) is not None:
+            axes.plot(curve, color=colour, label=structure, marker=".")
+    for frame, phase in phases.items():
+        axes.axvline(frame, color="grey", linestyle=":")
+        axes.annotate(phase, (frame, 1), xycoords=("data", "axes fraction"), va="bottom")
+    axes.set(xlabel="frame", ylabel="ml", ylim=(0, None))
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _window(mask: Array) -> tuple[slice, slice]:
+    """Return the columns and rows around the heart in all frames; all of them without a heart."""
+    around = []
+    for axis in (0, 1):
+        found = np.flatnonzero(mask.any(axis=tuple(a for a in range(4) if a != axis)))
+        if not found.size:
+            return slice(None), slice(None)
+        margin = int(MARGIN * (found[-1] - found[0] + 1) / 2) + 4
+        around.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + margin + 1))
+    return around[0], around[1]
+
+
+def _grey(voxels: Array) -> Array:
+    low, high = np.percentile(voxels, (1, 99.5))
+    return (np.clip((voxels - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
+
+
+def _contours(mask: Array, labels: Labels) -> Array:
+    """Draw the borders of the structures of a slice (X, Y): RGBA, transparent elsewhere."""
+    from matplotlib.colors import to_rgba
+
+    drawn = np.zeros((*mask.shape, 4), np.uint8)
+    for structure, name in labels.structures.items():
+        inside = np.pad(np.isin(mask, labels.classes[name]), 1)
+        inner = inside[2:, 1:-1] & inside[:-2, 1:-1] & inside[1:-1, 2:] & inside[1:-1, :-2]
+        border = inside[1:-1, 1:-1] & ~inner
+        drawn[border] = np.round(255 * np.array(to_rgba(PAINT[structure])))
+    return drawn
+
+
+def _sprites(
+    study: Study,
+    mask: Array,
+    labels: Labels,
+    window: tuple[slice, slice],
+    phases: Mapping[int, str],
+) -> Sprites:
+    images, masks = _grey(study.voxels[window]), mask[window]
+    columns, rows, n_slices, n_frames = images.shape
+    grey = images.transpose(2, 1, 3, 0).reshape(n_slices * rows, n_frames * columns)
+    lines = np.stack(
+        [[_contours(masks[:, :, z, t], labels) for t in range(n_frames)] for z in range(n_slices)]
+    )
+    drawn = lines.transpose(0, 3, 1, 2, 4).reshape(*grey.shape, 4)
+    stretch = study.spacing[1] / study.spacing[0]
+    return Sprites(
+        images=_png(grey),
+        contours=_png(drawn),
+        n_frames=n_frames,
+        n_slices=n_slices,
+        tile=(columns, rows),
+        shown=(SHARP * columns, max(1, round(SHARP * rows * stretch))),
+        frame=next(iter(phases), 0),
+        slice=n_slices // 2,
+        frame_time=1000 * study.frame_time if study.frame_time else MS,
+        labels=dict(phases),
+        alt="One slice of the cine with contours",
+    )
+
+
+def _contact_sheet(
+    voxels: Array, mask: Array, labels: Labels, window: tuple[slice, slice]
+) -> bytes:
+    """Draw all slices of a frame with contours, row by row."""
+    images, masks = _grey(voxels[window]), mask[window]
+    columns, rows, n_slices = images.shape
+    n_rows = -(-n_slices // ACROSS)
+    sheet = np.zeros((n_rows * rows, ACROSS * columns, 3), np.uint8)
+    for z in range(n_slices):
+        tile = np.repeat(images[:, :, z, None], 3, axis=2)
+        lines = _contours(masks[:, :, z], labels)
+        tile[lines[..., 3] > 0] = lines[lines[..., 3] > 0][:, :3]
+        down, across = divmod(z, ACROSS)
+        place = np.s_[down * rows : (down + 1) * rows, across * columns : (across + 1) * columns]
+        sheet[place] = tile.transpose(1, 0, 2)
+    return _png(np.repeat(np.repeat(sheet, 2, axis=0), 2, axis=1))
+
+
+def _png(pixels: Array) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG", optimize=False)
+    return buffer.getvalue()

@@ -1,0 +1,155 @@
+"""The output folder: one record for each subject, and the tables that they make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_ssp import __version__
+from nnunet_ssp.files.atomic import remove_half_written, write_json, write_table
+from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.files.lock import LOCK
+
+MARKER = "predict.json"
+FRAME_COLUMNS = (
+    *("subject", "frame", "phase", "lv_ml", "myo_ml", "rv_ml", "lv_mass_g"),
+    "disagreement_percent",
+)
+SUBJECT_COLUMNS = (
+    *("subject", "n_frames", "n_slices", "ed_frame", "es_frame"),
+    *("lv_edv_ml", "lv_esv_ml", "lv_sv_ml", "lv_ef_percent", "lv_mass_g"),
+    *("rv_edv_ml", "rv_esv_ml", "rv_sv_ml", "rv_ef_percent", "sv_difference_ml"),
+    *("heart_rate", "disagreement_percent", "n_flags", "flags", "notes", "refused"),
+)
+KINDS = {
+    "stamp": list,
+    "choices": dict,
+    "frames": dict,
+    "subject": dict,
+    "flags": dict,
+    "notes": list,
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """A folder of `nnunet-ssp predict`."""
+
+    folder: Path
+
+    def mask(self, subject: str) -> Path:
+        """Return the file of a subject's mask."""
+        return self.folder / f"{subject}_seg.nii.gz"
+
+    def record(self, subject: str) -> Path:
+        """Return the file of a subject's figures."""
+        return self.folder / f"{subject}_seg.json"
+
+    def page(self, subject: str) -> Path:
+        """Return the file of a subject's page."""
+        return self.folder / f"{subject}_seg.html"
+
+    def take_over(self, model: Mapping[str, Any], overwrite: bool) -> None:
+        """Make the folder one of this model; the caller holds its lock.
+
+        Args:
+            model: What decides about the labels.
+            overwrite: Whether to delete what another model has written.
+
+        Raises:
+            FileExistsError: The folder is another model's, or not ours.
+        """
+        marker = self.folder / MARKER
+        if not marker.is_file():
+            others = [f.name for f in self.folder.iterdir() if f.name != LOCK]
+            if any(not name.startswith(".") for name in others):
+                raise FileExistsError(
+                    f"{self.folder}: holds {sorted(others)[0]}, and no {MARKER}: choose an empty or new folder."
+                )
+        else:
+            before = read_json(marker, dict).get("model")
+            if before != model and not overwrite:
+                raise FileExistsError(
+                    f"{self.folder}: made by another model, or with other folds, mirroring or postprocessing. "
+                    "Choose another folder, or --overwrite."
+                )
+            if before != model:
+                for subject in self.subjects():
+                    self.remove(subject)
+        remove_half_written(self.folder)
+        write_json(marker, {"model": model, "version": __version__})
+
+    def subjects(self) -> list[str]:
+        """List the subjects that have a record."""
+        ending = "_seg.json"
+        return sorted(file.name.removesuffix(ending) for file in self.folder.glob(f"*{ending}"))
+
+    def remove(self, subject: str) -> None:
+        """Remove what there is of a subject."""
+        for file in (self.record(subject), self.mask(subject), self.page(subject)):
+            file.unlink(missing_ok=True)
+
+    def read(self, subject: str) -> dict[str, Any] | None:
+        """Return a subject's record; None where it, mask or page is missing or damaged."""
+        try:
+            record = read_json(self.record(subject), dict)
+        except (FileNotFoundError, ValueError):
+            return None
+        whole = all(isinstance(record.get(name), kind) for name, kind in KINDS.items())
+        files = (self.mask(subject), self.page(subject))
+        return record if whole and all(file.is_file() for file in files) else None
+
+    def write_tables(self, refused: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        """Write `phases.csv` and `volumes.csv` of all subjects in the folder.
+
+        Args:
+            refused: Subjects without a result, with the reason.
+
+        Returns:
+            The records of the subjects in the tables.
+        """
+        records = {subject: self.read(subject) for subject in self.subjects()}
+        done = {subject: record for subject, record in records.items() if record is not None}
+        frames = [row for subject, record in done.items() for row in _frame_rows(subject, record)]
+        rows = [_subject_row(subject, record) for subject, record in done.items()]
+        rows += [{"subject": subject, "refused": reason} for subject, reason in refused.items()]
+        write_table(self.folder / "phases.csv", FRAME_COLUMNS, frames)
+        write_table(self.folder / "volumes.csv", SUBJECT_COLUMNS, rows)
+        return done
+
+
+def _frame_rows(subject: str, record: Mapping[str, Any]) -> list[dict[str, object]]:
+    phases = {record["subject"].get(f"{name.lower()}_frame"): name for name in ("ED", "ES")}
+    return [
+        {"subject": subject, "frame": frame, "phase": phases.get(frame, "")}
+        | {column: _rounded(values[frame]) for column, values in record["frames"].items()}
+        for frame in range(record["subject"]["n_frames"])
+    ]
+
+
+def _subject_row(subject: str, record: Mapping[str, Any]) -> dict[str, object]:
+    flags = record["flags"]
+    return (
+        {"subject": subject}
+        | {column: _rounded(value) for column, value in record["subject"].items()}
+        | {
+            "n_flags": len(flags),
+            "flags": "; ".join(f"{name}: {found}" for name, found in flags.items()),
+            "notes": "; ".join(record["notes"]),
+        }
+    )
+
+
+def _rounded(value: float | None) -> object:
+    if value is None or isinstance(value, int):
+        return value
+    return f"{value:.6g}"
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the numbers that there are."""
+    numbers = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(numbers) / len(numbers) if numbers else None

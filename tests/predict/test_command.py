@@ -1,0 +1,186 @@
+"""A run: outputs, refusals, interruptions, and folders of other models."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from nnunet_ssp.cli import main
+from nnunet_ssp.evaluation.labels import Labels
+from nnunet_ssp.phantom import PhantomSubject
+from nnunet_ssp.predict import command
+from nnunet_ssp.predict.command import Job, run
+from nnunet_ssp.predict.inputs import find_studies
+from nnunet_ssp.predict.measure import Choices
+from nnunet_ssp.predict.results import Output
+from tests.predict.conftest import save
+
+LABELS = Labels({n: (v,) for v, n in enumerate(("LV", "MYO", "RV"), 1)}, structures={
+    n: n for n in ("LV", "MYO", "RV")})  # fmt: skip
+
+
+class TrueMasks:
+    """Gives the phantom's true masks instead of a network's."""
+
+    def __init__(self, subject: PhantomSubject) -> None:
+        self.subject = subject
+        self.segmented = 0
+
+    def segment(self, voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, list[float]]:
+        self.segmented += 1
+        frames = voxels.shape[3]
+        return self.subject.labels[..., :frames].copy(), [float("nan"), *range(1, frames)][:frames]
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture
+def inputs(subject: PhantomSubject, tmp_path: Path) -> Path:
+    for name in ("one", "two"):
+        save(subject.image, tmp_path / "in" / f"{name}.nii.gz", subject.affine)
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def go(subject: PhantomSubject, inputs: Path, tmp_path: Path) -> Callable[..., tuple[int, dict]]:
+    """Run with true masks; returns how many were segmented, and the refused."""
+
+    def start(overwrite: bool = False, model: str = "m", **options: object) -> tuple[int, dict]:
+        masks = TrueMasks(subject)
+        job = replace(Job(LABELS, lambda: masks), **options)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        tasks, refused = find_studies([inputs], False, (), 1)
+        output = Output(tmp_path / "out")
+        refused = run(tasks, refused, output, job, {"digest": model}, overwrite)
+        return masks.segmented, refused
+
+    return start
+
+
+def test_a_run_with_true_masks_gives_true_figures(go, subject, tmp_path) -> None:
+    assert go() == (2, {})
+    out = tmp_path / "out"
+    for name in ("one", "two"):
+        mask, image = nibabel.load(out / f"{name}_seg.nii.gz"), tmp_path / "in" / f"{name}.nii.gz"
+        np.testing.assert_array_equal(np.asarray(mask.dataobj), subject.labels)
+        np.testing.assert_array_equal(mask.affine, nibabel.load(image).affine)
+    rows = table(out / "volumes.csv")
+    assert [row["subject"] for row in rows] == ["one", "two"]
+    assert (int(rows[0]["ed_frame"]), int(rows[0]["es_frame"])) == (subject.ed, subject.es)
+    voxel = abs(np.linalg.det(subject.affine[:3, :3])) / 1000
+    expected = (subject.labels[..., subject.ed] == 1).sum() * voxel
+    assert float(rows[0]["lv_edv_ml"]) == pytest.approx(expected, rel=1e-5)
+    assert rows[0]["heart_rate"] == rows[0]["refused"] == ""
+    assert float(rows[0]["disagreement_percent"]) == 1.5
+    frames = table(out / "phases.csv")
+    assert len(frames) == 2 * subject.image.shape[3]
+    assert [row["phase"] for row in frames[:3]].count("ED") == 1
+    assert frames[0]["disagreement_percent"] == ""
+
+
+def test_a_second_run_does_what_is_missing(go, inputs, subject, tmp_path) -> None:
+    go()
+    before = (tmp_path / "out" / "volumes.csv").read_bytes()
+    assert go() == (0, {})
+    assert (tmp_path / "out" / "volumes.csv").read_bytes() == before
+    (tmp_path / "out" / "one_seg.nii.gz").unlink()
+    assert go()[0] == 1
+    os.utime(inputs / "two.nii.gz", (1, 1))  # another image
+    assert go()[0] == 1
+    (tmp_path / "out" / "two_seg.json").write_text("{")
+    save(subject.image, inputs / "three.nii.gz", subject.affine)
+    assert go()[0] == 2
+    assert len(table(tmp_path / "out" / "volumes.csv")) == 3
+
+
+def test_other_choices_measure_again_without_the_network(go, tmp_path) -> None:
+    go()
+    assert go(choices=Choices((0, 2))) == (0, {})
+    rows = table(tmp_path / "out" / "volumes.csv")
+    assert (rows[0]["ed_frame"], rows[0]["es_frame"]) == ("0", "2")
+    assert float(rows[0]["disagreement_percent"]) == 1.5
+
+
+def test_a_corrupt_file_is_refused_and_the_others_go_on(go, inputs, tmp_path) -> None:
+    go()
+    (inputs / "one.nii.gz").write_bytes((inputs / "one.nii.gz").read_bytes()[:-400])
+    segmented, refused = go()
+    assert segmented == 0
+    assert list(refused) == ["one"] and "not a complete NIfTI file" in refused["one"]
+    rows = table(tmp_path / "out" / "volumes.csv")
+    assert [(row["subject"], bool(row["refused"])) for row in rows] == [("two", 0), ("one", 1)]
+    assert not (tmp_path / "out" / "one_seg.nii.gz").exists()  # it is of another image
+
+
+def test_the_folder_of_another_model_is_refused(go, tmp_path) -> None:
+    go()
+    with pytest.raises(FileExistsError, match="made by another model"):
+        go(model="other")
+    assert go(model="other", overwrite=True)[0] == 2
+    (tmp_path / "out" / "predict.json").unlink()
+    with pytest.raises(FileExistsError, match=r"holds one_seg\.html, and no predict\.json"):
+        go()
+
+
+def test_a_full_disk_says_how_to_go_on(go, inputs, subject, tmp_path, monkeypatch) -> None:
+    real = command.write_mask
+
+    def write(file: Path, *rest: object) -> None:
+        if file.name.startswith("two"):
+            raise OSError(28, "No space left on device", str(file))
+        real(file, *rest)
+
+    monkeypatch.setattr(command, "write_mask", write)
+    doing = command._failures_in_words(tmp_path / "out")
+    with pytest.raises(RuntimeError, match="again: it continues where it stopped"), doing:
+        go()
+    monkeypatch.undo()
+    assert go()[0] == 1
+
+
+def test_one_frame_has_no_ef_and_says_so(go, inputs, subject, tmp_path) -> None:
+    for file in inputs.iterdir():
+        save(subject.image[..., :1], file, subject.affine)
+    assert go()[1] == {}
+    row = table(tmp_path / "out" / "volumes.csv")[0]
+    assert row["lv_ef_percent"] == row["es_frame"] == "" != row["lv_edv_ml"]
+    assert "one frame only" in row["notes"]
+
+
+def test_the_command_from_images_to_tables(
+    make_model, inputs, subject, tmp_path, capsys, one_thread
+) -> None:
+    """With a network of random weights, and one refused subject among the others."""
+    (inputs / "bad.nii.gz").write_bytes(b"no image")
+    model = make_model(tmp_path / "nnUNetTrainer__tiny__2d", folds=(0, 1))
+    words = ["predict", "-i", inputs, "-m", model, "-o", tmp_path / "out", "-device", "cpu"]
+    assert main([*map(str, words), "--disable_tta"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("fold 0, 1") == 1  # loaded once
+    assert "bad: refused." in said and "1 subject refused, see volumes.csv" in said
+    rows = table(tmp_path / "out" / "volumes.csv")
+    assert [row["subject"] for row in rows] == ["one", "two", "bad"]
+    first, second = (
+        json.loads((tmp_path / "out" / f"{n}_seg.json").read_text()) for n in ("one", "two")
+    )
+    assert first["frames"] == second["frames"]
+    assert main([*map(str, words)]) == 1
+    assert "made by another model, or with other folds, mirroring" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob(".ssp-*"))
+
+
+def test_one_model_must_be_named(inputs, tmp_path, capsys) -> None:
+    assert main(["predict", "-i", str(inputs), "-o", str(tmp_path / "out")]) == 1
+    assert "either `-m` or `-d` must name the model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nnunet_ssp.evaluation.labels import Labels
+from nnunet_ssp.phantom import PhantomSubject
+from nnunet_ssp.predict.inputs import Study
+from nnunet_ssp.predict.page import run_page, subject_page
+
+LABELS = Labels(
+    {"LV": (1,), "MYO": (2,), "RV": (3,)}, structures={n: n for n in ("LV", "MYO", "RV")}
+)
+
+
+def record(n_frames: int, **changed: object) -> dict:
+    curve = [float(value) for value in range(n_frames, 0, -1)]
+    return {
+        "frames": {"lv_ml": curve, "rv_ml": curve, "disagreement_percent": [None] * n_frames},
+        "subject": {
+            "ed_frame": 0,
+            "es_frame": n_frames - 1,
+            "lv_edv_ml": 3.0,
+            "lv_ef_percent": None,
+        },
+        "flags": {},
+        "notes": ["<b>"],
+    } | changed
+
+
+def test_the_most_doubtful_come_first() -> None:
+    doubt = {"disagreement_percent": 9.0}
+    records = {
+        "calm": record(3),
+        "unsure": record(3, subject=doubt),
+        "bad": record(3, flags={"EF": "3 %", "hole": "slice 4"}),
+    }
+    page = run_page(records, {"none": "no cine <i>"}).html()
+    order = re.findall(r'href="(\w+)_seg\.html"', page)
+    assert order == ["bad", "unsure", "calm"]
+    assert "no cine &lt;i&gt;" in page and "a slice without LV between two" in page
+    assert "identifies patients" in page and "no medical device" in page
+    assert "Refused" not in run_page(records, {}).html()
+
+
+@pytest.fixture
+def study(subject: PhantomSubject) -> Study:
+    return Study(subject.image, subject.affine, None, (0, 1, 2), None, 0.05, [])
+
+
+def test_a_subject_has_curves_player_and_sheets(subject: PhantomSubject, study: Study) -> None:
+    n_frames = subject.image.shape[3]
+    flags = {"EF": "3 %"}
+    page = subject_page("s", record(n_frames, flags=flags), study, subject.labels, LABELS).html()
+    assert page.count('class="player"') == 1 and 'data-ms="50"' in page
+    assert "All slices at ED, frame 0" in page and f"All slices at ES, frame {n_frames - 1}" in page
+    assert "outside of 5 to 85 %" in page and "&lt;b&gt;" in page
+    sources = dict(
+        re.findall(r'class="(images|contours)" src="data:image/png;base64,([^"]+)"', page)
+    )
+    grey, lines = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(sources[name]))))
+        for name in ("images", "contours")
+    )
+    width, height = (int(re.search(f'data-{s}="(\\d+)"', page)[1]) for s in ("width", "height"))
+    assert grey.shape == (subject.image.shape[2] * height, n_frames * width)
+    assert lines.shape == (*grey.shape, 4)
+    # The contours of slice 2 at frame 1 are borders of that mask: as many columns and rows as it spans.
+    tile = lines[2 * height : 3 * height, width : 2 * width, 3] > 0
+    mask = subject.labels[:, :, 2, 1].T > 0
+    for axis in (0, 1):
+        assert np.ptp(np.flatnonzero(tile.any(axis))) == np.ptp(np.flatnonzero(mask.any(axis)))
+
+
+def test_a_mask_without_heart_and_one_frame_have_a_page(study: Study, tmp_path: Path) -> None:
+    empty = np.zeros(study.voxels.shape, np.uint8)
+    one = record(1, subject={"ed_frame": 0})
+    subject_page("s", one, study, empty, LABELS).write(tmp_path / "s.html")
+    page = (tmp_path / "s.html").read_text()
+    assert "All slices at ED" in page and "All slices at ES" not in page

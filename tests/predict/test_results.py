@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.predict.results import FRAME_COLUMNS, SUBJECT_COLUMNS, Output, mean
+
+RECORD = {
+    "stamp": ["s"],
+    "choices": {},
+    "frames": {"lv_ml": [10.0, 4.0], "disagreement_percent": [None, 2.0]},
+    "subject": {"n_frames": 2, "ed_frame": 0, "es_frame": 1, "lv_edv_ml": 10.0},
+    "flags": {"EF": "3 %"},
+    "notes": ["a, b"],
+}
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    made = Output(tmp_path)
+    made.take_over({"digest": "x"}, False)
+    write_json(made.record("s"), RECORD)
+    made.mask("s").write_bytes(b"mask")
+    made.page("s").write_bytes(b"page")
+    return made
+
+
+def test_tables_have_every_subject(output: Output) -> None:
+    output.write_tables({"bad": "no cine"})
+    frames = (output.folder / "phases.csv").read_text().splitlines()
+    assert frames == [",".join(FRAME_COLUMNS), "s,0,ED,10,,,,", "s,1,ES,4,,,,2"]
+    header, first, refused = (output.folder / "volumes.csv").read_text().splitlines()
+    assert header == ",".join(SUBJECT_COLUMNS)
+    assert "EF: 3 %" in first and '"a, b"' in first
+    assert refused.startswith("bad,") and refused.endswith(",no cine")
+
+
+@pytest.mark.parametrize("damage", ["mask", "text", "part"])
+def test_a_damaged_record_counts_as_none(output: Output, damage: str) -> None:
+    assert output.read("s") == RECORD
+    if damage == "mask":
+        output.mask("s").unlink()
+    else:
+        output.record("s").write_text("{" if damage == "text" else '{"stamp": []}')
+    assert output.read("s") is None
+    output.write_tables({})
+    assert len((output.folder / "volumes.csv").read_text().splitlines()) == 1
+
+
+def test_means_leave_out_what_is_not_there() -> None:
+    assert mean([None, 1.0, 3.0, float("nan")]) == 2
+    assert mean([None]) is None
