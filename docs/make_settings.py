@@ -1,6 +1,7 @@
 """Write `docs/settings.md` from the settings' dataclasses and the comments at their fields.
 
-`python docs/make_settings.py` writes the page; `--check` only says whether it is current.
+`python docs/make_settings.py` writes the page; `--check` only says whether it is current. It also appends settings to
+`nnunet_ssp/study/defaults.json`, the first default of each, by which studies see that a default has changed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.settings import Settings, TrainingSettings, as_word
+from nnunet_ssp.study.defaults import RECORD
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
@@ -154,27 +158,46 @@ def _link(cls: type[Settings]) -> str:
     return f"[{_title(cls)}](#{_title(cls).lower()})"
 
 
+def record() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the record of defaults and recipes by trainer, with what is not in it yet; what is in it stays."""
+    before: dict[str, Any] = read_json(RECORD, dict) if RECORD.is_file() else {}
+    found = {}
+    for trainer, defaults in trainer_defaults().items():
+        known = before.get(trainer, {"defaults": {}, "recipes": {}})
+        found[trainer] = {
+            "defaults": {**asdict(defaults), **known["defaults"]},
+            "recipes": {**defaults.recipes, **known["recipes"]},
+        }
+    return {**before, **found}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page, or check it.
+    """Write the page and the record, or check them.
 
     Args:
         arguments: Of the command line.
 
     Returns:
-        1 when the page is to be checked and is not current, else 0.
+        1 when they are to be checked and one is not current, else 0.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--check", action="store_true", help="write nothing, say whether the page is current"
+        "--check", action="store_true", help="write nothing, say whether they are current"
     )
     check = parser.parse_args(arguments).check
     text = page()
+    known = record()
     if not check:
         PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        print(f"{PAGE} is not current: run python docs/make_settings.py", file=sys.stderr)
-        return 1
-    return 0
+        write_json(RECORD, known)
+        return 0
+    current = {
+        PAGE: PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text,
+        RECORD: RECORD.is_file() and read_json(RECORD, dict) == known,
+    }
+    for file in (file for file, is_current in current.items() if not is_current):
+        print(f"{file} is not current: run python docs/make_settings.py", file=sys.stderr)
+    return int(not all(current.values()))
 
 
 if __name__ == "__main__":

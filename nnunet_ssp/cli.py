@@ -108,11 +108,7 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     make.add_argument(
         "--paper", action="store_true", help="those of de Mooij et al. 2024, by their procedure"
     )
-    make.add_argument(
-        "--few",
-        action="store_true",
-        help="those of the study acdc-few, of an ACDC dataset converted with --few",
-    )
+    make.add_argument("--few", action="store_true", help="those of the study acdc-few")
     make.add_argument(
         "--from",
         dest="files",
@@ -253,8 +249,11 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     def run(args: argparse.Namespace) -> None:
         _suit_this_machine()
         from nnunet_ssp.preparation.command import prepare
+        from nnunet_ssp.preparation.planning import Size
 
-        prepare(**_without_run(args))
+        given = _without_run(args)
+        patch, width, batch = (given.pop(name) for name in ("patch", "width", "batch"))
+        prepare(**given, size=Size(None if patch is None else tuple(patch), width, batch))
 
     parser.set_defaults(run=run)
 

@@ -17,6 +17,7 @@ from nnunet_ssp.demo import command as demo
 from nnunet_ssp.launch import trainers_folder
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation import command as preparation
+from nnunet_ssp.preparation.planning import Size
 from nnunet_ssp.training import inspection
 
 COMMAND = str(Path(sys.executable).with_name("nnunet-ssp"))
@@ -220,7 +221,8 @@ def handed_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
 def test_prepare_hands_on_everything(folders: Path, handed_on: dict[str, object]):
     words = "prepare 114 -c 2d 3d_fullres -p P -pl L -gpu_memory_target 0.1 -np 3 --overwrite --any-plane"
-    assert main([*words.split(), "-overwrite_plans_name", "N"]) == 0
+    size = ["--patch", "96", "64", "--width", "0.5", "--batch", "12"]
+    assert main([*words.split(), "-overwrite_plans_name", "N", *size]) == 0
     assert handed_on == {
         "dataset": "114",
         "configurations": ["2d", "3d_fullres"],
@@ -231,6 +233,7 @@ def test_prepare_hands_on_everything(folders: Path, handed_on: dict[str, object]
         "workers": 3,
         "overwrite": True,
         "any_plane": True,
+        "size": Size((96, 64), 0.5, 12),
     }
 
 
@@ -248,6 +251,7 @@ def test_the_defaults_of_prepare_are_those_of_its_function(
         "workers": None,
         "overwrite": False,
         "any_plane": False,
+        "size": Size(),
     }
 
 

@@ -109,13 +109,11 @@ def folds(
     after = replace(data, folds=merged)
     if new or not (verify or check):
         print("\n".join(_table_of_folds(after, changed)))
+    notes += [_outcome(changed, dry_run, data)] if new else []
     print("".join(f"{line}\n" for line in notes), end="")
-    if new:
-        print(_outcome(changed, dry_run, data))
     _print_advice(after, wanted, replaced)
-    differs = verify and _verify(after)
-    leaks = check and _report_leaks(after)
-    return int(differs or leaks)
+    found = [verify and _verify(after), check and _report_leaks(after)]
+    return int(any(found))
 
 
 @dataclass(frozen=True)

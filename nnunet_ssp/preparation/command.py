@@ -54,9 +54,7 @@ def prepare(
     workers: int | None = None,
     overwrite: bool = False,
     any_plane: bool = False,
-    patch: Sequence[int] | None = None,
-    width: float | None = None,
-    batch: int | None = None,
+    size: Size = Size(),  # noqa: B008 (immutable)
 ) -> Path:
     """Plan and preprocess a dataset, with the same plans for labelled and unlabelled images; print a summary.
 
@@ -70,9 +68,7 @@ def prepare(
         workers: Processes; by default `nnUNet_def_n_proc` or the cores, at most 8.
         overwrite: Replace folds that differ from those that results were trained on.
         any_plane: Accept 2D plans across the stack of slices, or with a patch below 32 x 32 pixels.
-        patch: Rows and columns of the 2D plans, see `planning.Size`.
-        width: Features of the 2D plans, as a multiple of the planned.
-        batch: Batch size of the 2D plans.
+        size: Sizes of the 2D plans.
 
     Returns:
         The dataset's folder in nnUNet_preprocessed.
@@ -86,7 +82,6 @@ def prepare(
     """
     workers = number_of_workers(workers)
     _check_options(plans_name, planner, gpu_memory_target, overwrite_plans_name)
-    size = Size(None if patch is None else (patch[0], patch[1]), width, batch)
     size.check(overwrite_plans_name)
     raw = dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
     target = nnunet_folder("nnUNet_preprocessed") / raw.name
@@ -122,15 +117,18 @@ def prepare(
             problems += preprocess(jobs, target, plans, content, configuration, workers, rules)
         prepared.record(target, {job.case for job in jobs})
         _clear_temporary(target)
+    _require_none(problems)
+    print(f"Prepared {target}")
+    if "2d" in configurations:
+        print(f"Next: {_pretraining_command(dataset, target, len(labelled), plans_name)}")
+    return target
+
+
+def _require_none(problems: Sequence[str]) -> None:
     if problems:
         raise ValueError(
             f"{count_of(len(problems), 'case')} not preprocessed, all others are done:\n{problem_lines(problems)}"
         )
-    print(f"Prepared {target}")
-    if "2d" in configurations:
-        fold = _first_fold(target / "splits_final.json", len(labelled))
-        print(f"Next: {_pretraining_command(dataset, fold, plans_name)}")
-    return target
 
 
 def _check_options(
@@ -174,7 +172,8 @@ def _clear_temporary(target: Path) -> None:
     remove_half_written(target)  # tables that a killed run was writing
 
 
-def _pretraining_command(dataset: str | int, fold: str, plans_name: str) -> str:
+def _pretraining_command(dataset: str | int, target: Path, n_labelled: int, plans_name: str) -> str:
+    fold = _first_fold(target / "splits_final.json", n_labelled)
     flag = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
     return f"nnUNetv2_train {dataset_id(dataset)} 2d {fold}{flag} -tr nnUNetTrainerMIMPretrain"
 

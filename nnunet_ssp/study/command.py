@@ -166,30 +166,20 @@ def run(
     source = find_study(file)
     study = read_study(source, size)
     size = size or first_size(source)
-    if dataset is not None:
-        study = study.model_copy(update={"dataset": dataset, "phantom": None})
-    if plans is not None:
-        study = study.model_copy(update={"plans": plans})
-    for name in models or ():
-        if name not in study.models:
-            raise ValueError(f"`--models` (={name}) must be of {', '.join(study.models)}.")
+    study = _asked_for(study, dataset, plans, models)
     output = (output or _default_output(source, size)).resolve()
-    # nnU-Net reads these when it is imported.
-    os.environ.update(command_environment(output if study.phantom else None, profile is None))
-    os.environ.pop("nnUNet_ssp_settings", None)  # each run has its own
-    os.environ.setdefault("nnUNet_results", str(output / "nnUNet_results"))
+    _set_environment(output if study.phantom else None, output, profile)
     if dry_run:
         from nnunet_ssp.study.dry_run import list_runs
 
         return list_runs(study, output, bench, models)
-    profile_folder = None if profile is None else find_profile(profile)
     call = _Call(
         source=source,
         output=output,
         size=size,
         device=choose_device(device) if profile is None else device or "cuda",
         jobs=jobs,
-        profile=profile_folder,
+        profile=None if profile is None else find_profile(profile),
         only_results=results,
         more=snakemake,
         models=models,
@@ -201,6 +191,27 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
         return _run(study, call)
+
+
+def _asked_for(
+    study: Study, dataset: str | None, plans: str | None, models: Sequence[str] | None
+) -> Study:
+    """Put a call's dataset and plans in place of the study's; refuse models that it lacks."""
+    if dataset is not None:
+        study = study.model_copy(update={"dataset": dataset, "phantom": None})
+    if plans is not None:
+        study = study.model_copy(update={"plans": plans})
+    for name in models or ():
+        if name not in study.models:
+            raise ValueError(f"`--models` (={name}) must be of {', '.join(study.models)}.")
+    return study
+
+
+def _set_environment(own: Path | None, output: Path, profile: str | None) -> None:
+    """Set the variables that nnU-Net reads when it is imported, those of a phantom within the study's folder."""
+    os.environ.update(command_environment(own, profile is None))
+    os.environ.pop("nnUNet_ssp_settings", None)  # each run has its own
+    os.environ.setdefault("nnUNet_results", str(output / "nnUNet_results"))
 
 
 def find_study(name: str) -> Path:

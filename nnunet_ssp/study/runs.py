@@ -21,6 +21,7 @@ from nnunet_ssp.launch import trainer_paths
 from nnunet_ssp.nnunet import quiet
 from nnunet_ssp.settings import as_word, override
 from nnunet_ssp.study.data import CONFIGURATION, Data, digest
+from nnunet_ssp.study.defaults import changed, recorded
 from nnunet_ssp.study.spec import CHOOSING, REPORT, SEED, GivenSettings, Study
 
 Kind = Literal["pretrain", "finetune", "predict", "evaluate"]
@@ -157,8 +158,8 @@ def _pretraining(study: Study, name: str, data: Data | None) -> Run:
         raise ValueError(f"{place}.fold (={part.fold}) must be one fold, not one for each seed")
     _check_own(part.settings, trainer, place)
     settings = study.settings.get("pretraining", {}) | part.settings | {"seed": part.seed}
-    text = _settings_text(settings, trainer, place)
-    key = _key([trainer.__name__, fold, text, data and data.unlabelled_fingerprint(fold)])
+    text, marked = _settings_texts(study, settings, trainer, place)
+    key = _key([trainer.__name__, fold, marked, data and data.unlabelled_fingerprint(fold)])
     return Run(
         name=name,
         label=fold,
@@ -192,11 +193,12 @@ def _training(
         settings["final_validation"] = True
     settings.setdefault("final_validation", False)
     if study.match == "epochs":
-        given = override(trainer.defaults, _settings_text(settings, trainer, place))[0]
+        told, _ = _settings_texts(study, settings, trainer, place)
+        given = override(trainer.defaults, told)[0]
         largest = given.iterations_per_epoch if ONE_PASS in settings else None
         settings[ONE_PASS] = steps_per_epoch(study, label, largest, data, seed)
-    text = _settings_text(settings | {"seed": seed}, trainer, place)
-    content = [trainer.__name__, fold, text, weights and weights.folder]
+    text, marked = _settings_texts(study, settings | {"seed": seed}, trainer, place)
+    content = [trainer.__name__, fold, marked, weights and weights.folder]
     if data and getattr(trainer, "draws_unlabelled", False):
         content.append(data.unlabelled_fingerprint(fold))
     key = _key([*content, data and data.fingerprint(fold)])
@@ -411,14 +413,26 @@ def _words(settings: GivenSettings) -> str:
     return " ".join(f"{name}={as_word(value)}" for name, value in sorted(settings.items()))
 
 
-def _settings_text(settings: GivenSettings, trainer: Any, place: str) -> str:
-    """Write the value of nnUNet_ssp_settings, checked by the trainer's own rules."""
+def _settings_texts(
+    study: Study, settings: GivenSettings, trainer: Any, place: str
+) -> tuple[str, str]:
+    """Write the value of nnUNet_ssp_settings, checked by the trainer's own rules, and that for the fingerprint.
+
+    They differ in a default that has changed since it was recorded, see `defaults`: a study that relies on the recorded
+    value says it, and keeps its fingerprint; in another the new value is part of the fingerprint.
+    """
     text = _words(settings)
     try:
-        override(trainer.defaults, text)
+        resolved = asdict(override(trainer.defaults, text)[0])
+        new = changed(trainer.__name__, settings, resolved)
+        if study.defaults == "current":
+            return text, _words(settings | new)
+        old = recorded(trainer.__name__, settings)
+        told = _words(settings | {name: old[name] for name in new})
+        override(trainer.defaults, told)
+        return told, text
     except ValueError as error:
         raise ValueError(f"{place}.settings: {error}") from None
-    return text
 
 
 def _key(content: object) -> str:

@@ -253,6 +253,7 @@ class Study(_Part):
         match: How trainings on folds of different size compare. With `steps` all take equally many. With `epochs` an
             epoch is one pass over the fold's slices, as in de Mooij et al. (of another length if settings name one).
         settings: Settings of all pretrainings and of all fine-tunings; a model's own replace them.
+        defaults: Values of the settings that are not named: the trainers' own, or the recorded ones, see `defaults`.
         baseline: Model that the others are tested against; a model that is its own baseline is not tested.
         family: Comparisons whose p values are corrected together. Without it these are the models on one fold with the
             same baseline.
@@ -277,6 +278,7 @@ class Study(_Part):
     seeds: Seeds
     match: Literal["epochs", "steps"] = "steps"
     settings: dict[Literal["pretraining", "finetuning"], GivenSettings] = {}
+    defaults: Literal["current", "recorded"] = "current"
     pretraining: Named[Pretraining] = {}
     models: Named[Model] = Field(min_length=1)
     baseline: str | None = None

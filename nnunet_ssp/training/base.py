@@ -50,13 +50,6 @@ REPLACED = "replaced_"
 STEPS = "ssp_state.epoch.outputs"
 
 
-def keep_threads() -> None:
-    """Take no more threads than `OMP_NUM_THREADS` says: nnU-Net's command takes every core on a CPU."""
-    number = os.environ.get("OMP_NUM_THREADS", "")
-    if number.isascii() and number.isdecimal() and int(number) > 0:
-        torch.set_num_threads(int(number))
-
-
 class SettingsTrainer(LoopTrainer):
     """An `nnUNetTrainer` with settings; its constructor is exactly nnU-Net's.
 
@@ -83,8 +76,6 @@ class SettingsTrainer(LoopTrainer):
         check_files(plans, configuration, fold, dataset_json, self.settings.trust)
         # nnU-Net copies the content into every checkpoint and into the results' folder.
         dataset_json = privacy.without_files(dataset_json)
-        if device.type == "cpu":
-            keep_threads()
         super().__init__(plans, configuration, fold, dataset_json, device)
         if foreign:
             self.print_to_log_file(

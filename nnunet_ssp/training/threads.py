@@ -22,7 +22,7 @@ def follow_threads(device: torch.device) -> str | None:
         A line for the log, None where the variable is not set.
     """
     asked = os.environ.get(THREADS, "").split(",")[0].strip()
-    if device.type != "cpu" or not asked.isdecimal() or not int(asked):
+    if device.type != "cpu" or not (asked.isascii() and asked.isdecimal()) or not int(asked):
         return None
     torch.set_num_threads(int(asked))
     return f"{int(asked)} thread{'s' * (int(asked) > 1)}, as {THREADS} says."

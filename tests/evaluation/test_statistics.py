@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from nnunet_ssp.evaluation.statistics import (
     holm,
     subject_means,
     summarise,
+    two_level_interval,
     with_mean,
 )
 
@@ -240,3 +243,40 @@ def test_holm_keeps_the_order_and_lies_between_none_and_bonferroni(values):
     corrected = holm(p)
     assert (corrected >= p).all() and (corrected <= np.minimum(1, p * len(p)) + 1e-12).all()
     assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= 0).all()
+
+
+def test_the_interval_of_two_levels_is_that_of_all_resamples():
+    """Of two seeds and two subjects there are 4 x 4 resamples, equally likely."""
+    values = np.array([[0.0, 1.0], [4.0, 9.0]])
+    means = [
+        values[np.ix_(rows, columns)].mean()
+        for rows in itertools.product(range(2), repeat=2)
+        for columns in itertools.product(range(2), repeat=2)
+    ]
+    # The extremes have 1 of 16 each, so both limits are the extremes.
+    assert two_level_interval(values) == (min(means), max(means))
+
+
+def test_without_one_level_the_interval_is_that_of_the_other():
+    rng = np.random.default_rng(0)
+    subjects = rng.normal(size=20)
+    found = two_level_interval(np.tile(subjects, (5, 1)), resamples=100_000)
+    ((low,), (high,)) = bootstrap_interval(subjects[:, None], resamples=100_000)
+    assert found == pytest.approx((low, high), abs=0.01)
+    found = two_level_interval(np.tile(subjects[:, None], (1, 7)), resamples=100_000)
+    assert found == pytest.approx((low, high), abs=0.01)
+
+
+def test_the_interval_of_two_levels_has_the_spread_of_both():
+    """Additive effects of seeds and subjects: the variances of both means add."""
+    rng = np.random.default_rng(1)
+    seeds, subjects = rng.normal(size=12), rng.normal(size=30)
+    low, high = two_level_interval(seeds[:, None] + subjects, resamples=100_000)
+    deviation = np.sqrt(seeds.var() / 12 + subjects.var() / 30)
+    assert (high - low) / 2 == pytest.approx(1.96 * deviation, rel=0.03)
+    assert (high + low) / 2 == pytest.approx(seeds.mean() + subjects.mean(), abs=0.1 * deviation)
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (3, 1), (0, 0)])
+def test_one_seed_or_one_subject_has_no_interval_of_two_levels(shape):
+    assert np.isnan(two_level_interval(np.zeros(shape))).all()

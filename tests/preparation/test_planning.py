@@ -13,6 +13,7 @@ import pytest
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.preparation import planning
 from nnunet_ssp.preparation.command import prepare
+from nnunet_ssp.preparation.planning import Size
 from tests.preparation.conftest import (
     contents,
     everything,
@@ -112,7 +113,7 @@ def test_a_failing_planner_says_what_it_said(
 
 def test_plans_of_a_given_size(target: Path):
     planning.plan(901, planning.find_planner("ExperimentPlanner"), None, "stock")
-    prepare(901, patch=(64, 32), width=0.5, batch=5, overwrite_plans_name="half", workers=1)
+    prepare(901, size=Size((64, 32), 0.5, 5), overwrite_plans_name="half", workers=1)
     stock, half = (json.loads((target / f"{name}.json").read_text()) for name in ("stock", "half"))
     assert half["plans_name"] == "half"
     assert half["experiment_planner_used"] == "SizedExperimentPlanner"
@@ -132,13 +133,25 @@ def test_plans_of_a_given_size(target: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patch": (64, 64)}, "must come with -overwrite_plans_name NAME"),
-        ({"width": 0.5, "plans_name": "nnUNetPlans"}, "must come with -overwrite_plans_name"),
-        ({"patch": (0, 64), "overwrite_plans_name": "p"}, r"`--patch` \(=0 64\) must be above 0"),
-        ({"width": 0.0, "overwrite_plans_name": "p"}, r"`--width` \(=0.0\) must be above 0"),
-        ({"batch": 1, "overwrite_plans_name": "p"}, r"`--batch` \(=1\) must be at least 2"),
+        ({"size": Size(patch=(64, 64))}, "must come with -overwrite_plans_name NAME"),
         (
-            {"patch": (50, 64), "overwrite_plans_name": "p"},
+            {"size": Size(width=0.5), "plans_name": "nnUNetPlans"},
+            "must come with -overwrite_plans_name",
+        ),
+        (
+            {"size": Size(patch=(0, 64)), "overwrite_plans_name": "p"},
+            r"`--patch` \(=0 64\) must be above 0",
+        ),
+        (
+            {"size": Size(width=0.0), "overwrite_plans_name": "p"},
+            r"`--width` \(=0.0\) must be above 0",
+        ),
+        (
+            {"size": Size(batch=1), "overwrite_plans_name": "p"},
+            r"`--batch` \(=1\) must be at least 2",
+        ),
+        (
+            {"size": Size(patch=(50, 64)), "overwrite_plans_name": "p"},
             r"`--patch` \(=50 64\) must be a size that nnU-Net can pool.*the next is \d+ 64",
         ),
     ],

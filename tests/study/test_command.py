@@ -119,12 +119,45 @@ def test_from_nothing_to_the_page(tmp_path):
     assert "holds another phantom" in refused.stdout
 
 
+@pytest.mark.slow
+def test_models_are_chosen_before_any_test_subject_is_predicted(tmp_path):
+    file = tmp_path / "small.yaml"
+    own = SMALL + "evaluate: choosing\nby_size: {half: {plans: small}}\n"
+    planner = "--patch 32 32 --width 0.25 --batch 2 -overwrite_plans_name small"
+    file.write_text(own.replace("-gpu_memory_target 0.02 -overwrite_plans_name small", planner))
+    alone = study(tmp_path, "small.yaml", "--models", "baseline")
+    assert alone.returncode == 0, alone.stdout
+    assert "3 of 3 commands to run" in alone.stdout
+    output = tmp_path / "study_small_half"
+    early = study(tmp_path, "small.yaml", "--report")
+    assert early.returncode == 1
+    assert "chosen.json is missing" in early.stdout
+    assert not list(output.rglob("reported*"))
+    assert study(tmp_path, "small.yaml", "--choose", "baseline").returncode == 0
+    reported = study(tmp_path, "small.yaml", "--report")
+    assert reported.returncode == 0, reported.stdout
+    assert "2 of 3 commands to run" in reported.stdout  # the training is there
+    page = (output / "reported-report.html").read_text()
+    assert "chosen from 1 of this study" in page
+    cases = {file.name for file in (output / "nnUNet_raw").rglob("imagesTs/*.nii.gz")}
+    (predictions,) = output.rglob("reported/predictions")
+    predicted = {f.name.replace(".nii.gz", "_0000.nii.gz") for f in predictions.glob("*.nii.gz")}
+    assert predicted == cases
+    changed = own.replace("num_epochs: 2", "num_epochs: 3")
+    file.write_text(changed.replace("-gpu_memory_target 0.02 -overwrite_plans_name small", planner))
+    refused = study(tmp_path, "small.yaml", "--report")
+    assert refused.returncode == 1
+    assert (
+        "since the choice changed: models.baseline.folds.few.settings.num_epochs" in refused.stdout
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
             ["nothing"],
-            "nothing must be a file, or a study that comes with the package: acdc-few, demooij",
+            "nothing must be a file, or a study that comes with the package: acdc-few, demooij, dominic",
         ),
         (["phantom", "--profile", "lsf"], r"`--profile` (=lsf) must be a folder, or one of slurm"),
         (["phantom", "--jobs", "0"], "`--jobs` (=0) must be at least 1"),

@@ -53,3 +53,27 @@ def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):
     finetuning = 3 * (table1 + others) * 32 / 500 / 3600
     assert f"{pretraining:.0f} of pretraining, {finetuning:,.0f} of training" in said
     assert "hours of one a card, 2026-01-01, with the sizes that the file gives" in said
+
+
+@pytest.mark.parametrize(("size", "epochs"), [("cpu", 20), ("gpu", 50)])
+def test_dry_run_of_acdc_few(tmp_path, capsys, monkeypatch, size, epochs):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "acdc-few", "--dry-run", "--size", size]) == 0
+    said = capsys.readouterr().out
+    assert "28 runs: 1 pretraining and 27 fine-tunings or trainings from scratch" in said
+    assert (
+        "train     MIM deep on 5: nnUNetTrainerFinetune from MIM deep, fold few-nr5-seed{seed}, seeds 0 1 2 3 4; "
+        in said
+    )
+    assert f"num_epochs={epochs} recipe=deep" in said
+    assert main(["study", "acdc-few", "--dry-run", "--size", size, "--models", "scratch"]) == 0
+    said = capsys.readouterr().out
+    assert "11 runs: 0 pretrainings and 11 fine-tunings" in said
+
+
+def test_what_is_no_size_and_no_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "acdc-few", "--dry-run", "--size", "tpu"]) == 1
+    assert "`--size` (=tpu) must be one of its sizes: cpu, gpu" in capsys.readouterr().err
+    assert main(["study", "demooij", "--dry-run", "--models", "MAE"]) == 1
+    assert "`--models` (=MAE) must be of baseline, SimCLR" in capsys.readouterr().err

@@ -5,7 +5,14 @@ import pytest
 from nnunet_ssp.cli import main
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.study import preparing
-from nnunet_ssp.study.preparing import make_folds, make_phantom, missing_folds
+from nnunet_ssp.study.preparing import (
+    link_validation_images,
+    make_folds,
+    make_phantom,
+    make_plans,
+    missing_folds,
+)
+from nnunet_ssp.study.runs import study_runs
 from nnunet_ssp.study.spec import Phantom, read_study
 from tests.study.test_spec import write
 
@@ -76,3 +83,45 @@ def test_folds_are_made_where_they_are_missing(tmp_path, data):
     study = read_study(write(tmp_path, folds={"all": "six"}, make_folds=[]))
     with pytest.raises(ValueError, match="has no fold called six"):
         make_folds(study, data)
+
+
+def test_plans_are_made_where_they_are_missing(tmp_path, data, monkeypatch):
+    commands = []
+    monkeypatch.setattr(preparing, "_command", lambda words, folder: commands.append(words))
+    study = read_study(
+        write(
+            tmp_path, dataset=114, plans="small", prepare="--width 0.5 -overwrite_plans_name small"
+        )
+    )
+    make_plans(study)
+    assert commands == [
+        ("nnunet-ssp", "prepare", "114", "--width", "0.5", "-overwrite_plans_name", "small")
+    ]
+    # Plans that are there stay, and a study that says nothing about them makes none.
+    make_plans(study.model_copy(update={"plans": "nnUNetPlans"}))
+    make_plans(study.model_copy(update={"prepare": ""}))
+    assert len(commands) == 1
+
+
+def test_links_to_the_images_that_are_chosen_on(tmp_path, data):
+    study = read_study(write(tmp_path, folds={"all": "5-fold-0"}, evaluate="choosing"))
+    trainings = study_runs(study, data)[1]
+    output, images = tmp_path / "out", data.dataset.raw / "imagesTr"
+    with pytest.raises(FileNotFoundError, match="S0_frame00 of fold 5-fold-0 has no image"):
+        link_validation_images(trainings, data, output)
+    images.mkdir(parents=True)
+    val = data.fold("5-fold-0")[1].val
+    for case in (*val, "S5_frame00", "S0_frame001"):
+        (images / f"{case}_0000.nii.gz").write_text(case)
+    folder = output / data.validation_images("5-fold-0")
+    for _ in range(2):
+        link_validation_images(trainings, data, output)
+        assert {file.name: file.read_text() for file in folder.iterdir()} == {
+            f"{case}_0000.nii.gz": case for case in val
+        }
+    # The dataset was moved.
+    link = folder / f"{val[0]}_0000.nii.gz"
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere")
+    link_validation_images(trainings, data, output)
+    assert link.read_text() == val[0]

@@ -40,6 +40,8 @@ def test_everything_is_written(miniature):
     pictures = {f"{stem}.{ending}" for stem in stems for ending in ("png", "pdf")}
     tables = {f"{t}.{ending}" for t in ("Table-1", "table-1-2") for ending in ("md", "csv", "tex")}
     assert names == pictures | tables
+    models = {file.name for file in (mini.output / "models").iterdir()}
+    assert models == {f"{m}{end}.csv" for m in ("baseline", "MIM") for end in ("", "-curves")}
     assert (mini.output / "figures" / "Figure-1.pdf").read_bytes().startswith(b"%PDF")
     cells = pd.read_csv(mini.output / "cells.csv", dtype={"fold": str})
     # Two models on two folds, and two more scores on one: three seeds each.
@@ -128,8 +130,8 @@ def test_a_complete_study_has_no_notice_but_comparisons_and_commands(miniature):
     text = write(mini).text
     assert text[:3] == ["A study", "First paragraph.", "Second one."]
     start = text.index("Comparisons")
-    rows = text[text.index("p, Holm", start) + 1 :][:18]
-    numbers = ("3", "+0.100", "+0.100 to +0.100", "8 of 8", "0.004", "0.004")
+    rows = text[text.index("p, Holm", start) + 1 :][:20]
+    numbers = ("+0.100", *["+0.100 to +0.100"] * 2, "8 of 8", "3 of 3", "0.004", "0.004")
     assert rows == ["all", "MIM", "baseline", *numbers, "10", "MIM", "baseline", *numbers]
     assert "export a=b" in text
     (commands,) = (part for part in text if part.startswith("# baseline, all, seed 0"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nnunet_ssp.study.data import Data
-from nnunet_ssp.study.runs import Job, Run, slug, study_jobs, study_runs
+from nnunet_ssp.study.runs import Job, Run, only, slug, study_jobs, study_runs
 from nnunet_ssp.study.spec import Study, read_study
 from tests.study.conftest import BATCH, SLICES_OF_A_CASE
 from tests.study.test_spec import SMALLEST, write
@@ -66,6 +66,31 @@ def test_commands_are_those_of_a_user(tmp_path, data):
     assert shlex.join(evaluate.command) == (
         f"nnunet-ssp evaluate 114 MIM={run.folder}/predictions -o {run.folder}/evaluation --lv LV"
     )
+
+
+def test_a_study_that_chooses_predicts_the_validation_subjects(tmp_path, data):
+    study, pretrainings, trainings = planned(
+        tmp_path, data, predict="--disable_tta", evaluate="choosing"
+    )
+    jobs = commands(study, pretrainings, trainings, data)
+    run = next(run for run in trainings if (run.name, run.seed) == ("MIM", 1))
+    images = data.validation_images("5-fold-0")
+    assert shlex.join(jobs["predict MIM, all, seed 1"].command) == (
+        "nnUNetv2_predict -d 114 -c 2d -f 0 -p nnUNetPlans -tr nnUNetTrainerFinetune "
+        f"-i {images} -o {run.folder}/predictions --disable_tta -device cpu"
+    )
+    # The trainings are those of a study on the test subjects.
+    _, *others = planned(tmp_path, data)
+    assert [pretrainings, trainings] == others
+
+
+def test_the_runs_of_some_models(tmp_path, data):
+    _, *runs = planned(tmp_path, data)
+    assert only((runs[0], runs[1]), None) == (runs[0], runs[1])
+    pretrainings, trainings = only((runs[0], runs[1]), ["baseline"])
+    assert pretrainings == [] and {run.name for run in trainings} == {"baseline"}
+    pretrainings, trainings = only((runs[0], runs[1]), ["MIM"])
+    assert pretrainings == runs[0] and {run.name for run in trainings} == {"MIM"}
 
 
 def test_environment_of_all_commands(tmp_path, data):

@@ -178,6 +178,15 @@ def test_parts_for_every_combination(tmp_path):
             r"scores \(=Dice\) must be one of scores: dice, dice_nan",
         ),
         (
+            {"family": {"title": "F", "models": "PCL", "folds": "all"}},
+            r"family\.models \(=PCL\) must be one of models: baseline, MIM",
+        ),
+        (
+            {"family": {"title": "F", "models": "MIM", "folds": "half"}},
+            r"family\.folds \(=half\) must be one of folds: all, 5",
+        ),
+        ({"evaluate": "report"}, r"evaluate: must be 'test', 'validation' or 'choosing'"),
+        (
             {"tests": {"all": {}, "ED": {"Phase": "ED"}}},
             r"tests\.ED \(=Phase\) must be one of columns",
         ),
@@ -250,6 +259,38 @@ def test_shipped_studies_follow_the_schema(file):
     assert used == set(study.pretraining), "a pretraining that no model takes"
 
 
+def test_acdc_few_has_one_grid_at_both_sizes():
+    """Scratch and MIM: 3 numbers of patients x 3 seeds, two more at 5 patients; scratch three times as long there."""
+    file = STUDIES / "acdc-few.yaml"
+    cpu, gpu = read_study(file), read_study(file, "gpu")
+    wanted = {
+        (m, f, s) for m in ("scratch", "MIM deep") for f in ("2", "5", "10") for s in range(3)
+    }
+    wanted |= {(m, "5", s) for m in cpu.models for s in range(5)}
+    assert set(cpu.needed()) == set(gpu.needed()) == wanted
+    assert cpu.evaluate == gpu.evaluate == "choosing"
+    assert (cpu.plans, gpu.plans) == ("few96", "nnUNetPlans")
+    for study in (cpu, gpu):
+        assert f"-overwrite_plans_name {study.plans}" in study.prepare
+        steps = {
+            name: (study.settings["finetuning"] | model.settings)["num_epochs"]
+            for name, model in study.models.items()
+        }
+        assert steps["scratch, long"] == 3 * steps["scratch"] == 3 * steps["MIM deep"]
+    images = {
+        study.plans: [
+            (shared | part.settings)["num_epochs"]
+            * (shared | part.settings)["iterations_per_epoch"]
+            * (shared | part.settings)["batch_size"]
+            for shared in [study.settings["pretraining"]]
+            for part in study.pretraining.values()
+        ]
+        for study in (cpu, gpu)
+    }
+    assert {n for found in images.values() for n in found} == {50_000, 250_000}
+    assert all(len(set(found)) == 1 for found in images.values())
+
+
 def test_de_mooij_lists_exactly_the_runs_of_the_tables():
     """Table 1: 5 sizes, 5 columns; 2: ED, ES; 3: two groups of vendors; 4: no augmentation; 3 seeds each."""
     study = read_study(STUDIES / "demooij.yaml")
@@ -293,7 +334,7 @@ def test_a_grid_has_the_product_of_its_values(tmp_path_factory, values):
 
 def test_what_a_study_may_say_to_its_commands(tmp_path):
     said = {
-        "prepare": "-gpu_memory_target 0.1 -overwrite_plans_name=p --any-plane",
+        "prepare": "-gpu_memory_target 0.1 -overwrite_plans_name=p --any-plane --patch 96 96 --width .5",
         "predict": "--disable_tta -step_size 0.7 -chk checkpoint_best.pth",
         "evaluation": "--lv 'left ventricle' --spacing-unknown",
         "make_folds": ["--subsets 3 0.5 --seeds 0 1 --of all", '--vendors "GE MEDICAL" Philips'],

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.study.data import digest
+from nnunet_ssp.study.examination import (
+    choice_in_words,
+    choose,
+    commit_of,
+    only_chosen,
+    read_chosen,
+    split_in_words,
+)
+from nnunet_ssp.study.runs import Runs, study_jobs, study_runs
+from nnunet_ssp.study.spec import Study, read_study
+from tests.study.test_spec import write
+
+pytestmark = pytest.mark.usefixtures("nnunet_folders")
+
+MODELS: dict[str, Any] = {
+    "baseline": {"trainer": "Scratch"},
+    "MIM": {"trainer": "Finetune", "pretraining": "MIM"},
+    "other": {"trainer": "Finetune", "pretraining": "MIM", "settings": {"initial_lr": 0.1}},
+}
+TABLES = [
+    {"title": "All", "rows": "folds", "columns": "models"},
+    {"title": "Other", "rows": "folds", "columns": "models", "models": "other"},
+]
+
+
+def planned(folder: Path, **changes: Any) -> tuple[Study, Runs]:
+    parts = {
+        "folds": {"all": "5-fold-0"},
+        "models": MODELS,
+        "tables": TABLES,
+        "baseline": "baseline",
+        "evaluate": "choosing",
+        "family": {"title": "both", "models": ["MIM", "other"], "folds": "all"},
+    }
+    study = read_study(write(folder, **(parts | changes)))
+    return study, study_runs(study, None)
+
+
+def chosen(folder: Path, *names: str) -> Path:
+    study, runs = planned(folder)
+    file = folder / "chosen.json"
+    choose(study, "cpu", runs, names, {"other"}, file)
+    return file
+
+
+def test_what_was_chosen_is_read_again(tmp_path):
+    file = chosen(tmp_path, "baseline", "MIM")
+    study, runs = planned(tmp_path)
+    content = read_chosen(study, "cpu", runs, file)
+    assert list(content["models"]) == ["baseline", "MIM"]
+    assert content["chosen_from"] == ["baseline", "MIM", "other"]
+    about = content["models"]["MIM"]
+    assert about["pretraining"]["settings"]["mask_ratio"] == 0.75  # a default
+    assert about["folds"]["all"]["seeds"] == [0, 1]
+    assert "seed" not in about["folds"]["all"]["settings"]
+    assert choice_in_words(content, "abc").startswith(
+        "Reported: baseline, MIM, chosen from 3 of this study. Named before any test subject was"
+    )
+    assert "(commit abc, digest " in choice_in_words(content, "abc")
+    assert "chosen from 3 of this study, and 7 more tried before" in choice_in_words(
+        content | {"tried_before": 7}, ""
+    )
+    # The same choice again changes nothing, another one is refused.
+    before = file.read_bytes()
+    chosen(tmp_path, "baseline", "MIM")
+    assert file.read_bytes() == before
+    with pytest.raises(FileExistsError, match="holds another choice"):
+        chosen(tmp_path, "baseline", "other")
+
+
+def test_nothing_is_reported_before_it_was_chosen(tmp_path):
+    study, runs = planned(tmp_path)
+    with pytest.raises(FileNotFoundError, match="Name them with --choose"):
+        read_chosen(study, "cpu", runs, tmp_path / "chosen.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"models": {"baseline": None}},
+        {"chosen_from": ["MIM"]},
+        {"predict": "--disable_tta"},
+        {"digest": "0" * 16},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_an_edited_choice_is_refused(tmp_path, change):
+    file = chosen(tmp_path, "baseline", "MIM")
+    write_json(file, json.loads(file.read_text()) | change)
+    study, runs = planned(tmp_path)
+    with pytest.raises(ValueError, match="its digest does not fit"):
+        read_chosen(study, "cpu", runs, file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "message"),
+    [
+        (
+            {"settings": {"finetuning": {"num_epochs": 7}}},
+            "cpu",
+            r"folds\.all\.settings\.num_epochs",
+        ),
+        (
+            {"pretraining": {"MIM": {"trainer": "MIM", "fold": "all", "settings": {"fill": 1}}}},
+            "cpu",
+            r"changed: models\.MIM\.pretraining\.settings\.fill\.",
+        ),
+        ({"seeds": [0]}, "cpu", "seeds"),
+        ({"predict": "--disable_tta"}, "cpu", "changed: predict"),
+        ({}, "gpu", "changed: size"),
+    ],
+)
+def test_a_study_that_changed_since_the_choice_is_refused(tmp_path, changes, size, message):
+    file = chosen(tmp_path, "baseline", "MIM")
+    study, runs = planned(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        read_chosen(study, size, runs, file)
+
+
+def test_a_digest_made_to_fit_does_not_help(tmp_path):
+    file = chosen(tmp_path, "baseline", "MIM")
+    content = json.loads(file.read_text())
+    content["models"]["other"] = content["models"]["MIM"]
+    del content["digest"]
+    write_json(file, content | {"digest": digest(content)})
+    study, runs = planned(tmp_path)
+    with pytest.raises(ValueError, match=r"models"):
+        read_chosen(study, "cpu", runs, file)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["MIM"], "must name baseline, the baseline of MIM, too"),
+        (["baseline", "SimCLR"], r"--choose \(=SimCLR\) must be one of models: baseline, MIM"),
+    ],
+)
+def test_what_cannot_be_chosen(tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        chosen(tmp_path, *names)
+
+
+def test_only_a_study_that_chooses_has_a_choice(tmp_path):
+    study, runs = planned(tmp_path, evaluate="test")
+    with pytest.raises(ValueError, match=r"evaluate: choosing \(=test\)"):
+        choose(study, None, runs, ["baseline"], set(), tmp_path / "chosen.json")
+    with pytest.raises(ValueError, match="does not follow the schema"):
+        planned(tmp_path, evaluate="report")
+
+
+def test_the_report_trains_nothing_anew_and_touches_the_chosen_models_alone(tmp_path, data):
+    study, _ = planned(tmp_path)
+    runs = study_runs(study, data)
+    reduced, few = only_chosen(study, runs, ["baseline", "MIM"])
+    assert list(reduced.models) == ["baseline", "MIM"]
+    assert [(table.title, table.models) for table in reduced.tables] == [
+        ("All", ["baseline", "MIM"])
+    ]
+    assert reduced.family is not None and reduced.family.models == ["MIM"]
+    before = {job.record: job for job in study_jobs(study, runs, data, "cpu")}
+    after = {job.record: job for job in study_jobs(reduced, few, data, "cpu")}
+    trained = {record for record in after if record.endswith("train.json")}
+    assert {record: before[record] for record in trained} == {r: after[r] for r in trained}
+    scored = after.keys() - trained
+    assert scored and not scored & before.keys()
+    assert all("/reported/" in record for record in scored)
+    tests = [job for job in after.values() if "imagesTs" in " ".join(job.command)]
+    assert len(tests) == 2 * 2
+    # Without the report no command sees a test subject.
+    assert not [job for job in before.values() if "imagesTs" in " ".join(job.command)]
+    (text,) = split_in_words(study, runs, data)
+    assert text.startswith("Split: trained on 8 subjects (labels as each fold says); chosen on")
+    assert "of 2 others: mm1-S0, mm1-S1; to be reported, not predicted here, on 1: mm1-S12" in text
+    (text,) = split_in_words(reduced, few, data)
+    assert "reported here on 1: mm1-S12" in text
+
+
+def test_the_commit_of_a_choice(tmp_path):
+    file = tmp_path / "chosen.json"
+    file.write_text("{}")
+
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    assert commit_of(file) == ""
+    git("init", "-q")
+    assert commit_of(file) == ""
+    git("add", "chosen.json")
+    git("commit", "-qm", "Choose")
+    assert commit_of(file) == git("rev-parse", "--short", "HEAD")
+    file.write_text("[]")
+    assert commit_of(file) == ""
