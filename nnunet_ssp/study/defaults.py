@@ -24,7 +24,7 @@ def _record() -> dict[str, Any]:
     return read_json(RECORD, dict)
 
 
-def recorded(trainer: str, settings: Mapping[str, Any]) -> Values:
+def recorded_defaults(trainer: str, settings: Mapping[str, Any]) -> Values:
     """Return the recorded values of the settings that a study does not name.
 
     Args:
@@ -45,7 +45,7 @@ def changed(trainer: str, settings: Mapping[str, Any], resolved: Mapping[str, An
         settings: The named settings.
         resolved: The value of every setting as it is now.
     """
-    before = recorded(trainer, settings)
+    before = recorded_defaults(trainer, settings)
     return {
         name: resolved[name]
         for name, value in before.items()

@@ -21,7 +21,7 @@ from nnunet_ssp.launch import trainer_paths
 from nnunet_ssp.nnunet import quiet
 from nnunet_ssp.settings import as_word, override
 from nnunet_ssp.study.data import CONFIGURATION, Data, digest
-from nnunet_ssp.study.defaults import changed, recorded
+from nnunet_ssp.study.defaults import changed, recorded_defaults
 from nnunet_ssp.study.spec import CHOOSING, REPORT, SEED, GivenSettings, Study
 
 Kind = Literal["pretrain", "finetune", "predict", "evaluate"]
@@ -427,7 +427,7 @@ def _settings_texts(
         new = changed(trainer.__name__, settings, resolved)
         if study.defaults == "current":
             return text, _words(settings | new)
-        old = recorded(trainer.__name__, settings)
+        old = recorded_defaults(trainer.__name__, settings)
         told = _words(settings | {name: old[name] for name in new})
         override(trainer.defaults, told)
         return told, text

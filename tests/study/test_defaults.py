@@ -9,7 +9,7 @@ from nnunet_ssp.settings import override
 from nnunet_ssp.study import runs
 from nnunet_ssp.study.command import STUDIES
 from nnunet_ssp.study.data import digest
-from nnunet_ssp.study.defaults import changed, recorded
+from nnunet_ssp.study.defaults import changed, recorded_defaults
 from nnunet_ssp.study.runs import find_trainer, study_runs
 from nnunet_ssp.study.spec import read_study
 from tests.study.test_spec import write
@@ -38,7 +38,7 @@ def test_studies_of_papers_rely_on_no_setting_that_is_not_recorded(study):
     for run in (run for part in study_runs(found, None) for run in part):
         named = dict(word.split("=", 1) for word in run.settings.split())
         resolved = asdict(override(find_trainer(run.trainer).defaults, run.settings)[0])
-        assert resolved.keys() == named.keys() | recorded(run.trainer, named).keys()
+        assert resolved.keys() == named.keys() | recorded_defaults(run.trainer, named).keys()
         assert changed(run.trainer, named, resolved) == {}
 
 
@@ -70,13 +70,13 @@ def test_a_default_that_changes(tmp_path, monkeypatch):
 
 
 def test_a_recipe_stands_for_its_own_defaults():
-    deep = recorded("nnUNetTrainerMIMPretrain", {"recipe": "deep"})
-    paper = recorded("nnUNetTrainerMIMPretrain", {})
+    deep = recorded_defaults("nnUNetTrainerMIMPretrain", {"recipe": "deep"})
+    paper = recorded_defaults("nnUNetTrainerMIMPretrain", {})
     resolved = asdict(override(find_trainer("nnUNetTrainerMIMPretrain").defaults, "recipe=deep")[0])
     assert deep != {name: value for name, value in paper.items() if name != "recipe"}
     assert changed("nnUNetTrainerMIMPretrain", {"recipe": "deep"}, resolved) == {}
 
 
 def test_a_trainer_from_elsewhere_has_no_record():
-    assert recorded("nnUNetTrainerOurs", {}) == {}
+    assert recorded_defaults("nnUNetTrainerOurs", {}) == {}
     assert changed("nnUNetTrainerOurs", {}, {"num_epochs": 3}) == {}

@@ -55,12 +55,12 @@ def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):
     assert "hours of one a card, 2026-01-01, with the sizes that the file gives" in said
 
 
-@pytest.mark.parametrize(("size", "epochs"), [("cpu", 20), ("gpu", 50)])
+@pytest.mark.parametrize(("size", "epochs"), [("cpu", 42), ("gpu", 100)])
 def test_dry_run_of_acdc_few(tmp_path, capsys, monkeypatch, size, epochs):
     monkeypatch.chdir(tmp_path)
     assert main(["study", "acdc-few", "--dry-run", "--size", size]) == 0
     said = capsys.readouterr().out
-    assert "28 runs: 1 pretraining and 27 fine-tunings or trainings from scratch" in said
+    assert "77 runs: 2 pretrainings and 75 fine-tunings or trainings from scratch" in said
     assert (
         "train     MIM deep on 5: nnUNetTrainerFinetune from MIM deep, fold few-nr5-seed{seed}, seeds 0 1 2 3 4; "
         in said

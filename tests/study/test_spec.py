@@ -260,12 +260,11 @@ def test_shipped_studies_follow_the_schema(file):
 
 
 def test_acdc_few_has_one_grid_at_both_sizes():
-    """Scratch and MIM: 3 numbers of patients x 3 seeds, two more at 5 patients; scratch three times as long there."""
+    """What is tested: 2, 5 and 10 patients x 3 seeds, two more at 5 patients; its controls only at 5."""
     file = STUDIES / "acdc-few.yaml"
     cpu, gpu = read_study(file), read_study(file, "gpu")
-    wanted = {
-        (m, f, s) for m in ("scratch", "MIM deep") for f in ("2", "5", "10") for s in range(3)
-    }
+    tested = ("scratch", *cpu.family.models)
+    wanted = {(m, f, s) for m in tested for f in ("2", "5", "10") for s in range(3)}
     wanted |= {(m, "5", s) for m in cpu.models for s in range(5)}
     assert set(cpu.needed()) == set(gpu.needed()) == wanted
     assert cpu.evaluate == gpu.evaluate == "choosing"
@@ -276,18 +275,19 @@ def test_acdc_few_has_one_grid_at_both_sizes():
             name: (study.settings["finetuning"] | model.settings)["num_epochs"]
             for name, model in study.models.items()
         }
-        assert steps["scratch, long"] == 3 * steps["scratch"] == 3 * steps["MIM deep"]
+        assert steps["scratch, long"] == 3 * steps["scratch"] == 3 * steps["Dense"]
     images = {
         study.plans: [
             (shared | part.settings)["num_epochs"]
             * (shared | part.settings)["iterations_per_epoch"]
             * (shared | part.settings)["batch_size"]
+            * (2 if part.trainer == "Dense" else 1)  # views
             for shared in [study.settings["pretraining"]]
             for part in study.pretraining.values()
         ]
         for study in (cpu, gpu)
     }
-    assert {n for found in images.values() for n in found} == {50_000, 250_000}
+    assert {n for found in images.values() for n in found} == {50_400, 250_000}
     assert all(len(set(found)) == 1 for found in images.values())
 
 
