@@ -11,6 +11,7 @@ import math
 import os
 import re
 import types
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -66,6 +67,9 @@ class TrainingSettings(Settings):
     early_stopping: int | None = None
     # Smallest decrease that counts as improvement (min_delta in the papers' code).
     early_stopping_delta: float = 1e-3
+    # auto: on CUDA the half precision that suits the method (bf16, or fp16 for methods that train the encoder alone),
+    # in fine-tuning nnU-Net's fp16; on a CPU bf16 where a trial shows a large gain, else fp32.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # yes: open checkpoints that can run code when they are opened; for your own files only.
     trust: bool = False
 
@@ -110,9 +114,6 @@ class PretrainingSettings(TrainingSettings):
     weight_decay: float = 1e-4
     # Epochs of a linear rise of the learning rate; auto: 10, a tenth of a run shorter than 100.
     warmup_epochs: int | Literal["auto"] = 0
-    # auto: on CUDA the half precision that suits the method (bf16, or fp16 for methods that train the encoder alone);
-    # elsewhere fp32.
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # Largest norm of the gradient: nnU-Net's. none: no limit, as in the papers.
     gradient_clip: float | None = 12.0
     # Images that pass through the network at a time. auto: as many as memory allows. none: the whole batch.
@@ -401,6 +402,33 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
         ) from None
     recipe = defaults.recipes.get(values.get("recipe", ""), {})
     return replace(defaults, **{**recipe, **values}), foreign
+
+
+def from_checkpoint(defaults: S, text: str, record: dict[str, Any], but: Collection[str]) -> S:
+    """Apply the environment variable's text to the settings of a checkpoint.
+
+    Args:
+        defaults: Settings of the trainer.
+        text: Names and values, see `override`.
+        record: Settings in the checkpoint; those that it lacks have the default, as in `differences`.
+        but: Names that the checkpoint does not decide.
+
+    Raises:
+        ValueError: A value breaks its rule.
+
+    >>> from_checkpoint(TrainingSettings(), "seed=3", {"num_epochs": 7, "seed": 1}, ()).num_epochs
+    7
+    """
+    types_of = _types(type(defaults))
+    kept = {name: getattr(defaults, name) for name in but if name in types_of}
+    values = {
+        name: _parse(name, as_word(value), types_of[name])
+        for name, value in record.items()
+        if name in types_of and name not in but
+    }
+    # The defaults of a recipe that the checkpoint began with are among its settings.
+    words = [word for word in text.split() if word != f"recipe={record.get('recipe')}"]
+    return override(replace(type(defaults)(), **kept, **values), " ".join(words))[0]
 
 
 def as_word(value: object) -> str:

@@ -134,6 +134,8 @@ def _measure(bench: Bench, methods: Sequence[str]) -> dict[str, Any]:
     metrics["images_over_lightly"] = rows.over_lightly(bench)
     _say("fine-tuning")
     metrics |= rows.finetuning_over_stock(bench)
+    _say("bfloat16")
+    metrics |= rows.bf16_over_fp32(bench)
     return metrics
 
 
@@ -195,6 +197,7 @@ def table(metrics: dict[str, Any]) -> Iterator[str]:
         shown = ", ".join(f"{name} {f['images_over_lightly']:.2f}x" for name, f in peer.items())
         yield f"- Images per second over lightly's, end to end: {shown}."
     yield f"- Fine-tuning over stock nnU-Net, steps per second: {metrics['finetuning_over_stock']:.2f}x."
+    yield f"- Fine-tuning in bf16 over fp32, steps per second: {metrics['bf16_over_fp32']:.2f}x."
 
 
 def _line(cells: Sequence[str]) -> str:

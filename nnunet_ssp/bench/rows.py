@@ -351,8 +351,9 @@ def finetuning_over_stock(bench: Bench) -> dict[str, Any]:
     """Compare the steps per second of our fine-tuning, with data loading, with stock nnU-Net's; count its images."""
     ours = f"{STOCK}Scratch"
     works: dict[str, Callable[[], object]] = {}
+    settings = "precision=fp32" if bench.device.type == "cpu" else ""  # stock nnU-Net's
     for name in (STOCK, ours):
-        trainer = bench.trainer(name)
+        trainer = bench.trainer(name, settings=settings)
         with quiet():
             trainer.on_train_start()
         works[name] = partial(_steps, trainer, 1)
@@ -362,6 +363,20 @@ def finetuning_over_stock(bench: Bench) -> dict[str, Any]:
         **ratio("finetuning_over_stock", took[STOCK], took[ours]),
         "finetuning_images_per_s": float(trainer.batch_size / statistics.median(took[ours])),
     }
+
+
+def bf16_over_fp32(bench: Bench) -> dict[str, Any]:
+    """Compare the steps per second of fine-tuning in bfloat16 with those in float32, on one batch without loading."""
+    works: dict[str, Callable[[], object]] = {}
+    for name in ("fp32", "bf16"):
+        trainer = bench.trainer(f"{STOCK}Scratch", settings=f"precision={name}")
+        if not works:
+            with quiet():
+                batch = next(trainer.get_dataloaders()[0])
+        works[name] = partial(trainer.train_step, batch)
+    with one_thread():
+        took = in_turns(works, bench.device, bench.workload.seconds)
+    return ratio("bf16_over_fp32", took["fp32"], took["bf16"])
 
 
 def _steps(trainer: Any, number: int) -> None:

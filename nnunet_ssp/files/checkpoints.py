@@ -79,6 +79,7 @@ SSP = {
     "method": TEXT,
     "transfers": TEXT,
     "weights_from": TEXT,
+    "precision": TEXT,
     "settings": NAMES,
     "versions": NAMES,
     "subjects": TEXTS,

@@ -81,7 +81,8 @@ def _settings(run: Run, data: Data) -> dict[str, Any]:
         own = {"peak_lr": settings.initial_lr, "batch_size": data.batch_size}
         without = ("momentum", "nesterov") if settings.optimizer == "adamw" else ()
         nnunets = {name: value for name, value in NNUNET.items() if name not in without}
-        return {**nnunets, **own, **asdict(settings)}
+        found = {**nnunets, **own, **asdict(settings)}
+        return found | ({"precision": NNUNET["precision"]} if settings.precision == "auto" else {})
     found = {"lr_schedule": "cosine", **asdict(settings), "peak_lr": settings.peak_lr}
     found = {name: value for name, value in found.items() if name not in settings.unused}
     if found["precision"] == "auto":

@@ -278,7 +278,10 @@ def _train_job(kind: Kind, run: Run, data: Data, device: str) -> Job:
         record=f"{run.folder}/train.json",
         needs=needs,
         title=run.title,
-        variables={"nnUNet_results": f"{run.folder}/results", "nnUNet_ssp_settings": run.settings},
+        variables={
+            "nnUNet_results": f"{run.folder}/results",
+            "nnUNet_ssp_settings": in_one_precision(run.settings, device),
+        },
         command=(*command, *weights),
         makes=f"{folder}/{FINAL}",
         log=f"{run.folder}/train.log",
@@ -288,6 +291,16 @@ def _train_job(kind: Kind, run: Run, data: Data, device: str) -> Job:
         resumed=(*command, "--c"),
         latest=f"{folder}/checkpoint_latest.pth",
     )
+
+
+def in_one_precision(settings: str, device: str) -> str:
+    """Name fp32 on a CPU if the study names no precision: `auto` would choose by a trial on each machine.
+
+    >>> in_one_precision("num_epochs=5", "cpu"), in_one_precision("precision=bf16", "cpu")
+    ('num_epochs=5 precision=fp32', 'precision=bf16')
+    """
+    named = any(word.startswith("precision=") for word in settings.split())
+    return settings if named or device != "cpu" else f"{settings} precision=fp32"
 
 
 def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job]:

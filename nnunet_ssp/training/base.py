@@ -32,13 +32,20 @@ from nnunet_ssp.files.atomic import remove_half_written, write_json
 from nnunet_ssp.files.contents import check
 from nnunet_ssp.files.lock import holder_of, in_use
 from nnunet_ssp.schedules import EarlyStopping
-from nnunet_ssp.settings import TrainingSettings, differences, from_environment
+from nnunet_ssp.settings import (
+    ENVIRONMENT_VARIABLE,
+    TrainingSettings,
+    differences,
+    from_checkpoint,
+    from_environment,
+)
 from nnunet_ssp.slices.intact import prepare_command
 from nnunet_ssp.slices.store import PREPROCESSED, read_missing
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.checks import check_files, require_device
 from nnunet_ssp.training.finite import StepGuard, first_not_finite
-from nnunet_ssp.training.loop import BEST, FINAL, LATEST, LoopTrainer
+from nnunet_ssp.training.loop import BEST, FINAL, LATEST
+from nnunet_ssp.training.precision import PrecisionTrainer, precision_name
 from nnunet_ssp.training.threads import follow_threads
 
 SECONDS_BETWEEN_SAVES = 300  # a preempted job loses at most this and one epoch
@@ -50,7 +57,7 @@ REPLACED = "replaced_"
 STEPS = "ssp_state.epoch.outputs"
 
 
-class SettingsTrainer(LoopTrainer):
+class SettingsTrainer(PrecisionTrainer):
     """An `nnUNetTrainer` with settings; its constructor is exactly nnU-Net's.
 
     Attributes:
@@ -74,6 +81,7 @@ class SettingsTrainer(LoopTrainer):
         # First, so that a misspelt setting or a name that is a path elsewhere leaves no folder behind.
         self.settings, foreign = from_environment(self.defaults)
         check_files(plans, configuration, fold, dataset_json, self.settings.trust)
+        goes_on = bool(plans.get("continue_training"))
         # nnU-Net copies the content into every checkpoint and into the results' folder.
         dataset_json = privacy.without_files(dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -81,6 +89,9 @@ class SettingsTrainer(LoopTrainer):
             self.print_to_log_file(
                 f"Settings of other trainers, ignored here: {', '.join(foreign)}"
             )
+        if goes_on:
+            with self._refusing():
+                self._take_settings()
         self.num_epochs = self.settings.num_epochs
         self.initial_lr = self.settings.initial_lr
         self.early_stopping = EarlyStopping(
@@ -99,6 +110,31 @@ class SettingsTrainer(LoopTrainer):
         self._saved_at = -math.inf
         # Whether this run repeats a finished one.
         self._repeats = False
+
+    def _take_settings(self) -> None:
+        """Take the settings that were not named from the checkpoint that `--c` goes on from.
+
+        Defaults may have changed since. A checkpoint that cannot be read is left to `load_checkpoint`, which says why.
+        """
+        names = (FINAL, LATEST, BEST)  # nnU-Net's order
+        files = (Path(self.output_folder) / name for name in names)
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            return
+        try:
+            ssp = checkpoints.load(file, self.settings.trust, mmap=True).get("ssp", {})
+        except (ValueError, OSError):
+            return
+        if not ssp.get("settings"):
+            return
+        before, text = asdict(self.settings), os.environ.get(ENVIRONMENT_VARIABLE, "")
+        try:
+            self.settings = from_checkpoint(self.defaults, text, ssp["settings"], WITHOUT_EFFECT)
+        except ValueError as error:
+            raise ValueError(f"{file}: its settings do not fit this run: {error}") from None
+        if taken := differences(before, self.settings):
+            said = "; ".join(taken)
+            self.print_to_log_file(f"Settings that were not named come from {file.name}: {said}")
 
     def initialize(self) -> None:
         """Build the network and all that trains it; a refused run leaves no folder."""
@@ -250,7 +286,7 @@ class SettingsTrainer(LoopTrainer):
                 )
             return
         ssp = transfer.read(file, self.settings.trust).ssp
-        changed = self._differences(ssp.get("settings", {}))
+        changed = self._differences(ssp)
         if not privacy.has_origin(ssp, self.weights_from):
             changed.append(f"weights from: {ssp.get('weights_from')} -> {self.weights_from}")
         if changed:
@@ -268,11 +304,17 @@ class SettingsTrainer(LoopTrainer):
                 if file.is_file():
                     file.replace(file.with_name(REPLACED + name))
 
-    def _differences(self, old: dict[str, Any]) -> list[str]:
-        """Return the differences between a file's settings and this run's, without those that have no effect."""
-        kept = {
-            name: value for name, value in asdict(self.settings).items() if name in WITHOUT_EFFECT
-        }
+    def _differences(self, ssp: dict[str, Any]) -> list[str]:
+        """Return the differences between a record's settings and this run's, without those that have no effect.
+
+        A precision that is named now does not differ from `auto` that chose it.
+        """
+        old = ssp.get("settings", {})
+        now = asdict(self.settings)
+        kept = {name: value for name, value in now.items() if name in WITHOUT_EFFECT}
+        chosen = self.precision_of(ssp) if old.get("precision", "auto") == "auto" else None
+        if self.settings.precision == chosen:
+            kept["precision"] = chosen
         return differences({**old, **kept}, self.settings)
 
     def open_checkpoint(self, source: dict[str, Any] | str) -> dict[str, Any]:
@@ -306,18 +348,20 @@ class SettingsTrainer(LoopTrainer):
         Raises:
             ValueError: Names each difference.
         """
-        changed = self._differences(ssp.get("settings", {}))
+        changed = self._differences(ssp)
         if changed and "--val" not in sys.argv:  # which trains nothing
             raise ValueError(
                 "--c must go on with the settings of the checkpoint, but these differ: "
                 + "; ".join(changed)
             )
+        self.go_on_in(self.precision_of(ssp))
 
     def record(self) -> dict[str, Any]:
         """Return the run's record for checkpoints (key `ssp`) and `settings.json`: no subjects' names, no paths."""
         return {
             "trainer": type(self).__name__,
             "settings": asdict(self.settings),
+            "precision": precision_name(self.autocast_dtype),
             **privacy.origin(self.weights_from),
             "versions": {
                 "nnunet_ssp": nnunet_ssp.__version__,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import gc
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from nnunet_ssp.training.checks import refuses_other_content
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import learning_curve, write_curves
 from nnunet_ssp.training.optimizers import DecayToStart, EpochRates, finetuning_optimizer
+from nnunet_ssp.training.precision import InPrecision, choose_precision
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
 # Way from the seed to random numbers. 1, in checkpoints without a number: seeded when the process starts.
@@ -109,6 +111,7 @@ class FinetuningTrainer(SettingsTrainer):
         pretrained = None if file is None else transfer.read(file, self.settings.trust)
         torch.manual_seed(self.settings.seed)
         super().build()
+        self.use_precision(choose_precision(self.settings.precision, "fp16", self.device))
         # The guard sees every loss before its step; those of the validation come between steps and do no harm.
         self.loss.register_forward_hook(lambda *called: self.guard.saw(called[-1]))
         transfer.keep_own_fresh(self.network_module, self._take)
@@ -293,6 +296,7 @@ class FinetuningTrainer(SettingsTrainer):
         if not self.subjects:
             trained = subjects_by_case(self.do_split()[0], self.cases)
             self.subjects = privacy.hashed_subjects(trained.values())
+        self.settle_precision(self.network_module)
         if self.settings.l2_sp:
             self._decay_to_start()
         self._seed_epoch()
@@ -324,6 +328,30 @@ class FinetuningTrainer(SettingsTrainer):
         if self.streams >= 2:
             self._seed_epoch()
         super().on_train_epoch_start()
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        with self._in_precision():
+            output: dict[str, Any] = super().train_step(batch)
+        return output
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        with self._in_precision():
+            output: dict[str, Any] = super().validation_step(batch)
+        return output
+
+    @contextmanager
+    def _in_precision(self) -> Iterator[None]:
+        """Let nnU-Net's step see a network in the run's precision, where that is not nnU-Net's own."""
+        nnunets = torch.float16 if self.device.type == "cuda" else None
+        if self.autocast_dtype is nnunets:
+            yield
+            return
+        network = self.network
+        self.network = InPrecision(network, self.autocast)
+        try:
+            yield
+        finally:
+            self.network = network
 
     def batch_cases(self, step: int, batch: Any) -> Callable[[], list[str]]:
         names = sorted(map(str, batch["keys"])) if isinstance(batch, dict) else []

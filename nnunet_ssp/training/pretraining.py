@@ -144,9 +144,7 @@ class PretrainingTrainer(SettingsTrainer):
         if self.is_ddp:
             self.network = DistributedDataParallel(self.method, device_ids=[self.local_rank])
         half = self.method_class.half_precision
-        self.autocast_dtype = choose_precision(self.settings.precision, half, self.device)
-        if self.autocast_dtype != torch.float16:
-            self.grad_scaler = None
+        self.use_precision(choose_precision(self.settings.precision, half, self.device))
         self.was_initialized = True
         self.logger.update_config({"hparas": asdict(self.settings)})
 
@@ -247,6 +245,7 @@ class PretrainingTrainer(SettingsTrainer):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
+        self.settle_precision(self.method.network, self.method_class.half_precision == "bf16")
         starts = self.current_epoch == 0 and self._resumed is None
         if starts:
             self.refuse_overwriting()
@@ -287,7 +286,7 @@ class PretrainingTrainer(SettingsTrainer):
             ends_early=bool(self.settings.early_stopping),
             validates_on=self.batches.validates_on,
             pictured=self.batches.pictured(),
-            precision=self._autocast,
+            precision=self.autocast,
             probe=probe,
             untrained=self._probed_untrained,
         )
@@ -335,13 +334,9 @@ class PretrainingTrainer(SettingsTrainer):
         return {name: value.detach() for name, value in output.items()}
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
-        with self._autocast():
+        with self.autocast():
             output: dict[str, Tensor] = self.network(batch)
         return output
-
-    def _autocast(self) -> torch.autocast:
-        dtype = self.autocast_dtype
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Tensor]]) -> None:
         loss, curves = self._reduce(train_outputs)

@@ -75,6 +75,7 @@ def test_the_table_and_the_metrics(bench, scratch, tmp_path, monkeypatch, capsys
     assert list(metrics["simclr_peak_memory_bytes"]) == ["4", "8"]
     assert list(metrics["growth"]) == ["20", "40"]
     assert metrics["finetuning_over_stock"] > 0
+    assert metrics["bf16_over_fp32"] > 0
     assert isinstance(metrics["finetuning_images_per_s"], float)
     assert metrics["finetuning_images_per_s"] > 0
     assert torch.__version__.startswith(metrics["setting"]["versions"]["torch"])
@@ -111,6 +112,7 @@ def test_absolute_times_come_from_a_gpu():
         "growth": {},
         "images_over_lightly": None,
         "finetuning_over_stock": 1.0,
+        "bf16_over_fp32": 1.75,
     }
     text = "\n".join(command.table(metrics))
     assert "| 1234 |" in text
@@ -119,6 +121,7 @@ def test_absolute_times_come_from_a_gpu():
     assert "300.0 TFLOP/s and 2000 GB/s" in text
     assert "256 slices 1024 MiB (1.00x)" in text
     assert "Lightly: left out" in text
+    assert "bf16 over fp32, steps per second: 1.75x" in text
     assert "of its widths" not in text
 
 

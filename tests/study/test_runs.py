@@ -53,7 +53,7 @@ def test_commands_are_those_of_a_user(tmp_path, data):
     assert train.needs == (f"{pretraining.folder}/train.json",)
     assert dict(train.variables) == {
         "nnUNet_results": f"{run.folder}/results",
-        "nnUNet_ssp_settings": "final_validation=no seed=1",
+        "nnUNet_ssp_settings": "final_validation=no seed=1 precision=fp32",
     }
     predict = jobs["predict MIM, all, seed 1"]
     images = data.dataset.raw / "imagesTs"

@@ -21,7 +21,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation.command import prepare
-from nnunet_ssp.training import progress
+from nnunet_ssp.training import precision, progress
 from tests.warm import scripts
 
 DATASET = "Dataset901_Phantom"
@@ -138,6 +138,12 @@ class Runs:
 @pytest.fixture
 def runs(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     return Runs(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`precision=auto` computes in float32, whatever a trial of the processor would find."""
+    monkeypatch.setattr(precision, "has_bf16", lambda: False)
 
 
 @pytest.fixture

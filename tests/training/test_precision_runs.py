@@ -1,0 +1,155 @@
+"""Runs in bfloat16 and float32 on a CPU, and what an interrupted run goes on in."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
+
+from nnunet_ssp.training import precision
+
+MIM, FINETUNE, SCRATCH = "nnUNetTrainerMIMPretrain", "nnUNetTrainerFinetune", "nnUNetTrainerScratch"
+SHORT = {
+    MIM: "iterations_per_epoch=2 batch_size=4",
+    SCRATCH: "iterations_per_epoch=2 val_iterations_per_epoch=1 final_validation=no",
+}
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+
+
+@pytest.fixture
+def same_batches(monkeypatch):
+    """Every step of nnU-Net's loader sees one batch: its order does not survive an interruption."""
+    kept: list[Any] = []
+    own = nnunet.nnUNetTrainer.get_dataloaders
+
+    def repeat(trainer: Any) -> Any:
+        if not kept:
+            kept.extend(next(loader) for loader in own(trainer))
+        return [itertools.repeat(batch) for batch in kept]
+
+    monkeypatch.setattr(nnunet.nnUNetTrainer, "get_dataloaders", repeat)
+
+
+@pytest.fixture
+def trial(monkeypatch):
+    """Sets what the trial finds, on a processor with bfloat16 where the tiny network counts as large."""
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "FEWEST_PARAMETERS", 0)
+    return lambda gain: monkeypatch.setattr(precision, "bf16_gain", lambda *_: gain)
+
+
+def load(file: Path) -> dict[str, Any]:
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def final(trainer: Any) -> dict[str, Any]:
+    return load(Path(trainer.output_folder) / "checkpoint_final.pth")
+
+
+def losses(trainer: Any) -> torch.Tensor:
+    return torch.tensor(trainer.logger.local_logger.my_fantastic_logging["train_losses"])
+
+
+@pytest.mark.parametrize("trainer", [MIM, SCRATCH])
+def test_the_loss_follows_that_of_float32(runs, same_batches, trainer):
+    """50 steps from one seed, in epochs of 5; the mean of three epochs differs by less than 2 percent."""
+    settings = SHORT[trainer].replace("iterations_per_epoch=2", "iterations_per_epoch=5", 1)
+    curves = {}
+    for name in ("fp32", "bf16"):
+        run = runs.run(trainer, f"{settings} num_epochs=10 precision={name}")
+        assert final(run)["ssp"]["precision"] == name
+        curves[name] = losses(run).unfold(0, 3, 1).mean(1)
+        shutil.rmtree(run.output_folder)
+    assert not torch.equal(curves["fp32"], curves["bf16"])
+    assert ((curves["bf16"] - curves["fp32"]) / curves["fp32"]).abs().max() < 0.02
+    assert curves["fp32"][-1] < curves["fp32"][0]
+
+
+@pytest.mark.parametrize("trainer", [MIM, SCRATCH])
+def test_the_gain_decides_and_the_log_says_so(runs, trial, log, trainer):
+    for gain, name in ((1.8, "bf16"), (1.1, "fp32")):
+        trial(gain)
+        run = runs.run(trainer, f"{SHORT[trainer]} num_epochs=1")
+        assert f"precision=auto computes in {name}: a step of the planned network" in log(run)
+        assert final(run)["ssp"]["precision"] == name
+        assert (
+            json.loads((Path(run.output_folder) / "settings.json").read_text())["precision"] == name
+        )
+        shutil.rmtree(run.output_folder)
+
+
+def test_a_method_for_which_bfloat16_is_too_coarse(runs, monkeypatch, log):
+    monkeypatch.setattr(precision, "choose_on_cpu", lambda *_: pytest.fail("no trial is needed"))
+    run = runs.run("nnUNetTrainerSimCLRPretrain", f"{SHORT[MIM]} num_epochs=1")
+    assert "precision=auto computes in fp32: bfloat16 is too coarse for this method." in log(run)
+
+
+def test_nnunets_own_step_in_float32(runs, monkeypatch):
+    run = runs.run(SCRATCH, f"{SHORT[SCRATCH]} num_epochs=1")
+    monkeypatch.setattr("nnunet_ssp.training.finetuning.InPrecision", None)
+    run.train_step(next(run.dataloader_train))
+    run.use_precision(torch.bfloat16)
+    with pytest.raises(TypeError):
+        run.train_step(next(run.dataloader_train))
+
+
+def test_a_failed_step_leaves_the_network(runs):
+    run = runs.make(SCRATCH, f"{SHORT[SCRATCH]} precision=bf16")
+    run.initialize()
+    network = run.network
+    with pytest.raises(RuntimeError):
+        run.train_step({"data": torch.zeros(1), "target": torch.zeros(1)})
+    assert run.network is network
+
+
+# -- interruptions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainer", [MIM, SCRATCH])
+@pytest.mark.parametrize(("first", "later", "name"), [(1.8, 0.5, "bf16"), (0.5, 1.8, "fp32")])
+def test_a_run_goes_on_as_it_began(
+    runs, trial, same_batches, monkeypatch, log, trainer, first, later, name
+):
+    monkeypatch.setattr("nnunet_ssp.training.base.SECONDS_BETWEEN_SAVES", -1)
+    settings = f"{SHORT[trainer]} num_epochs=2"
+    trial(first)
+    whole = runs.run(trainer, settings)
+    expected = final(whole)
+    shutil.rmtree(whole.output_folder)
+    runs.interrupt(trainer, settings)
+    trial(later)
+    rest = runs.run(trainer, settings, resume=True)
+    assert f"precision=auto computes in {name}: the run began in {name}." in log(rest)
+    found = final(rest)
+    assert found["ssp"]["precision"] == expected["ssp"]["precision"] == name
+    for key, tensor in expected["network_weights"].items():
+        assert torch.equal(found["network_weights"][key], tensor), key
+
+
+def test_a_checkpoint_without_its_precision_was_float32(runs, trial, monkeypatch):
+    monkeypatch.setattr("nnunet_ssp.training.base.SECONDS_BETWEEN_SAVES", -1)
+    settings = f"{SHORT[SCRATCH]} num_epochs=2"
+    stopped = runs.interrupt(SCRATCH, settings)
+    file = Path(stopped.output_folder) / "checkpoint_latest.pth"
+    content = load(file)
+    del content["ssp"]["precision"], content["ssp"]["settings"]["precision"]
+    torch.save(content, file)
+    trial(1.8)
+    assert final(runs.run(SCRATCH, settings, resume=True))["ssp"]["precision"] == "fp32"
+
+
+def test_a_precision_that_is_named_later(runs, trial):
+    settings = f"{SHORT[SCRATCH]} num_epochs=2"
+    trial(1.8)
+    runs.interrupt(SCRATCH, settings)
+    with pytest.raises(ValueError, match=r"--c must go on .* precision: auto -> fp32"):
+        runs.make(SCRATCH, f"{settings} precision=fp32", resume=True)
+    rest = runs.run(SCRATCH, f"{settings} precision=bf16", resume=True)
+    assert final(rest)["ssp"]["precision"] == "bf16"

@@ -1,0 +1,89 @@
+"""`--c` without settings goes on with those of the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+FINETUNE, SCRATCH = "nnUNetTrainerFinetune", "nnUNetTrainerScratch"
+MIM = "nnUNetTrainerMIMPretrain"
+# Settings in checkpoints of commit 1893319, of runs of two epochs.
+COMMON = {"num_epochs": 2, "seed": 0, "early_stopping": None, "early_stopping_delta": 0.001}
+OF_1893319: dict[str, dict[str, Any]] = {
+    SCRATCH: COMMON
+    | {"initial_lr": 0.01, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1}
+    | {"final_validation": False, "transfer": "all"},
+    MIM: COMMON
+    | {"initial_lr": 0.01, "iterations_per_epoch": 1, "batch_size": 4, "optimizer": "sgd"}
+    | {"momentum": 0.99, "nesterov": True, "beta1": 0.9, "beta2": 0.999, "weight_decay": 3e-05}
+    | {"warmup_epochs": 0, "precision": "auto", "gradient_clip": 12.0, "chunk_size": "auto"}
+    | {"data_device": "auto", "subject_pattern": None, "data_fraction": 1.0, "recipe": "paper"}
+    | {"mask_patch": "auto", "coarse_heads": False, "skip_dropout": 0.0}
+    | {"visible_statistics": False, "mask_ratio": 0.75, "mask_independent": False, "fill": 0.0}
+    | {"brightness": "meant"},
+}
+SETTINGS = {
+    SCRATCH: "num_epochs=2 iterations_per_epoch=1 val_iterations_per_epoch=1 final_validation=no",
+    MIM: "num_epochs=2 iterations_per_epoch=1 batch_size=4",
+}
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+
+
+def latest(trainer: Any) -> Path:
+    return Path(trainer.output_folder) / "checkpoint_latest.pth"
+
+
+def with_settings(file: Path, settings: dict[str, Any]) -> None:
+    content = torch.load(file, weights_only=True)
+    content["ssp"] = {k: v for k, v in content["ssp"].items() if k != "precision"}
+    content["ssp"]["settings"] = settings
+    torch.save(content, file)
+
+
+@pytest.mark.parametrize("trainer", OF_1893319)
+def test_a_checkpoint_of_an_earlier_version(runs, log, trainer):
+    """Nothing is named, and no default of today replaces what the run began with."""
+    with_settings(latest(runs.interrupt(trainer, SETTINGS[trainer])), OF_1893319[trainer])
+    rest = runs.run(trainer, "final_validation=no", resume=True)
+    settings = asdict(rest.settings)
+    assert {name: settings[name] for name in OF_1893319[trainer]} == OF_1893319[trainer]
+    assert (rest.current_epoch, rest.num_epochs, rest.num_iterations_per_epoch) == (2, 2, 1)
+    assert "Settings that were not named come from checkpoint_latest.pth: num_epochs:" in log(rest)
+
+
+def test_named_settings_must_be_the_same(runs):
+    runs.interrupt(SCRATCH, f"{SETTINGS[SCRATCH]} initial_lr=0.02 weight_decay=0.001")
+    with pytest.raises(ValueError, match=r"these differ: initial_lr: 0\.02 -> 0\.1$"):
+        runs.make(SCRATCH, "initial_lr=0.1", resume=True)
+    rest = runs.make(SCRATCH, "initial_lr=0.02", resume=True)
+    assert (rest.initial_lr, rest.weight_decay) == (0.02, 0.001)
+    assert rest.optimizer.param_groups[0]["weight_decay"] == 0.001
+
+
+def test_a_recipe_whose_values_have_changed(runs):
+    settings = f"{SETTINGS[MIM]} recipe=deep initial_lr=0.002"
+    runs.interrupt(MIM, settings)
+    for named in ("", "recipe=deep"):
+        assert runs.make(MIM, named, resume=True).settings.initial_lr == 0.002
+    with pytest.raises(ValueError, match="recipe: deep -> paper"):
+        runs.make(MIM, "recipe=paper", resume=True)
+
+
+def test_a_checkpoint_does_not_decide_whom_to_trust(runs):
+    stopped = runs.interrupt(SCRATCH, SETTINGS[SCRATCH])
+    content = torch.load(latest(stopped), weights_only=True)
+    with_settings(latest(stopped), content["ssp"]["settings"] | {"trust": True})
+    assert not runs.make(SCRATCH, resume=True).settings.trust
+    assert runs.make(SCRATCH, "trust=yes", resume=True).settings.trust
+
+
+def test_settings_that_cannot_be(runs):
+    stopped = runs.interrupt(SCRATCH, SETTINGS[SCRATCH])
+    with_settings(latest(stopped), {"num_epochs": "many"})
+    with pytest.raises(ValueError, match=r"latest\.pth: its settings do not fit .* \(=many\) must"):
+        runs.make(SCRATCH, resume=True)
