@@ -228,11 +228,10 @@ class SemiTrainer(AveragedTrainer):
         student = self.network.module if self.is_ddp else self.network
         output = student(paste(self._boxes, strong))
         finest = output[0] if self.enable_deep_supervision else output
-        added = self._unlabelled_loss(finest.float(), paste(self._boxes, target))
-        self._measured = {
-            "unlabelled": added.detach(),
-            "confident": counts.sum() / inside.sum().clamp_min(1),
-        }
+        # As FixMatch's mean over all pixels: the few that an early teacher is sure of weigh little.
+        confident = counts.sum() / inside.sum().clamp_min(1)
+        added = confident * self._unlabelled_loss(finest.float(), paste(self._boxes, target))
+        self._measured = {"unlabelled": added.detach(), "confident": confident}
         return loss + self.weight() * added
 
     def weight(self) -> float:
