@@ -34,7 +34,7 @@ import numpy as np
 from nnunet_ssp.cohort.few import side_of
 from nnunet_ssp.conversion.geometry import compare_grids, place_stack
 from nnunet_ssp.conversion.phases import LABELS, frame_number, label_phases, nearest_frame
-from nnunet_ssp.conversion.subjects import Cine, Common, Task, make_cases
+from nnunet_ssp.conversion.subjects import Cine, Common, Task, make_cases, without_labels
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (
@@ -270,9 +270,7 @@ def read_subject(task: AcdcTask) -> Cine:
         notes += noted
     else:
         reason = "the masks are empty" if task.masks else "there is no mask"
-        if task.split == "test":
-            raise ValueError(f"{task.files[0].parent}: {reason}; a test subject must have labels.")
-        notes.append(f"{reason}: converted as unlabelled")
+        notes.append(without_labels(task, reason, task.files[0].parent))
 
     cases = make_cases(
         task,

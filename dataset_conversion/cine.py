@@ -54,7 +54,7 @@ from nnunet_ssp.conversion.convert import look_at_headers
 from nnunet_ssp.conversion.geometry import base_of_stack, clean_affine
 from nnunet_ssp.conversion.phases import LABELS, label_phases
 from nnunet_ssp.conversion.stacks import NiftiStack, look_at_nifti_stack, read_nifti_stack
-from nnunet_ssp.conversion.subjects import Cine, Common, Look, make_cases
+from nnunet_ssp.conversion.subjects import Cine, Common, Look, make_cases, without_labels
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.dataset_conversion.cine_files import (
     CineTask,
@@ -383,10 +383,9 @@ def read_subject(task: CineTask) -> Cine:
     if masks:
         phases, noted = _phases(masks, task.label_names)
         notes += noted
-    elif task.split == "test":
-        raise ValueError(f"{task.place}: a test subject must have labels, and this has no mask.")
-    elif task.masks:
-        notes.append("the masks are empty: converted as unlabelled")
+    elif task.masks or task.split == "test":
+        reason = "the masks are empty" if task.masks else "there is no mask"
+        notes.append(without_labels(task, reason, task.place))
 
     cases = make_cases(
         task,

@@ -57,6 +57,11 @@ class CineTask(Task):
     # The user says that the images are the short axis
     chosen: bool = False
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the subject is refused without labels: never, own cine may be there to be predicted."""
+        return False
+
 
 def find_cines(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[Found]:
     """Find the subjects in a folder; `masks` is the folder of the masks, which is no subject."""

@@ -23,7 +23,14 @@ from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, named_otherwise, 
 from nnunet_ssp.console import run_command, whole
 from nnunet_ssp.conversion.convert import convert_subjects, look_at_headers
 from nnunet_ssp.conversion.record import NewDataset, is_finished, was_finished
-from nnunet_ssp.conversion.subjects import Cine, Look, Renamed, Task
+from nnunet_ssp.conversion.subjects import (
+    TEST_FRAMES,
+    Cine,
+    Look,
+    Renamed,
+    Task,
+    TestFrames,
+)
 from nnunet_ssp.conversion.summary import Remarks
 from nnunet_ssp.dataset_conversion import CONVERTERS, load_converter
 from nnunet_ssp.files.contents import read_json
@@ -97,6 +104,7 @@ def convert_sources(
     description: str,
     add: Iterable[str] = (),
     test: str | Path | None = None,
+    test_frames: TestFrames = "labelled",
     options: Mapping[str, object] | None = None,
     overwrite: bool = False,
     workers: int | None = None,
@@ -114,6 +122,8 @@ def convert_sources(
         description: Text for `dataset.json`.
         add: Further sources, `acdc:FOLDER`.
         test: File with the names of the test subjects; by default the sources' own division.
+        test_frames: Of test subjects, "labelled" frames only, or "all". A subject of own cine without labels has all;
+            one of another source is then accepted with "all" only.
         options: Whatever else changes the result.
         overwrite: Delete an earlier conversion of this id and start again.
         workers: Number of processes.
@@ -130,8 +140,11 @@ def convert_sources(
         FileExistsError: The id is taken.
         FileNotFoundError: A folder, a table or all subjects are missing.
         RuntimeError: An nnU-Net variable is not set, or writing failed.
-        ValueError: A table, `test`, `add` or the labels of a source are wrong, or all subjects are refused.
+        ValueError: A table, `test`, `test_frames`, `add` or the labels of a source are wrong, or all subjects are
+            refused.
     """
+    if test_frames not in TEST_FRAMES:
+        raise ValueError(f"`test_frames` (={test_frames}) must be one of {', '.join(TEST_FRAMES)}.")
     added = [_parse_source(text) for text in add]
     general = [*remarks, *_overlap(sources, added)]
     sources = [*sources, *(open_source(converter, folder) for converter, folder in added)]
@@ -148,6 +161,9 @@ def convert_sources(
     general += [NAMES_STAY] if stays else []
     general += _not_known_again(target, heads, local, renames)
     given = _without_names({"test": chosen, **(options or {})}, renames)
+    if test_frames != TEST_FRAMES[0]:
+        given["test_frames"] = test_frames
+        tasks = [replace(task, test_frames=test_frames) for task in tasks]
     if added:
         given["add"] = [f"{converter}:{folder.resolve()}" for converter, folder in added]
         description += f"; with {', '.join(converter for converter, _ in added)}"
@@ -336,8 +352,7 @@ def read_combined(task: CombinedTask) -> Cine:
     Raises:
         ValueError: The subject cannot be converted; names the file and the rule.
     """
-    original = replace(task.original, split=task.split)
-    cine: Cine = load_converter(task.converter).read_subject(original)
+    cine: Cine = load_converter(task.converter).read_subject(_original(task))
     cine.cases = [
         replace(case, case=case_name(case.subject, case.frame, case.source)) for case in cine.cases
     ]
@@ -346,8 +361,12 @@ def read_combined(task: CombinedTask) -> Cine:
 
 def look_combined(task: CombinedTask) -> Look:
     """Look at a subject as its own converter does."""
-    original = replace(task.original, split=task.split)
-    return replace(_look_of(load_converter(task.converter))(original), subject=task.subject)
+    look = _look_of(load_converter(task.converter))
+    return replace(look(_original(task)), subject=task.subject)
+
+
+def _original(task: CombinedTask) -> Task:
+    return replace(task.original, split=task.split, test_frames=task.test_frames)
 
 
 def _parse_source(text: str) -> tuple[str, Path]:
@@ -417,6 +436,12 @@ def add_arguments(
         metavar="FILE",
         type=Path,
         help=f"names of the test subjects, one a line, instead of {test}",
+    )
+    parser.add_argument(
+        "--test-frames",
+        choices=TEST_FRAMES,
+        default=TEST_FRAMES[0],
+        help="of test subjects: `all` keeps the unlabelled frames, too, in imagesTs, for prediction only [%(default)s]",
     )
     sources = ", ".join(converter for converter in CONVERTERS if "+" not in converter)
     parser.add_argument(

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_ssp.conversion.geometry import base_of_stack, compare_grids, place_stack
 from nnunet_ssp.conversion.phases import LABELS, frame_number, label_phases
-from nnunet_ssp.conversion.subjects import Cine, Common, Task, make_cases
+from nnunet_ssp.conversion.subjects import Cine, Common, Task, make_cases, without_labels
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (
@@ -226,10 +226,8 @@ def read_subject(task: MnmsTask) -> Cine:
     else:
         phases = {}
         reason = "the mask is empty" if mask_file.is_file() else "there is no mask"
-        if task.split == "test":
-            raise ValueError(f"{mask_file}: {reason}; a test subject must have labels.")
-        if task.expect_labels or mask_file.is_file():
-            notes.append(f"{reason}: converted as unlabelled")
+        if task.split == "test" or task.expect_labels or mask_file.is_file():
+            notes.append(without_labels(task, reason, mask_file))
         for phase, text in (("ED", task.ed), ("ES", task.es)):
             if text and frame_number(text) not in range(n_frames):
                 notes.append(f"CSV: {phase} (={text}) is not within 0 to {n_frames - 1}; not used")

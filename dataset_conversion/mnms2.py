@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_ssp.conversion.geometry import base_of_stack, compare_grids, place_stack
 from nnunet_ssp.conversion.phases import LABELS, frame_number, label_phases, nearest_frame
-from nnunet_ssp.conversion.subjects import Cine, Common, Task, make_cases
+from nnunet_ssp.conversion.subjects import Cine, Common, Task, make_cases, without_labels
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (
@@ -233,10 +233,8 @@ def read_subject(task: Mnms2Task) -> Cine:
         )
         corrections += corrected
         notes += noted
-    elif task.split == "test":
-        raise ValueError(f"{cine_file.parent}: no labels; a test subject must have labels.")
     else:
-        notes.append("no labels: converted as unlabelled")
+        notes.append(without_labels(task, "no labels", cine_file.parent))
 
     cases = make_cases(
         task,

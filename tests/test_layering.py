@@ -35,6 +35,7 @@ SAME_LINE = {
     ("launch", "nnunet"),
     ("launch", "parallel"),
     ("bench", "dataset_conversion"),  # reads the phantom with the converter
+    ("bench", "predict"),  # measures its network alone
     ("predict", "dataset_conversion"),  # reads what the converter reads
     ("cohort.command", "cohort.dataset"),
 }

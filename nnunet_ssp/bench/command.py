@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from nnunet_ssp.bench import rows
+from nnunet_ssp.bench import predicting, rows
 from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Workload, method_names
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files.atomic import write_json
@@ -136,6 +136,8 @@ def _measure(bench: Bench, methods: Sequence[str]) -> dict[str, Any]:
     metrics |= rows.finetuning_over_stock(bench)
     _say("bfloat16")
     metrics |= rows.bf16_over_fp32(bench)
+    _say("predict")
+    metrics |= predicting.predicting_over_stock(bench)
     return metrics
 
 
@@ -198,6 +200,23 @@ def table(metrics: dict[str, Any]) -> Iterator[str]:
         yield f"- Images per second over lightly's, end to end: {shown}."
     yield f"- Fine-tuning over stock nnU-Net, steps per second: {metrics['finetuning_over_stock']:.2f}x."
     yield f"- Fine-tuning in bf16 over fp32, steps per second: {metrics['bf16_over_fp32']:.2f}x."
+    yield _predicting(metrics, on_gpu)
+
+
+def _predicting(m: dict[str, Any], on_gpu: bool) -> str:
+    outside, memory = m["predict_over_nnunet_outside"], m["predict_host_memory_ratio"]
+    size = f"{m['predict_frames']} frames of {m['predict_slices']} slices"
+    found = [f"{m['predict_over_nnunet']:.2f}x"]
+    if outside is not None:
+        found.append(f"outside of the forward passes {outside:.2f}x")
+    if memory is not None:
+        found.append(f"host memory {memory:.2f}x")
+    if on_gpu:
+        found.append(f"{m['predict_frames_per_s']:.1f} frames/s")
+    return (
+        f"- Predicting {size} with {m['predict_parameters'] / 1e6:.1f} million parameters, frames per second over "
+        f"nnUNetv2_predict, start-up included: {', '.join(found)}."
+    )
 
 
 def _line(cells: Sequence[str]) -> str:

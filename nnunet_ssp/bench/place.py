@@ -44,6 +44,7 @@ class Workload:
         frames: Frames of each subject, of eight slices each.
         batches: Slices in a step where SimCLR's memory is measured.
         growth: Slices in the synthetic stores, 256 x 256 pixels each.
+        study: Frames and slices of the study that is predicted.
     """
 
     side: int
@@ -54,6 +55,7 @@ class Workload:
     frames: int = 16
     batches: tuple[int, ...] = (64, 256, 1024)
     growth: tuple[int, ...] = (1_000, 10_000, 100_000)
+    study: tuple[int, int] = (20, 10)
 
 
 ON_CPU = Workload(side=64, batch=16, narrow=4)

@@ -168,8 +168,11 @@ LABEL_FOLDERS = ("labelsTr", "labelsTs")
 
 
 def case_files(target: Path, case: Case) -> list[Path]:
-    """Return the image, and for a labelled case the mask, in a dataset of `nnUNet_raw`."""
-    part = {"train": "Tr", "test": "Ts"}[case.split] if case.labelled else "Un"
+    """Return the image, and for a labelled case the mask, in a dataset of `nnUNet_raw`.
+
+    `imagesUn` is for training: frames of test subjects are in `imagesTs`, whether they have labels or not.
+    """
+    part = "Ts" if case.split == "test" else "Tr" if case.labelled else "Un"
     files = [target / f"images{part}" / f"{case.case}_0000.nii.gz"]
     if case.labelled:
         files.append(target / f"labels{part}" / f"{case.case}.nii.gz")

@@ -47,7 +47,15 @@ from nnunet_ssp.conversion.record import (
     without_folder,
     without_texts,
 )
-from nnunet_ssp.conversion.subjects import Cine, Look, Outcome, Renamed, Task, TaskT
+from nnunet_ssp.conversion.subjects import (
+    Cine,
+    Look,
+    Outcome,
+    Renamed,
+    Task,
+    TaskT,
+    without_labels,
+)
 from nnunet_ssp.conversion.summary import (
     Remarks,
     as_log,
@@ -89,9 +97,7 @@ def look_at_headers(task: Task, alike: bool = True) -> Look:
                     f"{file}: shape (={shape}) must be that of {first.name} (={shapes[first]})."
                 )
         if task.split == "test" and not task.has_masks:
-            raise ValueError(
-                f"{task.files[0].parent}: there is no mask; a test subject must have labels."
-            )
+            notes.append(without_labels(task, "there is no mask", task.files[0].parent))
         if images and images[0] in headers:
             shape, grid = headers[images[0]]
             place = place_stack(grid, (*shape, 1, 1, 1)[: max(3, len(shape))], images[0])
@@ -100,7 +106,8 @@ def look_at_headers(task: Task, alike: bool = True) -> Look:
         return Look(task.subject, task.split, refused=str(error))
     cines = [math.prod(shape[3:]) for shape in shapes.values() if math.prod(shape[3:]) > 1]
     n_frames = max(cines, default=sum(file in shapes for file in images))
-    return Look(task.subject, task.split, task.has_masks, n_frames, notes=notes)
+    every = task.split == "train" or task.test_frames == "all" or not task.has_masks
+    return Look(task.subject, task.split, task.has_masks, n_frames, every, notes=notes)
 
 
 def convert_subjects(
@@ -118,8 +125,8 @@ def convert_subjects(
 ) -> Path:
     """Convert all subjects to `nnUNet_raw/DatasetXXX_Name` and print a summary.
 
-    Labelled training frames go to `imagesTr` and `labelsTr`, labelled test frames to `imagesTs`
-    and `labelsTs`, all others to `imagesUn`. Without any labelled training frame, the dataset
+    Training frames go to `imagesTr` and `labelsTr`, without labels to `imagesUn`; test frames to
+    `imagesTs`, and to `labelsTs` with labels. Without any labelled training frame, the dataset
     lists `imagesUn` as its training images and has no class but the background.
 
     Args:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypedDict, TypeVar
+from typing import Generic, Literal, TypedDict, TypeVar, get_args
 
 from nnunet_ssp.cohort.cases import (
     Case,
     case_name,
 )
 from nnunet_ssp.files.grids import Array
+
+TestFrames = Literal["labelled", "all"]
+TEST_FRAMES: tuple[TestFrames, ...] = get_args(TestFrames)
 
 
 class Common(TypedDict, total=False):
@@ -21,6 +24,7 @@ class Common(TypedDict, total=False):
     """
 
     test: str | Path | None
+    test_frames: TestFrames
     add: Iterable[str]
     overwrite: bool
     workers: int | None
@@ -37,6 +41,13 @@ class Task:
     split: str
     # The input; a resumed run converts a subject again if one of them changed
     files: tuple[Path, ...]
+    # The frames of a test subject to convert; of one without labels they are all
+    test_frames: TestFrames = field(default="labelled", kw_only=True)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the subject is refused without labels: a data set that has them for its test lacks a file."""
+        return self.split == "test" and self.test_frames == "labelled"
 
     @property
     def has_masks(self) -> bool:
@@ -96,6 +107,8 @@ class Look:
     has_masks: bool = False
     # 0 also if it is unknown
     n_frames: int = 0
+    # Whether all of them would be converted
+    every_frame: bool = True
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     # As in `Cine`
@@ -141,7 +154,7 @@ def make_cases(
     field: str = "",
     pathology: str = "",
 ) -> list[Case]:
-    """Make a subject's rows of `cases.csv`: all frames for training, the labelled ones for testing.
+    """Make a subject's rows of `cases.csv`: all frames for training, those of `test_frames` for testing.
 
     Args:
         task: The subject.
@@ -175,5 +188,25 @@ def make_cases(
             pathology=pathology,
         )
         for frame in sorted(range(n_frames) if frames is None else frames)
-        if task.split == "train" or frame in phases
+        if task.split == "train" or task.test_frames == "all" or not phases or frame in phases
     ]
+
+
+def without_labels(task: Task, reason: str, where: Path) -> str:
+    """Return the note on a subject without labels.
+
+    Args:
+        task: The subject.
+        reason: Why there are none.
+        where: File or folder, for the refusal.
+
+    Raises:
+        ValueError: It needs them.
+    """
+    if task.needs_labels:
+        raise ValueError(
+            f"{where}: {reason}; a test subject must have labels. With --test-frames all it is for prediction only."
+        )
+    if task.split == "test":
+        return f"{reason}: for prediction only, in imagesTs without labelsTs"
+    return f"{reason}: converted as unlabelled"

@@ -78,7 +78,7 @@ def dry_summary_lines(
         numbers = (len(usable), masks, len(usable) - masks, frames, len(mine) - len(usable))
         lines.append(_row(name, numbers))
     lines.append("\nOnly headers were read: a mask may turn out to be empty, a file to be damaged.")
-    if any(look.split == "test" for look in looks):
+    if not all(look.every_frame for look in looks):
         lines.append("Only the labelled frames of test subjects will be converted.")
     lines += _remarks(remarks)
     for split in SPLITS:

@@ -110,7 +110,7 @@ def _add_figures(figures: argparse._ArgumentGroup) -> None:
     figures.add_argument(
         "--fixed-base",
         action="store_true",
-        help="count the same slices in all frames: those with LV at both ED and ES",
+        help="count the same slices in all frames: from the first to the last with LV at both ED and ES",
     )
 
 

@@ -21,7 +21,7 @@ class Choices:
 
     # Known frames of ED and ES, from 0
     frames: tuple[int, int] | None = None
-    # Count the same slices in all frames: those that have LV at both ED and ES
+    # Count the same slices in all frames, see `_extent`
     fixed_base: bool = False
 
 
@@ -64,7 +64,7 @@ def measure(
     volumes = _volumes(masks, spacing)
     ed, es = _phases(volumes["LV"], choices)
     if choices.fixed_base and es is not None:
-        held = np.all(masks["LV"][..., [ed, es]].any(axis=(0, 1)), axis=1)
+        held = _extent(masks["LV"][..., [ed, es]])
         volumes = _volumes({name: part[:, :, held] for name, part in masks.items()}, spacing)
     figures, strokes = _figures(volumes, ed, es)
     flags = raised(
@@ -89,6 +89,12 @@ def measure(
 def _volumes(masks: Mapping[str, Array], spacing: Sequence[float]) -> dict[str, Array]:
     voxel_ml = float(np.prod(spacing)) / 1000
     return {name: np.count_nonzero(mask, axis=(0, 1, 2)) * voxel_ml for name, mask in masks.items()}
+
+
+def _extent(ventricle: Array) -> slice:
+    """Return the slices from the first to the last with LV in all frames (X, Y, Z, T); those between may lack it."""
+    both = np.flatnonzero(np.all(ventricle.any(axis=(0, 1)), axis=1))
+    return slice(both[0], both[-1] + 1) if both.size else slice(0)
 
 
 def _phases(curve: Array, choices: Choices) -> tuple[int, int | None]:

@@ -22,7 +22,15 @@ CPU = torch.device("cpu")
 
 
 TINY = Workload(
-    side=48, batch=4, narrow=8, seconds=0, unlabelled=1, frames=4, batches=(4, 8), growth=(20, 40)
+    side=48,
+    batch=4,
+    narrow=8,
+    seconds=0,
+    unlabelled=1,
+    frames=4,
+    batches=(4, 8),
+    growth=(20, 40),
+    study=(2, 3),
 )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_ssp.bench import command, rows
+from nnunet_ssp.bench import command, predicting, rows
 from nnunet_ssp.bench.place import (
     ON_CUDA,
     Bench,
@@ -29,6 +29,16 @@ KEYS = (
     "peak_memory_bytes",
     "fraction_of_floor",
 )
+
+PREDICTING = {
+    "predict_over_nnunet": 1.5,
+    "predict_over_nnunet_outside": None,
+    "predict_host_memory_ratio": 0.25,
+    "predict_frames": 20,
+    "predict_slices": 10,
+    "predict_parameters": 1_200_000,
+    "predict_frames_per_s": 7.0,
+}
 
 
 class Prepared:
@@ -57,6 +67,7 @@ def test_the_table_and_the_metrics(bench, scratch, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
     peer = {name: {"images_over_lightly": x} for name, x in (("SimCLR", 1.25), ("DINO", 1.5))}
     monkeypatch.setattr(rows, "over_lightly", lambda _: peer)
+    monkeypatch.setattr(predicting, "predicting_over_stock", lambda _: PREDICTING)
     file = tmp_path / "metrics" / "bench.json"
     metrics = command.run(["contextprediction", "PCL"], "cpu", file, TINY)
 
@@ -88,7 +99,8 @@ def test_the_table_and_the_metrics(bench, scratch, tmp_path, monkeypatch, capsys
     assert [line.count("|") for line in body] == [header.count("|")] * 2
     assert "images/s" not in said.out, "absolute times are a GPU's"
     assert f"{os.cpu_count()} cores, PyTorch with 1 thread," in lines[0]
-    for word in ("SimCLR's memory: 4 slices", "Slice store of 40", "SimCLR 1.25x", "Fine-tuning"):
+    words = ("SimCLR's memory: 4 slices", "Slice store of 40", "SimCLR 1.25x", "Fine-tuning")
+    for word in (*words, "Predicting 20 frames of 10 slices with 1.2 million parameters"):
         assert word in said.out
     assert "bench: PCL ..." in said.err
 
@@ -113,6 +125,8 @@ def test_absolute_times_come_from_a_gpu():
         "images_over_lightly": None,
         "finetuning_over_stock": 1.0,
         "bf16_over_fp32": 1.75,
+        **PREDICTING,
+        "predict_over_nnunet_outside": 2.5,
     }
     text = "\n".join(command.table(metrics))
     assert "| 1234 |" in text
@@ -122,6 +136,8 @@ def test_absolute_times_come_from_a_gpu():
     assert "256 slices 1024 MiB (1.00x)" in text
     assert "Lightly: left out" in text
     assert "bf16 over fp32, steps per second: 1.75x" in text
+    found = "1.50x, outside of the forward passes 2.50x, host memory 0.25x, 7.0 frames/s."
+    assert f"nnUNetv2_predict, start-up included: {found}" in text
     assert "of its widths" not in text
 
 

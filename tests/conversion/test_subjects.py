@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunet_ssp.conversion.subjects import Task, make_cases
+import pytest
+
+from nnunet_ssp.conversion.subjects import Task, make_cases, without_labels
 
 
 def test_cases_are_all_frames_for_training_and_labelled_ones_for_testing():
@@ -20,6 +22,9 @@ def test_cases_are_all_frames_for_training_and_labelled_ones_for_testing():
     }
     test = make_cases(Task("A", "test", ()), phases, 4, **given)
     assert [c.case for c in test] == ["A_frame00", "A_frame02"]
+    every = make_cases(Task("A", "test", (), test_frames="all"), phases, 4, **given)
+    assert [(c.phase, c.split) for c in every] == [(c.phase, "test") for c in train]
+    assert len(make_cases(Task("A", "test", ()), {}, 4, **given)) == 4
     few = make_cases(Task("A", "train", ()), phases, 30, frames=[9, 0], **given)
     assert [(c.frame, c.n_frames) for c in few] == [(0, 30), (9, 30)]
 
@@ -31,3 +36,13 @@ def test_masks_are_known_by_the_names_of_files_that_are_there(tmp_path: Path):
     mask.touch()
     assert Task("A", "train", (image, mask)).has_masks
     assert not Task("A", "train", (image,)).has_masks
+
+
+def test_a_subject_without_labels_is_refused_or_noted():
+    place = Path("A")
+    said = without_labels(Task("A", "train", ()), "no mask", place)
+    assert said == "no mask: converted as unlabelled"
+    with pytest.raises(ValueError, match="A: no mask; a test subject must have labels"):
+        without_labels(Task("A", "test", ()), "no mask", place)
+    said = without_labels(Task("A", "test", (), test_frames="all"), "no mask", place)
+    assert said == "no mask: for prediction only, in imagesTs without labelsTs"

@@ -82,7 +82,7 @@ def test_a_dry_run_tells_what_headers_tell(tmp_path: Path):
     looks = [
         Look("A", "train", has_masks=True, n_frames=25),
         Look("B", "train", n_frames=30, notes=["turned"]),
-        Look("T", "test", has_masks=True, n_frames=20),
+        Look("T", "test", has_masks=True, n_frames=20, every_frame=False),
         Look("X", "train", refused="no image."),
     ]
     lines = dry_summary_lines(looks, tmp_path, ["so it is"], ())
@@ -94,6 +94,8 @@ def test_a_dry_run_tells_what_headers_tell(tmp_path: Path):
     }
     text = "\n".join(lines)
     assert "\ntrain: A, B\n" in text and "\ntest: T\n" in text
+    assert "Only the labelled frames of test subjects" in text
+    assert "Only the labelled" not in "\n".join(dry_summary_lines(looks[:2], tmp_path, [], ()))
     assert "Would be REFUSED:\n  X: no image." in text
     assert f"nothing was written. The dataset would be {tmp_path}" in text
     assert "That folder holds a finished dataset" not in text
@@ -102,7 +104,8 @@ def test_a_dry_run_tells_what_headers_tell(tmp_path: Path):
 
 
 def test_a_dry_run_without_a_usable_subject(tmp_path: Path):
-    assert "no subject could be converted" in dry_summary_lines(REFUSED, tmp_path, [], ())[-1]
+    looks = [Look("S9", "test", refused="no mask.")]
+    assert "no subject could be converted" in dry_summary_lines(looks, tmp_path, [], ())[-1]
 
 
 def test_subjects_of_one_patient_are_a_warning():

@@ -211,9 +211,16 @@ def test_subjects_without_labels(root: Path):
         "patient002": ["the masks are empty: converted as unlabelled"],
     }
     assert log(target)["refused"] == {
-        "patient101": "testing/patient101: there is no mask; a test subject must have labels."
+        "patient101": "testing/patient101: there is no mask; a test subject must have labels. "
+        "With --test-frames all it is for prediction only."
     }
     assert json.loads((target / "dataset.json").read_text())["labels"] == {"background": 0}
+    target = convert(root, 119, test_frames="all")
+    assert log(target)["refused"] == {}
+    said = "there is no mask: for prediction only, in imagesTs without labelsTs"
+    assert log(target)["notes"]["patient101"] == [said]
+    assert len(list((target / "imagesTs").iterdir())) == drawn().shape[3]
+    assert not (target / "labelsTs").exists()
 
 
 def test_a_list_of_test_subjects_replaces_the_division(root: Path, tmp_path: Path):

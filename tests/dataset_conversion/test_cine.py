@@ -18,6 +18,7 @@ from nnunet_ssp.cohort.cases import Case, read_cases
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.dataset_conversion import acdc, cine
+from nnunet_ssp.preparation.raw import check_subjects, list_jobs, read_dataset_json
 from tests.dicom_files import FOUR_CHAMBER, edit, series
 from tests.nifti_headers import save_with
 
@@ -643,15 +644,69 @@ def test_label_names_are_checked(root: Path, wrong: list[str]):
         convert(root, 120, label_names=wrong)
 
 
-def test_test_subjects_need_labels(root: Path):
+def three_subjects(root: Path) -> Path:
+    """Write S1 with labels, S2 and S3 without; returns a list of S1 and S2 as test subjects."""
     for name in ("S1", "S2", "S3"):
         save(frames(), root / f"{name}.nii.gz")
     save(drawn(ED, ES), root / "S1_gt.nii.gz")
     (root.parent / "test.txt").write_text("S1\nS2\n")
-    target = convert(root, 120, test=root.parent / "test.txt")
-    assert names(target / "imagesTs") == ["S1_frame00_0000.nii.gz", "S1_frame04_0000.nii.gz"]
-    assert "S2.nii.gz: a test subject must have labels" in str(log(target)["refused"]["S2"])
+    return root.parent / "test.txt"
+
+
+def test_test_subjects_without_labels_are_for_prediction(
+    root: Path, capsys: pytest.CaptureFixture[str]
+):
+    target = convert(root, 120, test=three_subjects(root))
+    ours = [f"S1_frame{frame:02d}" for frame in (ED, ES)]
+    expected = [*ours, *(f"S2_frame{frame:02d}" for frame in range(SHAPE[3]))]
+    assert names(target / "imagesTs") == [f"{case}_0000.nii.gz" for case in expected]
+    assert names(target / "labelsTs") == [f"{case}.nii.gz" for case in ours]
+    assert {name[:2] for name in names(target / "imagesUn")} == {"S3"}
+    assert np.array_equal(cine_in(target, "S2", "imagesTs"), frames())
     assert log(target)["options"]["test"] == ["S1", "S2"]
+    assert log(target)["refused"] == {}
+    said = "S2: there is no mask: for prediction only, in imagesTs without labelsTs"
+    assert said in capsys.readouterr().out
+    convert(root, 121, test=root.parent / "test.txt", dry_run=True)
+    looked = capsys.readouterr().out
+    assert said in looked and "Only the labelled frames of test subjects" in looked
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_all_frames_of_test_subjects(root: Path, several: bool, capsys: pytest.CaptureFixture[str]):
+    test, options = three_subjects(root), {"test_frames": "all"}
+    if several:
+        save(frames(), root.parent / "more" / "N1.nii.gz")
+        test.write_text("cine-S1\ncine-S2\n")
+        options["add"] = [f"cine:{root.parent / 'more'}"]
+    convert(root, 120, test=test, dry_run=True, **options)
+    assert "Only the labelled frames of test subjects" not in capsys.readouterr().out
+    target = convert(root, 120, test=test, **options)
+    cases = [case for case in cases_of(target).values() if case.split == "test"]
+    assert [(case.subject, case.frame) for case in cases if case.labelled] == [
+        ("S1", ED),
+        ("S1", ES),
+    ]
+    assert len(cases) == len(names(target / "imagesTs")) == 2 * SHAPE[3]
+    assert len(names(target / "labelsTs")) == 2
+    assert log(target)["options"]["test_frames"] == "all"
+    # None of them enters the slice store
+    content = read_dataset_json(target)
+    jobs = list_jobs(target, content)
+    check_subjects(target, jobs)
+    assert {job.case for job in jobs}.isdisjoint(case.case for case in cases)
+    assert len(jobs) == SHAPE[3] * (2 if several else 1)
+
+
+def test_the_choice_of_test_frames_is_checked(root: Path):
+    test = three_subjects(root)
+    assert "test_frames" not in log(convert(root, 120, test=test))["options"]
+    with pytest.raises(ValueError, match=r"`test_frames` \(=some\) must be one of labelled, all"):
+        convert(root, 121, test=test, test_frames="some")
+
+
+def test_the_list_of_test_subjects_is_checked(root: Path):
+    three_subjects(root)
     (root.parent / "test.txt").write_text("S9")
     with pytest.raises(ValueError, match=r"test\.txt: no subject is called S9"):
         convert(root, 121, test=root.parent / "test.txt")

@@ -280,9 +280,13 @@ def test_a_code_in_another_case_is_connected_with_its_folder(root: Path):
 def test_test_subjects_need_labels(root: Path):
     official(root)
     add(root, "Testing", "T2")
-    assert log(convert(root, 114))["refused"]["T2"].endswith(
-        "T2_sa_gt.nii.gz: there is no mask; a test subject must have labels."
-    )
+    refused = log(convert(root, 114))["refused"]["T2"]
+    assert "T2_sa_gt.nii.gz: there is no mask; a test subject must have labels." in refused
+    done = log(convert(root, 115, test_frames="all"))
+    assert done["refused"] == {}
+    assert done["notes"]["T2"] == [
+        "there is no mask: for prediction only, in imagesTs without labelsTs"
+    ]
 
 
 # -- what is converted with a word -----------------------------------------------------------------

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 
 from nnunet_ssp.phantom import PhantomSubject, make_subject
+from tests.warm import scripts
 
 LABELS = {"background": 0, "LV": 1, "MYO": 2, "RV": 3}
 RESAMPLING = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
@@ -156,19 +155,12 @@ def save(voxels: np.ndarray, file: Path, affine: np.ndarray) -> Path:
 
 
 @pytest.fixture(scope="session")
-def command() -> Callable[..., str]:
-    """Run a console script of this Python environment and return all it prints."""
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Run a console script of this Python environment and return all it prints.
 
-    def run(*words: object) -> str:
-        program = Path(sys.executable).with_name(str(words[0]))
-        done = subprocess.run(
-            [str(program), *map(str, words[1:])],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=800,
-        )
-        assert done.returncode == 0, f"{words}\n{done.stdout[-4000:]}"
-        return done.stdout
-
-    return run
+    nnU-Net takes a thread for each core, and those of a tiny network wait for each other longer than they work.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_THREAD_LIMIT", "1")
+        with scripts(tmp_path_factory.mktemp("scripts")) as ready:
+            yield ready.run

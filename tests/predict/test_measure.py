@@ -69,6 +69,23 @@ def test_a_fixed_base_counts_the_slices_of_both_phases() -> None:
     assert fixed.frames["rv_ml"][0] == pytest.approx(9)
 
 
+def test_a_hole_does_not_shorten_a_fixed_extent() -> None:
+    frames = mask(*BEAT, slices=3)
+    frames[:, :, 1, 3][frames[:, :, 1, 3] == 1] = 0
+    fixed = measure(frames, SPACING, LABELS, Choices(fixed_base=True)).subject
+    assert fixed["es_frame"] == 3
+    assert fixed["lv_edv_ml"] == pytest.approx(15)
+    assert fixed["lv_esv_ml"] == pytest.approx(4)
+
+
+def test_without_a_shared_slice_a_fixed_extent_is_empty() -> None:
+    frames = mask(*BEAT, slices=3)
+    frames[..., 3][frames[..., 3] == 1] = 0
+    fixed = measure(frames, SPACING, LABELS, Choices((0, 3), fixed_base=True)).subject
+    assert fixed["lv_edv_ml"] == fixed["lv_esv_ml"] == 0
+    assert "lv_ef_percent" not in fixed
+
+
 def test_one_frame_has_volumes_only() -> None:
     found = measure(mask(BEAT[0]), SPACING, LABELS).subject
     assert found["lv_edv_ml"] == pytest.approx(10)
