@@ -23,7 +23,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
-from nnunet_ssp.settings import Settings, TrainingSettings, as_word
+from nnunet_ssp.setting_values import as_word
+from nnunet_ssp.settings import Settings, TrainingSettings
 from nnunet_ssp.study.defaults import RECORD
 
 PAGE = Path(__file__).with_name("settings.md")

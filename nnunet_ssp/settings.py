@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import os
-import re
-import types
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from nnunet_ssp.files.patterns import compile_pattern
+from nnunet_ssp.setting_values import as_word, parse_value
 
 ENVIRONMENT_VARIABLE = "nnUNet_ssp_settings"
 
@@ -394,7 +393,9 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
             f"Valid here: {', '.join(sorted(types_of))}."
         )
     try:
-        values = {k: _parse(k, text, types_of[k]) for k, text in given.items() if k in types_of}
+        values = {
+            k: parse_value(k, text, types_of[k]) for k, text in given.items() if k in types_of
+        }
     except ValueError as error:
         commas = " Settings are separated by spaces, no commas." if "," in text else ""
         raise ValueError(
@@ -422,24 +423,13 @@ def from_checkpoint(defaults: S, text: str, record: dict[str, Any], but: Collect
     types_of = _types(type(defaults))
     kept = {name: getattr(defaults, name) for name in but if name in types_of}
     values = {
-        name: _parse(name, as_word(value), types_of[name])
+        name: parse_value(name, as_word(value), types_of[name])
         for name, value in record.items()
         if name in types_of and name not in but
     }
     # The defaults of a recipe that the checkpoint began with are among its settings.
     words = [word for word in text.split() if word != f"recipe={record.get('recipe')}"]
     return override(replace(type(defaults)(), **kept, **values), " ".join(words))[0]
-
-
-def as_word(value: object) -> str:
-    """Write a value as it is typed in the environment variable.
-
-    >>> as_word(True), as_word(None), as_word(0.1)
-    ('yes', 'none', '0.1')
-    """
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)
 
 
 def differences(old: dict[str, Any], new: Settings) -> list[str]:
@@ -463,51 +453,3 @@ def _all_names() -> set[str]:
 def _types(cls: type[Settings]) -> dict[str, Any]:
     hints = get_type_hints(cls)
     return {field.name: hints[field.name] for field in fields(cls)}
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    """Return the members of a union, or the type itself."""
-    return (
-        list(get_args(annotation))
-        if get_origin(annotation) in (Union, types.UnionType)
-        else [annotation]
-    )
-
-
-# Numbers as people write them: Python also reads 1_0, inf and the digits of other scripts. No setting has more digits.
-_NUMBERS = {
-    int: r"[+-]?[0-9]{1,18}",
-    float: r"[+-]?([0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?",
-}
-
-
-def _parse(name: str, text: str, annotation: Any) -> Any:
-    alternatives = _alternatives(annotation)
-    for kind in alternatives:
-        if kind is type(None) and text.lower() == "none":
-            return None
-        if kind is bool and text.lower() in ("yes", "no"):
-            return text.lower() == "yes"
-        if get_origin(kind) is Literal and text in get_args(kind):
-            return text
-        if kind in _NUMBERS and re.fullmatch(_NUMBERS[kind], text):
-            number = kind(text)
-            if math.isfinite(number):  # 1e400 is not
-                return number
-    if str in alternatives:
-        return text
-    raise ValueError(
-        f"`{name}` (={text}) must be {' or '.join(_describe(kind) for kind in alternatives)}."
-    )
-
-
-def _describe(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(get_args(kind))
-    return {
-        int: "an integer",
-        float: "a number",
-        bool: "yes or no",
-        type(None): "none",
-        str: "a text",
-    }[kind]

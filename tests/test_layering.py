@@ -18,7 +18,7 @@ FOLDERS = {
 # From the pure parts up; a room imports from those of the lines before it. A room or module on a line with another is
 # its equal: neither imports the other, but for the pairs in SAME_LINE.
 RANKS = (
-    "files console parallel network schedules distributed heart phantom settings signals nnunet launch",
+    "files console parallel network schedules distributed heart phantom setting_values settings signals nnunet launch",
     "cohort",
     "slices conversion reporting methods.parts",
     "cohort.dataset cohort.command methods preparation",
@@ -32,6 +32,7 @@ SAME_LINE = {
     ("phantom", "heart"),
     ("nnunet", "files"),
     ("settings", "files"),
+    ("settings", "setting_values"),
     ("launch", "nnunet"),
     ("launch", "parallel"),
     ("bench", "dataset_conversion"),  # reads the phantom with the converter
@@ -128,6 +129,7 @@ def test_imports_have_no_cycle() -> None:
 
 WITHOUT_NNUNET = [
     "files",
+    "setting_values",
     "settings",
     "network",
     "schedules",

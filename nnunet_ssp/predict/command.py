@@ -20,7 +20,7 @@ from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import choose_device
 from nnunet_ssp.parallel import number_of_workers
 from nnunet_ssp.predict.flags import FLAGS
-from nnunet_ssp.predict.inputs import Study, find_studies, read_mask, read_study, write_mask
+from nnunet_ssp.predict.inputs import InputCine, find_studies, read_cine, read_mask, write_mask
 from nnunet_ssp.predict.measure import Choices, measure
 from nnunet_ssp.predict.model import Wanted, check_model, model_folder, results_folder
 from nnunet_ssp.predict.page import run_page, subject_page
@@ -36,7 +36,7 @@ class Segments(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
+class Procedure:
     """How the subjects of a run are segmented and measured."""
 
     labels: Labels
@@ -103,7 +103,7 @@ def predict(
             return Segmenter(checked, device, mirror, output)
 
         known = (frames[0], frames[1]) if frames is not None else None
-        job = Job(checked.labels, load, Choices(known, fixed_base), steps)
+        job = Procedure(checked.labels, load, Choices(known, fixed_base), steps)
         made_by = {"digest": checked.digest, "mirror": mirror, "postprocessing": list(steps)}
         refused = run(tasks, refused, Output(output), job, made_by, overwrite)
     return int(bool(refused))
@@ -127,7 +127,7 @@ def run(
     tasks: Sequence[CineTask],
     refused: Mapping[str, str],
     output: Output,
-    job: Job,
+    job: Procedure,
     made_by: Mapping[str, Any],
     overwrite: bool = False,
 ) -> dict[str, str]:
@@ -160,10 +160,10 @@ def run(
         print(f"{count_of(len(tasks) - len(waiting), 'subject')} done before")
     network: Segments | None = None
     with ThreadPoolExecutor(1) as reader:
-        reading = [reader.submit(read_study, task) for task, _ in waiting[:1]]
+        reading = [reader.submit(read_cine, task) for task, _ in waiting[:1]]
         for number, (task, before) in enumerate(waiting):
             reading += [
-                reader.submit(read_study, later) for later, _ in waiting[number + 1 : number + 2]
+                reader.submit(read_cine, later) for later, _ in waiting[number + 1 : number + 2]
             ]
             try:
                 study = reading.pop(0).result()
@@ -198,7 +198,9 @@ def _stamp(task: CineTask) -> list[str]:
     return [str(task.place), *(f"{file.name} {input_stamp(file)}" for file in task.images)]
 
 
-def _measured(mask: Array, doubt: Sequence[float | None], study: Study, job: Job) -> dict[str, Any]:
+def _measured(
+    mask: Array, doubt: Sequence[float | None], study: InputCine, job: Procedure
+) -> dict[str, Any]:
     figures = measure(mask, study.spacing, job.labels, job.choices, study.spacing_known)
     subject = {
         **figures.subject,

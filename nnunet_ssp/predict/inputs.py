@@ -35,7 +35,7 @@ UNKNOWN = ("neither sform nor qform", "the affine is the identity")  # notes of 
 
 
 @dataclass(frozen=True)
-class Study:
+class InputCine:
     """One cine as read."""
 
     # (X, Y, Z, T), slices on the third axis
@@ -132,7 +132,7 @@ def _is_frame(file: Path) -> bool:
 # --- reading and writing ----------------------------------------------------------------------
 
 
-def read_study(task: CineTask) -> Study:
+def read_cine(task: CineTask) -> InputCine:
     """Read and check one subject.
 
     Raises:
@@ -141,7 +141,7 @@ def read_study(task: CineTask) -> Study:
     images = read_images(task, one_frame=True)
     stack, dicom = images.nifti, images.dicom
     whole = stack is not None and stack.source is not None
-    return Study(
+    return InputCine(
         voxels=images.voxels,
         affine=images.affine,
         header=stored_header(task.images[0]) if whole else None,
@@ -152,7 +152,7 @@ def read_study(task: CineTask) -> Study:
     )
 
 
-def write_mask(file: Path, mask: Array, study: Study) -> None:
+def write_mask(file: Path, mask: Array, study: InputCine) -> None:
     """Write a mask (X, Y, Z, T) on the grid that the images came on, whole or not at all.
 
     Under a NIfTI header the mask has the shape and header of its image, so that any tool shows both in one place.
@@ -167,7 +167,7 @@ def write_mask(file: Path, mask: Array, study: Study) -> None:
             write_like(temporary, stored, study.header)
 
 
-def read_mask(file: Path, study: Study) -> Array:
+def read_mask(file: Path, study: InputCine) -> Array:
     """Read a mask that `write_mask` wrote; returns (X, Y, Z, T).
 
     Raises:

@@ -27,7 +27,7 @@ CHUNK = 2**20  # bytes
 
 
 @dataclass(frozen=True)
-class Model:
+class TrainedModel:
     """A trained model that fits short-axis cine."""
 
     folder: Path
@@ -148,7 +148,7 @@ def check_model(
     checkpoint: str = "checkpoint_final.pth",
     named: Mapping[str, str | None] | None = None,
     trust: bool = False,
-) -> Model:
+) -> TrainedModel:
     """Check that a trained model is whole and fits short-axis cine.
 
     Args:
@@ -192,7 +192,7 @@ def check_model(
     if labels.overlap:
         raise ValueError(f"{folder / 'dataset.json'}: {labels.overlap}.")
     described = [folder / "plans.json", folder / "dataset.json"]
-    return Model(folder, chosen, checkpoint, labels, _digest([*described, *files], chosen))
+    return TrainedModel(folder, chosen, checkpoint, labels, _digest([*described, *files], chosen))
 
 
 def _folds(folder: Path, wanted: Sequence[str] | None, checkpoint: str) -> tuple[str, ...]:

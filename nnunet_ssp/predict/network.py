@@ -15,13 +15,13 @@ from nnunet_ssp.files.atomic import TEMPORARY
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import write_nifti
 from nnunet_ssp.nnunet import quiet
-from nnunet_ssp.predict.model import Model
+from nnunet_ssp.predict.model import TrainedModel
 
 
 class Segmenter:
     """A loaded model."""
 
-    def __init__(self, model: Model, device: str, mirror: bool, scratch: Path) -> None:
+    def __init__(self, model: TrainedModel, device: str, mirror: bool, scratch: Path) -> None:
         """Load the weights of all folds.
 
         Args:

@@ -11,7 +11,7 @@ import numpy as np
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.predict.flags import FLAGS
-from nnunet_ssp.predict.inputs import Study
+from nnunet_ssp.predict.inputs import InputCine
 from nnunet_ssp.reporting.figures import COLOURS
 from nnunet_ssp.reporting.page import Link, Noted, Page
 from nnunet_ssp.reporting.player import Sprites
@@ -87,7 +87,7 @@ def _number(value: float | None) -> float | None:
 
 
 def subject_page(
-    subject: str, record: Mapping[str, Any], study: Study, mask: Array, labels: Labels
+    subject: str, record: Mapping[str, Any], study: InputCine, mask: Array, labels: Labels
 ) -> Page:
     """Make the page of a subject.
 
@@ -178,7 +178,7 @@ def _contours(mask: Array, labels: Labels) -> Array:
 
 
 def _sprites(
-    study: Study,
+    study: InputCine,
     mask: Array,
     labels: Labels,
     window: tuple[slice, slice],

@@ -19,7 +19,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_ssp.launch import trainer_paths
 from nnunet_ssp.nnunet import quiet
-from nnunet_ssp.settings import as_word, override
+from nnunet_ssp.setting_values import as_word
+from nnunet_ssp.settings import override
 from nnunet_ssp.study.data import CONFIGURATION, Data, digest
 from nnunet_ssp.study.defaults import changed, recorded_defaults
 from nnunet_ssp.study.spec import CHOOSING, REPORT, SEED, GivenSettings, Study

@@ -24,7 +24,8 @@ from nnunet_ssp.console import DISK_FULL, Stopped
 from nnunet_ssp.distributed import ending_with_other_ranks, max_over_ranks, world_size
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.schedules import EarlyStopping
-from nnunet_ssp.settings import TrainingSettings, as_word
+from nnunet_ssp.setting_values import as_word
+from nnunet_ssp.settings import TrainingSettings
 from nnunet_ssp.signals import ENDS
 from nnunet_ssp.training.finite import Skipped, StepGuard, first_not_finite
 from nnunet_ssp.training.interruption import GRACE, Interruption

@@ -17,7 +17,7 @@ from nnunet_ssp.cli import main
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.phantom import PhantomSubject
 from nnunet_ssp.predict import command
-from nnunet_ssp.predict.command import Job, run
+from nnunet_ssp.predict.command import Procedure, run
 from nnunet_ssp.predict.inputs import find_studies
 from nnunet_ssp.predict.measure import Choices
 from nnunet_ssp.predict.results import Output
@@ -58,7 +58,7 @@ def go(subject: PhantomSubject, inputs: Path, tmp_path: Path) -> Callable[..., t
 
     def start(overwrite: bool = False, model: str = "m", **options: object) -> tuple[int, dict]:
         masks = TrueMasks(subject)
-        job = replace(Job(LABELS, lambda: masks), **options)
+        job = replace(Procedure(LABELS, lambda: masks), **options)
         (tmp_path / "out").mkdir(exist_ok=True)
         tasks, refused = find_studies([inputs], False, (), 1)
         output = Output(tmp_path / "out")

@@ -11,19 +11,19 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from nnunet_ssp.predict.inputs import Study, find_studies, read_mask, read_study, write_mask
+from nnunet_ssp.predict.inputs import InputCine, find_studies, read_cine, read_mask, write_mask
 from tests.cine_trees import AFFINE, cine
 from tests.dicom_files import FRAMES, series
 from tests.predict.conftest import save
 
 
-def studies(*inputs: Path) -> dict[str, Study]:
+def studies(*inputs: Path) -> dict[str, InputCine]:
     tasks, refused = find_studies(inputs, False, (), 1)
     assert refused == {}
-    return {task.subject: read_study(task) for task in tasks}
+    return {task.subject: read_cine(task) for task in tasks}
 
 
-def labels(study: Study) -> np.ndarray:
+def labels(study: InputCine) -> np.ndarray:
     """A mask that has another value at each end of each axis."""
     mask = np.zeros(study.voxels.shape, np.uint8)
     mask[0], mask[:, 0], mask[:, :, 0], mask[..., 0] = 1, 2, 3, 4

@@ -11,7 +11,7 @@ from PIL import Image
 
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.phantom import PhantomSubject
-from nnunet_ssp.predict.inputs import Study
+from nnunet_ssp.predict.inputs import InputCine
 from nnunet_ssp.predict.page import run_page, subject_page
 
 LABELS = Labels(
@@ -50,11 +50,11 @@ def test_the_most_doubtful_come_first() -> None:
 
 
 @pytest.fixture
-def study(subject: PhantomSubject) -> Study:
-    return Study(subject.image, subject.affine, None, (0, 1, 2), None, 0.05, [])
+def study(subject: PhantomSubject) -> InputCine:
+    return InputCine(subject.image, subject.affine, None, (0, 1, 2), None, 0.05, [])
 
 
-def test_a_subject_has_curves_player_and_sheets(subject: PhantomSubject, study: Study) -> None:
+def test_a_subject_has_curves_player_and_sheets(subject: PhantomSubject, study: InputCine) -> None:
     n_frames = subject.image.shape[3]
     flags = {"EF": "3 %"}
     page = subject_page("s", record(n_frames, flags=flags), study, subject.labels, LABELS).html()
@@ -78,7 +78,7 @@ def test_a_subject_has_curves_player_and_sheets(subject: PhantomSubject, study: 
         assert np.ptp(np.flatnonzero(tile.any(axis))) == np.ptp(np.flatnonzero(mask.any(axis)))
 
 
-def test_a_mask_without_heart_and_one_frame_have_a_page(study: Study, tmp_path: Path) -> None:
+def test_a_mask_without_heart_and_one_frame_have_a_page(study: InputCine, tmp_path: Path) -> None:
     empty = np.zeros(study.voxels.shape, np.uint8)
     one = record(1, subject={"ed_frame": 0})
     subject_page("s", one, study, empty, LABELS).write(tmp_path / "s.html")
