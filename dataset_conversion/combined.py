@@ -96,6 +96,22 @@ def _look_of(module: ModuleType) -> Callable[[Any], Look]:
     return getattr(module, "look", look_at_headers)
 
 
+def _readers(sources: Sequence[Source]) -> tuple[Callable[[Any], Cine], Callable[[Any], Look]]:
+    if len(sources) > 1:
+        return read_combined, look_combined
+    return sources[0].read, sources[0].look
+
+
+def _named_if_used(test_frames: TestFrames, added: Sequence[tuple[str, Path]]) -> dict[str, object]:
+    """Return what a dataset's record holds only where it is used, so that earlier records stay equal."""
+    found: dict[str, object] = {}
+    if test_frames != TEST_FRAMES[0]:
+        found["test_frames"] = test_frames
+    if added:
+        found["add"] = [f"{converter}:{folder.resolve()}" for converter, folder in added]
+    return found
+
+
 def convert_sources(
     sources: Sequence[Source],
     *,
@@ -113,7 +129,7 @@ def convert_sources(
     remarks: Sequence[str] = (),
     remark: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: [],
 ) -> Path:
-    """Convert one source, or several as one dataset.
+    """Convert one source, or several as one dataset, and return its folder.
 
     Args:
         sources: The command's own.
@@ -122,19 +138,15 @@ def convert_sources(
         description: Text for `dataset.json`.
         add: Further sources, `acdc:FOLDER`.
         test: File with the names of the test subjects; by default the sources' own division.
-        test_frames: Of test subjects, "labelled" frames only, or "all". A subject of own cine without labels has all;
-            one of another source is then accepted with "all" only.
+        test_frames: Of test subjects, "labelled" frames or "all"; subjects of own cine without labels have all.
         options: Whatever else changes the result.
         overwrite: Delete an earlier conversion of this id and start again.
         workers: Number of processes.
         dry_run: Write nothing.
-        keep_ids: Keep the names of local subjects, those of own cine. By default they get random names, with a key
-            apart from the dataset; a conversion that was begun with names keeps them.
+        keep_ids: Keep the names of own cine. By default they get random ones, with a key apart from the dataset; a
+            conversion that was begun with names keeps them.
         remarks: Texts for the user about the dataset as a whole.
         remark: Gives texts about the converted subjects, from the split of each.
-
-    Returns:
-        The dataset's folder.
 
     Raises:
         FileExistsError: The id is taken.
@@ -149,8 +161,7 @@ def convert_sources(
     general = [*remarks, *_overlap(sources, added)]
     sources = [*sources, *(open_source(converter, folder) for converter, folder in added)]
     several = len(sources) > 1
-    read: Callable[[Any], Cine] = read_combined if several else sources[0].read
-    look: Callable[[Any], Look] = look_combined if several else sources[0].look
+    read, look = _readers(sources)
     tasks, refused = _all_subjects(sources)
     tasks, chosen = _divided(tasks, refused, test)
     local = {source.name for source in sources} - {*PUBLIC}
@@ -161,11 +172,9 @@ def convert_sources(
     general += [NAMES_STAY] if stays else []
     general += _not_known_again(target, heads, local, renames)
     given = _without_names({"test": chosen, **(options or {})}, renames)
-    if test_frames != TEST_FRAMES[0]:
-        given["test_frames"] = test_frames
-        tasks = [replace(task, test_frames=test_frames) for task in tasks]
+    given |= _named_if_used(test_frames, added)
+    tasks = [replace(task, test_frames=test_frames) for task in tasks]
     if added:
-        given["add"] = [f"{converter}:{folder.resolve()}" for converter, folder in added]
         description += f"; with {', '.join(converter for converter, _ in added)}"
     new = _new_dataset(dataset_id, name, description, sources, given)
     if stays and not dry_run and _is_whole(target, new):

@@ -42,7 +42,7 @@ def predicting_over_stock(bench: Bench) -> dict[str, Any]:
     frames, slices = bench.workload.study
     study = make_subject(0, matrix=bench.workload.side, frames=frames, slices=slices)
     with tempfile.TemporaryDirectory(prefix="nnunet-ssp-predict-") as base:
-        runs = Runs(bench, Path(base), study)
+        runs = TimedRuns(bench, Path(base), study)
         works = {"nnunet": runs.theirs, "ours": runs.ours}
         took = in_turns(works, bench.device, bench.workload.seconds, clock=clocks)
         forward, parameters = forward_seconds(runs.model, bench.device, study, Path(base))
@@ -75,7 +75,7 @@ def _smaller(name: str, slow: Seconds, fast: Seconds) -> dict[str, Any]:
     return min(by_clock, key=lambda found: found[name])
 
 
-class Runs:
+class TimedRuns:
     """Both commands on one study, and the most memory that each took.
 
     Args:

@@ -35,7 +35,9 @@ def number_of(subject: str) -> int:
     """
     match = re.fullmatch(r"patient(\d{3})", subject)
     if match is None:
-        raise ValueError(f"{subject}: the split `few` must be of ACDC's patients, as patient001.")
+        raise ValueError(
+            f"{subject}: the split `few` is one of ACDC, whose patients are patient001 to patient150."
+        )
     return int(match[1])
 
 

@@ -61,6 +61,23 @@ def held_out(
     return set(subjects_by_case(validation, cases, pattern).values())
 
 
+def validated_on(fold: int | str, train: Collection[str], val: Collection[str]) -> list[str]:
+    """Return the validation cases that a fold holds out.
+
+    Fold `all`, and a numbered one that validates on its training cases, hold nobody out.
+
+    Args:
+        fold: Number of the fold, or `all`.
+        train: Its training cases.
+        val: Its validation cases.
+
+    >>> validated_on(0, ["a", "b"], ["c"]), validated_on(0, ["a"], ["a"]), validated_on("all", ["a"], ["a"])
+    (['c'], [], [])
+    """
+    holds_out = isinstance(fold, int) and not set(val) <= set(train)
+    return list(val) if holds_out else []
+
+
 def pretraining_cases(subjects: Mapping[str, str], excluded: Collection[str]) -> list[str]:
     """Return the stored cases that a pretraining draws from, in the store's order.
 

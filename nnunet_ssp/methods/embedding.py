@@ -88,7 +88,8 @@ class Embedding(Method):
         "effective_rank": (COLLAPSED_RANK, "collapsed below"),
     }
     smallest_batch = 2
-    half_precision = "fp16"  # pooled features differ by two percent: bf16's 8 bits would drown that
+    # Pooled features differ by two percent: bf16's 8 bits would drown that.
+    half_precision = "fp16"
 
     settings: EmbeddingSettings
 

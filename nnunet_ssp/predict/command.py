@@ -29,7 +29,7 @@ from nnunet_ssp.predict.results import Output, mean
 
 
 class Segments(Protocol):
-    """What segments a cine: a loaded network."""
+    """A loaded network, which segments a cine."""
 
     def segment(self, voxels: Array, affine: Array) -> tuple[Array, list[float]]:
         """Return label values (X, Y, Z, T) and the disagreement of each frame in %, NaN where there is none."""
@@ -37,7 +37,7 @@ class Segments(Protocol):
 
 @dataclass(frozen=True)
 class Procedure:
-    """How the subjects of a run are segmented and measured."""
+    """The way in which the subjects of a run are segmented and measured."""
 
     labels: Labels
     # Makes or loads what segments; called once, and only if there is something to segment

@@ -62,7 +62,7 @@ class InputCine:
         return not any(note.startswith(UNKNOWN) for note in self.notes)
 
 
-# --- finding ----------------------------------------------------------------------------------
+# -- finding ---------------------------------------------------------------------------------------
 
 
 def find_studies(
@@ -129,7 +129,7 @@ def _is_frame(file: Path) -> bool:
         return False
 
 
-# --- reading and writing ----------------------------------------------------------------------
+# -- reading and writing ---------------------------------------------------------------------------
 
 
 def read_cine(task: CineTask) -> InputCine:

@@ -17,7 +17,7 @@ from nnunet_ssp.predict.flags import Measured, raised
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user says about the figures."""
+    """The user's choices about the metrics."""
 
     # Known frames of ED and ES, from 0
     frames: tuple[int, int] | None = None

@@ -40,7 +40,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which of several models, as in `nnUNetv2_predict`; None leaves it open."""
+    """The choice among several models, as in `nnUNetv2_predict`; None leaves it open."""
 
     trainer: str | None = None
     plans: str | None = None

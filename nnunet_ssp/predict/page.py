@@ -30,7 +30,7 @@ ACROSS = 4  # slices in a row of a contact sheet
 PAINT = {"LV": COLOURS[5], "MYO": COLOURS[2], "RV": COLOURS[1]}
 
 
-# --- a run ------------------------------------------------------------------------------------
+# -- a run -----------------------------------------------------------------------------------------
 
 
 def run_page(records: Mapping[str, Mapping[str, Any]], refused: Mapping[str, str]) -> Page:
@@ -83,7 +83,7 @@ def _number(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
-# --- a subject --------------------------------------------------------------------------------
+# -- a subject -------------------------------------------------------------------------------------
 
 
 def subject_page(

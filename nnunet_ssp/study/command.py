@@ -265,7 +265,7 @@ def _check_installed() -> None:
 
 @dataclass(frozen=True)
 class _Call:
-    """What a call asks for besides its study; the fields are arguments of `run`."""
+    """Requests of a call besides its study; the fields are arguments of `run`."""
 
     source: Path
     output: Path

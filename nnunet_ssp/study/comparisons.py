@@ -1,4 +1,4 @@
-"""Which models of a study are better than their baseline."""
+"""Comparisons of a study's models with their baselines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a fine-tuning reaches a Dice, from its learning curve on the fold's validation subjects.
+"""Speed at which a fine-tuning reaches a Dice, from its learning curve on the fold's validation subjects.
 
 The curve has a point for each epoch, so all runs of one study have one grid of steps. Its points are means over random
 patches and noisy; what is compared is the mean of the last three up to each point.

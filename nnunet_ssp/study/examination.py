@@ -52,7 +52,8 @@ def choose(
     content["digest"] = digest(content)
     if file.is_file() and read_json(file, dict) != content:
         raise FileExistsError(
-            f"{file} holds another choice. What was reported by it was seen: delete it only if nothing was."
+            f"{file} holds another choice, by which test results may have been seen: delete it only if nothing was "
+            "reported."
         )
     write_json(file, content)
 
@@ -67,7 +68,7 @@ def read_chosen(study: Study, size: str | None, runs: Runs, file: Path) -> dict[
     _must_choose(study)
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file} is missing: the test subjects are for models that were named before. Name them with --choose."
+            f"{file} is missing: only models that were chosen before are scored on test subjects. Name them with --choose."
         )
     content: dict[str, Any] = read_json(file, dict)
     known = {name: value for name, value in content.items() if name != "digest"}
@@ -130,7 +131,8 @@ def split_in_words(study: Study, runs: Runs, data: Data) -> list[str]:
         f"Split: trained on {len(trained)} subjects (labels as each fold says); chosen on the masks of "
         f"{len(chosen_on)} others: {some(sorted(chosen_on), 20)}; "
         f"{'reported here' if seen else 'to be reported, not predicted here,'} on {len(reported)}: "
-        f"{some(sorted(reported), 20)}. The masks that are chosen on come on top of the labels that are trained on."
+        f"{some(sorted(reported), 20)}. "
+        f"The choice used the masks of {len(chosen_on)} subjects besides the labels of the training."
     ]
 
 

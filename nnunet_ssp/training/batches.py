@@ -30,7 +30,7 @@ SHOWN_SLICES = 6  # rows of a picture
 
 
 class Draws(Protocol):
-    """What batches ask of a method, see `Method`."""
+    """The part of a method that batches need, see `Method`."""
 
     smallest_batch: ClassVar[int]
     second_frames: bool

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ssp.cohort import privacy
-from nnunet_ssp.cohort.membership import held_out, subjects_by_case, test_subjects
+from nnunet_ssp.cohort.membership import held_out, subjects_by_case, test_subjects, validated_on
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.network import in_encoder, is_output_layer
@@ -178,7 +178,7 @@ class FinetuningTrainer(SettingsTrainer):
                 "Pretrain again without it."
             )
         train, val = self.do_split()
-        excluded = held_out(val if isinstance(self.fold, int) else (), self.cases, pattern)
+        excluded = held_out(validated_on(self.fold, train, val), self.cases, pattern)
         self.seen_in_validation = privacy.ours_among(excluded, pretrained_subjects)
         trained = subjects_by_case(train, self.cases, pattern)
         self.subjects = pretrained_subjects | privacy.hashed_subjects(trained.values())
@@ -463,5 +463,6 @@ class FinetuneEncoderTrainer(FinetuningTrainer):
 class ScratchTrainer(FinetuningTrainer):
     """The control of fine-tuning: the same settings and steps, from nnU-Net's own random weights."""
 
-    defaults = FinetuningSettings(initial_lr=0.01)  # nnU-Net's, and de Mooij et al.'s baseline
+    # nnU-Net's rate, and that of de Mooij et al.'s baseline.
+    defaults = FinetuningSettings(initial_lr=0.01)
     needs_weights = False

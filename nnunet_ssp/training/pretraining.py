@@ -25,6 +25,7 @@ from nnunet_ssp.cohort.membership import (
     sides,
     subjects_by_case,
     training_cases,
+    validated_on,
 )
 from nnunet_ssp.cohort.repeats import doubts
 from nnunet_ssp.console import count_of
@@ -169,7 +170,9 @@ class PretrainingTrainer(SettingsTrainer):
         check_stored(subjects, cases, self.store_folder)
         absent = training_cases(cases) - index.keys()
         self.require_stored(absent, self.store_folder, self.store_folder)
-        validation = super().do_split()[1] if isinstance(self.fold, int) else ()
+        validation = (
+            validated_on(self.fold, *super().do_split()) if isinstance(self.fold, int) else ()
+        )
         fraction, seed = self.settings.data_fraction, self.settings.seed
         chosen = sides(index, validation, cases, pattern, fraction, seed)
         n_slices = {case: entry.shape[0] for case, entry in index.items()}

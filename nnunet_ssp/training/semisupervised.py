@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssp.cohort import privacy
-from nnunet_ssp.cohort.membership import check_stored, sides, subjects_by_case
+from nnunet_ssp.cohort.membership import check_stored, sides, subjects_by_case, validated_on
 from nnunet_ssp.cohort.repeats import doubts
+from nnunet_ssp.console import count_of
 from nnunet_ssp.distributed import mean_over_steps, world_size
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.schedules import gaussian_rampup
@@ -115,8 +116,8 @@ class SemiTrainer(AveragedTrainer):
         store = SliceStore(folder, list(cases))
         if len(store) and store.channels != self.num_input_channels:
             raise ValueError(
-                f"{folder}: slices have {store.channels} channel(s), dataset.json names {self.num_input_channels}: run "
-                "nnunet-ssp prepare again."
+                f"{folder}: slices have {count_of(store.channels, 'channel')}, dataset.json names "
+                f"{self.num_input_channels}: run nnunet-ssp prepare again."
             )
         height, width = (int(side) for side in self.configuration_manager.patch_size)
         self.two_views = TwoViews((height, width), store.channels, self.settings.cutmix)
@@ -147,8 +148,7 @@ class SemiTrainer(AveragedTrainer):
         cases, pattern = self.cases, self.settings.subject_pattern
         check_stored(subjects_by_case(index, cases, pattern), cases, folder)
         train, val = self.do_split()
-        # A fold that holds nobody out validates on its training cases.
-        chosen = sides(index, () if val == train else val, cases, pattern)
+        chosen = sides(index, validated_on(self.fold, train, val), cases, pattern)
         self._subjects = privacy.hashed_subjects(chosen.drawn)
         found = {case: chosen.subjects[case] for case in chosen.train if case not in train}
         if not found:
@@ -178,7 +178,9 @@ class SemiTrainer(AveragedTrainer):
             self.initialize()
         self._open_unlabelled()
         super().on_train_start()
-        counted = ", ".join(f"{number} {name}" for name, number in self._counts.items())
+        counted = ", ".join(
+            count_of(number, name.removesuffix("s")) for name, number in self._counts.items()
+        )
         self.print_to_log_file(
             f"Unlabelled: {counted}; {self.batches.settings.batch_size} slices beside each labelled batch. The teacher "
             "is that average."

@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from nnunet_ssp.console import count_of
+
 THREADS = "OMP_NUM_THREADS"
 
 
@@ -25,4 +27,4 @@ def follow_threads(device: torch.device) -> str | None:
     if device.type != "cpu" or not (asked.isascii() and asked.isdecimal()) or not int(asked):
         return None
     torch.set_num_threads(int(asked))
-    return f"{int(asked)} thread{'s' * (int(asked) > 1)}, as {THREADS} says."
+    return f"{count_of(int(asked), 'thread')}, as {THREADS} says."

@@ -74,7 +74,7 @@ def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
     assert tasks == [] and "more than one subject is called a" in refused["a"]
 
 
-# --- the grid ---------------------------------------------------------------------------------
+# -- the grid --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])

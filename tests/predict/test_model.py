@@ -81,7 +81,7 @@ def test_a_checkpoint_that_runs_code_is_not_opened(
     assert capsys.readouterr().out == ""
 
 
-# --- zips -------------------------------------------------------------------------------------
+# -- zips ------------------------------------------------------------------------------------------
 
 
 def packed(folder: Path, file: Path, inside: str = f"Dataset903_Tiny/{NAME}") -> Path:
