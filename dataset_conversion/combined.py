@@ -169,8 +169,7 @@ def convert_sources(
     stays = bool(local) and not (keep_ids or overwrite) and _began_with_names(target)
     renames = bool(local) and not (keep_ids or stays)
     heads = _local_subjects((*(task.subject for task in tasks), *refused), local, several)
-    general += [NAMES_STAY] if stays else []
-    general += _not_known_again(target, heads, local, renames)
+    general += [*[NAMES_STAY] * stays, *_not_known_again(target, heads, local, renames)]
     given = _without_names({"test": chosen, **(options or {})}, renames)
     given |= _named_if_used(test_frames, added)
     tasks = [replace(task, test_frames=test_frames) for task in tasks]

@@ -68,7 +68,7 @@ def read_chosen(study: Study, size: str | None, runs: Runs, file: Path) -> dict[
     _must_choose(study)
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file} is missing: only models that were chosen before are scored on test subjects. Name them with --choose."
+            f"{file} is missing: only models chosen before are scored on test subjects. Name them with --choose."
         )
     content: dict[str, Any] = read_json(file, dict)
     known = {name: value for name, value in content.items() if name != "digest"}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -262,9 +261,7 @@ def test_a_million_empty_rows_are_nothing(root: Path):
     add_mnms2_row(root, 2)
     with open(root / CSV, "a") as stream:
         stream.write(",,,,\n" * 500_000 + "\n" * 500_000)
-    start = time.perf_counter()
     tasks, refused = list_tasks(root)
-    assert time.perf_counter() - start < 5  # about half a second on two slow cores
     assert [task.subject for task in tasks] == ["001"]
     assert refused == {"002": f"{root / CSV}, row 3: there is no folder 002."}
 

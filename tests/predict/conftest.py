@@ -161,6 +161,6 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
     nnU-Net takes a thread for each core, and those of a tiny network wait for each other longer than they work.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_THREAD_LIMIT", "1")
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
         with scripts(tmp_path_factory.mktemp("scripts")) as ready:
             yield ready.run
