@@ -14,6 +14,7 @@ import numpy as np
 
 from nnunet_ssp.cohort.cases import Case
 from nnunet_ssp.cohort.folds import Fold, make_fold, subset_name
+from nnunet_ssp.cohort.membership import training_cases
 from nnunet_ssp.console import some
 
 Side = Literal["train", "choose", "report"]
@@ -88,7 +89,7 @@ def few_folds(cases: Mapping[str, Case]) -> list[Fold]:
     if other := sorted({case.source for case in cases.values()} - {SOURCE}):
         raise ValueError(f"the split `few` must be of ACDC alone, without {', '.join(other)}.")
     sides: dict[Side, list[str]] = {"train": [], "choose": [], "report": []}
-    for subject in sorted({case.subject for case in cases.values() if case.split == "train"}):
+    for subject in sorted({cases[name].subject for name in training_cases(cases)}):
         sides[side_of(subject)].append(subject)
     if sides["report"]:
         raise ValueError(

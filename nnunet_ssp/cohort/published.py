@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from nnunet_ssp.cohort.cases import Case
 from nnunet_ssp.cohort.folds import Fold, draw_subjects, is_from, make_fold
-from nnunet_ssp.cohort.membership import is_trainable, shuffled, subjects_of
+from nnunet_ssp.cohort.membership import is_trainable, shuffled, subjects_of, test_subjects
 from nnunet_ssp.console import count_of
 
 PAPER = "de Mooij et al. 2024"
@@ -73,9 +73,9 @@ def development_subjects(cases: Mapping[str, Case]) -> dict[str, str]:
 
 def published_test_subjects(cases: Mapping[str, Case]) -> list[str]:
     """Return the sorted test subjects; only those of the published sources, if there are any."""
-    tests = [case for case in cases.values() if case.split == "test"]
-    published = {case.subject_key for case in tests if case.source in SOURCES}
-    return sorted(published or {case.subject_key for case in tests})
+    tests = test_subjects(cases)
+    sources = {case.subject_key: case.source for case in cases.values()}
+    return sorted({key for key in tests if sources[key] in SOURCES} or tests)
 
 
 def development_split(subjects: Iterable[str]) -> tuple[list[str], list[str]]:

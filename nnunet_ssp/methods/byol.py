@@ -1,9 +1,9 @@
 """BYOL: predict from one crop of a slice what a momentum teacher makes of another, without negatives.
 
 Source: Grill et al., "Bootstrap your own latent" (NeurIPS 2020), with the settings of Kalapos and Gyires-Tóth,
-"Self-supervised pretraining for 2D medical image segmentation", arXiv 2209.00314, and their code. One thing differs:
-their normalisation divides intensities by 255 and then subtracts a mean taken before, so that all inputs lie between
--0.795 and -0.783. Ours is nnU-Net's.
+"Self-supervised pretraining for 2D medical image segmentation", https://arxiv.org/abs/2209.00314, and their code. One
+thing differs: their normalisation divides intensities by 255 and then subtracts a mean taken before, so that all
+inputs lie between -0.795 and -0.783. Ours is nnU-Net's.
 """
 
 from __future__ import annotations

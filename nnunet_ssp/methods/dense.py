@@ -4,8 +4,9 @@ Two tasks on the maps of the planned decoder, which a U-Net trained on whole ima
 
 * Contrast: a point of a slice is to be found again in another view of it, among other points of the same slice.
   Sources: Chaitanya et al., "Contrastive learning of global and local features for medical image segmentation with
-  limited annotations" (NeurIPS 2020), section 3.2, the local loss; Pinheiro et al., "Unsupervised learning of dense
-  visual representations" (VADeR, NeurIPS 2020), whose positives are single points.
+  limited annotations" (NeurIPS 2020, https://arxiv.org/abs/2006.10511), section 3.2, the local loss; Pinheiro et al.,
+  "Unsupervised learning of dense visual representations" (VADeR, NeurIPS 2020, https://arxiv.org/abs/2011.05499),
+  whose positives are single points.
 * Movement: from one frame, how much each pixel differs in another frame of the same slice. Between frames of a cine
   only the heart moves, so this asks where it is.
 

@@ -1,9 +1,10 @@
 """DINO: a student predicts from small crops of a slice what its momentum teacher sees in large ones.
 
-Source: Caron et al., "Emerging properties in self-supervised vision transformers" (ICCV 2021), with the settings of de
-Mooij, Pluim and Scannell, arXiv 2409.18100, section 2 and appendix A, and their published code. Where paper and code
-differ, the default is what the paper means. What their code does has a name: `teacher_init=separate`,
-`local_scale=run`, `brightness=run`. DINO exports the student's encoder, as they did (`transfer_from`).
+Source: Caron et al., "Emerging properties in self-supervised vision transformers" (ICCV 2021), with the settings of
+de Mooij, Pluim and Scannell, https://arxiv.org/abs/2409.18100, section 2 and appendix A, and their published code.
+Where paper and code differ, the default is what the paper means. What their code does has a name:
+`teacher_init=separate`, `local_scale=run`, `brightness=run`. DINO exports the student's encoder, as they did
+(`transfer_from`).
 
 The published settings are for 100 epochs of 1415 steps. In runs of some hundred steps their targets only sharpen, and
 the loss rises; `recipe=short` is for those.

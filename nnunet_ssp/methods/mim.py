@@ -1,7 +1,7 @@
 """Masked image modelling: hide most blocks of a slice and reconstruct them.
 
 Source: de Mooij, Pluim and Scannell, "Self-supervised pretraining for cardiovascular magnetic resonance cine
-segmentation", arXiv 2409.18100, section 2 and appendix A, and their published code.
+segmentation", https://arxiv.org/abs/2409.18100, section 2 and appendix A, and their published code.
 """
 
 from __future__ import annotations

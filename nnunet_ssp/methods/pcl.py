@@ -1,8 +1,8 @@
 """Positional contrastive learning: train the encoder to see slices at nearly the same height of the heart as alike.
 
 Source: Zeng et al., "Positional contrastive learning for volumetric medical image segmentation" (MICCAI 2021), with
-the settings of de Mooij, Pluim and Scannell, arXiv 2409.18100, section 2 and appendix A, and their published code,
-which leaves out the original's factor T / 0.07.
+the settings of de Mooij, Pluim and Scannell, https://arxiv.org/abs/2409.18100, section 2 and appendix A, and their
+published code, which leaves out the original's factor T / 0.07.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """SimCLR: train the encoder to see two views of a slice as alike, and as unlike all other views of the batch.
 
 Source: Chen et al., "A simple framework for contrastive learning of visual representations" (ICML 2020), with the
-settings of de Mooij, Pluim and Scannell, arXiv 2409.18100, section 2 and appendix A, and their published code.
+settings of de Mooij, Pluim and Scannell, https://arxiv.org/abs/2409.18100, section 2 and appendix A, and their
+published code.
 """
 
 from __future__ import annotations
