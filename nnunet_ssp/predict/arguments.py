@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="replace what another model has written to OUT"
     )
     _add_model(parser.add_argument_group("model"))
-    _add_figures(parser.add_argument_group("figures"))
+    _add_metrics(parser.add_argument_group("metrics"))
     _add_reading(parser.add_argument_group("reading"))
 
 
@@ -99,15 +99,15 @@ def _add_model(model: argparse._ArgumentGroup) -> None:
         )
 
 
-def _add_figures(figures: argparse._ArgumentGroup) -> None:
-    figures.add_argument(
+def _add_metrics(metrics: argparse._ArgumentGroup) -> None:
+    metrics.add_argument(
         "--frames",
         metavar=("ED", "ES"),
         type=whole,
         nargs=2,
         help="the frames of ED and ES, from 0 (default: by the LV's volume curve)",
     )
-    figures.add_argument(
+    metrics.add_argument(
         "--fixed-base",
         action="store_true",
         help="count the same slices in all frames: from the first to the last with LV at both ED and ES",

@@ -201,9 +201,9 @@ def _stamp(task: CineTask) -> list[str]:
 def _measured(
     mask: Array, doubt: Sequence[float | None], study: InputCine, job: Procedure
 ) -> dict[str, Any]:
-    figures = measure(mask, study.spacing, job.labels, job.choices, study.spacing_known)
+    metrics = measure(mask, study.spacing, job.labels, job.choices, study.spacing_known)
     subject = {
-        **figures.subject,
+        **metrics.subject,
         "heart_rate": study.heart_rate,
         "disagreement_percent": mean(doubt),
     }
@@ -211,21 +211,21 @@ def _measured(
     if mask.shape[3] == 1:
         notes.append("one frame only: no ES, stroke volume or EF")
     return {
-        "frames": {**figures.frames, "disagreement_percent": list(doubt)},
+        "frames": {**metrics.frames, "disagreement_percent": list(doubt)},
         "subject": subject,
-        "flags": dict(figures.flags),
+        "flags": dict(metrics.flags),
         "notes": notes,
     }
 
 
 def _line(subject: str, record: Mapping[str, Any]) -> str:
-    figures, flags = record["subject"], record["flags"]
+    metrics, flags = record["subject"], record["flags"]
     names = {
         "lv_edv_ml": "EDV {:.0f} ml",
         "lv_esv_ml": "ESV {:.0f} ml",
         "lv_ef_percent": "EF {:.0f} %",
     }
-    said = [text.format(figures[name]) for name, text in names.items() if name in figures]
+    said = [text.format(metrics[name]) for name, text in names.items() if name in metrics]
     said += [f"{count_of(len(flags), 'flag')} ({', '.join(flags)})"] if flags else []
     return f"{subject}: {', '.join(said)}"
 

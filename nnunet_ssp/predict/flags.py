@@ -28,7 +28,7 @@ PIXEL, GAP = (0.4, 4.0), (3.0, 20.0)  # mm
 
 @dataclass(frozen=True)
 class Measured:
-    """A segmented cine with its figures."""
+    """A segmented cine with its metrics."""
 
     # By structure, (X, Y, Z, T), bool; a structure without a class is not there
     masks: Mapping[str, Array]

@@ -1,4 +1,4 @@
-"""Figures of one segmented cine: volumes of each frame, ED and ES, and what follows from them."""
+"""Metrics of one segmented cine: volumes of each frame, ED and ES, and what follows from them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """The figures of one subject; a figure that there is none of is absent."""
+class Metrics:
+    """The metrics of one subject; one that cannot be had is absent."""
 
     # By column of `phases.csv`, one number for each frame
     frames: Mapping[str, list[float]]
@@ -43,7 +43,7 @@ def measure(
     labels: Labels,
     choices: Choices = Choices(),  # noqa: B008 (immutable)
     spacing_known: bool = True,
-) -> Figures:
+) -> Metrics:
     """Measure a segmented cine.
 
     Args:
@@ -66,14 +66,14 @@ def measure(
     if choices.fixed_base and es is not None:
         held = _extent(masks["LV"][..., [ed, es]])
         volumes = _volumes({name: part[:, :, held] for name, part in masks.items()}, spacing)
-    figures, strokes = _figures(volumes, ed, es)
+    metrics, strokes = _metrics(volumes, ed, es)
     flags = raised(
         Measured(
             masks=masks,
             volumes=volumes,
             ed=ed,
             es=es,
-            ef=figures.get("lv_ef_percent"),
+            ef=metrics.get("lv_ef_percent"),
             strokes=strokes,
             spacing=spacing,
             spacing_known=spacing_known,
@@ -83,7 +83,7 @@ def measure(
     if "MYO" in volumes:
         frames["lv_mass_g"] = [myocardial_mass(ml) for ml in frames["myo_ml"]]
     counts = {"n_frames": n_frames, "n_slices": mask.shape[2], "ed_frame": ed}
-    return Figures(frames, counts | ({} if es is None else {"es_frame": es}) | figures, flags)
+    return Metrics(frames, counts | ({} if es is None else {"es_frame": es}) | metrics, flags)
 
 
 def _volumes(masks: Mapping[str, Array], spacing: Sequence[float]) -> dict[str, Array]:
@@ -109,25 +109,25 @@ def _phases(curve: Array, choices: Choices) -> tuple[int, int | None]:
     return find_phases(curve) if len(curve) > 1 else (0, None)
 
 
-def _figures(
+def _metrics(
     volumes: Mapping[str, Array], ed: int, es: int | None
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Return the columns of `volumes.csv` that come from volumes, and the stroke volumes by ventricle."""
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     strokes: dict[str, float] = {}
     for name in ("LV", "RV"):
         if name not in volumes:
             continue
         edv, column = float(volumes[name][ed]), name.lower()
-        figures[f"{column}_edv_ml"] = edv
+        metrics[f"{column}_edv_ml"] = edv
         if es is not None:
             esv = float(volumes[name][es])
             strokes[name] = stroke_volume(edv, esv)
-            figures[f"{column}_esv_ml"], figures[f"{column}_sv_ml"] = esv, strokes[name]
+            metrics[f"{column}_esv_ml"], metrics[f"{column}_sv_ml"] = esv, strokes[name]
             if edv > 0:
-                figures[f"{column}_ef_percent"] = ejection_fraction(edv, esv)
+                metrics[f"{column}_ef_percent"] = ejection_fraction(edv, esv)
         if name == "LV" and "MYO" in volumes:
-            figures["lv_mass_g"] = myocardial_mass(float(volumes["MYO"][ed]))
+            metrics["lv_mass_g"] = myocardial_mass(float(volumes["MYO"][ed]))
     if len(strokes) == 2:
-        figures["sv_difference_ml"] = strokes["LV"] - strokes["RV"]
-    return figures, strokes
+        metrics["sv_difference_ml"] = strokes["LV"] - strokes["RV"]
+    return metrics, strokes

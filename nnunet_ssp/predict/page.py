@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTICE = (
-    "For research, no medical device: look at the masks before you use a figure. This page identifies patients where "
+    "For research, no medical device: look at the masks before you use a number. This page identifies patients where "
     "the names of the input do."
 )
 MARGIN = 0.5  # of the heart's size, around it
@@ -100,7 +100,7 @@ def subject_page(
     """
     page = Page(subject, NOTICE)
     page.paragraph(Link("All subjects", "report.html"))
-    figures, flags = record["subject"], record["flags"]
+    metrics, flags = record["subject"], record["flags"]
     rules = {flag.name: flag.rule for flag in FLAGS}
     if flags:
         page.heading("Doubts")
@@ -112,8 +112,8 @@ def subject_page(
         lambda figure: _draw_curves(figure, record["frames"], phases),
         alt="Volumes of LV, myocardium and RV by frame, with ED and ES",
     )
-    shown = [[name, value] for name, value in figures.items() if value is not None]
-    page.table(["Figure", "Value"], shown, digits=1, collapse_above=5, caption="All figures")
+    shown = [[name, value] for name, value in metrics.items() if value is not None]
+    page.table(["Metric", "Value"], shown, digits=1, collapse_above=5, caption="All metrics")
     window = _window(mask)
     page.heading("Cine")
     page.player(_sprites(study, mask, labels, window, phases))

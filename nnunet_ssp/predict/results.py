@@ -45,7 +45,7 @@ class Output:
         return self.folder / f"{subject}_seg.nii.gz"
 
     def record(self, subject: str) -> Path:
-        """Return the file of a subject's figures."""
+        """Return the file of a subject's metrics."""
         return self.folder / f"{subject}_seg.json"
 
     def page(self, subject: str) -> Path:

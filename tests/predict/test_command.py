@@ -68,7 +68,7 @@ def go(subject: PhantomSubject, inputs: Path, tmp_path: Path) -> Callable[..., t
     return start
 
 
-def test_a_run_with_true_masks_gives_true_figures(go, subject, tmp_path) -> None:
+def test_a_run_with_true_masks_gives_true_metrics(go, subject, tmp_path) -> None:
     assert go() == (2, {})
     out = tmp_path / "out"
     for name in ("one", "two"):

@@ -1,4 +1,4 @@
-"""Figures of true masks against the phantom's formulas and volumes counted by hand."""
+"""Metrics of true masks against the phantom's formulas and volumes counted by hand."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_region_is_the_union_of_its_values() -> None:
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_true_masks_of_the_phantom_give_its_true_figures(index: int) -> None:
+def test_true_masks_of_the_phantom_give_its_true_metrics(index: int) -> None:
     """Within 1 % of the formulas' volumes in the same slices, with the exact frames."""
     subject = make_subject(index, seed=2, matrix=192, frames=10)
     spacing = np.linalg.norm(subject.affine[:3, :3], axis=0)
