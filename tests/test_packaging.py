@@ -50,7 +50,12 @@ def test_every_module_is_in_the_wheel(wheel: Path) -> None:
         for file in (ROOT / folder).rglob("*.py"):
             expected.add(f"{inside}/{file.relative_to(ROOT / folder).as_posix()}")
     study = ROOT / "nnunet_ssp" / "study"
-    data = [study / "Snakefile", *study.rglob("*.yaml"), *study.rglob("*.csv")]
+    data = [
+        study / "Snakefile",
+        study / "defaults.json",
+        *study.rglob("*.yaml"),
+        *study.rglob("*.csv"),
+    ]
     expected |= {file.relative_to(ROOT).as_posix() for file in data}
     assert len(data) > 5
     assert packed == expected

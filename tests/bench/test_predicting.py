@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nnunet_ssp.bench import predicting
-from nnunet_ssp.bench.predicting import Runs, forward_seconds, memory_of_children
+from nnunet_ssp.bench.predicting import TimedRuns, forward_seconds, memory_of_children
 from nnunet_ssp.phantom import make_subject
 from tests.bench.conftest import CPU
 
@@ -65,7 +65,7 @@ def test_forward_passes_that_take_all_of_the_time_leave_nothing_to_compare(
 
 
 def test_a_command_that_fails_is_an_error(bench, tmp_path, monkeypatch):
-    runs = Runs(bench, tmp_path, make_subject(0, matrix=48, frames=2, slices=3))
+    runs = TimedRuns(bench, tmp_path, make_subject(0, matrix=48, frames=2, slices=3))
 
     def run_logged(words, log, environment, watch):
         log.write(b"no such model")
@@ -78,7 +78,7 @@ def test_a_command_that_fails_is_an_error(bench, tmp_path, monkeypatch):
 
 def test_the_forward_passes_of_the_model(bench, tmp_path):
     study = make_subject(0, matrix=48, frames=2, slices=3)
-    runs = Runs(bench, tmp_path, study)
+    runs = TimedRuns(bench, tmp_path, study)
     assert len(list((tmp_path / "frames").iterdir())) == 2
     seconds, parameters = forward_seconds(runs.model, CPU, study, tmp_path)
     assert all(0 < second < math.inf for second in seconds)
@@ -90,7 +90,7 @@ def test_the_forward_passes_of_the_model(bench, tmp_path):
 @pytest.mark.slow
 def test_both_commands_run(bench, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # nnU-Net takes a thread for each core
-    runs = Runs(bench, tmp_path, make_subject(0, matrix=48, frames=2, slices=3))
+    runs = TimedRuns(bench, tmp_path, make_subject(0, matrix=48, frames=2, slices=3))
     runs.theirs()
     runs.ours()
     assert runs.memory_ratio() is None or runs.memory_ratio() > 0

@@ -63,15 +63,23 @@ def test_a_shortened_key_ends_with_its_last_name(tmp_path: Path):
     assert not file.parent.exists()
 
 
-def test_conversions_alone_know_keys():
-    """A dataset has no names, so nothing that reads it, up to checkpoints and logs, can tell them."""
+def test_conversions_and_evaluate_alone_know_keys():
+    """A dataset has no names, so nothing that trains on it, up to checkpoints and logs, can tell them.
+
+    `evaluate` finds the 4D masks of `predict`, whose names are the input's.
+    """
     files = [
         file
         for folder in ("nnunet_ssp", "dataset_conversion", "trainers")
         for file in (ROOT / folder).rglob("*.py")
         if re.search(r"import pseudonyms|cohort\.pseudonyms", file.read_text(encoding="utf-8"))
     ]
-    assert {file.name for file in files} == {"combined.py", "convert.py"}
+    places = {f"{file.parent.name}/{file.name}" for file in files}
+    assert places == {
+        "dataset_conversion/combined.py",
+        "conversion/convert.py",
+        "evaluation/command.py",
+    }
 
 
 def test_the_log_has_the_name_of_the_key(tmp_path: Path):

@@ -17,7 +17,7 @@ from nnunet_ssp.evaluation.command import evaluate
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.files.nifti import write_nifti
 from nnunet_ssp.phantom import PhantomSubject, make_subject
-from nnunet_ssp.predict.command import Job, run
+from nnunet_ssp.predict.command import Procedure, run
 from nnunet_ssp.predict.inputs import find_studies
 from nnunet_ssp.predict.results import Output
 from tests.predict.conftest import save
@@ -54,7 +54,7 @@ def predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tasks, _ = find_studies([tmp_path / "in"], False, (), 1)
     masks = TrueMasks(sorted(subjects, key=lambda subject: subject.code))
     (tmp_path / "out").mkdir()
-    run(tasks, {}, Output(tmp_path / "out"), Job(labels, lambda: masks), {"digest": "m"})
+    run(tasks, {}, Output(tmp_path / "out"), Procedure(labels, lambda: masks), {"digest": "m"})
     return tmp_path / "out"
 
 

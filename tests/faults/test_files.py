@@ -23,7 +23,7 @@ from nnunet_ssp.files.nnunet import read_dataset, read_plans
 from nnunet_ssp.preparation import prepared
 from nnunet_ssp.slices.store import read_index, store_folder, write_case
 from nnunet_ssp.study.record import read_record
-from nnunet_ssp.study.report import _remove_earlier
+from nnunet_ssp.study.report import Written, _remove_earlier
 
 
 def nested(levels: int) -> str:
@@ -143,7 +143,7 @@ def test_a_study_removes_its_own_tables_and_figures_only(tmp_path):
         "tables/own.txt",
     ]
     write_json(output / ".written.json", [*listed, 3, None, "tables/a.csv", "figures/a.png"])
-    _remove_earlier(output, ["tables/b.csv"])
+    _remove_earlier(output, Written(""), ["tables/b.csv"])
     assert all(file.exists() for file in kept)
     assert not any(file.exists() for file in gone)
 
