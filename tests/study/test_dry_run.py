@@ -55,7 +55,7 @@ def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):
     assert "hours of one a card, 2026-01-01, with the sizes that the file gives" in said
 
 
-@pytest.mark.parametrize(("size", "epochs"), [("cpu", 42), ("gpu", 100)])
+@pytest.mark.parametrize(("size", "epochs"), [("cpu", "42 precision=bf16"), ("gpu", "100")])
 def test_dry_run_of_acdc_few(tmp_path, capsys, monkeypatch, size, epochs):
     monkeypatch.chdir(tmp_path)
     assert main(["study", "acdc-few", "--dry-run", "--size", size]) == 0
