@@ -179,7 +179,7 @@ class Dense(Method):
         comparable = (sizes[:, 0] == sizes[:, 1]).all(1) & moved.flatten(1).any(1)
         return images, movement, inside & comparable.repeat(2)[:, None, None, None]
 
-    def contrast(self, maps: Sequence[Tensor], batch: Batch, rows: slice) -> Tensor:
+    def contrast_sums(self, maps: Sequence[Tensor], batch: Batch, rows: slice) -> Tensor:
         """Compare the points of both views at each level.
 
         Args:
@@ -204,7 +204,7 @@ class Dense(Method):
         sums.append(F.pad(found.sum()[None].float(), (0, 1)))
         return torch.stack(sums)
 
-    def movement(self, maps: Sequence[Tensor], target: Tensor, known: Tensor) -> Tensor:
+    def movement_sums(self, maps: Sequence[Tensor], target: Tensor, known: Tensor) -> Tensor:
         """Compare what each output layer says of the movement with area averages of it.
 
         Args:
@@ -228,16 +228,16 @@ class Dense(Method):
             images, movement, known = self.view(batch, rows)
             maps = decoder_maps(network.decoder, network.encoder(images))
             with torch.autocast(device.type, enabled=False):
-                parts = [self.contrast(maps, batch, rows)] if s.contrast else []
+                parts = [self.contrast_sums(maps, batch, rows)] if s.contrast else []
             if s.movement:
-                parts.append(self.movement(maps, movement, known.float()))
+                parts.append(self.movement_sums(maps, movement, known.float()))
             return torch.cat(parts)
 
         sums = torch.stack(self.chunks.run(sums_of, len(batch), device)).sum(0)
         return self.means(sums)
 
     def means(self, sums: Tensor) -> dict[str, Tensor]:
-        """Turn one rank's sums, of `contrast` and then of `movement`, into the loss and the metrics.
+        """Turn one rank's sums, of `contrast_sums` and then of `movement_sums`, into the loss and the metrics.
 
         Means are over the slices and pixels of the global batch: DDP averages gradients over ranks, hence the factor.
         """
@@ -272,7 +272,7 @@ class Dense(Method):
     def warnings(
         self, curves: dict[str, float], change: Mapping[str, float] | None = None
     ) -> list[str]:
-        warning = depth_warning(change or {})
+        warning = depth_warning(change or {}, "Consider a higher `contrast`, or more `levels`.")
         return [warning] if warning else []
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:

@@ -191,7 +191,7 @@ class Reconstruction(Method):
     def warnings(
         self, curves: dict[str, float], change: Mapping[str, float] | None = None
     ) -> list[str]:
-        warning = depth_warning(change or {})
+        warning = depth_warning(change or {}, 'Consider nnUNet_ssp_settings="recipe=deep".')
         return [warning] if warning else []
 
     def extra_state(self) -> dict[str, Any]:

@@ -68,17 +68,6 @@ class SemiTrainer(AveragedTrainer):
     # Weak and strong views, and what of them lies inside the slice; only during a training step.
     _views: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.logger.local_logger.my_fantastic_logging.update({key: [] for key in CURVES})
-
     def build(self) -> None:
         """Build the network; the loss of each training step gets the unlabelled slices' part.
 
@@ -92,6 +81,7 @@ class SemiTrainer(AveragedTrainer):
                 f"this patch is {list(patch_size)}."
             )
         super().build()
+        self.logger.local_logger.my_fantastic_logging.update({key: [] for key in CURVES})
         regions = self.label_manager.has_regions
         self._unlabelled_loss = make_loss(
             regions, self.configuration_manager.batch_dice, self.is_ddp

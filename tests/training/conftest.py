@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_ssp.dataset_conversion import mnms
@@ -194,3 +196,17 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
     """Runs a console script of this Python environment and returns all it prints."""
     with scripts(tmp_path_factory.mktemp("scripts")) as ready:
         yield ready.run
+
+
+@pytest.fixture
+def same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step sees one batch: nnU-Net's order of the data does not survive an interruption."""
+    kept: list[Any] = []
+    own = nnunet.nnUNetTrainer.get_dataloaders
+
+    def repeat(trainer: Any) -> Any:
+        if not kept:
+            kept.extend(next(loader) for loader in own(trainer))
+        return [itertools.repeat(batch) for batch in kept]
+
+    monkeypatch.setattr(nnunet.nnUNetTrainer, "get_dataloaders", repeat)

@@ -12,19 +12,12 @@ import torch
 from torch import Tensor
 
 from nnunet_ssp.schedules import average_momentum
+from tests.saved import final
 
 FINETUNE, SCRATCH = "nnUNetTrainerFinetuneAveraged", "nnUNetTrainerScratchAveraged"
 STEPS = "iterations_per_epoch=2 val_iterations_per_epoch=1 final_validation=no"
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
-
-
-def load(file: Path) -> dict[str, Any]:
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def final(trainer: Any) -> dict[str, Any]:
-    return load(Path(trainer.output_folder) / "checkpoint_final.pth")
 
 
 def weights(network: Any) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 
 from nnunet_ssp.methods.parts.views import Views
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer
+from tests.saved import final
 
 TRAINERS = {
     "nnUNetTrainerSimCLRPretrain": "head_width=16",
@@ -33,11 +34,6 @@ every_method = pytest.mark.parametrize("name", TRAINERS)
 
 def small(name: str, settings: str = SHORT) -> str:
     return f"{settings} {TRAINERS.get(name, '')}"
-
-
-def final(trainer) -> dict:
-    file = Path(trainer.output_folder) / "checkpoint_final.pth"
-    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def fresh(runs, name: str) -> dict[str, torch.Tensor]:

@@ -17,14 +17,11 @@ from nnunet_ssp.cohort.cases import read_cases, write_cases
 from nnunet_ssp.cohort.privacy import findings, hashed_subject, stripped
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.training.transfer import pretrained_weights, save
+from tests.saved import load
 
 FINETUNE, SCRATCH = "nnUNetTrainerFinetune", "nnUNetTrainerScratch"
 ENCODER, NO_DA = "nnUNetTrainerFinetuneEncoder", "nnUNetTrainerFinetuneNoDA"
 SHORT = "num_epochs=1 iterations_per_epoch=1 val_iterations_per_epoch=1 final_validation=no"
-
-
-def load(file: Path) -> dict:
-    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def changed(file: Path, to: Path, **changes) -> Path:

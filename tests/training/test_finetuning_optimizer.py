@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
 from torch import Tensor
 
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer
+from tests.saved import final, load
 
 FINETUNE, SCRATCH = "nnUNetTrainerFinetune", "nnUNetTrainerScratch"
 FROZEN, WARMUP = "nnUNetTrainerFinetuneFrozen", "nnUNetTrainerFinetuneWarmup"
@@ -20,28 +20,6 @@ STEP = "iterations_per_epoch=1 val_iterations_per_epoch=1 final_validation=no"
 ALL = "optimizer=adamw initial_lr=0.001 weight_decay=0.01 encoder_lr_factor=0.5 l2_sp=0.1"
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
-
-
-@pytest.fixture
-def same_batches(monkeypatch):
-    """Every step sees one batch: nnU-Net's order of the data does not survive an interruption."""
-    kept: list[Any] = []
-    own = nnunet.nnUNetTrainer.get_dataloaders
-
-    def repeat(trainer: Any) -> Any:
-        if not kept:
-            kept.extend(next(loader) for loader in own(trainer))
-        return [itertools.repeat(batch) for batch in kept]
-
-    monkeypatch.setattr(nnunet.nnUNetTrainer, "get_dataloaders", repeat)
-
-
-def load(file: Path) -> dict[str, Any]:
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def final(trainer: Any) -> dict[str, Any]:
-    return load(Path(trainer.output_folder) / "checkpoint_final.pth")
 
 
 def rates_of_groups(trainer: Any) -> list[list[float]]:

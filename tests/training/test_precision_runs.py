@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
 
 from nnunet_ssp.training import precision
+from tests.saved import final, load
 
 MIM, FINETUNE, SCRATCH = "nnUNetTrainerMIMPretrain", "nnUNetTrainerFinetune", "nnUNetTrainerScratch"
 SHORT = {
@@ -24,33 +23,11 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture
-def same_batches(monkeypatch):
-    """Every step of nnU-Net's loader sees one batch: its order does not survive an interruption."""
-    kept: list[Any] = []
-    own = nnunet.nnUNetTrainer.get_dataloaders
-
-    def repeat(trainer: Any) -> Any:
-        if not kept:
-            kept.extend(next(loader) for loader in own(trainer))
-        return [itertools.repeat(batch) for batch in kept]
-
-    monkeypatch.setattr(nnunet.nnUNetTrainer, "get_dataloaders", repeat)
-
-
-@pytest.fixture
 def trial(monkeypatch):
     """Sets what the trial finds, on a processor with bfloat16 where the tiny network counts as large."""
     monkeypatch.setattr(precision, "has_bf16", lambda: True)
     monkeypatch.setattr(precision, "FEWEST_PARAMETERS", 0)
     return lambda gain: monkeypatch.setattr(precision, "bf16_gain", lambda *_: gain)
-
-
-def load(file: Path) -> dict[str, Any]:
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def final(trainer: Any) -> dict[str, Any]:
-    return load(Path(trainer.output_folder) / "checkpoint_final.pth")
 
 
 def losses(trainer: Any) -> torch.Tensor:

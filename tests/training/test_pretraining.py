@@ -13,6 +13,7 @@ import torch
 from nnunet_ssp.cohort.cases import read_cases, write_cases
 from nnunet_ssp.cohort.privacy import hashed_subject
 from nnunet_ssp.slices import store as slices
+from tests.saved import final
 
 MIM = "nnUNetTrainerMIMPretrain"
 INPAINTING = [
@@ -21,11 +22,6 @@ INPAINTING = [
 ]
 DENSE = "nnUNetTrainerDensePretrain"
 SHORT = "num_epochs=2 iterations_per_epoch=2 batch_size=4"
-
-
-def final(trainer) -> dict:
-    file = Path(trainer.output_folder) / "checkpoint_final.pth"
-    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 @pytest.mark.parametrize("name", [MIM, *INPAINTING])

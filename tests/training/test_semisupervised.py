@@ -26,6 +26,7 @@ from nnunet_ssp.slices.store import store_folder
 from nnunet_ssp.training.pseudo_labels import pseudo_labels
 from nnunet_ssp.training.unlabelled import paste
 from tests.ranks import on_ranks
+from tests.saved import final
 
 FINETUNE, SCRATCH = "nnUNetTrainerFinetuneSemi", "nnUNetTrainerScratchSemi"
 CONTROL = "nnUNetTrainerScratchAveraged"
@@ -34,14 +35,6 @@ STEPS = "iterations_per_epoch=2 val_iterations_per_epoch=1 final_validation=no"
 SURE = "confidence_threshold=0.3 rampup_epochs=0"
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
-
-
-def load(file: Path) -> dict[str, Any]:
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def final(trainer: Any) -> dict[str, Any]:
-    return load(Path(trainer.output_folder) / "checkpoint_final.pth")
 
 
 def changed(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.training.transfer import pretrained_weights
 from tests.ranks import on_ranks
+from tests.saved import final, load
 
 FROZEN, WARMUP = "nnUNetTrainerFinetuneFrozen", "nnUNetTrainerFinetuneWarmup"
 SCRATCH_FROZEN, SCRATCH_WARMUP = "nnUNetTrainerScratchFrozen", "nnUNetTrainerScratchWarmup"
@@ -29,28 +30,6 @@ STEP = "iterations_per_epoch=1 val_iterations_per_epoch=1 final_validation=no"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
-
-
-@pytest.fixture
-def same_batches(monkeypatch):
-    """Every step sees one batch: nnU-Net's order of the data does not survive an interruption."""
-    kept: list[Any] = []
-    own = nnunet.nnUNetTrainer.get_dataloaders
-
-    def repeat(trainer: Any) -> Any:
-        if not kept:
-            kept.extend(next(loader) for loader in own(trainer))
-        return [itertools.repeat(batch) for batch in kept]
-
-    monkeypatch.setattr(nnunet.nnUNetTrainer, "get_dataloaders", repeat)
-
-
-def load(file: Path) -> dict[str, Any]:
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def final(trainer: Any) -> dict[str, Any]:
-    return load(Path(trainer.output_folder) / "checkpoint_final.pth")
 
 
 def weights(trainer: Any) -> dict[str, Tensor]:

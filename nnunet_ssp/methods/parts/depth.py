@@ -12,15 +12,16 @@ STANDING_STILL = 0.1
 LEARNING = 0.02
 
 
-def depth_warning(change: Mapping[str, float]) -> str | None:
+def depth_warning(change: Mapping[str, float], advice: str) -> str | None:
     """Say in words when the deep half of the network stands still while another part learns.
 
     Args:
         change: How far each stage has turned since initialisation, in [0, 1], by name: `encoder 1` ... `decoder 1`.
+        advice: A sentence on what to do.
 
-    >>> depth_warning({"encoder 1": 0.2, "encoder 2": 0.2, "encoder 3": 0.1}) is None
+    >>> depth_warning({"encoder 1": 0.2, "encoder 2": 0.2, "encoder 3": 0.1}, "Wait.") is None
     True
-    >>> depth_warning({"encoder 1": 0.2, "encoder 2": 0.0, "encoder 3": 0.0})[:43]
+    >>> depth_warning({"encoder 1": 0.2, "encoder 2": 0.0, "encoder 3": 0.0}, "Wait.")[:43]
     'WARNING: the deep stages hardly learn: enco'
     """
     levels = {part: int(part.split()[1]) for part in change if part.split()[-1].isdigit()}
@@ -33,6 +34,5 @@ def depth_warning(change: Mapping[str, float]) -> str | None:
     return (
         f"WARNING: the deep stages hardly learn: {most} has changed by {largest:.3f} since "
         f"initialisation, the deep half of the network by {float(np.median(deep)):.3f} (median). "
-        "The skip connections solve the task; fine-tuning "
-        'gains little from such a network. Consider nnUNet_ssp_settings="recipe=deep".'
+        f"The skip connections solve the task; fine-tuning gains little from such a network. {advice}"
     )
