@@ -13,7 +13,7 @@ trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet nnunetv2==2.8.1 nibabel==5.4.2
 export nnUNet_raw="$folder/raw" nnUNet_preprocessed="$folder/preprocessed" nnUNet_results="$folder/results"
-export OMP_NUM_THREADS=1 nnUNet_def_n_proc=1 nnUNet_n_proc_DA=0 nnUNet_extTrainer="$folder/trainers"
+export OMP_NUM_THREADS=1 nnUNet_def_n_proc=1 nnUNet_n_proc_DA=1 nnUNet_extTrainer="$folder/trainers"
 PATH="$folder/venv/bin:$PATH"
 mkdir "$folder/trainers"
 cat >"$folder/trainers/nnUNetTrainerSaysThreads.py" <<'PYTHON'
