@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 from nnunet_ssp.files.patterns import compile_pattern
 from nnunet_ssp.setting_values import as_word, parse_value
@@ -194,6 +194,13 @@ class FinetuningSettings(TrainingSettings):
     l2_sp: float = 0.0
     # Epochs of a linear rise of the learning rate; nnU-Net's polynomial begins after them.
     warmup_epochs: int = 0
+    # few: for few labels and some hundred steps, as measured on ACDC.
+    recipe: Literal["nnunet", "few"] = "nnunet"
+
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        "nnunet": {},
+        "few": {"optimizer": "adamw", "initial_lr": 0.003},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -360,7 +367,7 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
     Values are integers, floats, `none`, `yes`, `no` and names, as the type of each setting allows.
 
     Returns:
-        The new settings, and the names that only other trainers know, which were ignored.
+        The new settings, and the names and recipes that only other trainers know, which were ignored.
 
     Raises:
         ValueError: A word without `=`, a name that is given twice or that no trainer knows, a value of the wrong kind
@@ -392,6 +399,9 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
             f"{ENVIRONMENT_VARIABLE}: no setting is called {', '.join(unknown)}. "
             f"Valid here: {', '.join(sorted(types_of))}."
         )
+    if "recipe" in types_of and _is_of_others(recipe := given.get("recipe"), defaults):
+        foreign.append(f"recipe={recipe}")
+        del given["recipe"]
     try:
         values = {
             k: parse_value(k, text, types_of[k]) for k, text in given.items() if k in types_of
@@ -444,10 +454,19 @@ def differences(old: dict[str, Any], new: Settings) -> list[str]:
     return [f"{name}: {before[name]} -> {now.get(name)}" for name in names]
 
 
+def _is_of_others(recipe: str | None, settings: Settings) -> bool:
+    """Whether a recipe is another trainer's alone: one exported variable serves pretraining and fine-tuning."""
+    known = {name for cls in _all_settings() for name in cls.recipes} if recipe else set()
+    return recipe in known - {*get_args(_types(type(settings))["recipe"])}
+
+
 def _all_names() -> set[str]:
     """Return the names that any trainer knows."""
-    tables = (SETTINGS, import_module(METHODS).SETTINGS)
-    return {name for table in tables for cls in table for name in _types(cls)}
+    return {name for cls in _all_settings() for name in _types(cls)}
+
+
+def _all_settings() -> tuple[type[Settings], ...]:
+    return (*SETTINGS, *import_module(METHODS).SETTINGS)
 
 
 def _types(cls: type[Settings]) -> dict[str, Any]:

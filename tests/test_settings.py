@@ -340,6 +340,17 @@ def test_a_recipe_replaces_defaults_and_single_settings_win_in_any_order():
     assert override(MIMSettings(), "recipe=paper")[0] == MIMSettings()
 
 
+def test_a_recipe_of_other_trainers_is_ignored_and_named():
+    # so that one exported variable serves pretraining and fine-tuning
+    assert override(FinetuningSettings(), "recipe=deep seed=3") == (
+        FinetuningSettings(seed=3),
+        ["recipe=deep"],
+    )
+    assert override(MIMSettings(), "recipe=few") == (MIMSettings(), ["recipe=few"])
+    with pytest.raises(ValueError, match=r"`recipe` \(=fwe\) must be nnunet or few"):
+        override(FinetuningSettings(), "recipe=fwe")
+
+
 def test_settings_of_another_optimiser_are_named():
     assert MIMSettings().unused == ("beta1", "beta2")
     assert override(MIMSettings(), "recipe=deep")[0].unused == ("momentum", "nesterov")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.console import decimal
+from nnunet_ssp.console import decimal, whole
 from nnunet_ssp.demo.report import (
     CAVEAT,
     DATASET_ID,
@@ -115,6 +115,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train this many times as long (default: %(default)s)",
     )
     parser.add_argument(
+        "--seed",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="of the phantom, the initial weights and the data (default: %(default)s)",
+    )
+    parser.add_argument(
         "--keep",
         action="store_true",
         help="also keep the phantom, its prepared data and the intermediate checkpoints "
@@ -124,7 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_arguments(arguments: argparse.Namespace) -> int:
     """Run the demo with arguments that were parsed by the parser of `add_arguments`."""
-    names = ("data", "output", "device", "length", "keep")
+    names = ("data", "output", "device", "length", "seed", "keep")
     return run(**{name: getattr(arguments, name) for name in names})
 
 
@@ -133,6 +140,7 @@ def run(
     output: Path = Path("demo"),
     device: str | None = None,
     length: float = 1.0,
+    seed: int = 0,
     keep: bool = False,
     execute: Callable[[Step], None] | None = None,
 ) -> int:
@@ -143,6 +151,7 @@ def run(
         output: Folder for everything that the demo writes.
         device: "cpu", "cuda" or "mps"; None takes the GPU when there is one.
         length: Factor on the number of training steps.
+        seed: Seed of the phantom, the initial weights and the order of the data.
         keep: Keep the phantom, its prepared data and the intermediate checkpoints.
         execute: Runs a step; None runs its command in a process.
 
@@ -166,12 +175,12 @@ def run(
         command_runner = CommandRunner(demo_environment(output), output / "logs", progress)
         do = StepTimer(execute or command_runner, progress)
         if data is None:
-            do(phantom_step(output))
+            do(phantom_step(output, seed))
         do(convert_step(layout, data or output / "phantom"))
         dataset = read_demo_data(layout)
         do(Step("prepare", ("nnunet-ssp", "prepare", DATASET_ID, *PLAN_FLAGS)))
         plan = read_plan(layout.plans)
-        for step in training_steps(layout, device, plan, length):
+        for step in training_steps(layout, device, plan, length, seed):
             do(step)
         for step in prediction_steps(layout, device, dataset):
             do(step)
@@ -229,10 +238,10 @@ def demo_environment(output: Path) -> dict[str, str]:
     return environment
 
 
-def phantom_step(output: Path) -> Step:
+def phantom_step(output: Path, seed: int) -> Step:
     """Write synthetic cine: a few labelled subjects, more without labels, and test subjects."""
     subjects = ("--labelled", "4", "--unlabelled", "12", "--testing", "4")
-    what = (*subjects, "--matrix", "96", "--frames", "10")
+    what = (*subjects, "--matrix", "96", "--frames", "10", "--seed", str(seed))
     return Step("phantom", ("nnunet-ssp", "phantom", str(output / "phantom"), *what))
 
 
@@ -243,7 +252,7 @@ def convert_step(layout: Layout, data: Path) -> Step:
 
 
 def training_steps(
-    layout: Layout, device: str, plan: Mapping[str, Any], length: float
+    layout: Layout, device: str, plan: Mapping[str, Any], length: float, seed: int
 ) -> list[Step]:
     """List pretraining, fine-tuning and its control; the last two have the same plans, steps and schedule.
 
@@ -252,6 +261,7 @@ def training_steps(
         device: As in nnU-Net's `-device`.
         plan: nnU-Net's 2d configuration: its `patch_size` (pixels) and `batch_size`.
         length: Factor on the number of steps.
+        seed: Seed of all three.
     """
     share = length * REFERENCE_PIXELS / math.prod(plan["patch_size"])
 
@@ -265,13 +275,12 @@ def training_steps(
     pretraining = (
         f"num_epochs={EPOCHS} "
         f"iterations_per_epoch={iterations(PRETRAINING_IMAGES, PRETRAINING_BATCH)} "
-        f"batch_size={PRETRAINING_BATCH} seed=0"
+        f"batch_size={PRETRAINING_BATCH} seed={seed}"
     )
     finetuning = (
         f"num_epochs={EPOCHS} "
         f"iterations_per_epoch={iterations(FINETUNING_IMAGES, plan['batch_size'])} "
-        # nnU-Net's learning rate for both: in so few steps, half of it would decide the comparison.
-        "initial_lr=0.01 val_iterations_per_epoch=5 final_validation=no seed=0"
+        f"recipe=few val_iterations_per_epoch=5 final_validation=no seed={seed}"
     )
     weights = ("-pretrained_weights", str(layout.checkpoint(PRETRAINER)))
     return [

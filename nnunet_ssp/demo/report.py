@@ -1,4 +1,4 @@
-"""The results of the demo and their page: Dice, curves, reconstructions, predictions, commands."""
+"""The results of the demo and their page: Dice, curves, movement, predictions, commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DATASET_ID = "999"
 # 128 x 128 in batches of 2 for real cine.
 PLANS = "demoPlans"
 
-PRETRAINER = "nnUNetTrainerMIMPretrain"
+PRETRAINER = "nnUNetTrainerDensePretrain"
 MODELS = {"Fine-tuned": "nnUNetTrainerFinetune", "From scratch": "nnUNetTrainerScratch"}
 FINETUNER, SCRATCH = MODELS.values()
 
@@ -171,7 +171,7 @@ def demo_page(
     pretraining = sides(stored, dataset.fold["val"], dataset.cases).train
     rows, columns = plan["patch_size"]
     page.paragraph(
-        f"Masked image modelling saw {_counts(dataset, pretraining)}, without labels. Fine-tuning "
+        f"Dense pretraining saw {_counts(dataset, pretraining)}, without labels. Fine-tuning "
         f"saw the labels of {_counts(dataset, dataset.fold['train'])}. Both models have the "
         f"network that nnU-Net planned for patches of {rows} × {columns} pixels and differ only "
         "in their initial weights. They are compared on "
@@ -179,7 +179,7 @@ def demo_page(
     )
     _add_dice(page, dataset, scores)
     _add_curves(page, layout)
-    _add_reconstructions(page, layout)
+    _add_movement(page, layout)
     page.heading("Predictions")
     page.image(
         overlays(layout, dataset),
@@ -243,9 +243,9 @@ def _add_curves(page: Page, layout: Layout) -> None:
     logged = read_curves(layout.checkpoint(PRETRAINER))
     losses = {"training": logged["train_losses"], "validation": logged["val_losses"]}
     page.plot(
-        drawing(losses, "Reconstruction loss"),
+        drawing(losses, "Loss"),
         alt="Training and validation loss of the pretraining by epoch.",
-        caption="Pretraining: loss on the masked pixels.",
+        caption="Pretraining: points found again in another view, and movement foretold from one frame.",
     )
     dice = {
         model: read_curves(layout.checkpoint(trainer))["mean_fg_dice"]
@@ -268,15 +268,15 @@ def read_curves(checkpoint: Path) -> dict[str, list[Any]]:
     return logging
 
 
-def _add_reconstructions(page: Page, layout: Layout) -> None:
-    images = sorted((layout.fold(PRETRAINER) / "reconstructions").glob("epoch_*.png"))
+def _add_movement(page: Page, layout: Layout) -> None:
+    images = sorted((layout.fold(PRETRAINER) / "movement").glob("epoch_*.png"))
     if not images:
         return
-    page.heading("Reconstructions")
+    page.heading("Movement")
     for path in dict.fromkeys((images[0], images[-1])):
         page.image(
             path,
-            alt="Slices, the same with blocks masked, and their reconstructions.",
+            alt="Slices, how much each pixel differs in another frame, and what the network says from one frame.",
             caption=f"Pretraining, {path.stem.replace('_', ' ')}.",
         )
 

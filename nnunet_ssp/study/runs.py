@@ -402,7 +402,13 @@ def _check_own(settings: GivenSettings, trainer: Any, place: str) -> None:
     if "seed" in settings:
         raise ValueError(f"{place}.settings: seed must not be given there, but as seed or in seeds")
     known = {field.name for field in fields(trainer.defaults)}
-    if foreign := [name for name in settings if name not in known]:
+    foreign = [name for name in settings if name not in known]
+    if not foreign and "recipe" in settings:
+        try:
+            foreign = override(trainer.defaults, _words({"recipe": settings["recipe"]}))[1]
+        except ValueError as error:
+            raise ValueError(f"{place}.settings: {error}") from None
+    if foreign:
         raise ValueError(
             f"{place}.settings: {trainer.__name__} has no setting {', '.join(foreign)}"
         )

@@ -112,10 +112,10 @@ class Commands:
                 fold / f"checkpoint_{name}.pth",
             )
         if trainer == demo.PRETRAINER:
-            (fold / "reconstructions").mkdir()
+            (fold / "movement").mkdir()
             for epoch in (0, 5, 9):
                 png = render(lambda figure: figure.subplots().plot([0, 1]), size=(4, 1))
-                (fold / "reconstructions" / f"epoch_{epoch:03d}.png").write_bytes(png)
+                (fold / "movement" / f"epoch_{epoch:03d}.png").write_bytes(png)
 
 
 @pytest.fixture

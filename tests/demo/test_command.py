@@ -22,20 +22,20 @@ def test_runs_each_command_once_in_order(finished):
     results = "demo/nnUNet_results/Dataset999_Phantom"
     train = "nnUNetv2_train 999 2d 0 -p demoPlans -tr"
     finetuning = (
-        "nnUNet_ssp_settings='num_epochs=10 iterations_per_epoch=35 initial_lr=0.01 val_iterations_per_epoch=5 "
+        "nnUNet_ssp_settings='num_epochs=10 iterations_per_epoch=35 recipe=few val_iterations_per_epoch=5 "
         "final_validation=no seed=0'"
     )
     predict = "nnUNetv2_predict -d 999 -c 2d -f 0 -p demoPlans -tr"
     flags = "--disable_tta -npp 1 -nps 1 -device cpu"
     images = "demo/nnUNet_raw/Dataset999_Phantom/imagesTs"
     assert lines == [
-        "nnunet-ssp phantom demo/phantom --labelled 4 --unlabelled 12 --testing 4 --matrix 96 --frames 10",
+        "nnunet-ssp phantom demo/phantom --labelled 4 --unlabelled 12 --testing 4 --matrix 96 --frames 10 --seed 0",
         "nnunet-ssp convert mnms -i demo/phantom -d 999 --name Phantom",
         "nnunet-ssp prepare 999 -gpu_memory_target 0.1 -overwrite_plans_name demoPlans",
         "nnUNet_ssp_settings='num_epochs=10 iterations_per_epoch=20 batch_size=12 seed=0' "
-        f"{train} nnUNetTrainerMIMPretrain -device cpu",
+        f"{train} nnUNetTrainerDensePretrain -device cpu",
         f"{finetuning} {train} nnUNetTrainerFinetune -pretrained_weights {results}/"
-        "nnUNetTrainerMIMPretrain__demoPlans__2d/fold_0/checkpoint_final.pth -device cpu",
+        "nnUNetTrainerDensePretrain__demoPlans__2d/fold_0/checkpoint_final.pth -device cpu",
         f"{finetuning} {train} nnUNetTrainerScratch -device cpu",
         f"{predict} nnUNetTrainerFinetune -i {images} -o demo/predictions/nnUNetTrainerFinetune "
         f"{flags}",
@@ -58,9 +58,9 @@ def test_phantom_step_is_a_call_of_our_phantom(tmp_path, monkeypatch):
     monkeypatch.setattr(
         phantom, "write_mnms", lambda folder, **sizes: seen.update(sizes, f=folder) or folder
     )
-    assert main(demo.phantom_step(tmp_path / "it's").command[1:]) == 0
+    assert main(demo.phantom_step(tmp_path / "it's", 3).command[1:]) == 0
     assert seen.pop("f") == tmp_path / "it's" / "phantom"
-    sizes = {"labelled": 4, "unlabelled": 12, "validation": 0, "testing": 4, "seed": 0}
+    sizes = {"labelled": 4, "unlabelled": 12, "validation": 0, "testing": 4, "seed": 3}
     assert seen == {**sizes, "matrix": 96, "frames": 10, "slices": None}
 
 
@@ -106,7 +106,7 @@ def test_number_of_steps_follows_patch_batch_and_length():
 
     def iterations(patch: int, batch: int, length: float) -> list[int]:
         plan = {"patch_size": [patch, patch], "batch_size": batch}
-        steps = demo.training_steps(layout, "cpu", plan, length)
+        steps = demo.training_steps(layout, "cpu", plan, length, 0)
         settings = [dict(pair.split("=") for pair in s.settings.split()) for s in steps]
         return [int(s["iterations_per_epoch"]) for s in settings]
 
@@ -131,14 +131,16 @@ def test_arguments_are_the_keywords_of_run(monkeypatch):
         "output": Path("demo"),
         "device": None,
         "length": 1.0,
+        "seed": 0,
         "keep": False,
     }
-    line = "--data a --output b --device mps --length 2 --keep"
+    line = "--data a --output b --device mps --length 2 --seed 3 --keep"
     assert demo.run_arguments(parser.parse_args(line.split())) == {
         "data": Path("a"),
         "output": Path("b"),
         "device": "mps",
         "length": 2.0,
+        "seed": 3,
         "keep": True,
     }
 

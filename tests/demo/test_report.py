@@ -12,7 +12,7 @@ def test_report_opens_with_the_caveat_and_holds_every_part(finished):
     html = Path("demo/report.html").read_text(encoding="utf-8")
     body = html.partition("<main>\n")[2]
     assert body.startswith(f'<p class="notice">{demo_report.CAVEAT}</p>')
-    assert body.count("<img ") == 2 + 2 + 1  # curves, reconstructions, overlays
+    assert body.count("<img ") == 2 + 2 + 1  # curves, movement, overlays
     assert "epoch 000" in body
     assert "epoch 009" in body
     assert "epoch 005" not in body

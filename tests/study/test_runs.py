@@ -253,6 +253,14 @@ def test_epochs_are_passes_over_the_labelled_slices(tmp_path, data, monkeypatch)
             r"models\.m\.settings: nnUNetTrainerScratch has no setting num_epoch",
         ),
         (
+            {"models": {"m": {"trainer": "Scratch", "settings": {"recipe": "deep"}}}},
+            r"models\.m\.settings: nnUNetTrainerScratch has no setting recipe=deep",
+        ),
+        (
+            {"models": {"m": {"trainer": "Scratch", "settings": {"recipe": "fwe"}}}},
+            r"models\.m\.settings: .*`recipe` \(=fwe\) must be nnunet or few",
+        ),
+        (
             {
                 "pretraining": {
                     "MIM": {"trainer": "MIM", "fold": "all", "settings": {"mask_ratio": 2}}
