@@ -38,6 +38,7 @@ from nnunet_ssp.slices.store import (
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.base import SettingsTrainer
 from nnunet_ssp.training.checks import refuses_other_content
+from nnunet_ssp.training.evidence import gain_in_words
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import learning_curve, write_curves
 from nnunet_ssp.training.optimizers import DecayToStart, EpochRates, finetuning_optimizer
@@ -152,6 +153,8 @@ class FinetuningTrainer(SettingsTrainer):
         self.print_to_log_file(
             f"Pretrained weights {pretrained.file} ({described}):\n{table}{notes}"
         )
+        if "method" in ssp:
+            self.print_to_log_file(gain_in_words(shown(ssp["method"])))
         if comparison.refusals:
             raise ValueError(
                 f"{pretrained.file} does not fit this dataset and its plans: "

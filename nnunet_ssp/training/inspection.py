@@ -14,6 +14,7 @@ from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.network import is_alias, is_output_layer
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.training import transfer
+from nnunet_ssp.training.evidence import gain_in_words
 
 _NOTHING = "  nothing about persons or the institution"
 
@@ -103,7 +104,7 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
     if "method" in ssp:
         counts = ssp.get("counts", {})
         seen = ", ".join(f"{n} {what}" for what, n in counts.items()) or "unknown data"
-        lines += [f"method: {ssp['method']}, pretrained on {seen}"]
+        lines += [f"method: {ssp['method']}, pretrained on {seen}", gain_in_words(ssp["method"])]
     elif ssp:
         trainer, source = (ssp.get(name, "unknown") for name in ("trainer", "weights_from"))
         average = ", averaged weights" if ssp.get("exported") == "average" else ""

@@ -1,0 +1,67 @@
+"""`measured.csv` says what the scores in `docs/results` say."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "make_results.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_results", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write(file: Path, dice: dict[tuple[int, int, str, str], float]) -> None:
+    """Write the scores of a model, by fold, seed, subject and phase."""
+    rows = [(*key, kind, value) for key, value in dice.items() for kind in ("mean", "LV")]
+    table = pd.DataFrame(rows, columns=["fold", "seed", "subject", "phase", "class", "dice"])
+    table.loc[table["class"] == "LV", "dice"] = 0.99  # must not count
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(file, index=False)
+
+
+def test_the_table_is_current(script: ModuleType) -> None:
+    assert script.main(["--check"]) == 0, "run python docs/make_results.py"
+
+
+def test_means_over_frames_subjects_and_the_seeds_that_both_have(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    frames = {(5, 0, "a", "ED"): 0.5, (5, 0, "a", "ES"): 0.7, (5, 0, "b", "ED"): 0.2}
+    write(tmp_path / "models/scratch.csv", frames | {(5, 1, "a", "ED"): 0.9})
+    write(tmp_path / "models/Dense.csv", {key: value + 0.1 for key, value in frames.items()})
+    (row,) = script.measured(tmp_path).to_dict("records")
+    # scratch: (mean of 0.5 and 0.7, then of that and 0.2)
+    assert (row["method"], row["labelled"], row["seeds"]) == ("Dense", 5, 1)
+    assert (row["scratch"], row["pretrained"]) == ("0.400", "0.500")
+    assert "chosen on" in row["data"]
+    write(tmp_path / "reported-models/scratch.csv", frames)
+    write(tmp_path / "reported-models/Dense.csv", frames)
+    (row,) = script.measured(tmp_path).to_dict("records")
+    assert (row["scratch"], row["pretrained"]) == ("0.400", "0.400") and "other" in row["data"]
+
+
+def test_an_outdated_table_is_noticed_and_written_anew(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    current = script.TABLE.read_text(encoding="utf-8")
+    table = tmp_path / "measured.csv"
+    table.write_text("method\n", encoding="utf-8")
+    monkeypatch.setattr(script, "TABLE", table)
+    assert script.main(["--check"]) == 1
+    assert capsys.readouterr().err == f"{table} is not current: run python docs/make_results.py\n"
+    assert script.main([]) == 0
+    assert table.read_text(encoding="utf-8") == current
