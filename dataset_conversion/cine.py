@@ -50,7 +50,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ssp.console import count_of
+from nnunet_ssp.console import count_of, path
 from nnunet_ssp.conversion.convert import look_at_headers
 from nnunet_ssp.conversion.geometry import base_of_stack, clean_affine
 from nnunet_ssp.conversion.phases import LABELS, label_phases
@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, folder="a file or folder for each subject, see above", name="Cine", test="none"
     )
     parser.add_argument(
-        "--labels", metavar="FOLDER", type=Path, help="the masks, if they are not beside the images"
+        "--labels", metavar="FOLDER", type=path, help="the masks, if they are not beside the images"
     )
     parser.add_argument(
         "--label-names",

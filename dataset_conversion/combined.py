@@ -9,6 +9,7 @@ sources must have the same labels.
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from typing import Any
 from nnunet_ssp.cohort.cases import case_name
 from nnunet_ssp.cohort.privacy import PUBLIC, hashed_path
 from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, named_otherwise, read_key
-from nnunet_ssp.console import run_command, whole
+from nnunet_ssp.console import path, run_command, whole
 from nnunet_ssp.conversion.convert import convert_subjects, look_at_headers
 from nnunet_ssp.conversion.record import NewDataset, is_finished, was_finished
 from nnunet_ssp.conversion.subjects import (
@@ -384,7 +385,7 @@ def _parse_source(text: str) -> tuple[str, Path]:
         raise ValueError(
             f"`--add` (={text}) must be SOURCE:FOLDER, SOURCE one of {', '.join(known)}."
         )
-    return converter, Path(folder)
+    return converter, path(folder)
 
 
 def _overlap(sources: Sequence[Source], added: Sequence[tuple[str, Path]]) -> list[str]:
@@ -405,6 +406,27 @@ def _read_test_subjects(file: Path, known: Iterable[str]) -> list[str]:
     if unknown := sorted({*names} - {*known}):
         raise ValueError(f"{file}: no subject is called {', '.join(unknown)}.")
     return names
+
+
+class _IdOrName(argparse.Action):
+    """Action of `-d`: an id, or `Dataset114_MNMs`, which names the dataset, too."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        full = re.fullmatch(r"Dataset([0-9]{3})_(.+)", str(values))
+        try:
+            namespace.dataset_id = whole(full[1] if full else str(values))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(
+                self, f"{error}, nor a name such as Dataset114_MNMs"
+            ) from None
+        if full:
+            namespace.name = full[2]
 
 
 def add_arguments(
@@ -431,18 +453,23 @@ def add_arguments(
         dest="input_folder",
         metavar=metavar,
         nargs=nargs,
-        type=Path,
+        type=path,
         required=True,
         help=folder,
     )
     parser.add_argument(
-        "-d", dest="dataset_id", metavar="ID", type=whole, required=True, help="new dataset's id"
+        "-d",
+        dest="dataset_id",
+        metavar="ID",
+        action=_IdOrName,
+        required=True,
+        help="new dataset's id, or its id and name: Dataset114_MNMs",
     )
     parser.add_argument("--name", default=name, help="new dataset's name [%(default)s]")
     parser.add_argument(
         "--test",
         metavar="FILE",
-        type=Path,
+        type=path,
         help=f"names of the test subjects, one a line, instead of {test}",
     )
     parser.add_argument(

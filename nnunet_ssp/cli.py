@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import nnunet_ssp
-from nnunet_ssp.console import decimal, run_command, whole
+from nnunet_ssp.console import decimal, path, run_command, whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,7 +115,7 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         dest="files",
         metavar="FILE",
         nargs="+",
-        type=Path,
+        type=path,
         default=[],
         help="published split files (YAML: test, train, valid), one fold each",
     )
@@ -147,12 +148,22 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     make.add_argument("--dry-run", action="store_true", help="show the result, write nothing")
     make.add_argument(
+        "--remove",
+        metavar="N",
+        nargs="+",
+        type=whole,
+        default=[],
+        help="remove these of the appended folds: the last ones, on which nothing was trained",
+    )
+    make.add_argument(
         "--overwrite",
         action="store_true",
         help="replace folds of the same name, also when results were trained on them",
     )
     parser.add_argument(
-        "--verify", action="store_true", help="compare the subjects with the published lists"
+        "--verify",
+        action="store_true",
+        help="compare the subjects with the published lists; nothing is written",
     )
     parser.add_argument(
         "--check",
@@ -263,7 +274,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "inspect", help="show what a checkpoint holds, and whether it fits a dataset's plans"
     )
     parser.add_argument(
-        "checkpoint", help="checkpoint_final.pth of a pretraining, or any of nnU-Net's"
+        "checkpoint", type=path, help="checkpoint_final.pth of a pretraining, or any of nnU-Net's"
     )
     parser.add_argument(
         "-d", dest="dataset", metavar="DATASET", help="dataset id or name to compare with"
@@ -272,8 +283,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-p",
         dest="plans_name",
         metavar="PLANS",
-        default="nnUNetPlans",
-        help="its plans (default: %(default)s)",
+        help="its plans (default: those of the checkpoint's name, else nnUNetPlans)",
     )
     parser.add_argument(
         "-c",
@@ -295,6 +305,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--strip",
         metavar="OUT",
+        type=path,
         help="write a checkpoint without those, which can be used as before",
     )
 
@@ -313,7 +324,7 @@ def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Write synthetic subjects in the layout of M&Ms, for tests and demos: results on them say "
         "nothing about patients. Files of the same name are overwritten, other files stay.",
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to write")
+    parser.add_argument("folder", metavar="FOLDER", type=path, help="where to write")
     parser.add_argument(
         "--labelled", type=whole, required=True, metavar="N", help="training subjects with masks"
     )
@@ -350,11 +361,16 @@ def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _phantom(args: argparse.Namespace) -> None:
+    from nnunet_ssp.nnunet import free_dataset_id
     from nnunet_ssp.phantom import write_mnms
 
-    folder = write_mnms(**_without_run(args))
+    try:
+        folder = write_mnms(**_without_run(args))
+    except ValueError as error:  # it names its arguments, which here are options
+        raise ValueError(re.sub(r"^`(\w+)`", r"`--\1`", str(error))) from None
     print(f"Phantom: {folder}")
-    print(f"Next: nnunet-ssp convert mnms -i {shlex.quote(str(folder))} -d ID")
+    where = f"-i {shlex.quote(str(folder))} -d {free_dataset_id()}"
+    print(f"Next: nnunet-ssp convert mnms {where}")
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -411,7 +427,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--device", choices=("cpu", "cuda"), help="default: cuda when there is a GPU"
     )
     parser.add_argument(
-        "--json", dest="file", type=Path, metavar="FILE", help="also write all numbers to this file"
+        "--json", dest="file", type=path, metavar="FILE", help="also write all numbers to this file"
     )
 
     def run(args: argparse.Namespace) -> None:

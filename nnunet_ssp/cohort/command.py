@@ -24,14 +24,17 @@ from nnunet_ssp.cohort.dataset import Dataset, check_plain, open_dataset
 from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.cohort.membership import is_trainable, subjects_of
 from nnunet_ssp.cohort.splits import (
+    FOLD_SOURCE,
     copy_tables,
     read_copy,
     read_splits,
     trained_folds,
     write_splits,
 )
+from nnunet_ssp.console import nearest, some
 from nnunet_ssp.files.atomic import remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
+from nnunet_ssp.launch import training_command
 from nnunet_ssp.nnunet import dataset_id, nnunet_folder
 
 
@@ -52,8 +55,9 @@ def folds(
     subject_pattern: str | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
+    remove: Sequence[int] = (),
 ) -> int:
-    """Append the folds asked for, if any, and print all; or verify, or check them.
+    """Append the folds asked for, if any, and print all; or remove, verify, or check them.
 
     Args:
         dataset: Id or name of the dataset.
@@ -66,11 +70,12 @@ def folds(
         base: Number or name of the fold to draw from or to restrict; 0 by default.
         vendors: Restrict that fold to these vendors.
         phase: Restrict that fold to `ED` or `ES`.
-        verify: Compare the subjects with the published lists.
+        verify: Compare the subjects with the published lists, and write nothing.
         check: Look for leaks, also between subjects that look alike.
         subject_pattern: Finds the subject in a case's name when a dataset without `cases.csv` is checked.
         dry_run: Write nothing.
         overwrite: Replace folds of the same name, also when results were trained on them.
+        remove: Remove these folds, the last ones.
 
     Returns:
         The exit status: 1 when `verify` or `check` found something.
@@ -83,6 +88,9 @@ def folds(
     """
     wanted = _Wanted(paper, few, files, amounts, unit, seeds, base, vendors, phase)
     wanted.check()
+    if remove and (wanted.any or verify or check):
+        raise ValueError("--remove must come without options that append, verify or check.")
+    dry_run = dry_run or verify
     if check and not (wanted.any or verify) and (plain := _plain_home(dataset)):
         return int(check_plain(plain, subject_pattern))
     if subject_pattern is not None:
@@ -91,7 +99,7 @@ def folds(
         )
     data = open_dataset(dataset)
     with ExitStack() as lock:
-        if wanted.any and not dry_run:
+        if (wanted.any or remove) and not dry_run:
             lock.enter_context(locked_dataset(data.raw, data.prepared))
             data = open_dataset(dataset)  # another process may have changed it
             remove_half_written(data.raw)
@@ -101,6 +109,11 @@ def folds(
             notes = _try_to_repair(data, overwrite, dry_run)
         new, said = wanted.make(data)
         merged = splits.merge(data.folds, new, overwrite)
+        if remove:
+            merged = _without(data, remove)
+            _write_tables(data, merged, overwrite, dry_run)
+            done = "Would remove" if dry_run else "Removed"
+            notes.append(f"{done} fold {', '.join(map(str, sorted(set(remove))))}.")
         changed = {
             n for n, fold in enumerate(merged) if n >= len(data.folds) or fold != data.folds[n]
         }
@@ -163,16 +176,43 @@ class _Wanted:
         return _derive(data, base, self.vendors, phase, self.amounts, self.unit, seeds), []
 
 
+def _without(data: Dataset, numbers: Collection[int]) -> list[Fold]:
+    """Return the folds without the last ones.
+
+    Raises:
+        FileExistsError: Results were trained on one of them.
+        ValueError: They are not the last folds, whose removal changes no other's number, or are the cross-validation.
+    """
+    kept = len(data.folds) - len(set(numbers))
+    if set(numbers) != set(range(kept, len(data.folds))):
+        raise ValueError(
+            f"`--remove` (={some([str(n) for n in numbers])}) must be the last of the folds, up to "
+            f"{len(data.folds) - 1}: no other fold may change its number."
+        )
+    if any(fold.source == FOLD_SOURCE for fold in data.folds[kept:]):
+        raise ValueError("`--remove` must leave the folds of the cross-validation.")
+    trained = [n for n in range(kept, len(data.folds)) if any(data.results.glob(f"*/fold_{n}"))]
+    if trained:
+        raise FileExistsError(
+            f"{data.results}: results were trained on fold {', '.join(map(str, trained))}, which therefore stays."
+        )
+    return list(data.folds[:kept])
+
+
 def _print_advice(data: Dataset, wanted: _Wanted, replaced: Sequence[int]) -> None:
     """Say which fold to pretrain on, and which folds have results of another division."""
     if wanted.few:
         number, fold = _find(data.folds, few_patients.FEW)
-        print(f"Pretrain on fold {number} ({fold.name}), fine-tune on any of its subsets.")
+        command = training_command(data.prepared, number, "nnUNetTrainerMIMPretrain")
+        print(
+            f"Pretrain on fold {number} ({fold.name}), fine-tune on any of its subsets:\n{command}"
+        )
     if wanted.paper or wanted.vendors:
         number, fold = _find(data.folds, "paper" if wanted.paper else wanted.base or "0")
         print(
             f"Pretrain on fold {number} ({fold.name}): on a fold of some vendors, pretraining sees the validation "
-            "subjects of the others. Fine-tune on any."
+            "subjects of the others. Fine-tune on any.\n"
+            + training_command(data.prepared, number, "nnUNetTrainerMIMPretrain")
         )
     if replaced:
         listed = ", ".join(map(str, replaced))
@@ -320,6 +360,7 @@ def _find(folds: Sequence[Fold], wanted: str) -> tuple[int, Fold]:
             return number, fold
     raise ValueError(
         f"`--of` (={wanted}) must be the number or name of one of the {len(folds)} folds."
+        + nearest(wanted, [fold.name for fold in folds])
     )
 
 
@@ -372,8 +413,8 @@ def _outcome(changed: Collection[int], dry_run: bool, data: Dataset) -> str:
     noun = "fold" if len(numbers) == 1 else "folds"
     if dry_run:
         return f"Would write {noun} {listed}; nothing was written."
-    number = dataset_id(data.home.name)
-    return f"Wrote {noun} {listed}. Train: nnUNetv2_train {number} 2d {numbers[0]} -tr ..."
+    command = training_command(data.prepared, numbers[0], "nnUNetTrainerScratch")
+    return f"Wrote {noun} {listed}. To train from scratch on the first: {command}"
 
 
 def _verify(data: Dataset) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.console import decimal
+from nnunet_ssp.console import decimal, path
 from nnunet_ssp.demo.report import (
     CAVEAT,
     DATASET_ID,
@@ -92,13 +92,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `nnunet-ssp demo`, the keywords of `run`."""
     parser.add_argument(
         "--data",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="a folder in the layout of M&Ms (default: a synthetic phantom is made)",
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path,
         default=Path("demo"),
         metavar="FOLDER",
         help="where everything is written (default: %(default)s); new or empty, or the folder of "

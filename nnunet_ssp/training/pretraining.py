@@ -49,10 +49,11 @@ from nnunet_ssp.training.checks import refuse_unsuitable, refuses_other_content
 from nnunet_ssp.training.compiling import compile_parts
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import StageChange
+from nnunet_ssp.training.next_steps import next_step
 from nnunet_ssp.training.optimizers import make_optimizer
 from nnunet_ssp.training.precision import choose_precision
 from nnunet_ssp.training.probe import find_probe
-from nnunet_ssp.training.progress import PROBE, Progress, logged_keys, next_step
+from nnunet_ssp.training.progress import PROBE, Progress, logged_keys
 from nnunet_ssp.training.resuming import (
     pack_steps,
     random_state,
@@ -286,6 +287,7 @@ class PretrainingTrainer(SettingsTrainer):
             self.print_to_log_file,
             folder=Path(self.output_folder) if self.local_rank == 0 else None,
             epochs=self.num_epochs,
+            steps=self.num_iterations_per_epoch,
             ends_early=bool(self.settings.early_stopping),
             validates_on=self.batches.validates_on,
             pictured=self.batches.pictured(),
