@@ -50,16 +50,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_env(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from nnunet_ssp.launch import SHELLS
+
     parser = commands.add_parser(
         "env", help='print the line that makes nnU-Net find our trainers: eval "$(nnunet-ssp env)"'
+    )
+    parser.add_argument(
+        "--shell",
+        choices=SHELLS,
+        default=SHELLS[0],
+        help="of which shell (default: %(default)s, for bash and zsh, too)",
     )
     parser.set_defaults(run=_env)
 
 
-def _env(_: argparse.Namespace) -> None:
-    from nnunet_ssp.launch import TRAINERS_VARIABLE, with_trainers
+def _env(args: argparse.Namespace) -> None:
+    from nnunet_ssp.launch import trainers_line
 
-    print(f"export {TRAINERS_VARIABLE}={shlex.quote(with_trainers())}")
+    print(trainers_line(args.shell))
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -22,6 +22,7 @@ from nnunet_ssp.nnunet import NNUNET_FOLDERS
 from nnunet_ssp.parallel import small_machine_environment
 
 NNUNET_PLANS = "nnUNetPlans"  # the name where none is given
+SHELLS = ("sh", "fish", "powershell", "cmd")  # sh: also bash and zsh
 TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
 
 # The guard runs the command that its arguments name. When its standard input closes, because the process at the other
@@ -81,6 +82,20 @@ def with_trainers() -> str:
     ours = trainers_folder()
     others = [path for path in trainer_paths() if Path(path) != ours]
     return os.pathsep.join([str(ours), *others])
+
+
+def trainers_line(shell: str) -> str:
+    """Return the line that shows our trainers to nnU-Net's commands, for one of `SHELLS`."""
+    value = with_trainers()
+    if shell == "cmd":
+        return f'set "{TRAINERS_VARIABLE}={value}"'
+    if shell == "powershell":
+        quoted = value.replace("'", "''")
+        return f"$env:{TRAINERS_VARIABLE} = '{quoted}'"
+    if shell == "fish":
+        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"set -gx {TRAINERS_VARIABLE} '{quoted}'"
+    return f"export {TRAINERS_VARIABLE}={shlex.quote(value)}"
 
 
 def command_environment(output: Path | None = None, here: bool = True) -> dict[str, str]:

@@ -33,6 +33,7 @@ SAME_LINE = {
     ("nnunet", "files"),
     ("settings", "files"),
     ("settings", "setting_values"),
+    ("launch", "files"),
     ("launch", "nnunet"),
     ("launch", "parallel"),
     ("bench", "dataset_conversion"),  # reads the phantom with the converter

@@ -285,6 +285,7 @@ class PretrainingTrainer(SettingsTrainer):
             self.stage_change,
             self.logger,
             self.print_to_log_file,
+            name=f"{type(self.method).__name__}, {self.plans_manager.dataset_name}, fold {self.fold}",
             folder=Path(self.output_folder) if self.local_rank == 0 else None,
             epochs=self.num_epochs,
             steps=self.num_iterations_per_epoch,
@@ -340,8 +341,7 @@ class PretrainingTrainer(SettingsTrainer):
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         with self.autocast():
-            output: dict[str, Tensor] = self.network(batch)
-        return output
+            return self.network(batch)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Tensor]]) -> None:
         loss, curves = self._reduce(train_outputs)

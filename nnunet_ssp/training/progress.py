@@ -57,6 +57,7 @@ class Progress:
         stages: The change of each stage of the planned network.
         logger: nnU-Net's logger, which holds a list of values per key.
         say: Writes a line to the log.
+        name: Title of the pictures: method, dataset, fold.
         folder: Folder of the files; None on ranks that write none.
         epochs: Planned number of epochs.
         steps: Steps of an epoch.
@@ -75,6 +76,7 @@ class Progress:
         logger: Any,
         say: Callable[[str], None],
         *,
+        name: str,
         folder: Path | None,
         epochs: int,
         steps: int,
@@ -86,7 +88,7 @@ class Progress:
         untrained: float = math.nan,
     ) -> None:
         self.method, self.stages, self.logger, self.say = method, stages, logger, say
-        self.folder, self.ends_early = folder, ends_early
+        self.name, self.folder, self.ends_early = name, folder, ends_early
         self.epochs, self.steps = epochs, steps
         self.validates_on, self.pictured, self.precision = validates_on, pictured, precision
         self.probe, self.untrained = probe, untrained
@@ -119,7 +121,8 @@ class Progress:
         """Write curves and pictures after this number of epochs; called once the checkpoint is safe."""
         if self.folder is not None:
             write_curves(self.folder / "monitor.csv", self._logging)
-            plot_progress(self.folder / "progress.png", self._logging, self._panels())
+            title = f"{self.name}, {epochs} of {self.epochs} epochs"
+            plot_progress(self.folder / "progress.png", self._logging, self._panels(), title)
         if self._drawing and self.method.pictures.change:
             self._draw_pictures(epochs)
 
@@ -207,4 +210,4 @@ class Progress:
         pictures = self.method.pictures
         file = self.folder / pictures.file.format(epoch=epochs)
         title = pictures.title.format(slices=self.validates_on, epoch=epochs)
-        plot_images(file, columns, title)
+        plot_images(file, columns, f"{self.name}: {title}", pictures.caption)

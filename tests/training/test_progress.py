@@ -55,6 +55,7 @@ def make(make_network, make_batch, tmp_path, monkeypatch):
         said: list[str] = []
         logger = Logger()
         given: dict[str, Any] = {
+            "name": "MIM, Dataset007_Heart, fold 0",
             "folder": tmp_path,
             "epochs": 4,
             "steps": 500,
