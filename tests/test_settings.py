@@ -370,12 +370,12 @@ def test_differences_name_old_and_new():
     del old["nesterov"]
     old["retired"] = 1
     # A version without a setting did what is the default now.
-    assert differences(old, PretrainingSettings(num_epochs=3)) == ["retired: 1 -> None"]
+    assert differences(old, PretrainingSettings(num_epochs=3)) == ["retired: 1 -> none"]
     lines = differences(old, PretrainingSettings(num_epochs=3, gradient_clip=None, nesterov=True))
     assert sorted(lines) == [
-        "gradient_clip: 12.0 -> None",
-        "nesterov: False -> True",
-        "retired: 1 -> None",
+        "gradient_clip: 12.0 -> none",
+        "nesterov: no -> yes",
+        "retired: 1 -> none",
     ]
 
 

@@ -173,7 +173,7 @@ def _add_positions(page: Page, evaluation: Evaluation) -> None:
     table = evaluation.positions
     page.heading("From base to apex")
     if table.empty:
-        page.paragraph("None: cases.csv does not say at which end of the stacks the base is.")
+        page.paragraph("None: no cases.csv says at which end of the stacks the base is.")
         return
     plots = []
     for name in table["class"].unique():

@@ -146,7 +146,7 @@ def stage_panel(stages: Sequence[str]) -> Panel:
         for stage, level in zip(stages, levels, strict=True)
     ]
     curves = {f"change {stage}": stage for stage in stages}
-    warned = (STANDING_STILL, "warned if the deep half is below (median)")
+    warned = (STANDING_STILL, "warning if the deep half\nlies below (median)")
     return Panel("change since initialisation", curves, styles=styles, threshold=warned)
 
 
@@ -166,7 +166,7 @@ def plot_progress(
     shown = [p for p in panels if any(logging.get(key) for key in p.curves)]
     columns = 1 if len(shown) <= 5 else 2
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(9 * columns, 0.4 + 3.2 * rows), layout="constrained")
+    figure = Figure(figsize=(10 * columns, 0.4 + 3.2 * rows), layout="constrained")
     figure.suptitle(title)
     grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True)).ravel()
     axes = grid[: len(shown)]
@@ -200,8 +200,7 @@ def _draw_panel(axis: Any, panel: Panel, logging: Mapping[str, Sequence[Any]]) -
         axis.plot(epochs, [share * v for v in largest], color="grey", linestyle=":", label=label)
     axis.set_ylabel(panel.label)
     # Beside the plot, where it hides no curve.
-    columns = 2 if len(panel.curves) > 6 else 1
-    axis.legend(fontsize=8, ncols=columns, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
 
@@ -220,8 +219,8 @@ def plot_images(file: Path, columns: Mapping[str, Tensor], title: str, caption: 
     images = {name: x[:, 0].float().cpu().numpy() for name, x in columns.items()}
     n = len(next(iter(images.values())))
     height, width = next(iter(images.values())).shape[1:]
-    letters = 16 * len(images)  # of a line of the caption
-    lines = textwrap.wrap(caption, letters * 2)
+    letters = 24 * len(images)  # of a line of the title
+    lines = textwrap.wrap(caption, 3 * letters // 2)
     size = 0.6 + PANEL_INCHES * n * height / width + 0.2 * len(lines)
     figure = Figure(figsize=(PANEL_INCHES * len(images), size), layout="constrained")
     axes = np.atleast_2d(figure.subplots(n, len(images)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from nnunet_ssp.training.checks import (
     refuse_unsuitable,
     refuses_other_content,
     require_device,
+    unfinished,
 )
 from tests.malformed.datasets import plans
 
@@ -115,3 +117,15 @@ def test_planned_2d_networks_from_scratch_are_suitable():
 def test_others_are_told_what_to_use(change: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         refuse_unsuitable(trainer(**change))
+
+
+def test_weights_of_an_unfinished_training_are_noted(tmp_path: Path):
+    file, ssp = tmp_path / "checkpoint_latest.pth", {"settings": {"num_epochs": 5}}
+    torch.save({"network_weights": {}, "current_epoch": 3}, file)
+    (note,) = unfinished(file, ssp, trust=False)
+    assert note.endswith("has not ended: 3 of 5 epochs")
+    assert unfinished(file, {}, trust=False) == []
+    # The best checkpoint of a finished training is an early one.
+    final = file.with_name("checkpoint_final.pth")
+    torch.save({"network_weights": {}, "current_epoch": 4}, final)  # stopped early
+    assert unfinished(file, ssp, trust=False) == unfinished(final, ssp, trust=False) == []
