@@ -9,7 +9,6 @@ sources must have the same labels.
 from __future__ import annotations
 
 import argparse
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from typing import Any
 from nnunet_ssp.cohort.cases import case_name
 from nnunet_ssp.cohort.privacy import PUBLIC, hashed_path
 from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, named_otherwise, read_key
-from nnunet_ssp.console import path, run_command, whole
+from nnunet_ssp.console import IdOrName, path, run_command
 from nnunet_ssp.conversion.convert import convert_subjects, look_at_headers
 from nnunet_ssp.conversion.record import NewDataset, is_finished, was_finished
 from nnunet_ssp.conversion.subjects import (
@@ -408,27 +407,6 @@ def _read_test_subjects(file: Path, known: Iterable[str]) -> list[str]:
     return names
 
 
-class _IdOrName(argparse.Action):
-    """Action of `-d`: an id, or `Dataset114_MNMs`, which names the dataset, too."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> None:
-        full = re.fullmatch(r"Dataset([0-9]{3})_(.+)", str(values))
-        try:
-            namespace.dataset_id = whole(full[1] if full else str(values))
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentError(
-                self, f"{error}, nor a name such as Dataset114_MNMs"
-            ) from None
-        if full:
-            namespace.name = full[2]
-
-
 def add_arguments(
     parser: argparse.ArgumentParser,
     *,
@@ -461,7 +439,7 @@ def add_arguments(
         "-d",
         dest="dataset_id",
         metavar="ID",
-        action=_IdOrName,
+        action=IdOrName,
         required=True,
         help="new dataset's id, or its id and name: Dataset114_MNMs",
     )

@@ -105,8 +105,6 @@ def _convert(convert: Callable[..., Path], args: argparse.Namespace) -> None:
 
 
 def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from nnunet_ssp.cohort.folds import UNITS
-
     parser = commands.add_parser(
         "folds",
         help="list the folds of a dataset, append others, look for leaks",
@@ -114,6 +112,49 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("dataset", help="dataset id or name: 114 or Dataset114_MNMs")
     make = parser.add_argument_group("append folds")
+    _add_new_folds(make)
+    make.add_argument("--dry-run", action="store_true", help="show the result, write nothing")
+    make.add_argument(
+        "--remove",
+        metavar="N",
+        nargs="+",
+        type=whole,
+        default=[],
+        help="remove these of the appended folds: the last ones, on which nothing was trained",
+    )
+    make.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace folds of the same name, also when results were trained on them",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare the subjects with the published lists; nothing is written",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="look for leaks: subjects on two sides, test subjects in the slice store, look-alikes",
+    )
+    parser.add_argument(
+        "--subject-pattern",
+        metavar="REGEX",
+        help="with --check of a dataset without cases.csv: finds the subject in a case's name",
+    )
+
+    def run(args: argparse.Namespace) -> int:
+        from nnunet_ssp.cohort.command import folds
+
+        return folds(**_without_run(args))
+
+    parser.set_defaults(run=run)
+
+
+def _add_new_folds(make: argparse._ArgumentGroup) -> None:
+    """Add the options that say which folds to append."""
+    from nnunet_ssp.cohort.folds import UNITS
+
     make.add_argument(
         "--paper", action="store_true", help="those of de Mooij et al. 2024, by their procedure"
     )
@@ -154,42 +195,6 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="FOLD",
         help="number or name of the fold that --subsets, --vendors, --phase start from (default: 0)",
     )
-    make.add_argument("--dry-run", action="store_true", help="show the result, write nothing")
-    make.add_argument(
-        "--remove",
-        metavar="N",
-        nargs="+",
-        type=whole,
-        default=[],
-        help="remove these of the appended folds: the last ones, on which nothing was trained",
-    )
-    make.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace folds of the same name, also when results were trained on them",
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="compare the subjects with the published lists; nothing is written",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="look for leaks: subjects on two sides, test subjects in the slice store, look-alikes",
-    )
-    parser.add_argument(
-        "--subject-pattern",
-        metavar="REGEX",
-        help="with --check of a dataset without cases.csv: finds the subject in a case's name",
-    )
-
-    def run(args: argparse.Namespace) -> int:
-        from nnunet_ssp.cohort.command import folds
-
-        return folds(**_without_run(args))
-
-    parser.set_defaults(run=run)
 
 
 def _amount(text: str) -> int | float:

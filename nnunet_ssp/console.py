@@ -57,6 +57,27 @@ def decimal(text: str) -> float:
     return float(text)
 
 
+class IdOrName(argparse.Action):
+    """Action of `-d`: an id, or `Dataset114_MNMs`, which names the dataset, too."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        full = re.fullmatch(r"Dataset([0-9]{3})_(.+)", str(values))
+        try:
+            namespace.dataset_id = whole(full[1] if full else str(values))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(
+                self, f"{error}, nor a name such as Dataset114_MNMs"
+            ) from None
+        if full:
+            namespace.name = full[2]
+
+
 def path(text: str) -> Path:
     """Read a path of a command line; a shell leaves `~` as it is in quotes and after `=` or `:`."""
     return Path(text).expanduser()

@@ -31,6 +31,7 @@ RANKS = (
 SAME_LINE = {
     ("phantom", "heart"),
     ("nnunet", "files"),
+    ("settings", "console"),
     ("settings", "files"),
     ("settings", "setting_values"),
     ("launch", "files"),

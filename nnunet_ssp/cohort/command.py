@@ -87,9 +87,7 @@ def folds(
         ValueError: Options that do not fit each other or the dataset, or a fold that names what is no case.
     """
     wanted = _Wanted(paper, few, files, amounts, unit, seeds, base, vendors, phase)
-    wanted.check()
-    if remove and (wanted.any or verify or check):
-        raise ValueError("--remove must come without options that append, verify or check.")
+    wanted.check(alone=bool(remove), others=verify or check)
     dry_run = dry_run or verify
     if check and not (wanted.any or verify) and (plain := _plain_home(dataset)):
         return int(check_plain(plain, subject_pattern))
@@ -108,21 +106,17 @@ def folds(
         else:
             notes = _try_to_repair(data, overwrite, dry_run)
         new, said = wanted.make(data)
-        merged = splits.merge(data.folds, new, overwrite)
-        if remove:
-            merged = _without(data, remove)
-            _write_tables(data, merged, overwrite, dry_run)
-            done = "Would remove" if dry_run else "Removed"
-            notes.append(f"{done} fold {', '.join(map(str, sorted(set(remove))))}.")
+        merged = splits.merge(data.folds, new, overwrite) if not remove else _without(data, remove)
         changed = {
             n for n, fold in enumerate(merged) if n >= len(data.folds) or fold != data.folds[n]
         }
         notes += [*said, *_faults(data, merged, refuse=bool(new))]
-        replaced = _write_tables(data, merged, overwrite, dry_run) if changed else []
+        written = changed or remove
+        replaced = _write_tables(data, merged, overwrite, dry_run) if written else []
     after = replace(data, folds=merged)
     if new or not (verify or check):
         print("\n".join(_table_of_folds(after, changed)))
-    notes += [_outcome(changed, dry_run, data)] if new else []
+    notes += [_outcome(changed, dry_run, data, remove)] if new or remove else []
     print("".join(f"{line}\n" for line in notes), end="")
     _print_advice(after, wanted, replaced)
     found = [verify and _verify(after), check and _report_leaks(after)]
@@ -153,8 +147,15 @@ class _Wanted:
         """Whether any fold is asked for."""
         return self.paper or self.few or bool(self.files) or self.derives
 
-    def check(self) -> None:
-        """Refuse options that do not fit each other."""
+    def check(self, alone: bool, others: bool) -> None:
+        """Refuse options that do not fit each other.
+
+        Args:
+            alone: Whether folds are removed.
+            others: Whether folds are verified or checked.
+        """
+        if alone and (self.any or others):
+            raise ValueError("--remove must come without options that append, verify or check.")
         if self.paper + self.few + bool(self.files) + self.derives > 1:
             raise ValueError(
                 "choose one of --paper, --few, --from and (--subsets, --vendors, --phase) at a time."
@@ -403,7 +404,12 @@ def _slice_count(names: Collection[str], data: Dataset) -> str:
     return str(sum(known[name] for name in names)) if all(n in known for n in names) else "-"
 
 
-def _outcome(changed: Collection[int], dry_run: bool, data: Dataset) -> str:
+def _outcome(
+    changed: Collection[int], dry_run: bool, data: Dataset, removed: Collection[int]
+) -> str:
+    if removed:
+        done = "Would remove" if dry_run else "Removed"
+        return f"{done} fold {', '.join(map(str, sorted(set(removed))))}."
     if not changed:
         return "Nothing to do: all these folds are there already."
     numbers = sorted(changed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Collection
@@ -201,8 +202,7 @@ class SettingsTrainer(PrecisionTrainer):
         if not file.is_file():
             if self.cases:
                 raise FileNotFoundError(
-                    f"{file} is missing, so only fold `all` can be trained: "
-                    f"nnUNetv2_train {self.dataset} {self.configuration_name} all ..."
+                    f"{file} is missing, so only fold `all` can be trained: {self.command(fold='all')}"
                 )
             fold, self.fold = self.fold, 0
             super().do_split()
@@ -358,7 +358,8 @@ class SettingsTrainer(PrecisionTrainer):
             names = ("checkpoint_latest.pth", "checkpoint_best.pth")
             others = [file for name in names if (file := Path(source).with_name(name)).is_file()]
             older = [str(file) for file in others if file != Path(source)]
-            advice = f" To go on from an older one: cp {older[0]} {source}" if older else ""
+            copy = shlex.join(["cp", *older[:1], str(source)])
+            advice = f" To go on from an older one: {copy}" if older else ""
             raise ValueError(f"{error}{advice}") from None
         return content
 

@@ -80,7 +80,7 @@ def require_device(device: torch.device, command: str) -> None:
         raise ValueError(f"PyTorch finds no CUDA GPU here; to train on the CPU: {command}")
 
 
-def unfinished(file: Path, ssp: dict[str, Any], trust: bool) -> list[str]:
+def of_unfinished(file: Path, ssp: dict[str, Any], trust: bool) -> list[str]:
     """Say that a file to start from is of a training that has not ended, if it is.
 
     Args:
@@ -111,7 +111,7 @@ def refuse_unsuitable(trainer: Any) -> None:
     if len(patch_size) != 2:
         raise ValueError(
             f"configuration (={configuration}) must be 2D: {name} pretrains the planned 2D network, this one has the "
-            f"patch {list(patch_size)}. Use: nnUNetv2_train {trainer.dataset} 2d ..."
+            f"patch {list(patch_size)}. Use: {trainer.command(configuration='2d')}"
         )
     if trainer.is_cascaded:
         raise ValueError(f"configuration (={configuration}) must not be a cascade.")

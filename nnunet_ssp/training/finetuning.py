@@ -37,7 +37,7 @@ from nnunet_ssp.slices.store import (
 )
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.base import SettingsTrainer
-from nnunet_ssp.training.checks import refuses_other_content, unfinished
+from nnunet_ssp.training.checks import of_unfinished, refuses_other_content
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import learning_curve, write_curves
 from nnunet_ssp.training.next_steps import after_finetuning
@@ -150,7 +150,7 @@ class FinetuningTrainer(SettingsTrainer):
             else "no record"
         )
         table = "\n".join(f"  {line}" for line in comparison.table)
-        doubts = unfinished(pretrained.file, ssp, self.settings.trust)
+        doubts = of_unfinished(pretrained.file, ssp, self.settings.trust)
         notes = "".join(f"\n  note: {note}" for note in [*comparison.notes, *doubts])
         self.print_to_log_file(
             f"Pretrained weights {pretrained.file} ({described}):\n{table}{notes}"

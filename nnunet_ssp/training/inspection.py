@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -84,7 +85,8 @@ def reveal(file: Path, trust: bool, strip: Path | None) -> int:
         left = privacy.findings(checkpoints.load(strip, trust))
         lines += [f"{strip}, written without:", *(map(_line, left) if left else [_NOTHING])]
     elif removed:
-        lines.append(f"To write a checkpoint without: nnunet-ssp inspect {file} --strip OUT")
+        words = ("nnunet-ssp", "inspect", file, "--strip", file.with_stem(f"{file.stem}_stripped"))
+        lines.append(f"To write a checkpoint without: {shlex.join(map(str, words))}")
     print("\n".join(map(printable, lines)))
     return int(bool(removed) and strip is None)
 

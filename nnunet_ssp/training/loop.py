@@ -254,10 +254,18 @@ class LoopTrainer(nnUNetTrainer):
             f"saving; {self.last_good()}"
         )
 
-    def command(self, *more: str, trainer: str = "", settings: str = "") -> str:
-        """Return nnU-Net's command for this run, with more words or settings, or for another trainer on its data."""
+    def command(
+        self,
+        *more: str,
+        trainer: str = "",
+        settings: str = "",
+        fold: str = "",
+        configuration: str = "",
+    ) -> str:
+        """Return nnU-Net's command for this run, with more words or settings, or one part of it replaced."""
         plans, ranks = self.plans_manager.plans_name, 1 if trainer else world_size()
-        words = ["nnUNetv2_train", self.dataset, self.configuration_name, str(self.fold)]
+        words = ["nnUNetv2_train", self.dataset]
+        words += [configuration or self.configuration_name, fold or str(self.fold)]
         words += ["-p", plans] if plans != "nnUNetPlans" else []
         words += ["-tr", trainer or type(self).__name__]
         words += ["-device", self.device.type] if self.device.type != "cuda" else []

@@ -233,26 +233,6 @@ def test_failed_step_ends_the_demo(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_an_interrupted_demo_goes_on(tmp_path, capsys):
-    commands = Commands(tmp_path)
-
-    def until_scratch(step):
-        if step.name == "scratch":
-            (tmp_path / "nnUNet_results").mkdir(exist_ok=True)
-            raise KeyboardInterrupt
-        commands(step)
-
-    with pytest.raises(KeyboardInterrupt):
-        demo.run(output=tmp_path, device="cpu", execute=until_scratch)
-    before = [step.name for step in commands.steps]
-    demo.run(output=tmp_path, device="cpu", execute=commands)
-    after = [step.name for step in commands.steps][len(before) :]
-    assert after == ["scratch", "predict_finetune", "predict_scratch"]
-    assert capsys.readouterr().out.count("(done before)") == len(before)
-    # A finished demo, and one with other arguments, start over.
-    assert not (tmp_path / "steps.json").exists()
-
-
 def test_progress_of_a_training_is_read_from_its_log(tmp_path):
     log = tmp_path / "log"
     log.write_text("Using splits\n")
