@@ -20,7 +20,7 @@ from typing import Any
 from nnunet_ssp.cohort.cases import case_name
 from nnunet_ssp.cohort.privacy import PUBLIC, hashed_path
 from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, named_otherwise, read_key
-from nnunet_ssp.console import IdOrName, path, run_command
+from nnunet_ssp.console import IdOrName, path, run_command, whole
 from nnunet_ssp.conversion.convert import convert_subjects, look_at_headers
 from nnunet_ssp.conversion.record import NewDataset, is_finished, was_finished
 from nnunet_ssp.conversion.subjects import (
