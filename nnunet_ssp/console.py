@@ -80,7 +80,7 @@ class IdOrName(argparse.Action):
 
 def path(text: str) -> Path:
     """Read a path of a command line; a shell leaves `~` as it is in quotes and after `=` or `:`."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # leaves the name of nobody as it is
 
 
 def nearest(wrong: str, names: Collection[str], limit: int = 3) -> str:

@@ -87,7 +87,7 @@ def _folders() -> Iterator[Diagnosis]:
         folder = Path(value)
         if value.startswith("~"):
             said = f"{variable}={value}: nnU-Net takes ~ for a folder of that name"
-            yield "FAILED", said, f"export {variable}={shlex.quote(str(folder.expanduser()))}"
+            yield "FAILED", said, f"export {variable}={shlex.quote(os.path.expanduser(value))}"
             continue
         if not folder.is_absolute():
             said = f"{variable}={value} is another folder in each working folder"

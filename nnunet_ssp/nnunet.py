@@ -33,7 +33,7 @@ def nnunet_folder(variable: str) -> Path:
     if value.startswith("~"):
         raise RuntimeError(
             f"{variable}={value}: nnU-Net takes ~ for a folder of that name. "
-            f"export {variable}={Path(value).expanduser()}"
+            f"export {variable}={os.path.expanduser(value)}"
         )
     return Path(value)
 
