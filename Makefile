@@ -46,7 +46,7 @@ lint: $(VENV)/.installed-dev
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "nnunet-ssp needs Python 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo 'Installing nnU-Net and PyTorch into $(VENV): a download of 3 GB, 7 GB on disk, some minutes.'
+	@echo 'Installing nnU-Net and PyTorch into $(VENV): about $(if $(filter cpu,$(TORCH)),2,7) GB on disk, some minutes.'
 	@test -n '$(TORCH)' || command -v nvidia-smi > /dev/null || \
 		echo 'There is no NVIDIA driver here: make $(MAKECMDGOALS) TORCH=cpu installs about 1 GB in place of 6.'
 	$(if $(filter cpu,$(TORCH)),$(BIN)/python -m pip install --disable-pip-version-check torch --index-url $(TORCH_INDEX))
