@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow soak lint bench study clean
 
+# PyTorch for the CPU alone, about 1 GB in place of 6: make demo TORCH=cpu. It needs this index besides the usual one.
+TORCH ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
 # The whole path on an embedded phantom, in about ten minutes on two cores; `make demo DATA=/path/to/MnMs` on your own.
 demo: $(VENV)/.installed
 	$(BIN)/nnunet-ssp demo $(if $(DATA),--data "$(DATA)")
@@ -42,24 +46,28 @@ lint: $(VENV)/.installed-dev
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "nnunet-ssp needs Python 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@echo 'Installing nnU-Net and PyTorch into $(VENV): about $(if $(filter cpu,$(TORCH)),2,7) GB on disk, some minutes.'
+	@test -n '$(TORCH)' || command -v nvidia-smi > /dev/null || \
+		echo 'There is no NVIDIA driver here: make $(MAKECMDGOALS) TORCH=cpu installs about 1 GB in place of 6.'
+	$(if $(filter cpu,$(TORCH)),$(BIN)/python -m pip install --disable-pip-version-check torch --index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed tests/oracles.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/oracles.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --requirement tests/oracles.txt
 	touch $@
 
 $(VENV)/.installed-soak: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[soak]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[soak]'
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench]'
 	touch $@
 
 $(VENV)/.installed-study: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[study]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[study]'
 	touch $@
 
 clean:

@@ -5,6 +5,7 @@
 Each entry of FOLDER is a subject, named after its file or folder; kinds may be mixed:
 
     FOLDER/<subject>.nii.gz, <subject>_sa.nii.gz    4D NIfTI: columns, rows, slices, frames
+    FOLDER/<subject>_frame<number>.nii.gz           3D NIfTI: one for each frame
     FOLDER/<subject>/...nii.gz                      4D NIfTI: of that name, or sa.nii.gz, or the only one
     FOLDER/<subject>/...nii.gz                      3D NIfTI: one for each frame; names differ in their numbers,
                                                     which give the order (frame2 before frame10), or are NAME,
@@ -49,7 +50,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ssp.console import count_of
+from nnunet_ssp.console import count_of, path
 from nnunet_ssp.conversion.convert import look_at_headers
 from nnunet_ssp.conversion.geometry import base_of_stack, clean_affine
 from nnunet_ssp.conversion.phases import LABELS, label_phases
@@ -63,6 +64,7 @@ from nnunet_ssp.dataset_conversion.cine_files import (
     find_masks,
     holds_one_slice,
     keep_series,
+    refuse_public,
     stem_of,
     with_shared_patients,
 )
@@ -95,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, folder="a file or folder for each subject, see above", name="Cine", test="none"
     )
     parser.add_argument(
-        "--labels", metavar="FOLDER", type=Path, help="the masks, if they are not beside the images"
+        "--labels", metavar="FOLDER", type=path, help="the masks, if they are not beside the images"
     )
     parser.add_argument(
         "--label-names",
@@ -200,7 +202,8 @@ def list_tasks(
     root, masks_in = Path(folder), Path(folder if labels is None else labels)
     for needed in (root, masks_in):
         check_is_folder(needed)
-    found = find_cines(root, masks_in, by_patient_id, number_of_workers(workers))
+    refuse_public(root)
+    found = find_cines(root, masks_in, by_patient_id, number_of_workers(workers), one_frame=False)
     if not found:
         raise FileNotFoundError(
             f"{root}: must hold NIfTI files, DICOM files or a folder of each subject."

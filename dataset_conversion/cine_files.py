@@ -21,6 +21,14 @@ _PHASE = re.compile(
     r"(?P<name>.+)_t(?P<ms>\d+)"
 )  # as dcm2niix names Philips' phases after the first
 MIN_PHASES = 3
+# What stands before the number of a frame in the name of a file: patient001_frame01
+_FRAME = re.compile(r"(?P<subject>.+?)(_sa)?_frame(?P<frame>\d+)", re.IGNORECASE)
+# Public sets by what their folders hold, each with its converter
+_PUBLIC = (
+    ("acdc", "ACDC", "patient*/Info.cfg"),
+    ("mnms", "M&Ms", "*M&Ms_Dataset_information*.csv"),
+    ("mnms2", "M&Ms-2", "dataset_information.csv"),
+)
 # Formats that a user may expect to be read
 OTHER_IMAGES = (".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mat", ".npy", ".npz", ".h5")
 
@@ -63,13 +71,39 @@ class CineTask(Task):
         return False
 
 
-def find_cines(root: Path, masks: Path, by_patient_id: bool, workers: int) -> list[Found]:
-    """Find the subjects in a folder; `masks` is the folder of the masks, which is no subject."""
+def refuse_public(root: Path) -> None:
+    """Refuse a public data set, whose labels, phases and test subjects only its own converter knows.
+
+    Raises:
+        ValueError: The folder, or one in it, is laid out like a public data set.
+    """
+    for converter, name, pattern in _PUBLIC:
+        for place in (pattern, f"*/{pattern}"):
+            for sign in root.glob(place):
+                raise ValueError(
+                    f"{root} is laid out as {name} ({sign.relative_to(root)}), with other labels or its own test "
+                    f"subjects: nnunet-ssp convert {converter}. If it is your own data, move {sign.name} elsewhere."
+                )
+
+
+def find_cines(
+    root: Path, masks: Path, by_patient_id: bool, workers: int, one_frame: bool = True
+) -> list[Found]:
+    """Find the subjects in a folder.
+
+    Args:
+        root: The folder.
+        masks: Folder of the masks, which is no subject.
+        by_patient_id: Whether PatientID tells DICOM subjects apart.
+        workers: Number of processes for reading DICOM headers.
+        one_frame: Whether a 3D file directly in the folder is a subject; else it may be a frame of one.
+    """
     # Here, because every command would import pydicom.
     from nnunet_ssp.conversion.dicom.headers import patient_id
     from nnunet_ssp.conversion.dicom.opening import is_dicom
 
     found = []
+    flat: dict[str, Path] = {}  # NIfTI files directly in the folder
     dicom: list[Path] = []  # whose subject only the header tells
     for entry in sorted(root.iterdir()):
         stem = stem_of(entry)
@@ -96,7 +130,8 @@ def find_cines(root: Path, masks: Path, by_patient_id: bool, workers: int) -> li
         elif not stem:
             dicom.append(entry)
         elif not MASK.fullmatch(stem):
-            found.append(Found(_SHORT_AXIS.sub("", stem), entry, (entry,)))
+            flat[stem] = entry
+    found += _flat_subjects(flat, root, one_frame, beside=len(found))
     patients: dict[str, list[Path]] = {}
     ids = process(patient_id, dicom, workers, "Reading headers", "file")
     for file, patient in zip(dicom, ids, strict=True):
@@ -112,6 +147,60 @@ def find_cines(root: Path, masks: Path, by_patient_id: bool, workers: int) -> li
     return found + [
         Found(patient, root, tuple(files), named, by_id=True) for patient, files in patients.items()
     ]
+
+
+def _flat_subjects(files: dict[str, Path], root: Path, one_frame: bool, beside: int) -> list[Found]:
+    """Sort the NIfTI files of a folder by subject: a 4D file is a subject, 3D files may be the frames of one.
+
+    Args:
+        files: The files by their names without ending.
+        root: Their folder.
+        one_frame: Whether a 3D file is a subject, too.
+        beside: Number of subjects that have a folder of their own there.
+    """
+    groups: dict[str, list[str]] = {}
+    for stem in files:
+        frame = _FRAME.fullmatch(stem)
+        # All but the last number, with the name of a subject where the number is plainly that of a frame.
+        key = f"{frame['subject']}\0" if frame else re.sub(r"\d+(\D*)$", r"#\1", stem)
+        groups.setdefault(key, []).append(stem)
+    note = ""
+    if not one_frame and 2 * len(files) <= beside:
+        note = (
+            f"a file beside {count_of(beside, 'folder')} of subjects, taken as a subject of its own"
+        )
+    found = []
+    for key, stems in groups.items():
+        images = tuple(files[stem] for stem in stems)
+        if one_frame or len(stems) == 1 or not all(map(_holds_one_frame, images)):
+            found += [
+                Found(_SHORT_AXIS.sub("", stem), files[stem], (files[stem],), note)
+                for stem in stems
+            ]
+        elif key.endswith("\0"):
+            numbers = [int(re.findall(r"\d+", stem)[-1]) for stem in stems]
+            ordered = tuple(images[place] for place in np.argsort(numbers))
+            found.append(Found(key[:-1], root, ordered))
+        else:
+            found.append(
+                Found(
+                    stems[0],
+                    root,
+                    (),
+                    f"{count_of(len(stems), 'file')} of one frame each, {images[0].name} to {images[-1].name}, differ "
+                    "only in a number: frames of one subject, or several subjects? Frames of one: put them into a "
+                    "folder of its own, or call them <subject>_frame<number>.nii.gz. Several: a folder for each.",
+                )
+            )
+    return found
+
+
+def _holds_one_frame(file: Path) -> bool:
+    try:
+        shape, _ = read_header(file)
+    except ValueError:
+        return False
+    return max(shape[3:], default=1) == 1
 
 
 def keep_series(found: Sequence[Found], series: Sequence[str], workers: int) -> list[Found]:

@@ -20,7 +20,7 @@ from typing import Any
 from nnunet_ssp.cohort.cases import case_name
 from nnunet_ssp.cohort.privacy import PUBLIC, hashed_path
 from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, named_otherwise, read_key
-from nnunet_ssp.console import run_command, whole
+from nnunet_ssp.console import IdOrName, path, run_command, whole
 from nnunet_ssp.conversion.convert import convert_subjects, look_at_headers
 from nnunet_ssp.conversion.record import NewDataset, is_finished, was_finished
 from nnunet_ssp.conversion.subjects import (
@@ -384,7 +384,7 @@ def _parse_source(text: str) -> tuple[str, Path]:
         raise ValueError(
             f"`--add` (={text}) must be SOURCE:FOLDER, SOURCE one of {', '.join(known)}."
         )
-    return converter, Path(folder)
+    return converter, path(folder)
 
 
 def _overlap(sources: Sequence[Source], added: Sequence[tuple[str, Path]]) -> list[str]:
@@ -431,18 +431,23 @@ def add_arguments(
         dest="input_folder",
         metavar=metavar,
         nargs=nargs,
-        type=Path,
+        type=path,
         required=True,
         help=folder,
     )
     parser.add_argument(
-        "-d", dest="dataset_id", metavar="ID", type=whole, required=True, help="new dataset's id"
+        "-d",
+        dest="dataset_id",
+        metavar="ID",
+        action=IdOrName,
+        required=True,
+        help="new dataset's id, or its id and name: Dataset114_MNMs",
     )
     parser.add_argument("--name", default=name, help="new dataset's name [%(default)s]")
     parser.add_argument(
         "--test",
         metavar="FILE",
-        type=Path,
+        type=path,
         help=f"names of the test subjects, one a line, instead of {test}",
     )
     parser.add_argument(

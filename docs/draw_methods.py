@@ -42,7 +42,7 @@ class Shown(NamedTuple):
     text: str
 
 
-CORRUPTED, INPUT = ("corrupted", SLICE), ("input", SLICE)
+CORRUPTED, TARGET = ("input", SLICE), ("target", SLICE)
 FIRST, SECOND = ("first view", SLICE), ("second view", SLICE)
 LOCAL = [("local 1", SLICE), ("local 2", SLICE)]
 UNLIKE, NEAR, DISTANT = ("first view", FAR), ("second view", NEIGHBOUR), ("second view", FAR)
@@ -56,17 +56,17 @@ ROWS = (
         "MIM",
         "Masked image\nmodelling",
         [CORRUPTED],
-        INPUT,
+        TARGET,
         "the hidden blocks\nof an augmented view",
     ),
     Shown(
-        "ContextPrediction", "Context\nprediction", [CORRUPTED], INPUT, "what was in the squares"
+        "ContextPrediction", "Context\nprediction", [CORRUPTED], TARGET, "what was in the squares"
     ),
     Shown(
         "ContextRestoration",
         "Context\nrestoration",
         [CORRUPTED],
-        INPUT,
+        TARGET,
         "the squares that changed\nplaces, put back",
     ),
     Shown("SimCLR", "SimCLR", [FIRST, SECOND], UNLIKE, SIMCLR),

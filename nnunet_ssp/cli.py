@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import nnunet_ssp
-from nnunet_ssp.console import decimal, run_command, whole
+from nnunet_ssp.console import decimal, path, run_command, whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,16 +50,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_env(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from nnunet_ssp.launch import SHELLS
+
     parser = commands.add_parser(
         "env", help='print the line that makes nnU-Net find our trainers: eval "$(nnunet-ssp env)"'
+    )
+    parser.add_argument(
+        "--shell",
+        choices=SHELLS,
+        default=SHELLS[0],
+        help="of which shell (default: %(default)s, for bash and zsh, too)",
     )
     parser.set_defaults(run=_env)
 
 
-def _env(_: argparse.Namespace) -> None:
-    from nnunet_ssp.launch import TRAINERS_VARIABLE, with_trainers
+def _env(args: argparse.Namespace) -> None:
+    from nnunet_ssp.launch import trainers_line
 
-    print(f"export {TRAINERS_VARIABLE}={shlex.quote(with_trainers())}")
+    print(trainers_line(args.shell))
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -96,8 +105,6 @@ def _convert(convert: Callable[..., Path], args: argparse.Namespace) -> None:
 
 
 def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from nnunet_ssp.cohort.folds import UNITS
-
     parser = commands.add_parser(
         "folds",
         help="list the folds of a dataset, append others, look for leaks",
@@ -105,6 +112,49 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("dataset", help="dataset id or name: 114 or Dataset114_MNMs")
     make = parser.add_argument_group("append folds")
+    _add_new_folds(make)
+    make.add_argument("--dry-run", action="store_true", help="show the result, write nothing")
+    make.add_argument(
+        "--remove",
+        metavar="N",
+        nargs="+",
+        type=whole,
+        default=[],
+        help="remove these of the appended folds: the last ones, on which nothing was trained",
+    )
+    make.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace folds of the same name, also when results were trained on them",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare the subjects with the published lists; nothing is written",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="look for leaks: subjects on two sides, test subjects in the slice store, look-alikes",
+    )
+    parser.add_argument(
+        "--subject-pattern",
+        metavar="REGEX",
+        help="with --check of a dataset without cases.csv: finds the subject in a case's name",
+    )
+
+    def run(args: argparse.Namespace) -> int:
+        from nnunet_ssp.cohort.command import folds
+
+        return folds(**_without_run(args))
+
+    parser.set_defaults(run=run)
+
+
+def _add_new_folds(make: argparse._ArgumentGroup) -> None:
+    """Add the options that say which folds to append."""
+    from nnunet_ssp.cohort.folds import UNITS
+
     make.add_argument(
         "--paper", action="store_true", help="those of de Mooij et al. 2024, by their procedure"
     )
@@ -114,7 +164,7 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         dest="files",
         metavar="FILE",
         nargs="+",
-        type=Path,
+        type=path,
         default=[],
         help="published split files (YAML: test, train, valid), one fold each",
     )
@@ -145,32 +195,6 @@ def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="FOLD",
         help="number or name of the fold that --subsets, --vendors, --phase start from (default: 0)",
     )
-    make.add_argument("--dry-run", action="store_true", help="show the result, write nothing")
-    make.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace folds of the same name, also when results were trained on them",
-    )
-    parser.add_argument(
-        "--verify", action="store_true", help="compare the subjects with the published lists"
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="look for leaks: subjects on two sides, test subjects in the slice store, look-alikes",
-    )
-    parser.add_argument(
-        "--subject-pattern",
-        metavar="REGEX",
-        help="with --check of a dataset without cases.csv: finds the subject in a case's name",
-    )
-
-    def run(args: argparse.Namespace) -> int:
-        from nnunet_ssp.cohort.command import folds
-
-        return folds(**_without_run(args))
-
-    parser.set_defaults(run=run)
 
 
 def _amount(text: str) -> int | float:
@@ -263,7 +287,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "inspect", help="show what a checkpoint holds, and whether it fits a dataset's plans"
     )
     parser.add_argument(
-        "checkpoint", help="checkpoint_final.pth of a pretraining, or any of nnU-Net's"
+        "checkpoint", type=path, help="checkpoint_final.pth of a pretraining, or any of nnU-Net's"
     )
     parser.add_argument(
         "-d", dest="dataset", metavar="DATASET", help="dataset id or name to compare with"
@@ -272,8 +296,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-p",
         dest="plans_name",
         metavar="PLANS",
-        default="nnUNetPlans",
-        help="its plans (default: %(default)s)",
+        help="its plans (default: those of the checkpoint's name, else nnUNetPlans)",
     )
     parser.add_argument(
         "-c",
@@ -295,6 +318,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--strip",
         metavar="OUT",
+        type=path,
         help="write a checkpoint without those, which can be used as before",
     )
 
@@ -313,7 +337,7 @@ def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Write synthetic subjects in the layout of M&Ms, for tests and demos: results on them say "
         "nothing about patients. Files of the same name are overwritten, other files stay.",
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to write")
+    parser.add_argument("folder", metavar="FOLDER", type=path, help="where to write")
     parser.add_argument(
         "--labelled", type=whole, required=True, metavar="N", help="training subjects with masks"
     )
@@ -350,11 +374,16 @@ def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _phantom(args: argparse.Namespace) -> None:
+    from nnunet_ssp.nnunet import free_dataset_id
     from nnunet_ssp.phantom import write_mnms
 
-    folder = write_mnms(**_without_run(args))
+    try:
+        folder = write_mnms(**_without_run(args))
+    except ValueError as error:  # it names its arguments, which here are options
+        raise ValueError(re.sub(r"^`(\w+)`", r"`--\1`", str(error))) from None
     print(f"Phantom: {folder}")
-    print(f"Next: nnunet-ssp convert mnms -i {shlex.quote(str(folder))} -d ID")
+    where = f"-i {shlex.quote(str(folder))} -d {free_dataset_id()}"
+    print(f"Next: nnunet-ssp convert mnms {where}")
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -411,7 +440,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--device", choices=("cpu", "cuda"), help="default: cuda when there is a GPU"
     )
     parser.add_argument(
-        "--json", dest="file", type=Path, metavar="FILE", help="also write all numbers to this file"
+        "--json", dest="file", type=path, metavar="FILE", help="also write all numbers to this file"
     )
 
     def run(args: argparse.Namespace) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import linecache
 import os
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 ERRORS = (ValueError, RuntimeError, OSError)  # errors that a user can fix
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def count_of(number: int, noun: str, plural: str = "") -> str:
@@ -41,7 +44,7 @@ class Stopped(SystemExit, RuntimeError):
 def whole(text: str) -> int:
     """Read a whole number of a command line; Python also reads 1_0 and the digits of other scripts."""
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-        raise argparse.ArgumentTypeError(f"{text} is no whole number, as 12")
+        raise argparse.ArgumentTypeError(f"{text} is no whole number such as 12")
     return int(text)
 
 
@@ -50,8 +53,44 @@ def decimal(text: str) -> float:
     if not re.fullmatch(
         r"[+-]?([0-9]{1,99}\.?[0-9]{0,99}|\.[0-9]{1,99})([eE][+-]?[0-9]{1,2})?", text
     ):
-        raise argparse.ArgumentTypeError(f"{text} is no number, as 1.5")
+        raise argparse.ArgumentTypeError(f"{text} is no number such as 1.5")
     return float(text)
+
+
+class IdOrName(argparse.Action):
+    """Action of `-d`: an id, or `Dataset114_MNMs`, which names the dataset, too."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        full = re.fullmatch(r"Dataset([0-9]{3})_(.+)", str(values))
+        try:
+            namespace.dataset_id = whole(full[1] if full else str(values))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(
+                self, f"{error}, nor a name such as Dataset114_MNMs"
+            ) from None
+        if full:
+            namespace.name = full[2]
+
+
+def path(text: str) -> Path:
+    """Read a path of a command line; a shell leaves `~` as it is in quotes and after `=` or `:`."""
+    return Path(os.path.expanduser(text))  # leaves the name of nobody as it is
+
+
+def nearest(wrong: str, names: Collection[str], limit: int = 3) -> str:
+    """Return the names that are most like a wrong one, as the end of a sentence; empty if none is.
+
+    >>> nearest("num_epoch", ["num_epochs", "seed"])
+    ' Perhaps num_epochs?'
+    """
+    found = difflib.get_close_matches(wrong, names, limit)
+    return f" Perhaps {' or '.join(found)}?" if found else ""
 
 
 def in_words(error: BaseException) -> str:
@@ -63,6 +102,16 @@ def in_words(error: BaseException) -> str:
         return str(error)
     reason = "no space left" if error.errno in DISK_FULL else (error.strerror or str(error)).lower()
     return f"{error.filename}: {reason}." if error.filename else f"{reason}."
+
+
+def writing_failed(folder: Path, error: OSError) -> str:
+    """Return what to do when a command that goes on where it stopped could not write."""
+    advice = "Once there is space, or what else was missing, "
+    if error.errno in NOT_ALLOWED:
+        advice = (
+            "You may not write there: choose a folder of your own, or have it opened to you. Then "
+        )
+    return f"{folder}: writing failed ({error}). {advice}run the same command again: it continues where it stopped."
 
 
 def run_command(command: Callable[[], object]) -> int:
@@ -83,24 +132,37 @@ def run_command(command: Callable[[], object]) -> int:
         print(f"error: {in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; convert, prepare and study go on where they stopped", file=sys.stderr)
+        print(
+            "interrupted; convert, prepare, demo and study go on where they stopped",
+            file=sys.stderr,
+        )
         return 130
 
 
-def end_in_words() -> None:
+def end_in_words(advice: Callable[[BaseException], str] = lambda error: "") -> None:
     """Make a running nnU-Net command end with one line instead of a traceback for errors of ours.
 
     Errors without a message of ours keep their traceback, and so do all errors if NNUNET_SSP_TRACEBACK is set.
+
+    Args:
+        advice: Returns what to do about an error of nnU-Net's, to be the last line below its traceback; may be empty.
     """
     if Path(sys.argv[0]).name.startswith("nnUNetv2_") and sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _end
+        sys.excepthook = partial(_end, advice=advice)
 
 
-def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if os.environ.get("NNUNET_SSP_TRACEBACK") or not _is_in_words(error, trace):
-        sys.__excepthook__(kind, error, trace)
-    else:
+def _end(
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType | None,
+    advice: Callable[[BaseException], str],
+) -> None:
+    if not os.environ.get("NNUNET_SSP_TRACEBACK") and _is_in_words(error, trace):
         print(f"error: {in_words(error)}", file=sys.stderr)
+        return
+    sys.__excepthook__(kind, error, trace)
+    if said := advice(error):
+        print(f"\nerror: {said}", file=sys.stderr)
 
 
 def _is_in_words(error: BaseException, trace: TracebackType | None) -> bool:

@@ -85,6 +85,13 @@ def _folders() -> Iterator[Diagnosis]:
             yield "FAILED", f"{variable} is not set", f"export {variable}=/where/you/keep/it"
             continue
         folder = Path(value)
+        if value.startswith("~"):
+            said = f"{variable}={value}: nnU-Net takes ~ for a folder of that name"
+            yield "FAILED", said, f"export {variable}={shlex.quote(os.path.expanduser(value))}"
+            continue
+        if not folder.is_absolute():
+            said = f"{variable}={value} is another folder in each working folder"
+            yield "warning", said, f"export {variable}={shlex.quote(str(folder.resolve()))}"
         if not folder.is_dir():
             yield "FAILED", f"{variable}={value} is not a folder", f"mkdir -p {shlex.quote(value)}"
         elif not os.access(folder, os.W_OK | os.X_OK):
@@ -113,6 +120,7 @@ def _trainers() -> Iterator[Diagnosis]:
         if not os.path.isdir(path):
             yield "warning", f"nnUNet_extTrainer names {path}, which is not a folder", "remove it"
 
+    print("         looking for our trainers as nnU-Net does ...", file=sys.stderr, flush=True)
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     names = sorted(file.stem for file in ours.glob("nnUNetTrainer*.py"))
@@ -133,6 +141,7 @@ def _trainers() -> Iterator[Diagnosis]:
 
 
 def _hardware() -> Iterator[Diagnosis]:
+    print("         looking for a GPU ...", file=sys.stderr, flush=True)
     import torch
 
     if torch.cuda.is_available():

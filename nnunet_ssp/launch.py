@@ -17,9 +17,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import IO
 
+from nnunet_ssp.files.nnunet import names_of_plans
 from nnunet_ssp.nnunet import NNUNET_FOLDERS
 from nnunet_ssp.parallel import small_machine_environment
 
+NNUNET_PLANS = "nnUNetPlans"  # the name where none is given
+SHELLS = ("sh", "fish", "powershell", "cmd")  # sh: also bash and zsh
 TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
 
 # The guard runs the command that its arguments name. When its standard input closes, because the process at the other
@@ -81,6 +84,20 @@ def with_trainers() -> str:
     return os.pathsep.join([str(ours), *others])
 
 
+def trainers_line(shell: str) -> str:
+    """Return the line that shows our trainers to nnU-Net's commands, for one of `SHELLS`."""
+    value = with_trainers()
+    if shell == "cmd":
+        return f'set "{TRAINERS_VARIABLE}={value}"'
+    if shell == "powershell":
+        quoted = value.replace("'", "''")
+        return f"$env:{TRAINERS_VARIABLE} = '{quoted}'"
+    if shell == "fish":
+        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"set -gx {TRAINERS_VARIABLE} '{quoted}'"
+    return f"export {TRAINERS_VARIABLE}={shlex.quote(value)}"
+
+
 def command_environment(output: Path | None = None, here: bool = True) -> dict[str, str]:
     """Return the environment for commands: the user's, with our trainers and settings that suit the machine.
 
@@ -130,6 +147,33 @@ def choose_device(device: str | None) -> str:
         found = ", ".join(name for name, available in there.items() if available)
         raise ValueError(f"`--device` (={device}) must be one PyTorch finds here: {found}.")
     return device
+
+
+def device_flag() -> str:
+    """Return the words that nnU-Net's commands need on this machine: ` -device cpu` where there is no NVIDIA driver.
+
+    The driver is looked for in place of a GPU, since PyTorch takes seconds to import.
+    """
+    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
+    return "" if driver else " -device cpu"
+
+
+def training_command(prepared: Path, fold: int | str, trainer: str, plans: str = "") -> str:
+    """Return the command that trains on a fold, as it works on this machine.
+
+    Args:
+        prepared: The dataset's folder in nnUNet_preprocessed; where it does not exist, `prepare` comes first.
+        fold: Number of the fold, or `all`.
+        trainer: Name of the trainer.
+        plans: Name of the plans; by default nnU-Net's, or the only ones that the dataset has.
+    """
+    number = int(prepared.name[7:10])
+    there = names_of_plans(prepared)
+    if not plans:
+        plans = there[0] if len(there) == 1 else NNUNET_PLANS
+    flag = "" if plans == NNUNET_PLANS else f" -p {shlex.quote(plans)}"
+    before = "" if there else f"nnunet-ssp prepare {number} && "
+    return f"{before}nnUNetv2_train {number} 2d {fold}{flag} -tr {trainer}{device_flag()}"
 
 
 def find_command(name: str) -> str:

@@ -22,13 +22,18 @@ def nnunet_folder(variable: str) -> Path:
         variable: `nnUNet_raw`, `nnUNet_preprocessed` or `nnUNet_results`.
 
     Raises:
-        RuntimeError: The variable is not set.
+        RuntimeError: The variable is not set, or begins with `~`.
     """
     value = os.environ.get(variable)
     if not value:
         raise RuntimeError(
             f"The environment variable {variable} is not set. nnU-Net needs all three of "
             f"{', '.join(NNUNET_FOLDERS)}, e.g. export {variable}=/data/{variable}"
+        )
+    if value.startswith("~"):
+        raise RuntimeError(
+            f"{variable}={value}: nnU-Net takes ~ for a folder of that name. "
+            f"export {variable}={os.path.expanduser(value)}"
         )
     return Path(value)
 
@@ -103,6 +108,13 @@ def check_dataset_id(number: int, name: str) -> Path:
                     f"{folder}: dataset id {number} is taken; choose another id or remove it."
                 )
     return target
+
+
+def free_dataset_id(first: int = 114) -> int:
+    """Return the first id from `first` on that no dataset has in those of nnU-Net's folders that are set."""
+    bases = [Path(os.environ[name]) for name in NNUNET_FOLDERS if os.environ.get(name)]
+    numbers = (n for n in range(first, 1000) if not any(_folders_with_id(b, n) for b in bases))
+    return next(numbers, first)
 
 
 def _folders_with_id(base: Path, number: int) -> list[Path]:

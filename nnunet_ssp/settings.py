@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
+from nnunet_ssp.console import nearest
 from nnunet_ssp.files.patterns import compile_pattern
 from nnunet_ssp.setting_values import as_word, parse_value
 
@@ -396,7 +397,7 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
     known = _all_names() if foreign else set()
     if unknown := [name for name in foreign if name not in known]:
         raise ValueError(
-            f"{ENVIRONMENT_VARIABLE}: no setting is called {', '.join(unknown)}. "
+            f"{ENVIRONMENT_VARIABLE}: no setting is called {', '.join(unknown)}.{nearest(unknown[0], known)} "
             f"Valid here: {', '.join(sorted(types_of))}."
         )
     if "recipe" in types_of and _is_of_others(recipe := given.get("recipe"), defaults):
@@ -451,7 +452,7 @@ def differences(old: dict[str, Any], new: Settings) -> list[str]:
     now = asdict(new)
     before = {**asdict(type(new)()), **old}
     names = [name for name in before if before[name] != now.get(name)]
-    return [f"{name}: {before[name]} -> {now.get(name)}" for name in names]
+    return [f"{name}: {as_word(before[name])} -> {as_word(now.get(name))}" for name in names]
 
 
 def _is_of_others(recipe: str | None, settings: Settings) -> bool:

@@ -14,7 +14,7 @@ import nnunet_ssp
 from nnunet_ssp import cli, doctor, phantom
 from nnunet_ssp.cli import main
 from nnunet_ssp.demo import command as demo
-from nnunet_ssp.launch import trainers_folder
+from nnunet_ssp.launch import device_flag, trainers_folder
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation import command as preparation
 from nnunet_ssp.preparation.planning import Size
@@ -153,8 +153,8 @@ def test_an_interruption_is_no_error(
         ("convert mnms -i nowhere -d 1", "nowhere: no such folder."),
         ("inspect nowhere.pth", "Checkpoint nowhere.pth does not exist."),
         ("evaluate 333 nowhere", "no dataset 333 here"),
-        ("phantom here --labelled 0", "`labelled` (=0) must be at least 1."),
-        ("phantom here --labelled 1 --matrix 16", "`matrix` (=16) must be at least 32."),
+        ("phantom here --labelled 0", "`--labelled` (=0) must be at least 1."),
+        ("phantom here --labelled 1 --matrix 16", "`--matrix` (=16) must be at least 32."),
         ("demo --data nowhere", "`--data` (=nowhere) must be an existing folder."),
     ],
 )
@@ -290,7 +290,7 @@ def test_the_defaults_of_phantom_are_those_of_its_function(
     )
     assert main(["phantom", "my phantom", "--labelled", "2"]) == 0
     assert calls == [{"labelled": 2, **defaults}]
-    assert capsys.readouterr().out.endswith("convert mnms -i 'my phantom' -d ID\n")
+    assert capsys.readouterr().out.endswith("convert mnms -i 'my phantom' -d 114\n")
 
 
 @pytest.mark.parametrize("status", [0, 1])
@@ -336,7 +336,9 @@ def test_from_a_folder_to_a_prepared_dataset(
     assert main(["prepare", "7", "-np", "1", "-overwrite_plans_name", "mine"]) == 0
     output = capsys.readouterr().out
     assert "Slice store: 9 frames (0 labelled), 27 slices in" in output
-    assert output.endswith("Next: nnUNetv2_train 7 2d all -p mine -tr nnUNetTrainerMIMPretrain\n")
+    assert output.endswith(
+        f"Next: nnUNetv2_train 7 2d all -p mine -tr nnUNetTrainerMIMPretrain{device_flag()}\n"
+    )
     (folders / "nnUNet_raw" / "Dataset007_A" / "dataset.json").unlink()
     assert main(["prepare", "7"]) == 1
     assert "run nnunet-ssp convert again" in capsys.readouterr().err

@@ -3,19 +3,24 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
+from pathlib import Path
 
 import pytest
 
 from nnunet_ssp.console import (
     ERRORS,
+    IdOrName,
     Stopped,
     count_of,
     decimal,
     in_words,
+    nearest,
+    path,
     run_command,
     some,
     whole,
+    writing_failed,
 )
 
 
@@ -56,7 +61,7 @@ def test_errors_are_one_line(
 
 def test_an_interruption_says_what_continues(capsys: pytest.CaptureFixture[str]):
     assert run_command(lambda: fail(KeyboardInterrupt())) == 130
-    assert "convert, prepare and study go on where they stopped" in capsys.readouterr().err
+    assert "convert, prepare, demo and study go on where they stopped" in capsys.readouterr().err
 
 
 def test_other_errors_are_ours_and_show_where():
@@ -152,3 +157,44 @@ def test_long_lists_say_how_many_there_are():
 def test_sets_are_listed_in_order():
     assert some({"b", "c", "a"}, limit=2) == "a, b, ... (3 in all)"
     assert some({"b": 1, "a": 2}.keys()) == "a, b"
+
+
+@pytest.mark.parametrize(
+    ("word", "number", "name"),
+    [("114", 114, "Cine"), ("Dataset114_My_Cine", 114, "My_Cine"), ("Dataset009_X", 9, "X")],
+)
+def test_a_new_dataset_is_named_by_its_id_or_in_full(word: str, number: int, name: str):
+    parser = ArgumentParser()
+    parser.add_argument("-d", dest="dataset_id", action=IdOrName)
+    parser.add_argument("--name", default="Cine")
+    parsed = parser.parse_args(["-d", word])
+    assert (parsed.dataset_id, parsed.name) == (number, name)
+    assert parser.parse_args(["-d", word, "--name", "Other"]).name == "Other"
+
+
+def test_what_is_neither_id_nor_name_is_refused(capsys: pytest.CaptureFixture[str]):
+    parser = ArgumentParser()
+    parser.add_argument("-d", dest="dataset_id", action=IdOrName)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["-d", "Dataset14_X"])
+    assert "is no whole number such as 12, nor a name such as Dataset114" in capsys.readouterr().err
+
+
+def test_a_tilde_that_the_shell_left_is_the_home(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    assert path("~/cine") == Path("/home/of/mine/cine")
+    assert path("a/~b") == Path("a/~b")
+
+
+def test_a_missing_right_is_not_called_a_full_disk():
+    denied = writing_failed(Path("x"), PermissionError(errno.EACCES, "Permission denied", "y"))
+    assert "You may not write there" in denied and "space" not in denied
+    full = writing_failed(Path("x"), OSError(errno.ENOSPC, "No space left on device"))
+    assert "Once there is space" in full
+    for said in (denied, full):
+        assert said.endswith("run the same command again: it continues where it stopped.")
+
+
+def test_the_nearest_names_are_offered():
+    assert nearest("5fold-1", ["5-fold-0", "paper", "5-fold-1"]).startswith(" Perhaps 5-fold-1")
+    assert nearest("x", ["paper"]) == ""

@@ -155,6 +155,20 @@ def test_a_folder_is_not_writable(
     ]
 
 
+def test_a_folder_that_nnunet_reads_otherwise(healthy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(healthy))
+    monkeypatch.setenv("nnUNet_raw", "~/raw")
+    ((verdict, found, advice),) = bad(doctor._folders)
+    assert verdict == "FAILED" and "takes ~ for a folder" in found
+    assert advice == f"export nnUNet_raw={healthy}/raw"
+    monkeypatch.chdir(healthy)
+    monkeypatch.setenv("nnUNet_raw", "nnUNet_raw")
+    (healthy / "nnUNet_raw").mkdir(exist_ok=True)
+    ((verdict, found, advice),) = bad(doctor._folders)
+    assert verdict == "warning" and "another folder in each working folder" in found
+    assert advice == f"export nnUNet_raw={healthy / 'nnUNet_raw'}"
+
+
 def test_there_is_little_space(healthy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3e9))
     for variable, finding in zip(FOLDERS, bad(doctor._folders), strict=False):

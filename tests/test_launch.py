@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_ssp.launch import choose_device, find_command, last_lines, run_logged
+from nnunet_ssp.launch import (
+    TRAINERS_VARIABLE,
+    choose_device,
+    device_flag,
+    find_command,
+    last_lines,
+    run_logged,
+    trainers_line,
+    training_command,
+    with_trainers,
+)
 
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/cmdline").exists(), reason="looks processes up in /proc"
@@ -154,3 +164,39 @@ def test_a_command_that_a_signal_ends_has_failed():
     code = "import os; os.kill(os.getpid(), 9)"
     with open(os.devnull, "wb") as log:
         assert run_logged(("python", "-c", code), log, os.environ) == 128 + 9
+
+
+def test_the_line_for_each_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Quotes in a folder's name survive; what a shell is there is asked."""
+    monkeypatch.setenv(TRAINERS_VARIABLE, "/it's/mine")
+    value = with_trainers()
+    assert value.endswith("/it's/mine")
+    assert trainers_line("powershell") == (
+        f"$env:{TRAINERS_VARIABLE} = '{value.replace(chr(39), 2 * chr(39))}'"
+    )
+    assert trainers_line("cmd") == f'set "{TRAINERS_VARIABLE}={value}"'
+    for shell in ("sh", "bash", "zsh", "fish"):
+        if shutil.which(shell) is None:
+            continue
+        line = trainers_line("fish" if shell == "fish" else "sh")
+        said = subprocess.run(
+            [shell, "-c", f'{line}\nprintf "%s" "${TRAINERS_VARIABLE}"'],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert said.stdout == value
+
+
+def test_a_training_command_names_the_only_plans(tmp_path: Path):
+    folder = tmp_path / "Dataset007_Heart"
+    end = f"nnUNetv2_train 7 2d 3 {{}}-tr nnUNetTrainerScratch{device_flag()}"
+    command = training_command(folder, 3, "nnUNetTrainerScratch")
+    assert command == f"nnunet-ssp prepare 7 && {end.format('')}"
+    folder.mkdir()
+    (folder / "small.json").write_text('{"configurations": {}}')
+    (folder / "dataset.json").write_text("{}")
+    (folder / "splits_final.json").write_text("[]")
+    assert training_command(folder, 3, "nnUNetTrainerScratch") == end.format("-p small ")
+    (folder / "nnUNetPlans.json").write_text('{"configurations": {}}')
+    assert training_command(folder, 3, "nnUNetTrainerScratch") == end.format("")

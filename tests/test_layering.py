@@ -31,8 +31,10 @@ RANKS = (
 SAME_LINE = {
     ("phantom", "heart"),
     ("nnunet", "files"),
+    ("settings", "console"),
     ("settings", "files"),
     ("settings", "setting_values"),
+    ("launch", "files"),
     ("launch", "nnunet"),
     ("launch", "parallel"),
     ("bench", "dataset_conversion"),  # reads the phantom with the converter

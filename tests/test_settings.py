@@ -81,7 +81,8 @@ def test_a_value_of_the_wrong_kind_is_refused(text, message):
 
 def test_an_unknown_name_is_refused_with_the_list():
     with pytest.raises(
-        ValueError, match=r"no setting is called maskratio, tau\. Valid here: "
+        ValueError,
+        match=r"no setting is called maskratio, tau\. Perhaps mask_ratio .*\? Valid here: ",
     ) as e:
         override(MIMSettings(), "maskratio=0.6 num_epochs=2 tau=1")
     listed = str(e.value).split("Valid here: ")[1].rstrip(".").split(", ")
@@ -381,12 +382,12 @@ def test_differences_name_old_and_new():
     del old["nesterov"]
     old["retired"] = 1
     # A version without a setting did what is the default now.
-    assert differences(old, PretrainingSettings(num_epochs=3)) == ["retired: 1 -> None"]
+    assert differences(old, PretrainingSettings(num_epochs=3)) == ["retired: 1 -> none"]
     lines = differences(old, PretrainingSettings(num_epochs=3, gradient_clip=None, nesterov=True))
     assert sorted(lines) == [
-        "gradient_clip: 12.0 -> None",
-        "nesterov: False -> True",
-        "retired: 1 -> None",
+        "gradient_clip: 12.0 -> none",
+        "nesterov: no -> yes",
+        "retired: 1 -> none",
     ]
 
 

@@ -24,14 +24,17 @@ from nnunet_ssp.cohort.dataset import Dataset, check_plain, open_dataset
 from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.cohort.membership import is_trainable, subjects_of
 from nnunet_ssp.cohort.splits import (
+    FOLD_SOURCE,
     copy_tables,
     read_copy,
     read_splits,
     trained_folds,
     write_splits,
 )
+from nnunet_ssp.console import nearest, some
 from nnunet_ssp.files.atomic import remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
+from nnunet_ssp.launch import training_command
 from nnunet_ssp.nnunet import dataset_id, nnunet_folder
 
 
@@ -52,8 +55,9 @@ def folds(
     subject_pattern: str | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
+    remove: Sequence[int] = (),
 ) -> int:
-    """Append the folds asked for, if any, and print all; or verify, or check them.
+    """Append the folds asked for, if any, and print all; or remove, verify, or check them.
 
     Args:
         dataset: Id or name of the dataset.
@@ -66,11 +70,12 @@ def folds(
         base: Number or name of the fold to draw from or to restrict; 0 by default.
         vendors: Restrict that fold to these vendors.
         phase: Restrict that fold to `ED` or `ES`.
-        verify: Compare the subjects with the published lists.
+        verify: Compare the subjects with the published lists, and write nothing.
         check: Look for leaks, also between subjects that look alike.
         subject_pattern: Finds the subject in a case's name when a dataset without `cases.csv` is checked.
         dry_run: Write nothing.
         overwrite: Replace folds of the same name, also when results were trained on them.
+        remove: Remove these folds, the last ones.
 
     Returns:
         The exit status: 1 when `verify` or `check` found something.
@@ -82,7 +87,8 @@ def folds(
         ValueError: Options that do not fit each other or the dataset, or a fold that names what is no case.
     """
     wanted = _Wanted(paper, few, files, amounts, unit, seeds, base, vendors, phase)
-    wanted.check()
+    wanted.check(alone=bool(remove), others=verify or check)
+    dry_run = dry_run or verify
     if check and not (wanted.any or verify) and (plain := _plain_home(dataset)):
         return int(check_plain(plain, subject_pattern))
     if subject_pattern is not None:
@@ -91,7 +97,7 @@ def folds(
         )
     data = open_dataset(dataset)
     with ExitStack() as lock:
-        if wanted.any and not dry_run:
+        if (wanted.any or remove) and not dry_run:
             lock.enter_context(locked_dataset(data.raw, data.prepared))
             data = open_dataset(dataset)  # another process may have changed it
             remove_half_written(data.raw)
@@ -100,16 +106,17 @@ def folds(
         else:
             notes = _try_to_repair(data, overwrite, dry_run)
         new, said = wanted.make(data)
-        merged = splits.merge(data.folds, new, overwrite)
+        merged = splits.merge(data.folds, new, overwrite) if not remove else _without(data, remove)
         changed = {
             n for n, fold in enumerate(merged) if n >= len(data.folds) or fold != data.folds[n]
         }
         notes += [*said, *_faults(data, merged, refuse=bool(new))]
-        replaced = _write_tables(data, merged, overwrite, dry_run) if changed else []
+        written = changed or remove
+        replaced = _write_tables(data, merged, overwrite, dry_run) if written else []
     after = replace(data, folds=merged)
     if new or not (verify or check):
         print("\n".join(_table_of_folds(after, changed)))
-    notes += [_outcome(changed, dry_run, data)] if new else []
+    notes += [_outcome(changed, dry_run, data, remove)] if new or remove else []
     print("".join(f"{line}\n" for line in notes), end="")
     _print_advice(after, wanted, replaced)
     found = [verify and _verify(after), check and _report_leaks(after)]
@@ -140,8 +147,15 @@ class _Wanted:
         """Whether any fold is asked for."""
         return self.paper or self.few or bool(self.files) or self.derives
 
-    def check(self) -> None:
-        """Refuse options that do not fit each other."""
+    def check(self, alone: bool, others: bool) -> None:
+        """Refuse options that do not fit each other.
+
+        Args:
+            alone: Whether folds are removed.
+            others: Whether folds are verified or checked.
+        """
+        if alone and (self.any or others):
+            raise ValueError("--remove must come without options that append, verify or check.")
         if self.paper + self.few + bool(self.files) + self.derives > 1:
             raise ValueError(
                 "choose one of --paper, --few, --from and (--subsets, --vendors, --phase) at a time."
@@ -163,16 +177,43 @@ class _Wanted:
         return _derive(data, base, self.vendors, phase, self.amounts, self.unit, seeds), []
 
 
+def _without(data: Dataset, numbers: Collection[int]) -> list[Fold]:
+    """Return the folds without the last ones.
+
+    Raises:
+        FileExistsError: Results were trained on one of them.
+        ValueError: They are not the last folds, whose removal changes no other's number, or are the cross-validation.
+    """
+    kept = len(data.folds) - len(set(numbers))
+    if set(numbers) != set(range(kept, len(data.folds))):
+        raise ValueError(
+            f"`--remove` (={some([str(n) for n in numbers])}) must be the last of the folds, up to "
+            f"{len(data.folds) - 1}: no other fold may change its number."
+        )
+    if any(fold.source == FOLD_SOURCE for fold in data.folds[kept:]):
+        raise ValueError("`--remove` must leave the folds of the cross-validation.")
+    trained = [n for n in range(kept, len(data.folds)) if any(data.results.glob(f"*/fold_{n}"))]
+    if trained:
+        raise FileExistsError(
+            f"{data.results}: results were trained on fold {', '.join(map(str, trained))}, which therefore stays."
+        )
+    return list(data.folds[:kept])
+
+
 def _print_advice(data: Dataset, wanted: _Wanted, replaced: Sequence[int]) -> None:
     """Say which fold to pretrain on, and which folds have results of another division."""
     if wanted.few:
         number, fold = _find(data.folds, few_patients.FEW)
-        print(f"Pretrain on fold {number} ({fold.name}), fine-tune on any of its subsets.")
+        command = training_command(data.prepared, number, "nnUNetTrainerMIMPretrain")
+        print(
+            f"Pretrain on fold {number} ({fold.name}), fine-tune on any of its subsets:\n{command}"
+        )
     if wanted.paper or wanted.vendors:
         number, fold = _find(data.folds, "paper" if wanted.paper else wanted.base or "0")
         print(
             f"Pretrain on fold {number} ({fold.name}): on a fold of some vendors, pretraining sees the validation "
-            "subjects of the others. Fine-tune on any."
+            "subjects of the others. Fine-tune on any.\n"
+            + training_command(data.prepared, number, "nnUNetTrainerMIMPretrain")
         )
     if replaced:
         listed = ", ".join(map(str, replaced))
@@ -320,6 +361,7 @@ def _find(folds: Sequence[Fold], wanted: str) -> tuple[int, Fold]:
             return number, fold
     raise ValueError(
         f"`--of` (={wanted}) must be the number or name of one of the {len(folds)} folds."
+        + nearest(wanted, [fold.name for fold in folds])
     )
 
 
@@ -362,7 +404,12 @@ def _slice_count(names: Collection[str], data: Dataset) -> str:
     return str(sum(known[name] for name in names)) if all(n in known for n in names) else "-"
 
 
-def _outcome(changed: Collection[int], dry_run: bool, data: Dataset) -> str:
+def _outcome(
+    changed: Collection[int], dry_run: bool, data: Dataset, removed: Collection[int]
+) -> str:
+    if removed:
+        done = "Would remove" if dry_run else "Removed"
+        return f"{done} fold {', '.join(map(str, sorted(set(removed))))}."
     if not changed:
         return "Nothing to do: all these folds are there already."
     numbers = sorted(changed)
@@ -372,8 +419,8 @@ def _outcome(changed: Collection[int], dry_run: bool, data: Dataset) -> str:
     noun = "fold" if len(numbers) == 1 else "folds"
     if dry_run:
         return f"Would write {noun} {listed}; nothing was written."
-    number = dataset_id(data.home.name)
-    return f"Wrote {noun} {listed}. Train: nnUNetv2_train {number} 2d {numbers[0]} -tr ..."
+    command = training_command(data.prepared, numbers[0], "nnUNetTrainerScratch")
+    return f"Wrote {noun} {listed}. To train from scratch on the first: {command}"
 
 
 def _verify(data: Dataset) -> bool:

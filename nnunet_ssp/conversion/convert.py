@@ -35,6 +35,7 @@ from nnunet_ssp.cohort.cases import (
 from nnunet_ssp.cohort.privacy import map_texts
 from nnunet_ssp.cohort.pseudonyms import shorten_key, write_log
 from nnunet_ssp.cohort.splits import FOLD_SOURCE, copy_tables, make_splits, write_splits
+from nnunet_ssp.console import writing_failed
 from nnunet_ssp.conversion.geometry import place_stack
 from nnunet_ssp.conversion.record import (
     KEY_NOTE,
@@ -200,10 +201,7 @@ def _failures_in_words(target: Path) -> Iterator[None]:
     except FileExistsError:
         raise
     except OSError as error:
-        raise RuntimeError(
-            f"{target}: writing failed ({error}). Once there is space, or what else was missing, "
-            "run the same command again: it continues where it stopped."
-        ) from error
+        raise RuntimeError(writing_failed(target, error)) from error
 
 
 # -- the dataset's folder --------------------------------------------------------------------------

@@ -97,7 +97,8 @@ def check_folder(target: Path, settings: Mapping[str, object], overwrite: bool) 
             return
         if (target / "dataset.json").exists():
             raise FileExistsError(
-                f"{target}: a finished dataset; --overwrite deletes it and converts again."
+                f"{target}: a finished dataset; --overwrite deletes it and converts again, as for new or mended "
+                f"subjects. Else go on: nnunet-ssp prepare {target.name}"
             )
         earlier = with_hashed_paths(read_marker(target))
         for key, value in settings.items():

@@ -62,6 +62,7 @@ def summary_lines(
         lines += _said(outcomes, title, kind)
     if any(outcome.refused for outcome in outcomes):
         lines += ["\nREFUSED, not converted:", *refusals(outcomes)]
+        lines.append("Once they are mended, the same command with --overwrite converts all again.")
     return lines
 
 

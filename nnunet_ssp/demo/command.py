@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssp import __version__
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.console import decimal, whole
+from nnunet_ssp.console import decimal, path, whole
 from nnunet_ssp.demo.report import (
     CAVEAT,
     DATASET_ID,
@@ -33,6 +34,7 @@ from nnunet_ssp.demo.report import (
     demo_page,
     score,
 )
+from nnunet_ssp.demo.resuming import FILE, DoneSteps, continued
 from nnunet_ssp.files import nnunet as nnunet_files
 from nnunet_ssp.launch import (
     choose_device,
@@ -44,7 +46,12 @@ from nnunet_ssp.launch import (
 
 MARKER = ".nnunet-ssp-demo"  # a demo may start over in a folder that holds this file
 INTERMEDIATE = ("phantom", "nnUNet_raw", "nnUNet_preprocessed", "imagesVal")
-CREATED = (*INTERMEDIATE, "nnUNet_results", "predictions", "logs", "report.html")
+CREATED = (*INTERMEDIATE, "nnUNet_results", "predictions", "logs", "report.html", FILE)
+COSTS = (
+    "The demo takes about ten minutes on two CPU cores, less on a GPU, and half a gigabyte in {output}. It downloads "
+    "nothing. If it is interrupted, the same command goes on."
+)
+SECONDS_BETWEEN_LINES = 20  # where the output is no terminal, which shows a bar
 
 PLAN_FLAGS = ("-gpu_memory_target", "0.1", "-overwrite_plans_name", PLANS)
 
@@ -77,14 +84,21 @@ class StepTimer:
 
     execute: Callable[[Step], None]
     progress: ProgressBar
+    done: DoneSteps
+    layout: Layout
     seconds: dict[Step, float] = field(default_factory=dict)
 
     def __call__(self, step: Step) -> None:
-        """Print the step's command, run it, and note its time."""
-        self.progress.say(f"\n$ {step.line}")
-        start = time.monotonic()
-        self.execute(step)
-        self.seconds[step] = time.monotonic() - start
+        """Print the step's command, run it unless an earlier call did, and note its time."""
+        if step.name in self.done.seconds:
+            self.progress.say(f"\n$ {step.line}\n(done before)")
+        else:
+            now = continued(step, self.layout)
+            self.progress.say(f"\n$ {now.line}")
+            start = time.monotonic()
+            self.execute(now)
+            self.done.add(step, time.monotonic() - start)
+        self.seconds[step] = self.done.seconds[step.name]
         self.progress.finish(step.name)
 
 
@@ -92,17 +106,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `nnunet-ssp demo`, the keywords of `run`."""
     parser.add_argument(
         "--data",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="a folder in the layout of M&Ms (default: a synthetic phantom is made)",
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path,
         default=Path("demo"),
         metavar="FOLDER",
         help="where everything is written (default: %(default)s); new or empty, or the folder of "
-        "an earlier demo, which starts over",
+        "an earlier demo: an interrupted one goes on, a finished one starts over",
     )
     parser.add_argument(
         "--device", choices=("cpu", "cuda", "mps"), help="default: cuda when there is a GPU"
@@ -166,16 +180,25 @@ def run(
     if not 0 < length < math.inf:
         raise ValueError(f"`--length` (={length}) must be above 0.")
     device = choose_device(device)
-    open_folder(output, data)
+    call = {"data": None if data is None else str(data.resolve()), "device": device}
+    done = DoneSteps(
+        output / FILE, {**call, "length": length, "seed": seed, "version": __version__}
+    )
+    open_folder(output, data, goes_on=bool(done.seconds))
     layout = Layout(output, "Phantom" if data is None else "MNMs")
 
     with ProgressBar(sum(WEIGHTS.values()) - (WEIGHTS["phantom"] if data else 0)) as progress:
+        progress.say(f"{COSTS.format(output=output)}\n")
         progress.say(f"Device: {device}. What the commands say goes to {output / 'logs'}\n")
         progress.say("\n".join(environment_lines(output)))
         command_runner = CommandRunner(demo_environment(output), output / "logs", progress)
-        do = StepTimer(execute or command_runner, progress)
+        do = StepTimer(execute or command_runner, progress, done, layout)
         if data is None:
             do(phantom_step(output, seed))
+        if (
+            "convert" not in done.seconds
+        ):  # a call may have ended between the conversion and its note
+            remove(output / "nnUNet_raw")
         do(convert_step(layout, data or output / "phantom"))
         dataset = read_demo_data(layout)
         do(Step("prepare", ("nnunet-ssp", "prepare", DATASET_ID, *PLAN_FLAGS)))
@@ -188,6 +211,7 @@ def run(
         setup = environment_lines(output)
         page = demo_page(layout, dataset, plan, scores, do.seconds, setup, device)
         page.write(output / "report.html")
+    done.forget()
 
     print(f"\n{class_means(scores).round(3).to_string()}\n\n{CAVEAT}")
     print(f"Report: {output / 'report.html'}")
@@ -200,8 +224,13 @@ def run(
     return 0
 
 
-def open_folder(output: Path, data: Path | None = None) -> None:
+def open_folder(output: Path, data: Path | None = None, goes_on: bool = False) -> None:
     """Make the demo's folder, or remove from an earlier demo's folder what that demo made.
+
+    Args:
+        output: The folder.
+        data: Folder of the user's data, if any.
+        goes_on: Whether to keep what an interrupted demo made.
 
     Raises:
         FileNotFoundError: `data` is not a folder.
@@ -217,8 +246,9 @@ def open_folder(output: Path, data: Path | None = None) -> None:
             f"`--output` (={output}) must be new, empty, or the folder of an earlier demo."
         )
     for name in CREATED:
-        remove(output / name)
-    (output / "logs").mkdir(parents=True)
+        if not goes_on:
+            remove(output / name)
+    (output / "logs").mkdir(parents=True, exist_ok=True)
     (output / MARKER).touch()
 
 
@@ -335,7 +365,7 @@ def read_demo_data(layout: Layout) -> DemoData:
         tested = splits[0]["val"]
         what = "the validation subjects of fold 0 (these data have no test subjects)"
         images, references = layout.output / "imagesVal", layout.raw / "labelsTr"
-        images.mkdir()
+        images.mkdir(exist_ok=True)
         for case in tested:
             file = f"{case}_0000{dataset['file_ending']}"
             shutil.copy(layout.raw / "imagesTr" / file, images / file)
@@ -362,6 +392,7 @@ class ProgressBar:
         from tqdm import tqdm
 
         self._done = 0.0
+        self._said = time.monotonic()
         self._bar = tqdm(
             total=total,
             disable=None,  # no bar where the output is no terminal
@@ -376,14 +407,18 @@ class ProgressBar:
 
     def say(self, text: str) -> None:
         """Print above the bar."""
+        self._said = time.monotonic()
         self._bar.write(text)
         sys.stdout.flush()
 
     def show(self, name: str, part: float) -> None:
         """Name the running step, of which `part` (0 to 1) is done."""
-        self._bar.set_description_str(name, refresh=False)
+        step = f"{name} {part:.0%}" if part else name
+        self._bar.set_description_str(step, refresh=False)
         self._bar.n = self._done + WEIGHTS[name] * part
         self._bar.refresh()
+        if self._bar.disable and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
+            self.say(f"  {step}, {self._bar.n / self._bar.total:.0%} of the demo")
 
     def finish(self, name: str) -> None:
         """Count a step as done."""

@@ -163,8 +163,7 @@ def demo_page(
         device: The device of the trainings.
     """
     from nnunet_ssp.cohort.membership import sides, training_cases
-    from nnunet_ssp.reporting.figures import OVERLAY_WIDTH
-    from nnunet_ssp.reporting.page import PIXELS_PER_INCH, Page
+    from nnunet_ssp.reporting.page import Page
 
     page = Page("Pretrain, fine-tune, predict: a run of nnunet-ssp", notice=CAVEAT)
     stored = sorted(training_cases(dataset.cases))
@@ -186,7 +185,7 @@ def demo_page(
         alt="The reference and both predictions in colour on one slice of each subject.",
         caption="The slice in the middle of the heart, at the subject's first labelled frame. White: "
         "outline of the reference.",
-        width=round(PIXELS_PER_INCH * OVERLAY_WIDTH),
+        wide=True,
     )
     page.heading("The commands")
     page.paragraph(
@@ -229,13 +228,20 @@ def _add_dice(page: Page, dataset: DemoData, scores: pd.DataFrame) -> None:
 
 
 def _add_curves(page: Page, layout: Layout) -> None:
-    def drawing(curves: Mapping[str, list[float]], ylabel: str) -> Callable[[Figure], None]:
+    from matplotlib.ticker import MaxNLocator
+
+    def drawing(
+        curves: Mapping[str, list[float]], ylabel: str, what: str
+    ) -> Callable[[Figure], None]:
         def draw(figure: Figure) -> None:
             axes = figure.subplots()
+            n = max(map(len, curves.values()))
+            axes.set_title(f"{what}, {layout.dataset}, fold 0, {count_of(n, 'epoch')}")
             for label, values in curves.items():
                 axes.plot(range(1, len(values) + 1), values, marker="o", markersize=4, label=label)
             axes.set(xlabel="Epoch", ylabel=ylabel)
-            axes.legend()
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            figure.legend(loc="outside lower center", ncols=len(curves))
 
         return draw
 
@@ -243,7 +249,7 @@ def _add_curves(page: Page, layout: Layout) -> None:
     logged = read_curves(layout.checkpoint(PRETRAINER))
     losses = {"training": logged["train_losses"], "validation": logged["val_losses"]}
     page.plot(
-        drawing(losses, "Loss"),
+        drawing(losses, "Loss", "Pretraining"),
         alt="Training and validation loss of the pretraining by epoch.",
         caption="Pretraining: points found again in another view, and movement foretold from one frame.",
     )
@@ -252,7 +258,7 @@ def _add_curves(page: Page, layout: Layout) -> None:
         for model, trainer in MODELS.items()
     }
     page.plot(
-        drawing(dice, "Pseudo Dice"),
+        drawing(dice, "Pseudo Dice", "Fine-tuning"),
         alt="Pseudo Dice of fine-tuning and of training from scratch by epoch.",
         caption="Fine-tuning and its control: nnU-Net's pseudo Dice, a rough estimate on random "
         "patches of fold 0's validation subjects.",

@@ -11,12 +11,14 @@ The shell expands the braces to `scratch=scratch_seed0 scratch=scratch_seed1 ...
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_ssp.cohort.cases import Case, read_cases, subject_of
-from nnunet_ssp.console import whole
+from nnunet_ssp.console import path, whole
 from nnunet_ssp.files.atomic import write_json, write_together
 from nnunet_ssp.files.nnunet import read_dataset
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
@@ -33,6 +35,7 @@ CASE_COLUMNS = (  # of cases.csv, beside `case` and `subject`
     *("source", "split", "frame", "phase", "base"),
     *("vendor", "centre", "scanner", "field", "pathology"),
 )
+REFERENCES = ("labelsTs", "labelsTr", "gt_segmentations")  # nnU-Net's folders of them
 IN_ML_OR_MM = ["hd95_mm", "assd_mm", "reference_ml", "predicted_ml"]
 OUTPUTS = ("metrics.csv", "slices.csv", "clinical.csv", "summary.json", "report.html")
 
@@ -54,14 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--references",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="reference label maps (default: the dataset's labelsTs, gt_segmentations, labelsTr)",
     )
     parser.add_argument(
         "-o",
         dest="output",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="where to write (default for a single folder: FOLDER_evaluation, beside it)",
     )
@@ -132,6 +135,7 @@ def evaluate(
     if baseline not in folders:
         raise ValueError(f"`--baseline` (={baseline}) must be one of {', '.join(folders)}.")
     output = _output_folder(output, folders, references)
+    _refuse_references(folders, output, references)
     evaluation = _measure(
         dataset,
         folders,
@@ -142,6 +146,7 @@ def evaluate(
         subject_pattern=subject_pattern,
         workers=number_of_workers(workers),
     )
+    print("Drawing the report ...", file=sys.stderr, flush=True)
     _write(evaluation, output)
     print(summary_text(evaluation))
     print(f"\nReport: {output / 'report.html'}")
@@ -171,6 +176,7 @@ def _measure(
     from nnunet_ssp.evaluation.labels import read_labels
     from nnunet_ssp.evaluation.results import Evaluation
     from nnunet_ssp.evaluation.scoring import score_pairs
+    from nnunet_ssp.evaluation.volumes import implausible
 
     raw, prepared = _dataset_folders(dataset)
     home = next(f for f in (raw, prepared) if f is not None)
@@ -205,7 +211,7 @@ def _measure(
         slices=slices,
         clinical=clinical,
         refused=refused,
-        notes=notes + unlabelled,
+        notes=[*notes, *unlabelled, *_too_good(frames), *implausible(clinical)],
     )
 
 
@@ -216,17 +222,17 @@ def _name_models(predictions: Sequence[str]) -> dict[str, list[Path]]:
     """Resolve the folders of each model, from `FOLDER` and `NAME=FOLDER`."""
     models: dict[str, list[Path]] = {}
     for word in predictions:
-        name, equals, path = word.partition("=")
-        if not equals or Path(word).is_dir():  # a folder may have an = in its name
-            name, path = _folder_name(Path(word).resolve()), word
+        name, equals, place = word.partition("=")
+        if not equals or path(word).is_dir():  # a folder may have an = in its name
+            name, place = _folder_name(path(word).resolve()), word
             if name in models:
                 raise ValueError(
                     f"`predictions` (={word}) must have a name of its own, {name} is taken: give "
                     "it as NAME=FOLDER."
                 )
-        elif not name or not path:
+        elif not name or not place:
             raise ValueError(f"`predictions` (={word}) must be FOLDER or NAME=FOLDER.")
-        folder = Path(path).resolve()
+        folder = path(place).resolve()
         if any(folder in folders for folders in models.values()):
             raise ValueError(f"`predictions` (={word}) must be a folder that is not given twice.")
         models.setdefault(name, []).append(folder)
@@ -255,6 +261,28 @@ def _output_folder(
     return output
 
 
+def _refuse_references(
+    folders: Mapping[str, Sequence[Path]], output: Path, references: Path | None
+) -> None:
+    """Refuse to score references as predictions, and to write into nnU-Net's raw data.
+
+    Raises:
+        ValueError: A folder holds references, or the output lies in `nnUNet_raw`.
+    """
+    for folder in (folder for model in folders.values() for folder in model):
+        own = references is not None and folder == references.resolve()
+        if own or folder.name in REFERENCES:
+            raise ValueError(
+                f"{folder}: these are the references, which agree with themselves; give the folder of predictions, "
+                "as nnUNetv2_predict -o named it."
+            )
+    raw = os.environ.get("nnUNet_raw")
+    if raw and output.resolve().is_relative_to(Path(raw).resolve()):
+        raise ValueError(
+            f"`-o` (={output}) must lie outside nnUNet_raw, whose folders hold data for training."
+        )
+
+
 def _dataset_folders(dataset: str | int) -> tuple[Path | None, Path | None]:
     """Find the dataset's folders in nnUNet_raw and nnUNet_preprocessed; one of the two is enough."""
     found: list[Path | None] = [None, None]
@@ -281,7 +309,8 @@ def _about_cases(
     unknown = sorted(cases - known.keys())
     if known and unknown:
         raise ValueError(f"{home / 'cases.csv'} must have a row for {unknown[0]}.")
-    several_sources = len({known[case].source for case in cases if case in known}) > 1
+    # Of the dataset, not of these cases: names have their prefix in all tables or in none.
+    several_sources = len({case.source for case in known.values()}) > 1
     rows = []
     for case in sorted(cases):
         row: dict[str, object] = dict.fromkeys(CASE_COLUMNS, "")
@@ -324,6 +353,11 @@ def _with_cases(
         where = "" if name not in groups[groups > 0] else f" at {' and '.join(phases)}"
         notes.append(f"{name} is in no reference{where}, so it is left out{where and ' there'}.")
         own = frames[(frames["class"] == name) & frames["phase"].isin(phases)]
+        others = [other for other, phase in groups[groups > 0].index if phase in phases]
+        if where and others:
+            notes[-1] += (
+                f" The mean over classes is that of {', '.join(dict.fromkeys(others))} there."
+            )
         if predicted := int((own["predicted_ml"] > 0).sum()):
             notes[-1] += f" It is in {predicted} of {len(own)} predictions."
 
@@ -334,6 +368,16 @@ def _with_cases(
     from_base = slices["base"].map({"first": 1.0, "last": -1.0})  # NaN where it is unknown
     slices["position"] = (from_base * (slices["position"] - 0.5) + 0.5).where(from_base.notna())
     return labelled(frames), labelled(slices), notes
+
+
+def _too_good(frames: pd.DataFrame) -> list[str]:
+    """Doubt predictions that are the references, voxel by voxel."""
+    equal = frames.groupby("model", sort=False)["dice"].min() == 1
+    return [
+        f"WARNING: {model}: every prediction is its reference voxel by voxel (Dice 1): are these copies of the "
+        "references?"
+        for model in equal[equal].index
+    ]
 
 
 def _clinical(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.results import Evaluation
-from nnunet_ssp.evaluation.statistics import MEAN
+from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST
 from nnunet_ssp.reporting.page import GAP
 from nnunet_ssp.reporting.wording import interval, listing, p_value, rounded
 
@@ -32,7 +32,7 @@ def summary_text(evaluation: Evaluation) -> str:
             cells += [rounded(row["reference"], 1), rounded(row["bias"], 1), limits]
             rows.append([*cells, rounded(row["correlation"], 3)])
         lines += ["", *_aligned(rows)]
-    remarks = [f"Note: {note}" for note in evaluation.notes]
+    remarks = [note if note.startswith("WARNING") else f"Note: {note}" for note in evaluation.notes]
     for subject, reason in evaluation.refused.items():
         whose = "" if subject == "all" else f" of {subject}"
         remarks.append(f"No clinical metrics{whose}: {reason}.")
@@ -46,9 +46,12 @@ def _compared(evaluation: Evaluation, score: str, where: str = "") -> list[str]:
     for row in table[table["score"] == f"{score}, {MEAN}"].to_dict("records"):
         difference = f"{row['difference']:+.3f} ({interval(row)})" if row["n_subjects"] else GAP
         missed = f"; missed {row['missed']}, {evaluation.baseline} {row['missed_baseline']}"
+        p = f"p {p_value(row['p'])}, after Holm {p_value(row['p_holm'])}"
+        if row["n_subjects"] < SUBJECTS_FOR_A_TEST:
+            p = f"no p value, which takes {SUBJECTS_FOR_A_TEST} subjects"
         lines.append(
             f"  {row['model']}: {difference}, better on {row['n_better']} of {row['n_subjects']} "
-            f"subjects; p {p_value(row['p'])}, after Holm {p_value(row['p_holm'])}"
+            f"subjects; {p}"
             f"{missed if where else ''}"
         )
     return lines

@@ -29,7 +29,7 @@ from nnunet_ssp.reporting.figures import (
     overlay_grid,
     slices_to_show,
 )
-from nnunet_ssp.reporting.page import GAP, PIXELS_PER_INCH, Cell, Page
+from nnunet_ssp.reporting.page import GAP, Cell, Page
 from nnunet_ssp.reporting.wording import interval, listing, p_value, rounded
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def evaluation_page(evaluation: Evaluation) -> Page:
     page = Page(f"{evaluation.dataset}: {listing(models)}")
     page.paragraph(introduction(evaluation))
     for note in evaluation.notes:
-        page.paragraph(f"Note: {note}")
+        page.paragraph(note if note.startswith("WARNING") else f"Note: {note}")
     _add_scores(page, evaluation)
     if len(models) > 1:
         _add_comparisons(page, evaluation)
@@ -141,9 +141,10 @@ def _add_comparisons(page: Page, evaluation: Evaluation) -> None:
 
 def _add_groups(page: Page, evaluation: Evaluation) -> None:
     distances = evaluation.has_distances
+    page.heading("By phase, vendor, centre and pathology")
+    if not evaluation.groups:
+        page.paragraph("None: there is no cases.csv with phases, vendors, centres or pathologies.")
     for group, table in evaluation.groups.items():
-        if group == next(iter(evaluation.groups)):
-            page.heading("By phase, vendor, centre and pathology")
         rows: list[list[Cell]] = []
         for (value, model), own in table.groupby([group, "model"], sort=False):
             by_class = own.set_index("class")
@@ -170,9 +171,10 @@ def _add_groups(page: Page, evaluation: Evaluation) -> None:
 
 def _add_positions(page: Page, evaluation: Evaluation) -> None:
     table = evaluation.positions
-    if table.empty:
-        return
     page.heading("From base to apex")
+    if table.empty:
+        page.paragraph("None: no cases.csv says at which end of the stacks the base is.")
+        return
     plots = []
     for name in table["class"].unique():
         curves = {}
@@ -201,9 +203,10 @@ def _add_overlays(page: Page, evaluation: Evaluation) -> None:
     while bad := [c for c in _best_median_worst(ranked).values() if not _has_image(evaluation, c)]:
         left_out += bad
         ranked = [case for case in ranked if case not in bad]
-    if not ranked and not left_out:
-        return
     page.heading("Best, median and worst")
+    if not ranked and not left_out:
+        page.paragraph("None: the images are not in imagesTs or imagesTr of nnUNet_raw.")
+        return
     page.paragraph(
         "Of the frames with an image, by the mean Dice of all classes, models and seeds"
         f"{'; shown is the first seed of each model' * evaluation.has_seeds}. "
@@ -220,7 +223,7 @@ def _add_overlays(page: Page, evaluation: Evaluation) -> None:
                 _overlay(evaluation, case, models),
                 alt=f"Reference and predictions in colour on three slices of {case}.",
                 caption=f"{title}: {_described(evaluation, case, models)}",
-                width=round(PIXELS_PER_INCH * OVERLAY_WIDTH),
+                wide=True,
             )
 
 
@@ -291,6 +294,7 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
             caption="Subjects without clinical metrics",
         )
     if evaluation.clinical.empty:
+        page.paragraph("None: no subject has both an ED and an ES frame.")
         return
     rows: list[list[Cell]] = []
     for row in evaluation.agreement.to_dict("records"):

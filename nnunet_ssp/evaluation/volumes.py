@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MYOCARDIUM_G_PER_ML = 1.05
+# Beyond these a number is no heart's: means of subjects, and errors that are also larger than the heart, in ml or g.
+LARGEST, FAR_OFF = 1000, 100
 
 UNITS = {
     "LV EDV": "ml",
@@ -128,6 +130,28 @@ def _refused(frames: pd.DataFrame) -> dict[str, str]:
         if wrong:
             reasons[str(subject)] = " and ".join(wrong)
     return reasons
+
+
+def implausible(clinical: pd.DataFrame) -> list[str]:
+    """Warn of volumes and masses that no heart has, and of errors larger than the heart.
+
+    Args:
+        clinical: Table from `clinical_metrics`.
+    """
+    found = []
+    for row in agreement(clinical).to_dict("records"):
+        if row["unit"] not in ("ml", "g"):
+            continue
+        figure, unit, bias = row["figure"], row["unit"], row["bias"]
+        if max(row["reference"], row["predicted"]) > LARGEST or (
+            abs(bias) > FAR_OFF and abs(bias) > row["reference"]
+        ):
+            found.append(
+                f"WARNING: {row['model']}: {figure} is {row['predicted']:.0f} {unit} on average, "
+                f"{row['reference']:.0f} {unit} in the references. Such numbers come from a wrong spacing in the "
+                "files, or from a model that has learned nothing; they are no result."
+            )
+    return found
 
 
 def agreement(clinical: pd.DataFrame) -> pd.DataFrame:

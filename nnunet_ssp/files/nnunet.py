@@ -238,6 +238,19 @@ def read_plans(file: Path, trust: bool = False) -> dict[str, Any]:
     return plans
 
 
+def names_of_plans(folder: Path) -> list[str]:
+    """Return the names of the plans in a dataset's folder of nnUNet_preprocessed."""
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            content = read_json(file, dict)
+        except (ValueError, OSError):
+            continue
+        if "configurations" in content:
+            found.append(file.stem)
+    return found
+
+
 def check_plans(plans: dict[str, Any], where: str, trust: bool = False) -> None:
     """Check plans: names that become paths or are imported, kinds of values, and that none inherits from itself.
 

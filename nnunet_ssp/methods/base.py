@@ -75,11 +75,13 @@ class Pictures:
         file: Path below the results' folder; `{epoch}` stands for the finished epochs.
         title: Words above the images; `{slices}` stands for the kind of slices, `{epoch}` for the finished epochs.
         change: Whether training changes the images. Those that it does not change are drawn once, before it.
+        caption: Words below the images.
     """
 
     file: str = "views.png"
     title: str = "{slices} slices as the encoder sees them"
     change: bool = False
+    caption: str = ""
 
 
 class Method(nn.Module, ABC):

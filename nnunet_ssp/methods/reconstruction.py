@@ -73,7 +73,11 @@ class Reconstruction(Method):
         "error_over_variance": (1.0, "only the mean learned")
     }
     pictures = Pictures(
-        "reconstructions/epoch_{epoch:03d}.png", "{slices} slices after {epoch} epochs", change=True
+        "reconstructions/epoch_{epoch:03d}.png",
+        "{slices} slices after {epoch} epochs",
+        change=True,
+        caption="composite: the output where the input was corrupted, the image elsewhere. "
+        "What the raw output holds where the input is visible means nothing for MIM, which takes no loss there.",
     )
 
     settings: ReconstructionSettings
@@ -179,7 +183,8 @@ class Reconstruction(Method):
         """Return what the network is asked, what it sees and what it answers, by title."""
         output = self.run(corrupted, hidden, None)[0].float()
         composite = torch.where(hidden, output, target)
-        return {"input": target, "corrupted": corrupted, "output": output, "composite": composite}
+        # The composite shows what was learned; nothing is asked of the output where the image is seen.
+        return {"input": corrupted, "composite": composite, "target": target, "raw output": output}
 
     @classmethod
     def summarise(cls, sums: dict[str, float]) -> dict[str, float]:

@@ -16,11 +16,12 @@ from pathlib import Path
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssp.cohort.splits import copy_tables, read_splits
-from nnunet_ssp.console import count_of
+from nnunet_ssp.console import count_of, writing_failed
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write, remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.files.names import must_be_plain
-from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
+from nnunet_ssp.launch import training_command
+from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.parallel import number_of_workers
 from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.fingerprints import make_fingerprint, with_median_spacing
@@ -120,7 +121,8 @@ def prepare(
     _require_none(problems)
     print(f"Prepared {target}")
     if "2d" in configurations:
-        print(f"Next: {_pretraining_command(dataset, target, len(labelled), plans_name)}")
+        fold = _first_fold(target / "splits_final.json", len(labelled))
+        print(f"Next: {training_command(target, fold, 'nnUNetTrainerMIMPretrain', plans_name)}")
     return target
 
 
@@ -172,12 +174,6 @@ def _clear_temporary(target: Path) -> None:
     remove_half_written(target)  # tables that a killed run was writing
 
 
-def _pretraining_command(dataset: str | int, target: Path, n_labelled: int, plans_name: str) -> str:
-    fold = _first_fold(target / "splits_final.json", n_labelled)
-    flag = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
-    return f"nnUNetv2_train {dataset_id(dataset)} 2d {fold}{flag} -tr nnUNetTrainerMIMPretrain"
-
-
 def _first_fold(splits: Path, n_labelled: int) -> str:
     """Return the first fold to train on; without the file nnU-Net draws five, which need as many cases."""
     validated = bool(read_splits(splits)) if splits.is_file() else n_labelled >= NNUNET_FOLDS
@@ -197,7 +193,4 @@ def _explained(target: Path) -> Iterator[None]:
     except (FileNotFoundError, FileExistsError):
         raise
     except OSError as error:
-        raise RuntimeError(
-            f"{target}: writing failed ({error}). Once there is space, or what else was missing, run the same "
-            "command again: it continues where it stopped."
-        ) from error
+        raise RuntimeError(writing_failed(target, error)) from error

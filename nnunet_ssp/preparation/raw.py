@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +68,25 @@ def read_dataset_json(raw: Path) -> dict[str, Any]:
     return content
 
 
+def _refuse_misnamed(images: Path, ending: str) -> None:
+    """Refuse images without the number of their channel; nnU-Net cuts five characters off any name.
+
+    Raises:
+        ValueError: Names the first of them.
+    """
+    for file in sorted(images.glob(f"[!.]*{ending}")):
+        case = file.name.removesuffix(ending)
+        if not re.fullmatch(r".+_[0-9]{4}", case):
+            raise ValueError(
+                f"{file}: an image's name must end in the number of its channel: {case}_0000{ending}"
+            )
+
+
 def list_jobs(raw: Path, content: dict[str, Any]) -> list[CaseJob]:
     """List the training cases as nnU-Net finds them, then those of `imagesUn`."""
     training: dict[str, Any] = {}
+    if "dataset" not in content:
+        _refuse_misnamed(raw / "imagesTr", content["file_ending"])
     if "dataset" in content or (raw / "imagesTr").is_dir():
         # nnU-Net completes the paths of its argument in place.
         training = get_filenames_of_train_images_and_targets(

@@ -24,6 +24,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
 # For more than six curves: each as far as possible from all before it, in CIELAB.
 MORE_COLOURS = ("#8811FF", "#00EE00", "#FF11CC", "#FF0066", "#DDCCAA", "#77AA11", "#776622")
 
+PIXELS = 190  # of an inch; the width of a page's text is 4.8 inches of a picture
 LETTERS_PER_INCH = 12  # of text in matplotlib's default size
 OVERLAY_WIDTH = 4.8  # inches; a wider picture would have tiny letters on a phone
 
@@ -39,7 +40,7 @@ def render(
 
     Args:
         draw: Draws on the empty figure it is given.
-        size: Width and height in inches, at 150 pixels each.
+        size: Width and height in inches, at `PIXELS` each.
         theme: Page of the figure: dark lines on white, light lines on the page's dark background, or grey lines without
             a background, which are legible on both.
         format: Format of the file.
@@ -79,7 +80,7 @@ def render(
         draw(figure)
         # Without a date the same figure gives the same file.
         undated = {"CreationDate": None} if format == "pdf" else None
-        figure.savefig(buffer, format=format, dpi=150, metadata=undated)
+        figure.savefig(buffer, format=format, dpi=PIXELS, metadata=undated)
     return buffer.getvalue()
 
 
@@ -270,6 +271,8 @@ def overlay_grid(
         The content of a PNG file.
     """
     colours = _colours(labels)
+    maps = [overlay.labels for overlays in rows.values() for overlay in overlays]
+    there = [name for name, values in labels.items() if any(np.isin(m, values).any() for m in maps)]
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
@@ -279,7 +282,7 @@ def overlay_grid(
             line[0].set_ylabel(textwrap.fill(name, 18))
         for axes, title in zip(grid[0], columns, strict=True):
             axes.set_title(title)
-        _legend(figure, colours)
+        _legend(figure, {name: colours[name] for name in there})
 
     size = OVERLAY_WIDTH, OVERLAY_WIDTH / len(columns) * len(rows) + 0.6
     return render(draw, size=size, theme="both")

@@ -47,16 +47,23 @@ Cell = str | int | float | Link | Noted | None
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2126; --soft: #5a646e; --paper: #fff; --line: #d6dbe0;
-  --panel: #f3f5f7; --notice: #fff3d1; --link: #0b5cad; }
+  --panel: #f3f5f7; --notice: #fff3d1; --link: #0b5cad; --shadow: #0003; }
 @media (prefers-color-scheme: dark) { :root { --ink: #d5dae0; --soft: #97a1ac; --paper: #101316;
-  --line: #333a42; --panel: #1a1f24; --notice: #3a2f10; --link: #7db7f2; } }
+  --line: #333a42; --panel: #1a1f24; --notice: #3a2f10; --link: #7db7f2; --shadow: #fff3; } }
 * { box-sizing: border-box; }
 body { max-width: 58rem; margin: 0 auto; padding: 1rem 1rem 4rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 1.4rem 0 .6rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 .notice { margin: 0; padding: .7rem .9rem; border-radius: .4rem; background: var(--notice); }
-.scroll { overflow-x: auto; }
+/* A wide table shows that it scrolls: a bar, and shadows that its ends cover. */
+.scroll { overflow-x: auto; scrollbar-width: thin; background:
+  linear-gradient(to right, var(--paper) 1rem, transparent) 0 0 / 2rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 1rem, transparent) 100% 0 / 2rem 100% no-repeat local,
+  linear-gradient(to right, var(--shadow), transparent) 0 0 / .8rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--shadow), transparent) 100% 0 / .8rem 100% no-repeat scroll; }
+.scroll::-webkit-scrollbar { height: .5rem; }
+.scroll::-webkit-scrollbar-thumb { background: var(--line); border-radius: .25rem; }
 table { min-width: min(100%, 26rem); border-collapse: collapse;
   font-variant-numeric: tabular-nums; }
 figcaption, summary, .note { color: var(--soft); font-size: .9rem; text-align: left; }
@@ -74,6 +81,7 @@ td a { color: inherit; text-decoration-color: var(--soft); }
 details, figure, .scroll { margin: 1rem 0; }
 summary { cursor: pointer; }
 img { display: block; max-width: 100%; height: auto; }
+.wide img { width: 100%; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr));
   gap: 0 1.5rem; margin: 1rem 0; }
 .gallery figure { margin: .5rem 0; }
@@ -189,6 +197,7 @@ class Page:
         alt: str,
         caption: str = "",
         width: int | None = None,
+        wide: bool = False,
         summary: str = "",
     ) -> None:
         """Add a PNG image.
@@ -198,6 +207,7 @@ class Page:
             alt: What the image shows, for readers who do not see it.
             caption: Text under the image.
             width: Largest width in pixels of the page; by default the width of the image.
+            wide: Whether the image takes the width of the text.
             summary: Title under which the image is collapsed.
 
         Raises:
@@ -208,7 +218,7 @@ class Page:
             raise ValueError(f"`png` (={str(png)[:80]}) must be a PNG image.")
         size = "" if width is None else f' width="{width}"'
         image = f'<img{size} src="{_data_uri(content)}" alt="{html.escape(alt)}">'
-        figure = _figure(image, caption)
+        figure = _figure(image, caption, wide)
         self._parts.append(_collapsed(summary, figure) if summary else figure)
 
     def plot(
@@ -219,15 +229,15 @@ class Page:
         caption: str = "",
         size: tuple[float, float] = (5.6, 2.8),
     ) -> None:
-        """Add a plot, drawn twice: for light and for dark pages.
+        """Add a plot as wide as the text, drawn twice: for light and for dark pages.
 
         Args:
             draw: Draws on the empty figure it is given.
             alt: What the plot shows, for readers who do not see it.
             caption: Text under the plot.
-            size: Width and height in inches, at `PIXELS_PER_INCH` of the page each.
+            size: Width and height in inches; they decide the size of the letters.
         """
-        self._parts.append(_plot(draw, alt, caption, size))
+        self._parts.append(_plot(draw, alt, caption, size, wide=True))
 
     def gallery(
         self,
@@ -275,19 +285,26 @@ class Page:
             temporary.write_text(self.html(), encoding="utf-8")
 
 
-def _plot(draw: Callable[[Figure], None], alt: str, caption: str, size: tuple[float, float]) -> str:
+def _plot(
+    draw: Callable[[Figure], None],
+    alt: str,
+    caption: str,
+    size: tuple[float, float],
+    wide: bool = False,
+) -> str:
     light = _data_uri(render(draw, size=size))
     dark = _data_uri(render(draw, size=size, theme="dark"))
     image = (
         f'<img width="{round(PIXELS_PER_INCH * size[0])}" src="{light}" alt="{html.escape(alt)}">'
     )
     source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-    return _figure(f"<picture>{source}{image}</picture>", caption)
+    return _figure(f"<picture>{source}{image}</picture>", caption, wide)
 
 
-def _figure(content: str, caption: str) -> str:
+def _figure(content: str, caption: str, wide: bool = False) -> str:
+    mark = ' class="wide"' if wide else ""
     note = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{content}{note}</figure>"
+    return f"<figure{mark}>{content}{note}</figure>"
 
 
 def _collapsed(summary: str, content: str) -> str:

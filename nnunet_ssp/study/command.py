@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ssp.console import whole
+from nnunet_ssp.console import path, whole
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import choose_device, command_environment, environment_lines
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         dest="output",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="where everything is written (default: study_NAME); an earlier call's folder is continued",
     )
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report",
         nargs="?",
-        type=Path,
+        type=path,
         const=Path(CHOSEN),
         metavar="FILE",
         help="score the models of this file (default: the study's chosen.json) on the test subjects, which a study "
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--bench",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="estimate with the speeds that nnunet-ssp bench --json FILE measured",
     )
@@ -158,7 +158,8 @@ def run(
         ValueError: The file does not follow the schema, or does not fit the dataset; or the study is not the one in
             which the models to report were chosen.
     """
-    _check_installed()
+    if not dry_run:
+        _check_installed()
     from nnunet_ssp.study.spec import first_size, read_study
 
     if jobs < 1:
@@ -251,11 +252,10 @@ def find_profile(name: str) -> Path:
 
 def _check_installed() -> None:
     try:
-        import pydantic  # noqa: F401
         import snakemake  # noqa: F401
-    except ImportError as error:
+    except ImportError:
         raise RuntimeError(
-            f"{error.name} is not installed: pip install 'nnunet-ssp[study]' (from a checkout: pip install '.[study]') "
+            "snakemake is not installed: pip install 'nnunet-ssp[study]' (from a checkout: pip install '.[study]') "
             "with Python 3.11 or newer"
         ) from None
 

@@ -19,24 +19,34 @@ if TYPE_CHECKING:
 def list_runs(
     study: Study, output: Path, bench: Path | None, models: Sequence[str] | None = None
 ) -> int:
-    """Print every run, or those of some models, and how long all of them take."""
+    """Print every run, or those of some models, and how long all of them take.
+
+    Raises:
+        ValueError: The dataset lacks folds that cannot be made.
+    """
     from nnunet_ssp.study.data import open_data
-    from nnunet_ssp.study.preparing import missing_folds, phantom_name
+    from nnunet_ssp.study.preparing import (
+        folds_that_cannot_be_made,
+        missing_folds,
+        phantom_name,
+    )
     from nnunet_ssp.study.results import Results
     from nnunet_ssp.study.runs import only, study_jobs, study_runs
 
-    data, notes = None, []
+    data, notes, reason = None, [], ""
     dataset = phantom_name(study) if study.phantom else study.dataset
     try:
         if dataset is None:
             raise FileNotFoundError("no dataset is named: give it with -d.")
+        if not study.phantom:
+            reason = folds_that_cannot_be_made(study, dataset)
         data = open_data(dataset, study.plans)
     except (FileNotFoundError, RuntimeError) as error:
         notes.append(f"Without the data set: {error}")
     if data is not None and (missing := missing_folds(study, data)):
-        notes.append(
-            f"Folds still to be made, with {' and '.join(study.make_folds)}: {', '.join(missing)}"
-        )
+        if not reason:
+            made = " and ".join(study.make_folds)
+            notes.append(f"Folds still to be made, with {made}: {', '.join(missing)}")
         data = None
     pretrainings, trainings = runs = only(study_runs(study, data), models)
     left, untrained = [*pretrainings, *trainings], runs
@@ -59,6 +69,8 @@ def list_runs(
         f"{len(trainings)} fine-tunings or trainings from scratch, each of these with its evaluation; {done} done."
     )
     print("\n".join([*notes, *_estimate(study, untrained, data, bench)]))
+    if reason:
+        raise ValueError(f"this dataset cannot carry the study. {reason}")
     return 0
 
 
@@ -83,23 +95,23 @@ def _listing(study: Study, pretrainings: Sequence[Run], trainings: Sequence[Run]
 def _estimate(
     study: Study, untrained: tuple[list[Run], list[Run]], data: Data | None, bench: Path | None
 ) -> list[str]:
-    from nnunet_ssp.study.estimate import hours, read_speeds
+    from nnunet_ssp.study.estimate import SHIPPED, hours, read_speeds
 
-    if bench is None:
-        return [
-            "Hours: nnunet-ssp bench --json bench.json measures the speeds here; then add --bench bench.json."
-        ]
-    speeds = read_speeds(bench)
+    measure = (
+        "nnunet-ssp bench --json bench.json measures the speeds here; then add --bench bench.json."
+    )
+    speeds = read_speeds(bench or SHIPPED)
     found = hours(study, untrained, data, speeds)
     if found is None:
-        return ["Hours: unknown without the data set."]
+        return [f"Hours: unknown without the data set. {measure}"]
     pretraining, finetuning = found
     sizes = "" if data else ", with the sizes that the file gives"
     total, first, second = map(_hours, (pretraining + finetuning, pretraining, finetuning))
     return [
         f"About {total} hours of one {speeds.device}{sizes}: {first} of pretraining, {second} of training for what is "
         "not done. Validations, predictions and evaluations are not included. Early stopping takes less, and so do "
-        "nnU-Net's worker processes, which the bench does not use."
+        "nnU-Net's worker processes, which the bench does not use.",
+        *([] if bench else [f"That is an estimate from {speeds.source}; {measure}"]),
     ]
 
 

@@ -15,6 +15,9 @@ from nnunet_ssp.study.runs import Run, find_trainer
 from nnunet_ssp.study.spec import Study
 from nnunet_ssp.training.finetuning import STOCK_ITERATIONS
 
+# Speeds of a GPU that were not measured with this package; the file says where they come from.
+SHIPPED = Path(__file__).parent / "speeds.json"
+
 
 @dataclass(frozen=True)
 class Speeds:
@@ -25,12 +28,14 @@ class Speeds:
         side: Rows and columns of the measured images.
         methods: Speed by method.
         finetuning: Speed of fine-tuning.
+        source: Origin of the numbers, in words; empty for measured ones.
     """
 
     device: str
     side: int
     methods: dict[str, float]
     finetuning: float
+    source: str = ""
 
 
 def read_speeds(file: Path) -> Speeds:
@@ -48,6 +53,7 @@ def read_speeds(file: Path) -> Speeds:
             side=setting["side"],
             methods={name: float(f["end_to_end_images_per_s"]) for name, f in methods},
             finetuning=float(content["finetuning_images_per_s"]),
+            source=str(setting.get("source", "")),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

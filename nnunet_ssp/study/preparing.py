@@ -6,13 +6,17 @@ import os
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from nnunet_ssp.cohort.dataset import open_dataset
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.launch import find_command
-from nnunet_ssp.nnunet import dataset_id
+from nnunet_ssp.nnunet import NNUNET_FOLDERS, dataset_id, environment
 from nnunet_ssp.study.data import Data, open_data, planned
 from nnunet_ssp.study.runs import Run
 from nnunet_ssp.study.spec import Study
@@ -127,6 +131,54 @@ def make_folds(study: Study, data: Data) -> Data:
             f"{data.number}, or name another in the study's `folds`."
         )
     return data
+
+
+def folds_that_cannot_be_made(study: Study, dataset: str) -> str:
+    """Make the missing folds in a copy of the dataset's tables, and say what is missing then.
+
+    Returns:
+        The reason in words; empty if the study's `make_folds` makes all of them.
+    """
+    data = Data(open_dataset(dataset), study.plans, {})
+    if not missing_folds(study, data):
+        return ""
+    with tempfile.TemporaryDirectory() as place:
+        copies = {}
+        for name, folder in zip(
+            NNUNET_FOLDERS, (data.dataset.raw, data.dataset.prepared), strict=False
+        ):
+            copies[name] = place_of = Path(place) / name
+            _link_without_tables(folder, place_of / folder.name)
+        copies[NNUNET_FOLDERS[2]] = Path(place)
+        with environment(**{name: str(folder) for name, folder in copies.items()}):
+            try:
+                for arguments in study.make_folds:
+                    words = shlex.split(arguments)
+                    _command(("nnunet-ssp", "folds", data.number, *words), Path.cwd())
+            except RuntimeError as error:
+                return str(error)
+            missing = missing_folds(study, replace(data, dataset=open_dataset(data.name)))
+    if not missing:
+        return ""
+    how = (
+        f"nnunet-ssp folds with {' and '.join(study.make_folds)} makes"
+        if study.make_folds
+        else "has"
+    )
+    return f"{data.name}: {how} no fold called {', '.join(missing)}"
+
+
+def _link_without_tables(folder: Path, copy: Path) -> None:
+    """Copy a dataset's tables and link all else; nothing that is written to the copy reaches the dataset."""
+    if not folder.is_dir():
+        return
+    copy.mkdir(parents=True)
+    for file in folder.iterdir():
+        if file.suffix in (".csv", ".json") and file.is_file():
+            shutil.copyfile(file, copy / file.name)
+        elif not file.name.startswith("."):
+            with suppress(OSError):  # not every file system has links
+                (copy / file.name).symlink_to(file.resolve(), target_is_directory=file.is_dir())
 
 
 def _command(command: Sequence[str], folder: Path) -> None:

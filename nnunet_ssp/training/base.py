@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Collection
@@ -32,6 +33,7 @@ from nnunet_ssp.files.atomic import remove_half_written, write_json
 from nnunet_ssp.files.contents import check
 from nnunet_ssp.files.lock import holder_of, in_use
 from nnunet_ssp.schedules import EarlyStopping
+from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.settings import (
     ENVIRONMENT_VARIABLE,
     TrainingSettings,
@@ -42,19 +44,21 @@ from nnunet_ssp.settings import (
 from nnunet_ssp.slices.intact import prepare_command
 from nnunet_ssp.slices.store import PREPROCESSED, read_missing
 from nnunet_ssp.training import transfer
+from nnunet_ssp.training.advice import advice
 from nnunet_ssp.training.checks import check_files, require_device
 from nnunet_ssp.training.finite import StepGuard, first_not_finite
-from nnunet_ssp.training.loop import BEST, FINAL, LATEST
+from nnunet_ssp.training.loop import BEST, FINAL, LATEST, WITHOUT_EFFECT
 from nnunet_ssp.training.precision import PrecisionTrainer, precision_name
 from nnunet_ssp.training.threads import follow_threads
 
 SECONDS_BETWEEN_SAVES = 300  # a preempted job loses at most this and one epoch
-# Settings that change neither the data nor the mathematics of a run.
-WITHOUT_EFFECT = ("data_device", "chunk_size", "final_validation", "trust")
 # Prefix of a finished run's checkpoints while its repetition runs.
 REPLACED = "replaced_"
 # Part of a checkpoint that may hold values that are not finite, from steps that were skipped.
 STEPS = "ssp_state.epoch.outputs"
+
+# Here too: nnU-Net's search for a trainer imports this module before it knows dataset and plans.
+end_in_words(advice)
 
 
 class SettingsTrainer(PrecisionTrainer):
@@ -77,7 +81,7 @@ class SettingsTrainer(PrecisionTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's signature
     ) -> None:
-        end_in_words()
+        end_in_words(advice)
         # First, so that a misspelt setting or a name that is a path elsewhere leaves no folder behind.
         self.settings, foreign = from_environment(self.defaults)
         check_files(plans, configuration, fold, dataset_json, self.settings.trust)
@@ -87,7 +91,7 @@ class SettingsTrainer(PrecisionTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         if foreign:
             self.print_to_log_file(
-                f"Settings of other trainers, ignored here: {', '.join(foreign)}"
+                f"Settings of other trainers, ignored here: {', '.join(foreign)}{self._meant(foreign)}"
             )
         if goes_on:
             with self._refusing():
@@ -120,6 +124,9 @@ class SettingsTrainer(PrecisionTrainer):
         files = (Path(self.output_folder) / name for name in names)
         file = next((file for file in files if file.is_file()), None)
         if file is None:
+            self.print_to_log_file(
+                f"WARNING: --c finds no checkpoint in {self.output_folder}: this training starts anew."
+            )
             return
         try:
             ssp = checkpoints.load(file, self.settings.trust, mmap=True).get("ssp", {})
@@ -139,7 +146,7 @@ class SettingsTrainer(PrecisionTrainer):
     def initialize(self) -> None:
         """Build the network and all that trains it; a refused run leaves no folder."""
         with self._refusing():
-            require_device(self.device, self.command("-device", "cpu"))
+            require_device(self.device, self._on_cpu())
             if line := follow_threads(self.device):
                 self.print_to_log_file(line)
             self.build()
@@ -150,6 +157,19 @@ class SettingsTrainer(PrecisionTrainer):
     def build(self) -> None:
         """Build the network and all that trains it."""
         super().initialize()
+
+    def _on_cpu(self) -> str:
+        """Return the command of this run, as it was given, for the CPU."""
+        file = self.pretrained_argument()
+        more = ["-pretrained_weights", file] if file else ["--c"] * ("--c" in sys.argv)
+        settings = os.environ.get(ENVIRONMENT_VARIABLE, "")
+        return self.command("-device", "cpu", *more, settings=settings)
+
+    def _meant(self, foreign: Collection[str]) -> str:
+        """Say which settings act here, too, where the variable seems to be meant for another trainer."""
+        words = os.environ.get(ENVIRONMENT_VARIABLE, "").split()
+        taken = [word for word in words if word.partition("=")[0] not in foreign]
+        return f". Of the same variable, this training takes: {' '.join(taken)}" if taken else ""
 
     @staticmethod
     def pretrained_argument() -> str | None:
@@ -182,8 +202,7 @@ class SettingsTrainer(PrecisionTrainer):
         if not file.is_file():
             if self.cases:
                 raise FileNotFoundError(
-                    f"{file} is missing, so only fold `all` can be trained: "
-                    f"nnUNetv2_train {self.dataset} {self.configuration_name} all ..."
+                    f"{file} is missing, so only fold `all` can be trained: {self.command(fold='all')}"
                 )
             fold, self.fold = self.fold, 0
             super().do_split()
@@ -223,7 +242,8 @@ class SettingsTrainer(PrecisionTrainer):
         if not 0 <= fold < len(splits):
             raise ValueError(
                 f"fold (={fold}) must be all or one of the {len(splits)} folds that "
-                f"{self.preprocessed_dataset_folder_base}/splits_final.json holds, counted from 0."
+                f"{self.preprocessed_dataset_folder_base}/splits_final.json holds, counted from 0; "
+                f"nnunet-ssp folds {self.dataset} lists them."
             )
         prepared = Path(self.preprocessed_dataset_folder_base)
         wrong = unknown_names(splits[fold], self.known_cases())
@@ -338,7 +358,8 @@ class SettingsTrainer(PrecisionTrainer):
             names = ("checkpoint_latest.pth", "checkpoint_best.pth")
             others = [file for name in names if (file := Path(source).with_name(name)).is_file()]
             older = [str(file) for file in others if file != Path(source)]
-            advice = f" To go on from an older one: cp {older[0]} {source}" if older else ""
+            copy = shlex.join(["cp", *older[:1], str(source)])
+            advice = f" To go on from an older one: {copy}" if older else ""
             raise ValueError(f"{error}{advice}") from None
         return content
 
@@ -387,7 +408,7 @@ class SettingsTrainer(PrecisionTrainer):
             )
         unused = dict.fromkeys(self.settings.unused, "  (not used by this optimizer)")
         lines = "\n".join(
-            f"  {name} = {value}{unused.get(name, '')}"
+            f"  {name} = {as_word(value)}{unused.get(name, '')}"
             for name, value in asdict(self.settings).items()
         )
         self.print_to_log_file(f"Settings (change with nnUNet_ssp_settings):\n{lines}")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.contents import NAMES, check, shown
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import check_dataset, check_plans, configuration_of
+from nnunet_ssp.training.loop import FINAL
 
 T = TypeVar("T")
 
@@ -77,6 +80,23 @@ def require_device(device: torch.device, command: str) -> None:
         raise ValueError(f"PyTorch finds no CUDA GPU here; to train on the CPU: {command}")
 
 
+def of_unfinished(file: Path, ssp: dict[str, Any], trust: bool) -> list[str]:
+    """Say that a file to start from is of a training that has not ended, if it is.
+
+    Args:
+        file: The checkpoint; beside one of a finished training is its last one.
+        ssp: Record of the training.
+        trust: Whether to run code that the file asks for, see `checkpoints.load`.
+    """
+    epochs = ssp.get("settings", {}).get("num_epochs")
+    if epochs is None or file.name == FINAL or file.with_name(FINAL).is_file():
+        return []
+    done = checkpoints.load(file, trust, mmap=True).get("current_epoch", epochs)
+    if done >= epochs:
+        return []
+    return [f"the file is of a training that has not ended: {done} of {epochs} epochs"]
+
+
 def refuse_unsuitable(trainer: Any) -> None:
     """Refuse what cannot be pretrained: a 3D configuration, a cascade, weights to start from.
 
@@ -91,7 +111,7 @@ def refuse_unsuitable(trainer: Any) -> None:
     if len(patch_size) != 2:
         raise ValueError(
             f"configuration (={configuration}) must be 2D: {name} pretrains the planned 2D network, this one has the "
-            f"patch {list(patch_size)}. Use: nnUNetv2_train {trainer.dataset} 2d ..."
+            f"patch {list(patch_size)}. Use: {trainer.command(configuration='2d')}"
         )
     if trainer.is_cascaded:
         raise ValueError(f"configuration (={configuration}) must not be a cascade.")

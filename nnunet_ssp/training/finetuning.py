@@ -37,11 +37,13 @@ from nnunet_ssp.slices.store import (
 )
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.base import SettingsTrainer
-from nnunet_ssp.training.checks import refuses_other_content
+from nnunet_ssp.training.checks import of_unfinished, refuses_other_content
 from nnunet_ssp.training.evidence import gain_in_words
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import learning_curve, write_curves
+from nnunet_ssp.training.next_steps import after_finetuning
 from nnunet_ssp.training.optimizers import DecayToStart, EpochRates, finetuning_optimizer
+from nnunet_ssp.training.pace import time_left
 from nnunet_ssp.training.precision import InPrecision, choose_precision
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
@@ -149,7 +151,8 @@ class FinetuningTrainer(SettingsTrainer):
             else "no record"
         )
         table = "\n".join(f"  {line}" for line in comparison.table)
-        notes = "".join(f"\n  note: {note}" for note in comparison.notes)
+        doubts = of_unfinished(pretrained.file, ssp, self.settings.trust)
+        notes = "".join(f"\n  note: {note}" for note in [*comparison.notes, *doubts])
         self.print_to_log_file(
             f"Pretrained weights {pretrained.file} ({described}):\n{table}{notes}"
         )
@@ -368,6 +371,11 @@ class FinetuningTrainer(SettingsTrainer):
         self.early_stopping.update(float(self.logger.get_value("val_losses", step=-1)))
         self.save_every = self.num_epochs + 1  # nnU-Net saves before it knows of a new best
         super().on_epoch_end()
+        if self.current_epoch < self.num_epochs:
+            start, end = (logging[f"epoch_{which}_timestamps"][-1] for which in ("start", "end"))
+            to_come = self.num_epochs - self.current_epoch
+            early = bool(self.settings.early_stopping)
+            self.print_to_log_file(time_left(end - start, to_come, early))
         gc.collect()  # nnU-Net's plot leaves some 70 MB in reference cycles, which otherwise pile up over epochs
         if self.current_epoch < self.num_epochs:
             self._keep_boundary()
@@ -451,10 +459,13 @@ class FinetuningTrainer(SettingsTrainer):
                 super().perform_actual_validation(save_probabilities)
             self.repeat_warnings()
         else:
+            validate = self.command("--val", settings="final_validation=yes")
             self.print_to_log_file(
-                "final_validation=no: no validation case was predicted. To do it later, set "
-                "final_validation=yes and run the same command with --val."
+                f"final_validation=no: no validation case was predicted. To do it later:\n{validate}"
             )
+        name, folder = self.plans_manager.dataset_name, Path(self.output_folder)
+        if said := after_finetuning(name, folder, self.fold, self.device.type):
+            self.print_to_log_file(said)
 
 
 class FinetuneEncoderTrainer(FinetuningTrainer):

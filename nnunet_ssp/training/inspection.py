@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from nnunet_ssp.files.names import is_plain, must_be_plain
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.network import is_alias, is_output_layer
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
+from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.evidence import gain_in_words
 
@@ -22,7 +24,7 @@ _NOTHING = "  nothing about persons or the institution"
 def inspect(
     checkpoint: str | Path,
     dataset: str | None = None,
-    plans_name: str = "nnUNetPlans",
+    plans_name: str | None = None,
     configuration: str = "2d",
     trust: bool = False,
     private: bool = False,
@@ -33,7 +35,8 @@ def inspect(
     Args:
         checkpoint: The file.
         dataset: Id or name of the dataset.
-        plans_name: Name of the dataset's plans.
+        plans_name: Name of the dataset's plans; by default those of the checkpoint's name where the dataset has them,
+            else nnU-Net's.
         configuration: Name of a configuration of these plans.
         trust: Whether to run code that the file or the dataset's plans ask for, see `checkpoints.load`.
         private: Whether to list only what the file reveals about persons and the institution.
@@ -57,6 +60,7 @@ def inspect(
         if spoiled:
             print(f"UNUSABLE: {checkpoints.non_finite_in_words(spoiled, len(pretrained.weights))}")
         return int(bool(spoiled))
+    plans_name = plans_name or _plans_of(pretrained, dataset)
     comparison = compare_with_dataset(pretrained, dataset, plans_name, configuration, trust)
     print(f"\nAgainst dataset {dataset}, {plans_name} {configuration}:")
     print("\n".join(f"  {line}" for line in comparison.table))
@@ -82,7 +86,8 @@ def reveal(file: Path, trust: bool, strip: Path | None) -> int:
         left = privacy.findings(checkpoints.load(strip, trust))
         lines += [f"{strip}, written without:", *(map(_line, left) if left else [_NOTHING])]
     elif removed:
-        lines.append(f"To write a checkpoint without: nnunet-ssp inspect {file} --strip OUT")
+        words = ("nnunet-ssp", "inspect", file, "--strip", file.with_stem(f"{file.stem}_stripped"))
+        lines.append(f"To write a checkpoint without: {shlex.join(map(str, words))}")
     print("\n".join(map(printable, lines)))
     return int(bool(removed) and strip is None)
 
@@ -119,7 +124,9 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
         names = [plans.get(name, "unknown") for name in ("dataset_name", "plans_name")]
         lines.append(f"plans: {names[0]}, {names[1]} {pretrained.configuration}")
     if ssp.get("settings"):
-        lines.append("settings: " + " ".join(f"{k}={_word(v)}" for k, v in ssp["settings"].items()))
+        lines.append(
+            "settings: " + " ".join(f"{k}={as_word(v)}" for k, v in ssp["settings"].items())
+        )
     if ssp.get("versions"):
         lines.append("versions: " + ", ".join(f"{k} {v}" for k, v in ssp["versions"].items()))
     for paper in ssp.get("papers", ssp.get("pretraining", {}).get("papers", [])):
@@ -127,11 +134,12 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
     return lines
 
 
-def _word(value: object) -> str:
-    """Return a setting's value as a user types it."""
-    if value is None:
-        return "none"
-    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
+def _plans_of(pretrained: transfer.Pretrained, dataset: str) -> str:
+    """Return the checkpoint's own plans' name if the dataset has plans of this name, else nnU-Net's."""
+    folder = dataset_folder(nnunet_folder("nnUNet_preprocessed"), dataset)
+    own = (pretrained.plans or {}).get("plans_name")
+    there = isinstance(own, str) and is_plain(own) and (folder / f"{own}.json").is_file()
+    return str(own) if there else "nnUNetPlans"
 
 
 def compare_with_dataset(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -25,12 +25,15 @@ from nnunet_ssp.distributed import ending_with_other_ranks, max_over_ranks, worl
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.schedules import EarlyStopping
 from nnunet_ssp.setting_values import as_word
-from nnunet_ssp.settings import TrainingSettings
+from nnunet_ssp.settings import ENVIRONMENT_VARIABLE, TrainingSettings
 from nnunet_ssp.signals import ENDS
 from nnunet_ssp.training.finite import Skipped, StepGuard, first_not_finite
 from nnunet_ssp.training.interruption import GRACE, Interruption
+from nnunet_ssp.training.pace import Pace
 
 LATEST, BEST, FINAL = (f"checkpoint_{name}.pth" for name in ("latest", "best", "final"))
+# Settings that change neither the data nor the mathematics of a run; `--c` does not take them from the checkpoint.
+WITHOUT_EFFECT = ("data_device", "chunk_size", "final_validation", "trust")
 
 
 class LoopTrainer(nnUNetTrainer):
@@ -43,6 +46,7 @@ class LoopTrainer(nnUNetTrainer):
         outputs: Outputs of the steps of the current epoch.
     """
 
+    defaults: ClassVar[TrainingSettings]
     settings: TrainingSettings
     early_stopping: EarlyStopping
     weights_from: str
@@ -54,6 +58,7 @@ class LoopTrainer(nnUNetTrainer):
     fold: int | str
     current_epoch: int
     num_iterations_per_epoch: int
+    batch_size: int
     was_initialized: bool
     my_init_kwargs: dict[str, Any]
     device: torch.device
@@ -61,6 +66,7 @@ class LoopTrainer(nnUNetTrainer):
     dataloader_train: Any
     dataloader_val: Any
 
+    _pace: Pace
     _last_step: int = 0
     _last_cases: Callable[[], list[str]] = list
 
@@ -120,6 +126,7 @@ class LoopTrainer(nnUNetTrainer):
         with self._refusing(), self._ending_in_words(), self._folder_lock():
             self.on_train_start()
             self._refuse_lost_weights()
+            self._pace = Pace(self.print_to_log_file, self.batch_size)
             while self.current_epoch < self.num_epochs and not self._stops_early():
                 self._run_epoch()
             self.on_train_end()
@@ -133,6 +140,7 @@ class LoopTrainer(nnUNetTrainer):
         self.on_epoch_start()
         self.on_train_epoch_start()
         first = self.current_epoch * self.num_iterations_per_epoch
+        self._pace.begin(len(self.outputs))
         while len(self.outputs) < self.num_iterations_per_epoch:
             self._heed_signals()
             batch = next(self.dataloader_train)
@@ -141,6 +149,8 @@ class LoopTrainer(nnUNetTrainer):
             self.guard.begin()
             self.outputs.append(self.train_step(batch))
             self.guard.end(step, self._last_cases)
+            self._pace.step(len(self.outputs), self.num_iterations_per_epoch)
+        self._pace.end()
         self.guard.look()
         skipped = set(self.guard.skipped)
         kept = [o for step, o in enumerate(self.outputs, first) if step not in skipped]
@@ -219,7 +229,9 @@ class LoopTrainer(nnUNetTrainer):
         number = self.interruption.number
         if self.local_rank == 0:
             name = signal.Signals(number).name
-            line = f"{name}: {said}; go on with: {self.command('--c')}"
+            line = (
+                f"{name}: {said}; go on with: {self.command('--c', settings=self.kept_settings())}"
+            )
             if not any(
                 (Path(self.output_folder) / file).is_file() for file in (LATEST, BEST, FINAL)
             ):
@@ -242,15 +254,30 @@ class LoopTrainer(nnUNetTrainer):
             f"saving; {self.last_good()}"
         )
 
-    def command(self, *more: str, trainer: str = "") -> str:
-        """Return nnU-Net's command for this run, with more words, or for another trainer on the same data."""
+    def command(
+        self,
+        *more: str,
+        trainer: str = "",
+        settings: str = "",
+        fold: str = "",
+        configuration: str = "",
+    ) -> str:
+        """Return nnU-Net's command for this run, with more words or settings, or one part of it replaced."""
         plans, ranks = self.plans_manager.plans_name, 1 if trainer else world_size()
-        words = ["nnUNetv2_train", self.dataset, self.configuration_name, str(self.fold)]
+        words = ["nnUNetv2_train", self.dataset]
+        words += [configuration or self.configuration_name, fold or str(self.fold)]
         words += ["-p", plans] if plans != "nnUNetPlans" else []
         words += ["-tr", trainer or type(self).__name__]
         words += ["-device", self.device.type] if self.device.type != "cuda" else []
         words += ["-num_gpus", str(ranks)] if ranks > 1 else []
-        return shlex.join([*words, *more])
+        given = f"{ENVIRONMENT_VARIABLE}={shlex.quote(settings)} " if settings else ""
+        return given + shlex.join([*words, *more])
+
+    def kept_settings(self) -> str:
+        """Return the settings of this run that `--c` must be told again, as they are typed."""
+        now, usual = asdict(self.settings), asdict(self.defaults)
+        names = (name for name in WITHOUT_EFFECT if name in now and now[name] != usual[name])
+        return " ".join(f"{name}={as_word(now[name])}" for name in names)
 
     def last_good(self) -> str:
         """Return the newest checkpoint and how to continue from it, in words; all its values are finite."""
@@ -259,7 +286,8 @@ class LoopTrainer(nnUNetTrainer):
         if not saved:
             return "no checkpoint was saved yet"
         newest = max(saved, key=os.path.getmtime)
-        return f"last good checkpoint {newest}; continue with --c: {self.command('--c')}"
+        command = self.command("--c", settings=self.kept_settings())
+        return f"last good checkpoint {newest}; continue with --c: {command}"
 
     # -- non-finite values -------------------------------------------------------------------------
 

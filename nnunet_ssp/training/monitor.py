@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssp.files.atomic import atomic_write
+from nnunet_ssp.methods.parts.depth import STANDING_STILL
 from nnunet_ssp.network import parts
+
+MARKERS = "osD^vP*X"  # of the resolutions, from the finest
+PANEL_INCHES = 3.0  # width of an image of `plot_images`
 
 
 class StageChange:
@@ -113,17 +118,19 @@ class Panel:
         label: Label of the vertical axis.
         curves: Label of each key to draw.
         reference: Value and label of a horizontal line.
-        styles: Line style of each curve, as arguments of matplotlib's `plot`.
+        styles: Style of each curve, as arguments of matplotlib's `plot`.
+        threshold: Share of the largest of the curves at which a dotted line is drawn, and its label.
     """
 
     label: str
     curves: Mapping[str, str]
     reference: tuple[float, str] | None = None
     styles: Sequence[Mapping[str, Any]] = ()
+    threshold: tuple[float, str] | None = None
 
 
 def stage_panel(stages: Sequence[str]) -> Panel:
-    """Return the panel of `StageChange`: one colour per resolution, the decoder dashed."""
+    """Return the panel of `StageChange`: a colour and a marker per resolution, the decoder dashed."""
     from matplotlib import colormaps
 
     levels = [int(stage.split()[1]) if stage.split()[-1].isdigit() else 0 for stage in stages]
@@ -132,15 +139,19 @@ def stage_panel(stages: Sequence[str]) -> Panel:
         {
             "color": colormaps["viridis_r"](0.1 + 0.9 * level / deepest),
             "linestyle": "-" if stage.startswith("encoder") else "--",
+            "marker": MARKERS[level % len(MARKERS)],
+            "markersize": 4,
+            "markevery": 0.1,
         }
         for stage, level in zip(stages, levels, strict=True)
     ]
     curves = {f"change {stage}": stage for stage in stages}
-    return Panel("change since initialisation", curves, styles=styles)
+    warned = (STANDING_STILL, "warning if the deep half\nlies below (median)")
+    return Panel("change since initialisation", curves, styles=styles, threshold=warned)
 
 
 def plot_progress(
-    file: Path, logging: Mapping[str, Sequence[Any]], panels: Sequence[Panel]
+    file: Path, logging: Mapping[str, Sequence[Any]], panels: Sequence[Panel], title: str
 ) -> None:
     """Draw curves over epochs, one panel below the other; many panels take two columns.
 
@@ -148,32 +159,21 @@ def plot_progress(
         file: The picture to write.
         logging: Values per epoch by key.
         panels: What to draw.
+        title: Title of the picture.
     """
     from matplotlib.figure import Figure
 
     shown = [p for p in panels if any(logging.get(key) for key in p.curves)]
     columns = 1 if len(shown) <= 5 else 2
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(9 * columns, 3.2 * rows), layout="constrained")
+    figure = Figure(figsize=(10 * columns, 0.4 + 3.2 * rows), layout="constrained")
+    figure.suptitle(title)
     grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True)).ravel()
     axes = grid[: len(shown)]
     for unused in grid[len(shown) :]:
         unused.remove()
     for axis, panel in zip(axes, shown, strict=True):
-        for position, (key, label) in enumerate(panel.curves.items()):
-            points = [(i, v) for i, v in enumerate(logging.get(key) or [], 1) if math.isfinite(v)]
-            style = panel.styles[position] if panel.styles else {}
-            marker = "o" if len(points) < 3 else None
-            epochs, values = zip(*points, strict=True) if points else ((), ())
-            axis.plot(epochs, values, label=label, marker=marker, **style)
-        if panel.reference is not None:
-            axis.axhline(panel.reference[0], color="grey", linestyle=":", label=panel.reference[1])
-        axis.set_ylabel(panel.label)
-        if len(panel.curves) > 6:
-            axis.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
-        else:
-            axis.legend(fontsize=8)
-        axis.grid(alpha=0.3)
+        _draw_panel(axis, panel, logging)
     for axis in axes[-columns:]:
         axis.tick_params(labelbottom=True)
         axis.set_xlabel("epoch")
@@ -181,34 +181,62 @@ def plot_progress(
         figure.savefig(temporary, dpi=110)
 
 
-def plot_images(file: Path, columns: Mapping[str, Tensor], title: str) -> None:
+def _draw_panel(axis: Any, panel: Panel, logging: Mapping[str, Sequence[Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for position, (key, label) in enumerate(panel.curves.items()):
+        points = [(i, v) for i, v in enumerate(logging.get(key) or [], 1) if math.isfinite(v)]
+        style = {"marker": "o" if len(points) < 3 else None}
+        style |= panel.styles[position] if panel.styles else {}
+        epochs, values = zip(*points, strict=True) if points else ((), ())
+        axis.plot(epochs, values, label=label, **style)
+    if panel.reference is not None:
+        axis.axhline(panel.reference[0], color="grey", linestyle=":", label=panel.reference[1])
+    if panel.threshold is not None:
+        share, label = panel.threshold
+        every = [logging.get(key) or [] for key in panel.curves]
+        largest = [max(values) for values in zip(*every, strict=False)]
+        epochs = range(1, len(largest) + 1)
+        axis.plot(epochs, [share * v for v in largest], color="grey", linestyle=":", label=label)
+    axis.set_ylabel(panel.label)
+    # Beside the plot, where it hides no curve.
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
+
+
+def plot_images(file: Path, columns: Mapping[str, Tensor], title: str, caption: str = "") -> None:
     """Draw the first channel of images as a table: one row per slice, one column per kind.
 
     Args:
         file: The picture to write.
-        columns: (B, C, X, Y) by title; the first column sets the grey scale of each row.
+        columns: (B, C, X, Y) by title; `target`, else the first column, sets the grey scale of each row.
         title: Title of the picture.
+        caption: Words below it.
     """
     from matplotlib.figure import Figure
 
     images = {name: x[:, 0].float().cpu().numpy() for name, x in columns.items()}
     n = len(next(iter(images.values())))
     height, width = next(iter(images.values())).shape[1:]
-    figure = Figure(
-        figsize=(2.0 * len(images), 0.5 + 2.0 * n * height / width), layout="constrained"
-    )
+    letters = 24 * len(images)  # of a line of the title
+    lines = textwrap.wrap(caption, 3 * letters // 2)
+    size = 0.6 + PANEL_INCHES * n * height / width + 0.2 * len(lines)
+    figure = Figure(figsize=(PANEL_INCHES * len(images), size), layout="constrained")
     axes = np.atleast_2d(figure.subplots(n, len(images)))
     if axes.shape != (n, len(images)):
         axes = axes.reshape(n, len(images))
-    first = next(iter(images.values()))
+    scale = images.get("target", next(iter(images.values())))
     for row in range(n):
-        low, high = np.percentile(first[row], (0.5, 99.5))
+        low, high = np.percentile(scale[row], (0.5, 99.5))
         for column, (name, stack) in enumerate(images.items()):
             axis = axes[row, column]
             axis.imshow(stack[row], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
             axis.set_axis_off()
             if row == 0:
-                axis.set_title(name, fontsize=10)
-    figure.suptitle(title, fontsize=11)
+                axis.set_title(name, fontsize=11)
+    figure.suptitle(textwrap.fill(title, letters), fontsize=11)
+    if lines:
+        figure.supxlabel("\n".join(lines), fontsize=8)
     with atomic_write(file) as temporary:
         figure.savefig(temporary, dpi=80)

@@ -49,10 +49,11 @@ from nnunet_ssp.training.checks import refuse_unsuitable, refuses_other_content
 from nnunet_ssp.training.compiling import compile_parts
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import StageChange
+from nnunet_ssp.training.next_steps import next_step
 from nnunet_ssp.training.optimizers import make_optimizer
 from nnunet_ssp.training.precision import choose_precision
 from nnunet_ssp.training.probe import find_probe
-from nnunet_ssp.training.progress import PROBE, Progress, logged_keys, next_step
+from nnunet_ssp.training.progress import PROBE, Progress, logged_keys
 from nnunet_ssp.training.resuming import (
     pack_steps,
     random_state,
@@ -284,8 +285,10 @@ class PretrainingTrainer(SettingsTrainer):
             self.stage_change,
             self.logger,
             self.print_to_log_file,
+            name=f"{type(self.method).__name__}, {self.plans_manager.dataset_name}, fold {self.fold}",
             folder=Path(self.output_folder) if self.local_rank == 0 else None,
             epochs=self.num_epochs,
+            steps=self.num_iterations_per_epoch,
             ends_early=bool(self.settings.early_stopping),
             validates_on=self.batches.validates_on,
             pictured=self.batches.pictured(),
@@ -338,8 +341,7 @@ class PretrainingTrainer(SettingsTrainer):
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         with self.autocast():
-            output: dict[str, Tensor] = self.network(batch)
-        return output
+            return self.network(batch)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Tensor]]) -> None:
         loss, curves = self._reduce(train_outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 
 from nnunet_ssp.methods.base import Batch, Method
-from nnunet_ssp.reporting.wording import duration
 from nnunet_ssp.training.monitor import (
     Panel,
     StageChange,
@@ -21,10 +21,12 @@ from nnunet_ssp.training.monitor import (
     stage_panel,
     write_curves,
 )
+from nnunet_ssp.training.pace import time_left
 from nnunet_ssp.training.probe import LinearProbe
 
 PICTURES = 20  # pictures and probes per 100 epochs, besides those of the untrained network
-WARNINGS = 10  # repetitions of a warning per 100 epochs
+WARNINGS = 10  # looks for a reason to warn per 100 epochs
+ENOUGH_STEPS = 500  # before, what a method warns of is no more than a beginning
 PROBE = "probe_dice"
 
 
@@ -47,22 +49,6 @@ def logged_keys(method: type[Method] | Method) -> list[str]:
     ]
 
 
-def next_step(command: str, unlabelled: str = "") -> str:
-    """Return the last words of a pretraining.
-
-    Args:
-        command: Fine-tunes from its file.
-        unlabelled: Name of the dataset if it has no labels to fine-tune with.
-    """
-    where = ""
-    if unlabelled:
-        where = (
-            f" {unlabelled} has no labels; with another dataset of the same spacing and architecture in place of "
-            f"{int(unlabelled[7:10])}:"
-        )
-    return f"Pretraining done.{where} Fine-tune with:\n{command}"
-
-
 class Progress:
     """Log and draw how a pretraining goes.
 
@@ -71,8 +57,10 @@ class Progress:
         stages: The change of each stage of the planned network.
         logger: nnU-Net's logger, which holds a list of values per key.
         say: Writes a line to the log.
+        name: Title of the pictures: method, dataset, fold.
         folder: Folder of the files; None on ranks that write none.
         epochs: Planned number of epochs.
+        steps: Steps of an epoch.
         ends_early: Whether the training may stop earlier.
         validates_on: `validation` or `training`, the slices of the validation loss.
         pictured: Slices that the pictures show.
@@ -88,8 +76,10 @@ class Progress:
         logger: Any,
         say: Callable[[str], None],
         *,
+        name: str,
         folder: Path | None,
         epochs: int,
+        steps: int,
         ends_early: bool,
         validates_on: str,
         pictured: Batch,
@@ -98,11 +88,14 @@ class Progress:
         untrained: float = math.nan,
     ) -> None:
         self.method, self.stages, self.logger, self.say = method, stages, logger, say
-        self.folder, self.epochs, self.ends_early = folder, epochs, ends_early
+        self.name, self.folder, self.ends_early = name, folder, ends_early
+        self.epochs, self.steps = epochs, steps
         self.validates_on, self.pictured, self.precision = validates_on, pictured, precision
         self.probe, self.untrained = probe, untrained
         # Whether this epoch ends with a picture.
         self._drawing = False
+        # Beginnings of the warnings that were said.
+        self._warned: set[str] = set()
 
     def start(self) -> None:
         """Draw and probe the untrained network."""
@@ -128,7 +121,8 @@ class Progress:
         """Write curves and pictures after this number of epochs; called once the checkpoint is safe."""
         if self.folder is not None:
             write_curves(self.folder / "monitor.csv", self._logging)
-            plot_progress(self.folder / "progress.png", self._logging, self._panels())
+            title = f"{self.name}, {epochs} of {self.epochs} epochs"
+            plot_progress(self.folder / "progress.png", self._logging, self._panels(), title)
         if self._drawing and self.method.pictures.change:
             self._draw_pictures(epochs)
 
@@ -159,15 +153,21 @@ class Progress:
         if self.probe is not None and math.isfinite(dice := value(PROBE)):
             self.say(f"linear probe: Dice {dice:.4f} ({self.untrained:.4f} before training)")
         self.say(f"change since initialisation: {describe_change(change)}")
-        if warn:
-            for warning in self.method.warnings(curves, change):
-                self.say(warning)
+        if warn and (epoch + 1) * self.steps >= ENOUGH_STEPS:
+            self._warn(self.method.warnings(curves, change))
         seconds = value("epoch_end_timestamps") - value("epoch_start_timestamps")
-        left = seconds * (self.epochs - epoch - 1)
         self.say(
             f"Epoch time: {seconds:.2f} s, {value('images_per_second'):.1f} images/s, "
-            f"{'at most ' if self.ends_early else ''}{duration(left)} left"
+            f"{time_left(seconds, self.epochs - epoch - 1, self.ends_early)}"
         )
+
+    def _warn(self, warnings: list[str]) -> None:
+        """Log each warning once; its numbers change from epoch to epoch."""
+        for warning in warnings:
+            beginning = re.split(r"\d", warning)[0]
+            if beginning not in self._warned:
+                self._warned.add(beginning)
+                self.say(warning)
 
     # -- the probe ---------------------------------------------------------------------------------
 
@@ -210,4 +210,4 @@ class Progress:
         pictures = self.method.pictures
         file = self.folder / pictures.file.format(epoch=epochs)
         title = pictures.title.format(slices=self.validates_on, epoch=epochs)
-        plot_images(file, columns, title)
+        plot_images(file, columns, f"{self.name}: {title}", pictures.caption)

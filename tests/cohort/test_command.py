@@ -72,7 +72,8 @@ def test_appended_folds_are_in_both_copies_and_the_others_stay(
     assert row["n_train_subjects"] == "2"
     assert row["source"] == "2 subjects of 5-fold-1, seed 0"
     output = capsys.readouterr().out
-    assert "Wrote folds 5 to 8. Train: nnUNetv2_train 114 2d 5 -tr ..." in output
+    command = "nnunet-ssp prepare 114 && nnUNetv2_train 114 2d 5 -tr nnUNetTrainerScratch"
+    assert f"Wrote folds 5 to 8. To train from scratch on the first: {command}" in output
     assert [line[:7] for line in output.splitlines() if line.startswith("+")] == [
         f"+    {number} " for number in (5, 6, 7, 8)
     ]
@@ -161,6 +162,34 @@ def test_the_prepared_folder_is_enough(raw: Path, prepared: Path):
     assert not raw.exists()
 
 
+def test_the_last_folds_can_be_removed_unless_trained(
+    raw: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = tables(raw, prepared)
+    folds(114, amounts=[2, 4], seeds=[0])
+    for wrong in ([5], [7], [2, 5, 6]):
+        with pytest.raises(ValueError, match="must be the last of the folds, up to 6"):
+            folds(114, remove=wrong)
+    with pytest.raises(ValueError, match="must leave the folds of the cross-validation"):
+        folds(114, remove=[3, 4, 5, 6])
+    folder = results(raw, 6)
+    with pytest.raises(FileExistsError, match="results were trained on fold 6"):
+        folds(114, remove=[6])
+    folder.rmdir()
+    assert folds(114, remove=[6, 5], dry_run=True) == 0
+    assert tables(raw, prepared) != before
+    assert main(["folds", "114", "--remove", "6", "5"]) == 0
+    assert "Removed fold 5, 6." in capsys.readouterr().out
+    assert tables(raw, prepared) == before
+    with pytest.raises(ValueError, match="--remove must come without"):
+        folds(114, remove=[4], check=True)
+
+
+def test_a_mistyped_fold_is_answered_by_the_nearest(raw: Path):
+    with pytest.raises(ValueError, match=r"one of the 5 folds\. Perhaps 5-fold-2"):
+        folds(114, amounts=[2], base="5fold-2")
+
+
 # -- the paper's -----------------------------------------------------------------------------------
 
 
@@ -185,9 +214,14 @@ def test_the_folds_of_the_paper_are_verified(
     output = capsys.readouterr().out
     assert output.count(" match") == len(PUBLISHED)
     assert "fold name" not in output
+    before = tables(raw.parent / "Dataset200_Paper")
     assert folds(200, paper=True, verify=True) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert tables(raw.parent / "Dataset200_Paper") == before
+    assert folds(200, paper=True) == 0
+    assert f"Wrote folds 5 to {4 + len(PAPER_FOLDS)}." in capsys.readouterr().out
+    assert folds(200, verify=True) == 0
     output = capsys.readouterr().out
-    assert f"Wrote folds 5 to {4 + len(PAPER_FOLDS)}." in output
     rows = {line[:12].strip(): line.split()[-1] for line in output.splitlines() if " match" in line}
     assert rows["train"] == rows["valid"] == "5"
     assert rows["nr50-seed0"] == "6"
@@ -218,7 +252,8 @@ def test_the_folds_of_acdc_few(raw: Path, capsys: pytest.CaptureFixture[str]):
     assert folds(200, few=True) == 0
     output = capsys.readouterr().out
     assert "Wrote folds 5 to 20." in output
-    assert "Pretrain on fold 5 (few), fine-tune on any of its subsets." in output
+    assert "Pretrain on fold 5 (few), fine-tune on any of its subsets:\nnnunet-ssp prep" in output
+    assert "nnUNetv2_train 200 2d 5 -tr nnUNetTrainerMIMPretrain" in output
     assert folds(200, few=True, check=True) == 0
 
 

@@ -140,6 +140,7 @@ PRIVATE = (
 def test_what_a_file_reveals(earlier: Path, capsys: pytest.CaptureFixture[str]):
     assert all(word in texts_of(earlier) for word in PRIVATE)
     assert main(["inspect", str(earlier), "--private"]) == 1
+    stripped = earlier.with_stem(f"{earlier.stem}_stripped")
     assert capsys.readouterr().out.splitlines()[:11] == [
         f"{earlier}:",
         f"  subjects 3 names in `ssp.subjects`: {', '.join(NAMES)}",
@@ -151,7 +152,7 @@ def test_what_a_file_reveals(earlier: Path, capsys: pytest.CaptureFixture[str]):
         "  path     /data/erika/nnUNet_results/checkpoint_final.pth in `ssp.weights_from`",
         r"  path     D:\erika\x.json in `ssp.pretraining.settings.x`",
         "  path     made on ws-radiology-7 in /data/erika/a.txt in `ssp.note`",
-        f"To write a checkpoint without: nnunet-ssp inspect {earlier} --strip OUT",
+        f"To write a checkpoint without: nnunet-ssp inspect {earlier} --strip {stripped}",
     ]
 
 

@@ -114,6 +114,56 @@ def test_3d_frames_are_in_natural_order(root: Path, pattern: str):
     assert np.array_equal(cine_in(convert(root, 120), "S1"), frames())
 
 
+def test_flat_frames_of_one_name_are_one_subject(root: Path):
+    """As in ACDC: each frame as a subject would put one patient on both sides of a fold."""
+    cine = frames()
+    for subject, order in (("patient001", range(12)), ("patient002", (9, 10))):
+        for frame in order:
+            save(cine[..., frame], root / f"{subject}_frame{frame}.nii.gz")
+    save(drawn(ED)[..., ED], root / "patient001_frame0_gt.nii.gz")
+    target = convert(root, 120)
+    np.testing.assert_array_equal(cine_in(target, "patient001"), cine[..., 1:])
+    assert names(target / "labelsTr") == ["patient001_frame00.nii.gz"]
+    assert {case.subject for case in cases_of(target).values()} == {"patient001", "patient002"}
+
+
+@pytest.mark.parametrize("file", ["p1_{}.nii.gz", "{}.nii.gz", "p{}_sax.nii.gz"])
+def test_flat_frames_that_may_be_of_one_subject_are_refused(root: Path, file: str):
+    save(frames(), root / "whole7.nii.gz")
+    save(frames(), root / "whole8.nii.gz")
+    for frame in range(3):
+        save(frames()[..., frame], root / file.format(frame))
+    target = convert(root, 120)
+    assert {case.subject for case in cases_of(target).values()} == {"whole7", "whole8"}
+    (refusal,) = log(target)["refused"].values()
+    assert "3 files of one frame each" in str(refusal) and "a folder for each" in str(refusal)
+
+
+def test_a_file_beside_folders_of_subjects_is_spoken_of(root: Path):
+    for subject in ("s1", "s2"):
+        save(frames(), root / subject / f"{subject}.nii.gz")
+    save(frames(), root / "atlas.nii.gz")
+    assert "beside 2 folders of subjects" in str(log(convert(root, 120))["notes"]["atlas"])
+
+
+@pytest.mark.parametrize(
+    ("file", "converter"),
+    [
+        ("training/patient001/Info.cfg", "acdc"),
+        ("patient001/Info.cfg", "acdc"),
+        ("211230_M&Ms_Dataset_information_diagnosis_opendataset.csv", "mnms"),
+        ("dataset_information.csv", "mnms2"),
+    ],
+)
+def test_a_public_set_is_left_to_its_converter(root: Path, file: str, converter: str):
+    """ACDC's label 1 is the right ventricle, and each of the sets has test subjects."""
+    save(frames(), root / "s1.nii.gz")
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).touch()
+    with pytest.raises(ValueError, match=f"laid out as .*nnunet-ssp convert {converter}\\."):
+        convert(root, 120)
+
+
 def test_frames_named_after_trigger_times(root: Path):
     for t in range(12):
         save(frames()[..., t], root / "S1" / f"t{round(46.4 * t)}.nii.gz")

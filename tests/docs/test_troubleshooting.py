@@ -38,6 +38,7 @@ def printed() -> str:
     for name in (
         "nnunetv2.utilities.find_objects",
         "nnunetv2.run.load_pretrained_weights",
+        "nnunetv2.run.run_training",
         "batchgenerators.dataloading.nondet_multi_threaded_augmenter",
     ):
         spec = find_spec(name)

@@ -90,6 +90,29 @@ def test_a_cross_validation_is_one_model(nnunet, predict, dataset, capsys):
     assert f"validation has no prediction for 1 case: {val[0][3]}." in capsys.readouterr().err
 
 
+def test_references_are_no_predictions_and_raw_data_no_place_to_write(
+    dataset, predict, nnunet, capsys
+):
+    references = dataset / "labelsTs"
+    assert run("114 -np 1", references) == 1
+    assert f"{references}: these are the references" in capsys.readouterr().err
+    assert run(f"114 -np 1 -o {nnunet / 'out'} --references {references}", references) == 1
+    assert "these are the references" in capsys.readouterr().err
+    assert run(f"114 -np 1 -o {dataset / 'evaluation'}", predict("model", 1.0)) == 1
+    assert "must lie outside nnUNet_raw" in capsys.readouterr().err
+    assert not (dataset / "evaluation").exists()
+    shutil.copytree(references, nnunet / "copies")
+    assert run("114 -np 1", nnunet / "copies") == 0
+    assert "WARNING: copies: every prediction is its reference" in capsys.readouterr().out
+
+
+def test_a_tilde_in_a_named_folder_is_the_home(dataset, predict, nnunet, monkeypatch):
+    monkeypatch.setenv("HOME", str(nnunet))
+    folder = predict("model", 1.0)
+    assert run(f"114 -np 1 -o ~/out M=~/{folder.relative_to(nnunet)}") == 0
+    assert (nnunet / "out" / "report.html").is_file()
+
+
 # -- other datasets --------------------------------------------------------------------------------
 
 

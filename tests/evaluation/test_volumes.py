@@ -6,7 +6,13 @@ import pytest
 
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.evaluation.scoring import score_pair
-from nnunet_ssp.evaluation.volumes import METRIC_COLUMNS, UNITS, agreement, clinical_metrics
+from nnunet_ssp.evaluation.volumes import (
+    METRIC_COLUMNS,
+    UNITS,
+    agreement,
+    clinical_metrics,
+    implausible,
+)
 from tests.evaluation.conftest import write_pair
 
 STRUCTURES = {"LV": "cavity", "MYO": "wall", "RV": "right"}
@@ -160,3 +166,16 @@ def test_models_and_subjects_keep_their_order():
     table, _ = clinical_metrics(frames, STRUCTURES)
     assert list(table["model"].unique()) == ["second", "m"]
     assert list(table["subject"].unique()) == ["z", "a"]
+
+
+def test_a_wrong_spacing_is_told_from_a_result():
+    def table(reference: float, predicted: float) -> pd.DataFrame:
+        row = {"model": "m", "seed": 0, "subject": "s", "figure": "LV EDV", "unit": "ml"}
+        error = predicted - reference
+        values = {"reference": reference, "predicted": predicted, "error": error}
+        return pd.DataFrame([row | values | {"percent_error": 100 * error / reference}])
+
+    assert implausible(table(150, 240)) == []
+    for reference, predicted in ((150, 1986), (2000, 2100), (60, 180)):
+        (warning,) = implausible(table(reference, predicted))
+        assert f"LV EDV is {predicted} ml on average, {reference} ml in the references" in warning

@@ -127,9 +127,9 @@ def test_prediction_sets_squares_to_zero_in_all_channels(make_method, make_batch
     assert (corrupted[where] == 0).all() and not (target[where] == 0).all()
     assert torch.equal(corrupted[~where], target[~where])
     assert {x.shape for x in panels.values()} == {(4, channels, *PATCH)}
-    assert torch.equal(panels["input"], target)
-    assert torch.equal(panels["corrupted"], corrupted)
-    assert torch.equal(panels["composite"], torch.where(hidden, panels["output"], target))
+    assert torch.equal(panels["target"], target)
+    assert torch.equal(panels["input"], corrupted)
+    assert torch.equal(panels["composite"], torch.where(hidden, panels["raw output"], target))
 
 
 @pytest.mark.parametrize("patch", [PATCH, (40, 24)])

@@ -75,7 +75,7 @@ def test_the_loss_by_hand(make_mim, make_batch, kind, channels):
     output = method(batch)
     panels = method.panels(batch)
     assert {x.shape for x in panels.values()} == {(4, channels, *PATCH)}
-    target, masked, prediction = panels["input"], panels["corrupted"], panels["output"]
+    target, masked, prediction = panels["target"], panels["input"], panels["raw output"]
     hidden = method.corrupt(target, batch.drawn)[1]
 
     assert torch.equal(masked, torch.where(hidden, 0.0, target))
@@ -144,11 +144,11 @@ def test_sides_that_are_no_multiple_of_the_block(make_mim, make_batch, patch, ma
     assert 0 < loss < 100
     assert all(g.isfinite().all() for g in gradient.values())
     panels = method.panels(batch)
-    hidden = method.corrupt(panels["input"], batch.drawn)[1]
+    hidden = method.corrupt(panels["target"], batch.drawn)[1]
     assert hidden.shape == (4, 1, *patch)
     count = round(0.75 * method.grid[0] * method.grid[1])
     assert (batch.drawn["hidden_blocks"].sum((1, 2)) == count).all()
-    same = panels["corrupted"] == panels["input"]
+    same = panels["input"] == panels["target"]
     assert same[~hidden.expand_as(same)].all()
 
 
@@ -288,9 +288,9 @@ def test_replacing_patches_in_batches_of_one_is_refused(make_mim, monkeypatch):
 def test_ranks_fill_in_noise_of_their_own(make_mim, make_batch, monkeypatch):
     method = make_mim(fill="gaussian_noise")
     batch = make_batch(method, SMALL)
-    first = method.panels(batch)["corrupted"]
+    first = method.panels(batch)["input"]
     monkeypatch.setattr("nnunet_ssp.methods.mim.rank", lambda: 1)
-    second = method.panels(batch)["corrupted"]
+    second = method.panels(batch)["input"]
     hidden = batch.drawn["hidden_blocks"].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
     assert torch.equal(first[~hidden], second[~hidden])
     assert abs(torch.corrcoef(torch.stack([first[hidden], second[hidden]]))[0, 1]) < 0.1

@@ -101,7 +101,7 @@ def test_the_papers_sum_is_rows_times_columns_times_this_mean(make_inpainting, m
     batch = make_batch(method, [(32, 32), (40, 36), (32, 48)])  # no padding
     output = method(batch)
     panels = method.panels(batch)
-    squares = (panels["output"] - panels["input"]).double().square()
+    squares = (panels["raw output"] - panels["target"]).double().square()
     summed = squares.sum((2, 3)).mean(0).mean()  # over pixels; mean over the batch, then channels
     assert output["loss"].item() * 32 * 32 == pytest.approx(summed.item(), rel=1e-5)
     norms = squares.sum((2, 3)).sqrt().mean()

@@ -23,6 +23,7 @@ from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files import lock
 from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.launch import device_flag
 from nnunet_ssp.preparation import command as preparation
 from nnunet_ssp.preparation import preprocessing
 from nnunet_ssp.preparation.command import prepare
@@ -87,7 +88,9 @@ def test_a_second_run_does_nothing_again(
     output = capsys.readouterr().out
     assert "12 of 12 cases are up to date" in output
     assert "Slice store: 12 frames (6 labelled), 36 slices in" in output
-    assert output.endswith("Next: nnUNetv2_train 901 2d 0 -tr nnUNetTrainerMIMPretrain\n")
+    assert output.endswith(
+        f"Next: nnUNetv2_train 901 2d 0 -tr nnUNetTrainerMIMPretrain{device_flag()}\n"
+    )
 
 
 def test_nnunet_does_not_chatter(base: Path, capfd: pytest.CaptureFixture[str]):

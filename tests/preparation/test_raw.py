@@ -40,6 +40,15 @@ def test_other_files_in_imagesun_are_no_cases(raw: Path, target: Path, preproces
     assert preprocessed == []
 
 
+def test_an_image_without_a_channel_is_named_as_it_is(folders: Path):
+    raw = plain_dataset(folders, "Dataset907_Named")
+    (raw / "imagesTr" / "a.b_0_0000.nii.gz").rename(raw / "imagesTr" / "patient7.nii.gz")
+    with pytest.raises(
+        ValueError, match=r"imagesTr/patient7\.nii\.gz: .*: patient7_0000\.nii\.gz$"
+    ):
+        prepare(907, workers=1)
+
+
 def test_nnunets_former_name_of_the_channels(folders: Path, extractions: list[int]):
     raw = plain_dataset(folders, "Dataset906_Old")
     content = json.loads((raw / "dataset.json").read_text())

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from nnunet_ssp.reporting.figures import (
+    PIXELS,
     Overlay,
     bland_altman,
     box_plot,
@@ -43,9 +44,9 @@ def drawn(draw) -> Figure:
     return figure
 
 
-def test_render_gives_150_pixels_per_inch_and_leaves_matplotlib_as_it_was():
+def test_render_gives_its_pixels_per_inch_and_leaves_matplotlib_as_it_was():
     before = dict(matplotlib.rcParams)
-    assert pixels(render(line, size=(2, 1), theme="dark")).shape[:2] == (150, 300)
+    assert pixels(render(line, size=(2, 1), theme="dark")).shape[:2] == (PIXELS, 2 * PIXELS)
     assert dict(matplotlib.rcParams) == before
 
 

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 
 import pytest
 
 from nnunet_ssp.cli import main
 from nnunet_ssp.files.atomic import write_json
+from tests.cohort.conftest import write_dataset
+from tests.cohort.test_few import acdc
+from tests.cohort.test_folds import make_cases, numbered
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("snakemake") is None, reason="Snakemake needs Python 3.11"
@@ -30,7 +34,36 @@ def test_dry_run_without_the_data(tmp_path, capsys, monkeypatch):
         in said
     )
     assert "Without the data set: no dataset is named: give it with -d" in said
+    assert "hours of one NVIDIA A100 (estimated), not measured, with the sizes that the" in said
+    assert "That is an estimate from nnU-Net's documentation" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_needs_no_snakemake(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "snakemake", None)
+    assert main(["study", "demooij", "--dry-run"]) == 0
+    assert main(["study", "demooij"]) == 1
+    assert "snakemake is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("study", "status"), [("demooij", 1), ("acdc-few", 0)])
+def test_dry_run_ends_with_an_error_where_folds_cannot_be_made(
+    tmp_path, monkeypatch, capsys, study, status
+):
+    """Nothing of the dataset is changed, whether its folds could be made or not."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    cases = make_cases(numbered(16)) if status else acdc()
+    write_dataset(folder := tmp_path / "raw" / "Dataset114_Toy", cases)
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    assert main(["study", study, "-d", "114", "--dry-run"]) == status
+    said = capsys.readouterr()
+    assert ("cannot carry the study" in said.err) == bool(status)
+    if status:
+        assert "makes no fold called" in said.err and "paper-nr50-seed0" in said.err
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):

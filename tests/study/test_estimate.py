@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from nnunet_ssp.files.atomic import write_json
-from nnunet_ssp.study.estimate import hours, read_speeds
+from nnunet_ssp.launch import trainers_folder
+from nnunet_ssp.study.estimate import SHIPPED, hours, read_speeds
 from tests.study.conftest import BATCH, SLICES_OF_A_CASE, SUBJECTS
 from tests.study.test_runs import planned
 
@@ -44,3 +45,10 @@ def test_hours(tmp_path, data):
     write_json(file, speeds)
     with pytest.raises(ValueError, match="must be what nnunet-ssp bench --json writes"):
         read_speeds(file)
+
+
+def test_the_shipped_table_has_every_method():
+    speeds = read_speeds(SHIPPED)
+    trainers = {file.stem for file in trainers_folder().glob("nnUNetTrainer*Pretrain.py")}
+    assert {f"nnUNetTrainer{name}Pretrain" for name in speeds.methods} == trainers
+    assert "estimated" in speeds.device and speeds.source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from nnunet_ssp.training.checks import (
     check_files,
+    of_unfinished,
     refuse_unsuitable,
     refuses_other_content,
     require_device,
@@ -93,6 +95,7 @@ def trainer(**changes: Any) -> SimpleNamespace:
         "is_cascaded": False,
         "dataset": "901",
         "pretrained_argument": lambda: None,
+        "command": lambda configuration: f"nnUNetv2_train 901 {configuration}",
     }
     return SimpleNamespace(**(values | changes))
 
@@ -115,3 +118,15 @@ def test_planned_2d_networks_from_scratch_are_suitable():
 def test_others_are_told_what_to_use(change: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         refuse_unsuitable(trainer(**change))
+
+
+def test_weights_of_an_unfinished_training_are_noted(tmp_path: Path):
+    file, ssp = tmp_path / "checkpoint_latest.pth", {"settings": {"num_epochs": 5}}
+    torch.save({"network_weights": {}, "current_epoch": 3}, file)
+    (note,) = of_unfinished(file, ssp, trust=False)
+    assert note.endswith("has not ended: 3 of 5 epochs")
+    assert of_unfinished(file, {}, trust=False) == []
+    # The best checkpoint of a finished training is an early one.
+    final = file.with_name("checkpoint_final.pth")
+    torch.save({"network_weights": {}, "current_epoch": 4}, final)  # stopped early
+    assert of_unfinished(file, ssp, trust=False) == of_unfinished(final, ssp, trust=False) == []

@@ -42,8 +42,8 @@ def test_the_papers_optimiser_and_settings(runs, log, task):
         "lr_schedule = staircase",
         "early_stopping = 4",
         "momentum = 0.9  (not used by this optimizer)",
-        "coarse_heads = False",
-        "visible_statistics = False",
+        "coarse_heads = no",
+        "visible_statistics = no",
     ):
         assert f"  {line}\n" in text, line
     layouts = trainer.method.layouts
@@ -81,7 +81,7 @@ def test_every_setting_at_once(runs, log, task, plans):
     )
     trainer = runs.run(trainer_of(task), settings, plans=plans)
     assert type(trainer.optimizer) is torch.optim.AdamW
-    assert "early_stopping = None" in log(trainer)
+    assert "early_stopping = none" in log(trainer)
     change = {k: v[-1] for k, v in trainer.logger.get_checkpoint().items() if "change" in k}
     assert len(change) > 5 and all(value > 0 for value in change.values()), change
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -328,6 +329,17 @@ def test_the_plans_are_not_there(prepared: Path, ours: Path):
         FileNotFoundError, match=r"none.json is missing: run nnunet-ssp prepare 907"
     ):
         inspect(ours, "907", "none")
+
+
+def test_own_plans_come_first(prepared: Path, ours: Path, capsys: pytest.CaptureFixture[str]):
+    content = torch.load(ours, weights_only=True)
+    content["init_args"]["plans"]["plans_name"] = "small"
+    torch.save(content, ours)
+    inspect(ours, "907")
+    assert "Against dataset 907, nnUNetPlans 2d:" in capsys.readouterr().out
+    shutil.copyfile(prepared / "nnUNetPlans.json", prepared / "small.json")
+    inspect(ours, "907")
+    assert "Against dataset 907, small 2d:" in capsys.readouterr().out
 
 
 def test_own_plans_are_named_where_others_are_missing(prepared: Path, ours: Path):

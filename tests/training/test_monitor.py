@@ -174,9 +174,9 @@ def test_progress_is_a_picture(tmp_path, epochs):
         stage_panel(["encoder stem", *STAGES]),
         Panel("never logged", {"nothing": "nothing"}),
     ]
-    plot_progress(tmp_path / "progress.png", logging, panels)
+    plot_progress(tmp_path / "progress.png", logging, panels, "a title")
     two = read_png(tmp_path / "progress.png")
-    plot_progress(tmp_path / "one.png", logging, panels[:1])
+    plot_progress(tmp_path / "one.png", logging, panels[:1], "a title")
     assert two.shape[0] > 1.8 * read_png(tmp_path / "one.png").shape[0]
     assert {f.name for f in tmp_path.iterdir()} == {"progress.png", "one.png"}
 
@@ -187,6 +187,8 @@ def test_stages_share_a_colour_per_resolution():
     assert list(panel.curves) == [f"change {stage}" for stage in STAGES]
     assert styles["encoder 1"]["color"] == styles["decoder 1"]["color"]
     assert styles["encoder 1"]["color"] != styles["encoder 2"]["color"]
+    assert styles["encoder 1"]["marker"] == styles["decoder 1"]["marker"]
+    assert styles["encoder 1"]["marker"] != styles["encoder 2"]["marker"]
     assert (styles["encoder 1"]["linestyle"], styles["decoder 1"]["linestyle"]) == ("-", "--")
 
 
@@ -199,7 +201,9 @@ def test_images_are_a_picture(tmp_path, n, columns):
     file = tmp_path / "reconstructions" / "epoch_000.png"
     plot_images(file, images, "after 0 epochs")
     picture = read_png(file)
-    assert picture.shape[1] == 160 * columns
+    assert picture.shape[1] == 240 * columns
+    plot_images(file, images, "after 0 epochs", "What the columns mean.")
+    assert read_png(file).shape[0] > picture.shape[0]
 
 
 def test_a_constant_image_is_no_trouble(tmp_path):

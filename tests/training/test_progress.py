@@ -55,8 +55,10 @@ def make(make_network, make_batch, tmp_path, monkeypatch):
         said: list[str] = []
         logger = Logger()
         given: dict[str, Any] = {
+            "name": "MIM, Dataset007_Heart, fold 0",
             "folder": tmp_path,
             "epochs": 4,
+            "steps": 500,
             "ends_early": False,
             "validates_on": "validation",
             "pictured": make_batch(method, [(32, 32)] * 2),
@@ -161,12 +163,21 @@ def test_the_curves_are_a_table(make, tmp_path):
     assert dict(zip(header.split(","), row.split(","), strict=True))["val_losses"] == "0.25"
 
 
-def test_warnings_come_now_and_then(make, monkeypatch):
-    one = make(epochs=100)
-    monkeypatch.setattr(type(one.method), "warnings", lambda *_: ["WARNING: look at this"])
+def test_a_warning_is_said_once_and_not_before_there_is_something_to_know(make, monkeypatch):
+    one = make(epochs=100, steps=20)
+    epochs = iter(range(100))
+    warnings = lambda *_: [f"WARNING: look at {next(epochs)}", "WARNING: and there"]  # noqa: E731
+    monkeypatch.setattr(type(one.method), "warnings", warnings)
     for epoch in range(20):
         finish(one, epoch)
-    assert one.said.count("WARNING: look at this") == 2  # at epochs 10 and 20
+    assert not any("WARNING" in line for line in one.said)  # 400 steps
+    for epoch in range(20, 50):
+        finish(one, epoch)
+    # Their numbers change from epoch to epoch.
+    assert [line for line in one.said if "WARNING" in line] == [
+        "WARNING: look at 0",
+        "WARNING: and there",
+    ]
 
 
 def test_panels_are_drawn_in_evaluation_mode(make):

@@ -258,7 +258,7 @@ def test_a_dataset_without_cases_csv(runs, own_copy, log):
     assert out and not out & {n.partition("_frame")[0] for n in run.batches.store.names}
     run._end_workers()
     doubtful = started(runs, SCRATCH, STEPS)
-    assert "subject_pattern" in log(doubtful).replace("subject_pattern = None", "")
+    assert "subject_pattern" in log(doubtful).replace("subject_pattern = none", "")
     doubtful._end_workers()
 
 

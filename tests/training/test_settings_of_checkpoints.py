@@ -87,3 +87,24 @@ def test_settings_that_cannot_be(runs):
     with_settings(latest(stopped), {"num_epochs": "many"})
     with pytest.raises(ValueError, match=r"latest\.pth: its settings do not fit .* \(=many\) must"):
         runs.make(SCRATCH, resume=True)
+
+
+def test_nothing_to_go_on_with_is_said(runs, log):
+    trainer = runs.make(SCRATCH, SETTINGS[SCRATCH], resume=True)
+    said = log(trainer)
+    assert f"WARNING: --c finds no checkpoint in {trainer.output_folder}: this training" in said
+
+
+def test_the_printed_command_has_what_the_checkpoint_does_not_decide(runs):
+    trainer = runs.make(SCRATCH, SETTINGS[SCRATCH])
+    assert trainer.kept_settings() == "final_validation=no"
+    assert runs.make(SCRATCH, "num_epochs=2").kept_settings() == ""
+    assert runs.make(MIM, SETTINGS[MIM] + " chunk_size=none").kept_settings() == "chunk_size=none"
+
+
+def test_a_variable_for_both_trainings_is_noticed(runs, log):
+    said = log(runs.make(SCRATCH, "mask_ratio=0.5 optimizer=adamw"))
+    assert (
+        "ignored here: mask_ratio. Of the same variable, this training takes: optimizer=adamw"
+        in said
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -10,6 +10,17 @@ import numpy as np
 STANDING_STILL = 0.1
 # Stages are compared once the most changed one has turned by this much.
 LEARNING = 0.02
+
+
+def deep_stages(stages: Iterable[str]) -> list[str]:
+    """Return the stages of the deeper half of a network: `encoder 1` ... `decoder 1` by their numbers.
+
+    >>> deep_stages(["encoder 1", "encoder 2", "encoder 3", "decoder 2", "decoder 1"])
+    ['encoder 3']
+    """
+    levels = {stage: int(stage.split()[1]) for stage in stages if stage.split()[-1].isdigit()}
+    deepest = max(levels.values(), default=0)
+    return [stage for stage, level in levels.items() if level > (deepest + 1) / 2]
 
 
 def depth_warning(change: Mapping[str, float], advice: str) -> str | None:
@@ -24,9 +35,7 @@ def depth_warning(change: Mapping[str, float], advice: str) -> str | None:
     >>> depth_warning({"encoder 1": 0.2, "encoder 2": 0.0, "encoder 3": 0.0}, "Wait.")[:43]
     'WARNING: the deep stages hardly learn: enco'
     """
-    levels = {part: int(part.split()[1]) for part in change if part.split()[-1].isdigit()}
-    deepest = max(levels.values(), default=0)
-    deep = [change[part] for part, level in levels.items() if level > (deepest + 1) / 2]
+    deep = [change[part] for part in deep_stages(change)]
     largest = max(change.values(), default=0.0)
     if not deep or largest < LEARNING or float(np.median(deep)) >= STANDING_STILL * largest:
         return None

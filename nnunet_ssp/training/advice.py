@@ -1,0 +1,46 @@
+"""The last line below an error that nnU-Net's command raises before a trainer of ours exists."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from nnunet_ssp.console import nearest
+from nnunet_ssp.files.nnunet import names_of_plans
+from nnunet_ssp.launch import trainers_folder
+
+
+def advice(error: BaseException) -> str:
+    """Return what to do about a mistyped trainer, dataset or plans name; empty for any other error."""
+    text = str(error)
+    if found := re.search(r"Could not find requested nnunet trainer (\S+)", text):
+        return _trainer(found[1])
+    if found := re.search(r"Could not find a dataset with the ID (\d+)", text):
+        return _dataset(found[1])
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return _file(Path(error.filename))
+    return ""
+
+
+def _trainer(name: str) -> str:
+    names = sorted(file.stem for file in trainers_folder().glob("nnUNetTrainer*.py"))
+    near = nearest(name, [*names, "nnUNetTrainer"])
+    return f"no trainer is called {name}.{near} nnunet-ssp doctor lists ours."
+
+
+def _dataset(number: str) -> str:
+    base = Path(os.environ.get("nnUNet_preprocessed", ""))
+    there = sorted(folder.name for folder in base.glob("Dataset*"))
+    return f"no dataset {number}; prepared are: {', '.join(there) or 'none'}. nnunet-ssp prepare ID prepares one."
+
+
+def _file(file: Path) -> str:
+    """Return advice on a missing file of a prepared dataset."""
+    folder = file.parent
+    if folder.parent != Path(os.environ.get("nnUNet_preprocessed", "")) or file.suffix != ".json":
+        return ""
+    plans = names_of_plans(folder)
+    if not plans:
+        return f"{folder.name} is not prepared: nnunet-ssp prepare {folder.name}"
+    return f"{folder.name} has no plans called {file.stem}; choose with -p: {', '.join(plans)}"

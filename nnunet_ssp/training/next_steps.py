@@ -1,0 +1,51 @@
+"""The commands that follow a training, each as it can be pasted into the shell."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+
+def next_step(command: str, unlabelled: str = "") -> str:
+    """Return the last words of a pretraining.
+
+    Args:
+        command: Fine-tunes from its file.
+        unlabelled: Name of the dataset if it has no labels to fine-tune with.
+    """
+    where = ""
+    if unlabelled:
+        where = (
+            f" {unlabelled} has no labels; with another dataset of the same spacing and architecture in place of "
+            f"{int(unlabelled[7:10])}:"
+        )
+    return f"Pretraining done.{where} Fine-tune with:\n{command}"
+
+
+def after_finetuning(dataset: str, folder: Path, fold: int | str, device: str) -> str:
+    """Return the commands that predict and evaluate the test subjects, or evaluate the validation subjects.
+
+    Args:
+        dataset: Name of the dataset.
+        folder: The training's, `TRAINER__PLANS__CONFIGURATION/fold_F`.
+        fold: Number of the fold, or `all`.
+        device: As in nnU-Net's `-device`.
+    """
+    number = str(int(dataset[7:10]))
+    trainer, plans, configuration = folder.parent.name.split("__")
+    raw = Path(os.environ.get("nnUNet_raw", "")) / dataset
+    if not any((raw / "imagesTs").glob("*")):
+        validation = folder / "validation"
+        if not any(validation.glob("*")) or fold == "all":
+            return ""
+        words = ["nnunet-ssp", "evaluate", number, str(validation)]
+        return f"Evaluate the validation subjects with:\n{shlex.join(words)}"
+    output = f"predictions/{trainer}_fold_{fold}"
+    words = ["nnUNetv2_predict", "-d", number, "-c", configuration, "-f", str(fold)]
+    words += ["-p", plans, "-tr", trainer, "-i", str(raw / "imagesTs"), "-o", output]
+    words += ["-device", device] if device != "cuda" else []
+    lines = [shlex.join(words)]
+    if any((raw / "labelsTs").glob("*")):
+        lines.append(shlex.join(["nnunet-ssp", "evaluate", number, output]))
+    return "\n".join(["Predict the test subjects with:", *lines])

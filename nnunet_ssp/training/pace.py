@@ -1,0 +1,64 @@
+"""Signs of life within an epoch, and the time that a training still takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from nnunet_ssp.reporting.wording import duration
+
+# Between two lines, in the first epoch of a process and in the others, whose length is known by then.
+SECONDS, LATER = 20.0, 300.0
+
+
+class Pace:
+    """Log how far an epoch is, where epochs are long.
+
+    Args:
+        say: Writes a line to the log.
+        images: Images of a step.
+    """
+
+    def __init__(self, say: Callable[[str], None], images: int) -> None:
+        self.say, self.images, self.between = say, images, SECONDS
+        self._first, self._started, self._said = 0, 0.0, 0.0
+
+    def begin(self, done: int) -> None:
+        """Begin an epoch of which `done` steps were made before."""
+        self._first, self._started = done, time.monotonic()
+        self._said = self._started
+
+    def step(self, done: int, planned: int) -> None:
+        """Log a line if the last one was long ago.
+
+        Args:
+            done: Steps of the epoch that are done.
+            planned: Steps of the epoch.
+        """
+        now = time.monotonic()
+        if now - self._said < self.between or done >= planned:
+            return
+        self._said = now
+        seconds = (now - self._started) / (done - self._first)
+        self.say(
+            f"step {done} of {planned}, {self.images / seconds:.1f} images/s, about "
+            f"{duration(seconds * (planned - done))} left in this epoch's training"
+        )
+
+    def end(self) -> None:
+        """End an epoch; in the next ones a line is due less often."""
+        self.between = LATER
+
+
+def time_left(seconds: float, epochs: int, ends_early: bool) -> str:
+    """Say how long a training still takes.
+
+    Args:
+        seconds: Of the last epoch.
+        epochs: Number of epochs to come.
+        ends_early: Whether the training may stop earlier.
+
+    >>> time_left(60, 30, ends_early=True)
+    'at most 30 min left'
+    """
+    return f"{'at most ' if ends_early else ''}{duration(seconds * epochs)} left"

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssp.launch import command_environment, find_command
+from nnunet_ssp.training.advice import advice
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset with plans of another name than nnU-Net's."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    folder = tmp_path / "preprocessed" / "Dataset007_Heart"
+    folder.mkdir()
+    (folder / "small.json").write_text(json.dumps({"configurations": {}}))
+    (folder / "splits_final.json").write_text("[]")
+    return folder
+
+
+def test_missing_plans_are_answered_by_those_there(prepared: Path):
+    missing = FileNotFoundError(2, "No such file or directory", str(prepared / "nnUNetPlans.json"))
+    assert advice(missing) == (
+        "Dataset007_Heart has no plans called nnUNetPlans; choose with -p: small"
+    )
+    (prepared / "small.json").unlink()
+    assert advice(missing) == (
+        "Dataset007_Heart is not prepared: nnunet-ssp prepare Dataset007_Heart"
+    )
+
+
+def test_other_errors_are_left_alone(prepared: Path):
+    elsewhere = FileNotFoundError(
+        2, "No such file or directory", str(prepared.parents[1] / "x.json")
+    )
+    assert advice(elsewhere) == advice(ValueError("no")) == advice(FileNotFoundError("gone")) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "last"),
+    [
+        ("7 2d 0 -tr nnUNetTrainerMIMPretrain", "choose with -p: small"),
+        ("9 2d 0 -tr nnUNetTrainerMIMPretrain", "prepared are: Dataset007_Heart."),
+        ("7 2d 0 -tr nnUNetTrainerMIMPretrian", "Perhaps nnUNetTrainerMIMPretrain"),
+    ],
+)
+def test_the_last_line_of_nnunets_command_is_ours(prepared: Path, words: str, last: str):
+    command = [find_command("nnUNetv2_train"), *words.split(), "-device", "cpu"]
+    environment = {**os.environ, **command_environment()}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ") and last in line
+    assert not any((prepared.parents[1] / "results").iterdir())

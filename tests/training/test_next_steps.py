@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssp.training.next_steps import after_finetuning, next_step
+
+DATASET = "Dataset007_Heart"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fold's folder, with a space in its path as all of them."""
+    raw = tmp_path / "my raw"
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    for name in ("imagesTs", "labelsTs"):
+        (raw / DATASET / name).mkdir(parents=True)
+    return tmp_path / "my results" / DATASET / "nnUNetTrainerFinetune__small__2d" / "fold_3"
+
+
+def fill(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a_0000.nii.gz").touch()
+
+
+def test_test_subjects_are_predicted_and_evaluated(folder: Path, tmp_path: Path):
+    raw = tmp_path / "my raw" / DATASET
+    fill(raw / "imagesTs")
+    title, predict = after_finetuning(DATASET, folder, 3, "cpu").splitlines()
+    assert title == "Predict the test subjects with:"
+    output = "predictions/nnUNetTrainerFinetune_fold_3"
+    assert shlex.split(predict) == [
+        *("nnUNetv2_predict", "-d", "7", "-c", "2d", "-f", "3", "-p", "small"),
+        *("-tr", "nnUNetTrainerFinetune", "-i", str(raw / "imagesTs"), "-o", output),
+        *("-device", "cpu"),
+    ]
+    fill(raw / "labelsTs")
+    *_, evaluate = after_finetuning(DATASET, folder, 3, "cuda").splitlines()
+    assert evaluate == f"nnunet-ssp evaluate 7 {output}"
+
+
+def test_without_test_subjects_the_validation_is_evaluated(folder: Path):
+    assert after_finetuning(DATASET, folder, 3, "cpu") == ""
+    fill(folder / "validation")
+    title, command = after_finetuning(DATASET, folder, 3, "cpu").splitlines()
+    assert title == "Evaluate the validation subjects with:"
+    assert shlex.split(command)[-1] == str(folder / "validation")
+    assert after_finetuning(DATASET, folder, "all", "cpu") == ""
+
+
+def test_a_pretraining_ends_with_the_command_of_the_fine_tuning():
+    assert next_step("train") == "Pretraining done. Fine-tune with:\ntrain"
+    assert "in place of 7:\ntrain" in next_step("train", unlabelled=DATASET)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from nnunet_ssp.training import pace as module
+from nnunet_ssp.training.pace import LATER, SECONDS, Pace, time_left
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A clock that stands still but when it is moved."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    def move(seconds: float) -> None:
+        now[0] += seconds
+
+    return move
+
+
+def test_a_long_epoch_says_how_far_it_is(clock: Callable[[float], None]):
+    said: list[str] = []
+    pace = Pace(said.append, images=12)
+    pace.begin(done=4)
+    for done in range(5, 11):
+        clock(SECONDS / 2)
+        pace.step(done, planned=10)
+    # Every second step makes a line; the end of the epoch speaks for itself.
+    assert said == [
+        "step 6 of 10, 1.2 images/s, about 40 s left in this epoch's training",
+        "step 8 of 10, 1.2 images/s, about 20 s left in this epoch's training",
+    ]
+
+
+def test_later_epochs_have_fewer_lines(clock: Callable[[float], None]):
+    said: list[str] = []
+    pace = Pace(said.append, images=1)
+    pace.begin(done=0)
+    pace.end()
+    pace.begin(done=0)
+    clock(LATER - 1)
+    pace.step(1, planned=9)
+    assert said == []
+    clock(1)
+    pace.step(2, planned=9)
+    assert len(said) == 1
+
+
+def test_the_time_left_is_that_of_the_epochs_to_come():
+    assert time_left(3600, 10, ends_early=False) == "10.0 h left"
