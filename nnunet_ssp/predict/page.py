@@ -116,7 +116,7 @@ def subject_page(
     page.table(["Metric", "Value"], shown, digits=1, collapse_above=5, caption="All metrics")
     window = _window(mask)
     page.heading("Cine")
-    page.paragraph("Contours: LV red, myocardium green, RV blue.")
+    page.paragraph("Contours: LV red, myocardium green, RV blue. Slices count from 1, row by row.")
     page.player(_sprites(study, mask, labels, window, phases))
     for frame, phase in phases.items():
         page.heading(f"All slices at {phase}, frame {frame}")
