@@ -1,8 +1,8 @@
 """DICOM Segmentations of a predicted mask, one object for each frame of the cine, written by highdicom.
 
-One object for the whole cine is in the standard, too. But highdicom refuses several images at one place, and OHIF shows
-one phase over all of them (https://github.com/ImagingDataCommons/highdicom/issues/369,
-https://github.com/OHIF/Viewers/issues/4789). An object of one volume is what every reader takes.
+One object for the whole cine is in the standard, too. But highdicom refuses several images at one place, and a user of
+OHIF saw one phase over all of them (https://github.com/ImagingDataCommons/highdicom/issues/369,
+https://github.com/OHIF/Viewers/issues/4789). An object of one volume asks neither.
 """
 
 from __future__ import annotations

@@ -70,6 +70,9 @@ def test_phantom_cine_to_volumes(trained, prepared, tmp_path) -> None:
     assert float(volumes(out)["rv_edv_ml"]) > 0
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Invalid value for VR UI"
+)  # as the de-identified files have them
 def test_real_dicom_to_volumes_and_objects(trained, real_data, tmp_path) -> None:
     """A place in a DICOM image is the same place in the mask, and has the same label in the DICOM Segmentation."""
     hd = pytest.importorskip("highdicom", reason="needs the extra `dicom`")
