@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", dest="output", metavar="OUT", type=Path, required=True, help="folder to write to"
     )
     parser.add_argument(
+        "--dicom-seg",
+        action="store_true",
+        help="of DICOM also write DICOM Segmentations, one for each frame: <subject>_seg_dicom/ (needs highdicom)",
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace what another model has written to OUT"
     )
     _add_model(parser.add_argument_group("model"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,12 @@ from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import choose_device
 from nnunet_ssp.parallel import number_of_workers
+from nnunet_ssp.predict.dicom_seg import (
+    check_installed,
+    read_sources,
+    without_dicom,
+    write_segmentations,
+)
 from nnunet_ssp.predict.flags import FLAGS
 from nnunet_ssp.predict.inputs import InputCine, find_studies, read_cine, read_mask, write_mask
 from nnunet_ssp.predict.measure import Choices, measure
@@ -45,6 +52,8 @@ class Procedure:
     choices: Choices = field(default_factory=Choices)
     # Steps of nnU-Net's postprocessing
     postprocessing: Sequence[dict[str, Any]] = field(default_factory=tuple)
+    # Whether to write DICOM Segmentations, too
+    dicom_seg: bool = False
 
 
 def predict(
@@ -69,6 +78,7 @@ def predict(
     by_patient_id: bool = False,
     series: Sequence[str] = (),
     workers: int | None = None,
+    dicom_seg: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Segment and measure new cines; arguments are those of the command, see `arguments`.
@@ -79,16 +89,21 @@ def predict(
     Raises:
         FileNotFoundError: An input or the model is missing.
         FileExistsError: The output folder is another model's, or not ours.
-        RuntimeError: Writing failed, or another process works in the output folder.
+        RuntimeError: Writing failed, another process works in the output folder, or highdicom is not installed.
         ValueError: The model does not fit short-axis cine, or an argument breaks its rule.
     """
     if (model is None) == (dataset is None):
         raise ValueError("either `-m` or `-d` must name the model.")
+    if dicom_seg:
+        check_installed()
     wanted = Wanted(trainer, plans, configuration)
     place = model if model is not None else results_folder(str(dataset), wanted)
     device = choose_device(device)
     steps = read_postprocessing(postprocessing) if postprocessing is not None else []
     tasks, refused = find_studies(inputs, by_patient_id, series, number_of_workers(workers))
+    if dicom_seg:
+        refused |= without_dicom(tasks)
+        tasks = [task for task in tasks if task.subject not in refused]
     with (
         _failures_in_words(output),
         locked(output, create=True),
@@ -103,7 +118,7 @@ def predict(
             return Segmenter(checked, device, mirror, output)
 
         known = (frames[0], frames[1]) if frames is not None else None
-        job = Procedure(checked.labels, load, Choices(known, fixed_base), steps)
+        job = Procedure(checked.labels, load, Choices(known, fixed_base), steps, dicom_seg)
         made_by = {"digest": checked.digest, "mirror": mirror, "postprocessing": list(steps)}
         refused = run(tasks, refused, Output(output), job, made_by, overwrite)
     return int(bool(refused))
@@ -153,12 +168,13 @@ def run(
     waiting = []
     for task in tasks:
         record = output.read(task.subject)
-        done = record is not None and record["stamp"] == _stamp(task)
-        if record is None or not done or record["choices"] != choices:
-            waiting.append((task, record if done else None))
+        same = record if record is not None and record["stamp"] == _stamp(task) else None
+        whole = not job.dicom_seg or output.has_dicom(task.subject)
+        if same is None or same["choices"] != choices or not whole:
+            waiting.append((task, same))
     if len(waiting) < len(tasks):
         print(f"{count_of(len(tasks) - len(waiting), 'subject')} done before")
-    network: Segments | None = None
+    load = cache(job.load)
     with ThreadPoolExecutor(1) as reader:
         reading = [reader.submit(read_cine, task) for task, _ in waiting[:1]]
         for number, (task, before) in enumerate(waiting):
@@ -167,31 +183,47 @@ def run(
             ]
             try:
                 study = reading.pop(0).result()
-                if before is None:
-                    output.remove(task.subject)
-                    network = network or job.load()
-                    mask, doubts = network.segment(study.voxels, study.affine)
-                    for t in range(mask.shape[3] if job.postprocessing else 0):
-                        mask[..., t] = postprocess(mask[..., t], job.postprocessing)
-                    write_mask(output.mask(task.subject), mask, study)
-                    doubt = [None if math.isnan(value) else value for value in doubts]
-                else:
-                    mask = read_mask(output.mask(task.subject), study)
-                    doubt = before["frames"]["disagreement_percent"]
-                record = _measured(mask, doubt, study, job)
+                job.choices.check(study.voxels.shape[3])
+                sources = read_sources(study) if job.dicom_seg else []
+                mask, doubt = _segmented(task.subject, before, study, job, output, load)
             except ValueError as error:
                 refused[task.subject] = str(error)
-                output.remove(task.subject)
+                if before is None:  # what there is, is of other images
+                    output.remove(task.subject)
                 print(f"{task.subject}: refused. {error}", flush=True)
                 continue
+            record = _measured(mask, doubt, study, job)
             page = subject_page(task.subject, record, study, mask, job.labels)
             page.write(output.page(task.subject))
+            if job.dicom_seg:
+                write_segmentations(output.dicom(task.subject), mask, sources, job.labels)
             record |= {"stamp": _stamp(task), "choices": choices}
             write_json(output.record(task.subject), record)
             print(_line(task.subject, record), flush=True)
     run_page(output.write_tables(refused), refused).write(output.folder / "report.html")
     print("\n".join(_closing(tasks, refused, output)))
     return refused
+
+
+def _segmented(
+    subject: str,
+    before: Mapping[str, Any] | None,
+    study: InputCine,
+    job: Procedure,
+    output: Output,
+    load: Callable[[], Segments],
+) -> tuple[Array, list[float | None]]:
+    """Return a subject's mask and the disagreement of each frame, of an earlier run where these are there."""
+    if before is not None:
+        with suppress(ValueError):  # a damaged mask is made anew
+            mask = read_mask(output.mask(subject), study)
+            return mask, before["frames"]["disagreement_percent"]
+    output.remove(subject)
+    mask, doubts = load().segment(study.voxels, study.affine)
+    for t in range(mask.shape[3] if job.postprocessing else 0):
+        mask[..., t] = postprocess(mask[..., t], job.postprocessing)
+    write_mask(output.mask(subject), mask, study)
+    return mask, [None if math.isnan(value) else value for value in doubts]
 
 
 def _stamp(task: CineTask) -> list[str]:

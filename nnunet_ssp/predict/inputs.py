@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from nnunet_ssp.files.nifti import (
     write_nifti,
 )
 
+if TYPE_CHECKING:
+    from nnunet_ssp.conversion.dicom.headers import Image
+
 UNKNOWN = ("neither sform nor qform", "the affine is the identity")  # notes of `files.grids`
 
 
@@ -50,6 +53,8 @@ class InputCine:
     heart_rate: float | None
     frame_time: float | None
     notes: list[str]
+    # By slice and frame, the DICOM images; none of NIfTI
+    sources: Sequence[Sequence[Image]] = ()
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -149,6 +154,7 @@ def read_cine(task: CineTask) -> InputCine:
         heart_rate=dicom.heart_rate if dicom else None,
         frame_time=dicom.frame_time if dicom else None,
         notes=[*images.corrections, *images.warnings, *images.notes],
+        sources=dicom.images if dicom else (),
     )
 
 

@@ -24,6 +24,15 @@ class Choices:
     # Count the same slices in all frames, see `_extent`
     fixed_base: bool = False
 
+    def check(self, n_frames: int) -> None:
+        """Raise a ValueError where a known frame is not one of the cine."""
+        for frame in self.frames or ():
+            if not 0 <= frame < n_frames:
+                raise ValueError(
+                    f"`--frames` (={' '.join(map(str, self.frames or ()))}) must be within 0 to {n_frames - 1}, "
+                    "the frames of the cine."
+                )
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -98,13 +107,8 @@ def _extent(ventricle: Array) -> slice:
 
 
 def _phases(curve: Array, choices: Choices) -> tuple[int, int | None]:
+    choices.check(len(curve))
     if choices.frames is not None:
-        for frame in choices.frames:
-            if not 0 <= frame < len(curve):
-                raise ValueError(
-                    f"`--frames` (={choices.frames[0]} {choices.frames[1]}) must be within 0 to {len(curve) - 1}, "
-                    "the frames of the cine."
-                )
         return choices.frames
     return find_phases(curve) if len(curve) > 1 else (0, None)
 

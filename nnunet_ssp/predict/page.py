@@ -13,7 +13,7 @@ from nnunet_ssp.files.grids import Array
 from nnunet_ssp.predict.flags import FLAGS
 from nnunet_ssp.predict.inputs import InputCine
 from nnunet_ssp.reporting.figures import COLOURS
-from nnunet_ssp.reporting.page import Link, Noted, Page
+from nnunet_ssp.reporting.page import Link, Page
 from nnunet_ssp.reporting.player import Sprites
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def subject_page(
     rules = {flag.name: flag.rule for flag in FLAGS}
     if flags:
         page.heading("Doubts")
-        rows = [[Noted(name, [[rules.get(name, "")]]), found] for name, found in flags.items()]
-        page.table(["Flag", "Found"], rows)
+        rows = [[name, f"{found} ({rules.get(name, 'no rule')})"] for name, found in flags.items()]
+        page.table(["Flag", "Found, and the rule"], rows)
     page.heading("Volumes")
     phases = _phases(record)
     page.plot(
@@ -116,12 +116,12 @@ def subject_page(
     page.table(["Metric", "Value"], shown, digits=1, collapse_above=5, caption="All metrics")
     window = _window(mask)
     page.heading("Cine")
+    page.paragraph("Contours: LV red, myocardium green, RV blue. Slices count from 1, row by row.")
     page.player(_sprites(study, mask, labels, window, phases))
     for frame, phase in phases.items():
         page.heading(f"All slices at {phase}, frame {frame}")
         sheet = _contact_sheet(study.voxels[..., frame], mask[..., frame], labels, window)
         page.image(sheet, alt=f"All slices at {phase} with contours", width=720)
-    page.paragraph("Contours: LV red, myocardium green, RV blue.")
     for note in record["notes"]:
         page.paragraph(f"Note: {note}.")
     return page
@@ -210,15 +210,16 @@ def _sprites(
 def _contact_sheet(
     voxels: Array, mask: Array, labels: Labels, window: tuple[slice, slice]
 ) -> bytes:
-    """Draw all slices of a frame with contours, row by row."""
+    """Draw all slices of a frame with contours, row by row; what is left of the last row is transparent."""
     images, masks = _grey(voxels[window]), mask[window]
     columns, rows, n_slices = images.shape
     n_rows = -(-n_slices // ACROSS)
-    sheet = np.zeros((n_rows * rows, ACROSS * columns, 3), np.uint8)
+    sheet = np.zeros((n_rows * rows, ACROSS * columns, 4), np.uint8)
     for z in range(n_slices):
-        tile = np.repeat(images[:, :, z, None], 3, axis=2)
+        tile = np.repeat(images[:, :, z, None], 4, axis=2)
+        tile[..., 3] = 255
         lines = _contours(masks[:, :, z], labels)
-        tile[lines[..., 3] > 0] = lines[lines[..., 3] > 0][:, :3]
+        tile[lines[..., 3] > 0] = lines[lines[..., 3] > 0]
         down, across = divmod(z, ACROSS)
         place = np.s_[down * rows : (down + 1) * rows, across * columns : (across + 1) * columns]
         sheet[place] = tile.transpose(1, 0, 2)

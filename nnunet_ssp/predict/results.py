@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,16 @@ class Output:
         """Return the file of a subject's page."""
         return self.folder / f"{subject}_seg.html"
 
+    def dicom(self, subject: str) -> Path:
+        """Return the folder of a subject's DICOM Segmentations."""
+        return self.folder / f"{subject}_seg_dicom"
+
+    def has_dicom(self, subject: str) -> bool:
+        """Whether there is a DICOM Segmentation of each frame of a subject."""
+        record = self.read(subject)
+        files = list(self.dicom(subject).glob("frame_*.dcm"))
+        return record is not None and len(files) == record["subject"]["n_frames"]
+
     def take_over(self, model: Mapping[str, Any], overwrite: bool) -> None:
         """Make the folder one of this model; the caller holds its lock.
 
@@ -91,6 +102,8 @@ class Output:
         """Remove what there is of a subject."""
         for file in (self.record(subject), self.mask(subject), self.page(subject)):
             file.unlink(missing_ok=True)
+        if self.dicom(subject).is_dir():
+            shutil.rmtree(self.dicom(subject))
 
     def read(self, subject: str) -> dict[str, Any] | None:
         """Return a subject's record; None where it, mask or page is missing or damaged."""
@@ -112,7 +125,11 @@ class Output:
             The records of the subjects in the tables.
         """
         records = {subject: self.read(subject) for subject in self.subjects()}
-        done = {subject: record for subject, record in records.items() if record is not None}
+        done = {
+            subject: record
+            for subject, record in records.items()
+            if record is not None and subject not in refused
+        }
         frames = [row for subject, record in done.items() for row in _frame_rows(subject, record)]
         rows = [_subject_row(subject, record) for subject, record in done.items()]
         rows += [{"subject": subject, "refused": reason} for subject, reason in refused.items()]

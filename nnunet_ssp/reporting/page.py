@@ -82,13 +82,15 @@ details, figure, .scroll { margin: 1rem 0; }
 summary { cursor: pointer; }
 img { display: block; max-width: 100%; height: auto; }
 .wide img { width: 100%; }
+[hidden] { display: none; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr));
   gap: 0 1.5rem; margin: 1rem 0; }
 .gallery figure { margin: .5rem 0; }
 .player canvas { display: block; width: 100%; max-width: 30rem; background: #000; }
 .player label { display: flex; gap: .6rem; align-items: center; max-width: 30rem; margin: .5rem 0; }
+.player label > span { min-width: 3rem; }
 .player input[type=range] { flex: 1; min-width: 0; }
-.player output { min-width: 5.5rem; font-variant-numeric: tabular-nums; }
+.player output { min-width: 6.5rem; font-variant-numeric: tabular-nums; }
 .player button { font: inherit; padding: .2rem .8rem; }
 @media (prefers-color-scheme: dark) { figure > img { filter: brightness(.85); } }
 figcaption { margin: .4rem 0; }

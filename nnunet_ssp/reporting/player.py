@@ -74,7 +74,8 @@ def markup(sprites: Sprites, images: str, contours: str) -> str:
 
     def slider(name: str, output: str, last: int, value: int) -> str:
         return (
-            f'<label>{name}<input type="range" class="{name.lower()}" min="0" max="{last}" value="{value}">'
+            f"<label><span>{name}</span>"
+            f'<input type="range" class="{name.lower()}" min="0" max="{last}" value="{value}">'
             f'<output class="{output}"></output></label>'
         )
 

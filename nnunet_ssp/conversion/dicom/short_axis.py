@@ -11,7 +11,7 @@ Nothing is interpolated. If a slice was acquired twice, the later run is taken. 
 matrix, pixel spacing or sequence are left out, and a stack with a gap is refused. If slices lack
 frames, the most voxels that form whole volumes are kept.
 
-The only header values handed on are manufacturer, model, field strength and a digest of PatientID.
+The only header values that a dataset gets are manufacturer, model, field strength and a digest of PatientID.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ class ShortAxis:
     heart_rate: float | None
     # s, from one frame to the next
     frame_time: float | None
+    # By slice and frame, where the voxels come from
+    images: Sequence[Sequence[Image]]
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def read_short_axis(
         choice.warnings,
         choice.notes,
         *_beat(choice.runs),
+        [run.images for run in choice.runs],
     )
 
 
