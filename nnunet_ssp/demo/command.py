@@ -185,9 +185,8 @@ def run(
         if data is None:
             do(phantom_step(output))
         if "convert" not in done.seconds:
-            remove(
-                output / "nnUNet_raw"
-            )  # of a call that ended between the conversion and its note
+            # Of a call that ended between the conversion and its note.
+            remove(output / "nnUNet_raw")
         do(convert_step(layout, data or output / "phantom"))
         dataset = read_demo_data(layout)
         do(Step("prepare", ("nnunet-ssp", "prepare", DATASET_ID, *PLAN_FLAGS)))
