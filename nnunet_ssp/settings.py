@@ -397,7 +397,7 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
     known = _all_names() if foreign else set()
     if unknown := [name for name in foreign if name not in known]:
         raise ValueError(
-            f"{ENVIRONMENT_VARIABLE}: no setting is called {', '.join(unknown)}.{nearest(unknown[0], known)} "
+            f"{ENVIRONMENT_VARIABLE}: no setting is called {', '.join(unknown)}.{nearest(unknown[0], types_of, 1)} "
             f"Valid here: {', '.join(sorted(types_of))}."
         )
     if "recipe" in types_of and _is_of_others(recipe := given.get("recipe"), defaults):

@@ -268,7 +268,7 @@ def test_prepare_starts_few_workers(
 def test_inspect_hands_on_everything(handed_on: dict[str, object]):
     assert main(["inspect", "x.pth", "-d", "114", "-p", "P", "-c", "2d_small"]) == 0
     assert handed_on == {
-        "checkpoint": "x.pth",
+        "checkpoint": Path("x.pth"),
         "dataset": "114",
         "plans_name": "P",
         "configuration": "2d_small",
@@ -277,7 +277,11 @@ def test_inspect_hands_on_everything(handed_on: dict[str, object]):
         "strip": None,
     }
     assert main(["inspect", "x.pth", "--trust", "--private", "--strip", "y.pth"]) == 0
-    assert [handed_on[name] for name in ("trust", "private", "strip")] == [True, True, "y.pth"]
+    assert [handed_on[name] for name in ("trust", "private", "strip")] == [
+        True,
+        True,
+        Path("y.pth"),
+    ]
 
 
 def test_the_defaults_of_phantom_are_those_of_its_function(

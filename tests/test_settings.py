@@ -81,8 +81,7 @@ def test_a_value_of_the_wrong_kind_is_refused(text, message):
 
 def test_an_unknown_name_is_refused_with_the_list():
     with pytest.raises(
-        ValueError,
-        match=r"no setting is called maskratio, tau\. Perhaps mask_ratio .*\? Valid here: ",
+        ValueError, match=r"no setting is called maskratio, tau\. Perhaps mask_ratio\? Valid here: "
     ) as e:
         override(MIMSettings(), "maskratio=0.6 num_epochs=2 tau=1")
     listed = str(e.value).split("Valid here: ")[1].rstrip(".").split(", ")

@@ -91,10 +91,7 @@ def folds(
     dry_run = dry_run or verify
     if check and not (wanted.any or verify) and (plain := _plain_home(dataset)):
         return int(check_plain(plain, subject_pattern))
-    if subject_pattern is not None:
-        raise ValueError(
-            "--subject-pattern must come with --check, for a dataset without cases.csv."
-        )
+    _refuse_pattern(subject_pattern)
     data = open_dataset(dataset)
     with ExitStack() as lock:
         if (wanted.any or remove) and not dry_run:
@@ -111,16 +108,14 @@ def folds(
             n for n, fold in enumerate(merged) if n >= len(data.folds) or fold != data.folds[n]
         }
         notes += [*said, *_faults(data, merged, refuse=bool(new))]
-        written = changed or remove
-        replaced = _write_tables(data, merged, overwrite, dry_run) if written else []
+        replaced = _write_tables(data, merged, overwrite, dry_run) if changed or remove else []
     after = replace(data, folds=merged)
     if new or not (verify or check):
         print("\n".join(_table_of_folds(after, changed)))
     notes += [_outcome(changed, dry_run, data, remove)] if new or remove else []
     print("".join(f"{line}\n" for line in notes), end="")
     _print_advice(after, wanted, replaced)
-    found = [verify and _verify(after), check and _report_leaks(after)]
-    return int(any(found))
+    return int(any([verify and _verify(after), check and _report_leaks(after)]))
 
 
 @dataclass(frozen=True)
@@ -175,6 +170,13 @@ class _Wanted:
             return [], []
         base, seeds, phase = self.base or "0", self.seeds or (0, 1, 2), self.phase or ""
         return _derive(data, base, self.vendors, phase, self.amounts, self.unit, seeds), []
+
+
+def _refuse_pattern(pattern: str | None) -> None:
+    if pattern is not None:
+        raise ValueError(
+            "--subject-pattern must come with --check, for a dataset without cases.csv."
+        )
 
 
 def _without(data: Dataset, numbers: Collection[int]) -> list[Fold]:

@@ -195,9 +195,8 @@ def run(
         do = StepTimer(execute or command_runner, progress, done, layout)
         if data is None:
             do(phantom_step(output, seed))
-        if (
-            "convert" not in done.seconds
-        ):  # a call may have ended between the conversion and its note
+        if "convert" not in done.seconds:
+            # Of a call that ended between the conversion and its note.
             remove(output / "nnUNet_raw")
         do(convert_step(layout, data or output / "phantom"))
         dataset = read_demo_data(layout)

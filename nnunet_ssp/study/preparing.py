@@ -143,13 +143,10 @@ def folds_that_cannot_be_made(study: Study, dataset: str) -> str:
     if not missing_folds(study, data):
         return ""
     with tempfile.TemporaryDirectory() as place:
-        copies = {}
-        for name, folder in zip(
-            NNUNET_FOLDERS, (data.dataset.raw, data.dataset.prepared), strict=False
-        ):
-            copies[name] = place_of = Path(place) / name
-            _link_without_tables(folder, place_of / folder.name)
-        copies[NNUNET_FOLDERS[2]] = Path(place)
+        folders = (data.dataset.raw, data.dataset.prepared)
+        copies = {name: Path(place) / name for name in NNUNET_FOLDERS}
+        for copy, folder in zip(copies.values(), folders, strict=False):
+            _link_without_tables(folder, copy / folder.name)
         with environment(**{name: str(folder) for name, folder in copies.items()}):
             try:
                 for arguments in study.make_folds:

@@ -122,11 +122,12 @@ def test_others_are_told_what_to_use(change: dict[str, Any], message: str):
 
 def test_weights_of_an_unfinished_training_are_noted(tmp_path: Path):
     file, ssp = tmp_path / "checkpoint_latest.pth", {"settings": {"num_epochs": 5}}
-    torch.save({"network_weights": {}, "current_epoch": 3}, file)
+    weights = {"encoder.weight": torch.zeros(1)}
+    torch.save({"network_weights": weights, "current_epoch": 3}, file)
     (note,) = of_unfinished(file, ssp, trust=False)
     assert note.endswith("has not ended: 3 of 5 epochs")
     assert of_unfinished(file, {}, trust=False) == []
     # The best checkpoint of a finished training is an early one.
     final = file.with_name("checkpoint_final.pth")
-    torch.save({"network_weights": {}, "current_epoch": 4}, final)  # stopped early
+    torch.save({"network_weights": weights, "current_epoch": 4}, final)  # stopped early
     assert of_unfinished(file, ssp, trust=False) == of_unfinished(final, ssp, trust=False) == []

@@ -52,4 +52,4 @@ def test_without_test_subjects_the_validation_is_evaluated(folder: Path):
 
 def test_a_pretraining_ends_with_the_command_of_the_fine_tuning():
     assert next_step("train") == "Pretraining done. Fine-tune with:\ntrain"
-    assert "in place of 7:\ntrain" in next_step("train", unlabelled=DATASET)
+    assert "in place of 7: Fine-tune with:\ntrain" in next_step("train", unlabelled=DATASET)
