@@ -133,7 +133,7 @@ def make_folds(study: Study, data: Data) -> Data:
     return data
 
 
-def folds_that_cannot_be_made(study: Study, dataset: str) -> str:
+def folds_that_cannot_be_made(study: Study, dataset: str | int) -> str:
     """Make the missing folds in a copy of the dataset's tables, and say what is missing then.
 
     Returns:

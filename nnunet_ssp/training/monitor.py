@@ -196,8 +196,13 @@ def _draw_panel(axis: Any, panel: Panel, logging: Mapping[str, Sequence[Any]]) -
         share, label = panel.threshold
         every = [logging.get(key) or [] for key in panel.curves]
         largest = [max(values) for values in zip(*every, strict=False)]
-        epochs = range(1, len(largest) + 1)
-        axis.plot(epochs, [share * v for v in largest], color="grey", linestyle=":", label=label)
+        axis.plot(
+            range(1, len(largest) + 1),
+            [share * v for v in largest],
+            color="grey",
+            linestyle=":",
+            label=label,
+        )
     axis.set_ylabel(panel.label)
     # Beside the plot, where it hides no curve.
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
