@@ -400,9 +400,8 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
             f"{ENVIRONMENT_VARIABLE}: no setting is called {', '.join(unknown)}.{nearest(unknown[0], types_of, 1)} "
             f"Valid here: {', '.join(sorted(types_of))}."
         )
-    if "recipe" in types_of and _is_of_others(recipe := given.get("recipe"), defaults):
-        foreign.append(f"recipe={recipe}")
-        del given["recipe"]
+    if "recipe" in types_of and _is_of_others(given.get("recipe"), defaults):
+        foreign.append(f"recipe={given.pop('recipe')}")
     try:
         values = {
             k: parse_value(k, text, types_of[k]) for k, text in given.items() if k in types_of
