@@ -76,6 +76,17 @@ def _versions() -> Iterator[Diagnosis]:
             bad.append(("FAILED", f"{requirement.name} {found} is not supported", advice))
     yield "ok", ", ".join(good), ""
     yield from bad
+    yield from _compression()
+
+
+def _compression() -> Iterator[Diagnosis]:
+    from nnunet_ssp.files.compression import WITH_ISAL
+
+    if WITH_ISAL:
+        yield "ok", f"isal {metadata.version('isal')} reads and writes .nii.gz", ""
+    else:
+        found = "isal is not installed: reading and writing .nii.gz take several times as long"
+        yield "warning", found, "pip install isal"
 
 
 def _folders() -> Iterator[Diagnosis]:

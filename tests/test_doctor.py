@@ -16,6 +16,7 @@ from nnunetv2.utilities import find_objects
 from nnunet_ssp import doctor
 from nnunet_ssp.cli import main
 from nnunet_ssp.doctor import Diagnosis, examine
+from nnunet_ssp.files import compression
 from nnunet_ssp.launch import trainer_paths, trainers_folder
 
 # nnU-Net's search imports all its trainers, and one of them what torch deprecates.
@@ -128,6 +129,17 @@ def test_we_are_not_installed(monkeypatch: pytest.MonkeyPatch):
         "nnunet-ssp is not installed",
         "pip install nnunet-ssp",
     )
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_fast_gzip_is_optional(monkeypatch: pytest.MonkeyPatch, there: bool):
+    monkeypatch.setattr(compression, "WITH_ISAL", there)
+    monkeypatch.setattr(metadata, "version", lambda _: "1.2.3")
+    [(verdict, found, advice)] = doctor._compression()
+    if there:
+        assert (verdict, found) == ("ok", "isal 1.2.3 reads and writes .nii.gz")
+    else:
+        assert (verdict, advice) == ("warning", "pip install isal")
 
 
 # -- folders ---------------------------------------------------------------------------------------

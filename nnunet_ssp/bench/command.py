@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from nnunet_ssp.bench import predicting, rows
+from nnunet_ssp.bench import files, predicting, rows
 from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Workload, method_names
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files.atomic import write_json
@@ -136,6 +136,8 @@ def _measure(bench: Bench, methods: Sequence[str]) -> dict[str, Any]:
     metrics |= rows.finetuning_over_stock(bench)
     _say("bfloat16")
     metrics |= rows.bf16_over_fp32(bench)
+    _say("files")
+    metrics |= files.files_over_zlib(bench)
     _say("predict")
     metrics |= predicting.predicting_over_stock(bench)
     return metrics
@@ -200,7 +202,17 @@ def table(metrics: dict[str, Any]) -> Iterator[str]:
         yield f"- Images per second over lightly's, end to end: {shown}."
     yield f"- Fine-tuning over stock nnU-Net, steps per second: {metrics['finetuning_over_stock']:.2f}x."
     yield f"- Fine-tuning in bf16 over fp32, steps per second: {metrics['bf16_over_fp32']:.2f}x."
+    yield _files(metrics)
     yield _predicting(metrics, on_gpu)
+
+
+def _files(m: dict[str, Any]) -> str:
+    converted = m["convert_over_zlib"]
+    by_isal = "isal is not installed" if converted is None else f"{converted:.2f}x"
+    return (
+        f"- Files per core-second: convert with ISA-L over zlib {by_isal}; unlabelled frames in prepare over "
+        f"those with a resampled mask {m['unlabelled_over_resampled_mask']:.2f}x."
+    )
 
 
 def _predicting(m: dict[str, Any], on_gpu: bool) -> str:

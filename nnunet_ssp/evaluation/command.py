@@ -37,7 +37,8 @@ CASE_COLUMNS = (  # of cases.csv, beside `case` and `subject`
 )
 REFERENCES = ("labelsTs", "labelsTr", "gt_segmentations")  # nnU-Net's folders of them
 IN_ML_OR_MM = ["hd95_mm", "assd_mm", "reference_ml", "predicted_ml"]
-OUTPUTS = ("metrics.csv", "slices.csv", "clinical.csv", "summary.json", "report.html")
+PAGE = "report.html"
+OUTPUTS = ("metrics.csv", "slices.csv", "clinical.csv", "summary.json", PAGE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='without cases.csv: finds the subject in a case\'s name, e.g. "(.+)_frame"',
     )
     parser.add_argument(
+        "--no-report",
+        dest="report",
+        action="store_false",
+        help=f"write tables and summary only; drawing {PAGE} takes longer than scoring",
+    )
+    parser.add_argument(
         "-np", dest="workers", metavar="N", type=whole, help="processes (default: cores, at most 8)"
     )
 
@@ -102,6 +109,7 @@ def evaluate(
     rv: str | None = None,
     spacing_unknown: bool = False,
     subject_pattern: str | None = None,
+    report: bool = True,
     workers: int | None = None,
 ) -> Path:
     """Score one or more models on the same cases, print a table, and write `OUTPUTS`.
@@ -119,6 +127,7 @@ def evaluate(
         spacing_unknown: The spacing in the files is nominal, so distances and volumes are left out.
         subject_pattern: Regular expression that finds the subject in a case's name, for datasets without `cases.csv`;
             by default each case is a subject.
+        report: Whether to write `PAGE`; otherwise an earlier one is removed.
         workers: Number of processes; by default see `number_of_workers`.
 
     Returns:
@@ -146,10 +155,11 @@ def evaluate(
         subject_pattern=subject_pattern,
         workers=number_of_workers(workers),
     )
-    print("Drawing the report ...", file=sys.stderr, flush=True)
-    _write(evaluation, output)
+    if report:
+        print("Drawing the report ...", file=sys.stderr, flush=True)
+    _write(evaluation, output, report)
     print(summary_text(evaluation))
-    print(f"\nReport: {output / 'report.html'}")
+    print(f"\nReport: {output / PAGE}" if report else f"\nTables: {output}")
     return output
 
 
@@ -416,11 +426,13 @@ def _clinical(
 # -- output ----------------------------------------------------------------------------------------
 
 
-def _write(evaluation: Evaluation, output: Path) -> None:
-    from nnunet_ssp.evaluation.report import evaluation_page
-
+def _write(evaluation: Evaluation, output: Path, report: bool) -> None:
     # All is computed before anything is written, because the files of a folder belong together.
-    summary, page = evaluation.summary(), evaluation_page(evaluation)
+    summary, page = evaluation.summary(), None
+    if report:
+        from nnunet_ssp.evaluation.report import evaluation_page
+
+        page = evaluation_page(evaluation)
     tables = {
         "metrics.csv": evaluation.frames.drop(columns="base"),
         "slices.csv": evaluation.slices,
@@ -430,4 +442,7 @@ def _write(evaluation: Evaluation, output: Path) -> None:
         for name, table in tables.items():
             table.to_csv(temporary / name, index=False, float_format="%.6g", lineterminator="\n")
         write_json(temporary / "summary.json", summary)
-        page.write(temporary / "report.html")
+        if page is None:
+            (output / PAGE).unlink(missing_ok=True)  # it would show other results than the tables
+        else:
+            page.write(temporary / PAGE)

@@ -33,8 +33,6 @@ def dice(
     Raises:
         ValueError: The shapes differ, or `empty` is neither "one" nor "nan".
     """
-    if empty not in ("one", "nan"):
-        raise ValueError(f"`empty` (={empty!r}) must be 'one' or 'nan'.")
     if prediction.shape != reference.shape:
         raise ValueError(
             f"`prediction` (shape={prediction.shape}) must have the shape of `reference` "
@@ -42,5 +40,21 @@ def dice(
         )
     both = np.count_nonzero(prediction & reference, axis)
     size = np.count_nonzero(prediction, axis) + np.count_nonzero(reference, axis)
+    return dice_of_counts(both, size, empty)
+
+
+def dice_of_counts(both: Any, size: Any, empty: EmptyRule = "one") -> Any:
+    """Compute the Dice from numbers of voxels.
+
+    Args:
+        both: Voxels in both masks, of any shape.
+        size: Voxels in the one plus voxels in the other, of the same shape.
+        empty: See `dice`.
+
+    Raises:
+        ValueError: `empty` is neither "one" nor "nan".
+    """
+    if empty not in ("one", "nan"):
+        raise ValueError(f"`empty` (={empty!r}) must be 'one' or 'nan'.")
     scores = np.where(size > 0, 2 * both / np.maximum(size, 1), 1.0 if empty == "one" else np.nan)
     return scores[()]  # a number where no axis remains

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_ssp.evaluation.dice import EmptyRule, dice
+from nnunet_ssp.evaluation.dice import EmptyRule, dice_of_counts
 from nnunet_ssp.evaluation.distances import surface_distances
 from nnunet_ssp.evaluation.files import Pair, read_pair
 from nnunet_ssp.evaluation.labels import Labels
@@ -70,6 +70,7 @@ def score_pair(pair: Pair, labels: Labels) -> tuple[list[Row], list[Row]]:
     prediction, reference, spacing = read_pair(pair)
     prediction = integer_labels(prediction, pair.prediction, labels.values)
     reference = integer_labels(reference, pair.reference, labels.values)
+    prediction, reference = _crop(prediction, reference)
     if labels.ignore is not None:
         ignored = reference == labels.ignore
         prediction[ignored] = reference[ignored] = 0
@@ -77,24 +78,32 @@ def score_pair(pair: Pair, labels: Labels) -> tuple[list[Row], list[Row]]:
     voxel_ml = float(np.prod(spacing)) / 1000
     first, positions = relative_positions(reference)
     part = slice(first, first + len(positions))
+    values = sorted(labels.values)
+    counts = joint_counts(prediction, reference, values)
     frames, slices = [], []
-    for name, values in labels.classes.items():
-        predicted, true = np.isin(prediction, values), np.isin(reference, values)
+    for name, own in labels.classes.items():
+        inside = np.isin(values, own)
+        n_predicted, n_true = counts[:, inside].sum((1, 2)), counts[:, :, inside].sum((1, 2))
+        n_both = counts[:, inside][:, :, inside].sum((1, 2))
+        n_sum = n_predicted + n_true
         key = {"model": pair.model, "seed": pair.seed, "case": pair.case, "class": name}
-        distances = surface_distances(predicted, true, spacing)
+        distances = surface_distances(np.isin(prediction, own), np.isin(reference, own), spacing)
         frames.append(
             key
-            | {column: dice(predicted, true, empty=rule) for column, rule in DICE_RULES.items()}
+            | {
+                column: dice_of_counts(n_both.sum(), n_sum.sum(), rule)
+                for column, rule in DICE_RULES.items()
+            }
             | {
                 "hd95_mm": distances.hd95,
                 "assd_mm": distances.assd,
-                "missed": int(predicted.any() != true.any()),
-                "reference_ml": np.count_nonzero(true) * voxel_ml,
-                "predicted_ml": np.count_nonzero(predicted) * voxel_ml,
+                "missed": int(bool(n_predicted.any()) != bool(n_true.any())),
+                "reference_ml": int(n_true.sum()) * voxel_ml,
+                "predicted_ml": int(n_predicted.sum()) * voxel_ml,
             }
         )
         by_slice = {
-            column: dice(predicted[part], true[part], axis=(1, 2), empty=rule)
+            column: dice_of_counts(n_both[part], n_sum[part], rule)
             for column, rule in DICE_RULES.items()
         }
         slices += [
@@ -104,6 +113,36 @@ def score_pair(pair: Pair, labels: Labels) -> tuple[list[Row], list[Row]]:
             for i, position in enumerate(positions)
         ]
     return frames, slices
+
+
+def _crop(*maps: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """Crop rows and columns of label maps to those where any of them has a label."""
+    there = np.logical_or.reduce([labels.any(axis=0) for labels in maps])
+    rows, columns = (np.flatnonzero(there.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return [labels[:, :0, :0] for labels in maps]
+    (top, bottom), (left, right) = rows[[0, -1]] + (0, 1), columns[[0, -1]] + (0, 1)
+    return [labels[:, top:bottom, left:right] for labels in maps]
+
+
+def joint_counts(
+    prediction: npt.NDArray[Any], reference: npt.NDArray[Any], values: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """Count the voxels of each slice with each pair of labels.
+
+    Args:
+        prediction: Label map of shape (slices, rows, columns).
+        reference: Label map of the same shape.
+        values: All values that occur, ascending.
+
+    Returns:
+        Counts of shape (slices, predicted value, reference value).
+    """
+    n, n_slices = len(values), len(prediction)
+    slices = np.arange(n_slices)[:, None, None]
+    pairs = np.searchsorted(values, prediction) * n + np.searchsorted(values, reference)
+    counts = np.bincount((slices * n**2 + pairs).ravel(), minlength=n_slices * n**2)
+    return counts.reshape(n_slices, n, n)
 
 
 def relative_positions(reference: npt.NDArray[Any]) -> tuple[int, list[float]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from nnunet_ssp.files.compression import DAMAGED, compressed, decompressing
 from nnunet_ssp.files.grids import Array as Array
 from nnunet_ssp.files.grids import Grid, read_grid
 
@@ -59,7 +59,7 @@ def read_image(file: Path) -> Nifti:
 
 def read_stored(file: Path) -> tuple[Any, Array]:
     """Read the header of a NIfTI file, unchanged, and its voxels as stored; see `read_image` for what is refused."""
-    with _readable(file), _opened(file) as stream:
+    with _readable(file), _opened(file, to_end=True) as stream:
         header = _parse_header(stream)
         if np.isinf(
             header["scl_slope"]
@@ -107,9 +107,9 @@ def _read_voxels(
     if offset < HEADER:
         raise ValueError(f"its header says that voxels begin at byte {offset}, within itself")
     n_bytes = math.prod(shape) * dtype.itemsize
-    compressed = isinstance(stream, gzip.GzipFile)
+    is_packed = isinstance(stream, gzip.GzipFile)
     # Check before allocating memory; deflate shrinks to 1/1032 at best.
-    if offset + n_bytes > file.stat().st_size * (1032 if compressed else 1):
+    if offset + n_bytes > file.stat().st_size * (1032 if is_packed else 1):
         raise EOFError(f"its header declares {n_bytes} bytes of voxels, more than it can hold")
     stream.seek(offset)
     buffer = np.empty(n_bytes, np.uint8)
@@ -120,7 +120,7 @@ def _read_voxels(
             raise EOFError(f"its header declares {n_bytes} bytes of voxels, it holds {place}")
         buffer[place : place + len(part)] = np.frombuffer(part, np.uint8)
         place += len(part)
-    while compressed and stream.read(CHUNK):
+    while is_packed and stream.read(CHUNK):
         pass
     return buffer.view(dtype).reshape(shape, order="F")
 
@@ -169,27 +169,20 @@ def _readable(file: Path) -> Iterator[None]:
         raise ValueError(f"{file}: the file is missing.") from error
     except MemoryError as error:
         raise ValueError(f"{file}: its voxels need more memory than there is.") from error
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        OverflowError,
-        zlib.error,
-        HeaderDataError,
-        WrapStructError,
-    ) as error:
+    except (*DAMAGED, ValueError, OverflowError, HeaderDataError, WrapStructError) as error:
         raise ValueError(f"{file}: not a complete NIfTI file ({error}).") from error
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
+def _opened(file: Path, to_end: bool = False) -> Iterator[BinaryIO]:
     if file.exists() and not file.is_file():  # reading a pipe could wait forever
         raise ValueError("it is no regular file")
     with open(file, "rb") as stored:
-        compressed = stored.read(2) == b"\x1f\x8b"
+        is_packed = stored.read(2) == b"\x1f\x8b"
         stored.seek(0)
-        if compressed:
-            with gzip.GzipFile(fileobj=stored) as stream:
+        if is_packed:
+            # ISA-L reads far ahead, so it would meet the damages behind a header.
+            with decompressing(stored) if to_end else gzip.GzipFile(fileobj=stored) as stream:
                 yield cast(BinaryIO, stream)
         else:
             yield stored
@@ -223,11 +216,9 @@ def write_like(file: Path, labels: Array, header: Any) -> None:
     like["cal_max"] = like["cal_min"] = 0  # the grey values of the image
     like["vox_offset"] = like.single_vox_offset
     like["magic"] = like.single_magic
-    with gzip.GzipFile(file, "wb", compresslevel=6, mtime=0) as stream:
-        stream.write(like.binaryblock)
-        stream.write(bytes(like.single_vox_offset - len(like.binaryblock)))
-        values = labels.reshape(shape, order="F").astype(like.get_data_dtype())
-        stream.write(values.tobytes(order="F"))
+    head = like.binaryblock.ljust(like.single_vox_offset, b"\0")
+    values = labels.reshape(shape, order="F").astype(like.get_data_dtype())
+    file.write_bytes(compressed(head + values.tobytes(order="F"), zlib_level=6))
 
 
 def write_nifti(file: Path, voxels: Array, affine: Array, seconds: float = 0.0) -> None:
@@ -247,7 +238,7 @@ def write_nifti(file: Path, voxels: Array, affine: Array, seconds: float = 0.0) 
     image.header.set_xyzt_units("mm", "sec" if seconds else None)
     if voxels.ndim == 4:
         image.header["pixdim"][4] = seconds
-    nibabel.save(image, file)
+    file.write_bytes(compressed(image.to_bytes()))
 
 
 def check_axes(shape: Sequence[int], file: Path) -> None:
@@ -311,8 +302,17 @@ def integer_labels(mask: Array, file: Path, classes: Iterable[int]) -> Array:
             "(uint8), without a scaling in its header."
         )
     classes = sorted(classes)
-    strange = sorted(set(np.unique(rounded).tolist()) - set(classes))
-    if strange:
+    if strange := _values_beyond(rounded, classes):
         found = ", ".join(f"{value:g}" for value in strange[:5])
         raise ValueError(f"{file}: mask values (={found}) must be among {classes}.")
     return rounded.astype(np.uint8 if max(classes, default=0) <= 255 else np.int32)
+
+
+def _values_beyond(values: Array, classes: Sequence[int]) -> list[float]:
+    """Return the values that are no class, ascending."""
+    if values.size:
+        least, most = int(values.min()), int(values.max())
+        # All between is a class, as nearly always: there is no need to list the values.
+        if most - least < len(classes) and {*range(least, most + 1)} <= {*classes}:
+            return []
+    return sorted({*np.unique(values).tolist()} - {*classes})

@@ -7,13 +7,13 @@ as 0, and a voxel edge of 0 mm as 1 mm.
 from __future__ import annotations
 
 import bz2
-import gzip
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from nnunet_ssp.files.compression import DAMAGED, decompressing
 from nnunet_ssp.files.nifti import read_stored
 
 CHUNK = 2**16  # bytes read at a time, which may decompress to a thousand times as many
@@ -40,12 +40,12 @@ def check_sound(file: Path) -> None:
     if file.name.endswith((".nii", ".nii.gz")):
         _check_nifti(file)
     elif file.suffix == ".gz":
-        try:
-            with gzip.open(file) as stream:
-                while stream.read(2**24):
+        with open(file, "rb") as stored, decompressing(stored) as content:
+            try:
+                while content.read(2**24):
                     pass
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{file}: the compressed file is truncated or damaged.") from error
+            except DAMAGED as error:
+                raise ValueError(f"{file}: the compressed file is truncated or damaged.") from error
     elif file.suffix in (".mha", ".nrrd"):
         with open(file, "rb") as stream:
             _read_to_checksum(stream, file)

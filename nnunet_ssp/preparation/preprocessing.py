@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from numpy.typing import NDArray
 
 from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.membership import training_cases
@@ -254,7 +256,8 @@ def preprocess_case(
         source = job.source()
         images = list(job.images)
         if job.label is None:
-            data, _, properties = preprocessor.run_case(images, None, plans, manager, content)
+            without = WithoutMask(manager.configuration)
+            data, _, properties = preprocessor.run_case(images, None, plans, without, content)
             if data.min() == data.max():
                 return f"{images[0]}: all voxels are equal, there is no image."
             shape = slices.write_case(store, job.case, data)
@@ -279,6 +282,18 @@ def preprocess_case(
         return f"{job.images[0]}: nnU-Net cannot preprocess it ({one_line(error)})."
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+class WithoutMask(ConfigurationManager):
+    """Configuration for cases without a mask, whose data are the same.
+
+    nnU-Net makes up a mask for them, which nobody keeps. Resampling it takes as long as resampling the image.
+    """
+
+    @property
+    def resampling_fn_seg(self) -> Callable[..., NDArray[Any]]:
+        """A function that makes an empty mask of the new shape."""
+        return lambda mask, new_shape, *_: np.zeros((len(mask), *new_shape), np.int8)
 
 
 def require_space(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_ssp.bench import command, predicting, rows
+from nnunet_ssp.bench import command, files, predicting, rows
 from nnunet_ssp.bench.place import (
     ON_CUDA,
     Bench,
@@ -41,6 +41,9 @@ PREDICTING = {
 }
 
 
+FILES = {"convert_over_zlib": 1.75, "unlabelled_over_resampled_mask": 1.5}
+
+
 class Prepared:
     """Stand-in for `Bench.prepared`."""
 
@@ -68,6 +71,7 @@ def test_the_table_and_the_metrics(bench, scratch, tmp_path, monkeypatch, capsys
     peer = {name: {"images_over_lightly": x} for name, x in (("SimCLR", 1.25), ("DINO", 1.5))}
     monkeypatch.setattr(rows, "over_lightly", lambda _: peer)
     monkeypatch.setattr(predicting, "predicting_over_stock", lambda _: PREDICTING)
+    monkeypatch.setattr(files, "files_over_zlib", lambda _: FILES)
     file = tmp_path / "metrics" / "bench.json"
     metrics = command.run(["contextprediction", "PCL"], "cpu", file, TINY)
 
@@ -99,7 +103,13 @@ def test_the_table_and_the_metrics(bench, scratch, tmp_path, monkeypatch, capsys
     assert [line.count("|") for line in body] == [header.count("|")] * 2
     assert "images/s" not in said.out, "absolute times are a GPU's"
     assert f"{os.cpu_count()} cores, PyTorch with 1 thread," in lines[0]
-    words = ("SimCLR's memory: 4 slices", "Slice store of 40", "SimCLR 1.25x", "Fine-tuning")
+    words = (
+        "SimCLR's memory: 4 slices",
+        "Slice store of 40",
+        "SimCLR 1.25x",
+        "Fine-tuning",
+        "over zlib 1.75x",
+    )
     for word in (*words, "Predicting 20 frames of 10 slices with 1.2 million parameters"):
         assert word in said.out
     assert "bench: PCL ..." in said.err
@@ -125,6 +135,8 @@ def test_absolute_times_come_from_a_gpu():
         "images_over_lightly": None,
         "finetuning_over_stock": 1.0,
         "bf16_over_fp32": 1.75,
+        **FILES,
+        "convert_over_zlib": None,
         **PREDICTING,
         "predict_over_nnunet_outside": 2.5,
     }
@@ -136,6 +148,7 @@ def test_absolute_times_come_from_a_gpu():
     assert "256 slices 1024 MiB (1.00x)" in text
     assert "Lightly: left out" in text
     assert "bf16 over fp32, steps per second: 1.75x" in text
+    assert "ISA-L over zlib isal is not installed; unlabelled frames" in text
     found = "1.50x, outside of the forward passes 2.50x, host memory 0.25x, 7.0 frames/s."
     assert f"nnUNetv2_predict, start-up included: {found}" in text
     assert "of its widths" not in text

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -374,6 +375,18 @@ def test_real_acdc_has_nominal_spacing(real_data: Path, nnunet: Path, capsys):
     assert clinical.empty and metrics["hd95_mm"].isna().all()
     assert summary["structures"] == {"LV": "LVC", "MYO": "MLV", "RV": "RV"}
     assert "No clinical metrics: the spacing is nominal" in capsys.readouterr().out
+
+
+def test_without_a_report_there_is_none_of_before(
+    dataset: Path, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "report.html").write_text("of other predictions")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # nothing is drawn
+    assert run(f"114 {predict('full', 1.0)} -np 1 --no-report -o {output}") == 0
+    assert {file.name for file in output.iterdir()} == {*OUTPUTS} - {"report.html"}
+    assert capsys.readouterr().out.endswith(f"\nTables: {output}\n")
 
 
 def test_a_full_disk_leaves_the_earlier_files(

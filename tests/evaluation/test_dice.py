@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nnunet_ssp.evaluation.dice import dice
+from nnunet_ssp.evaluation.dice import dice, dice_of_counts
 
 masks = arrays(bool, (2, 3, 4))
 
@@ -70,3 +70,15 @@ def test_agrees_with_monai():
         )
         scores = [dice(*(maps == label)) for label in (1, 2, 3)]
         np.testing.assert_allclose(scores, expected[0], rtol=1e-6)
+
+
+def test_counts_give_the_dice_of_the_masks_they_count():
+    one, other = np.random.default_rng(0).random((2, 4, 5, 6)) < 0.3
+    one[2] = other[2] = False
+    both, size = (one & other).sum((1, 2)), one.sum((1, 2)) + other.sum((1, 2))
+    for rule in ("one", "nan"):
+        np.testing.assert_array_equal(
+            dice_of_counts(both, size, rule), dice(one, other, (1, 2), rule)
+        )
+    with pytest.raises(ValueError, match="`empty`"):
+        dice_of_counts(1, 2, "two")

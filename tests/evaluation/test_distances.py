@@ -7,8 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import ndimage
 
-from nnunet_ssp.evaluation.distances import surface_distances
+from nnunet_ssp.evaluation.distances import surface, surface_distances
 from tests.evaluation.conftest import heart
 
 masks = arrays(bool, (3, 4, 5))
@@ -36,6 +37,11 @@ def test_agrees_with_measuring_every_pair_of_surface_voxels(prediction, referenc
     expected = max(np.percentile(there, 95), np.percentile(back, 95))
     assert distances.hd95 == pytest.approx(expected)
     assert distances.assd == pytest.approx(np.mean(there + back))
+
+
+@given(masks)
+def test_the_surface_is_what_erosion_takes_away(mask):
+    np.testing.assert_array_equal(surface(mask), mask & ~ndimage.binary_erosion(mask))
 
 
 @given(masks, masks, spacings)

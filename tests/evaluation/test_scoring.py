@@ -7,7 +7,7 @@ import SimpleITK
 
 from nnunet_ssp.evaluation.files import read_label_map
 from nnunet_ssp.evaluation.labels import Labels
-from nnunet_ssp.evaluation.scoring import relative_positions, score_pair, score_pairs
+from nnunet_ssp.evaluation.scoring import joint_counts, relative_positions, score_pair, score_pairs
 from tests.evaluation.conftest import SPACING, heart, write_pair
 
 LABELS = Labels({"LV": (1,), "MYO": (2,), "RV": (3,)})
@@ -143,6 +143,26 @@ def test_slices_are_those_from_the_first_to_the_last_with_a_reference_label(tmp_
     assert [row["slice"] for row in lv] == [1, 2, 3, 4]
     np.testing.assert_allclose([row["position"] for row in lv], [0, 1 / 3, 2 / 3, 1])
     assert [row["dice"] for row in lv] == [1, 0, 0, 1]
+
+
+def test_pairs_of_labels_are_counted_by_slice():
+    prediction, reference = np.random.default_rng(0).choice([0, 2, 300], (2, 3, 4, 5))
+    counts = joint_counts(prediction, reference, [0, 2, 300])
+    for z in range(3):
+        for i, predicted in enumerate((0, 2, 300)):
+            for j, true in enumerate((0, 2, 300)):
+                expected = ((prediction[z] == predicted) & (reference[z] == true)).sum()
+                assert counts[z, i, j] == expected
+
+
+def test_scores_are_blind_to_the_space_around_and_to_empty_maps(tmp_path):
+    prediction, reference = heart(9), heart(8)
+    inner = score(tmp_path, prediction, reference)
+    widened = [np.pad(m, ((0, 0), (4, 7), (5, 3))) for m in (prediction, reference)]
+    assert score(tmp_path, *widened) == inner
+    empty, _ = score(tmp_path, np.zeros_like(reference), np.zeros_like(reference))
+    assert [row["dice"] for row in empty.values()] == [1, 1, 1]
+    assert [row["missed"] for row in empty.values()] == [0, 0, 0]
 
 
 def test_positions_of_short_stacks():

@@ -101,6 +101,13 @@ def test_masks_become_integers():
         integer_labels(np.array([0, 4, -1]), FILE, range(4))
 
 
+def test_a_value_between_classes_is_no_class():
+    assert integer_labels(np.array([0, 3], np.int16), FILE, (0, 3)).tolist() == [0, 3]
+    with pytest.raises(ValueError, match=r"mask values \(=1\) must be among \[0, 3\]"):
+        integer_labels(np.array([0, 1, 3], np.uint8), FILE, (0, 3))
+    assert integer_labels(np.zeros((0, 2), np.uint8), FILE, (0,)).shape == (0, 2)
+
+
 # -- damaged and odd files -------------------------------------------------------------------------
 
 

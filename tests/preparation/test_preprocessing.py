@@ -16,12 +16,15 @@ import pytest
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
     DatasetFingerprintExtractor,
 )
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.preparation import preprocessing
 from nnunet_ssp.preparation.command import prepare
+from nnunet_ssp.preparation.raw import CaseJob
+from nnunet_ssp.preparation.raw_checks import Rules
 from nnunet_ssp.slices import store as slices
 from nnunet_ssp.slices.drawing import SliceStore
 from tests.preparation.conftest import (
@@ -45,6 +48,26 @@ def test_labelled_and_unlabelled_slices_are_nnunets_own_preprocessing(target: Pa
         name for name in store.names if (raw / "imagesUn" / f"{name}_0000.nii.gz").exists()
     ]
     assert len(unlabelled) == 6
+
+
+def test_unlabelled_slices_are_those_of_a_mask_that_is_resampled(
+    target: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plans = json.loads((target / "nnUNetPlans.json").read_text())
+    plans["configurations"]["2d"]["spacing"] = [1.0, 1.3]
+    write_json(target / "nnUNetPlans.json", plans)
+    without, resampled = target / "without", target / "resampled"
+    content = json.loads((raw / "dataset.json").read_text())
+    job = CaseJob("a", (str(next((raw / "imagesUn").iterdir())),), None)
+    rules = Rules(plans["image_reader_writer"], 1, (0, 1, 2, 3))
+    for folder in (without, resampled):
+        if folder == resampled:
+            monkeypatch.setattr(preprocessing, "WithoutMask", ConfigurationManager)
+        file = target / "nnUNetPlans.json"
+        done = preprocessing.preprocess_case(job, folder, file, "2d", content, rules)
+        assert not isinstance(done, str), done
+    (one,), (two,) = (list(f.glob("*_slices/*.npy")) for f in (without, resampled))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_workers_give_the_same_as_one_process(base: Path, target: Path):
