@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.phantom import write_mnms
-from tests.faults.harness import KILLS, Harness, Watch, harness, survives_kills
+from tests.faults.harness import KILLS, Done, Harness, Watch, harness, survives_kills, tree
+from tests.predict.conftest import write_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -73,6 +75,53 @@ def test_folds(server, prepared, tmp_path):
 
 def test_prepare(server, converted, tmp_path):
     survives_kills(server, converted, tmp_path, ["prepare", 901, "-np", 1], KILLS, seed=4)
+
+
+@pytest.fixture(scope="module")
+def cines(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of two 4D files, and a model of random weights."""
+    base = tmp_path_factory.mktemp("cines")
+    (base / "in").mkdir()
+    for file in sorted(source.rglob("*_sa.nii.gz"))[:2]:
+        shutil.copy(file, base / "in" / file.name)
+    return base / "in", write_model(base / "model")
+
+
+def test_predict(server, cines, tmp_path):
+    """Wherever it is killed, what is finished stays as it is, and a second run does the rest alone."""
+    images, model = cines
+
+    def predict(base: Path, kill_at: int = 0) -> Done:
+        words = ["predict", "-i", images, "-m", model, "-o", base / "nnUNet_results" / "out"]
+        return server.run(base, [*words, "-device", "cpu", "--disable_tta"], kill_at)
+
+    def finished(base: Path) -> dict[Path, int]:
+        """The files of subjects that have a record, and when they were written."""
+        out = base / "nnUNet_results" / "out"
+        subjects = [file.name.removesuffix(".json") for file in out.glob("[!.]*_seg.json")]
+        return {f: f.stat().st_mtime_ns for s in subjects for f in sorted(out.glob(f"{s}.*"))}
+
+    done = predict(tmp_path / "whole")
+    assert done.status == 0, done.said
+    expected = tree(tmp_path / "whole")
+    rng = random.Random(5)
+    # The last quarter is the second subject's end and the tables.
+    places = [3 * done.events // 4, *(rng.randint(1, done.events) for _ in range(KILLS))]
+    for number, place in enumerate(places):
+        base = tmp_path / f"killed{number}"
+        assert predict(base, place).status == -signal.SIGKILL
+        before = finished(base)
+        assert before or number > 0
+        for name, content in tree(base).items():
+            hidden = any(part.startswith(".") for part in Path(name).parts)
+            assert hidden or expected.get(name) == content, f"{place}: {name} is half-written"
+        again = predict(base)
+        assert again.status == 0, again.said
+        found = tree(base)
+        assert sorted(found) == sorted(expected), place
+        assert [name for name in expected if found[name] != expected[name]] == [], place
+        assert finished(base).items() >= before.items(), f"{place}: written again"
+        shutil.rmtree(base)
 
 
 def test_a_kill_by_the_clock(server, source, tmp_path):
