@@ -47,9 +47,11 @@ class Settings:
         recipes: Named sets of defaults. `recipe=NAME` replaces these defaults before single settings apply. `override`
             does that, not the constructor: a trainer that starts from a recipe has
             `defaults = override(MIMSettings(), "recipe=deep")[0]`.
+        former: Values that settings stand for in a checkpoint older than they are, where the default differs.
     """
 
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
+    former: ClassVar[dict[str, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class FinetuningSettings(TrainingSettings):
 
 @dataclass(frozen=True)
 class EncoderSettings(FinetuningSettings):
-    """Settings of fine-tuning from the encoder's weights alone."""
+    """Settings of fine-tuning from the encoder's weights alone; the learning rate is de Mooij et al.'s."""
 
     transfer: Literal["encoder"] = "encoder"
 
@@ -411,7 +413,7 @@ def from_checkpoint(defaults: S, text: str, record: dict[str, Any], but: Collect
     Args:
         defaults: Settings of the trainer.
         text: Names and values, see `override`.
-        record: Settings in the checkpoint; those that it lacks have the default, as in `differences`.
+        record: Settings in the checkpoint; those that it lacks have their value in `former`, or the default.
         but: Names that the checkpoint does not decide.
 
     Raises:
@@ -424,7 +426,7 @@ def from_checkpoint(defaults: S, text: str, record: dict[str, Any], but: Collect
     kept = {name: getattr(defaults, name) for name in but if name in types_of}
     values = {
         name: parse_value(name, as_word(value), types_of[name])
-        for name, value in record.items()
+        for name, value in {**defaults.former, **record}.items()
         if name in types_of and name not in but
     }
     # The defaults of a recipe that the checkpoint began with are among its settings.
@@ -435,11 +437,11 @@ def from_checkpoint(defaults: S, text: str, record: dict[str, Any], but: Collect
 def differences(old: dict[str, Any], new: Settings) -> list[str]:
     """Return a line `name: old -> new` for each setting that differs.
 
-    A setting that `old` lacks, because its version did not have it, counts as its default. A setting that exists no
-    more counts as different.
+    A setting that `old` lacks, because its version did not have it, counts as its value in `former`, or as its default.
+    A setting that exists no more counts as different.
     """
     now = asdict(new)
-    before = {**asdict(type(new)()), **old}
+    before = {**asdict(type(new)()), **new.former, **old}
     names = [name for name in before if before[name] != now.get(name)]
     return [f"{name}: {before[name]} -> {now.get(name)}" for name in names]
 

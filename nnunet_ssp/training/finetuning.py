@@ -455,7 +455,11 @@ class FinetuningTrainer(SettingsTrainer):
 
 
 class FinetuneEncoderTrainer(FinetuningTrainer):
-    """Fine-tune from the pretrained encoder alone (Dominic et al.'s choice): the decoder starts fresh."""
+    """Fine-tune from the pretrained encoder alone: the decoder starts fresh.
+
+    The choice is Dominic et al.'s, whose optimiser is Adam at 0.001. Here optimiser and rate are those of
+    `FinetuningTrainer`, so that both have one control.
+    """
 
     defaults = EncoderSettings()
 
