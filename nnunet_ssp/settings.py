@@ -73,6 +73,10 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # yes: open checkpoints that can run code when they are opened; for your own files only.
     trust: bool = False
+    # yes: pretrained weights of other plans are made to fit: channels, stages, kernels, the other kind of encoder.
+    adapt: bool = False
+    # Least share of the encoder's parameters that adapt=yes must take from the file.
+    min_transferred: float = 0.5
 
     def __post_init__(self) -> None:
         require(self.num_epochs >= 1, "num_epochs", self.num_epochs, "be at least 1")
@@ -84,6 +88,8 @@ class TrainingSettings(Settings):
         )
         delta = self.early_stopping_delta
         require(delta >= 0, "early_stopping_delta", delta, "not be negative")
+        share = self.min_transferred
+        require(0 <= share <= 1, "min_transferred", share, "lie in [0, 1]")
 
     @property
     def unused(self) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ def require_device(device: torch.device, command: str) -> None:
 
 
 def refuse_unsuitable(trainer: Any) -> None:
-    """Refuse what cannot be pretrained: a 3D configuration, a cascade, weights to start from.
+    """Refuse what cannot be pretrained: a 3D configuration, a cascade.
 
     Args:
         trainer: A `PretrainingTrainer` before it builds its network.
@@ -95,8 +95,3 @@ def refuse_unsuitable(trainer: Any) -> None:
         )
     if trainer.is_cascaded:
         raise ValueError(f"configuration (={configuration}) must not be a cascade.")
-    if trainer.pretrained_argument() is not None:
-        raise ValueError(
-            f"{name} starts from scratch and takes no -pretrained_weights; give that file to "
-            "-tr nnUNetTrainerFinetune."
-        )
