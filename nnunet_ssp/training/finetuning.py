@@ -135,8 +135,9 @@ class FinetuningTrainer(StartingTrainer):
         """Check file and chain; load what only `adapt=yes` makes fit, the rest is left to nnU-Net."""
         encoder_only = self.settings.transfer == "encoder"
         adaptation = self.compare_pretrained(pretrained, self.network_module, encoder_only)
+        self.take_chain(pretrained)
         train, val = self.do_split()
-        self.check_chain(pretrained, validated_on(self.fold, train, val))
+        self.check_validation(validated_on(self.fold, train, val))
         pattern = pretrained.ssp.get("settings", {}).get("subject_pattern")
         trained = subjects_by_case(train, self.cases, pattern).values()
         self.subjects = subjects_seen(self.chain) | privacy.hashed_subjects(trained)

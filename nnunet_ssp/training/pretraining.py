@@ -159,8 +159,9 @@ class PretrainingTrainer(StartingTrainer):
         """Fill the planned network from an earlier training's file; one of an encoder method with the encoder alone."""
         only = self.method_class.transfers == "encoder"
         adaptation = self.compare_pretrained(pretrained, network, only)
+        self.take_chain(pretrained)
         split = super().do_split() if isinstance(self.fold, int) else ([], [])
-        self.check_chain(pretrained, validated_on(self.fold, *split))
+        self.check_validation(validated_on(self.fold, *split))
         if adaptation is None:
             adaptation = transfer.adapted(pretrained, network, self.dataset_json, only)
         self.fill(network, adaptation)

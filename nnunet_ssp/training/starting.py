@@ -87,12 +87,8 @@ class StartingTrainer(SettingsTrainer):
         self.print_to_log_file(f"adapt=yes: {misfit}\n{fates}\nAdapted: {adaptation.summary}.")
         return adaptation
 
-    def check_chain(self, pretrained: transfer.Pretrained, validation: Iterable[str]) -> None:
-        """Refuse weights behind which any training has seen a test subject; warn of validation subjects.
-
-        Args:
-            pretrained: The file.
-            validation: Cases that this fold holds out.
+    def take_chain(self, pretrained: transfer.Pretrained) -> None:
+        """Refuse weights behind which any training has seen a test subject.
 
         Raises:
             ValueError: Names test subject and link.
@@ -100,6 +96,13 @@ class StartingTrainer(SettingsTrainer):
         self.pretrained = pretrained
         self.chain = chain.links_of(pretrained.ssp)
         chain.refuse_test_subjects(self.chain, self.cases)
+
+    def check_validation(self, validation: Iterable[str]) -> None:
+        """Log the chain, and warn of validation subjects that a training in it has seen.
+
+        Args:
+            validation: Cases that this fold holds out.
+        """
         self.seen_in_validation = chain.seen_of(validation, self.chain, self.cases)
         if len(self.chain) > 1:
             lines = "\n".join(f"  {line}" for line in chain.chain_in_words(self.chain))
