@@ -48,9 +48,11 @@ class Settings:
         recipes: Named sets of defaults. `recipe=NAME` replaces these defaults before single settings apply. `override`
             does that, not the constructor: a trainer that starts from a recipe has
             `defaults = override(MIMSettings(), "recipe=deep")[0]`.
+        former: Values that settings stand for in a checkpoint older than they are, where the default differs.
     """
 
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
+    former: ClassVar[dict[str, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # yes: open checkpoints that can run code when they are opened; for your own files only.
     trust: bool = False
+    # yes: pretrained weights of other plans are made to fit: channels, stages, kernels, the other kind of encoder.
+    adapt: bool = False
+    # Least share of the encoder's parameters that adapt=yes must take from the file.
+    min_transferred: float = 0.5
 
     def __post_init__(self) -> None:
         require(self.num_epochs >= 1, "num_epochs", self.num_epochs, "be at least 1")
@@ -83,6 +89,8 @@ class TrainingSettings(Settings):
         )
         delta = self.early_stopping_delta
         require(delta >= 0, "early_stopping_delta", delta, "not be negative")
+        share = self.min_transferred
+        require(0 <= share <= 1, "min_transferred", share, "lie in [0, 1]")
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -220,7 +228,7 @@ class FinetuningSettings(TrainingSettings):
 
 @dataclass(frozen=True)
 class EncoderSettings(FinetuningSettings):
-    """Settings of fine-tuning from the encoder's weights alone."""
+    """Settings of fine-tuning from the encoder's weights alone; the learning rate is de Mooij et al.'s."""
 
     transfer: Literal["encoder"] = "encoder"
 
@@ -421,7 +429,7 @@ def from_checkpoint(defaults: S, text: str, record: dict[str, Any], but: Collect
     Args:
         defaults: Settings of the trainer.
         text: Names and values, see `override`.
-        record: Settings in the checkpoint; those that it lacks have the default, as in `differences`.
+        record: Settings in the checkpoint; those that it lacks have their value in `former`, or the default.
         but: Names that the checkpoint does not decide.
 
     Raises:
@@ -434,7 +442,7 @@ def from_checkpoint(defaults: S, text: str, record: dict[str, Any], but: Collect
     kept = {name: getattr(defaults, name) for name in but if name in types_of}
     values = {
         name: parse_value(name, as_word(value), types_of[name])
-        for name, value in record.items()
+        for name, value in {**defaults.former, **record}.items()
         if name in types_of and name not in but
     }
     # The defaults of a recipe that the checkpoint began with are among its settings.
@@ -445,11 +453,11 @@ def from_checkpoint(defaults: S, text: str, record: dict[str, Any], but: Collect
 def differences(old: dict[str, Any], new: Settings) -> list[str]:
     """Return a line `name: old -> new` for each setting that differs.
 
-    A setting that `old` lacks, because its version did not have it, counts as its default. A setting that exists no
-    more counts as different.
+    A setting that `old` lacks, because its version did not have it, counts as its value in `former`, or as its default.
+    A setting that exists no more counts as different.
     """
     now = asdict(new)
-    before = {**asdict(type(new)()), **old}
+    before = {**asdict(type(new)()), **new.former, **old}
     names = [name for name in before if before[name] != now.get(name)]
     return [f"{name}: {as_word(before[name])} -> {as_word(now.get(name))}" for name in names]
 

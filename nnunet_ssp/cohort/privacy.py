@@ -183,12 +183,16 @@ def _record_without(record: Mapping[str, Any]) -> dict[str, Any]:
         kept["weights_from"] = file_name(kept["weights_from"])
     if "pretraining" in kept:
         kept["pretraining"] = _record_without(kept["pretraining"])
+    if "chain" in kept:
+        kept["chain"] = [_record_without(link) for link in kept["chain"]]
     return kept
 
 
 def _subjects(content: Mapping[str, Any]) -> Iterator[Finding]:
     record = content.get("ssp", {})
-    for place, part in (("ssp", record), ("ssp.pretraining", record.get("pretraining", {}))):
+    parts = {"ssp": record, "ssp.pretraining": record.get("pretraining", {})}
+    parts |= {f"ssp.chain[{n}]": link for n, link in enumerate(record.get("chain", []))}
+    for place, part in parts.items():
         names = [s for s in part.get("subjects", ()) if not _HASH.fullmatch(s)]
         n_hashes = len(part.get("subjects", ())) - len(names)
         if names:

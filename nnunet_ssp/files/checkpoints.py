@@ -88,6 +88,7 @@ SSP = {
     "counts": COUNTS,
     "unlabelled": COUNTS,
     "preprocessing": NAMES,
+    "chain": Rule("a list of records", lambda v: isinstance(v, list) and all(map(NAMES.holds, v))),
 }
 SETTINGS = {"subject_pattern": optional(Rule(patterns.RULE, patterns.is_pattern))}
 PLANS = {
@@ -133,6 +134,9 @@ def load(file: str | Path, trust: bool = False, mmap: bool = False) -> dict[str,
     check(ssp, SSP, f"{file}, `ssp`")
     check(ssp.get("settings", {}), SETTINGS, f"{file}, `ssp.settings`")
     check(ssp.get("pretraining", {}), SSP, f"{file}, `ssp.pretraining`")
+    for number, link in enumerate(ssp.get("chain", [])):
+        check(link, SSP, f"{file}, `ssp.chain[{number}]`")
+        check(link.get("settings", {}), SETTINGS, f"{file}, `ssp.chain[{number}].settings`")
     return content
 
 

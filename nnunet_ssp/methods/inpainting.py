@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.parts.squares import (
     ATTEMPTS,
@@ -84,9 +85,13 @@ class InpaintingSettings(ReconstructionSettings):
     early_stopping_delta: float = 50 / 512**2
     # Share of the image that is corrupted.
     area: float = 0.25
-    # poisson: squares apart, at most the area. uniform: anywhere, they may overlap; at least the area.
+    # Number of Poisson-disc squares. least: their area is at least `area`, as in the paper. most: at most, as in their
+    # code. The two differ where squares do not fill `area` exactly.
+    area_rule: Literal["least", "most"] = "least"
+    # poisson: squares apart. uniform: anywhere, they may overlap; at least the area.
     sampling: Literal["poisson", "uniform"] = "poisson"
-    # bank: 100 layouts drawn once and rotated by quarters of a turn, as in their code. fresh: a new one each time.
+    # bank: 100 layouts drawn once and rotated by quarters of a turn, as in their code; by halves where the patch is not
+    # square. fresh: a new one each time.
     masks: Literal["bank", "fresh"] = "bank"
     # Pixels whose error counts.
     loss_region: Literal["image", "corrupted"] = "image"
@@ -103,6 +108,7 @@ class InpaintingSettings(ReconstructionSettings):
             "early_stopping": None,
         }
     }
+    former: ClassVar[dict[str, Any]] = {"area_rule": "most"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,10 +142,28 @@ class Layouts:
         self.side = side
         self.patch_size = patch_size
         self.pairs = pairs
-        self.number = number_of_squares(settings.area, side, patch_size, pairs)
+        least = settings.area_rule == "least"
+        self.number = number_of_squares(settings.area, side, patch_size, pairs, least)
         rng = np.random.default_rng([settings.seed, BANK])
         # Drawn for fresh masks too: an area that cannot be reached is refused before anything runs.
         self.bank = [self._fresh(rng) for _ in range(BANK)]
+
+    @property
+    def notes(self) -> list[str]:
+        """Say where a patch leads to other squares than the paper's."""
+        (rows, columns), s = self.patch_size, self.settings
+        size = f"the patch of {rows} x {columns} px"
+        share = self.number * self.side**2 / (rows * columns)
+        notes = []
+        if s.sampling == "poisson" and abs(share - s.area) > 0.001:
+            of_side = f"{count_of(self.number, 'square')} of {self.side} px"
+            rule = f"area_rule={s.area_rule}"
+            notes.append(f"{of_side} cover {share:.1%} of {size}: area={s.area}, {rule}.")
+        if s.masks == "bank" and rows != columns:
+            notes.append(
+                f"{size} is not square: layouts are rotated by half turns alone, in the paper by quarter turns, too."
+            )
+        return notes
 
     def draw(self, rng: np.random.Generator, n: int) -> list[Corners]:
         """Draw the squares of n images."""
@@ -218,7 +242,7 @@ class ContextPrediction(Reconstruction):
         self.layouts = Layouts(settings, self.side, patch_size, pairs=False)
 
     def examine(self, store: SliceStore) -> list[str]:
-        return [*super().examine(store), *note_on_patience(self.settings)]
+        return [*super().examine(store), *note_on_patience(self.settings), *self.layouts.notes]
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         cosine = super().learning_rate(step, steps_per_epoch)
@@ -262,7 +286,7 @@ class ContextRestoration(Reconstruction):
         self.layouts = Layouts(settings, self.side, patch_size, pairs=True)
 
     def examine(self, store: SliceStore) -> list[str]:
-        return [*super().examine(store), *note_on_patience(self.settings)]
+        return [*super().examine(store), *note_on_patience(self.settings), *self.layouts.notes]
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         cosine = super().learning_rate(step, steps_per_epoch)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import count, cycle
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from nnunet_ssp.distributed import share, world_size
+from nnunet_ssp.files.lock import locked
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices.drawing import (
@@ -23,6 +27,11 @@ from nnunet_ssp.slices.drawing import (
     batch_indices,
     fits_on_device,
     random_stream,
+)
+from nnunet_ssp.slices.store import (
+    follow_preprocessed,
+    preprocessing_of,
+    require_preprocessing,
 )
 
 VALIDATION_SLICES = 256  # at most; fixed for the whole run
@@ -39,6 +48,33 @@ class Draws(Protocol):
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Draw everything random about a batch, on the host."""
+
+
+def ensure_store(trainer: Any) -> None:
+    """Check that a pretraining's plans made its slice store; for a plain nnU-Net dataset, build or update it first.
+
+    Args:
+        trainer: A `PretrainingTrainer`.
+
+    Raises:
+        ValueError: The store is missing, or of other plans.
+    """
+    manager = trainer.configuration_manager
+    preprocessing = preprocessing_of(trainer.plans_manager.plans, manager.configuration)
+    if trainer.local_rank == 0 and not trainer.cases:
+        base = Path(trainer.preprocessed_dataset_folder_base)
+        folder = Path(trainer.preprocessed_dataset_folder)
+        saying = f"{base} is in use by another process: waiting for it"
+        with locked(base, wait=math.inf, saying=saying):
+            if follow_preprocessed(trainer.store_folder, folder, preprocessing):
+                trainer.print_to_log_file(
+                    f"Built the slice store {trainer.store_folder} from {folder}"
+                )
+            if isinstance(trainer.fold, int):
+                trainer.folds()  # nnU-Net writes missing ones
+    if trainer.is_ddp:
+        dist.barrier()
+    require_preprocessing(trainer.store_folder, preprocessing)
 
 
 class Batches:

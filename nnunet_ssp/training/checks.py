@@ -98,7 +98,7 @@ def of_unfinished(file: Path, ssp: dict[str, Any], trust: bool) -> list[str]:
 
 
 def refuse_unsuitable(trainer: Any) -> None:
-    """Refuse what cannot be pretrained: a 3D configuration, a cascade, weights to start from.
+    """Refuse what cannot be pretrained: a 3D configuration, a cascade.
 
     Args:
         trainer: A `PretrainingTrainer` before it builds its network.
@@ -115,8 +115,3 @@ def refuse_unsuitable(trainer: Any) -> None:
         )
     if trainer.is_cascaded:
         raise ValueError(f"configuration (={configuration}) must not be a cascade.")
-    if trainer.pretrained_argument() is not None:
-        raise ValueError(
-            f"{name} starts from scratch and takes no -pretrained_weights; give that file to "
-            "-tr nnUNetTrainerFinetune."
-        )

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from nnunet_ssp.cohort import privacy
-from nnunet_ssp.cohort.membership import held_out, subjects_by_case, test_subjects, validated_on
-from nnunet_ssp.console import count_of, some
+from nnunet_ssp.cohort.membership import subjects_by_case, validated_on
+from nnunet_ssp.console import some
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.schedules import polynomial
@@ -36,8 +36,8 @@ from nnunet_ssp.slices.store import (
     store_folder,
 )
 from nnunet_ssp.training import transfer
-from nnunet_ssp.training.base import SettingsTrainer
-from nnunet_ssp.training.checks import of_unfinished, refuses_other_content
+from nnunet_ssp.training.chain import subjects_seen
+from nnunet_ssp.training.checks import refuses_other_content
 from nnunet_ssp.training.evidence import gain_in_words
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import learning_curve, write_curves
@@ -45,6 +45,7 @@ from nnunet_ssp.training.next_steps import after_finetuning
 from nnunet_ssp.training.optimizers import DecayToStart, EpochRates, finetuning_optimizer
 from nnunet_ssp.training.pace import time_left
 from nnunet_ssp.training.precision import InPrecision, choose_precision
+from nnunet_ssp.training.starting import StartingTrainer
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
 # Way from the seed to random numbers. 1, in checkpoints without a number: seeded when the process starts.
@@ -52,7 +53,7 @@ STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
 STREAMS = 2
 
 
-class FinetuningTrainer(SettingsTrainer):
+class FinetuningTrainer(StartingTrainer):
     """Train the planned segmentation network from pretrained weights, all at once as de Mooij et al. do."""
 
     defaults = FinetuningSettings()
@@ -71,10 +72,8 @@ class FinetuningTrainer(SettingsTrainer):
         self.num_iterations_per_epoch = self.settings.iterations_per_epoch or STOCK_ITERATIONS
         self.num_val_iterations_per_epoch = self.settings.val_iterations_per_epoch
         self.weight_decay = self.settings.weight_decay
-        self.pretrained: transfer.Pretrained | None = None
         # Hashes of all subjects that the weights have seen, here and in pretraining.
         self.subjects: set[str] = set()
-        self.seen_in_validation: list[str] = []
         self._loads_checkpoint = False
         # Names of the tensors that pretrained weights filled.
         self.loaded: set[str] = set()
@@ -110,8 +109,7 @@ class FinetuningTrainer(SettingsTrainer):
                 f"`l2_sp` (={self.settings.l2_sp}) must be 0 for {type(self).__name__}: it draws weights towards "
                 "pretrained ones, and a training from scratch has none."
             )
-        # Before nnU-Net's own loader, which runs code that a file holds.
-        pretrained = None if file is None else transfer.read(file, self.settings.trust)
+        pretrained = self.open_pretrained()
         torch.manual_seed(self.settings.seed)
         super().build()
         self.use_precision(choose_precision(self.settings.precision, "fp16", self.device))
@@ -138,62 +136,19 @@ class FinetuningTrainer(SettingsTrainer):
         return polynomial(epoch - warmup, self.num_epochs - warmup, self.initial_lr)
 
     def _check_pretrained(self, pretrained: transfer.Pretrained) -> None:
-        comparison = transfer.compare(
-            pretrained,
-            self.network_module,
-            self.plans_manager.plans,
-            self.configuration_manager.configuration,
-        )
-        ssp = pretrained.ssp
-        described = (
-            f"{shown(ssp['method'])}, {ssp['counts']['slices']} slices"
-            if ssp.keys() >= {"method", "counts"}
-            else "no record"
-        )
-        table = "\n".join(f"  {line}" for line in comparison.table)
-        doubts = of_unfinished(pretrained.file, ssp, self.settings.trust)
-        notes = "".join(f"\n  note: {note}" for note in [*comparison.notes, *doubts])
-        self.print_to_log_file(
-            f"Pretrained weights {pretrained.file} ({described}):\n{table}{notes}"
-        )
-        if "method" in ssp:
-            self.print_to_log_file(gain_in_words(shown(ssp["method"])))
-        if comparison.refusals:
-            raise ValueError(
-                f"{pretrained.file} does not fit this dataset and its plans: "
-                + "; ".join(comparison.refusals)
-                + "."
-            )
-        self.pretrained = pretrained
-        self._check_leak(
-            privacy.hashed_subjects(ssp.get("subjects", [])),
-            ssp.get("settings", {}).get("subject_pattern"),
-        )
-
-    def _check_leak(self, pretrained_subjects: set[str], pattern: str | None) -> None:
-        """Refuse weights that have seen a test subject; warn of validation subjects that they have seen.
-
-        Args:
-            pretrained_subjects: Hashes of the subjects of the pretraining.
-            pattern: `subject_pattern` of the pretraining, to name ours the same way.
-        """
-        leaked = privacy.ours_among(test_subjects(self.cases), pretrained_subjects)
-        if leaked:
-            raise ValueError(
-                f"The pretrained weights have seen test subject {', '.join(leaked)}: every result would be wrong. "
-                "Pretrain again without it."
-            )
+        """Check file and chain; load what only `adapt=yes` makes fit, the rest is left to nnU-Net."""
+        if "method" in pretrained.ssp:
+            self.print_to_log_file(gain_in_words(shown(pretrained.ssp["method"])))
+        encoder_only = self.settings.transfer == "encoder"
+        adaptation = self.compare_pretrained(pretrained, self.network_module, encoder_only)
+        self.take_chain(pretrained)
         train, val = self.do_split()
-        excluded = held_out(validated_on(self.fold, train, val), self.cases, pattern)
-        self.seen_in_validation = privacy.ours_among(excluded, pretrained_subjects)
-        trained = subjects_by_case(train, self.cases, pattern)
-        self.subjects = pretrained_subjects | privacy.hashed_subjects(trained.values())
-        if self.seen_in_validation:
-            self.print_to_log_file(
-                f"WARNING: pretraining has seen {count_of(len(self.seen_in_validation), 'subject')} of this "
-                f"fold's validation set ({', '.join(self.seen_in_validation[:5])}). Pretrain on fold {self.fold} for a "
-                "clean validation."
-            )
+        self.check_validation(validated_on(self.fold, train, val))
+        pattern = pretrained.ssp.get("settings", {}).get("subject_pattern")
+        trained = subjects_by_case(train, self.cases, pattern).values()
+        self.subjects = subjects_seen(self.chain) | privacy.hashed_subjects(trained)
+        if adaptation is not None:
+            self.weights_loaded(self.fill(self.network_module, adaptation))
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Return the fold's cases; one that holds nobody out validates on its training cases, as nnU-Net's `all` does.
@@ -394,7 +349,13 @@ class FinetuningTrainer(SettingsTrainer):
                 k: ssp[k] for k in ("method", "settings", "counts", "papers") if k in ssp
             }
             record["validation_subjects_seen_in_pretraining"] = len(self.seen_in_validation)
-        kept = ("pretraining", "validation_subjects_seen_in_pretraining", "weights_from_hash")
+            record["chain"] = self.chain
+        kept = (
+            "pretraining",
+            "validation_subjects_seen_in_pretraining",
+            "weights_from_hash",
+            "chain",
+        )
         before = {k: self._resumed[k] for k in kept if k in self._resumed}
         if "subjects" in self._resumed:
             before["subjects"] = sorted(privacy.hashed_subjects(self._resumed["subjects"]))
@@ -469,7 +430,11 @@ class FinetuningTrainer(SettingsTrainer):
 
 
 class FinetuneEncoderTrainer(FinetuningTrainer):
-    """Fine-tune from the pretrained encoder alone (Dominic et al.'s choice): the decoder starts fresh."""
+    """Fine-tune from the pretrained encoder alone: the decoder starts fresh.
+
+    The choice is Dominic et al.'s, whose optimiser is Adam at 0.001. Here optimiser and rate are those of
+    `FinetuningTrainer`, so that both have one control.
+    """
 
     defaults = EncoderSettings()
 

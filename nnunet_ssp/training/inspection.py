@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from nnunet_ssp.cohort import privacy
+from nnunet_ssp.console import count_of
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.contents import printable, shown
 from nnunet_ssp.files.names import is_plain, must_be_plain
@@ -15,7 +16,8 @@ from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.network import is_alias, is_output_layer
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.setting_values import as_word
-from nnunet_ssp.training import transfer
+from nnunet_ssp.training import chain, transfer
+from nnunet_ssp.training.adapters import Adaptation
 from nnunet_ssp.training.evidence import gain_in_words
 
 _NOTHING = "  nothing about persons or the institution"
@@ -61,10 +63,14 @@ def inspect(
             print(f"UNUSABLE: {checkpoints.non_finite_in_words(spoiled, len(pretrained.weights))}")
         return int(bool(spoiled))
     plans_name = plans_name or _plans_of(pretrained, dataset)
-    comparison = compare_with_dataset(pretrained, dataset, plans_name, configuration, trust)
+    comparison, adaptation = compare_with_dataset(
+        pretrained, dataset, plans_name, configuration, trust
+    )
     print(f"\nAgainst dataset {dataset}, {plans_name} {configuration}:")
     print("\n".join(f"  {line}" for line in comparison.table))
     verdicts = [f"DOES NOT FIT: {refusal}" for refusal in comparison.refusals] or ["fits"]
+    if comparison.refusals and comparison.adaptable:
+        verdicts.append(f"with adapt=yes: {adaptation.summary}")
     print("\n".join(f"  {line}" for line in [*map("note: {}".format, comparison.notes), *verdicts]))
     return int(bool(comparison.refusals))
 
@@ -114,6 +120,11 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
         trainer, source = (ssp.get(name, "unknown") for name in ("trainer", "weights_from"))
         average = ", averaged weights" if ssp.get("exported") == "average" else ""
         lines += [f"{trainer}, started from {source}{average}"]
+    if ssp.get("chain"):
+        links = chain.links_of(ssp)
+        lines.append(f"chain of {len(links)} trainings, this one the last:")
+        lines += [f"  {line}" for line in chain.chain_in_words(links)]
+        lines.append(f"  {count_of(len(chain.subjects_seen(links)), 'subject')} seen in all")
     encoder = sum(name.startswith("encoder.") for name in kept)
     lines.append(
         f"trained: encoder {encoder} tensors, decoder {len(kept) - encoder}; fresh: {len(names) - len(kept)} and the "
@@ -129,8 +140,10 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
         )
     if ssp.get("versions"):
         lines.append("versions: " + ", ".join(f"{k} {v}" for k, v in ssp["versions"].items()))
-    for paper in ssp.get("papers", ssp.get("pretraining", {}).get("papers", [])):
-        lines.append(f"cite: {paper}")
+    cited = [*ssp.get("papers", ssp.get("pretraining", {}).get("papers", []))]
+    for link in ssp.get("chain", []):
+        cited += link.get("papers", [])
+    lines += [f"cite: {paper}" for paper in dict.fromkeys(cited)]
     return lines
 
 
@@ -148,8 +161,8 @@ def compare_with_dataset(
     plans_name: str,
     configuration: str,
     trust: bool = False,
-) -> transfer.Comparison:
-    """Compare a checkpoint with the network that a dataset's plans describe."""
+) -> tuple[transfer.Comparison, Adaptation]:
+    """Compare a checkpoint with the network that a dataset's plans describe, and fit it to that network."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -182,4 +195,5 @@ def compare_with_dataset(
         raise ValueError(
             f"{file}, configuration {configuration}: nnU-Net cannot build a network from it ({reason})."
         ) from error
-    return transfer.compare(pretrained, network, plans.plans, manager.configuration)
+    comparison = transfer.compare(pretrained, network, plans.plans, manager.configuration)
+    return comparison, transfer.adapted(pretrained, network, dataset_json, encoder_only=False)

@@ -67,6 +67,8 @@ class LoopTrainer(nnUNetTrainer):
     dataloader_val: Any
 
     _pace: Pace
+    # The network, while an empty one stands in its place, see `StartingTrainer.initialize`.
+    _aside: nn.Module | None = None
     _last_step: int = 0
     _last_cases: Callable[[], list[str]] = list
 
@@ -78,7 +80,7 @@ class LoopTrainer(nnUNetTrainer):
     @property
     def network_module(self) -> nn.Module:
         """The network without the wrappers of DDP and torch.compile."""
-        module = self.network
+        module = self.network if self._aside is None else self._aside
         if isinstance(module, DistributedDataParallel):
             module = module.module
         return module._orig_mod if isinstance(module, OptimizedModule) else module
@@ -123,6 +125,8 @@ class LoopTrainer(nnUNetTrainer):
         Raises:
             SystemExit: A signal came, the disk is full, or too many steps are not finite; says what to do.
         """
+        if self._aside is not None:
+            self.network, self._aside = self._aside, None
         with self._refusing(), self._ending_in_words(), self._folder_lock():
             self.on_train_start()
             self._refuse_lost_weights()

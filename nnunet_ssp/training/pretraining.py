@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import Tensor, nn
@@ -30,21 +28,14 @@ from nnunet_ssp.cohort.membership import (
 from nnunet_ssp.cohort.repeats import doubts
 from nnunet_ssp.console import count_of
 from nnunet_ssp.distributed import mean_over_steps
-from nnunet_ssp.files.lock import locked
 from nnunet_ssp.files.nnunet import write_descriptions
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices.drawing import SliceStore
-from nnunet_ssp.slices.store import (
-    follow_preprocessed,
-    preprocessing_of,
-    read_index,
-    require_preprocessing,
-    store_folder,
-)
+from nnunet_ssp.slices.store import read_index, store_folder
 from nnunet_ssp.training import transfer
-from nnunet_ssp.training.base import SettingsTrainer
-from nnunet_ssp.training.batches import Batches
+from nnunet_ssp.training.batches import Batches, ensure_store
+from nnunet_ssp.training.chain import continue_heads
 from nnunet_ssp.training.checks import refuse_unsuitable, refuses_other_content
 from nnunet_ssp.training.compiling import compile_parts
 from nnunet_ssp.training.loop import BEST, LATEST
@@ -52,18 +43,19 @@ from nnunet_ssp.training.monitor import StageChange
 from nnunet_ssp.training.next_steps import next_step
 from nnunet_ssp.training.optimizers import make_optimizer
 from nnunet_ssp.training.precision import choose_precision
-from nnunet_ssp.training.probe import find_probe
-from nnunet_ssp.training.progress import PROBE, Progress, logged_keys
+from nnunet_ssp.training.progress import PROBE, Progress, begin_progress, logged_keys
 from nnunet_ssp.training.resuming import (
+    earlier_origin,
     pack_steps,
     random_state,
     require_same_data,
     take_back,
     unpack_steps,
 )
+from nnunet_ssp.training.starting import StartingTrainer
 
 
-class PretrainingTrainer(SettingsTrainer):
+class PretrainingTrainer(StartingTrainer):
     """Wrap the planned network in a method and train it on every slice that the fold may see.
 
     A subclass names the method. Nothing else differs between methods: they share this `train_step`.
@@ -97,6 +89,8 @@ class PretrainingTrainer(SettingsTrainer):
         self._probed_untrained = float("nan")
         # Counts and subjects of the run that is resumed.
         self._resumed: tuple[dict[str, int], set[str]] | None = None
+        # File that the resumed run started from, see `privacy.origin`.
+        self._origin: dict[str, str] = {}
         # What the interrupted epoch's finished steps left, until that epoch goes on.
         self._unfinished: dict[str, Any] = {}
         logging = self.logger.local_logger.my_fantastic_logging
@@ -116,6 +110,7 @@ class PretrainingTrainer(SettingsTrainer):
         if self.was_initialized:
             raise RuntimeError("initialize was called twice.")
         refuse_unsuitable(self)
+        pretrained = self.open_pretrained()
         self.batch_size = self.settings.batch_size
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
@@ -130,9 +125,14 @@ class PretrainingTrainer(SettingsTrainer):
             self.num_input_channels if reconstructs else self.label_manager.num_segmentation_heads,
             self.enable_deep_supervision,
         )
+        if pretrained is not None:
+            self._continue_from(pretrained, planned)
         self.method = self.method_class(
             planned, self.settings, (height, width), self.num_input_channels
         )
+        if pretrained is not None:
+            heads = continue_heads(self.method, pretrained.ssp, pretrained.state)
+            self.print_to_log_file(f"Optimizer and learning rate begin anew; {heads}.")
         self.stage_change = StageChange(planned)
         logging = self.logger.local_logger.my_fantastic_logging
         logging.update({f"change {stage}": [] for stage in self.stage_change.start})
@@ -149,6 +149,17 @@ class PretrainingTrainer(SettingsTrainer):
         self.use_precision(choose_precision(self.settings.precision, half, self.device))
         self.was_initialized = True
         self.logger.update_config({"hparas": asdict(self.settings)})
+
+    def _continue_from(self, pretrained: transfer.Pretrained, network: nn.Module) -> None:
+        """Fill the planned network from an earlier training's file; one of an encoder method with the encoder alone."""
+        only = self.method_class.transfers == "encoder"
+        adaptation = self.compare_pretrained(pretrained, network, only)
+        self.take_chain(pretrained)
+        split = super().do_split() if isinstance(self.fold, int) else ([], [])
+        self.check_validation(validated_on(self.fold, *split))
+        if adaptation is None:
+            adaptation = transfer.adapted(pretrained, network, self.dataset_json, only)
+        self.fill(network, adaptation)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         """Return the method's optimiser; the method gives the learning rate of each step."""
@@ -194,29 +205,9 @@ class PretrainingTrainer(SettingsTrainer):
         base = self.preprocessed_dataset_folder_base
         return store_folder(base, self.configuration_manager.data_identifier)
 
-    def _ensure_store(self) -> None:
-        """Check that these plans made the slice store; for a plain nnU-Net dataset, build or update it first."""
-        preprocessing = preprocessing_of(
-            self.plans_manager.plans, self.configuration_manager.configuration
-        )
-        if self.local_rank == 0 and not self.cases:
-            base = Path(self.preprocessed_dataset_folder_base)
-            folder = Path(self.preprocessed_dataset_folder)
-            saying = f"{base} is in use by another process: waiting for it"
-            with locked(base, wait=math.inf, saying=saying):
-                if follow_preprocessed(self.store_folder, folder, preprocessing):
-                    self.print_to_log_file(
-                        f"Built the slice store {self.store_folder} from {folder}"
-                    )
-                if isinstance(self.fold, int):
-                    self.folds()  # nnU-Net writes missing ones
-        if self.is_ddp:
-            dist.barrier()
-        require_preprocessing(self.store_folder, preprocessing)
-
     def get_dataloaders(self) -> tuple[Iterator[Batch], Iterator[Batch]]:
         """Return the batches from the current step on, and the fixed validation batches in an endless cycle."""
-        self._ensure_store()
+        ensure_store(self)
         train, val = self.do_split()
         bases = {name: case.base for name, case in self.cases.items()}
         self.store = SliceStore(self.store_folder, train, bases)
@@ -263,39 +254,10 @@ class PretrainingTrainer(SettingsTrainer):
             write_descriptions(base, self.plans_manager.plans, self.dataset_json, prepared)
         self._save_debug_information()
         self.log_settings()
-        self.progress = self._begin_progress()
+        self.progress = begin_progress(self, self._probed_untrained)
         if starts:
             self.progress.start()
             self._probed_untrained = self.progress.untrained
-
-    def _begin_progress(self) -> Progress:
-        probe = None
-        if getattr(self.settings, "probe", False) and self.local_rank == 0:
-            pattern = self.settings.subject_pattern
-            probe, note = find_probe(
-                Path(self.preprocessed_dataset_folder),  # nnU-Net's: labelled cases only
-                {case: self.subject_of(case, pattern) for case in self.store.names},
-                self.method.patch_size,
-                self.label_manager,
-                self.device,
-            )
-            self.print_to_log_file(note)
-        return Progress(
-            self.method,
-            self.stage_change,
-            self.logger,
-            self.print_to_log_file,
-            name=f"{type(self.method).__name__}, {self.plans_manager.dataset_name}, fold {self.fold}",
-            folder=Path(self.output_folder) if self.local_rank == 0 else None,
-            epochs=self.num_epochs,
-            steps=self.num_iterations_per_epoch,
-            ends_early=bool(self.settings.early_stopping),
-            validates_on=self.batches.validates_on,
-            pictured=self.batches.pictured(),
-            precision=self.autocast,
-            probe=probe,
-            untrained=self._probed_untrained,
-        )
 
     def on_train_epoch_start(self) -> None:
         self.network.train()
@@ -409,6 +371,8 @@ class PretrainingTrainer(SettingsTrainer):
             },
             "preprocessing": self.store.preprocessing,
             "papers": [method.paper],
+            **({"chain": self.chain} if self.chain else {}),
+            **self._origin,
         }
 
     def save_checkpoint(self, filename: str) -> None:
@@ -477,6 +441,7 @@ class PretrainingTrainer(SettingsTrainer):
         self.logger.load_checkpoint(checkpoint["logging"])
         ssp = checkpoint["ssp"]
         self._resumed = ssp["counts"], privacy.hashed_subjects(ssp["subjects"])
+        self.chain, self._origin = ssp.get("chain", []), earlier_origin(ssp)
 
     # -- what pretraining does not do --------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from nnunet_ssp.training.monitor import (
     write_curves,
 )
 from nnunet_ssp.training.pace import time_left
-from nnunet_ssp.training.probe import LinearProbe
+from nnunet_ssp.training.probe import LinearProbe, find_probe
 
 PICTURES = 20  # pictures and probes per 100 epochs, besides those of the untrained network
 WARNINGS = 10  # looks for a reason to warn per 100 epochs
@@ -211,3 +211,39 @@ class Progress:
         file = self.folder / pictures.file.format(epoch=epochs)
         title = pictures.title.format(slices=self.validates_on, epoch=epochs)
         plot_images(file, columns, f"{self.name}: {title}", pictures.caption)
+
+
+def begin_progress(trainer: Any, untrained: float) -> Progress:
+    """Return the progress of a run, with a probe where the settings ask for one.
+
+    Args:
+        trainer: A `PretrainingTrainer` with its batches.
+        untrained: The probe's Dice before training, of a run that is resumed.
+    """
+    probe = None
+    if getattr(trainer.settings, "probe", False) and trainer.local_rank == 0:
+        pattern = trainer.settings.subject_pattern
+        probe, note = find_probe(
+            Path(trainer.preprocessed_dataset_folder),  # nnU-Net's: labelled cases only
+            {case: trainer.subject_of(case, pattern) for case in trainer.store.names},
+            trainer.method.patch_size,
+            trainer.label_manager,
+            trainer.device,
+        )
+        trainer.print_to_log_file(note)
+    return Progress(
+        trainer.method,
+        trainer.stage_change,
+        trainer.logger,
+        trainer.print_to_log_file,
+        name=f"{type(trainer.method).__name__}, {trainer.plans_manager.dataset_name}, fold {trainer.fold}",
+        folder=Path(trainer.output_folder) if trainer.local_rank == 0 else None,
+        epochs=trainer.num_epochs,
+        steps=trainer.num_iterations_per_epoch,
+        ends_early=bool(trainer.settings.early_stopping),
+        validates_on=trainer.batches.validates_on,
+        pictured=trainer.batches.pictured(),
+        precision=trainer.autocast,
+        probe=probe,
+        untrained=untrained,
+    )

@@ -27,6 +27,11 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
         torch.cuda.set_rng_state(state["cuda_random_state"], device)
 
 
+def earlier_origin(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a record says about the file that filled its run's network, see `privacy.origin`."""
+    return {k: record[k] for k in ("weights_from", "weights_from_hash") if k in record}
+
+
 def lasting_buffers(module: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that a state dict leaves out, such as sums over the steps of an epoch."""
     kept = module.state_dict().keys()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.files.nnunet import resolve
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts
+from nnunet_ssp.training.adapters import Adaptation, Channels, adapt
 from nnunet_ssp.training.foreign import name_foreign
 
 
@@ -142,6 +143,8 @@ class Pretrained:
         ssp: Record of our trainers; empty for a plain nnU-Net checkpoint.
         plans: Plans of the network, when the file holds them.
         configuration: Name of its configuration, when the file holds it.
+        channels: Names of its input channels, when the file holds them.
+        state: What the method of a pretraining needs besides the network, see `Method.extra_state`.
     """
 
     file: Path
@@ -149,6 +152,8 @@ class Pretrained:
     ssp: dict[str, Any]
     plans: dict[str, Any]
     configuration: str
+    channels: tuple[str, ...] = ()
+    state: dict[str, Any] = field(default_factory=dict)
 
     def trained(self, key: str) -> bool:
         """Whether pretraining trained this tensor."""
@@ -193,7 +198,15 @@ def read(file: str | Path, trust: bool = False) -> Pretrained:
         content.get("ssp", {}),
         arguments.get("plans", {}),
         arguments.get("configuration", ""),
+        channel_names(arguments.get("dataset_json", {})),
+        content.get("ssp_state", {}).get("method", {}),
     )
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the input channels in order, none where `dataset.json` does not give them."""
+    names = dataset_json.get("channel_names", dataset_json.get("modality"))
+    return tuple(map(str, names.values())) if isinstance(names, Mapping) else ()
 
 
 @dataclass(frozen=True)
@@ -202,13 +215,15 @@ class Comparison:
 
     Attributes:
         table: One line per part of the network.
-        refusals: Reasons why the file must not be used.
+        refusals: Reasons why the file must not be used as it is.
         notes: Differences that do no harm.
+        adaptable: Whether `adapt=yes` may help.
     """
 
     table: list[str]
     refusals: list[str]
     notes: list[str]
+    adaptable: bool = True
 
 
 def compare(
@@ -231,6 +246,8 @@ def compare(
     own, theirs = _shapes(network.state_dict()), _shapes(pretrained.weights)
     wrong = [key for key in {**own, **theirs} if own.get(key) != theirs.get(key)]
     refusals = []
+    if any(len(shape) == 5 for shape in theirs.values()):
+        refusals.append("dimension: pretrained in 3D, these plans are 2D")
     first, their_first = _first_convolution(own), _first_convolution(theirs)
     if first and first == their_first and theirs[first][1] != own[first][1]:
         refusals.append(
@@ -268,7 +285,24 @@ def compare(
     statistics = "foreground_intensity_properties_per_channel"
     if pretrained.plans and pretrained.plans.get(statistics) != plans.get(statistics):
         notes.append("intensity statistics of the data sets differ")
-    return Comparison(_table(pretrained, own, set(wrong)), refusals, notes)
+    return Comparison(_table(pretrained, own, set(wrong)), refusals, notes, not spoiled)
+
+
+def adapted(
+    pretrained: Pretrained, network: nn.Module, dataset_json: Mapping[str, Any], encoder_only: bool
+) -> Adaptation:
+    """Fit a file's trained tensors to a network by the rules of `adapters`.
+
+    Args:
+        pretrained: The file.
+        network: The planned network.
+        dataset_json: Content of the dataset's `dataset.json`, for the names of the channels.
+        encoder_only: Whether the decoder stays as it was initialised.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    channels = Channels(pretrained.channels, channel_names(dataset_json))
+    weights = pretrained.weights
+    return adapt(weights, shapes, fresh_keys(weights), channels, encoder_only)
 
 
 _NAMES = {

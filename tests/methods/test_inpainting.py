@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from nnunet_ssp.methods.inpainting import BANK, view_settings
 from nnunet_ssp.methods.parts.chunks import Chunks
 from nnunet_ssp.methods.parts.squares import cover
 from nnunet_ssp.methods.parts.views import ViewSettings
-from nnunet_ssp.settings import override
+from nnunet_ssp.settings import differences, from_checkpoint, override
 from tests.gradients import corrupted_views, gradients, relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,6 +84,36 @@ def test_the_papers_squares(make_method, task, side, number):
     # One square, or pair, more than needed at most.
     assert (shares >= 0.25).all()
     assert (shares < 0.25 + 2 * uniform.side**2 / 256**2).all()
+
+
+@both
+def test_squares_cover_at_least_the_area_as_the_paper_says(make_method, task):
+    """7.5 squares of 8 px are a quarter of 40 x 48; pairs need an even number."""
+    least, most = (
+        make_method(task, patch=(40, 48), mask_patch=8, area_rule=rule)
+        for rule in ("least", "most")
+    )
+    assert (least.layouts.number, most.layouts.number) == (8, 7 if task == "prediction" else 6)
+    assert (layouts(least, 5).mean((1, 2)) >= 0.25).all()
+    assert (layouts(most, 5).mean((1, 2)) < 0.25).all()
+    turned = (
+        "the patch of 40 x 48 px is not square: layouts are rotated by half turns alone, in the paper by quarter "
+        "turns, too."
+    )
+    assert least.layouts.notes == [
+        "8 squares of 8 px cover 26.7% of the patch of 40 x 48 px: area=0.25, area_rule=least.",
+        turned,
+    ]
+    uniform = make_method(task, patch=(40, 48), mask_patch=8, sampling="uniform", masks="fresh")
+    assert uniform.layouts.notes == []
+
+
+def test_a_run_that_is_older_than_the_rule_goes_on_with_that_of_their_code():
+    before = {k: v for k, v in asdict(InpaintingSettings()).items() if k != "area_rule"}
+    settings = from_checkpoint(InpaintingSettings(), "", before, ())
+    assert settings.area_rule == "most"
+    assert differences(before, settings) == []
+    assert differences(before, InpaintingSettings()) == ["area_rule: most -> least"]
 
 
 def test_the_rate_falls_every_two_epochs(make_method):
@@ -199,7 +231,7 @@ def test_fresh_layouts_never_repeat(make_method, task, sampling):
 
 def test_poisson_disc_squares_are_paired_afresh(make_method):
     """All pairings of the 4 squares of one layout, equally often."""
-    method = make_method("restoration", patch=(32, 48), mask_patch=8, area=0.17)
+    method = make_method("restoration", patch=(32, 48), mask_patch=8, area=0.15)
     assert method.layouts.number == 4
     method.layouts.bank = method.layouts.bank[:1] * BANK
     drawn = drawn_squares(method, 600)
@@ -353,22 +385,26 @@ def test_squares_that_do_not_fit_are_refused_before_anything_runs(make_method, d
         make_method("prediction", patch=(32, 48), mask_patch=33, **drawn)
     with pytest.raises(ValueError, match=r"must leave place for two squares in 32 x 32 px"):
         make_method("restoration", mask_patch=17, **drawn)
+    most = {**drawn, "area_rule": "most"}
     message = r"`area` \(=0\.25\) must hold 1 square of 17 px .*at least 0\.283"
     with pytest.raises(ValueError, match=message):
-        make_method("prediction", mask_patch=17, **drawn)
+        make_method("prediction", mask_patch=17, **most)
     # Half of 0.25 does for one square of 16 px, but not for two.
-    make_method("prediction", mask_patch=16, **drawn)
+    make_method("prediction", mask_patch=16, **most)
     message = r"`area` \(=0\.25\) must hold 2 squares of 16 px .*at least 0\.500"
     with pytest.raises(ValueError, match=message):
-        make_method("restoration", mask_patch=16, **drawn)
+        make_method("restoration", mask_patch=16, **most)
 
 
 @both
+@pytest.mark.parametrize("rule", ["least", "most"])
 @pytest.mark.parametrize("masks", ["bank", "fresh"])
-def test_an_area_that_poisson_disc_squares_cannot_cover(make_method, task, masks):
+def test_an_area_that_poisson_disc_squares_cannot_cover(make_method, task, masks, rule):
     """The refusal says what is possible, and that is: neither the start nor the run ends there."""
-    changes = {"patch": (64, 64), "masks": masks, "mask_patch": 8}
-    with pytest.raises(ValueError, match=r"`area` must not ask for 38 squares of 8 px") as refused:
+    changes = {"patch": (64, 64), "masks": masks, "mask_patch": 8, "area_rule": rule}
+    number = 38 if rule == "most" else 39 if task == "prediction" else 40
+    message = rf"`area` must not ask for {number} squares of 8 px"
+    with pytest.raises(ValueError, match=message) as refused:
         make_method(task, area=0.6, **changes)
     largest = float(str(refused.value).split("Largest area here: ")[1].rstrip("."))
     assert largest > 0.25

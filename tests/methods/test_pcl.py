@@ -173,7 +173,7 @@ def test_the_loss_by_hand(make_pcl, make_pcl_batch, changes):
     seen = {}
     method.head.register_forward_hook(lambda _m, _i, output: seen.update(features=output))
     output = method(batch)
-    limit = Fraction(str(changes.get("threshold", 0.1)))
+    limit = Fraction(str(changes.get("threshold", PCLSettings().threshold)))
     share = [Fraction(p, n) for p, n in POSITIONS.tolist()] * 2
     positives = torch.zeros(10, 10, dtype=torch.bool)
     for i, a in enumerate(share):
@@ -204,7 +204,7 @@ def test_positives_are_found_once_in_a_step(make_pcl, make_pcl_batch, monkeypatc
 
 
 def test_positives_per_view_by_hand(make_pcl, make_pcl_batch):
-    method = make_pcl()
+    method = make_pcl(threshold=0.1)
     # Shares .27, .36, 0, .35 and .40: the first and the last are not near, and 0 is alone.
     neighbours = [3, 4, 1, 4, 3]  # slices near each, itself among them
     shares = [Fraction(p, n) for p, n in POSITIONS.tolist()]
@@ -226,7 +226,7 @@ def test_without_neighbours_it_is_simclr(make_pcl, make_pcl_batch):
 
 def test_the_run_differs_from_the_paper(make_pcl, make_pcl_batch):
     ten = torch.tensor([[3, 10], [4, 10], [5, 10], [6, 10], [7, 10]])
-    exact, run = make_pcl(), make_pcl(arithmetic="run")
+    exact, run = (make_pcl(threshold=0.1, arithmetic=kind) for kind in ("exact", "run"))
     run.load_state_dict(exact.state_dict())
     batch = make_pcl_batch(exact, ten)
     assert exact(batch)["positives_per_view"] == 1
@@ -266,19 +266,19 @@ def test_single_slices_are_refused(make_pcl, make_store):
 
 def test_short_stacks_are_said_to_have_no_neighbours(make_pcl, make_store):
     store = opened(make_store, [8, 12, 10, 8, 15])
-    (note,) = make_pcl().examine(store)
+    (note,) = make_pcl(threshold=0.1).examine(store)
     assert note.startswith("WARNING: threshold=0.1 finds no neighbouring slices within 3 of 5")
     assert "those of 8, 10 slices" in note
     proposed = float(re.search(r"e\.g\. threshold=([\d.]+)\.$", note)[1])
     assert make_pcl(threshold=proposed).examine(store) == []
     # In the run's arithmetic stacks of ten have some.
-    (note,) = make_pcl(arithmetic="run").examine(store)
+    (note,) = make_pcl(threshold=0.1, arithmetic="run").examine(store)
     assert "within 2 of 5 stacks, those of 8 slices" in note
 
 
 def test_the_proposed_threshold_helps_the_deepest_of_the_short_stacks(make_pcl, make_store):
     store = opened(make_store, [4, 10, 10])
-    (note,) = make_pcl().examine(store)
+    (note,) = make_pcl(threshold=0.1).examine(store)
     proposed = float(re.search(r"e\.g\. threshold=([\d.]+)\.$", note)[1])
     (note,) = make_pcl(threshold=proposed).examine(store)
     assert "within 1 of 3 stacks, those of 4 slices" in note
@@ -289,7 +289,7 @@ def test_an_unknown_base_is_noted(make_pcl, make_store):
     store = SliceStore(folder, None, {"case0": "first", "case1": "last"})
     (note,) = make_pcl().examine(store)
     assert note.startswith("WARNING: which end of the stack is the base is unknown for 1 of 3")
-    both = make_pcl().examine(opened(make_store, [8, 8], "unknown"))
+    both = make_pcl().examine(opened(make_store, [5, 5], "unknown"))
     assert len(both) == 2
 
 
@@ -300,9 +300,25 @@ def test_the_papers_settings():
     s = PCLSettings()
     assert (s.batch_size, s.temperature, s.initial_lr, s.momentum) == (64, 0.1, 0.1, 0.9)
     assert (s.weight_decay, s.num_epochs, s.precision, s.head_width) == (1e-5, 100, "fp32", 512)
-    assert (s.threshold, s.cyclic, s.arithmetic) == (0.1, False, "exact")
+    assert (s.cyclic, s.arithmetic) == (False, "exact")
     for name in ("initial_lr", "momentum", "brightness", "temperature", "head_width"):
         assert getattr(s, name) == getattr(SimCLRSettings(), name)
+
+
+def neighbours_on_each_side(n, **settings):
+    s = replace(PCLSettings(), **settings)
+    found = near(stack(n), s.threshold, s.cyclic, s.arithmetic == "exact")
+    return int(found[0].sum()) - 1
+
+
+def test_the_default_threshold_makes_neighbours_positives_in_typical_stacks():
+    """Those of 6 to 12 slices; the code's threshold does so in none of up to 10."""
+    ours = {n: neighbours_on_each_side(n) for n in range(4, 19)}
+    assert ours == {4: 0, 5: 0} | dict.fromkeys(range(6, 12), 1) | dict.fromkeys(
+        range(12, 18), 2
+    ) | {18: 3}
+    theirs = {n: neighbours_on_each_side(n, threshold=0.1) for n in range(4, 19)}
+    assert theirs == dict.fromkeys(range(4, 11), 0) | dict.fromkeys(range(11, 19), 1)
 
 
 @pytest.mark.parametrize("value", ["0", "1.5", "-0.1", "1.0001"])

@@ -94,13 +94,11 @@ def trainer(**changes: Any) -> SimpleNamespace:
         "configuration_manager": SimpleNamespace(patch_size=[32, 32]),
         "is_cascaded": False,
         "dataset": "901",
-        "pretrained_argument": lambda: None,
-        "command": lambda configuration: f"nnUNetv2_train 901 {configuration}",
     }
     return SimpleNamespace(**(values | changes))
 
 
-def test_planned_2d_networks_from_scratch_are_suitable():
+def test_planned_2d_networks_are_suitable():
     refuse_unsuitable(trainer())
 
 
@@ -112,7 +110,6 @@ def test_planned_2d_networks_from_scratch_are_suitable():
             r"must be 2D: SimpleNamespace pretrains .*\[8, 32, 32\]\. Use: nnUNetv2_train 901 2d",
         ),
         ({"is_cascaded": True}, "must not be a cascade"),
-        ({"pretrained_argument": lambda: "a.pth"}, "give that file to -tr nnUNetTrainerFinetune"),
     ],
 )
 def test_others_are_told_what_to_use(change: dict[str, Any], message: str):

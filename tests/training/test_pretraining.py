@@ -340,13 +340,6 @@ def test_settings_of_other_trainers_are_ignored_with_a_note(runs, log):
     assert "Settings of other trainers, ignored here: val_iterations_per_epoch" in log(trainer)
 
 
-def test_pretrained_weights_are_refused(runs, pretrained):
-    with pytest.raises(
-        ValueError, match=r"takes no -pretrained_weights; give that file to -tr nnUNetTrainerFin"
-    ):
-        runs.make(MIM, SHORT, weights=pretrained)
-
-
 def test_3d_is_refused(runs):
     with pytest.raises(ValueError, match=r"configuration \(=3d_fullres\) must be 2D"):
         runs.run(MIM, SHORT, configuration="3d_fullres")

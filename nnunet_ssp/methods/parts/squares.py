@@ -18,20 +18,25 @@ Corners = NDArray[np.int64]  # (squares, 2), or (pairs, 2, 2)
 ATTEMPTS = 10  # to place all Poisson-disc squares before the image has filled up
 
 
-def number_of_squares(area: float, side: int, size: tuple[int, int], pairs: bool) -> int:
-    """Count the squares that cover at most a share of the image, an even number of them for pairs.
+def number_of_squares(
+    area: float, side: int, size: tuple[int, int], pairs: bool, at_least: bool = False
+) -> int:
+    """Count the squares that cover at most, or at least, a share of the image; for pairs an even number of them.
 
     Args:
         area: Share of the image, in (0, 1].
         side: Pixels of a square.
         size: Rows and columns of the image.
         pairs: Whether the squares change places in pairs.
+        at_least: Whether they cover at least that share.
 
     Raises:
         ValueError: Not a single square, or pair, fits into the image or into that area.
 
     >>> number_of_squares(0.25, 32, (256, 256), pairs=True)
     16
+    >>> [number_of_squares(0.25, 28, (224, 256), False, at_least) for at_least in (False, True)]
+    [18, 19]
     """
     if side > min(size):
         raise ValueError(
@@ -41,7 +46,10 @@ def number_of_squares(area: float, side: int, size: tuple[int, int], pairs: bool
         _require_place_for_two(side, size)
     needed = 2 if pairs else 1
     squares = size[0] * size[1] / side**2
-    number = math.floor(area * squares + 1e-9)  # 0.29 * 100 is a little less than 29
+    # 0.29 * 100 is a little less than 29.
+    if at_least:
+        return math.ceil(area * squares / needed - 1e-9) * needed
+    number = math.floor(area * squares + 1e-9)
     number -= number % needed
     if number == 0:
         smallest = math.ceil(1000 * needed / squares) / 1000
@@ -94,8 +102,9 @@ def poisson_disc(
         if len(corners) == number:
             return corners
         fitted.append(len(corners))
-    # Every attempt has reached this: the advice holds.
-    area = math.floor(1000 * min(fitted) * side**2 / (size[0] * size[1])) / 1000
+    # Every attempt has reached this: the advice holds. An even number may be one of pairs.
+    reached = min(fitted) - (min(fitted) % 2 if number % 2 == 0 else 0)
+    area = math.floor(1000 * reached * side**2 / (size[0] * size[1])) / 1000
     raise ValueError(
         f"`area` must not ask for {number} squares of {side} px in {size[0]} x {size[1]} px: only for {min(fitted)} of "
         f"them are there places at least {side} * sqrt(2) apart. Largest area here: {area:.3f}."

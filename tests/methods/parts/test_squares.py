@@ -79,6 +79,16 @@ def test_numbers(area, side, size, single, paired):
             number_of_squares(area, side, size, pairs=True)
 
 
+@given(image=images, area=st.floats(0.05, 0.5), pairs=st.booleans())
+@examples
+def test_the_fewest_squares_that_cover_at_least_an_area(image, area, pairs):
+    side, size, _ = image
+    number, needed = number_of_squares(area, side, size, pairs, at_least=True), 1 + pairs
+    pixels = size[0] * size[1]
+    assert number % needed == 0
+    assert number * side**2 >= area * pixels * (1 - 1e-9) > (number - needed) * side**2 * (1 - 1e-6)
+
+
 @pytest.mark.parametrize("pairs", [False, True])
 @given(image=images)
 @examples

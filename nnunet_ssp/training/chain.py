@@ -1,0 +1,147 @@
+"""Trainings one after the other, each from the weights of the one before: their record, and checks on all of it.
+
+A checkpoint's record `ssp` has the earlier trainings in `chain`, the first one first. A link is a training's record,
+without what only its own file needs. Its subjects are all that this training has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from nnunet_ssp.cohort import privacy
+from nnunet_ssp.cohort.cases import Case
+from nnunet_ssp.cohort.membership import held_out, test_subjects
+from nnunet_ssp.console import count_of
+from nnunet_ssp.files.contents import shown
+from nnunet_ssp.methods.base import Method
+
+ChainLink = dict[str, Any]
+KEPT = (
+    "trainer",
+    "method",
+    "transfers",
+    "weights_from",
+    "settings",
+    "counts",
+    "subjects",
+    "papers",
+    "versions",
+)
+
+
+def links_of(ssp: Mapping[str, Any]) -> list[ChainLink]:
+    """Return every training that a record tells of, itself the last, as the chain of a training that starts from it.
+
+    Args:
+        ssp: Record of a checkpoint; empty for a plain nnU-Net checkpoint, which is a link without any content.
+
+    Raises:
+        ValueError: See `privacy.hashed_subjects`.
+    """
+    # Fine-tuned files were once without a chain, and held subjects of both trainings.
+    before = ssp.get("chain", [ssp["pretraining"]] if ssp.get("pretraining") else [])
+    return [_link(record) for record in (*before, ssp)]
+
+
+def _link(record: Mapping[str, Any]) -> ChainLink:
+    link = {name: record[name] for name in KEPT if name in record}
+    if "subjects" in link:
+        link["subjects"] = sorted(privacy.hashed_subjects(link["subjects"]))
+    return link
+
+
+def subjects_seen(links: Iterable[ChainLink]) -> set[str]:
+    """Return the hashes of all subjects that the links have seen."""
+    return {subject for link in links for subject in link.get("subjects", ())}
+
+
+def refuse_test_subjects(links: Sequence[ChainLink], cases: Mapping[str, Case]) -> None:
+    """Refuse weights that have seen a test subject in any training.
+
+    Args:
+        links: Every training behind the weights.
+        cases: Rows of `cases.csv`.
+
+    Raises:
+        ValueError: Names subject and link.
+    """
+    for number, link in enumerate(links, 1):
+        leaked = privacy.ours_among(test_subjects(cases), link.get("subjects", ()))
+        if leaked:
+            where = (
+                f" in link {number} of {len(links)}, {link_name(link)}" if len(links) > 1 else ""
+            )
+            raise ValueError(
+                f"The pretrained weights have seen test subject {', '.join(leaked)}{where}: every result would be "
+                "wrong. Pretrain again without it."
+            )
+
+
+def seen_of(
+    validation: Iterable[str], links: Iterable[ChainLink], cases: Mapping[str, Case]
+) -> list[str]:
+    """Return the subjects of validation cases that the links have seen, sorted.
+
+    Args:
+        validation: Cases that the fold holds out.
+        links: Every training behind the weights; each names subjects by its own `subject_pattern`.
+        cases: Rows of `cases.csv`.
+    """
+    names = list(validation)
+    found: set[str] = set()
+    for link in links:
+        pattern = link.get("settings", {}).get("subject_pattern")
+        excluded = held_out(names, cases, pattern)
+        found |= set(privacy.ours_among(excluded, link.get("subjects", ())))
+    return sorted(found)
+
+
+def link_name(link: ChainLink) -> str:
+    """Return a link's method, or its trainer."""
+    return shown(link.get("method", link.get("trainer", "a plain nnU-Net checkpoint")))
+
+
+def chain_in_words(links: Sequence[ChainLink]) -> list[str]:
+    """Return one line for each link, the first training first."""
+    lines = []
+    for number, link in enumerate(links, 1):
+        counts = link.get("counts", {})
+        data = ", ".join(count_of(n, what.removesuffix("s")) for what, n in counts.items())
+        if (
+            not data and "subjects" in link
+        ):  # a fine-tuning, whose list has those of the trainings before it, too
+            data = f"{count_of(len(link['subjects']), 'subject')} up to here"
+        lines.append(f"{number}. {link_name(link)}: {data or 'unknown data'}")
+    return lines
+
+
+def _shapes(state: Any) -> Any:
+    """Return nested states with shapes in the place of tensors."""
+    if isinstance(state, Mapping):
+        return {name: _shapes(value) for name, value in state.items()}
+    return tuple(state.shape) if isinstance(state, Tensor) else type(state)
+
+
+def continue_heads(method: Method, ssp: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """Let heads, teacher and centre go on if the file is of the same method and all shapes agree.
+
+    Args:
+        method: The method of this run, around the network that the file has filled.
+        ssp: Record of the file.
+        state: Its entry `ssp_state.method`.
+
+    Returns:
+        In words, what was done.
+    """
+    name, theirs = type(method).__name__, ssp.get("method", "")
+    if theirs != name:
+        other = f"the file is of {shown(theirs)}" if theirs else "the file has no method"
+        return f"the heads of {name} are new ({other})"
+    own = method.extra_state()
+    if _shapes(own) != _shapes(state):
+        return f"the heads of {name} are new (their shapes differ)"
+    method.load_extra_state(dict(state))
+    return f"the heads of {name} go on" if own else f"{name} has no heads"

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from nnunet_ssp.cohort.privacy import hashed_subject
+from nnunet_ssp.training.chain import (
+    chain_in_words,
+    continue_heads,
+    links_of,
+    refuse_test_subjects,
+    seen_of,
+    subjects_seen,
+)
+
+
+def record(method: str, *subjects: str, **more: Any) -> dict[str, Any]:
+    return {
+        "trainer": f"nnUNetTrainer{method}Pretrain",
+        "method": method,
+        "settings": {"num_epochs": 1},
+        "counts": {"subjects": len(subjects), "frames": 3, "slices": 1},
+        "subjects": [hashed_subject(subject) for subject in subjects],
+        "papers": [f"On {method}."],
+        **more,
+    }
+
+
+def hashes(*subjects: str) -> set[str]:
+    return {hashed_subject(subject) for subject in subjects}
+
+
+GENERALIST = record("BYOL", "mm1-a", "mm1-b")
+SPECIALIST = record("MIM", "acdc-c", chain=links_of(GENERALIST), weights_from_hash="path:012345")
+
+
+def test_links_are_in_the_order_of_the_trainings():
+    links = links_of(SPECIALIST)
+    assert [link["method"] for link in links] == ["BYOL", "MIM"]
+    assert all("chain" not in link and "weights_from_hash" not in link for link in links)
+    assert subjects_seen(links) == hashes("mm1-a", "mm1-b", "acdc-c")
+    tuned = {"trainer": "nnUNetTrainerFinetune", "subjects": ["mm1-d"], "chain": links}
+    assert links_of(tuned) == [
+        *links,
+        {"trainer": "nnUNetTrainerFinetune", "subjects": [*hashes("mm1-d")]},
+    ]
+
+
+def test_files_of_before_there_were_chains():
+    tuned = {
+        "trainer": "nnUNetTrainerFinetune",
+        "pretraining": {"method": "MIM"},
+        "subjects": ["mm1-a"],
+    }
+    assert [link.get("method") for link in links_of(tuned)] == ["MIM", None]
+    assert subjects_seen(links_of(tuned)) == hashes("mm1-a")
+    assert links_of({}) == [{}]
+
+
+def test_a_test_subject_of_any_link_is_refused_by_name():
+    cases: Any = {"c": SimpleNamespace(split="test", subject_key="acdc-c")}
+    message = r"seen test subject acdc-c in link 2 of 2, MIM: every result would be wrong\. Pretrain again"
+    with pytest.raises(ValueError, match=message):
+        refuse_test_subjects(links_of(SPECIALIST), cases)
+    with pytest.raises(ValueError, match="seen test subject acdc-c: every result would be wrong"):
+        refuse_test_subjects(links_of(SPECIALIST)[1:], cases)
+    refuse_test_subjects(links_of(GENERALIST), cases)
+
+
+def test_each_link_names_subjects_by_its_own_pattern():
+    whole = record("MIM", "acdc-c")
+    with_pattern = record("MIM", "c", settings={"subject_pattern": "acdc-(.)_"})
+    assert seen_of(["acdc-c_1"], [with_pattern], {}) == ["c"]
+    assert seen_of(["acdc-c_1"], [whole], {}) == []
+    assert seen_of(["acdc-c"], [whole, with_pattern | {"settings": {}}], {}) == ["acdc-c"]
+
+
+def test_the_chain_in_words():
+    tuned = {
+        "trainer": "nnUNetTrainerFinetune",
+        "subjects": ["mm1-d"],
+        "chain": links_of(SPECIALIST),
+    }
+    assert chain_in_words([{}, *links_of(tuned)]) == [
+        "1. a plain nnU-Net checkpoint: unknown data",
+        "2. BYOL: 2 subjects, 3 frames, 1 slice",
+        "3. MIM: 1 subject, 3 frames, 1 slice",
+        "4. nnUNetTrainerFinetune: 1 subject up to here",
+    ]
+
+
+class Heads:
+    """The part of a method that `continue_heads` needs."""
+
+    def __init__(self, **state: Any) -> None:
+        self.state = state
+        self.loaded: Any = None
+
+    def extra_state(self) -> dict[str, Any]:
+        return self.state
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.loaded = state
+
+
+@pytest.mark.parametrize(
+    ("ssp", "state", "words"),
+    [
+        ({"method": "Heads"}, {"heads": {"w": torch.ones(2, 3)}}, "the heads of Heads go on"),
+        ({"method": "Heads"}, {"heads": {"w": torch.ones(3, 2)}}, "are new (their shapes differ)"),
+        ({"method": "Heads"}, {"heads": {}}, "are new (their shapes differ)"),
+        ({"method": "MIM"}, {"heads": {"w": torch.ones(2, 3)}}, "are new (the file is of MIM)"),
+        ({}, {}, "are new (the file has no method)"),
+    ],
+)
+def test_heads_go_on_only_in_the_same_method_and_shapes(ssp, state, words):
+    method: Any = Heads(heads={"w": torch.zeros(2, 3)})
+    assert continue_heads(method, ssp, state).endswith(words)
+    assert (method.loaded == state) == words.endswith("go on")
+
+
+def test_a_method_without_heads():
+    assert continue_heads(SimpleNamespace(extra_state=dict), {}, {}).startswith(
+        "the heads of Simple"
+    )  # type: ignore[arg-type]
