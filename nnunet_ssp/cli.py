@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_folds(commands)
     _add_prepare(commands)
     _add_inspect(commands)
+    _add_sharing(commands)
     _add_phantom(commands)
     _add_demo(commands)
     _add_predict(commands)
@@ -304,6 +305,12 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         return inspect(**_without_run(args))
 
     parser.set_defaults(run=run)
+
+
+def _add_sharing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from nnunet_ssp.sharing.arguments import add_commands
+
+    add_commands(commands)
 
 
 def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
