@@ -264,7 +264,11 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "inspect", help="show what a checkpoint holds, and whether it fits a dataset's plans"
     )
     parser.add_argument(
-        "checkpoint", help="checkpoint_final.pth of a pretraining, or any of nnU-Net's"
+        "checkpoint",
+        help="checkpoint_final.pth of a pretraining, or any of nnU-Net's; a zip of export; .safetensors",
+    )
+    parser.add_argument(
+        "other", nargs="?", metavar="OTHER", help="compare its tensors with those of this file"
     )
     parser.add_argument(
         "-d", dest="dataset", metavar="DATASET", help="dataset id or name to compare with"

@@ -186,7 +186,8 @@ def _declared(archive: zipfile.ZipFile, path: Path) -> dict[str, int]:
             raise ValueError(f"{path}: {shown(name)} leads out of the folder it is unpacked to.")
         if name.lower().endswith(PICKLES):
             raise ValueError(
-                f"{path}: {shown(name)} may run code when it is opened; what is shared has no pickle."
+                f"{path}: {shown(name)} may run code when it is opened; a shared pretraining has no pickle. A model of "
+                "nnUNetv2_export_model_to_zip is for nnUNetv2_install_pretrained_model_from_zip."
             )
         if name in sizes:
             raise ValueError(f"{path}: {shown(name)} occurs twice.")

@@ -87,11 +87,12 @@ def is_shared(file: Path) -> bool:
         return True
     with open(file, "rb") as stream:
         start = stream.read(4096)
-    if not start.startswith(b"PK"):
+    if not start.startswith(b"PK\x03\x04"):
         return False
     # A truncated zip has no directory, but still the name of its first file. PyTorch puts all into one folder.
     first = start[30 : 30 + int.from_bytes(start[26:28], "little")]
-    return b"/" not in first or (file.suffix == ".zip" and not first.endswith(b"/data.pkl"))
+    theirs = b"/" in first and (file.suffix != ".zip" or first.endswith(b"/data.pkl"))
+    return bool(first) and not theirs
 
 
 def read_shared(file: Path) -> dict[str, Any]:

@@ -57,7 +57,13 @@ def export_checkpoint(
     if target.exists():
         raise FileExistsError(f"{target} exists already: choose another name with -o.")
     content = checkpoints.load(checkpoint, trust)
-    plans, configuration = _network_of(content, checkpoint)
+    if "method" not in content.get("ssp", {}):
+        raise ValueError(
+            f"{checkpoint} is no pretraining of nnunet-ssp: its record has no `method`. nnUNetv2_export_model_to_zip "
+            "shares models that segment."
+        )
+    public = privacy.stripped(content)
+    plans, configuration = _network_of(public.get("init_args", {}), checkpoint)
     weights = content["network_weights"]
     checkpoints.refuse_non_finite(checkpoint, weights)
     prepared = prepared_folder(content["init_args"]["plans"].get("dataset_name"))
@@ -67,7 +73,7 @@ def export_checkpoint(
             f"--subjects: the names of the subjects are not known: {checkpoint} holds hashes, and nnUNet_preprocessed "
             "has no dataset with these subjects, frames and slices."
         )
-    card = card_of(name, privacy.stripped(content), seen, data_licence or (), subjects)
+    card = card_of(name, public, seen, data_licence or (), subjects)
     fresh = transfer.fresh_keys(weights) | {key for key in weights if is_output_layer(key)}
     bundle = Bundle(weights, card, plans, _fingerprint(checkpoint, prepared))
     write_bundle(target, bundle, page_of(card, configuration, hub), fresh, half, hub)
@@ -77,14 +83,8 @@ def export_checkpoint(
     return target
 
 
-def _network_of(content: dict[str, Any], file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _network_of(arguments: dict[str, Any], file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return plans that say how to prepare for the network and no more, and the network's configuration."""
-    if "method" not in content.get("ssp", {}):
-        raise ValueError(
-            f"{file} is no pretraining of nnunet-ssp: its record has no `method`. nnUNetv2_export_model_to_zip shares "
-            "models that segment."
-        )
-    arguments = privacy.stripped(content)["init_args"]
     plans, name = arguments.get("plans", {}), arguments.get("configuration", "")
     where = f"{file}, plans"
     check_plans(plans, where)
