@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow soak lint bench study clean
+.PHONY: demo test test-slow soak lint bench study release clean
 
 # The whole path on an embedded phantom, in about ten minutes on two cores; `make demo DATA=/path/to/MnMs` on your own.
 demo: $(VENV)/.installed
@@ -38,6 +38,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The files of a release, in dist/.
+release: $(VENV)/.installed-dev
+	rm -rf build dist
+	$(BIN)/python -m build
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "nnunet-ssp needs Python 3.10 or newer")'
