@@ -94,7 +94,7 @@ def test_one_version() -> None:
         for name, pattern in (
             ("pyproject.toml", r'^version = "(.+)"$'),
             ("CITATION.cff", r"^version: (.+)$"),
-            ("CHANGELOG.md", r"^## ([0-9][^ ]*)"),
+            ("CHANGELOG.md", r"^## ([0-9]\S*)$"),
         )
     ]
     assert declared == [nnunet_ssp.__version__] * 3
