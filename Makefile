@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow soak lint bench study clean
+.PHONY: demo test test-slow soak lint bench study release clean
 
 # PyTorch for the CPU alone, about 1 GB in place of 6: make demo TORCH=cpu. It needs this index besides the usual one.
 TORCH ?=
@@ -42,6 +42,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The files of a release, in dist/.
+release: $(VENV)/.installed-dev
+	rm -rf build dist
+	$(BIN)/python -m build
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "nnunet-ssp needs Python 3.10 or newer")'

@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_folds(commands)
     _add_prepare(commands)
     _add_inspect(commands)
+    _add_sharing(commands)
     _add_phantom(commands)
     _add_demo(commands)
     _add_predict(commands)
@@ -287,7 +288,16 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "inspect", help="show what a checkpoint holds, and whether it fits a dataset's plans"
     )
     parser.add_argument(
-        "checkpoint", type=path, help="checkpoint_final.pth of a pretraining, or any of nnU-Net's"
+        "checkpoint",
+        type=path,
+        help="checkpoint_final.pth of a pretraining, or any of nnU-Net's; a zip of export; .safetensors",
+    )
+    parser.add_argument(
+        "other",
+        nargs="?",
+        type=path,
+        metavar="OTHER",
+        help="compare its tensors with those of this file",
     )
     parser.add_argument(
         "-d", dest="dataset", metavar="DATASET", help="dataset id or name to compare with"
@@ -328,6 +338,12 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         return inspect(**_without_run(args))
 
     parser.set_defaults(run=run)
+
+
+def _add_sharing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from nnunet_ssp.sharing.arguments import add_commands
+
+    add_commands(commands)
 
 
 def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

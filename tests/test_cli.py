@@ -269,6 +269,7 @@ def test_inspect_hands_on_everything(handed_on: dict[str, object]):
     assert main(["inspect", "x.pth", "-d", "114", "-p", "P", "-c", "2d_small"]) == 0
     assert handed_on == {
         "checkpoint": Path("x.pth"),
+        "other": None,
         "dataset": "114",
         "plans_name": "P",
         "configuration": "2d_small",

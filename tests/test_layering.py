@@ -23,7 +23,7 @@ RANKS = (
     "slices conversion reporting methods.parts",
     "cohort.dataset cohort.command methods preparation",
     "training",
-    "evaluation",
+    "evaluation sharing",
     "demo bench study trainers dataset_conversion predict",
     "doctor",
     "cli",
@@ -48,7 +48,8 @@ LINES_OF_A_CLASS = 450
 LINES_OF_A_FUNCTION = 80
 # Modules without a test file of their own: where they are tested instead.
 TESTED_ELSEWHERE = {
-    "training.base": "tests/training/test_repeated_runs.py, test_trust.py and test_pretraining.py"
+    "sharing.arguments": "tests/sharing/test_export.py and test_importing.py, through the commands",
+    "training.base": "tests/training/test_repeated_runs.py, test_trust.py and test_pretraining.py",
 }
 # Public names that several modules have: why.
 SHARED_NAMES = {

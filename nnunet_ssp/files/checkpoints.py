@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ssp.files import patterns
+from nnunet_ssp.files.bundles import is_shared, read_shared
 from nnunet_ssp.files.contents import (
     COUNT,
     NAMES,
@@ -104,7 +105,7 @@ TO_GO_ON = ("optimizer_state", "logging", "_best_ema", "current_epoch", "init_ar
 
 
 def load(file: str | Path, trust: bool = False, mmap: bool = False) -> dict[str, Any]:
-    """Load a checkpoint of ours or of nnU-Net on the CPU, and check its parts.
+    """Load a checkpoint of ours or of nnU-Net, or a shared pretraining, on the CPU, and check its parts.
 
     Args:
         file: The checkpoint.
@@ -118,11 +119,26 @@ def load(file: str | Path, trust: bool = False, mmap: bool = False) -> dict[str,
     file = Path(file)
     if not file.exists():
         raise FileNotFoundError(f"Checkpoint {file} does not exist.")
-    if not file.is_file():
+    shared = is_shared(file)
+    if not (shared or file.is_file()):
         raise ValueError(f"{file} is not a readable checkpoint (it is not a file).")
-    content = _open(file, trust, mmap)
+    content = read_shared(file) if shared else _open(file, trust, mmap)
     if not isinstance(content, dict) or "network_weights" not in content:
         raise ValueError(f"{file} is not an nnU-Net checkpoint: it has no `network_weights`.")
+    check_content(content, file)
+    return content
+
+
+def check_content(content: dict[str, Any], file: str | Path) -> None:
+    """Check the parts of a checkpoint.
+
+    Args:
+        content: Its content.
+        file: The file, for messages.
+
+    Raises:
+        ValueError: A part has the wrong type.
+    """
     check(content, PARTS, str(file))
     arguments, ssp = content.get("init_args", {}), content.get("ssp", {})
     if nests_too_deeply([arguments, ssp, content.get("logging"), content.get("optimizer_state")]):
@@ -137,7 +153,6 @@ def load(file: str | Path, trust: bool = False, mmap: bool = False) -> dict[str,
     for number, link in enumerate(ssp.get("chain", [])):
         check(link, SSP, f"{file}, `ssp.chain[{number}]`")
         check(link.get("settings", {}), SETTINGS, f"{file}, `ssp.chain[{number}].settings`")
-    return content
 
 
 def non_finite(weights: Mapping[str, Tensor]) -> list[str]:

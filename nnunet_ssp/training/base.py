@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import shlex
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from nnunetv2.run.run_training import maybe_load_checkpoint
 
 import nnunet_ssp
 from nnunet_ssp.cohort import privacy
@@ -47,6 +45,7 @@ from nnunet_ssp.training import transfer
 from nnunet_ssp.training.advice import advice
 from nnunet_ssp.training.checks import check_files, require_device
 from nnunet_ssp.training.finite import StepGuard, first_not_finite
+from nnunet_ssp.training.handover import ARGUMENT, hand_over_shared, loading_frame
 from nnunet_ssp.training.loop import BEST, FINAL, LATEST, WITHOUT_EFFECT
 from nnunet_ssp.training.precision import PrecisionTrainer, precision_name
 from nnunet_ssp.training.threads import follow_threads
@@ -150,6 +149,7 @@ class SettingsTrainer(PrecisionTrainer):
             if line := follow_threads(self.device):
                 self.print_to_log_file(line)
             self.build()
+            hand_over_shared()
         self.guard = StepGuard(
             self.network_module, self.optimizer, self.grad_scaler, self.device, self._skipped
         )
@@ -179,12 +179,10 @@ class SettingsTrainer(PrecisionTrainer):
         follows `-pretrained_weights` on the command line. nnU-Net's argparse also takes prefixes of that word
         (`-pre FILE`) and `-pretrained_weights=FILE`.
         """
-        frame = inspect.currentframe()
-        while frame is not None:
-            if frame.f_code is maybe_load_checkpoint.__code__:
-                file = frame.f_locals.get("pretrained_weights_file")
-                return None if file is None else str(file)
-            frame = frame.f_back
+        frame = loading_frame()
+        if frame is not None:
+            file = frame.f_locals.get(ARGUMENT)
+            return None if file is None else str(file)
         given = None
         for word, following in zip(sys.argv, [*sys.argv[1:], None], strict=True):
             flag, equals, value = word.partition("=")

@@ -10,6 +10,7 @@ import torch
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files import checkpoints
+from nnunet_ssp.files.bundles import ENDING
 from nnunet_ssp.files.contents import printable, shown
 from nnunet_ssp.files.names import is_plain, must_be_plain
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
@@ -19,6 +20,7 @@ from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.training import chain, transfer
 from nnunet_ssp.training.adapters import Adaptation
 from nnunet_ssp.training.evidence import gain_in_words
+from nnunet_ssp.training.two_files import inspect_two
 
 _NOTHING = "  nothing about persons or the institution"
 
@@ -31,11 +33,12 @@ def inspect(
     trust: bool = False,
     private: bool = False,
     strip: str | Path | None = None,
+    other: str | Path | None = None,
 ) -> int:
     """Print a checkpoint's record and, for a dataset, a table of the tensors that would be loaded.
 
     Args:
-        checkpoint: The file.
+        checkpoint: The file; also a shared pretraining, or a file of safetensors.
         dataset: Id or name of the dataset.
         plans_name: Name of the dataset's plans; by default those of the checkpoint's name where the dataset has them,
             else nnU-Net's.
@@ -43,6 +46,7 @@ def inspect(
         trust: Whether to run code that the file or the dataset's plans ask for, see `checkpoints.load`.
         private: Whether to list only what the file reveals about persons and the institution.
         strip: New file for a checkpoint that does not reveal it; must not exist.
+        other: A second file, to compare its tensors with, see `two_files.inspect_two`.
 
     Returns:
         1 when the checkpoint does not fit the dataset, holds NaN or infinity, or reveals what `strip` would remove;
@@ -53,6 +57,10 @@ def inspect(
         FileNotFoundError: The checkpoint, dataset or plans do not exist.
         ValueError: The file is not a checkpoint of nnU-Net's form, or the plans have no such configuration.
     """
+    if other is not None:
+        if private or strip is not None or dataset is not None:
+            raise ValueError("inspect of two files takes no -d, --private or --strip.")
+        return inspect_two(Path(checkpoint), Path(other), trust)
     if private or strip is not None:
         return reveal(Path(checkpoint), trust, None if strip is None else Path(strip))
     pretrained = transfer.read(checkpoint, trust)
@@ -107,11 +115,15 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
     fresh = transfer.fresh_keys(pretrained.weights)
     names = [k for k in pretrained.weights if not is_alias(k) and not is_output_layer(k)]
     kept = [name for name in names if name not in fresh]
-    size = pretrained.file.stat().st_size / 1e6
+    file = pretrained.file
+    files = file.iterdir() if file.is_dir() else [file]
+    size = sum(part.stat().st_size for part in files) / 1e6
     lines = [f"{pretrained.file} ({size:.0f} MB)"]
     ssp = pretrained.ssp
     if not ssp:
-        lines.append("a plain nnU-Net checkpoint: every tensor counts as trained")
+        alone = file.suffix == ENDING
+        what = "weights alone, without a record" if alone else "a plain nnU-Net checkpoint"
+        lines.append(what if fresh else f"{what}: every tensor counts as trained")
     if "method" in ssp:
         counts = ssp.get("counts", {})
         seen = ", ".join(f"{n} {what}" for what, n in counts.items()) or "unknown data"

@@ -13,6 +13,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.files.tensors import write_tensors
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.inspection import inspect
 
@@ -358,3 +359,12 @@ def test_the_variable_is_not_set(ours: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
     with pytest.raises(RuntimeError, match="nnUNet_preprocessed is not set"):
         inspect(ours, "907")
+
+
+def test_weights_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with open(tmp_path / "x.safetensors", "wb") as stream:
+        write_tensors(stream, {"encoder.stages.0.weight": torch.ones(3)})
+    assert inspect(tmp_path / "x.safetensors") == 0
+    said = capsys.readouterr().out
+    assert "weights alone, without a record: every tensor counts as trained" in said
+    assert "trained: encoder 1 tensors, decoder 0" in said

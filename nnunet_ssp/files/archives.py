@@ -1,0 +1,205 @@
+"""Files that travel together with their checksums, in a zip or in a folder; reading them runs and unpacks nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from nnunet_ssp.files.atomic import atomic_write, write_together
+from nnunet_ssp.files.contents import DEEPEST, nests_too_deeply, shown
+from nnunet_ssp.files.soundness import is_lfs_pointer
+from nnunet_ssp.files.tensors import Sink
+
+SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".npy", ".npz", ".joblib")
+# A zip must not unpack to more than so many times its own bytes, and some room for texts: weights hardly compress.
+MOST_UNPACKED, ROOM_FOR_TEXTS = 4, 2**24
+LONGEST_TEXT = 2**26  # bytes
+
+Writer = Callable[[Sink], object]
+
+
+class Summed:
+    """A stream that takes the checksum of what goes through it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.sum = hashlib.sha256()
+
+    def write(self, data: Any, /) -> object:
+        """Write bytes."""
+        self.sum.update(data)
+        return self.stream.write(data)
+
+    def read(self, number: int = -1, /) -> bytes:
+        """Read at most so many bytes, by default all."""
+        data = self.stream.read(number)
+        self.sum.update(data)
+        return data
+
+
+def write_zip(target: Path, parts: Mapping[str, Writer]) -> None:
+    """Write a zip with the checksums of its files, whole or not at all.
+
+    Args:
+        target: The zip.
+        parts: What writes each file, by name.
+    """
+    with (
+        atomic_write(target) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        # A ZipInfo without a time says 1980: no dates, and equal files for equal contents.
+        _write(parts, lambda name: archive.open(zipfile.ZipInfo(name), "w", force_zip64=True))
+
+
+def write_folder(target: Path, parts: Mapping[str, Writer]) -> None:
+    """Write the same files into a folder."""
+    with write_together(target) as folder:
+        _write(parts, lambda name: (folder / name).open("wb"))
+
+
+def _write(parts: Mapping[str, Writer], opened: Callable[[str], IO[bytes]]) -> None:
+    lines = []
+    for name, write in parts.items():
+        with opened(name) as stream:
+            summed = Summed(stream)
+            write(summed)
+        lines.append(f"{summed.sum.hexdigest()}  {name}\n")
+    with opened(SUMS) as stream:
+        stream.write("".join(lines).encode())
+
+
+class Archive:
+    """The files of a zip or of a folder, read within bounds.
+
+    Attributes:
+        path: The zip or folder.
+        sizes: Declared bytes of each file by name; no more than that is read.
+    """
+
+    def __init__(self, path: Path, sizes: Mapping[str, int], opened: Callable[[str], IO[bytes]]):
+        self.path = path
+        self.sizes = sizes
+        self._opened = opened
+        self._sums: dict[str, str] = {}
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[Summed]:
+        """Yield a file that must be there, and take its checksum."""
+        if name not in self.sizes:
+            raise ValueError(f"{self.path}: not whole: {name} is missing.")
+        with self._opened(name) as stream:
+            summed = Summed(stream)
+            yield summed
+            while summed.read(2**20):  # at the end a zip checks its own sum
+                pass
+        self._sums[name] = summed.sum.hexdigest()
+
+    def text(self, name: str) -> bytes:
+        """Read a short file."""
+        if self.sizes.get(name, 0) > LONGEST_TEXT:
+            raise ValueError(f"{self.path}: {name} must be at most {LONGEST_TEXT} bytes long.")
+        with self.stream(name) as stream:
+            return stream.read()
+
+    def names_and_values(self, name: str) -> dict[str, Any]:
+        """Read a JSON file that holds names with values."""
+        place = f"{self.path}, {name}"
+        try:
+            content = json.loads(self.text(name))
+        except RecursionError:
+            raise ValueError(f"{place}: must not nest more than {DEEPEST} levels deep.") from None
+        except ValueError as error:
+            if not isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+                raise
+            raise ValueError(f"{place}: not a JSON file ({shown(str(error))}).") from None
+        if not isinstance(content, dict) or nests_too_deeply(content):
+            raise ValueError(
+                f"{place}: must hold names with values, at most {DEEPEST} levels deep."
+            )
+        return content
+
+    def check_sums(self) -> None:
+        """Compare the files that were read with the checksums that came with them.
+
+        Raises:
+            ValueError: Names a file that was altered, is missing or has no checksum.
+        """
+        read, listed = dict(self._sums), {}
+        for line in self.text(SUMS).decode("utf-8", "replace").splitlines():
+            digest, _, name = line.partition("  ")
+            listed[name] = digest
+        for name in sorted(read.keys() | listed.keys()):
+            if name not in read:
+                raise ValueError(f"{self.path}: not whole: {shown(name)} is missing.")
+            if listed.get(name) != read[name]:
+                raise ValueError(
+                    f"{self.path}: {name} was altered, or damaged on its way: its checksum is not that in {SUMS}."
+                )
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[Archive]:
+    """Open files that travel together.
+
+    Args:
+        path: A zip, or a folder.
+
+    Yields:
+        Its files.
+
+    Raises:
+        ValueError: A zip is damaged, would unpack to too much, or holds a pickle or a name that leads elsewhere.
+    """
+    if path.is_dir():
+        files = {file.name: file for file in path.iterdir() if file.is_file()}
+        for file in files.values():
+            if is_lfs_pointer(file):
+                raise ValueError(
+                    f"{file}: a git-lfs pointer in place of the file: run git lfs pull."
+                )
+        sizes = {name: file.stat().st_size for name, file in files.items()}
+        yield Archive(path, sizes, lambda name: files[name].open("rb"))
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield Archive(path, _declared(archive, path), lambda name: archive.open(name))
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OverflowError) as error:
+        raise ValueError(
+            f"{path}: not whole, or altered: it is no zip that can be read ({shown(str(error))})."
+        ) from error
+
+
+def _declared(archive: zipfile.ZipFile, path: Path) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for member in archive.infolist():
+        name = member.filename
+        if re.search(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:", name):
+            raise ValueError(f"{path}: {shown(name)} leads out of the folder it is unpacked to.")
+        if name.lower().endswith(PICKLES):
+            raise ValueError(
+                f"{path}: {shown(name)} may run code when it is opened; a shared pretraining has no pickle. A model of "
+                "nnUNetv2_export_model_to_zip is for nnUNetv2_install_pretrained_model_from_zip."
+            )
+        if name in sizes:
+            raise ValueError(f"{path}: {shown(name)} occurs twice.")
+        kinds = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if member.flag_bits & 1 or member.compress_type not in kinds:
+            raise ValueError(
+                f"{path}: {shown(name)} must be stored or deflated, without a password."
+            )
+        sizes[name] = member.file_size
+    most = MOST_UNPACKED * path.stat().st_size + ROOM_FOR_TEXTS
+    if sum(sizes.values()) > most:
+        raise ValueError(
+            f"{path}: would unpack to {sum(sizes.values())} bytes, more than {most}, the most for a zip of its size."
+        )
+    return sizes

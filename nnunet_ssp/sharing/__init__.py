@@ -1,0 +1,1 @@
+"""Pretrainings on their way to others: export with a card, and import."""

@@ -1,0 +1,53 @@
+"""Hand a shared pretraining to nnU-Net's own loader of `-pretrained_weights`, which opens only files of PyTorch.
+
+nnU-Net initialises our trainer first, and then opens the file that its argument names. While it waits for us, that
+argument is replaced by a checkpoint in memory: nnU-Net's code stays as it is, and loads what it would load from a file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import io
+import sys
+from pathlib import Path
+from types import FrameType
+
+import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
+
+from nnunet_ssp.files.bundles import is_shared, read_shared
+
+ARGUMENT = "pretrained_weights_file"  # of nnU-Net's function
+
+
+class _InMemory(io.BytesIO):
+    """A checkpoint in memory; nnU-Net prints its name."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+        torch.save({"network_weights": read_shared(file)["network_weights"]}, self)
+        self.seek(0)
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+
+def loading_frame() -> FrameType | None:
+    """Return the call of nnU-Net's function that initialises a trainer, if it is running."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not maybe_load_checkpoint.__code__:
+        frame = frame.f_back
+    return frame
+
+
+def hand_over_shared() -> None:
+    """Let nnU-Net find a checkpoint where its command line names a shared pretraining, which was checked before."""
+    frame = loading_frame()
+    file = None if frame is None else frame.f_locals.get(ARGUMENT)
+    if frame is None or not isinstance(file, str) or not is_shared(Path(file)):
+        return
+    frame.f_locals[ARGUMENT] = _InMemory(Path(file))
+    if sys.version_info < (3, 13):  # where these are a copy
+        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))

@@ -1,0 +1,145 @@
+"""`nnunet-ssp import`: what is checked, and what the dataset gets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnunet_ssp.cli import main
+from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.training import transfer
+from nnunet_ssp.training.inspection import compare_with_dataset
+from tests.files.test_bundles import rewritten, with_card, with_plans
+from tests.sharing.conftest import OTHER, row
+from tests.training.test_inspection import CONFIGURATION
+
+
+@pytest.fixture
+def file(checkpoint: Path, dataset: Path) -> Path:
+    target = dataset.parents[1] / "heart.zip"
+    assert main(["export", str(checkpoint), "-o", str(target)]) == 0
+    shutil.rmtree(dataset)  # as on another machine
+    return target
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert main(["import", *map(str, words)]) == 1
+    return capsys.readouterr().err
+
+
+def test_the_dataset_gets_the_plans(file: Path, other: Path, environment: Path, capsys) -> None:
+    assert main(["import", str(file), "-d", "908"]) == 0
+    plans = json.loads((environment / "preprocessed" / OTHER / "heart.json").read_text())
+    assert plans["dataset_name"] == OTHER and plans["plans_name"] == "heart"
+    assert plans["image_reader_writer"] == "SimpleITKIO"
+    configuration = plans["configurations"]["2d"]
+    assert configuration["data_identifier"] == "heart_2d"
+    assert configuration["spacing"] == CONFIGURATION["spacing"]
+    said = capsys.readouterr().out
+    for words in (
+        "method: MIM, pretrained on 2 subjects, 4 frames, 20 slices",
+        "resampled to 1.5 x 1.5 mm and normalised by ZScoreNormalization",
+        "Next: nnunet-ssp prepare 908 -c 2d -p heart",
+        f"-p heart -tr nnUNetTrainerMIMPretrain -pretrained_weights {file}",
+        f"nnUNetv2_train 908 2d 0 -p heart -tr nnUNetTrainerFinetune -pretrained_weights {file}",
+    ):
+        assert words in said
+
+
+def test_the_weights_fit_those_plans(file: Path, other: Path, environment: Path) -> None:
+    assert main(["import", str(file), "-d", OTHER, "-p", "mine"]) == 0
+    shutil.copy(other / "dataset.json", environment / "preprocessed" / OTHER)
+    compared = compare_with_dataset(transfer.read(file), OTHER, "mine", "2d")
+    compared = compared[0] if isinstance(compared, tuple) else compared
+    assert compared.refusals == []
+
+
+def test_a_second_import_changes_nothing(file: Path, other: Path, environment: Path) -> None:
+    for _ in range(2):
+        assert main(["import", str(file), "-d", "908"]) == 0
+
+
+def test_other_plans_of_that_name_stay(file: Path, other: Path, environment: Path, capsys) -> None:
+    theirs = environment / "preprocessed" / OTHER / "heart.json"
+    write_json(theirs, {"plans_name": "heart"})
+    assert "choose another name with -p" in refusal(capsys, file, "-d", 908)
+    assert json.loads(theirs.read_text()) == {"plans_name": "heart"}
+
+
+def test_a_dataset_without_labels_pretrains_only(file: Path, other: Path, capsys) -> None:
+    content = json.loads((other / "dataset.json").read_text())
+    write_json(other / "dataset.json", content | {"labels": {"background": 0}})
+    assert main(["import", str(file), "-d", "908"]) == 0
+    said = capsys.readouterr().out
+    assert "nnUNetv2_train 908 2d all -p heart" in said and "fine-tune" not in said
+
+
+def test_a_checkpoint_for_the_stock_trainers(file: Path, checkpoint: Path, tmp_path: Path) -> None:
+    assert main(["import", str(file), "--pth", str(tmp_path / "x.pth")]) == 0
+    got = torch.load(tmp_path / "x.pth", weights_only=True)
+    want = transfer.read(checkpoint).weights
+    fresh = transfer.fresh_keys(want)
+    assert list(got["network_weights"]) == list(want)
+    for name, tensor in want.items():
+        same = torch.equal(got["network_weights"][name], tensor)
+        assert same or name in fresh or ".seg_layers." in name
+
+
+def test_a_test_subject_that_was_seen(file: Path, other: Path, environment: Path, capsys) -> None:
+    from nnunet_ssp.cohort.cases import write_cases
+
+    write_cases(other / "cases.csv", [row("A", 0, "test")])
+    assert "has seen 1 test subject of Dataset908_Other (mm1-A)" in refusal(capsys, file, "-d", 908)
+    assert not (environment / "preprocessed" / OTHER).exists()
+
+
+def test_a_name_by_which_nnunet_splits(file: Path, other: Path, capsys) -> None:
+    assert "must not hold __" in refusal(capsys, file, "-d", 908, "-p", "a__b")
+    assert "one plain name" in refusal(capsys, file, "-d", 908, "-p", "../a")
+
+
+def test_other_channels(file: Path, other: Path, capsys) -> None:
+    content = json.loads((other / "dataset.json").read_text())
+    write_json(other / "dataset.json", content | {"channel_names": {"0": "a", "1": "b"}})
+    said = refusal(capsys, file, "-d", 908)
+    assert "pretrained with 1 input channel, Dataset908_Other has 2" in said
+
+
+ARCHITECTURE = CONFIGURATION["architecture"]
+
+
+def narrow(**changes: Any) -> dict[str, Any]:
+    values = ARCHITECTURE["arch_kwargs"] | changes
+    return {"architecture": ARCHITECTURE | {"arch_kwargs": values}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (with_plans(**narrow(features_per_stage=[4, 8, 16])), "are not those of its plans"),
+        (with_plans(**narrow(n_stages=2)), "cannot build a network from its plans"),
+        (with_card(channel_names={"0": "a", "1": "b"}), "are not those of its plans: channels"),
+        (with_card(record={"method": "MIM", "subjects": ["s9:00"]}), "later nnunet-ssp"),
+        (lambda parts: parts.update({"archive/data.pkl": b""}), "may run code"),
+    ],
+)
+def test_a_file_that_contradicts_itself(file: Path, other: Path, capsys, change, words) -> None:
+    assert words in refusal(capsys, rewritten(file, change), "-d", 908)
+
+
+def test_a_checkpoint_is_not_imported(checkpoint: Path, capsys) -> None:
+    assert "may run code" in refusal(capsys, checkpoint)
+
+
+def test_a_file_to_write_that_exists(file: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "x.pth").write_text("")
+    assert "exists already" in refusal(capsys, file, "--pth", tmp_path / "x.pth")
+
+
+def test_no_such_dataset(file: Path, capsys) -> None:
+    assert "no dataset 77 here" in refusal(capsys, file, "-d", 77)

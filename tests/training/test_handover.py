@@ -1,0 +1,87 @@
+"""Shared pretrainings as `-pretrained_weights`: nnU-Net's own loader gets what a checkpoint would give it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet_ssp.files.bundles import ON_A_HUB, WEIGHTS
+from nnunet_ssp.sharing.export import export_checkpoint
+from nnunet_ssp.training.handover import hand_over_shared, loading_frame
+from tests.files.test_bundles import rewritten, with_plans
+from tests.training.conftest import DATASET
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def shared(pretrained: Path, tmp_path: Path) -> Path:
+    return export_checkpoint(pretrained, tmp_path / "heart")
+
+
+def test_the_network_is_that_of_the_checkpoint(runs, pretrained, shared, log, capsys) -> None:
+    want = runs.make("nnUNetTrainerFinetune", weights=pretrained).network.state_dict()
+    trainer = runs.make("nnUNetTrainerFinetune", weights=shared)
+    got = trainer.network.state_dict()
+    assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
+    assert f"Loading pretrained weights from file  {shared}" in capsys.readouterr().out
+    assert f"Loaded {shared}: encoder 32 tensors, decoder 30, fresh 6" in log(trainer)
+    assert trainer.record()["weights_from"] == "heart.zip"
+    assert trainer.record()["pretraining"]["method"] == "MIM"
+
+
+def test_weights_alone(runs, pretrained, tmp_path, log) -> None:
+    folder = export_checkpoint(pretrained, tmp_path / "hub", hub=True)
+    file = shutil.copy(folder / ON_A_HUB[WEIGHTS], tmp_path)
+    trainer = runs.make("nnUNetTrainerFinetuneFrozen", weights=file)
+    assert "Loaded" in log(trainer) and "the file holds no plans" in log(trainer)
+
+
+def test_other_normalisation_is_refused(runs, shared) -> None:
+    file = rewritten(shared, with_plans(normalization_schemes=["NoNormalization"]))
+    with pytest.raises(ValueError, match=r"normalisation: pretrained with .*NoNormalization"):
+        runs.make("nnUNetTrainerFinetune", weights=file)
+
+
+def test_other_spacing_is_refused(runs, shared) -> None:
+    file = rewritten(shared, with_plans(spacing=[9.0, 9.0]))
+    with pytest.raises(ValueError, match=r"spacing: pretrained with \[9\.0, 9\.0\]"):
+        runs.make("nnUNetTrainerFinetune", weights=file)
+
+
+def test_a_damaged_zip_ends_in_words(runs, shared) -> None:
+    shared.write_bytes(shared.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="not whole, or altered"):
+        runs.make("nnUNetTrainerFinetune", weights=shared)
+
+
+def test_nothing_happens_outside_of_nnunets_loader() -> None:
+    assert loading_frame() is None
+    hand_over_shared()
+
+
+def test_from_one_dataset_to_another(
+    prepared, preprocessed, shared, tmp_path, monkeypatch, command
+) -> None:
+    """Exported here, imported into another dataset, prepared by its plans, fine-tuned and predicted."""
+    for kind in ("raw", "preprocessed"):
+        (tmp_path / kind).mkdir(exist_ok=True)
+        monkeypatch.setenv(f"nnUNet_{kind}", str(tmp_path / kind))
+    other = tmp_path / "raw" / "Dataset902_Other"
+    shutil.copytree(prepared / "raw" / DATASET, other)
+    said = command("nnunet-ssp", "import", shared, "-d", 902)
+    lines = [
+        line.partition(": ")[2].split() for line in said.splitlines() if "nnun" in line.lower()
+    ]
+    command(*next(words for words in lines if "prepare" in words), "-np", 1)
+    words = next(words for words in lines if "nnUNetTrainerFinetune" in words)
+    few = "num_epochs=1 iterations_per_epoch=2 val_iterations_per_epoch=1 final_validation=no"
+    said = command(*words, "-device", "cpu", nnUNet_ssp_settings=few)
+    assert "encoder 32 tensors, decoder 30, fresh 6" in said
+    words = ["nnUNetv2_predict", "-d", 902, "-c", "2d", "-f", 0, "-p", "heart", "-device", "cpu"]
+    words += ["-tr", "nnUNetTrainerFinetune", "-i", other / "imagesTs", "-o", tmp_path / "out"]
+    command(*words, "-npp", 1, "-nps", 1)
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
