@@ -282,7 +282,8 @@ def overlay_grid(
             line[0].set_ylabel(textwrap.fill(name, 18))
         for axes, title in zip(grid[0], columns, strict=True):
             axes.set_title(title)
-        _legend(figure, {name: colours[name] for name in there})
+        if there:
+            _legend(figure, {name: colours[name] for name in there})
 
     size = OVERLAY_WIDTH, OVERLAY_WIDTH / len(columns) * len(rows) + 0.6
     return render(draw, size=size, theme="both")

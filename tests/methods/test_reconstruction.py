@@ -195,7 +195,7 @@ def test_the_deep_recipe_by_hand(make_mim, make_batch, kind):
     assert output["loss"].item() == pytest.approx(expected, rel=1e-5)
     assert output["error"].item() == pytest.approx(errors[0], rel=1e-5)
     with torch.no_grad():
-        assert torch.equal(method.panels(batch)["output"], predictions[0])
+        assert torch.equal(method.panels(batch)["raw output"], predictions[0])
 
 
 def test_without_coarse_heads_the_network_gives_one_output(make_mim):

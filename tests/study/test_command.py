@@ -176,7 +176,7 @@ def test_mistakes(tmp_path, monkeypatch, capsys, arguments, message):
 def test_without_the_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "snakemake", None)
-    assert main(["study", "phantom", "--dry-run"]) == 1
+    assert main(["study", "phantom", "-o", str(tmp_path)]) == 1
     assert "snakemake is not installed: pip install 'nnunet-ssp[study]'" in capsys.readouterr().err
 
 

@@ -93,9 +93,9 @@ def test_dry_run_of_acdc_few(tmp_path, capsys, monkeypatch, size, epochs):
     monkeypatch.chdir(tmp_path)
     assert main(["study", "acdc-few", "--dry-run", "--size", size]) == 0
     said = capsys.readouterr().out
-    assert "77 runs: 2 pretrainings and 75 fine-tunings or trainings from scratch" in said
+    assert "78 runs: 5 pretrainings and 73 fine-tunings or trainings from scratch" in said
     assert (
-        "train     MIM deep on 5: nnUNetTrainerFinetune from MIM deep, fold few-nr5-seed{seed}, seeds 0 1 2 3 4; "
+        "train     MIM deep on 5: nnUNetTrainerFinetune from MIM deep, fold few-nr5-seed{seed}, seeds 0 1 2; "
         in said
     )
     assert f"num_epochs={epochs} recipe=deep" in said

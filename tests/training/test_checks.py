@@ -94,6 +94,7 @@ def trainer(**changes: Any) -> SimpleNamespace:
         "configuration_manager": SimpleNamespace(patch_size=[32, 32]),
         "is_cascaded": False,
         "dataset": "901",
+        "command": lambda configuration: f"nnUNetv2_train 901 {configuration}",
     }
     return SimpleNamespace(**(values | changes))
 
