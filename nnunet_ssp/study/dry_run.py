@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,11 +39,12 @@ def list_runs(
     try:
         if dataset is None:
             raise FileNotFoundError("no dataset is named: give it with -d.")
-        if not study.phantom:
-            reason = folds_that_cannot_be_made(study, dataset)
         data = open_data(dataset, study.plans)
     except (FileNotFoundError, RuntimeError) as error:
         notes.append(f"Without the data set: {error}")
+    if dataset is not None and not study.phantom:
+        with suppress(FileNotFoundError, RuntimeError):  # noted above
+            reason = folds_that_cannot_be_made(study, dataset)
     if data is not None and (missing := missing_folds(study, data)):
         if not reason:
             made = " and ".join(study.make_folds)

@@ -140,8 +140,11 @@ def folds_that_cannot_be_made(study: Study, dataset: str | int) -> str:
         The reason in words; empty if the study's `make_folds` makes all of them.
     """
     data = Data(open_dataset(dataset), study.plans, {})
-    if not missing_folds(study, data):
+    missing = missing_folds(study, data)
+    if not missing:
         return ""
+    if not study.make_folds:
+        return f"{data.name} has no fold called {', '.join(missing)}"
     with tempfile.TemporaryDirectory() as place:
         folders = (data.dataset.raw, data.dataset.prepared)
         copies = {name: Path(place) / name for name in NNUNET_FOLDERS}
@@ -157,12 +160,8 @@ def folds_that_cannot_be_made(study: Study, dataset: str | int) -> str:
             missing = missing_folds(study, replace(data, dataset=open_dataset(data.name)))
     if not missing:
         return ""
-    how = (
-        f"nnunet-ssp folds with {' and '.join(study.make_folds)} makes"
-        if study.make_folds
-        else "has"
-    )
-    return f"{data.name}: {how} no fold called {', '.join(missing)}"
+    how = f"nnunet-ssp folds with {' and '.join(study.make_folds)}"
+    return f"{data.name}: {how} makes no fold called {', '.join(missing)}"
 
 
 def _link_without_tables(folder: Path, copy: Path) -> None:

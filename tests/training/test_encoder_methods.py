@@ -164,7 +164,8 @@ def test_positions_count_from_the_base(runs):
 
 
 def test_short_stacks_are_said_loudly(runs, log):
-    trainer = runs.run(PCL, "num_epochs=1 iterations_per_epoch=1 batch_size=4 head_width=8")
+    settings = "num_epochs=1 iterations_per_epoch=1 batch_size=4 head_width=8 threshold=0.1"
+    trainer = runs.run(PCL, settings)
     assert "WARNING: threshold=0.1 finds no neighbouring slices within 20 of 20" in log(trainer)
 
 

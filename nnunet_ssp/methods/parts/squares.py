@@ -105,9 +105,10 @@ def poisson_disc(
     # Every attempt has reached this: the advice holds. An even number may be one of pairs.
     reached = min(fitted) - (min(fitted) % 2 if number % 2 == 0 else 0)
     area = math.floor(1000 * reached * side**2 / (size[0] * size[1])) / 1000
+    advice = f"Largest area here: {area:.3f}." if reached else "Take a smaller `mask_patch`."
     raise ValueError(
         f"`area` must not ask for {number} squares of {side} px in {size[0]} x {size[1]} px: only for {min(fitted)} of "
-        f"them are there places at least {side} * sqrt(2) apart. Largest area here: {area:.3f}."
+        f"them are there places at least {side} * sqrt(2) apart. {advice}"
     )
 
 
