@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_ssp.console import count_of
+from nnunet_ssp.console import count_of, some
 from nnunet_ssp.conversion.subjects import Task
 from nnunet_ssp.files.nifti import has_packed_copy, read_header
 from nnunet_ssp.parallel import process
@@ -169,18 +169,25 @@ def _flat_subjects(files: dict[str, Path], root: Path, one_frame: bool, beside: 
         note = (
             f"a file beside {count_of(beside, 'folder')} of subjects, taken as a subject of its own"
         )
+    cines = (
+        {}
+        if one_frame
+        else _cines_of_frames(files, [key[:-1] for key in groups if key[-1] == "\0"])
+    )
+    taken = {stem for stems in cines.values() for stem in stems}
     found = []
     for key, stems in groups.items():
-        images = tuple(files[stem] for stem in stems)
-        if one_frame or len(stems) == 1 or not all(map(_holds_one_frame, images)):
+        stems = [stem for stem in stems if stem not in taken]
+        images = [files[stem] for stem in stems]
+        if not one_frame and key[-1] == "\0" and (stems[1:] or key[:-1] in cines):
+            found.append(
+                _of_frames(key[:-1], root, images, [files[s] for s in cines.get(key[:-1], ())])
+            )
+        elif one_frame or len(stems) < 2 or any(_n_frames(image) != 1 for image in images):
             found += [
                 Found(_SHORT_AXIS.sub("", stem), files[stem], (files[stem],), note)
                 for stem in stems
             ]
-        elif key.endswith("\0"):
-            numbers = [int(re.findall(r"\d+", stem)[-1]) for stem in stems]
-            ordered = tuple(images[place] for place in np.argsort(numbers))
-            found.append(Found(key[:-1], root, ordered))
         else:
             found.append(
                 Found(
@@ -195,12 +202,40 @@ def _flat_subjects(files: dict[str, Path], root: Path, one_frame: bool, beside: 
     return found
 
 
-def _holds_one_frame(file: Path) -> bool:
+def _cines_of_frames(files: Mapping[str, Path], subjects: Sequence[str]) -> dict[str, list[str]]:
+    """Return, by subjects with files of frames, the 4D files called after them: `p1` and `p1_4d` of `p1`."""
+    cines: dict[str, list[str]] = {}
+    for stem, file in files.items():
+        owners = [name for name in subjects if re.match(rf"{re.escape(name)}($|[ ._-])", stem)]
+        if owners and not _FRAME.fullmatch(stem) and _n_frames(file) > 1:
+            cines.setdefault(max(owners, key=len), []).append(stem)
+    return cines
+
+
+def _of_frames(subject: str, root: Path, frames: Sequence[Path], cines: Sequence[Path]) -> Found:
+    """Make one subject of files called `<subject>_frame<number>`; refuse it where others hold its cine, too."""
+    whole = [*cines, *(file for file in frames if _n_frames(file) > 1)]
+    if whole:
+        return Found(
+            subject,
+            root,
+            (),
+            f"{count_of(len(frames), 'file')} called {subject}_frame<number>, and more than one frame in "
+            f"{some([file.name for file in whole])}: one patient as several subjects? Keep the frames alone, or the "
+            f"4D file alone, called {subject}.nii.gz. If they are of several subjects: a folder for each.",
+        )
+    # A damaged file is a frame by its name; reading it tells what is wrong.
+    numbers = [int(re.findall(r"\d+", stem_of(file))[-1]) for file in frames]
+    return Found(subject, root, tuple(frames[place] for place in np.argsort(numbers)))
+
+
+def _n_frames(file: Path) -> int:
+    """Return the number of frames that the header tells; 0 of a damaged file."""
     try:
         shape, _ = read_header(file)
     except ValueError:
-        return False
-    return max(shape[3:], default=1) == 1
+        return 0
+    return max(shape[3:], default=1)
 
 
 def keep_series(found: Sequence[Found], series: Sequence[str], workers: int) -> list[Found]:

@@ -133,7 +133,7 @@ def run_command(command: Callable[[], object]) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "interrupted; convert, prepare, demo and study go on where they stopped",
+            "interrupted; convert, prepare, predict, demo and study go on where they stopped",
             file=sys.stderr,
         )
         return 130

@@ -165,12 +165,12 @@ def training_command(prepared: Path, fold: int | str, trainer: str, plans: str =
         prepared: The dataset's folder in nnUNet_preprocessed; where it does not exist, `prepare` comes first.
         fold: Number of the fold, or `all`.
         trainer: Name of the trainer.
-        plans: Name of the plans; by default nnU-Net's, or the only ones that the dataset has.
+        plans: Name of the plans; by default nnU-Net's, or without these the first that the dataset has.
     """
     number = int(prepared.name[7:10])
     there = names_of_plans(prepared)
     if not plans:
-        plans = there[0] if len(there) == 1 else NNUNET_PLANS
+        plans = NNUNET_PLANS if NNUNET_PLANS in there or not there else there[0]
     flag = "" if plans == NNUNET_PLANS else f" -p {shlex.quote(plans)}"
     before = "" if there else f"nnunet-ssp prepare {number} && "
     return f"{before}nnUNetv2_train {number} 2d {fold}{flag} -tr {trainer}{device_flag()}"

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import argparse
 import gzip
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -367,3 +368,18 @@ def test_numbers_are_in_plain_digits(words: str, number: str, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(words.format(number).split())
     assert number in capsys.readouterr().err
+
+
+def arguments_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in {*action.choices.values()}:
+                yield from arguments_of(command)
+
+
+def test_every_path_is_read_with_its_home():
+    """A shell leaves `~` as it is in quotes and after `=`."""
+    found = list(arguments_of(cli._parser()))
+    assert {"inputs", "checkpoint", "postprocessing", "pth"} <= {action.dest for action in found}
+    assert [action.dest for action in found if action.type is Path] == []

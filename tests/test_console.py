@@ -61,7 +61,10 @@ def test_errors_are_one_line(
 
 def test_an_interruption_says_what_continues(capsys: pytest.CaptureFixture[str]):
     assert run_command(lambda: fail(KeyboardInterrupt())) == 130
-    assert "convert, prepare, demo and study go on where they stopped" in capsys.readouterr().err
+    assert (
+        "convert, prepare, predict, demo and study go on where they stopped"
+        in capsys.readouterr().err
+    )
 
 
 def test_other_errors_are_ours_and_show_where():

@@ -188,7 +188,7 @@ def test_the_line_for_each_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert said.stdout == value
 
 
-def test_a_training_command_names_the_only_plans(tmp_path: Path):
+def test_a_training_command_names_plans_that_are_there(tmp_path: Path):
     folder = tmp_path / "Dataset007_Heart"
     end = f"nnUNetv2_train 7 2d 3 {{}}-tr nnUNetTrainerScratch{device_flag()}"
     command = training_command(folder, 3, "nnUNetTrainerScratch")
@@ -197,6 +197,8 @@ def test_a_training_command_names_the_only_plans(tmp_path: Path):
     (folder / "small.json").write_text('{"configurations": {}}')
     (folder / "dataset.json").write_text("{}")
     (folder / "splits_final.json").write_text("[]")
+    assert training_command(folder, 3, "nnUNetTrainerScratch") == end.format("-p small ")
+    (folder / "wide.json").write_text('{"configurations": {}}')
     assert training_command(folder, 3, "nnUNetTrainerScratch") == end.format("-p small ")
     (folder / "nnUNetPlans.json").write_text('{"configurations": {}}')
     assert training_command(folder, 3, "nnUNetTrainerScratch") == end.format("")

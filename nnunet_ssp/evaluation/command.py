@@ -442,7 +442,7 @@ def _write(evaluation: Evaluation, output: Path, report: bool) -> None:
         for name, table in tables.items():
             table.to_csv(temporary / name, index=False, float_format="%.6g", lineterminator="\n")
         write_json(temporary / "summary.json", summary)
-        if page is None:
-            (output / PAGE).unlink(missing_ok=True)  # it would show other results than the tables
-        else:
+        if page is not None:
             page.write(temporary / PAGE)
+    if page is None:
+        (output / PAGE).unlink(missing_ok=True)  # it would show other results than the tables

@@ -16,9 +16,8 @@ For research. This is no medical device: a person who can judge them must look a
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from nnunet_ssp.console import whole
+from nnunet_ssp.console import path, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-i",
         dest="inputs",
         metavar="INPUT",
-        type=Path,
+        type=path,
         nargs="+",
         required=True,
         help="files or folders, see above",
     )
     parser.add_argument(
-        "-o", dest="output", metavar="OUT", type=Path, required=True, help="folder to write to"
+        "-o", dest="output", metavar="OUT", type=path, required=True, help="folder to write to"
     )
     parser.add_argument(
         "--dicom-seg",
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(model: argparse._ArgumentGroup) -> None:
-    model.add_argument("-m", dest="model", metavar="MODEL", type=Path, help="folder or zip")
+    model.add_argument("-m", dest="model", metavar="MODEL", type=path, help="folder or zip")
     model.add_argument("-d", dest="dataset", metavar="DATASET", help="instead of -m: id or name")
     model.add_argument("-tr", dest="trainer", metavar="TRAINER", help="where there are several")
     model.add_argument("-p", dest="plans", metavar="PLANS", help="where there are several")
@@ -86,7 +85,7 @@ def _add_model(model: argparse._ArgumentGroup) -> None:
     model.add_argument(
         "--postprocessing",
         metavar="FILE",
-        type=Path,
+        type=path,
         help="postprocessing.json of nnUNetv2_find_best_configuration",
     )
     model.add_argument(

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from nnunet_ssp.console import count_of
+from nnunet_ssp.console import count_of, writing_failed
 from nnunet_ssp.conversion.convert import input_stamp
 from nnunet_ssp.dataset_conversion.cine_files import CineTask
 from nnunet_ssp.evaluation.labels import Labels
@@ -84,7 +84,7 @@ def predict(
     """Segment and measure new cines; arguments are those of the command, see `arguments`.
 
     Returns:
-        1 if a subject was refused, else 0.
+        1 if a subject or its DICOM Segmentations were refused, else 0.
 
     Raises:
         FileNotFoundError: An input or the model is missing.
@@ -101,9 +101,6 @@ def predict(
     device = choose_device(device)
     steps = read_postprocessing(postprocessing) if postprocessing is not None else []
     tasks, refused = find_studies(inputs, by_patient_id, series, number_of_workers(workers))
-    if dicom_seg:
-        refused |= without_dicom(tasks)
-        tasks = [task for task in tasks if task.subject not in refused]
     with (
         _failures_in_words(output),
         locked(output, create=True),
@@ -132,10 +129,7 @@ def _failures_in_words(output: Path) -> Iterator[None]:
     except (FileExistsError, FileNotFoundError):
         raise
     except OSError as error:
-        raise RuntimeError(
-            f"{output}: writing failed ({error}). Once there is space, or what else was missing, run the same command "
-            "again: it continues where it stopped."
-        ) from error
+        raise RuntimeError(writing_failed(output, error)) from error
 
 
 def run(
@@ -159,17 +153,19 @@ def run(
         overwrite: Whether to delete such a folder's content.
 
     Returns:
-        All that were refused, with the reason.
+        All that were refused, themselves or their DICOM Segmentations, with the reason.
     """
     output.take_over(made_by, overwrite)
     refused = dict(refused)
     choices = asdict(job.choices) | {"structures": dict(job.labels.structures)}
     choices["frames"] = list(job.choices.frames) if job.choices.frames else None
+    no_objects = without_dicom(tasks) if job.dicom_seg else {}
     waiting = []
     for task in tasks:
         record = output.read(task.subject)
         same = record if record is not None and record["stamp"] == _stamp(task) else None
-        whole = not job.dicom_seg or output.has_dicom(task.subject)
+        objects = job.dicom_seg and task.subject not in no_objects
+        whole = not objects or output.has_dicom(task.subject)
         if same is None or same["choices"] != choices or not whole:
             waiting.append((task, same))
     if len(waiting) < len(tasks):
@@ -184,7 +180,6 @@ def run(
             try:
                 study = reading.pop(0).result()
                 job.choices.check(study.voxels.shape[3])
-                sources = read_sources(study) if job.dicom_seg else []
                 mask, doubt = _segmented(task.subject, before, study, job, output, load)
             except ValueError as error:
                 refused[task.subject] = str(error)
@@ -195,14 +190,18 @@ def run(
             record = _measured(mask, doubt, study, job)
             page = subject_page(task.subject, record, study, mask, job.labels)
             page.write(output.page(task.subject))
-            if job.dicom_seg:
-                write_segmentations(output.dicom(task.subject), mask, sources, job.labels)
+            if before is not None and before["choices"].get("structures") != choices["structures"]:
+                output.remove_dicom(task.subject)  # its segments are of other classes
+            if job.dicom_seg and task.subject not in no_objects:
+                no_objects |= _write_objects(task, mask, study, job, output)
             record |= {"stamp": _stamp(task), "choices": choices}
             write_json(output.record(task.subject), record)
             print(_line(task.subject, record), flush=True)
     run_page(output.write_tables(refused), refused).write(output.folder / "report.html")
+    for subject, reason in no_objects.items():
+        print(f"{subject}: no DICOM Segmentations. {reason}")
     print("\n".join(_closing(tasks, refused, output)))
-    return refused
+    return no_objects | refused
 
 
 def _segmented(
@@ -224,6 +223,21 @@ def _segmented(
         mask[..., t] = postprocess(mask[..., t], job.postprocessing)
     write_mask(output.mask(subject), mask, study)
     return mask, [None if math.isnan(value) else value for value in doubts]
+
+
+def _write_objects(
+    task: CineTask, mask: Array, study: InputCine, job: Procedure, output: Output
+) -> dict[str, str]:
+    """Write a subject's DICOM Segmentations; returns it with the reason if that failed, and leaves none then."""
+    try:
+        write_segmentations(output.dicom(task.subject), mask, read_sources(study), job.labels)
+    except OSError:
+        raise
+    except Exception as error:  # highdicom and pydicom refuse headers by errors of many kinds
+        output.remove_dicom(task.subject)
+        ours = isinstance(error, ValueError) and str(task.place) in str(error)
+        return {task.subject: str(error) if ours else f"{task.place}: highdicom says {error!r}."}
+    return {}
 
 
 def _stamp(task: CineTask) -> list[str]:

@@ -102,6 +102,10 @@ class Output:
         """Remove what there is of a subject."""
         for file in (self.record(subject), self.mask(subject), self.page(subject)):
             file.unlink(missing_ok=True)
+        self.remove_dicom(subject)
+
+    def remove_dicom(self, subject: str) -> None:
+        """Remove a subject's DICOM Segmentations."""
         if self.dicom(subject).is_dir():
             shutil.rmtree(self.dicom(subject))
 

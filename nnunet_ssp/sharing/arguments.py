@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from nnunet_ssp.console import path
 
 EXPORT = """Pack a pretraining for others: one zip with weights, plans and a card.
 
@@ -56,13 +57,13 @@ def _import(args: argparse.Namespace) -> None:
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint_final.pth of a pretraining"
+        "checkpoint", metavar="CHECKPOINT", type=path, help="checkpoint_final.pth of a pretraining"
     )
     parser.add_argument(
         "-o",
         dest="output",
         metavar="NAME",
-        type=Path,
+        type=path,
         required=True,
         help="what to write: NAME.zip, or with --hub the folder NAME",
     )
@@ -90,7 +91,7 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="ZIP", type=Path, help="the zip, or the folder from a hub")
+    parser.add_argument("file", metavar="ZIP", type=path, help="the zip, or the folder from a hub")
     parser.add_argument("-d", dest="dataset", metavar="DATASET", help="dataset id or name")
     parser.add_argument(
         "-p",
@@ -101,6 +102,6 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pth",
         metavar="FILE",
-        type=Path,
+        type=path,
         help="also write a checkpoint, which nnU-Net's own trainers take as -pretrained_weights",
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ssp.console import count_of
+from nnunet_ssp.console import count_of, some
 from nnunet_ssp.study.workflow import unfinished
 
 if TYPE_CHECKING:
@@ -97,12 +97,15 @@ def _listing(study: Study, pretrainings: Sequence[Run], trainings: Sequence[Run]
 def _estimate(
     study: Study, untrained: tuple[list[Run], list[Run]], data: Data | None, bench: Path | None
 ) -> list[str]:
-    from nnunet_ssp.study.estimate import SHIPPED, hours, read_speeds
+    from nnunet_ssp.study.estimate import SHIPPED, hours, method_of, read_speeds
 
     measure = (
         "nnunet-ssp bench --json bench.json measures the speeds here; then add --bench bench.json."
     )
     speeds = read_speeds(bench or SHIPPED)
+    unknown = {method_of(run) for run in untrained[0]} - speeds.methods.keys()
+    if bench is None and unknown:
+        return [f"Hours: unknown for {some(unknown)}. {measure}"]
     found = hours(study, untrained, data, speeds)
     if found is None:
         return [f"Hours: unknown without the data set. {measure}"]

@@ -81,7 +81,7 @@ def hours(
     pretraining, finetuning = runs
     seconds = [0.0, 0.0]
     for run in pretraining:
-        if (method := _method(run)) not in speeds.methods:
+        if (method := method_of(run)) not in speeds.methods:
             raise ValueError(f"`--bench` must hold the speed of {method}: leave out --methods.")
         seconds[0] += _pretraining_images(study, run, data) / speeds.methods[method]
     for run in finetuning:
@@ -109,6 +109,7 @@ def _finetuning_images(study: Study, run: Run, data: Data | None) -> float:
     return float(settings.num_epochs * steps * (batch + unlabelled))
 
 
-def _method(run: Run) -> str:
+def method_of(run: Run) -> str:
+    """Return the name of a pretraining's method, as the bench has it."""
     found = re.fullmatch(r"nnUNetTrainer(\w+)Pretrain", run.trainer)
     return found[1] if found else run.trainer

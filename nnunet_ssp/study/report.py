@@ -422,11 +422,14 @@ def _add_runs(page: Page, results: Results) -> None:
 def _run_cell(results: Results, run: Run) -> Cell:
     if not results.is_done(run):
         return _state_cell(results, run)
-    report = Link(
-        rounded(results.dice(run), 3), f"{results.folder(run, 'evaluate')}/evaluation/{PAGE}"
+    dice, report = (
+        rounded(results.dice(run), 3),
+        f"{results.folder(run, 'evaluate')}/evaluation/{PAGE}",
     )
+    # `evaluation: --no-report` writes no page.
+    shown = Link(dice, report) if (results.output / report).is_file() else dice
     record = results.record(run, "train")
-    return Noted(report, [[*_files(run), *[duration(record["seconds"])] * bool(record)]])
+    return Noted(shown, [[*_files(run), *[duration(record["seconds"])] * bool(record)]])
 
 
 def _files(run: Run) -> list[str | Link]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nnunet_ssp.dataset_conversion.cine import look, make_tasks
 from nnunet_ssp.dataset_conversion.cine_files import (
     Found,
     find_cines,
@@ -122,6 +123,43 @@ def test_the_series_of_the_user_are_kept(tmp_path: Path):
     assert kept["B"] in found
     assert {file.parent.name for file in kept["A"].images} == {"4"}
     assert kept["A"].chosen and "without 20 files of others" in kept["A"].note
+
+
+def images(root: Path, **frames: int) -> None:
+    for stem, number in frames.items():
+        shape = (6, 5, 4, number) if number > 1 else (6, 5, 4)
+        write_nifti(root / f"{stem}.nii.gz", np.ones(shape, np.int16), np.eye(4))
+
+
+@pytest.mark.parametrize(
+    "patient",
+    [
+        {"p1_4d": 3, "p1_frame01": 1, "p1_frame12": 1},
+        {"p1_4d": 3, "p1_frame01": 1},
+        {"p1": 3, "p1_frame01": 1, "p1_frame12": 1},
+        {"p1_frame01": 1, "p1_frame02": 3},
+        {"p1_frame01": 3, "p1_frame02": 3},
+    ],
+)
+def test_a_cine_beside_its_frames_is_no_second_subject(tmp_path: Path, patient: dict[str, int]):
+    """As in ACDC's folders put into one: the patient would be on both sides of a fold."""
+    images(tmp_path, **patient, p10_4d=3, p2_frame01=1, p2_frame02=1)
+    found = {f.name: f for f in find_cines(tmp_path, tmp_path, False, 1, one_frame=False)}
+    assert {name: len(f.images) for name, f in found.items()} == {"p1": 0, "p10_4d": 1, "p2": 2}
+    first = next(stem for stem, number in patient.items() if number > 1)
+    assert f"more than one frame in {first}.nii.gz" in found["p1"].note
+    assert "4D file alone, called p1.nii.gz" in found["p1"].note
+
+
+def test_a_damaged_frame_is_a_frame(tmp_path: Path):
+    images(tmp_path, p1_frame01=1, p1_frame03=1)
+    pointer = tmp_path / "p1_frame02.nii.gz"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1")
+    (found,) = find_cines(tmp_path, tmp_path, False, 1, one_frame=False)
+    assert found.name == "p1" and len(found.images) == 3 and found.images[1] == pointer
+    tasks, _ = make_tasks([found], tmp_path, {})
+    refusal = look(tasks[0]).refused
+    assert "p1_frame02.nii.gz" in refusal and "run git lfs pull" in refusal
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,12 @@ def test_a_full_disk_says_how_to_go_on(go, inputs, subject, tmp_path, monkeypatc
     assert go()[0] == 1
 
 
+def test_a_missing_permission_is_no_missing_space(tmp_path) -> None:
+    doing = command._failures_in_words(tmp_path)
+    with pytest.raises(RuntimeError, match="You may not write there: choose a folder"), doing:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+
 def test_one_frame_has_no_ef_and_says_so(go, inputs, subject, tmp_path) -> None:
     for file in inputs.iterdir():
         save(subject.image[..., :1], file, subject.affine)

@@ -172,12 +172,47 @@ def test_objects_are_added_to_what_is_done(go, single, tmp_path, monkeypatch, ca
     assert sorted(file.name for file in folder.iterdir()) == names
 
 
-def test_nifti_is_refused_and_dicom_goes_on(go, single, subject, tmp_path) -> None:
+def refusals(out: Path) -> dict[str, str]:
+    with open(out / "volumes.csv", newline="") as stream:
+        return {row["subject"]: row["refused"] for row in csv.DictReader(stream)}
+
+
+def test_nifti_keeps_its_results_and_dicom_goes_on(go, single, subject, tmp_path, capsys) -> None:
     file = save(subject.image, tmp_path / "n.nii.gz", subject.affine)
+    assert go("-i", single, file) == 0
     assert go("-i", single, file, "--dicom-seg") == 1
-    with open(tmp_path / "out" / "volumes.csv", newline="") as stream:
-        rows = {row["subject"]: row["refused"] for row in csv.DictReader(stream)}
-    assert rows["s"] == "" and "n.nii.gz: NIfTI, and `--dicom-seg` needs DICOM" in rows["n"]
+    said = "n: no DICOM Segmentations. " + str(file) + ": NIfTI, and `--dicom-seg` needs DICOM"
+    assert said in capsys.readouterr().out
+    assert refusals(tmp_path / "out") == {"n": "", "s": ""}
+    assert (tmp_path / "out" / "s_seg_dicom").is_dir()
+
+
+def test_an_error_of_highdicom_is_that_of_one_subject(
+    go, single, tmp_path, monkeypatch, capsys
+) -> None:
+    series(tmp_path / "u", PatientID="U")
+    real = dicom_seg._segmentation
+
+    def refuse(pixels: np.ndarray, sources: list, *rest: object, **described: object) -> object:
+        if sources[0].header.PatientID != "U" and described["instance_number"] == 2:
+            raise AttributeError("no such tag")
+        return real(pixels, sources, *rest, **described)
+
+    monkeypatch.setattr(dicom_seg, "_segmentation", refuse)
+    assert go("-i", single, tmp_path / "u", "--dicom-seg") == 1
+    said = capsys.readouterr().out
+    assert f"s: no DICOM Segmentations. {single}: highdicom says AttributeError('no such" in said
+    assert refusals(tmp_path / "out") == {"s": "", "u": ""}
+    assert [folder.name for folder in (tmp_path / "out").glob("*_dicom")] == ["u_seg_dicom"]
+
+
+def test_objects_of_other_structures_are_removed(go, single, tmp_path) -> None:
+    folder = tmp_path / "out" / "s_seg_dicom"
+    assert go("-i", single, "--dicom-seg") == 0
+    assert go("-i", single, "--frames", 0, 2) == 0
+    assert folder.is_dir()
+    assert go("-i", single, "--lv", "RV", "--rv", "LV") == 0
+    assert not folder.exists()
 
 
 def test_without_highdicom_nothing_is_begun(go, single, tmp_path, monkeypatch, capsys) -> None:

@@ -88,6 +88,19 @@ def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):
     assert "hours of one a card, 2026-01-01, with the sizes that the file gives" in said
 
 
+def test_dry_run_of_a_method_of_ones_own(tmp_path, capsys, monkeypatch):
+    """Without --bench the shipped speeds know none."""
+    speeds = {
+        "setting": {"name": "a card", "date": "2026-01-01", "side": 256},
+        "methods": {name: {"end_to_end_images_per_s": 1.0} for name in ("MIM", "SimCLR", "PCL")},
+        "finetuning_images_per_s": 500.0,
+    }
+    write_json(tmp_path / "speeds.json", speeds)
+    monkeypatch.setattr("nnunet_ssp.study.estimate.SHIPPED", tmp_path / "speeds.json")
+    assert main(["study", "demooij", "--dry-run"]) == 0
+    assert "Hours: unknown for DINO. nnunet-ssp bench --json" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("size", "epochs"), [("cpu", "42 precision=bf16"), ("gpu", "100")])
 def test_dry_run_of_acdc_few(tmp_path, capsys, monkeypatch, size, epochs):
     monkeypatch.chdir(tmp_path)

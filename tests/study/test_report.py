@@ -72,6 +72,8 @@ def test_links_lead_to_files_and_rows_that_exist(miniature):
     run = mini.run("MIM", "10", 2)
     (mini.output / run.folder).mkdir(parents=True)
     (mini.output / run.folder / "train.log").write_text("error")
+    without = f"{mini.run('MIM', '10', 1).folder}/evaluation/report.html"  # --no-report
+    (mini.output / without).unlink()
     document = write(mini)
     rows = {row["id"] for row in document.all("tr") if "id" in row}
     assert len(rows) == 4
@@ -80,6 +82,7 @@ def test_links_lead_to_files_and_rows_that_exist(miniature):
     for link in found:
         path, row = urldefrag(link)
         assert (mini.output / unquote(path)).is_file() if path else row in rows
+    assert without not in found
     for name in ("evaluation/report.html", "train.log", "train.json"):
         assert f"{mini.run('MIM', '10', 0).folder}/{name}" in found
     assert f"{run.folder}/train.log" in found
