@@ -125,13 +125,16 @@ def _shapes(state: Any) -> Any:
     return tuple(state.shape) if isinstance(state, Tensor) else type(state)
 
 
-def continue_heads(method: Method, ssp: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+def continue_heads(
+    method: Method, ssp: Mapping[str, Any], state: Mapping[str, Any], adapted: bool = False
+) -> str:
     """Let heads, teacher and centre go on if the file is of the same method and all shapes agree.
 
     Args:
         method: The method of this run, around the network that the file has filled.
         ssp: Record of the file.
         state: Its entry `ssp_state.method`.
+        adapted: Whether the file's weights were changed to fit; the state would bring back weights that were not.
 
     Returns:
         In words, what was done.
@@ -141,6 +144,10 @@ def continue_heads(method: Method, ssp: Mapping[str, Any], state: Mapping[str, A
         other = f"the file is of {shown(theirs)}" if theirs else "the file has no method"
         return f"the heads of {name} are new ({other})"
     own = method.extra_state()
+    if own and adapted:
+        return f"the heads of {name} are new (the weights were adapted)"
+    if own and not state:
+        return f"the heads of {name} are new (the file holds none)"
     if _shapes(own) != _shapes(state):
         return f"the heads of {name} are new (their shapes differ)"
     method.load_extra_state(dict(state))

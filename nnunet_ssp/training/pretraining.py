@@ -126,12 +126,12 @@ class PretrainingTrainer(StartingTrainer):
             self.enable_deep_supervision,
         )
         if pretrained is not None:
-            self._continue_from(pretrained, planned)
+            adapted = self._continue_from(pretrained, planned)
         self.method = self.method_class(
             planned, self.settings, (height, width), self.num_input_channels
         )
         if pretrained is not None:
-            heads = continue_heads(self.method, pretrained.ssp, pretrained.state)
+            heads = continue_heads(self.method, pretrained.ssp, pretrained.state, adapted)
             self.print_to_log_file(f"Optimizer and learning rate begin anew; {heads}.")
         self.stage_change = StageChange(planned)
         logging = self.logger.local_logger.my_fantastic_logging
@@ -150,16 +150,20 @@ class PretrainingTrainer(StartingTrainer):
         self.was_initialized = True
         self.logger.update_config({"hparas": asdict(self.settings)})
 
-    def _continue_from(self, pretrained: transfer.Pretrained, network: nn.Module) -> None:
-        """Fill the planned network from an earlier training's file; one of an encoder method with the encoder alone."""
+    def _continue_from(self, pretrained: transfer.Pretrained, network: nn.Module) -> bool:
+        """Fill the planned network from an earlier training's file; one of an encoder method with the encoder alone.
+
+        Returns:
+            Whether the weights were adapted.
+        """
         only = self.method_class.transfers == "encoder"
         adaptation = self.compare_pretrained(pretrained, network, only)
         self.take_chain(pretrained)
         split = super().do_split() if isinstance(self.fold, int) else ([], [])
         self.check_validation(validated_on(self.fold, *split))
-        if adaptation is None:
-            adaptation = transfer.adapted(pretrained, network, self.dataset_json, only)
-        self.fill(network, adaptation)
+        # Without the channels' names, what fits is taken as it is.
+        self.fill(network, adaptation or transfer.adapted(pretrained, network, {}, only))
+        return adaptation is not None
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         """Return the method's optimiser; the method gives the learning rate of each step."""
