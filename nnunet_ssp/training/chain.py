@@ -87,16 +87,24 @@ def seen_of(
 
     Args:
         validation: Cases that the fold holds out.
-        links: Every training behind the weights; each names subjects by its own `subject_pattern`.
+        links: Every training behind the weights. One may name subjects by the `subject_pattern` of another, as
+            fine-tuning does.
         cases: Rows of `cases.csv`.
     """
-    names = list(validation)
-    found: set[str] = set()
-    for link in links:
-        pattern = link.get("settings", {}).get("subject_pattern")
-        excluded = held_out(names, cases, pattern)
-        found |= set(privacy.ours_among(excluded, link.get("subjects", ())))
-    return sorted(found)
+    names, links = list(validation), list(links)
+    patterns = {None, *map(_pattern_of, links)}
+    excluded = set[str]().union(*(held_out(names, cases, pattern) for pattern in patterns))
+    return sorted(privacy.ours_among(excluded, subjects_seen(links)))
+
+
+def last_pattern(links: Sequence[ChainLink]) -> str | None:
+    """Return the `subject_pattern` of the last training that has one."""
+    return next((pattern for link in reversed(links) if (pattern := _pattern_of(link))), None)
+
+
+def _pattern_of(link: ChainLink) -> str | None:
+    pattern: str | None = link.get("settings", {}).get("subject_pattern")
+    return pattern
 
 
 def link_name(link: ChainLink) -> str:

@@ -10,6 +10,7 @@ from nnunet_ssp.cohort.privacy import hashed_subject
 from nnunet_ssp.training.chain import (
     chain_in_words,
     continue_heads,
+    last_pattern,
     links_of,
     refuse_test_subjects,
     seen_of,
@@ -76,6 +77,14 @@ def test_each_link_names_subjects_by_its_own_pattern():
     assert seen_of(["acdc-c_1"], [with_pattern], {}) == ["c"]
     assert seen_of(["acdc-c_1"], [whole], {}) == []
     assert seen_of(["acdc-c"], [whole, with_pattern | {"settings": {}}], {}) == ["acdc-c"]
+
+
+def test_fine_tuning_names_subjects_by_the_pattern_of_an_earlier_link():
+    first = record("MIM", "a", settings={"subject_pattern": "acdc-(.)_"})
+    tuned = {"trainer": "nnUNetTrainerFinetune", "settings": {}, "subjects": [*hashes("a", "c")]}
+    assert seen_of(["acdc-c_1", "acdc-d_1"], [first, tuned], {}) == ["c"]
+    assert last_pattern([first, tuned]) == "acdc-(.)_"
+    assert last_pattern([tuned]) is None
 
 
 def test_the_chain_in_words():
