@@ -464,8 +464,9 @@ def differences(old: dict[str, Any], new: Settings) -> list[str]:
 
 def _is_of_others(recipe: str | None, settings: Settings) -> bool:
     """Whether a recipe is another trainer's alone: one exported variable serves pretraining and fine-tuning."""
-    known = {name for cls in _all_settings() for name in cls.recipes} if recipe else set()
-    return recipe in known - {*get_args(_types(type(settings))["recipe"])}
+    if not recipe or recipe in get_args(_types(type(settings))["recipe"]):
+        return False
+    return any(recipe in get_args(_types(cls).get("recipe")) for cls in _all_settings())
 
 
 def _all_names() -> set[str]:

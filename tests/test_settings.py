@@ -347,6 +347,9 @@ def test_a_recipe_of_other_trainers_is_ignored_and_named():
         ["recipe=deep"],
     )
     assert override(MIMSettings(), "recipe=few") == (MIMSettings(), ["recipe=few"])
+    # Also a default's name, which replaces nothing.
+    name = "recipe=instancenorm"
+    assert override(FinetuningSettings(), name) == (FinetuningSettings(), [name])
     with pytest.raises(ValueError, match=r"`recipe` \(=fwe\) must be nnunet or few"):
         override(FinetuningSettings(), "recipe=fwe")
 
