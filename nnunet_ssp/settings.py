@@ -244,6 +244,11 @@ class FrozenSettings(FinetuningSettings):
     # Learning rate of the first stage: nnU-Net's, for new layers. The second stage has initial_lr.
     frozen_lr: float = 0.01
 
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        **FinetuningSettings.recipes,
+        "few": {**FinetuningSettings.recipes["few"], "frozen_lr": 0.003},
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_no_warmup(self)

@@ -340,6 +340,11 @@ def test_a_recipe_replaces_defaults_and_single_settings_win_in_any_order():
     assert override(MIMSettings(), "recipe=paper")[0] == MIMSettings()
 
 
+def test_few_lowers_the_rates_of_both_stages_for_adamw():
+    few = override(FrozenSettings(), "recipe=few")[0]
+    assert (few.optimizer, few.frozen_lr, few.initial_lr) == ("adamw", 0.003, 0.003)
+
+
 def test_a_recipe_of_other_trainers_is_ignored_and_named():
     # so that one exported variable serves pretraining and fine-tuning
     assert override(FinetuningSettings(), "recipe=deep seed=3") == (
