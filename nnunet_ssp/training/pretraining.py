@@ -36,7 +36,7 @@ from nnunet_ssp.slices.store import read_index, store_folder
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.batches import Batches, ensure_store
 from nnunet_ssp.training.chain import continue_heads
-from nnunet_ssp.training.checks import refuse_unsuitable, refuses_other_content
+from nnunet_ssp.training.checks import refuse_lost_start, refuse_unsuitable, refuses_other_content
 from nnunet_ssp.training.compiling import compile_parts
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import StageChange
@@ -247,6 +247,7 @@ class PretrainingTrainer(StartingTrainer):
         self.settle_precision(self.method.network, self.method_class.half_precision == "bf16")
         starts = self.current_epoch == 0 and self._resumed is None
         if starts:
+            refuse_lost_start(self)
             self.refuse_overwriting()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         if self._resumed is not None:
@@ -393,6 +394,8 @@ class PretrainingTrainer(StartingTrainer):
             "best_loss": self.best_loss,
             "probed_untrained": self._probed_untrained,
             **random_state(self.device),
+            # A resumed run builds the network anew; without a chain its seed gives the same start.
+            **({"change_from": self.stage_change.start} if self.chain else {}),
             **more_state,
         }
         return self.checkpoint(weights, ssp_state=state, **entries)
@@ -439,6 +442,7 @@ class PretrainingTrainer(StartingTrainer):
             self._unfinished = state["epoch"]
             self.outputs = unpack_steps(self._unfinished["outputs"], self.device)
             self.guard.skipped = list(self._unfinished["skipped"])
+        self.stage_change.start = state.get("change_from", self.stage_change.start)
         self.best_loss = state["best_loss"]
         self._probed_untrained = state["probed_untrained"]
         self.current_epoch = checkpoint["current_epoch"]
