@@ -133,13 +133,25 @@ def test_an_interrupted_link_goes_on_exactly(runs, pretrained):
     whole = runs.run(MIM, settings, weights=pretrained)
     expected = final(whole)
     shutil.rmtree(whole.output_folder)
-    runs.interrupt(MIM, settings, weights=pretrained)
+    begun = runs.interrupt(MIM, settings, weights=pretrained)
     resumed = runs.make(MIM, resume=True)
+    for part, tensors in begun.stage_change.start.items():
+        assert all(map(torch.equal, resumed.stage_change.start[part], tensors)), part
     resumed.run_training()
     found = final(resumed)
     assert found["ssp"] == expected["ssp"]
     for key, tensor in body(expected["network_weights"]).items():
         assert torch.equal(found["network_weights"][key], tensor), key
+
+
+def test_a_link_without_a_checkpoint_does_not_begin_from_scratch(runs, pretrained):
+    folder = Path(runs.run(MIM, PRETRAIN, weights=pretrained).output_folder)
+    for file in folder.glob("checkpoint_*.pth"):
+        file.unlink()
+    again = runs.make(MIM, PRETRAIN, resume=True)
+    words = r"began from checkpoint_final\.pth: .* -pretrained_weights FOLDER/checkpoint_final\.pth"
+    with pytest.raises(ValueError, match=words):
+        again.run_training()
 
 
 def test_other_weights_do_not_overwrite_a_finished_link(runs, pretrained):
