@@ -244,6 +244,11 @@ class FrozenSettings(FinetuningSettings):
     # Learning rate of the first stage: nnU-Net's, for new layers. The second stage has initial_lr.
     frozen_lr: float = 0.01
 
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        **FinetuningSettings.recipes,
+        "few": {**FinetuningSettings.recipes["few"], "frozen_lr": 0.003},
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_no_warmup(self)
@@ -464,8 +469,9 @@ def differences(old: dict[str, Any], new: Settings) -> list[str]:
 
 def _is_of_others(recipe: str | None, settings: Settings) -> bool:
     """Whether a recipe is another trainer's alone: one exported variable serves pretraining and fine-tuning."""
-    known = {name for cls in _all_settings() for name in cls.recipes} if recipe else set()
-    return recipe in known - {*get_args(_types(type(settings))["recipe"])}
+    if not recipe or recipe in get_args(_types(type(settings))["recipe"]):
+        return False
+    return any(recipe in get_args(_types(cls).get("recipe")) for cls in _all_settings())
 
 
 def _all_names() -> set[str]:

@@ -340,6 +340,11 @@ def test_a_recipe_replaces_defaults_and_single_settings_win_in_any_order():
     assert override(MIMSettings(), "recipe=paper")[0] == MIMSettings()
 
 
+def test_few_lowers_the_rates_of_both_stages_for_adamw():
+    few = override(FrozenSettings(), "recipe=few")[0]
+    assert (few.optimizer, few.frozen_lr, few.initial_lr) == ("adamw", 0.003, 0.003)
+
+
 def test_a_recipe_of_other_trainers_is_ignored_and_named():
     # so that one exported variable serves pretraining and fine-tuning
     assert override(FinetuningSettings(), "recipe=deep seed=3") == (
@@ -347,6 +352,9 @@ def test_a_recipe_of_other_trainers_is_ignored_and_named():
         ["recipe=deep"],
     )
     assert override(MIMSettings(), "recipe=few") == (MIMSettings(), ["recipe=few"])
+    # Also a default's name, which replaces nothing.
+    name = "recipe=instancenorm"
+    assert override(FinetuningSettings(), name) == (FinetuningSettings(), [name])
     with pytest.raises(ValueError, match=r"`recipe` \(=fwe\) must be nnunet or few"):
         override(FinetuningSettings(), "recipe=fwe")
 

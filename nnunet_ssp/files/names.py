@@ -13,6 +13,8 @@ WORDS = (
     "one plain name: not empty, no /, \\ or control character, no drive, not beginning with a point, "
     f"at most {LONGEST} bytes"
 )
+# Files that nnU-Net keeps beside plans, without their ending.
+NOT_PLANS = ("dataset", "dataset_fingerprint", "splits_final")
 
 
 def is_plain(name: object) -> bool:
@@ -55,3 +57,20 @@ def must_all_be_plain(names: Iterable[object], what: str, where: str) -> None:
     """Check several names, see `must_be_plain`."""
     for name in names:
         must_be_plain(name, what, where)
+
+
+def must_name_plans(name: str, place: str) -> str:
+    """Return a name for plans.
+
+    Args:
+        name: The name.
+        place: Where it comes from, for the message.
+
+    Raises:
+        ValueError: It is not plain, or plans of this name would replace a file of nnU-Net's.
+    """
+    if must_be_plain(name, place).lower() in NOT_PLANS:
+        raise ValueError(
+            f"{place} (={name}) must be none of {', '.join(NOT_PLANS)}: beside plans, nnU-Net has files of these names."
+        )
+    return name

@@ -9,7 +9,7 @@ from nnunet_ssp.cohort import privacy
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.bundles import FINGERPRINT, Bundle, write_bundle
 from nnunet_ssp.files.contents import read_json
-from nnunet_ssp.files.names import must_be_plain
+from nnunet_ssp.files.names import must_name_plans
 from nnunet_ssp.files.nnunet import check_plans, configuration_of
 from nnunet_ssp.network import is_output_layer
 from nnunet_ssp.sharing.card import card_of, page_of, prepared_folder, seen_cases
@@ -52,7 +52,7 @@ def export_checkpoint(
         FileNotFoundError: There is no such checkpoint.
         ValueError: The checkpoint is no pretraining, is not 2D, or its subjects' names are not known here.
     """
-    name = must_be_plain(output.name.removesuffix(".zip"), "-o")
+    name = must_name_plans(output.name.removesuffix(".zip"), "-o")
     target = output if hub else output.with_name(f"{name}.zip")
     if target.exists():
         raise FileExistsError(f"{target} exists already: choose another name with -o.")

@@ -17,7 +17,7 @@ from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.bundles import Bundle, read_bundle
 from nnunet_ssp.files.contents import printable, read_json, shown
-from nnunet_ssp.files.names import must_be_plain
+from nnunet_ssp.files.names import must_name_plans
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.training import transfer
@@ -142,7 +142,7 @@ def _plans_for(
     """Return the source's plans under a new name, as nnU-Net moves plans between datasets."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    must_be_plain(name, "-p")
+    must_name_plans(name, "-p")
     if "__" in name:
         raise ValueError(
             f"-p (={name}) must not hold __, at which nnU-Net splits names of folders."

@@ -150,12 +150,14 @@ def name_channels(
 ) -> tuple[Tensor, str] | None:
     """Give each input channel the weights of the file's channel of that name; new ones begin at 0.
 
-    The network then sees at first what the pretrained one saw. Without a name in common `fit_channels` decides.
+    The network then sees at first what the pretrained one saw. Without a name in common, or with a name that one side
+    gives twice, `fit_channels` decides.
     """
     theirs, ours = list(channels.theirs), list(channels.ours)
     if place != FIRST or not channels.shared or theirs == ours:
         return None
-    if (len(theirs), len(ours)) != (weight.shape[1], shape[1]):
+    repeated = len(set(theirs)) < len(theirs) or len(set(ours)) < len(ours)
+    if repeated or (len(theirs), len(ours)) != (weight.shape[1], shape[1]):
         return None
     fitted = weight.new_zeros(weight.shape[0], len(ours), *weight.shape[2:])
     for number, name in enumerate(ours):

@@ -84,7 +84,8 @@ class SettingsTrainer(PrecisionTrainer):
         # First, so that a misspelt setting or a name that is a path elsewhere leaves no folder behind.
         self.settings, foreign = from_environment(self.defaults)
         check_files(plans, configuration, fold, dataset_json, self.settings.trust)
-        goes_on = bool(plans.get("continue_training"))
+        # Whether the command has `--c`.
+        self.goes_on = bool(plans.get("continue_training"))
         # nnU-Net copies the content into every checkpoint and into the results' folder.
         dataset_json = privacy.without_files(dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -92,7 +93,7 @@ class SettingsTrainer(PrecisionTrainer):
             self.print_to_log_file(
                 f"Settings of other trainers, ignored here: {', '.join(foreign)}{self._meant(foreign)}"
             )
-        if goes_on:
+        if self.goes_on:
             with self._refusing():
                 self._take_settings()
         self.num_epochs = self.settings.num_epochs
@@ -168,7 +169,7 @@ class SettingsTrainer(PrecisionTrainer):
     def _meant(self, foreign: Collection[str]) -> str:
         """Say which settings act here, too, where the variable seems to be meant for another trainer."""
         words = os.environ.get(ENVIRONMENT_VARIABLE, "").split()
-        taken = [word for word in words if word.partition("=")[0] not in foreign]
+        taken = [word for word in words if not {word, word.partition("=")[0]} & {*foreign}]
         return f". Of the same variable, this training takes: {' '.join(taken)}" if taken else ""
 
     @staticmethod

@@ -87,16 +87,24 @@ def seen_of(
 
     Args:
         validation: Cases that the fold holds out.
-        links: Every training behind the weights; each names subjects by its own `subject_pattern`.
+        links: Every training behind the weights. One may name subjects by the `subject_pattern` of another, as
+            fine-tuning does.
         cases: Rows of `cases.csv`.
     """
-    names = list(validation)
-    found: set[str] = set()
-    for link in links:
-        pattern = link.get("settings", {}).get("subject_pattern")
-        excluded = held_out(names, cases, pattern)
-        found |= set(privacy.ours_among(excluded, link.get("subjects", ())))
-    return sorted(found)
+    names, links = list(validation), list(links)
+    patterns = {None, *map(_pattern_of, links)}
+    excluded = set[str]().union(*(held_out(names, cases, pattern) for pattern in patterns))
+    return sorted(privacy.ours_among(excluded, subjects_seen(links)))
+
+
+def last_pattern(links: Sequence[ChainLink]) -> str | None:
+    """Return the `subject_pattern` of the last training that has one."""
+    return next((pattern for link in reversed(links) if (pattern := _pattern_of(link))), None)
+
+
+def _pattern_of(link: ChainLink) -> str | None:
+    pattern: str | None = link.get("settings", {}).get("subject_pattern")
+    return pattern
 
 
 def link_name(link: ChainLink) -> str:
@@ -125,13 +133,16 @@ def _shapes(state: Any) -> Any:
     return tuple(state.shape) if isinstance(state, Tensor) else type(state)
 
 
-def continue_heads(method: Method, ssp: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+def continue_heads(
+    method: Method, ssp: Mapping[str, Any], state: Mapping[str, Any], adapted: bool = False
+) -> str:
     """Let heads, teacher and centre go on if the file is of the same method and all shapes agree.
 
     Args:
         method: The method of this run, around the network that the file has filled.
         ssp: Record of the file.
         state: Its entry `ssp_state.method`.
+        adapted: Whether the file's weights were changed to fit; the state would bring back weights that were not.
 
     Returns:
         In words, what was done.
@@ -141,6 +152,10 @@ def continue_heads(method: Method, ssp: Mapping[str, Any], state: Mapping[str, A
         other = f"the file is of {shown(theirs)}" if theirs else "the file has no method"
         return f"the heads of {name} are new ({other})"
     own = method.extra_state()
+    if own and adapted:
+        return f"the heads of {name} are new (the weights were adapted)"
+    if own and not state:
+        return f"the heads of {name} are new (the file holds none)"
     if _shapes(own) != _shapes(state):
         return f"the heads of {name} are new (their shapes differ)"
     method.load_extra_state(dict(state))

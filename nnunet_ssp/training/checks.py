@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from nnunet_ssp.files import checkpoints
-from nnunet_ssp.files.contents import NAMES, check, shown
+from nnunet_ssp.files.contents import NAMES, check, read_json, shown
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import check_dataset, check_plans, configuration_of
 from nnunet_ssp.training.loop import FINAL
@@ -95,6 +95,26 @@ def of_unfinished(file: Path, ssp: dict[str, Any], trust: bool) -> list[str]:
     if done >= epochs:
         return []
     return [f"the file is of a training that has not ended: {done} of {epochs} epochs"]
+
+
+def refuse_lost_start(trainer: Any) -> None:
+    """Refuse to begin from scratch under `--c` what had begun from an earlier training's weights.
+
+    Args:
+        trainer: A `PretrainingTrainer` that has loaded no checkpoint.
+
+    Raises:
+        ValueError: Names the file that the training began from.
+    """
+    record = Path(trainer.output_folder) / "settings.json"
+    if not trainer.goes_on or not record.is_file():
+        return
+    start = str(read_json(record, dict).get("weights_from", "scratch"))
+    if start != "scratch":
+        raise ValueError(
+            f"{record.parent} has no checkpoint for --c, and its training began from {shown(start)}: start it again "
+            f"from that file: {trainer.command('-pretrained_weights', f'FOLDER/{start}')}"
+        )
 
 
 def refuse_unsuitable(trainer: Any) -> None:

@@ -36,7 +36,7 @@ from nnunet_ssp.slices.store import (
     store_folder,
 )
 from nnunet_ssp.training import transfer
-from nnunet_ssp.training.chain import subjects_seen
+from nnunet_ssp.training.chain import last_pattern, subjects_seen
 from nnunet_ssp.training.checks import refuses_other_content
 from nnunet_ssp.training.evidence import gain_in_words
 from nnunet_ssp.training.loop import BEST, LATEST
@@ -144,8 +144,7 @@ class FinetuningTrainer(StartingTrainer):
         self.take_chain(pretrained)
         train, val = self.do_split()
         self.check_validation(validated_on(self.fold, train, val))
-        pattern = pretrained.ssp.get("settings", {}).get("subject_pattern")
-        trained = subjects_by_case(train, self.cases, pattern).values()
+        trained = subjects_by_case(train, self.cases, last_pattern(self.chain)).values()
         self.subjects = subjects_seen(self.chain) | privacy.hashed_subjects(trained)
         if adaptation is not None:
             self.weights_loaded(self.fill(self.network_module, adaptation))

@@ -9,11 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from nnunet_ssp.files.bundles import is_shared
 from nnunet_ssp.files.soundness import is_lfs_pointer
 
 OPCODES = 500_000  # read from one pickle at most
 PICKLES = 4  # before torch 1.6, three precede the content: magic number, protocol, machine
 LONGEST = 60  # characters of a name
+# Bytes that a pickle in a zip may unpack to: so many times its own, and some room.
+MOST_UNPACKED, ROOM = 4, 2**20
 
 # Names in a checkpoint of version 1, and in the record FILE.pkl beside it.
 VERSION_1 = {"epoch", "state_dict", "optimizer_state_dict", "plot_stuff"}
@@ -29,6 +32,8 @@ def name_foreign(file: Path) -> str:
     """
     if is_lfs_pointer(file):
         return "a git-lfs pointer in place of the file: run git lfs pull"
+    if is_shared(file):  # has no pickle, and is read within bounds of its own
+        return ""
     names = pickled_names(file)
     if names >= NNSSL:
         return (
@@ -54,8 +59,10 @@ def pickled_names(file: Path) -> set[str]:
     with suppress(Exception):  # pickletools, zipfile and zlib raise many kinds
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
-                for member in archive.namelist():
-                    if member.endswith("data.pkl"):
+                for member in archive.infolist():
+                    # PyTorch stores without compression: what unpacks to much more is not its own.
+                    most = MOST_UNPACKED * member.compress_size + ROOM
+                    if member.filename.endswith("data.pkl") and member.file_size <= most:
                         with archive.open(member) as stream:
                             _collect(stream, names)
         else:

@@ -207,5 +207,6 @@ def compare_with_dataset(
         raise ValueError(
             f"{file}, configuration {configuration}: nnU-Net cannot build a network from it ({reason})."
         ) from error
-    comparison = transfer.compare(pretrained, network, plans.plans, manager.configuration)
+    channels = transfer.channel_names(dataset_json)
+    comparison = transfer.compare(pretrained, network, plans.plans, manager.configuration, channels)
     return comparison, transfer.adapted(pretrained, network, dataset_json, encoder_only=False)

@@ -36,7 +36,7 @@ from nnunet_ssp.slices.store import read_index, store_folder
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.batches import Batches, ensure_store
 from nnunet_ssp.training.chain import continue_heads
-from nnunet_ssp.training.checks import refuse_unsuitable, refuses_other_content
+from nnunet_ssp.training.checks import refuse_lost_start, refuse_unsuitable, refuses_other_content
 from nnunet_ssp.training.compiling import compile_parts
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import StageChange
@@ -126,12 +126,12 @@ class PretrainingTrainer(StartingTrainer):
             self.enable_deep_supervision,
         )
         if pretrained is not None:
-            self._continue_from(pretrained, planned)
+            adapted = self._continue_from(pretrained, planned)
         self.method = self.method_class(
             planned, self.settings, (height, width), self.num_input_channels
         )
         if pretrained is not None:
-            heads = continue_heads(self.method, pretrained.ssp, pretrained.state)
+            heads = continue_heads(self.method, pretrained.ssp, pretrained.state, adapted)
             self.print_to_log_file(f"Optimizer and learning rate begin anew; {heads}.")
         self.stage_change = StageChange(planned)
         logging = self.logger.local_logger.my_fantastic_logging
@@ -150,16 +150,20 @@ class PretrainingTrainer(StartingTrainer):
         self.was_initialized = True
         self.logger.update_config({"hparas": asdict(self.settings)})
 
-    def _continue_from(self, pretrained: transfer.Pretrained, network: nn.Module) -> None:
-        """Fill the planned network from an earlier training's file; one of an encoder method with the encoder alone."""
+    def _continue_from(self, pretrained: transfer.Pretrained, network: nn.Module) -> bool:
+        """Fill the planned network from an earlier training's file; one of an encoder method with the encoder alone.
+
+        Returns:
+            Whether the weights were adapted.
+        """
         only = self.method_class.transfers == "encoder"
         adaptation = self.compare_pretrained(pretrained, network, only)
         self.take_chain(pretrained)
         split = super().do_split() if isinstance(self.fold, int) else ([], [])
         self.check_validation(validated_on(self.fold, *split))
-        if adaptation is None:
-            adaptation = transfer.adapted(pretrained, network, self.dataset_json, only)
-        self.fill(network, adaptation)
+        # Without the channels' names, what fits is taken as it is.
+        self.fill(network, adaptation or transfer.adapted(pretrained, network, {}, only))
+        return adaptation is not None
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         """Return the method's optimiser; the method gives the learning rate of each step."""
@@ -243,6 +247,7 @@ class PretrainingTrainer(StartingTrainer):
         self.settle_precision(self.method.network, self.method_class.half_precision == "bf16")
         starts = self.current_epoch == 0 and self._resumed is None
         if starts:
+            refuse_lost_start(self)
             self.refuse_overwriting()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         if self._resumed is not None:
@@ -389,6 +394,8 @@ class PretrainingTrainer(StartingTrainer):
             "best_loss": self.best_loss,
             "probed_untrained": self._probed_untrained,
             **random_state(self.device),
+            # A resumed run builds the network anew; without a chain its seed gives the same start.
+            **({"change_from": self.stage_change.start} if self.chain else {}),
             **more_state,
         }
         return self.checkpoint(weights, ssp_state=state, **entries)
@@ -435,6 +442,7 @@ class PretrainingTrainer(StartingTrainer):
             self._unfinished = state["epoch"]
             self.outputs = unpack_steps(self._unfinished["outputs"], self.device)
             self.guard.skipped = list(self._unfinished["skipped"])
+        self.stage_change.start = state.get("change_from", self.stage_change.start)
         self.best_loss = state["best_loss"]
         self._probed_untrained = state["probed_untrained"]
         self.current_epoch = checkpoint["current_epoch"]

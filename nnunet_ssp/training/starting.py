@@ -57,7 +57,8 @@ class StartingTrainer(SettingsTrainer):
             ValueError: It does not fit.
         """
         plans, configuration = self.plans_manager.plans, self.configuration_manager.configuration
-        comparison = transfer.compare(pretrained, network, plans, configuration)
+        channels = transfer.channel_names(self.dataset_json)
+        comparison = transfer.compare(pretrained, network, plans, configuration, channels)
         ssp = pretrained.ssp
         described = (
             f"{shown(ssp['method'])}, {ssp['counts']['slices']} slices"

@@ -9,7 +9,7 @@ hold aliases (`...all_modules.*`); aliases share storage, dtype and origin.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,6 +231,7 @@ def compare(
     network: nn.Module,
     plans: dict[str, Any],
     configuration: dict[str, Any],
+    channels: Sequence[str] = (),
 ) -> Comparison:
     """Compare a pretrained file with the network and plans of a dataset.
 
@@ -242,6 +243,7 @@ def compare(
         network: The planned segmentation network.
         plans: Content of the dataset's plans file.
         configuration: Resolved configuration of these plans.
+        channels: Names of the dataset's input channels; none where they are unknown.
     """
     own, theirs = _shapes(network.state_dict()), _shapes(pretrained.weights)
     wrong = [key for key in {**own, **theirs} if own.get(key) != theirs.get(key)]
@@ -274,6 +276,11 @@ def compare(
                 )
     if not their_configuration:
         notes.append("the file holds no plans: spacing and normalisation could not be compared")
+    if set(pretrained.channels) & set(channels) and pretrained.channels != tuple(channels):
+        notes.append(
+            f"channels: pretrained with {shown(', '.join(pretrained.channels))}, here {', '.join(channels)}; a file "
+            "that fits is taken in its own order"
+        )
     for name in ("patch_size", "batch_size"):
         if name in their_configuration:
             there, here = their_configuration[name], configuration[name]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_ssp.files.names import LONGEST, is_plain, must_be_plain
+from nnunet_ssp.files.names import LONGEST, is_plain, must_be_plain, must_name_plans
 
 ESCAPING = [
     "../x",
@@ -41,3 +41,10 @@ def test_a_name_that_is_no_plain_component_is_refused(name):
 )
 def test_plain_names_stay_as_they_are(name):
     assert must_be_plain(name, "case") == name
+
+
+@pytest.mark.parametrize("name", ["dataset", "dataset_fingerprint", "Splits_Final"])
+def test_plans_do_not_replace_files_of_nnunets(name):
+    with pytest.raises(ValueError, match=rf"-p \(={name}\) must be none of dataset, "):
+        must_name_plans(name, "-p")
+    assert must_name_plans(f"{name}2", "-p") == f"{name}2"

@@ -125,6 +125,8 @@ def test_the_folder_for_a_hub(checkpoint: Path, dataset: Path) -> None:
     page = (folder / "README.md").read_text()
     assert page.startswith("---\nlibrary_name: nnunet-ssp\n") and "# heart" in page
     assert transfer.read(folder).ssp["method"] == "MIM"
+    (folder / "README.md").write_text("edited on the hub")
+    assert transfer.read(folder).ssp["method"] == "MIM"
 
 
 def test_texts_of_a_card_stay_in_their_cells(checkpoint: Path, dataset: Path) -> None:

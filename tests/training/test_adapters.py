@@ -129,6 +129,14 @@ def test_channels_by_name(make_network: MakeNetwork):
     assert next(f.how for f in one.fates if f.kind == "adapted") == "3 input channels summed"
 
 
+@pytest.mark.parametrize("names", [("MRI", "MRI", "T2"), ("T1", "T2", "MRI")])
+def test_channels_with_repeated_names_are_taken_in_turn(make_network: MakeNetwork, names):
+    three, six = make_network(channels=3), make_network(channels=6, seed=1)
+    made = filled(six, three, Channels(names, ("MRI",) * 6))
+    how = next(f.how for f in made.fates if f.kind == "adapted")
+    assert how == "3 input channels taken in turn for 6, times 3/6"
+
+
 def test_a_larger_kernel_computes_the_same():
     small, large = planned(3), planned(5, seed=1)
     made = filled(large, small)

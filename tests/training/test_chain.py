@@ -10,6 +10,7 @@ from nnunet_ssp.cohort.privacy import hashed_subject
 from nnunet_ssp.training.chain import (
     chain_in_words,
     continue_heads,
+    last_pattern,
     links_of,
     refuse_test_subjects,
     seen_of,
@@ -78,6 +79,14 @@ def test_each_link_names_subjects_by_its_own_pattern():
     assert seen_of(["acdc-c"], [whole, with_pattern | {"settings": {}}], {}) == ["acdc-c"]
 
 
+def test_fine_tuning_names_subjects_by_the_pattern_of_an_earlier_link():
+    first = record("MIM", "a", settings={"subject_pattern": "acdc-(.)_"})
+    tuned = {"trainer": "nnUNetTrainerFinetune", "settings": {}, "subjects": [*hashes("a", "c")]}
+    assert seen_of(["acdc-c_1", "acdc-d_1"], [first, tuned], {}) == ["c"]
+    assert last_pattern([first, tuned]) == "acdc-(.)_"
+    assert last_pattern([tuned]) is None
+
+
 def test_the_chain_in_words():
     tuned = {
         "trainer": "nnUNetTrainerFinetune",
@@ -112,6 +121,7 @@ class Heads:
         ({"method": "Heads"}, {"heads": {"w": torch.ones(2, 3)}}, "the heads of Heads go on"),
         ({"method": "Heads"}, {"heads": {"w": torch.ones(3, 2)}}, "are new (their shapes differ)"),
         ({"method": "Heads"}, {"heads": {}}, "are new (their shapes differ)"),
+        ({"method": "Heads"}, {}, "are new (the file holds none)"),
         ({"method": "MIM"}, {"heads": {"w": torch.ones(2, 3)}}, "are new (the file is of MIM)"),
         ({}, {}, "are new (the file has no method)"),
     ],
@@ -120,6 +130,14 @@ def test_heads_go_on_only_in_the_same_method_and_shapes(ssp, state, words):
     method: Any = Heads(heads={"w": torch.zeros(2, 3)})
     assert continue_heads(method, ssp, state).endswith(words)
     assert (method.loaded == state) == words.endswith("go on")
+
+
+def test_heads_of_adapted_weights_are_new():
+    """The state may hold the student's weights, which would come back unadapted."""
+    state = {"heads": {"w": torch.ones(2, 3)}}
+    method: Any = Heads(heads={"w": torch.zeros(2, 3)})
+    said = continue_heads(method, {"method": "Heads"}, state, adapted=True)
+    assert said == "the heads of Heads are new (the weights were adapted)" and method.loaded is None
 
 
 def test_a_method_without_heads():

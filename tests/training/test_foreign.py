@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ssp.training.foreign import name_foreign, pickled_names
+from nnunet_ssp.training.foreign import VERSION_1, name_foreign, pickled_names
 from nnunet_ssp.training.inspection import inspect
 
 WEIGHTS = OrderedDict({"conv.weight": torch.zeros(2, 1, 3, 3)})
@@ -95,6 +96,22 @@ def test_nothing_is_unpickled(tmp_path: Path, zipped: bool):
     with pytest.raises(ValueError, match="nnU-Net version 1"):
         inspect(file)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(("padding", "read"), [(0, True), (2**21, False)])
+def test_a_pickle_that_unpacks_to_much_more_is_not_read(tmp_path: Path, padding: int, read: bool):
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickle.dumps({"epoch": b"0" * padding}))
+    assert ("epoch" in pickled_names(file)) == read
+
+
+def test_what_is_shared_is_not_searched_for_pickles(tmp_path: Path):
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("card.json", "{}")
+        archive.writestr("x/data.pkl", pickle.dumps(dict.fromkeys(VERSION_1, 0)))
+    assert pickled_names(file) >= VERSION_1 and name_foreign(file) == ""
 
 
 def test_other_files_have_no_name(tmp_path: Path):

@@ -108,3 +108,5 @@ def test_a_variable_for_both_trainings_is_noticed(runs, log):
         "ignored here: mask_ratio. Of the same variable, this training takes: optimizer=adamw"
         in said
     )
+    alone = log(runs.make(MIM, "recipe=few"))
+    assert "Settings of other trainers, ignored here: recipe=few\n" in alone

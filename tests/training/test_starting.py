@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -109,18 +110,48 @@ def test_the_same_method_goes_on_with_its_heads(runs, pretrained, log):
     assert again.logger.get_value("lrs", 0) == again.settings.initial_lr
 
 
+def test_what_fits_is_taken_as_it_is_whatever_its_channels_are_called(
+    runs, pretrained, own_copy, tmp_path, log
+):
+    content = load(pretrained)
+    weights = content["network_weights"]
+    for name in (k for k in weights if "encoder.stages.0.0.convs.0" in k and weights[k].ndim == 4):
+        weights[name] = torch.cat([weights[name] * part for part in (0.75, 0.25)], 1)
+    content["init_args"]["dataset_json"]["channel_names"] = {"0": "T1", "1": "T2"}
+    torch.save(content, tmp_path / "two.pth")
+    dataset_json = json.loads((own_copy / "dataset.json").read_text())
+    dataset_json["channel_names"] = {"0": "T2", "1": "T1"}
+    (own_copy / "dataset.json").write_text(json.dumps(dataset_json))
+    made = runs.make(MIM, PRETRAIN, weights=tmp_path / "two.pth")
+    key = "encoder.stages.0.0.convs.0.conv.weight"
+    assert torch.equal(made.method.network.state_dict()[key], weights[key])
+    assert "note: channels: pretrained with T1, T2, here T2, T1; " in log(made)
+
+
 def test_an_interrupted_link_goes_on_exactly(runs, pretrained):
     settings = PRETRAIN.replace("num_epochs=1", "num_epochs=2")
     whole = runs.run(MIM, settings, weights=pretrained)
     expected = final(whole)
     shutil.rmtree(whole.output_folder)
-    runs.interrupt(MIM, settings, weights=pretrained)
+    begun = runs.interrupt(MIM, settings, weights=pretrained)
     resumed = runs.make(MIM, resume=True)
+    for part, tensors in begun.stage_change.start.items():
+        assert all(map(torch.equal, resumed.stage_change.start[part], tensors)), part
     resumed.run_training()
     found = final(resumed)
     assert found["ssp"] == expected["ssp"]
     for key, tensor in body(expected["network_weights"]).items():
         assert torch.equal(found["network_weights"][key], tensor), key
+
+
+def test_a_link_without_a_checkpoint_does_not_begin_from_scratch(runs, pretrained):
+    folder = Path(runs.run(MIM, PRETRAIN, weights=pretrained).output_folder)
+    for file in folder.glob("checkpoint_*.pth"):
+        file.unlink()
+    again = runs.make(MIM, PRETRAIN, resume=True)
+    words = r"began from checkpoint_final\.pth: .* -pretrained_weights FOLDER/checkpoint_final\.pth"
+    with pytest.raises(ValueError, match=words):
+        again.run_training()
 
 
 def test_other_weights_do_not_overwrite_a_finished_link(runs, pretrained):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -493,6 +494,16 @@ def test_what_may_differ_is_noted(make_network):
         "pretrained on Dataset114_MNMs",
         "intensity statistics of the data sets differ",
     ]
+
+
+def test_channels_in_another_order_are_noted(make_network):
+    network = make_network()
+    pretrained = replace(described(network), channels=("T1", "T2"))
+    note = (
+        "channels: pretrained with T1, T2, here T2, T1; a file that fits is taken in its own order"
+    )
+    assert compare(pretrained, network, PLANS, CONFIGURATION, ("T2", "T1")).notes == [note]
+    assert compare(pretrained, network, PLANS, CONFIGURATION, ("T1", "T2")).notes == []
 
 
 def test_a_tuple_is_no_other_patch_size(make_network):
