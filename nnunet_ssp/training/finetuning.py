@@ -414,15 +414,23 @@ class FinetuningTrainer(StartingTrainer):
             self.start = checkpoint["ssp_start"]
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        kept = [word for word in self.kept_settings().split() if word != "final_validation=no"]
+        wanted = [] if self.settings.final_validation else ["final_validation=yes"]
+        validate = self.command("--val", settings=" ".join([*kept, *wanted]))
         if self.settings.final_validation:
-            with ending_at_once(lambda: f"validate with: {self.command('--val')}"):
+            later = (
+                "nothing was saved" if self.disable_checkpointing else f"validate with: {validate}"
+            )
+            with ending_at_once(lambda: later):
                 super().perform_actual_validation(save_probabilities)
             self.repeat_warnings()
-        else:
-            validate = self.command("--val", settings="final_validation=yes")
+        elif not self.disable_checkpointing:
             self.print_to_log_file(
                 f"final_validation=no: no validation case was predicted. To do it later:\n{validate}"
             )
+        if self.disable_checkpointing:
+            self.print_to_log_file("Training done; nothing was saved (--disable_checkpointing).")
+            return
         name, folder = self.plans_manager.dataset_name, Path(self.output_folder)
         if said := after_finetuning(name, folder, self.fold, self.device.type):
             self.print_to_log_file(said)

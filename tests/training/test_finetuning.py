@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from nnunet_ssp.cohort.cases import read_cases, write_cases
 from nnunet_ssp.cohort.privacy import findings, hashed_subject, stripped
 from nnunet_ssp.network import in_encoder, is_output_layer
+from nnunet_ssp.training import finetuning
 from nnunet_ssp.training.transfer import pretrained_weights, save
 from tests.saved import load
 
@@ -106,6 +108,23 @@ def test_run_and_files(runs, pretrained, log):
     assert settings["validation_subjects_seen_in_pretraining"] == 0
     assert not (folder / "validation").exists()
     assert "final_validation=no: no validation case was predicted" in log(trainer)
+
+
+@pytest.mark.parametrize("unsaved", [False, True])
+def test_the_printed_validation_keeps_settings_and_needs_a_checkpoint(unsaved, monkeypatch):
+    said: list[str] = []
+    trainer = finetuning.FinetuningTrainer.__new__(finetuning.FinetuningTrainer)
+    trainer.settings = replace(trainer.defaults, trust=True, final_validation=False)
+    trainer.disable_checkpointing = unsaved
+    trainer.print_to_log_file = said.append
+    trainer.command = lambda flag, settings: f"[{settings}] {flag}"
+    trainer.plans_manager = SimpleNamespace(dataset_name="Dataset007_Heart")
+    trainer.output_folder, trainer.fold, trainer.device = "x", 0, SimpleNamespace(type="cpu")
+    monkeypatch.setattr(finetuning, "after_finetuning", lambda *_: "")
+    trainer.perform_actual_validation()
+    assert len(said) == 1
+    assert ("nothing was saved" in said[0]) == unsaved
+    assert ("[trust=yes final_validation=yes] --val" in said[0]) != unsaved
 
 
 def test_scratch_run(runs):
