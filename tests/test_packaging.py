@@ -48,25 +48,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_every_module_is_in_the_wheel(wheel: Path) -> None:
+def test_every_module_and_data_file_is_in_the_wheel(wheel: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name}
-    expected = {"nnunet_ssp/py.typed"}
+    expected = set()
     for folder, inside in {
         "nnunet_ssp": "nnunet_ssp",
         "trainers": "nnunet_ssp/trainers",
         "dataset_conversion": "nnunet_ssp/dataset_conversion",
     }.items():
-        for file in (ROOT / folder).rglob("*.py"):
-            expected.add(f"{inside}/{file.relative_to(ROOT / folder).as_posix()}")
-    study = ROOT / "nnunet_ssp" / "study"
-    data = [
-        study / "Snakefile",
-        study / "defaults.json",
-        *study.rglob("*.yaml"),
-        *study.rglob("*.csv"),
-    ]
-    expected |= {file.relative_to(ROOT).as_posix() for file in data}
-    assert len(data) > 5
+        for file in (ROOT / folder).rglob("*"):
+            if file.is_file() and "__pycache__" not in file.parts:
+                expected.add(f"{inside}/{file.relative_to(ROOT / folder).as_posix()}")
+    assert sum(not name.endswith(".py") for name in expected) > 5
     assert packed == expected
 
 
