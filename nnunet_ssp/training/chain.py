@@ -146,17 +146,27 @@ def continue_heads(
 
     Returns:
         In words, what was done.
+
+    Raises:
+        ValueError: The heads are new, and the teacher would be another random network.
     """
     name, theirs = type(method).__name__, ssp.get("method", "")
-    if theirs != name:
-        other = f"the file is of {shown(theirs)}" if theirs else "the file has no method"
-        return f"the heads of {name} are new ({other})"
     own = method.extra_state()
-    if own and adapted:
-        return f"the heads of {name} are new (the weights were adapted)"
-    if own and not state:
-        return f"the heads of {name} are new (the file holds none)"
-    if _shapes(own) != _shapes(state):
-        return f"the heads of {name} are new (their shapes differ)"
-    method.load_extra_state(dict(state))
-    return f"the heads of {name} go on" if own else f"{name} has no heads"
+    new = ""
+    if theirs != name:
+        new = f"the file is of {shown(theirs)}" if theirs else "the file has no method"
+    elif own and adapted:
+        new = "the weights were adapted"
+    elif own and not state:
+        new = "the file holds none"
+    elif _shapes(own) != _shapes(state):
+        new = "their shapes differ"
+    if not new:
+        method.load_extra_state(dict(state))
+        return f"the heads of {name} go on" if own else f"{name} has no heads"
+    if getattr(method.settings, "teacher_init", "copy") == "separate":
+        raise ValueError(
+            f"teacher_init=separate gives {name} a teacher with random weights, which would undo what the student takes "
+            f"from -pretrained_weights ({new}): use teacher_init=copy."
+        )
+    return f"the heads of {name} are new ({new})"

@@ -99,8 +99,9 @@ class Runs:
         weights: Path | None = None,
         resume: bool = False,
         device: str = "cpu",
+        validate: bool = False,
     ) -> Any:
-        """A trainer after nnU-Net's own loading of weights or checkpoint, before training."""
+        """A trainer after nnU-Net's own loading of weights or checkpoint, before training or a later validation."""
         self.monkeypatch.setenv("nnUNet_ssp_settings", settings)
         argv = ["nnUNetv2_train", "901", configuration, str(fold), "-tr", trainer]
         argv += ["-pretrained_weights", str(weights)] if weights else []
@@ -112,7 +113,7 @@ class Runs:
         made = recursive_find_trainer_class_by_name(trainer)(
             content, configuration, fold, dataset_json, torch.device(device)
         )
-        maybe_load_checkpoint(made, resume, False, str(weights) if weights else None)
+        maybe_load_checkpoint(made, resume, validate, str(weights) if weights else None)
         return made
 
     def run(self, trainer: str, settings: str = "", **options: Any) -> Any:

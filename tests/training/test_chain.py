@@ -104,6 +104,8 @@ def test_the_chain_in_words():
 class Heads:
     """The part of a method that `continue_heads` needs."""
 
+    settings = SimpleNamespace()
+
     def __init__(self, **state: Any) -> None:
         self.state = state
         self.loaded: Any = None
@@ -141,6 +143,14 @@ def test_heads_of_adapted_weights_are_new():
 
 
 def test_a_method_without_heads():
-    assert continue_heads(SimpleNamespace(extra_state=dict), {}, {}).startswith(
-        "the heads of Simple"
-    )  # type: ignore[arg-type]
+    method: Any = SimpleNamespace(extra_state=dict, settings=SimpleNamespace())
+    assert continue_heads(method, {}, {}).startswith("the heads of Simple")
+
+
+def test_a_random_teacher_does_not_follow_weights():
+    state = {"heads": {"w": torch.ones(2, 3)}}
+    method: Any = Heads(heads={"w": torch.zeros(2, 3)})
+    method.settings = SimpleNamespace(teacher_init="separate")
+    with pytest.raises(ValueError, match=r"the file is of MIM\): use teacher_init=copy"):
+        continue_heads(method, {"method": "MIM"}, state)
+    assert continue_heads(method, {"method": "Heads"}, state).endswith("go on")  # with its teacher

@@ -242,6 +242,16 @@ def test_frozen_fine_tuning_holds_what_was_taken(runs, pretrained):
     assert "encoder.stages.1.blocks.0.skip.1.conv.weight" not in made.held
 
 
+def test_a_later_validation_loads_the_run_itself(runs, pretrained):
+    """`--val` with `-pretrained_weights` still on the line: nnU-Net loads the run's checkpoint, and we fill nothing."""
+    settings = f"{SHORT} adapt=yes min_transferred=0.4"
+    trained = runs.run(FINETUNE, settings, weights=pretrained, plans="tinyres")
+    again = runs.make(FINETUNE, settings, weights=pretrained, plans="tinyres", validate=True)
+    ours, theirs = again.network_module.state_dict(), load(file_of(trained))["network_weights"]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def test_another_dimension_is_refused_in_words(runs, pretrained, tmp_path):
     content = load(pretrained)
     weights = content["network_weights"]
