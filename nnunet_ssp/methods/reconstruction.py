@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from nnunet_ssp.distributed import sum_over_ranks, world_size
 from nnunet_ssp.methods.base import Batch, Method, Pictures
 from nnunet_ssp.methods.parts.depth import depth_warning
-from nnunet_ssp.methods.parts.losses import coarse_weights, error_sums, masked_variance
+from nnunet_ssp.methods.parts.losses import coarse_weights, error_sums, masked_variance, pooled
 from nnunet_ssp.methods.parts.masking import auto_block
 from nnunet_ssp.methods.parts.views import ViewSettings, draw_views
 from nnunet_ssp.methods.parts.visible_norm import VisibleNorm
@@ -157,25 +158,37 @@ class Reconstruction(Method):
         masked = (hidden & inside).float()
         keep = batch.drawn["keep_skips"].to(target.device, non_blocking=True)
 
+        shapes: list[Tensor] = []
+
         def sums_of(rows: slice) -> Tensor:
             outputs = self.run(corrupted[rows], hidden[rows], keep[rows])
+            shapes[:] = [output.to("meta") for output in outputs]
             return error_sums(
                 outputs, target[rows], weight[rows], masked[rows], inside[rows].float()
             )
 
-        parts = self.chunks.run(sums_of, len(batch), target.device)
-        sums = torch.stack(parts).sum(0)  # (outputs + 1, 2)
-        errors, counts = sums[:-1].unbind(1)
-        error, norms = sums[-1].detach()
         variance, n_masked = masked_variance(target, masked)
-        # Means over the pixels of the global batch: DDP averages gradients over ranks, hence the factor.
-        counts = sum_over_ranks(torch.cat([counts, n_masked[None]])).clamp_min(1e-6) / world_size()
-        means = errors / counts[:-1]
-        weights = coarse_weights(len(means))
+
+        @cache
+        def counts() -> Tensor:
+            """Count the pixels of the global batch: DDP averages gradients over ranks, hence the factor."""
+            pixels = [pooled(weight, like).sum() * self.channels for like in shapes]
+            counted = sum_over_ranks(torch.stack([*pixels, n_masked]))
+            return counted.clamp_min(1e-6) / world_size()
+
+        def weights() -> Tensor:
+            table = counts().new_zeros(len(shapes) + 1, 2)
+            table[:-1, 0] = table.new_tensor(coarse_weights(len(shapes))) / counts()[:-1]
+            return table
+
+        loss, sums = self.chunks.weighted_sum(
+            sums_of, len(batch), target.device, weights, list(self.parameters())
+        )
+        error, norms = sums[-1]
         return {
-            "loss": torch.stack([m * w for m, w in zip(means, weights, strict=True)]).sum(),
-            "error": error / counts[-1],
-            "variance": variance / counts[-1],
+            "loss": loss,
+            "error": error / counts()[-1],
+            "variance": variance / counts()[-1],
             "l2_norm": norms * world_size() / batch.total,
         }
 

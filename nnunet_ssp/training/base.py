@@ -183,7 +183,9 @@ class SettingsTrainer(PrecisionTrainer):
         frame = loading_frame()
         if frame is not None:
             file = frame.f_locals.get(ARGUMENT)
-            ignored = frame.f_locals["validation_only"]  # nnU-Net loads the run's own checkpoint then
+            ignored = frame.f_locals[
+                "validation_only"
+            ]  # nnU-Net loads the run's own checkpoint then
             return None if file is None or ignored else str(file)
         given = None
         for word, following in zip(sys.argv, [*sys.argv[1:], None], strict=True):

@@ -166,7 +166,7 @@ def continue_heads(
         return f"the heads of {name} go on" if own else f"{name} has no heads"
     if getattr(method.settings, "teacher_init", "copy") == "separate":
         raise ValueError(
-            f"teacher_init=separate gives {name} a teacher with random weights, which would undo what the student takes "
+            f"teacher_init=separate gives {name} a teacher with random weights, which undoes what the student takes "
             f"from -pretrained_weights ({new}): use teacher_init=copy."
         )
     return f"the heads of {name} are new ({new})"

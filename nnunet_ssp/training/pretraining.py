@@ -307,6 +307,7 @@ class PretrainingTrainer(StartingTrainer):
         return {name: value.detach() for name, value in output.items()}
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
+        self.method.chunks.scaled = self.grad_scaler is not None
         with self.autocast():
             return self.network(batch)
 

@@ -3,15 +3,16 @@
 nnU-Net's planned networks use InstanceNorm: no image sees another before the loss. So a network may embed a batch
 chunk by chunk under `torch.utils.checkpoint`, which keeps a chunk's results and computes its activations again in the
 backward pass. The loss sees the whole batch. Gradients are those of one pass, at the cost of one more forward pass.
+A loss that is a weighted sum over the images needs no second pass: each chunk's gradient is taken at once, and added.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ class Chunks:
         size: Images at a time, None for the whole batch, 0 until `auto` has chosen.
         note: Words for the log on how `auto` chose.
         draws: Whether the network draws at random (dropout), which a recomputation must repeat.
+        scaled: Whether the loss is scaled before its backward pass, as in float16. `weighted_sum` computes again then:
+            gradients that it takes before could underflow.
 
     Raises:
         ValueError: Chunks of a network with BatchNorm, whose statistics are those of the whole batch.
@@ -49,6 +52,7 @@ class Chunks:
                 "whose statistics are those of the whole batch."
             )
         self.network = network
+        self.scaled = False
         self.size = 0 if setting == "auto" and not batchnorm else None
         if isinstance(setting, int):
             self.size = setting
@@ -72,16 +76,49 @@ class Chunks:
             n: Rows of the batch.
             device: Device of the network.
         """
-        if self.size == 0:
-            self._choose(function, n, device)
-        size = self.size or n
-        pieces = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        pieces = self._pieces(function, n, device)
         if len(pieces) == 1 or not torch.is_grad_enabled():
             return [function(rows) for rows in pieces]
         return [
             checkpoint(function, rows, use_reentrant=False, preserve_rng_state=self.draws)
             for rows in pieces
         ]
+
+    def weighted_sum(
+        self,
+        function: Callable[[slice], Tensor],
+        n: int,
+        device: torch.device,
+        weights: Callable[[], Tensor],
+        parameters: Sequence[nn.Parameter],
+    ) -> tuple[Tensor, Tensor]:
+        """Return a loss that is a weighted sum over a batch; gradients flow as from one pass, nothing runs twice.
+
+        Args:
+            function: Computes sums over some rows, of any shape, with the network.
+            n: Rows of the batch.
+            device: Device of the network.
+            weights: Returns the weight of each sum, without a gradient. Called once, after the first rows.
+            parameters: Those that the sums depend on.
+
+        Returns:
+            The loss; the sums over the whole batch, without a gradient.
+        """
+        pieces = self._pieces(function, n, device)
+        wanted = [parameter for parameter in parameters if parameter.requires_grad]
+        if len(pieces) > 1 and torch.is_grad_enabled() and wanted and not self.scaled:
+            loss, sums = _Accumulated.apply(function, pieces, weights, *wanted)
+            return loss, sums
+        total = torch.stack(self.run(function, n, device)).sum(0)
+        return (weights() * total).sum(), total.detach()
+
+    def _pieces(
+        self, function: Callable[[slice], Tensor], n: int, device: torch.device
+    ) -> list[slice]:
+        if self.size == 0:
+            self._choose(function, n, device)
+        size = self.size or n
+        return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
     def _choose(self, function: Callable[[slice], Tensor], n: int, device: torch.device) -> None:
         if n < 2:
@@ -112,6 +149,44 @@ class Chunks:
             result = function(slice(0, n))  # its name keeps the graph, and so the addresses, alive
         del result
         return sum(sizes.values())
+
+
+class _Accumulated(torch.autograd.Function):
+    """`Chunks.weighted_sum`: its forward pass also takes the gradients, its backward pass hands them over."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        function: Callable[[slice], Tensor],
+        pieces: Sequence[slice],
+        weights: Callable[[], Tensor],
+        *parameters: nn.Parameter,
+    ) -> tuple[Tensor, Tensor]:
+        gradients: list[Tensor | None] = [None] * len(parameters)
+        weight: Tensor | None = None
+        totals: list[Tensor] = []
+        for rows in pieces:
+            with torch.enable_grad():
+                sums = function(rows)
+                weight = weights() if weight is None else weight
+                found = torch.autograd.grad((weight * sums).sum(), parameters, allow_unused=True)
+            totals.append(sums.detach())
+            for number, gradient in enumerate(found):
+                before = gradients[number]
+                if before is None or gradient is None:
+                    gradients[number] = before if gradient is None else gradient
+                else:
+                    before.add_(gradient)
+        ctx.gradients = gradients
+        total = torch.stack(totals).sum(0)
+        ctx.mark_non_differentiable(total)
+        assert weight is not None
+        return (weight * total).sum(), total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, None, None, *(g if g is None else g.mul_(outer[0]) for g in gradients)
 
 
 def eager() -> AbstractContextManager[object]:

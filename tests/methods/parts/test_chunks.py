@@ -86,6 +86,76 @@ def test_pieces_are_consecutive_and_computed_again_only_for_a_gradient(
         assert sorted(again) == (pieces if len(pieces) > 1 else [])
 
 
+# -- weighted sums ---------------------------------------------------------------------------------
+
+
+def weighted(
+    chunks: Chunks, x: torch.Tensor, factor: float = 1.0
+) -> tuple[float, torch.Tensor, list[torch.Tensor | None], list[tuple[int, int]]]:
+    """A step on a loss that is a weighted sum over the images; returns also the rows in the order of their passes."""
+    asked: list[tuple[int, int]] = []
+
+    def sums_of(rows: slice) -> torch.Tensor:
+        asked.append((rows.start, rows.stop))
+        maps = chunks.network(x[rows])
+        return torch.stack([maps.square().sum(), maps.amax((2, 3)).sum()])
+
+    chunks.network.zero_grad(set_to_none=True)
+    weights = torch.tensor([0.3, -1.7], dtype=x.dtype)
+    parameters = list(chunks.network.parameters())
+    loss, sums = chunks.weighted_sum(sums_of, len(x), x.device, lambda: weights, parameters)
+    assert not sums.requires_grad
+    torch.testing.assert_close(loss, (weights * sums).sum())
+    (factor * loss).backward()
+    return loss.item(), sums, [p.grad for p in parameters], asked
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 9, 10])
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+def test_a_weighted_sum_in_chunks_has_the_gradient_of_one_pass(encoder, size, factor):
+    encoder, x = encoder.double(), images(10).double()
+    loss, sums, expected, _ = weighted(Chunks(None, encoder), x, factor)
+    chunked_loss, chunked_sums, found, asked = weighted(Chunks(size, encoder), x, factor)
+    assert chunked_loss == pytest.approx(loss, rel=1e-12)
+    torch.testing.assert_close(chunked_sums, sums)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert asked == [(start, min(start + size, 10)) for start in range(0, 10, size)]  # each once
+
+
+def test_gradients_of_a_scaled_loss_are_taken_after_scaling(encoder):
+    """In float16 what is taken before would underflow, so chunks run again in the backward pass."""
+    chunks, x = Chunks(4, encoder), images(8)
+    *_, expected, once = weighted(chunks, x)
+    chunks.scaled = True
+    *_, found, twice = weighted(chunks, x)
+    assert len(once) == 2 and len(twice) == 4
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_weighted_sum_leaves_out_what_needs_no_gradient(encoder):
+    encoder[0].requires_grad_(False)
+    encoder.append(nn.Linear(3, 3))  # not used below
+    chunks, x = Chunks(2, encoder), images(4)
+    used = encoder[:-1]
+    loss, _ = chunks.weighted_sum(
+        lambda rows: used(x[rows]).square().sum()[None],
+        4,
+        CPU,
+        lambda: torch.ones(1),
+        list(encoder.parameters()),
+    )
+    loss.backward()
+    have = {name for name, p in encoder.named_parameters() if p.grad is not None}
+    assert have == {f"{layer}.{kind}" for layer in (1, 3, 4) for kind in ("weight", "bias")}
+    with torch.no_grad():
+        loss, _ = chunks.weighted_sum(
+            lambda rows: x[rows].sum()[None], 4, CPU, lambda: torch.ones(1), []
+        )
+    assert not loss.requires_grad
+
+
 # -- memory ----------------------------------------------------------------------------------------
 
 
@@ -107,6 +177,19 @@ def test_the_peak_does_not_grow_with_the_batch(encoder):
     # The same count sees a batch in one piece grow.
     small, large = (peak_bytes(Chunks(None, encoder), n) for n in (16, 128))
     assert large > 7 * small
+
+
+def test_the_peak_of_a_weighted_sum_does_not_grow_with_the_batch(encoder):
+    def peak(chunks: Chunks, n: int) -> int:
+        x = images(n, 24)
+        weighted(chunks, images(2))
+        with LiveBytes() as bytes_:
+            weighted(chunks, x)
+        return bytes_.peak
+
+    small, large = (peak(Chunks(16, encoder), n) for n in (64, 1024))
+    assert large < 1.2 * small
+    assert peak(Chunks(None, encoder), 128) > 4 * small
 
 
 def test_saved_bytes_grow_with_the_images(encoder):
