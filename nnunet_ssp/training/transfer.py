@@ -155,10 +155,6 @@ class Pretrained:
     channels: tuple[str, ...] = ()
     state: dict[str, Any] = field(default_factory=dict)
 
-    def trained(self, key: str) -> bool:
-        """Whether pretraining trained this tensor."""
-        return key not in fresh_keys(self.weights) and not is_output_layer(key)
-
 
 def fresh_keys(weights: Mapping[str, Tensor]) -> set[str]:
     """Return the keys of the tensors that pretraining did not train: float16 beside float32.
