@@ -11,7 +11,7 @@ import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from importlib import metadata
@@ -70,10 +70,11 @@ def run(
     with _terminable(), tempfile.TemporaryDirectory(prefix="nnunet-ssp-bench-") as folder:
         _say("a phantom")
         with Bench.prepared(Path(folder), where, workload) as bench:
-            metrics = {"setting": _setting(where, workload), **_measure(bench, chosen)}
+            metrics = {"setting": _setting(where, workload)}
+            for _ in _measure(bench, chosen, metrics):
+                if file is not None:  # each row, so that a run that is cut short is not lost
+                    write_json(file, metrics)
     print("\n".join(table(metrics)))
-    if file is not None:
-        write_json(file, metrics)
     return metrics
 
 
@@ -112,35 +113,39 @@ def _setting(device: torch.device, workload: Workload) -> dict[str, Any]:
     }
 
 
-def _measure(bench: Bench, methods: Sequence[str]) -> dict[str, Any]:
-    """Measure every row of the table; the metrics of a method stand under `methods` and its name."""
-    workload = bench.workload
-    metrics: dict[str, Any] = {"methods": {}, "rates": {}, "simclr_peak_memory_bytes": {}}
+def _measure(bench: Bench, methods: Sequence[str], metrics: dict[str, Any]) -> Iterator[None]:
+    """Add every row to the metrics, one after another; those of a method stand under `methods` and its name."""
+    workload, on_gpu = bench.workload, bench.device.type == "cuda"
+    metrics |= {"methods": {}, "rates": {}, "simclr_peak_memory_bytes": {}}
+    seconds = workload.seconds / len(methods)
     for name in methods:
         _say(name)
-        seconds = workload.seconds / len(methods)
         found = rows.method_row(bench, name, metrics["rates"], seconds)
-        if bench.device.type == "cuda":
+        if on_gpu:
             found |= rows.from_host(bench, name, 2 * seconds)
+            found["ways"] = rows.ways_to_compute(bench, name, rows.GPU_WAYS, seconds)
         batch, peak = rows.peak_memory(bench, name)
         found |= {"peak_memory_bytes": peak, "peak_memory_batch_size": batch}
         metrics["methods"][name] = found
+        yield
     _say("SimCLR's memory")
     for size in workload.batches:
         metrics["simclr_peak_memory_bytes"][str(size)] = rows.peak_memory(bench, "SimCLR", size)[1]
+    yield
     _say("the slice store's growth")
     metrics["growth"] = rows.growth(workload.growth, bench.device)
-    _say("lightly")
-    metrics["images_over_lightly"] = rows.over_lightly(bench)
-    _say("fine-tuning")
-    metrics |= rows.finetuning_over_stock(bench)
-    _say("bfloat16")
-    metrics |= rows.bf16_over_fp32(bench)
-    _say("files")
-    metrics |= files.files_over_zlib(bench)
-    _say("predict")
-    metrics |= predicting.predicting_over_stock(bench)
-    return metrics
+    yield
+    others: dict[str, Callable[[Bench], dict[str, Any]]] = {
+        "lightly": lambda _: {"images_over_lightly": rows.over_lightly(bench)},
+        "fine-tuning": rows.finetuning_over_stock,
+        "bfloat16": rows.bf16_over_fp32,
+        "files": files.files_over_zlib,
+        "predict": predicting.predicting_over_stock,
+    }
+    for title, row in others.items():
+        _say(title)
+        metrics |= row(bench)
+        yield
 
 
 def table(metrics: dict[str, Any]) -> Iterator[str]:
@@ -175,6 +180,7 @@ def table(metrics: dict[str, Any]) -> Iterator[str]:
         memory = f"{f['peak_memory_bytes'] / MIB:.0f} ({f['peak_memory_batch_size']})"
         yield _line([*cells, memory])
     yield ""
+    yield from _ways(metrics["methods"]) if on_gpu else ()
     for dtype, rates in metrics["rates"].items() if on_gpu else ():
         speed, copy = rates["flops_per_s"] / 1e12, rates["bytes_per_s"] / 1e9
         yield f"- Floor: {speed:.1f} TFLOP/s and {copy:.0f} GB/s measured here in {dtype}."
@@ -204,6 +210,17 @@ def table(metrics: dict[str, Any]) -> Iterator[str]:
     yield f"- Fine-tuning in bf16 over fp32, steps per second: {metrics['bf16_over_fp32']:.2f}x."
     yield _files(metrics)
     yield _predicting(metrics, on_gpu)
+
+
+def _ways(methods: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Write a table of images per second by precision and compilation."""
+    names = list(next(iter(methods.values()))["ways"])
+    yield _line(["images/s", *names])
+    yield _line(["---"] * (1 + len(names)))
+    for method, found in methods.items():
+        rates = (found["ways"][name] for name in names)
+        yield _line([method, *(f"{way['images_per_s']:.0f}" for way in rates)])
+    yield ""
 
 
 def _files(m: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -31,7 +31,7 @@ from nnunet_ssp.bench.place import (
 )
 from nnunet_ssp.methods.base import Method
 from nnunet_ssp.methods.parts.chunks import eager
-from nnunet_ssp.nnunet import quiet
+from nnunet_ssp.nnunet import environment, quiet
 from nnunet_ssp.parallel import start_worker
 from nnunet_ssp.slices.drawing import SliceStore, batch_indices
 from nnunet_ssp.slices.store import StoredCase, write_index
@@ -39,6 +39,12 @@ from nnunet_ssp.slices.store import StoredCase, write_index
 CHUNK = 64  # images in the network at a time where memory is measured
 GROWTH_BATCH = 64
 SLICES_PER_CASE = 10
+# What is compared on a GPU: `precision`, and whether torch.compile is used.
+GPU_WAYS = {
+    f"{precision}{', compiled' if compiled else ''}": (precision, compiled)
+    for precision in ("fp32", "fp16", "bf16")
+    for compiled in (False, True)
+}
 Make = Callable[..., tuple[Tensor, Tensor]]  # Method.make_views
 
 
@@ -96,6 +102,39 @@ def from_host(bench: Bench, method: str, seconds: float) -> dict[str, Any]:
     with bench.pretraining(method, batch=bench.workload.batch, data_device="host") as trainer:
         found = speed(trainer, seconds)
     return {f"host_{name}": found[name] for name in found if name.startswith("end_to_end")}
+
+
+def ways_to_compute(
+    bench: Bench, method: str, ways: Mapping[str, tuple[str, bool]], seconds: float
+) -> dict[str, dict[str, float]]:
+    """Measure the training step, with its data, in several precisions, compiled and not.
+
+    Args:
+        bench: Where it is measured.
+        method: Its name.
+        ways: Name of each way, setting `precision` and whether torch.compile is used.
+        seconds: Approximate seconds for all.
+
+    Returns:
+        By way: `images_per_s`, and on CUDA `peak_memory_bytes`.
+    """
+    found: dict[str, dict[str, float]] = {}
+    cuda = bench.device.type == "cuda"
+    for name, (precision, compiled) in ways.items():
+        with (
+            environment(nnUNet_compile=str(compiled)),
+            bench.pretraining(method, batch=bench.workload.batch, precision=precision) as trainer,
+        ):
+            if cuda:
+                torch.cuda.reset_peak_memory_stats(bench.device)
+            work = partial(_steps, trainer, 5 if cuda else 1)
+            took = in_turns({name: work}, bench.device, seconds / len(ways))[name]
+            images = trainer.batch_size * (5 if cuda else 1)
+            found[name] = {"images_per_s": images / statistics.median(took)}
+            if cuda:
+                peak = torch.cuda.max_memory_allocated(bench.device)
+                found[name]["peak_memory_bytes"] = float(peak)
+    return found
 
 
 def speed(trainer: Any, seconds: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +128,7 @@ def test_absolute_times_come_from_a_gpu():
                 **method,
                 "compute_images_per_s": 1234.4,
                 "host_end_to_end_over_compute": 0.9321,
+                "ways": {"fp32": {"images_per_s": 400.2}, "bf16, compiled": {"images_per_s": 1250}},
             }
         },
         "rates": {"torch.float16": {"flops_per_s": 3e14, "bytes_per_s": 2e12}},
@@ -144,6 +146,7 @@ def test_absolute_times_come_from_a_gpu():
     assert "| 1234 |" in text
     header, _, row = (line.split(" | ") for line in text.splitlines()[4:7])
     assert row[header.index("from the host / compute")] == "0.93"
+    assert "| images/s | fp32 | bf16, compiled |\n| --- | --- | --- |\n| MIM | 400 | 1250 |" in text
     assert "300.0 TFLOP/s and 2000 GB/s" in text
     assert "256 slices 1024 MiB (1.00x)" in text
     assert "Lightly: left out" in text
@@ -152,6 +155,25 @@ def test_absolute_times_come_from_a_gpu():
     found = "1.50x, outside of the forward passes 2.50x, host memory 0.25x, 7.0 frames/s."
     assert f"nnUNetv2_predict, start-up included: {found}" in text
     assert "of its widths" not in text
+
+
+def test_a_run_that_is_cut_short_keeps_its_rows(bench, scratch, tmp_path, monkeypatch):
+    def cut(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
+    monkeypatch.setattr(rows, "method_row", lambda *_: {"batch_size": 4})
+    monkeypatch.setattr(rows, "peak_memory", lambda *_: (9, 512))
+    monkeypatch.setattr(rows, "growth", cut)
+    file = tmp_path / "bench.json"
+    with pytest.raises(KeyboardInterrupt):
+        command.run(["MIM"], "cpu", file, TINY)
+    kept = json.loads(file.read_text())
+    row = {"batch_size": 4, "peak_memory_bytes": 512, "peak_memory_batch_size": 9}
+    assert kept["methods"] == {"MIM": row} and kept["simclr_peak_memory_bytes"] == {
+        "4": 512,
+        "8": 512,
+    }
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +84,25 @@ def test_slices_on_the_host_have_their_own_names(bench):
     assert found["host_end_to_end_over_compute"] > 0
     assert found["host_end_to_end_images_per_s"] > 0
     assert all(name.startswith("host_end_to_end_") for name in found)
+
+
+def test_each_way_to_compute_has_its_precision_and_compiler(bench, monkeypatch):
+    seen = []
+    pretraining = bench.pretraining
+
+    @contextmanager
+    def watched(*arguments: Any, **settings: Any) -> Iterator[Any]:
+        with pretraining(*arguments, **settings) as trainer:
+            seen.append((trainer.autocast_dtype, trainer._do_i_compile()))
+            yield trainer
+
+    monkeypatch.setattr(bench, "pretraining", watched)
+    ways = {"single": ("fp32", False), "half": ("bf16", False)}
+    found = rows.ways_to_compute(bench, "PCL", ways, 0.1)
+    assert seen == [(None, False), (torch.bfloat16, False)]
+    assert found.keys() == ways.keys()
+    assert all(way["images_per_s"] > 0 for way in found.values())
+    assert rows.GPU_WAYS["bf16, compiled"] == ("bf16", True) and len(rows.GPU_WAYS) == 6
 
 
 @pytest.mark.parametrize("method", ["MIM", "SimCLR", "BYOL", "DINO"])
