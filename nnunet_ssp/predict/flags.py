@@ -227,3 +227,9 @@ FLAGS = (
         _spacing,
     ),
 )
+_RULES = {flag.name: flag.rule for flag in FLAGS}
+
+
+def rule_of(name: str) -> str:
+    """Return the rule of a flag in words, also of one that an older version has raised."""
+    return _RULES.get(name, "a rule of an older version")
