@@ -94,6 +94,8 @@ def predict(
     """
     if (model is None) == (dataset is None):
         raise ValueError("either `-m` or `-d` must name the model.")
+    if frames is not None and frames[0] == frames[1]:
+        raise ValueError(f"`--frames` (={frames[0]} {frames[1]}) must be two frames, ED and ES.")
     if dicom_seg:
         check_installed()
     wanted = Wanted(trainer, plans, configuration)
@@ -178,6 +180,8 @@ def run(
             waiting.append((task, same))
     if len(waiting) < len(tasks):
         print(f"{count_of(len(tasks) - len(waiting), 'subject')} done before")
+    for subject, reason in refused.items():
+        _say_refused(subject, reason)
     load = cache(job.load)
     with ThreadPoolExecutor(1) as reader:
         reading = [reader.submit(read_cine, task) for task, _ in waiting[:1]]
@@ -193,7 +197,7 @@ def run(
                 refused[task.subject] = str(error)
                 if before is None:  # what there is, is of other images
                     output.remove(task.subject)
-                print(f"{task.subject}: refused. {error}", flush=True)
+                _say_refused(task.subject, refused[task.subject])
                 continue
             record = _measured(mask, doubt, study, job)
             page = subject_page(task.subject, record, study, mask, job.labels)
@@ -270,6 +274,10 @@ def _measured(
         "flags": dict(metrics.flags),
         "notes": notes,
     }
+
+
+def _say_refused(subject: str, reason: str) -> None:
+    print(f"{subject}: refused. {reason}", flush=True)
 
 
 def _line(subject: str, record: Mapping[str, Any]) -> str:

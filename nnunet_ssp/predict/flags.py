@@ -156,7 +156,7 @@ def _strokes(measured: Measured) -> str:
     if len(measured.strokes) < 2:
         return ""
     lv, rv = measured.strokes["LV"], measured.strokes["RV"]
-    return f"{lv:.0f} and {rv:.0f} ml" if abs(lv - rv) > APART * max(abs(lv), abs(rv)) else ""
+    return f"{round(lv)} and {round(rv)} ml" if abs(lv - rv) > APART * max(abs(lv), abs(rv)) else ""
 
 
 def _cover(measured: Measured) -> str:

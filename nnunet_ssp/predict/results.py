@@ -103,8 +103,8 @@ class Output:
 
     def _clear(self) -> None:
         """Remove all results, also those of subjects that a kill has left without a record."""
-        for file in (*TABLES, REPORT):
-            (self.folder / file).unlink(missing_ok=True)
+        for name in (*TABLES, REPORT):
+            (self.folder / name).unlink(missing_ok=True)
         for ending in ENDINGS.values():
             for file in self.folder.glob(f"*{ending}"):
                 self.remove(file.name.removesuffix(ending))

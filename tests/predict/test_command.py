@@ -183,14 +183,16 @@ def test_the_command_from_images_to_tables(
 ) -> None:
     """With a network of random weights, and one refused subject among the others."""
     (inputs / "bad.nii.gz").write_bytes(b"no image")
+    (inputs / "none").mkdir()
     model = make_model(tmp_path / "nnUNetTrainer__tiny__2d", folds=(0, 1))
     words = ["predict", "-i", inputs, "-m", model, "-o", tmp_path / "out", "-device", "cpu"]
     assert main([*map(str, words), "--disable_tta"]) == 1
     said = capsys.readouterr().out
     assert said.count("fold 0, 1") == 1  # loaded once
-    assert "bad: refused." in said and "1 subject refused, see volumes.csv" in said
+    assert "bad: refused." in said and "none: refused." in said
+    assert "2 subjects refused, see volumes.csv" in said
     rows = table(tmp_path / "out" / "volumes.csv")
-    assert [row["subject"] for row in rows] == ["one", "two", "bad"]
+    assert [row["subject"] for row in rows] == ["one", "two", "none", "bad"]
     first, second = (
         json.loads((tmp_path / "out" / f"{n}_seg.json").read_text()) for n in ("one", "two")
     )
@@ -239,3 +241,9 @@ def test_one_model_must_be_named(inputs, tmp_path, capsys) -> None:
     assert main(["predict", "-i", str(inputs), "-o", str(tmp_path / "out")]) == 1
     assert "either `-m` or `-d` must name the model" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_ed_and_es_are_two_frames(inputs, tmp_path, capsys) -> None:
+    words = ["predict", "-i", inputs, "-m", tmp_path / "m", "-o", tmp_path / "out"]
+    assert main([*map(str, words), "--frames", "2", "2"]) == 1
+    assert "`--frames` (=2 2) must be two frames, ED and ES" in capsys.readouterr().err
