@@ -15,7 +15,7 @@ from nnunet_ssp.console import count_of, writing_failed
 from nnunet_ssp.conversion.convert import input_stamp
 from nnunet_ssp.dataset_conversion.cine_files import CineTask
 from nnunet_ssp.evaluation.labels import Labels
-from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.files.atomic import remove_half_written, write_json
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import choose_device
@@ -32,7 +32,7 @@ from nnunet_ssp.predict.measure import Choices, measure
 from nnunet_ssp.predict.model import Wanted, check_model, model_folder, results_folder
 from nnunet_ssp.predict.page import run_page, subject_page
 from nnunet_ssp.predict.postprocessing import postprocess, read_postprocessing
-from nnunet_ssp.predict.results import Output, mean
+from nnunet_ssp.predict.results import REPORT, Output, mean
 
 
 class Segments(Protocol):
@@ -94,6 +94,8 @@ def predict(
     """
     if (model is None) == (dataset is None):
         raise ValueError("either `-m` or `-d` must name the model.")
+    if frames is not None and frames[0] == frames[1]:
+        raise ValueError(f"`--frames` (={frames[0]} {frames[1]}) must be two frames, ED and ES.")
     if dicom_seg:
         check_installed()
     wanted = Wanted(trainer, plans, configuration)
@@ -104,7 +106,7 @@ def predict(
     with (
         _failures_in_words(output),
         locked(output, create=True),
-        model_folder(place, wanted, output) as folder,
+        _unpacked(place, wanted, output) as folder,
     ):
         checked = check_model(folder, folds, checkpoint, {"LV": lv, "MYO": myo, "RV": rv}, trust)
 
@@ -119,6 +121,14 @@ def predict(
         made_by = {"digest": checked.digest, "mirror": mirror, "postprocessing": list(steps)}
         refused = run(tasks, refused, Output(output), job, made_by, overwrite)
     return int(bool(refused))
+
+
+@contextmanager
+def _unpacked(place: Path, wanted: Wanted, output: Path) -> Iterator[Path]:
+    """Yield the model's folder; what killed runs have left in the output folder goes before a zip comes."""
+    remove_half_written(output)
+    with model_folder(place, wanted, output) as folder:
+        yield folder
 
 
 @contextmanager
@@ -170,6 +180,8 @@ def run(
             waiting.append((task, same))
     if len(waiting) < len(tasks):
         print(f"{count_of(len(tasks) - len(waiting), 'subject')} done before")
+    for subject, reason in refused.items():
+        _say_refused(subject, reason)
     load = cache(job.load)
     with ThreadPoolExecutor(1) as reader:
         reading = [reader.submit(read_cine, task) for task, _ in waiting[:1]]
@@ -185,7 +197,7 @@ def run(
                 refused[task.subject] = str(error)
                 if before is None:  # what there is, is of other images
                     output.remove(task.subject)
-                print(f"{task.subject}: refused. {error}", flush=True)
+                _say_refused(task.subject, refused[task.subject])
                 continue
             record = _measured(mask, doubt, study, job)
             page = subject_page(task.subject, record, study, mask, job.labels)
@@ -197,7 +209,7 @@ def run(
             record |= {"stamp": _stamp(task), "choices": choices}
             write_json(output.record(task.subject), record)
             print(_line(task.subject, record), flush=True)
-    run_page(output.write_tables(refused), refused).write(output.folder / "report.html")
+    run_page(output.write_tables(refused), refused).write(output.folder / REPORT)
     for subject, reason in no_objects.items():
         print(f"{subject}: no DICOM Segmentations. {reason}")
     print("\n".join(_closing(tasks, refused, output)))
@@ -264,6 +276,10 @@ def _measured(
     }
 
 
+def _say_refused(subject: str, reason: str) -> None:
+    print(f"{subject}: refused. {reason}", flush=True)
+
+
 def _line(subject: str, record: Mapping[str, Any]) -> str:
     metrics, flags = record["subject"], record["flags"]
     names = {
@@ -281,4 +297,4 @@ def _closing(tasks: Sequence[CineTask], refused: Mapping[str, str], output: Outp
     raised = {name for record in found for name in record["flags"]}
     lines = [f"flag {flag.name}: {flag.rule}" for flag in FLAGS if flag.name in raised]
     lines += [f"{count_of(len(refused), 'subject')} refused, see volumes.csv"] if refused else []
-    return [*lines, f"Report: {output.folder / 'report.html'}"]
+    return [*lines, f"Report: {output.folder / REPORT}"]

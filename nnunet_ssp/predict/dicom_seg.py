@@ -163,6 +163,7 @@ def _segmentation(
         device_serial_number="0",  # must not be empty
         series_description="Segmentation of the cine, for research",
         specific_character_set=None,
+        omit_empty_frames=bool(pixels.any()),  # it omits no frame of an empty object, and says so
         **described,
     )
     by_uid = {
@@ -170,6 +171,7 @@ def _segmentation(
         for made_up, source in zip(stand_ins, sources, strict=True)
     }
     _refer_to_sources(made, by_uid)
+    made.ContentCreatorName = ""  # nobody, but the standard wants the tag (type 2)
     for keyword in COPIED:
         if keyword in sources[0].header:
             made[keyword] = sources[0].header[keyword]

@@ -156,7 +156,7 @@ def _strokes(measured: Measured) -> str:
     if len(measured.strokes) < 2:
         return ""
     lv, rv = measured.strokes["LV"], measured.strokes["RV"]
-    return f"{lv:.0f} and {rv:.0f} ml" if abs(lv - rv) > APART * max(abs(lv), abs(rv)) else ""
+    return f"{round(lv)} and {round(rv)} ml" if abs(lv - rv) > APART * max(abs(lv), abs(rv)) else ""
 
 
 def _cover(measured: Measured) -> str:
@@ -227,3 +227,9 @@ FLAGS = (
         _spacing,
     ),
 )
+_RULES = {flag.name: flag.rule for flag in FLAGS}
+
+
+def rule_of(name: str) -> str:
+    """Return the rule of a flag in words, also of one that an older version has raised."""
+    return _RULES.get(name, "a rule of an older version")

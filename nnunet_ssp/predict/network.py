@@ -31,7 +31,8 @@ class Segmenter:
             scratch: Folder for small temporary files.
 
         Raises:
-            ValueError: The weights do not fit the plans, or the trainer is not installed here.
+            RuntimeError: The weights do not fit the plans, or the trainer is not installed here. No ValueError, which
+                would be the fault of one subject.
         """
         self.scratch = scratch
         with quiet():
@@ -42,9 +43,16 @@ class Segmenter:
                 self.predictor.initialize_from_trained_model_folder(
                     str(model.folder), tuple(model.folds), model.checkpoint
                 )
-            except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+            except (
+                RuntimeError,
+                LookupError,
+                TypeError,
+                AttributeError,
+                ImportError,
+                ValueError,
+            ) as error:
                 reason = str(error).splitlines()[0] if str(error) else repr(error)
-                raise ValueError(
+                raise RuntimeError(
                     f"{model.folder}: nnU-Net cannot build the network of these plans with these weights ({reason})."
                 ) from error
 
@@ -60,7 +68,7 @@ class Segmenter:
             `DoubtingPredictor.doubt`.
 
         Raises:
-            ValueError: nnU-Net would read these voxels in another order.
+            RuntimeError: The plans' reader would read these voxels in another order.
         """
         properties = self._properties(voxels[..., 0], affine)
         frames, doubts = [], []
@@ -81,7 +89,7 @@ class Segmenter:
             image, properties = reader.read_images((str(file),))
         if not np.array_equal(image, _as_read(frame)):
             name = type(reader).__name__
-            raise ValueError(
+            raise RuntimeError(
                 f"`image_reader_writer` (={name}) of the plans must keep the order of the voxels, as SimpleITKIO does."
             )
         return properties

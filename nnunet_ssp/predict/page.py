@@ -10,7 +10,7 @@ import numpy as np
 
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.files.grids import Array
-from nnunet_ssp.predict.flags import FLAGS
+from nnunet_ssp.predict.flags import FLAGS, rule_of
 from nnunet_ssp.predict.inputs import InputCine
 from nnunet_ssp.reporting.figures import COLOURS
 from nnunet_ssp.reporting.page import Link, Page
@@ -101,10 +101,9 @@ def subject_page(
     page = Page(subject, NOTICE)
     page.paragraph(Link("All subjects", "report.html"))
     metrics, flags = record["subject"], record["flags"]
-    rules = {flag.name: flag.rule for flag in FLAGS}
     if flags:
         page.heading("Doubts")
-        rows = [[name, f"{found} ({rules.get(name, 'no rule')})"] for name, found in flags.items()]
+        rows = [[name, f"{found} ({rule_of(name)})"] for name, found in flags.items()]
         page.table(["Flag", "Found, and the rule"], rows)
     page.heading("Volumes")
     phases = _phases(record)

@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssp import __version__
-from nnunet_ssp.files.atomic import remove_half_written, write_json, write_table
+from nnunet_ssp.files.atomic import write_json, write_table
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.lock import LOCK
+from nnunet_ssp.predict.flags import rule_of
 
 MARKER = "predict.json"
+TABLES = ("phases.csv", "volumes.csv")
+REPORT = "report.html"
+# Of the files of a subject
+ENDINGS = {
+    "mask": "_seg.nii.gz",
+    "record": "_seg.json",
+    "page": "_seg.html",
+    "dicom": "_seg_dicom",
+}
 FRAME_COLUMNS = (
     *("subject", "frame", "phase", "lv_ml", "myo_ml", "rv_ml", "lv_mass_g"),
     "disagreement_percent",
@@ -23,7 +33,7 @@ SUBJECT_COLUMNS = (
     *("subject", "n_frames", "n_slices", "ed_frame", "es_frame"),
     *("lv_edv_ml", "lv_esv_ml", "lv_sv_ml", "lv_ef_percent", "lv_mass_g"),
     *("rv_edv_ml", "rv_esv_ml", "rv_sv_ml", "rv_ef_percent", "sv_difference_ml"),
-    *("heart_rate", "disagreement_percent", "n_flags", "flags", "notes", "refused"),
+    *("heart_rate", "disagreement_percent", "n_flags", "flags", "rules", "notes", "refused"),
 )
 KINDS = {
     "stamp": list,
@@ -43,19 +53,19 @@ class Output:
 
     def mask(self, subject: str) -> Path:
         """Return the file of a subject's mask."""
-        return self.folder / f"{subject}_seg.nii.gz"
+        return self.folder / f"{subject}{ENDINGS['mask']}"
 
     def record(self, subject: str) -> Path:
         """Return the file of a subject's metrics."""
-        return self.folder / f"{subject}_seg.json"
+        return self.folder / f"{subject}{ENDINGS['record']}"
 
     def page(self, subject: str) -> Path:
         """Return the file of a subject's page."""
-        return self.folder / f"{subject}_seg.html"
+        return self.folder / f"{subject}{ENDINGS['page']}"
 
     def dicom(self, subject: str) -> Path:
         """Return the folder of a subject's DICOM Segmentations."""
-        return self.folder / f"{subject}_seg_dicom"
+        return self.folder / f"{subject}{ENDINGS['dicom']}"
 
     def has_dicom(self, subject: str) -> bool:
         """Whether there is a DICOM Segmentation of each frame of a subject."""
@@ -88,14 +98,20 @@ class Output:
                     "Choose another folder, or --overwrite."
                 )
             if before != model:
-                for subject in self.subjects():
-                    self.remove(subject)
-        remove_half_written(self.folder)
+                self._clear()
         write_json(marker, {"model": model, "version": __version__})
+
+    def _clear(self) -> None:
+        """Remove all results, also those of subjects that a kill has left without a record."""
+        for name in (*TABLES, REPORT):
+            (self.folder / name).unlink(missing_ok=True)
+        for ending in ENDINGS.values():
+            for file in self.folder.glob(f"*{ending}"):
+                self.remove(file.name.removesuffix(ending))
 
     def subjects(self) -> list[str]:
         """List the subjects that have a record."""
-        ending = "_seg.json"
+        ending = ENDINGS["record"]
         return sorted(file.name.removesuffix(ending) for file in self.folder.glob(f"*{ending}"))
 
     def remove(self, subject: str) -> None:
@@ -137,8 +153,8 @@ class Output:
         frames = [row for subject, record in done.items() for row in _frame_rows(subject, record)]
         rows = [_subject_row(subject, record) for subject, record in done.items()]
         rows += [{"subject": subject, "refused": reason} for subject, reason in refused.items()]
-        write_table(self.folder / "phases.csv", FRAME_COLUMNS, frames)
-        write_table(self.folder / "volumes.csv", SUBJECT_COLUMNS, rows)
+        write_table(self.folder / TABLES[0], FRAME_COLUMNS, frames)
+        write_table(self.folder / TABLES[1], SUBJECT_COLUMNS, rows)
         return done
 
 
@@ -159,6 +175,7 @@ def _subject_row(subject: str, record: Mapping[str, Any]) -> dict[str, object]:
         | {
             "n_flags": len(flags),
             "flags": "; ".join(f"{name}: {found}" for name, found in flags.items()),
+            "rules": "; ".join(f"{name}: {rule_of(name)}" for name in flags),
             "notes": "; ".join(record["notes"]),
         }
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,19 @@ def test_the_folder_of_another_model_is_refused(go, tmp_path) -> None:
         go()
 
 
+def test_nothing_of_another_model_is_left(go, inputs, tmp_path) -> None:
+    """Also of a subject that is no longer asked for, and that a kill has left without its record."""
+    go()
+    (tmp_path / "out" / "two_seg.json").unlink()
+    for file in inputs.iterdir():
+        file.rename(inputs / f"new_{file.name}")
+    (inputs / "new_two.nii.gz").write_bytes(b"no image")
+    assert list(go(model="other", overwrite=True)[1]) == ["new_two"]
+    found = sorted(f.name for f in (tmp_path / "out").iterdir() if f.name[0] != ".")
+    ours = [f"new_one_seg.{ending}" for ending in ("html", "json", "nii.gz")]
+    assert found == [*ours, "phases.csv", "predict.json", "report.html", "volumes.csv"]
+
+
 def test_a_full_disk_says_how_to_go_on(go, inputs, subject, tmp_path, monkeypatch) -> None:
     real = command.write_mask
 
@@ -169,14 +183,16 @@ def test_the_command_from_images_to_tables(
 ) -> None:
     """With a network of random weights, and one refused subject among the others."""
     (inputs / "bad.nii.gz").write_bytes(b"no image")
+    (inputs / "none").mkdir()
     model = make_model(tmp_path / "nnUNetTrainer__tiny__2d", folds=(0, 1))
     words = ["predict", "-i", inputs, "-m", model, "-o", tmp_path / "out", "-device", "cpu"]
     assert main([*map(str, words), "--disable_tta"]) == 1
     said = capsys.readouterr().out
     assert said.count("fold 0, 1") == 1  # loaded once
-    assert "bad: refused." in said and "1 subject refused, see volumes.csv" in said
+    assert "bad: refused." in said and "none: refused." in said
+    assert "2 subjects refused, see volumes.csv" in said
     rows = table(tmp_path / "out" / "volumes.csv")
-    assert [row["subject"] for row in rows] == ["one", "two", "bad"]
+    assert [row["subject"] for row in rows] == ["one", "two", "none", "bad"]
     first, second = (
         json.loads((tmp_path / "out" / f"{n}_seg.json").read_text()) for n in ("one", "two")
     )
@@ -186,7 +202,48 @@ def test_the_command_from_images_to_tables(
     assert not list((tmp_path / "out").glob(".ssp-*"))
 
 
+def pack(folder: Path, file: Path) -> Path:
+    """Pack a model as `nnUNetv2_export_model_to_zip` does."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for entry in sorted(f for f in folder.rglob("*") if f.is_file()):
+            archive.write(entry, Path("Dataset903_Tiny", folder.name, entry.relative_to(folder)))
+    return file
+
+
+def test_an_exported_zip_predicts_as_its_folder(make_model, inputs, tmp_path, one_thread) -> None:
+    model = make_model(tmp_path / "nnUNetTrainer__tiny__2d")
+    (tmp_path / "out" / ".ssp-tmp-model-left").mkdir(parents=True)  # by a run that was killed
+    words = ["predict", "-i", inputs, "-device", "cpu", "--disable_tta", "-o", tmp_path / "out"]
+    zipped = pack(model, tmp_path / "model.zip")
+    assert main([*map(str, words), "-m", str(zipped)]) == 0
+    assert not list((tmp_path / "out").glob(".ssp-*"))
+    volumes = (tmp_path / "out" / "volumes.csv").read_text()
+    # The same model: nothing is done again
+    assert main([*map(str, words), "-m", str(model)]) == 0
+    assert (tmp_path / "out" / "volumes.csv").read_text() == volumes
+    words[-1] = tmp_path / "other"
+    assert main([*map(str, words), "-m", str(model)]) == 0
+    assert (tmp_path / "other" / "volumes.csv").read_text() == volumes
+
+
+def test_a_network_that_cannot_be_built_is_no_fault_of_the_subjects(
+    make_model, inputs, tmp_path, capsys
+) -> None:
+    model = make_model(tmp_path / "model", checkpoint={"trainer_name": "nnUNetTrainerNobodyHas"})
+    words = ["predict", "-i", inputs, "-m", model, "-o", tmp_path / "out", "-device", "cpu"]
+    assert main([*map(str, words)]) == 1
+    said = capsys.readouterr()
+    assert "nnU-Net cannot build the network" in said.err and "refused" not in said.out
+    assert not (tmp_path / "out" / "volumes.csv").exists()
+
+
 def test_one_model_must_be_named(inputs, tmp_path, capsys) -> None:
     assert main(["predict", "-i", str(inputs), "-o", str(tmp_path / "out")]) == 1
     assert "either `-m` or `-d` must name the model" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_ed_and_es_are_two_frames(inputs, tmp_path, capsys) -> None:
+    words = ["predict", "-i", inputs, "-m", tmp_path / "m", "-o", tmp_path / "out"]
+    assert main([*map(str, words), "--frames", "2", "2"]) == 1
+    assert "`--frames` (=2 2) must be two frames, ED and ES" in capsys.readouterr().err

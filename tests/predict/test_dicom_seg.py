@@ -100,6 +100,7 @@ def test_an_object_belongs_to_patient_study_and_place(single, tmp_path) -> None:
     assert len({o.SOPInstanceUID for o in objects}) == FRAMES
     assert [o.InstanceNumber for o in objects] == [*range(1, FRAMES + 1)]
     assert (first.Rows, first.Columns) == (ROWS, COLUMNS)
+    assert first.ContentCreatorName == ""  # of type 2: must be there, may be empty
     geometry = first.get_volume_geometry()
     np.testing.assert_allclose(geometry.spacing, (GAP, *map(float, source.PixelSpacing)), atol=1e-3)
     assert {item.SeriesInstanceUID for item in first.ReferencedSeriesSequence} == {"1.2.3.4"}

@@ -107,7 +107,7 @@ def test_a_reader_that_turns_images_is_refused(
     plans = folder / "plans.json"
     plans.write_text(plans.read_text().replace('"SimpleITKIO"', '"SimpleITKIOWithReorient"'))
     network = Segmenter(check_model(folder), "cpu", False, tmp_path)
-    with pytest.raises(ValueError, match=r"`image_reader_writer` \(=SimpleITKIOWithReorient\)"):
+    with pytest.raises(RuntimeError, match=r"`image_reader_writer` \(=SimpleITKIOWithReorient\)"):
         network.segment(subject.image, subject.affine)
 
 
@@ -115,9 +115,9 @@ def test_weights_that_do_not_fit_are_refused_in_words(
     make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = make_model(tmp_path / "model", checkpoint={"network_weights": {"a": torch.ones(1)}})
-    with pytest.raises(ValueError, match="nnU-Net cannot build the network of these plans"):
+    with pytest.raises(RuntimeError, match="nnU-Net cannot build the network of these plans"):
         Segmenter(check_model(folder), "cpu", True, tmp_path)
     folder = make_model(tmp_path / "other", checkpoint={"trainer_name": "nnUNetTrainerNobodyHas"})
-    with pytest.raises(ValueError, match="nnU-Net cannot build"):
+    with pytest.raises(RuntimeError, match="nnU-Net cannot build"):
         Segmenter(check_model(folder), "cpu", True, tmp_path)
     assert not list(tmp_path.glob(".ssp-tmp*"))

@@ -33,7 +33,7 @@ def test_tables_have_every_subject(output: Output) -> None:
     assert frames == [",".join(FRAME_COLUMNS), "s,0,ED,10,,,,", "s,1,ES,4,,,,2"]
     header, first, refused = (output.folder / "volumes.csv").read_text().splitlines()
     assert header == ",".join(SUBJECT_COLUMNS)
-    assert "EF: 3 %" in first and '"a, b"' in first
+    assert '1,EF: 3 %,EF: the LV\'s EF is outside of 5 to 85 %,"a, b",' in first
     assert refused.startswith("bad,") and refused.endswith(",no cine")
 
 
