@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +83,8 @@ def refuse_public(root: Path) -> None:
             for sign in root.glob(place):
                 raise ValueError(
                     f"{root} is laid out as {name} ({sign.relative_to(root)}), with other labels or its own test "
-                    f"subjects: nnunet-ssp convert {converter}. If it is your own data, move {sign.name} elsewhere."
+                    f"subjects. Its own converter: nnunet-ssp convert {converter} -i {shlex.quote(str(root))} -d ID. "
+                    f"If it is your own data, move {sign.name} elsewhere."
                 )
 
 

@@ -400,7 +400,9 @@ def _overlap(sources: Sequence[Source], added: Sequence[tuple[str, Path]]) -> li
 
 def _read_test_subjects(file: Path, known: Iterable[str]) -> list[str]:
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file.")
+        raise FileNotFoundError(
+            f"{file}: no such file. --test takes a text file with the names of the test subjects, one a line."
+        )
     names = sorted(read_names(file))
     if unknown := sorted({*names} - {*known}):
         raise ValueError(f"{file}: no subject is called {', '.join(unknown)}.")

@@ -86,10 +86,13 @@ def path(text: str) -> Path:
 def nearest(wrong: str, names: Collection[str], limit: int = 3) -> str:
     """Return the names that are most like a wrong one, as the end of a sentence; empty if none is.
 
-    >>> nearest("num_epoch", ["num_epochs", "seed"])
-    ' Perhaps num_epochs?'
+    A piece of a name stands for the few names that hold it.
+
+    >>> nearest("num_epoch", ["num_epochs", "seed"]), nearest("lr", ["seed", "initial_lr"])
+    (' Perhaps num_epochs?', ' Perhaps initial_lr?')
     """
-    found = difflib.get_close_matches(wrong, names, limit)
+    holding = [name for name in names if wrong and wrong.lower() in name.lower()]
+    found = holding if 0 < len(holding) <= limit else difflib.get_close_matches(wrong, names, limit)
     return f" Perhaps {' or '.join(found)}?" if found else ""
 
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from nnunet_ssp.launch import trainer_paths, trainers_folder
+from nnunet_ssp.launch import SMALL_PLANS, trainer_paths, trainers_folder
 from nnunet_ssp.nnunet import NNUNET_FOLDERS
 from nnunet_ssp.parallel import available_cores, small_machine_environment
 
@@ -162,7 +162,8 @@ def _hardware() -> Iterator[Diagnosis]:
         yield (
             "warning",
             "no CUDA GPU: training takes about a second per 256x256 image",
-            "add -device cpu (or mps) to nnUNetv2_train, and plan a small patch: prepare -gpu_memory_target 0.1",
+            "add -device cpu (or mps) to nnUNetv2_train and nnUNetv2_predict, and plan a small patch: "
+            f"nnunet-ssp prepare ID {SMALL_PLANS}",
         )
     cores = available_cores()
     missing = small_machine_environment(os.environ, cores)

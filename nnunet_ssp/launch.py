@@ -22,6 +22,9 @@ from nnunet_ssp.nnunet import NNUNET_FOLDERS
 from nnunet_ssp.parallel import small_machine_environment
 
 NNUNET_PLANS = "nnUNetPlans"  # the name where none is given
+SMALL_PLANS = (
+    "-gpu_memory_target 0.1 -overwrite_plans_name ssp128"  # of README's path without a GPU
+)
 SHELLS = ("sh", "fish", "powershell", "cmd")  # sh: also bash and zsh
 TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
 
@@ -156,6 +159,20 @@ def device_flag() -> str:
     """
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
     return "" if driver else " -device cpu"
+
+
+def small_plans_hint(number: int) -> str:
+    """Return a line on small plans where there is no GPU, else nothing.
+
+    Args:
+        number: The dataset's id.
+    """
+    if not device_flag():
+        return ""
+    return (
+        "Without a GPU, as here, nnU-Net's usual plans train for days. Small ones: "
+        f"nnunet-ssp prepare {number} {SMALL_PLANS}\n"
+    )
 
 
 def training_command(prepared: Path, fold: int | str, trainer: str, plans: str = "") -> str:

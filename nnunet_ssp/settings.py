@@ -400,7 +400,9 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
                 "no commas."
             )
         if not equals or not name or not value:
-            raise ValueError(f"{ENVIRONMENT_VARIABLE}: {word!r} must have the form name=value.")
+            raise ValueError(
+                f"{ENVIRONMENT_VARIABLE}: {word!r} must have the form name=value, without blanks around =."
+            )
         if name in given:
             raise ValueError(f"{ENVIRONMENT_VARIABLE}: `{name}` is given twice.")
         given[name] = value

@@ -201,3 +201,7 @@ def test_a_missing_right_is_not_called_a_full_disk():
 def test_the_nearest_names_are_offered():
     assert nearest("5fold-1", ["5-fold-0", "paper", "5-fold-1"]).startswith(" Perhaps 5-fold-1")
     assert nearest("x", ["paper"]) == ""
+    trainers = ["nnUNetTrainer", "nnUNetTrainerMIMPretrain", "nnUNetTrainerPCLPretrain"]
+    assert nearest("nnUNetTrainerMIM", trainers) == " Perhaps nnUNetTrainerMIMPretrain?"
+    assert nearest("mimpretrain", trainers) == " Perhaps nnUNetTrainerMIMPretrain?"
+    assert nearest("", trainers) == ""

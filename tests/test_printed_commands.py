@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_ssp.launch import with_trainers
+from nnunet_ssp.launch import SMALL_PLANS, with_trainers
 
 SETTINGS = "num_epochs=1 iterations_per_epoch=2 batch_size=4 val_iterations_per_epoch=1 final_validation=no"
 
@@ -53,8 +53,15 @@ def test_each_printed_command_works_as_it_is(shell, tmp_path: Path):
         "--frames 3 --slices 4"
     )
     convert = after(said, "Next: ")[0]
-    prepare = after(shell(convert), "Next: ")[0]
-    pretrain = after(shell(prepare), "Next: ")[0]
+    said = shell(convert)
+    prepare = after(said, "Next: ")[0]
+    if not torch.cuda.is_available():
+        small = after(said, "Small ones: ")[0]
+        assert small == f"{prepare} {SMALL_PLANS}"
+        assert " -p ssp128 " in after(shell(small), "Next: ")[0]
+    said = shell(prepare)
+    pretrain = after(said, "Next: ")[0]
+    assert torch.cuda.is_available() or after(said, "Small ones: ")[0] == small
     finetune = after(shell(pretrain), "Fine-tune with:\n")[0]
 
     said = shell(finetune)

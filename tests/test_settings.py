@@ -104,7 +104,8 @@ def test_a_foreign_value_is_not_judged():
 
 @pytest.mark.parametrize("word", ["num_epochs", "num_epochs=", "=5"])
 def test_a_malformed_word_is_refused(word):
-    with pytest.raises(ValueError, match=re.escape(f"'{word}' must have the form name=value")):
+    said = f"'{word}' must have the form name=value, without blanks around =."
+    with pytest.raises(ValueError, match=re.escape(said)):
         override(MIMSettings(), f"seed=1 {word}")
 
 

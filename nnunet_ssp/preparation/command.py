@@ -20,7 +20,7 @@ from nnunet_ssp.console import count_of, writing_failed
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write, remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.files.names import must_be_plain
-from nnunet_ssp.launch import training_command
+from nnunet_ssp.launch import small_plans_hint, training_command
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.parallel import number_of_workers
 from nnunet_ssp.preparation import prepared
@@ -84,6 +84,7 @@ def prepare(
     workers = number_of_workers(workers)
     _check_options(plans_name, planner, gpu_memory_target, overwrite_plans_name)
     size.check(overwrite_plans_name)
+    usual = (plans_name, gpu_memory_target, size) == (None, None, Size())
     raw = dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
     target = nnunet_folder("nnUNet_preprocessed") / raw.name
     with contextlib.ExitStack() as stack:
@@ -121,9 +122,16 @@ def prepare(
     _require_none(problems)
     print(f"Prepared {target}")
     if "2d" in configurations:
-        fold = _first_fold(target / "splits_final.json", len(labelled))
-        print(f"Next: {training_command(target, fold, 'nnUNetTrainerMIMPretrain', plans_name)}")
+        _say_next(target, len(labelled), plans_name, usual)
     return target
+
+
+def _say_next(target: Path, n_labelled: int, plans_name: str, usual: bool) -> None:
+    """Print the command that pretrains; where there is no GPU and the plans are the usual ones, how to plan smaller."""
+    fold = _first_fold(target / "splits_final.json", n_labelled)
+    command = training_command(target, fold, "nnUNetTrainerMIMPretrain", plans_name)
+    hint = small_plans_hint(int(target.name[7:10])) if usual else ""
+    print(f"{hint}Next: {command}")
 
 
 def _require_none(problems: Sequence[str]) -> None:

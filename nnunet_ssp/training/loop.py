@@ -154,7 +154,6 @@ class LoopTrainer(nnUNetTrainer):
             self.outputs.append(self.train_step(batch))
             self.guard.end(step, self._last_cases)
             self._pace.step(len(self.outputs), self.num_iterations_per_epoch)
-        self._pace.end()
         self.guard.look()
         skipped = set(self.guard.skipped)
         kept = [o for step, o in enumerate(self.outputs, first) if step not in skipped]
@@ -165,10 +164,13 @@ class LoopTrainer(nnUNetTrainer):
         self.on_train_epoch_end(kept)
         with torch.no_grad():
             self.on_validation_epoch_start()
-            validated = []
-            for _ in range(self.num_val_iterations_per_epoch):
+            validated: list[Any] = []
+            self._pace.begin(0, "validation")
+            while len(validated) < self.num_val_iterations_per_epoch:
                 self._heed_signals()
                 validated.append(self.validation_step(next(self.dataloader_val)))
+                self._pace.step(len(validated), self.num_val_iterations_per_epoch)
+            self._pace.end()
             self.on_validation_epoch_end(self._finite_validation(validated))
         self.outputs = []
         self.guard.skipped.clear()

@@ -174,6 +174,11 @@ def plot_progress(
         unused.remove()
     for axis, panel in zip(axes, shown, strict=True):
         _draw_panel(axis, panel, logging)
+    epochs = max(
+        (len(logging[key]) for p in shown for key in p.curves if logging.get(key)), default=0
+    )
+    for axis in axes:
+        axis.set_xlim(0.5, max(epochs, 2) + 0.5)  # else one epoch would have ticks between epochs
     for axis in axes[-columns:]:
         axis.tick_params(labelbottom=True)
         axis.set_xlabel("epoch")
@@ -188,6 +193,8 @@ def _draw_panel(axis: Any, panel: Panel, logging: Mapping[str, Sequence[Any]]) -
         points = [(i, v) for i, v in enumerate(logging.get(key) or [], 1) if math.isfinite(v)]
         style = {"marker": "o" if len(points) < 3 else None}
         style |= panel.styles[position] if panel.styles else {}
+        if len(points) < 3:
+            style.pop("markevery", None)  # matplotlib draws no marker of a curve without length
         epochs, values = zip(*points, strict=True) if points else ((), ())
         axis.plot(epochs, values, label=label, **style)
     if panel.reference is not None:

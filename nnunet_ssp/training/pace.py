@@ -22,27 +22,29 @@ class Pace:
     def __init__(self, say: Callable[[str], None], images: int) -> None:
         self.say, self.images, self.between = say, images, SECONDS
         self._first, self._started, self._said = 0, 0.0, 0.0
+        self._part = ""
 
-    def begin(self, done: int) -> None:
-        """Begin an epoch of which `done` steps were made before."""
+    def begin(self, done: int, part: str = "training") -> None:
+        """Begin an epoch's training or validation, of which `done` steps were made before."""
         self._first, self._started = done, time.monotonic()
-        self._said = self._started
+        self._said, self._part = self._started, part
 
     def step(self, done: int, planned: int) -> None:
         """Log a line if the last one was long ago.
 
         Args:
-            done: Steps of the epoch that are done.
-            planned: Steps of the epoch.
+            done: Steps of this part of the epoch that are done.
+            planned: Its steps.
         """
         now = time.monotonic()
         if now - self._said < self.between or done >= planned:
             return
         self._said = now
         seconds = (now - self._started) / (done - self._first)
+        speed = f"{self.images / seconds:.1f} images/s, " if self._part == "training" else ""
         self.say(
-            f"step {done} of {planned}, {self.images / seconds:.1f} images/s, about "
-            f"{duration(seconds * (planned - done))} left in this epoch's training"
+            f"{'' if speed else f'{self._part} '}step {done} of {planned}, {speed}about "
+            f"{duration(seconds * (planned - done))} left in this epoch's {self._part}"
         )
 
     def end(self) -> None:

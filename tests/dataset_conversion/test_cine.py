@@ -160,7 +160,9 @@ def test_a_public_set_is_left_to_its_converter(root: Path, file: str, converter:
     save(frames(), root / "s1.nii.gz")
     (root / file).parent.mkdir(parents=True, exist_ok=True)
     (root / file).touch()
-    with pytest.raises(ValueError, match=f"laid out as .*nnunet-ssp convert {converter}\\."):
+    with pytest.raises(
+        ValueError, match=f"laid out as .*: nnunet-ssp convert {converter} -i {root} -d ID"
+    ):
         convert(root, 120)
 
 
@@ -760,7 +762,9 @@ def test_the_list_of_test_subjects_is_checked(root: Path):
     (root.parent / "test.txt").write_text("S9")
     with pytest.raises(ValueError, match=r"test\.txt: no subject is called S9"):
         convert(root, 121, test=root.parent / "test.txt")
-    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"none\.txt: no such file\. --test takes a text file"
+    ):
         convert(root, 121, test="none.txt")
 
 

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import image as mpimg
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from nnunet_ssp.reporting.wording import duration
 from nnunet_ssp.training.monitor import (
@@ -179,6 +182,34 @@ def test_progress_is_a_picture(tmp_path, epochs):
     plot_progress(tmp_path / "one.png", logging, panels[:1], "a title")
     assert two.shape[0] > 1.8 * read_png(tmp_path / "one.png").shape[0]
     assert {f.name for f in tmp_path.iterdir()} == {"progress.png", "one.png"}
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_epochs_are_whole_numbers_and_every_curve_is_seen(tmp_path, monkeypatch, epochs):
+    drawn = []
+    save = Figure.savefig
+
+    def keep(figure, *arguments, **options):
+        save(figure, *arguments, **options)
+        drawn.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    logging = {
+        f"change {s}": [0.1 * i + 0.1 * e for e in range(epochs)] for i, s in enumerate(STAGES)
+    }
+    plot_progress(tmp_path / "progress.png", logging, [stage_panel(STAGES)], "a title")
+    (axis,) = drawn[0].axes
+    low, high = axis.get_xlim()
+    assert low < 1 and epochs < high
+    ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
+    assert ticks and all(float(tick).is_integer() for tick in ticks)
+    canvas = FigureCanvasAgg(drawn[0])
+    canvas.draw()
+    left, bottom, right, top = (round(v) for v in axis.get_window_extent().extents)
+    picture = np.asarray(canvas.buffer_rgba())[::-1][bottom:top, left:right, :3] / 255
+    for line in axis.lines[: len(STAGES)]:
+        away = np.abs(picture - np.array(to_rgb(line.get_color()))).max(axis=-1)
+        assert (away < 0.01).any(), f"{line.get_label()} is not seen"
 
 
 def test_stages_share_a_colour_per_resolution():

@@ -48,5 +48,20 @@ def test_later_epochs_have_fewer_lines(clock: Callable[[float], None]):
     assert len(said) == 1
 
 
+def test_a_long_validation_says_how_far_it_is(clock: Callable[[float], None]):
+    said: list[str] = []
+    pace = Pace(said.append, images=12)
+    pace.begin(done=0)
+    pace.begin(done=0, part="validation")
+    for done in range(1, 5):
+        clock(SECONDS)
+        pace.step(done, planned=4)
+    assert said == [
+        "validation step 1 of 4, about 60 s left in this epoch's validation",
+        "validation step 2 of 4, about 40 s left in this epoch's validation",
+        "validation step 3 of 4, about 20 s left in this epoch's validation",
+    ]
+
+
 def test_the_time_left_is_that_of_the_epochs_to_come():
     assert time_left(3600, 10, ends_early=False) == "10.0 h left"
