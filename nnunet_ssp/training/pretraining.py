@@ -38,6 +38,7 @@ from nnunet_ssp.training.batches import Batches, ensure_store
 from nnunet_ssp.training.chain import continue_heads
 from nnunet_ssp.training.checks import refuse_lost_start, refuse_unsuitable, refuses_other_content
 from nnunet_ssp.training.compiling import compile_parts
+from nnunet_ssp.training.interchange import marks
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import StageChange
 from nnunet_ssp.training.next_steps import next_step
@@ -403,6 +404,15 @@ class PretrainingTrainer(StartingTrainer):
             **({"change_from": self.stage_change.start} if self.chain else {}),
             **more_state,
         }
+        marked = marks(
+            self.method.network,
+            self.plans_manager.plans,
+            self.configuration_name,
+            self.configuration_manager.configuration,
+            self.num_input_channels,
+            [self.method.paper],
+        )
+        entries = transfer.to_builtin(marked) | entries
         return self.checkpoint(weights, ssp_state=state, **entries)
 
     def keep(self) -> str:
