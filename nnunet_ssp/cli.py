@@ -14,6 +14,7 @@ from typing import Any
 
 import nnunet_ssp
 from nnunet_ssp.console import decimal, path, run_command, whole
+from nnunet_ssp.training.launched import add_train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_folds(commands)
     _add_prepare(commands)
+    add_train(commands)
     _add_inspect(commands)
     _add_sharing(commands)
     _add_phantom(commands)

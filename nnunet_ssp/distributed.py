@@ -1,4 +1,4 @@
-"""The collective operations that losses and logs need. They do nothing in a single process."""
+"""Processes that train together, and the collective operations that they need; these do nothing in a single process."""
 
 from __future__ import annotations
 
@@ -22,6 +22,85 @@ def world_size() -> int:
 def rank() -> int:
     """Return the number of this process among them."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def launched() -> bool:
+    """Whether torchrun has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launching_words() -> list[str]:
+    """Return the words that start the same processes again, before those of our own command."""
+    nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
+    words = ["torchrun", "--nnodes", nodes, "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST:PORT"]
+    return [*words, *(["--standalone"] if nodes == "1" else meeting), "--no-python"]
+
+
+def device_of_rank(device: torch.device) -> torch.device:
+    """Return the device of this rank: of a machine's GPUs the one with its number there."""
+    if device.type != "cuda":
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank())))
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Join the processes that torchrun has started, with NCCL on GPUs and gloo elsewhere, until the block ends.
+
+    A failed process ends the others in words. A single process joins nobody.
+
+    Args:
+        device: Kind of the devices.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device_of_rank(device))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        with ending_with_other_ranks(lambda: "Its own output says why."):
+            yield
+            dist.barrier()
+    except BaseException:
+        if device.type != "cuda":  # NCCL would wait for the others
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def require_equal_ranks(described: Mapping[str, Any]) -> None:
+    """Refuse ranks that would not train alike; each of them raises.
+
+    Args:
+        described: What must be equal on all ranks, by name.
+
+    Raises:
+        ValueError: Names every difference of the first rank that differs from rank 0.
+    """
+    if world_size() == 1:
+        return
+    every: list[dict[str, Any]] = [{}] * world_size()
+    dist.all_gather_object(every, dict(described))
+    for number, other in enumerate(every):
+        changed = [
+            f"{name}: {_differing(value, other.get(name), number)}"
+            for name, value in every[0].items()
+            if value != other.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"rank {number} differs from rank 0, and all ranks must train alike: {'; '.join(changed)}."
+            )
+
+
+def _differing(first: Any, other: Any, number: int) -> str:
+    """Say how two values differ; of lists how long they are, and what only one has."""
+    if not isinstance(first, list) or not isinstance(other, list):
+        return f"{first} on rank 0, {other} on rank {number}"
+    alone = min({*first} ^ {*other}, default="the order")
+    return f"{len(first)} on rank 0, {len(other)} on rank {number}; {alone} differs"
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:

@@ -10,7 +10,18 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
-from nnunet_ssp.distributed import gather_rows, rank, share, sum_over_ranks, world_size
+from nnunet_ssp.distributed import (
+    device_of_rank,
+    gather_rows,
+    joined,
+    launched,
+    launching_words,
+    rank,
+    require_equal_ranks,
+    share,
+    sum_over_ranks,
+    world_size,
+)
 from nnunet_ssp.methods import (
     MIM,
     PCL,
@@ -88,6 +99,12 @@ def train_one_rank(ranks: int) -> dict[str, Any]:
         output = step(wrapped, whole.share(slice(int(rows[0]), int(rows[-1]) + 1)))
         mean = {k: sum_over_ranks(v) / world_size() for k, v in output.items()}
         found[name] = output, mean, gradients(made)
+    try:
+        cases = ["a", "b"] if rank() == 0 else ["a"]
+        require_equal_ranks({"seed": min(rank(), 1), "batch_size": 4, "cases": cases})
+    except ValueError as error:
+        found["differing"] = str(error)
+    require_equal_ranks({"seed": 0})
     for total in (5, 7):
         rows = torch.arange(total * 6.0).reshape(total, 2, 3)
         own = rows[share(total)].clone().requires_grad_()
@@ -169,6 +186,32 @@ def test_rows_are_gathered_in_order_and_gradients_go_home(
         assert f"`x` must have this rank's {size} of {total} rows, not {total}." in refused
     # DDP will divide by the number of ranks.
     assert torch.equal(torch.cat(own), ranks * rows)
+
+
+def test_ranks_that_differ_are_named_on_every_rank(
+    trained: tuple[int, list[dict[str, Any]]],
+) -> None:
+    for output in trained[1]:
+        assert output["differing"] == (
+            "rank 1 differs from rank 0, and all ranks must train alike: seed: 0 on rank 0, 1 on rank 1; "
+            "cases: 2 on rank 0, 1 on rank 1; b differs."
+        )
+
+
+def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not launched()
+    with joined(torch.device("cpu")):
+        assert world_size() == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert launched()
+    assert device_of_rank(torch.device("cpu")) == torch.device("cpu")
+    assert device_of_rank(torch.device("cuda")) == torch.device("cuda", 3)
+    words = "torchrun --nnodes 1 --nproc-per-node 4 --standalone --no-python"
+    assert " ".join(launching_words()) == words
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert "--nnodes 2" in " ".join(launching_words())
 
 
 def test_shares_are_consecutive_and_differ_by_one_row(monkeypatch: pytest.MonkeyPatch) -> None:

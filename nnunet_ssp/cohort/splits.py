@@ -14,6 +14,7 @@ from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import must_all_be_plain
 
 FOLD_COLUMNS = ("fold", "name", "n_train_subjects", "n_val_subjects", "source")
+NNUNET_FOLDS = 5  # that nnU-Net draws itself
 FOLD_SEED = 12345  # nnU-Net's own seed for its cross-validation
 FOLD_SOURCE = f"by subject, stratified by vendor, seed {FOLD_SEED}"
 
@@ -47,6 +48,17 @@ def subject_folds(
         dealt += group
     # Dealing like cards across vendors balances each vendor and the total.
     return [sorted(dealt[fold::n_folds]) for fold in range(n_folds)]
+
+
+def first_fold(splits: Path, n_labelled: int) -> str:
+    """Return the first fold to train on.
+
+    Args:
+        splits: The dataset's `splits_final.json`; without the file nnU-Net draws five folds, which need as many cases.
+        n_labelled: Number of labelled cases.
+    """
+    validated = bool(read_splits(splits)) if splits.is_file() else n_labelled >= NNUNET_FOLDS
+    return "0" if n_labelled and validated else "all"
 
 
 def make_splits(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ssp.cohort.splits import copy_tables, read_splits
+from nnunet_ssp.cohort.splits import copy_tables, first_fold
 from nnunet_ssp.console import count_of, writing_failed
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write, remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
@@ -27,7 +27,6 @@ from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.fingerprints import make_fingerprint, with_median_spacing
 from nnunet_ssp.preparation.planes import check_plane
 from nnunet_ssp.preparation.planning import (
-    NNUNET_FOLDS,
     Size,
     find_planner,
     plan,
@@ -128,7 +127,7 @@ def prepare(
 
 def _say_next(target: Path, n_labelled: int, plans_name: str, usual: bool) -> None:
     """Print the command that pretrains; where there is no GPU and the plans are the usual ones, how to plan smaller."""
-    fold = _first_fold(target / "splits_final.json", n_labelled)
+    fold = first_fold(target / "splits_final.json", n_labelled)
     command = training_command(target, fold, "nnUNetTrainerMIMPretrain", plans_name)
     hint = small_plans_hint(int(target.name[7:10])) if usual else ""
     print(f"{hint}Next: {command}")
@@ -180,12 +179,6 @@ def _clear_temporary(target: Path) -> None:
     """Delete the temporary files of this run and of killed ones."""
     shutil.rmtree(target / TEMPORARY, ignore_errors=True)
     remove_half_written(target)  # tables that a killed run was writing
-
-
-def _first_fold(splits: Path, n_labelled: int) -> str:
-    """Return the first fold to train on; without the file nnU-Net draws five, which need as many cases."""
-    validated = bool(read_splits(splits)) if splits.is_file() else n_labelled >= NNUNET_FOLDS
-    return "0" if n_labelled and validated else "all"
 
 
 @contextlib.contextmanager

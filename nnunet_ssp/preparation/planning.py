@@ -28,7 +28,6 @@ from nnunet_ssp.preparation.raw_checks import (
     label_values,
 )
 
-NNUNET_FOLDS = 5
 LEAST_BATCH = 2  # nnU-Net's planner: UNet_min_batch_size
 
 

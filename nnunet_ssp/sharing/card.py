@@ -22,6 +22,10 @@ NOT_MEASURED = (
     *privacy.TIMES,
 )  # curves that say nothing about the weights
 NNUNET = "Isensee et al., nnU-Net, Nature Methods 18, 203-211, 2021."
+MEASURED = (
+    "Mean 3D Dice of fine-tunings and of their baselines. Differences are paired by subject, with 95 % bootstrap "
+    "intervals over subjects and over seeds and subjects; p is of a one-sided Wilcoxon signed-rank test."
+)
 FRONT_MATTER = """---
 library_name: nnunet-ssp
 pipeline_tag: image-segmentation
@@ -106,6 +110,7 @@ def card_of(
     seen: Mapping[str, tuple[Case, int]],
     licences: Sequence[str],
     names: bool,
+    measured: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the content of `card.json`.
 
@@ -115,6 +120,7 @@ def card_of(
         seen: From `seen_cases`.
         licences: Of the data.
         names: Whether to list the subjects by name.
+        measured: From `gains.measured_gains`.
     """
     record, arguments = content["ssp"], content["init_args"]
     data: dict[str, Any] = {
@@ -136,6 +142,7 @@ def card_of(
         "data": data,
         "epochs": content.get("current_epoch"),
         "last_values": last_values(content.get("logging", {})),
+        "measured": dict(measured),
         "papers": [*dict.fromkeys(papers), NNUNET],
         "record": record,
     }
@@ -186,6 +193,9 @@ def page_of(card: Mapping[str, Any], configuration: Mapping[str, Any], hub: bool
             for link in record["chain"]
         ]
         lines += ["## Trained before that", "", *_table(links), ""]
+    if measured := card.get("measured"):
+        rows = [{name: _value(value) for name, value in row.items()} for row in measured["rows"]]
+        lines += [f"## Measured, {measured['of']}", "", MEASURED, "", *_table(rows), ""]
     for title, values in (
         ("Settings", record.get("settings", {})),
         ("Last values", card["last_values"]),

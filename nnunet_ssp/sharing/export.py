@@ -13,6 +13,7 @@ from nnunet_ssp.files.names import must_name_plans
 from nnunet_ssp.files.nnunet import check_plans, configuration_of
 from nnunet_ssp.network import is_output_layer
 from nnunet_ssp.sharing.card import card_of, page_of, prepared_folder, seen_cases
+from nnunet_ssp.sharing.gains import measured_gains
 from nnunet_ssp.training import transfer
 
 # What nnU-Net writes into a fingerprint: numbers only.
@@ -73,7 +74,8 @@ def export_checkpoint(
             f"--subjects: the names of the subjects are not known: {checkpoint} holds hashes, and nnUNet_preprocessed "
             "has no dataset with these subjects, frames and slices."
         )
-    card = card_of(name, public, seen, data_licence or (), subjects)
+    measured = measured_gains(checkpoint, content["ssp"]["method"])
+    card = card_of(name, public, seen, data_licence or (), subjects, measured)
     fresh = transfer.fresh_keys(weights) | {key for key in weights if is_output_layer(key)}
     bundle = Bundle(weights, card, plans, _fingerprint(checkpoint, prepared))
     write_bundle(target, bundle, page_of(card, configuration, hub), fresh, half, hub)

@@ -12,13 +12,15 @@ import torch
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.membership import test_subjects
+from nnunet_ssp.cohort.splits import first_fold
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import write_json
-from nnunet_ssp.files.bundles import Bundle, read_bundle
+from nnunet_ssp.files.bundles import ON_A_HUB, PAGE, Bundle, read_bundle
 from nnunet_ssp.files.contents import printable, read_json, shown
 from nnunet_ssp.files.names import must_name_plans
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset
+from nnunet_ssp.launch import device_flag
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.inspection import content_in_words
@@ -53,6 +55,8 @@ def import_bundle(
     lines = content_in_words(pretrained)
     if licences := bundle.card["data"].get("licences"):
         lines.append(f"licences of the data: {shown(licences)}")
+    if bundle.card.get("measured"):
+        lines.append(f"gains that were measured: in {PAGE if file.is_file() else ON_A_HUB[PAGE]}")
     if dataset is not None:
         lines += _install(bundle, file, dataset, plans_name or bundle.card["name"])
     if pth is not None:
@@ -102,7 +106,7 @@ def _install(bundle: Bundle, file: Path, dataset: str, name: str) -> list[str]:
     if target.is_file() and read_json(target, dict) != plans:
         raise FileExistsError(f"{target} has other plans: choose another name with -p.")
     write_json(target, plans)
-    return _next(bundle, file, dataset_id(folder.name), content, plans)
+    return _next(bundle, file, folder, content, plans)
 
 
 def _find(dataset: str) -> tuple[Path, dict[str, Any]]:
@@ -162,14 +166,19 @@ def _plans_for(
 
 
 def _next(
-    bundle: Bundle, file: Path, number: int, dataset_json: dict[str, Any], plans: dict[str, Any]
+    bundle: Bundle, file: Path, folder: Path, dataset_json: dict[str, Any], plans: dict[str, Any]
 ) -> list[str]:
+    """Return the commands that go on with the plans of a dataset, whose raw or preprocessed folder is given."""
+    number = dataset_id(folder.name)
     name, configuration = plans["plans_name"], bundle.card["configuration"]
     planned = plans["configurations"][configuration]
     spacing = " x ".join(f"{side:g}" for side in planned["spacing"])
     labelled = any(value != 0 for value in dataset_json["labels"].values())
-    train = f"nnUNetv2_train {number} {configuration} {'0' if labelled else 'all'} -p {shlex.quote(name)}"
-    weights = f"-pretrained_weights {shlex.quote(str(file.resolve()))}"
+    fold = first_fold(
+        folder / "splits_final.json", dataset_json.get("numTraining", 0) if labelled else 0
+    )
+    train = f"nnUNetv2_train {number} {configuration} {fold} -p {shlex.quote(name)}"
+    weights = f"-pretrained_weights {shlex.quote(str(file.resolve()))}{device_flag()}"
     lines = [
         "",
         f"Plans {name} of {plans['dataset_name']}: images are resampled to {spacing} mm and normalised by "

@@ -28,7 +28,8 @@ def comparisons(results: Results) -> pd.DataFrame:
     Returns:
         One row per fold and model: `fold`, the columns of `evaluation.statistics.compare_models`, `n_seeds`,
         `n_seeds_better`, the number of seeds whose mean difference is above 0, and `low_seeds, high_seeds`, from
-        `two_level_interval`. `p_holm` is NaN outside of the family. No row if no baseline is done.
+        `two_level_interval`. `dice` and `dice_baseline` are means over seeds and subjects. `p_holm` is NaN outside of
+        the family. No row if no baseline is done.
     """
     study = results.study
     tables = []
@@ -60,16 +61,25 @@ def _compared(
 ) -> pd.DataFrame:
     both = pd.concat([results.frames[baseline, fold], results.frames[model, fold]])
     both = both[both["seed"].isin(seeds) & (both["class"] == MEAN)]
+    own, theirs = scores_by_seed(both, model, baseline)
     differences = differences_by_seed(both, model, baseline)
     low, high = two_level_interval(differences)
     better = int((differences.mean(axis=1) > 0).sum()) if differences.size else 0
     return compare_models(both, DICE, baseline).assign(
-        fold=fold, n_seeds=len(seeds), n_seeds_better=better, low_seeds=low, high_seeds=high
+        fold=fold,
+        n_seeds=len(seeds),
+        n_seeds_better=better,
+        low_seeds=low,
+        high_seeds=high,
+        dice=own.mean() if own.size else np.nan,
+        dice_baseline=theirs.mean() if theirs.size else np.nan,
     )
 
 
-def differences_by_seed(frames: pd.DataFrame, model: str, baseline: str) -> npt.NDArray[np.float64]:
-    """Return the differences in Dice of every seed and subject, of shape (seeds, subjects).
+def scores_by_seed(
+    frames: pd.DataFrame, model: str, baseline: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the Dice of every seed and subject of both, each of shape (seeds, subjects).
 
     Args:
         frames: Columns `model, seed, subject, dice`, one row per frame.
@@ -77,6 +87,13 @@ def differences_by_seed(frames: pd.DataFrame, model: str, baseline: str) -> npt.
         baseline: What it is compared with; subjects without a score in any seed of either are left out.
     """
     means = frames.groupby(["model", "seed", "subject"])[DICE].mean().unstack("subject")
-    found = (means.xs(model) - means.xs(baseline)).to_numpy(float)
+    own, theirs = (means.xs(name).to_numpy(float) for name in (model, baseline))
+    known = np.isfinite(own).all(axis=0) & np.isfinite(theirs).all(axis=0)
+    return own[:, known], theirs[:, known]
+
+
+def differences_by_seed(frames: pd.DataFrame, model: str, baseline: str) -> npt.NDArray[np.float64]:
+    """Return the differences in Dice of every seed and subject, see `scores_by_seed`: (seeds, subjects)."""
+    own, theirs = scores_by_seed(frames, model, baseline)
     # Rounding removes the noise of floating point, which has a sign.
-    return found[:, np.isfinite(found).all(axis=0)].round(DIFFERENCE_DIGITS)
+    return (own - theirs).round(DIFFERENCE_DIGITS)

@@ -1,4 +1,4 @@
-"""The numbers of each model as two small tables, to be kept where the study's folder is not."""
+"""The numbers of a study as small tables, to be kept where its folder is not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from nnunet_ssp.evaluation.statistics import SCORES
+from nnunet_ssp.sharing.gains import COLUMNS
+from nnunet_ssp.study.comparisons import comparisons
 from nnunet_ssp.study.results import Results
 from nnunet_ssp.study.runs import slug
 
@@ -36,3 +38,26 @@ def model_tables(results: Results) -> Iterator[tuple[str, pd.DataFrame]]:
             filled = [table[[*columns]] for table in tables if len(table)]
             if filled:
                 yield f"{slug(model)}{ending}", pd.concat(filled, ignore_index=True)
+
+
+def comparison_table(results: Results) -> pd.DataFrame:
+    """Return the comparisons with what was compared, as `nnunet-ssp export` puts them on the card of a pretraining."""
+    rows = []
+    for row in comparisons(results).to_dict("records"):
+        fold = row["fold"]
+        own, theirs = (
+            next(iter(results.done[row[name], fold].values())) for name in ("model", "baseline")
+        )
+        rows.append(
+            {
+                **row,
+                "labelled_subjects": results.labelled(fold)[0],
+                "scored_on": results.study.evaluate,
+                "pretraining": own.weights.folder if own.weights else "",
+                "trainer": own.trainer,
+                "settings": own.settings_of_all_seeds,
+                "trainer_baseline": theirs.trainer,
+                "settings_baseline": theirs.settings_of_all_seeds,
+            }
+        )
+    return pd.DataFrame(rows, columns=[*COLUMNS])

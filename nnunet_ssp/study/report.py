@@ -1,4 +1,4 @@
-"""Output of a study's results: tables, figures, `cells.csv`, and one page that shows them all."""
+"""Output of a study's results: tables, figures, CSV files, and one page that shows them all."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from nnunet_ssp.files.names import is_plain
 from nnunet_ssp.reporting.figures import render
 from nnunet_ssp.reporting.page import GAP, Cell, Link, Noted, Page
 from nnunet_ssp.reporting.wording import duration, interval, listing, p_value, rounded
+from nnunet_ssp.sharing.gains import COMPARISONS, REPORTED
 from nnunet_ssp.study.comparisons import comparisons
-from nnunet_ssp.study.exports import model_tables
+from nnunet_ssp.study.exports import comparison_table, model_tables
 from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
 from nnunet_ssp.study.results import STAGES, Coordinates, Results
@@ -43,9 +44,10 @@ GALLERY = (3.6, 2.8)  # inches, of one of several pictures
 
 
 def write_results(results: Results, setup: Sequence[str], notes: Sequence[str] = ()) -> Path:
-    """Write the results of a study's finished runs: `tables/`, `figures/`, `models/`, `cells.csv` and `report.html`.
+    """Write the results of a study's finished runs.
 
-    The names of those on the test subjects of a study that chooses begin with `reported-`.
+    These are `tables/`, `figures/`, `models/`, `cells.csv`, `comparisons.csv` and `report.html`. The names of those on
+    the test subjects of a study that chooses begin with `reported-`.
 
     Args:
         results: Results of the study; some runs may not be done.
@@ -59,7 +61,7 @@ def write_results(results: Results, setup: Sequence[str], notes: Sequence[str] =
         ValueError: A table or figure names an unknown class, score, column or published table.
     """
     study, output = results.study, results.output
-    own = Written("reported-" if study.evaluate == REPORT else "")
+    own = Written(REPORTED if study.evaluate == REPORT else "")
     names = _names([table.title for table in study.tables])
     tables = {
         name: fill_table(table, results) for name, table in zip(names, study.tables, strict=True)
@@ -80,6 +82,7 @@ def write_results(results: Results, setup: Sequence[str], notes: Sequence[str] =
     written += [f"{own.models}/{name}.csv" for name in models]
     _remove_earlier(output, own, written)
     _write_csv(_cells(results, list(tables.values())), output / f"{own.prefix}cells.csv")
+    _write_csv(comparison_table(results), output / f"{own.prefix}{COMPARISONS}")
     page = _page(results, tables, figures, files, setup, notes, own)
     page.write(output / own.page)
     return output / own.page

@@ -26,6 +26,7 @@ from nnunet_ssp.cohort.consistency import (
 from nnunet_ssp.cohort.membership import is_trainable
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.console import count_of, end_in_words, some
+from nnunet_ssp.distributed import device_of_rank
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import remove_half_written, write_json
 from nnunet_ssp.files.contents import check
@@ -89,6 +90,10 @@ class SettingsTrainer(PrecisionTrainer):
         # nnU-Net copies the content into every checkpoint and into the results' folder.
         dataset_json = privacy.without_files(dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp:  # nnU-Net takes the GPU of the rank's number among all machines
+            self.device = device_of_rank(device)
+            if self.device.type != "cuda":
+                self.grad_scaler = None
         if foreign:
             self.print_to_log_file(
                 f"Settings of other trainers, ignored here: {', '.join(foreign)}{self._meant(foreign)}"

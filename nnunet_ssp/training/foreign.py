@@ -21,7 +21,6 @@ MOST_UNPACKED, ROOM = 4, 2**20
 # Names in a checkpoint of version 1, and in the record FILE.pkl beside it.
 VERSION_1 = {"epoch", "state_dict", "optimizer_state_dict", "plot_stuff"}
 VERSION_1_RECORD = {"init", "name", "class", "plans"}
-NNSSL = {"network_weights", "nnssl_adaptation_plan"}
 
 
 def name_foreign(file: Path) -> str:
@@ -35,11 +34,6 @@ def name_foreign(file: Path) -> str:
     if is_shared(file):  # has no pickle, and is read within bounds of its own
         return ""
     names = pickled_names(file)
-    if names >= NNSSL:
-        return (
-            "a checkpoint of nnssl, which pretrains 3D networks: it does not fit the 2D network that nnunet-ssp "
-            "pretrains"
-        )
     if names >= VERSION_1:
         return "a checkpoint of nnU-Net version 1, whose networks version 2 cannot load"
     if names >= VERSION_1_RECORD and "network_weights" not in names:

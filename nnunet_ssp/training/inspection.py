@@ -122,7 +122,7 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
     ssp = pretrained.ssp
     if not ssp:
         alone = file.suffix == ENDING
-        what = "weights alone, without a record" if alone else "a plain nnU-Net checkpoint"
+        what = "weights alone, without a record" if alone else pretrained.origin
         lines.append(what if fresh else f"{what}: every tensor counts as trained")
     if "method" in ssp:
         counts = ssp.get("counts", {})

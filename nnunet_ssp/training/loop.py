@@ -21,7 +21,13 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssp.console import DISK_FULL, Stopped
-from nnunet_ssp.distributed import ending_with_other_ranks, max_over_ranks, world_size
+from nnunet_ssp.distributed import (
+    ending_with_other_ranks,
+    launched,
+    launching_words,
+    max_over_ranks,
+    world_size,
+)
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.schedules import EarlyStopping
 from nnunet_ssp.setting_values import as_word
@@ -268,14 +274,19 @@ class LoopTrainer(nnUNetTrainer):
         fold: str = "",
         configuration: str = "",
     ) -> str:
-        """Return nnU-Net's command for this run, with more words or settings, or one part of it replaced."""
+        """Return the command of this run, with more words or settings, or one part of it replaced.
+
+        Under torchrun it is ours, else nnU-Net's.
+        """
         plans, ranks = self.plans_manager.plans_name, 1 if trainer else world_size()
-        words = ["nnUNetv2_train", self.dataset]
+        ours = launched() and not trainer
+        words = [*launching_words(), "nnunet-ssp", "train"] if ours else ["nnUNetv2_train"]
+        words += [self.dataset]
         words += [configuration or self.configuration_name, fold or str(self.fold)]
         words += ["-p", plans] if plans != "nnUNetPlans" else []
         words += ["-tr", trainer or type(self).__name__]
         words += ["-device", self.device.type] if self.device.type != "cuda" else []
-        words += ["-num_gpus", str(ranks)] if ranks > 1 else []
+        words += ["-num_gpus", str(ranks)] if ranks > 1 and not ours else []
         given = f"{ENVIRONMENT_VARIABLE}={shlex.quote(settings)} " if settings else ""
         return given + shlex.join([*words, *more])
 

@@ -27,7 +27,7 @@ from nnunet_ssp.cohort.membership import (
 )
 from nnunet_ssp.cohort.repeats import doubts
 from nnunet_ssp.console import count_of
-from nnunet_ssp.distributed import mean_over_steps
+from nnunet_ssp.distributed import mean_over_steps, require_equal_ranks
 from nnunet_ssp.files.nnunet import write_descriptions
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.settings import PretrainingSettings
@@ -38,12 +38,14 @@ from nnunet_ssp.training.batches import Batches, ensure_store
 from nnunet_ssp.training.chain import continue_heads
 from nnunet_ssp.training.checks import refuse_lost_start, refuse_unsuitable, refuses_other_content
 from nnunet_ssp.training.compiling import compile_parts
+from nnunet_ssp.training.interchange import marks
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import StageChange
 from nnunet_ssp.training.next_steps import next_step
 from nnunet_ssp.training.optimizers import make_optimizer
 from nnunet_ssp.training.precision import choose_precision
 from nnunet_ssp.training.progress import PROBE, Progress, begin_progress, logged_keys
+from nnunet_ssp.training.ranks import data_of_rank, run_of_rank
 from nnunet_ssp.training.resuming import (
     earlier_origin,
     pack_steps,
@@ -110,6 +112,7 @@ class PretrainingTrainer(StartingTrainer):
         if self.was_initialized:
             raise RuntimeError("initialize was called twice.")
         refuse_unsuitable(self)
+        require_equal_ranks(run_of_rank(self))
         pretrained = self.open_pretrained()
         self.batch_size = self.settings.batch_size
         self.num_input_channels = determine_num_input_channels(
@@ -144,7 +147,9 @@ class PretrainingTrainer(StartingTrainer):
         self.network = self.method
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
-            self.network = DistributedDataParallel(self.method, device_ids=[self.local_rank])
+            self.network = DistributedDataParallel(
+                self.method, [self.device] if self.device.type == "cuda" else None
+            )
         half = self.method_class.half_precision
         self.use_precision(choose_precision(self.settings.precision, half, self.device))
         self.was_initialized = True
@@ -252,6 +257,7 @@ class PretrainingTrainer(StartingTrainer):
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         if self._resumed is not None:
             require_same_data(self._resumed, self.record(), self.fold)
+        require_equal_ranks(data_of_rank(self))
         self.print_plans()
         empty_cache(self.device)
         if self.local_rank == 0:
@@ -399,6 +405,15 @@ class PretrainingTrainer(StartingTrainer):
             **({"change_from": self.stage_change.start} if self.chain else {}),
             **more_state,
         }
+        marked = marks(
+            self.method.network,
+            self.plans_manager.plans,
+            self.configuration_name,
+            self.configuration_manager.configuration,
+            self.num_input_channels,
+            [self.method.paper],
+        )
+        entries = transfer.to_builtin(marked) | entries
         return self.checkpoint(weights, ssp_state=state, **entries)
 
     def keep(self) -> str:

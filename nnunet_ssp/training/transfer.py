@@ -23,6 +23,7 @@ from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.files.nnunet import resolve
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts
+from nnunet_ssp.training import interchange
 from nnunet_ssp.training.adapters import Adaptation, Channels, adapt
 from nnunet_ssp.training.foreign import name_foreign
 
@@ -145,6 +146,7 @@ class Pretrained:
         configuration: Name of its configuration, when the file holds it.
         channels: Names of its input channels, when the file holds them.
         state: What the method of a pretraining needs besides the network, see `Method.extra_state`.
+        origin: What a file without a record of ours is, in words.
     """
 
     file: Path
@@ -154,6 +156,7 @@ class Pretrained:
     configuration: str
     channels: tuple[str, ...] = ()
     state: dict[str, Any] = field(default_factory=dict)
+    origin: str = "a plain nnU-Net checkpoint"
 
 
 def fresh_keys(weights: Mapping[str, Tensor]) -> set[str]:
@@ -173,7 +176,7 @@ def fresh_keys(weights: Mapping[str, Tensor]) -> set[str]:
 
 
 def read(file: str | Path, trust: bool = False) -> Pretrained:
-    """Open a checkpoint of ours or of nnU-Net.
+    """Open a checkpoint of ours, of nnU-Net or of nnssl.
 
     Args:
         file: The checkpoint.
@@ -187,6 +190,13 @@ def read(file: str | Path, trust: bool = False) -> Pretrained:
     if file.is_file() and (foreign := name_foreign(file)):
         raise ValueError(f"{file} is {foreign}.")
     content = checkpoints.load(file, trust)
+    if interchange.is_nnssl(content):
+        weights, (plans, name) = (
+            f(content, file) for f in (interchange.weights_of, interchange.plans_of)
+        )
+        return Pretrained(
+            file, weights, {}, plans, name, origin=interchange.in_words(content, file)
+        )
     arguments = content.get("init_args", {})
     return Pretrained(
         file,
@@ -262,7 +272,7 @@ def compare(
             f"values: {checkpoints.non_finite_in_words(spoiled, len(pretrained.weights))}"
         )
     their_configuration = _configuration(pretrained)
-    notes = [] if pretrained.ssp else ["a plain nnU-Net checkpoint, not one of nnunet-ssp"]
+    notes = [] if pretrained.ssp else [f"{pretrained.origin}, not one of nnunet-ssp"]
     for name in ("spacing", "normalization_schemes", "use_mask_for_norm"):
         if name in their_configuration:
             there, here = their_configuration[name], configuration[name]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nnunet_ssp.cohort.cases import Case, case_name
 from nnunet_ssp.cohort.splits import (
     copy_tables,
+    first_fold,
     make_splits,
     read_splits,
     subject_folds,
@@ -173,3 +174,14 @@ def test_nnunets_own_folds_stay(three_folders: tuple[Path, Path, Path]):
     (raw / "splits_final.json").unlink()
     assert copy_tables(*three_folders, overwrite=False) == []
     assert read_splits(prepared / "splits_final.json") == FOLDS
+
+
+@pytest.mark.parametrize(
+    ("folds", "labelled", "first"),
+    [(None, 5, "0"), (None, 4, "all"), (None, 0, "all"), (2, 2, "0"), (0, 5, "all")],
+)
+def test_the_fold_to_begin_with(tmp_path: Path, folds: int | None, labelled: int, first: str):
+    file = tmp_path / "splits_final.json"
+    if folds is not None:
+        write_json(file, [{"train": ["a"], "val": ["b"]}] * folds)
+    assert first_fold(file, labelled) == first

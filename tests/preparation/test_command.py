@@ -24,7 +24,6 @@ from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files import lock
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.launch import device_flag
-from nnunet_ssp.preparation import command as preparation
 from nnunet_ssp.preparation import preprocessing
 from nnunet_ssp.preparation.command import prepare
 from nnunet_ssp.preparation.raw import CaseJob
@@ -102,17 +101,6 @@ def test_nnunet_does_not_chatter(base: Path, capfd: pytest.CaptureFixture[str]):
         "Prepared",
         "Next",
     ]
-
-
-@pytest.mark.parametrize(
-    ("folds", "labelled", "first"),
-    [(None, 5, "0"), (None, 4, "all"), (None, 0, "all"), (2, 2, "0"), (0, 5, "all")],
-)
-def test_the_fold_to_begin_with(tmp_path: Path, folds: int | None, labelled: int, first: str):
-    file = tmp_path / "splits_final.json"
-    if folds is not None:
-        write_json(file, [{"train": ["a"], "val": ["b"]}] * folds)
-    assert preparation._first_fold(file, labelled) == first
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from nnunet_ssp.cli import main
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.network import is_output_layer
+from nnunet_ssp.sharing.gains import OTHERS
 from nnunet_ssp.training import transfer
 from tests.sharing.conftest import DATASET
 from tests.training.test_inspection import make_plans, write_checkpoint
@@ -77,6 +78,17 @@ def test_the_card_says_what_was_seen(checkpoint: Path, dataset: Path, capsys) ->
     for words in ("MIM", "M&Ms: CC BY", "| mm1 | Philips | 1.5 | 1 | 2 | 10 |", "mask_ratio | 0.6"):
         assert words in page
     assert "note:" not in capsys.readouterr().out
+
+
+def test_the_card_says_what_was_gained(checkpoint: Path, dataset: Path, monkeypatch) -> None:
+    row = {"labelled": "5", "scratch": "0.625", "pretrained": "0.673"}
+    monkeypatch.setattr(
+        "nnunet_ssp.sharing.gains.read_measured", lambda: [{"method": "MIM", **row}]
+    )
+    file = export(checkpoint, "heart")
+    assert card_in(file)["measured"] == {"of": OTHERS, "rows": [row]}
+    assert "| labelled | scratch | pretrained |\n| --- | --- | --- |\n| 5 | 0.625 |" in texts(file)
+    assert main(["import", str(file)]) == 0
 
 
 def test_names_only_on_demand(checkpoint: Path, dataset: Path, capsys) -> None:

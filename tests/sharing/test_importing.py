@@ -46,9 +46,26 @@ def test_the_dataset_gets_the_plans(file: Path, other: Path, environment: Path, 
         "resampled to 1.5 x 1.5 mm and normalised by ZScoreNormalization",
         "Next: nnunet-ssp prepare 908 -c 2d -p heart",
         f"-p heart -tr nnUNetTrainerMIMPretrain -pretrained_weights {file}",
-        f"nnUNetv2_train 908 2d 0 -p heart -tr nnUNetTrainerFinetune -pretrained_weights {file}",
+        # One labelled case: nnU-Net cannot draw folds.
+        f"nnUNetv2_train 908 2d all -p heart -tr nnUNetTrainerFinetune -pretrained_weights {file}",
     ):
         assert words in said
+
+
+@pytest.mark.parametrize(("folds", "cases", "first"), [(None, 5, "0"), (2, 1, "0"), (0, 9, "all")])
+def test_the_printed_fold_exists(file: Path, other: Path, capsys, folds, cases, first) -> None:
+    content = json.loads((other / "dataset.json").read_text())
+    write_json(other / "dataset.json", content | {"numTraining": cases})
+    if folds is not None:
+        write_json(other / "splits_final.json", [{"train": ["a"], "val": ["b"]}] * folds)
+    assert main(["import", str(file), "-d", "908"]) == 0
+    assert capsys.readouterr().out.count(f"nnUNetv2_train 908 2d {first} -p heart") == 2
+
+
+def test_the_commands_name_the_device(file: Path, other: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("nnunet_ssp.sharing.importing.device_flag", lambda: " -device cpu")
+    assert main(["import", str(file), "-d", "908"]) == 0
+    assert capsys.readouterr().out.count(f"{file} -device cpu\n") == 2
 
 
 def test_the_weights_fit_those_plans(file: Path, other: Path, environment: Path) -> None:

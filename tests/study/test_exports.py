@@ -1,6 +1,16 @@
 from __future__ import annotations
 
-from nnunet_ssp.study.exports import CURVE_COLUMNS, SCORE_COLUMNS, model_tables
+import pytest
+
+from nnunet_ssp.sharing.gains import THESE, measured_gains
+from nnunet_ssp.study.exports import (
+    CURVE_COLUMNS,
+    SCORE_COLUMNS,
+    comparison_table,
+    model_tables,
+)
+from nnunet_ssp.study.report import write_results
+from nnunet_ssp.study.workflow import WORKFLOW
 
 
 def test_each_model_has_its_scores_and_its_curves(miniature):
@@ -16,3 +26,30 @@ def test_each_model_has_its_scores_and_its_curves(miniature):
     assert len(curves) == 2 * 2 * 3
     own = scores[(scores["fold"] == "10") & (scores["seed"] == 1) & (scores["class"] == "mean")]
     assert own["dice"].mean() == mini.results.dice(mini.run("MIM", "10", 1))
+
+
+def test_comparisons_say_what_was_compared(miniature):
+    table = comparison_table(miniature().finish().results).set_index("fold")
+    assert set(table["pretraining"]) == {"pretraining/MIM/seed0-aa"}
+    assert table["labelled_subjects"].to_dict() == {"all": 6, "10": 2}
+    assert (table["dice"] - table["dice_baseline"]).tolist() == pytest.approx([0.1, 0.1])
+    assert table.loc["10", ["scored_on", "trainer", "trainer_baseline"]].tolist() == [
+        "test",
+        "nnUNetTrainerFinetune",
+        "nnUNetTrainerScratch",
+    ]
+
+
+def test_a_card_finds_the_gains_of_its_weights(miniature):
+    mini = miniature().finish()
+    write_results(mini.results, [])
+    (pretraining,) = mini.runs[0]
+    file = mini.output / pretraining.fold_folder(mini.data) / "checkpoint_final.pth"
+    assert measured_gains(file, "none") == {}  # no study's folder yet
+    (mini.output / WORKFLOW).touch()
+    measured = measured_gains(file, "none")
+    assert measured["of"] == THESE
+    rows = {row["labelled_subjects"]: row for row in measured["rows"]}
+    assert {n: row["difference"] for n, row in rows.items()} == {2: 0.1, 6: 0.1}
+    assert rows[2]["n_seeds"] == 3 and rows[2]["n_subjects"] == 8
+    assert not {"model", "baseline", "fold", "pretraining"} & rows[2].keys()

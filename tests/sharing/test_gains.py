@@ -1,0 +1,64 @@
+"""Measured gains on the card of a pretraining; `tests/study/test_exports.py` takes those of a study's own table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssp.sharing.gains import (
+    COLUMNS,
+    COMPARISONS,
+    OTHERS,
+    REPORTED,
+    STUDY,
+    THESE,
+    measured_gains,
+)
+from nnunet_ssp.training.evidence import read_measured
+
+RUN = "pretraining/MIM/seed0-aa"
+ROW = dict.fromkeys(COLUMNS, "0.5") | {
+    "pretraining": RUN,
+    "n_subjects": "8",
+    "settings": "num_epochs=5 subject_pattern=Alice(.*)",
+    "p": "",
+}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    (tmp_path / STUDY).touch()
+    return tmp_path
+
+
+def write(file: Path, *rows: dict[str, str]) -> None:
+    lines = [COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]
+    file.write_text("".join(f"{','.join(line)}\n" for line in lines))
+
+
+def test_the_rows_of_these_weights_count(study: Path) -> None:
+    write(study / COMPARISONS, ROW, ROW | {"pretraining": "pretraining/MIM/seed1-bb"})
+    write(study / f"{REPORTED}{COMPARISONS}", ROW | {"difference": "0.25"})
+    found = measured_gains(study / RUN / "results" / "checkpoint_final.pth", "MIM")
+    assert found["of"] == THESE
+    first, second = found["rows"]
+    assert (first["difference"], second["difference"]) == (0.25, 0.5)
+    assert first["n_subjects"] == 8 and "p" not in first
+    assert first["settings"] == "num_epochs=5"
+
+
+def test_without_a_study_the_method_counts(study: Path) -> None:
+    elsewhere = study / "fold_0" / "checkpoint_final.pth"
+    found = measured_gains(elsewhere, "Dense")
+    assert found["of"] == OTHERS
+    assert found["rows"][0]["scratch"] == read_measured()[0]["scratch"]
+    assert measured_gains(elsewhere, "PCL") == {}
+    write(study / COMPARISONS)
+    assert measured_gains(study / RUN / "checkpoint_final.pth", "PCL") == {}
+
+
+def test_a_table_that_was_edited_is_named(study: Path) -> None:
+    write(study / COMPARISONS, ROW | {"difference": "much"})
+    with pytest.raises(ValueError, match=rf"{COMPARISONS}, difference \(=much\) must be a number"):
+        measured_gains(study / RUN / "checkpoint_final.pth", "MIM")

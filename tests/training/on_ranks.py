@@ -1,0 +1,78 @@
+"""Trains every method as one of the processes that torchrun starts: `python -m tests.training.on_ranks`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_ssp.distributed import joined
+from nnunet_ssp.training import launched
+
+# Plain SGD: AdamW would turn the rounding of gradients that are zero in exact arithmetic into whole steps.
+COMMON = (
+    "num_epochs=20 iterations_per_epoch=1 batch_size=5 precision=fp32 optimizer=sgd initial_lr=0.01 probe=no "
+    "weight_decay=0.0001"
+)
+METHODS = {
+    "MIM": "coarse_heads=yes",
+    "ContextPrediction": "",
+    "ContextRestoration": "",
+    "Inpainting": "",
+    "Dense": "points=12",
+    "SimCLR": "head_width=16",
+    "PCL": "head_width=16 threshold=0.3",
+    "DINO": "head_width=16 head_bottleneck=8 out_dim=32 local_crops=2",
+    "BYOL": "head_width=16 head_out=8 predictor_width=16",
+}
+AFTER_ONE_STEP = "after_one_step.pth"
+
+
+def name_of(method: str) -> str:
+    return f"nnUNetTrainer{method}Pretrain"
+
+
+def settings_of(method: str) -> str:
+    return f"{COMMON} {METHODS[method]}"
+
+
+def keep_first(trainer: Any) -> None:
+    """Keep what is saved after the first step."""
+    latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    if trainer.local_rank == 0 and trainer.current_epoch == 1:
+        shutil.copy(latest, latest.with_name(AFTER_ONE_STEP))
+
+
+def main() -> None:
+    from nnunetv2.training.logging.nnunet_logger import MetaLogger
+
+    from nnunet_ssp.training import progress
+    from nnunet_ssp.training.pretraining import PretrainingTrainer
+
+    torch.set_num_threads(1)
+    for place, name in ((MetaLogger, "plot_progress_png"), (progress, "plot_progress")):
+        setattr(place, name, lambda *_: None)
+    progress.plot_images = lambda *_: None
+    epoch_end = PretrainingTrainer.on_epoch_end
+
+    def ending(trainer: Any) -> None:
+        epoch_end(trainer)
+        keep_first(trainer)
+
+    PretrainingTrainer.on_epoch_end = ending  # type: ignore[method-assign]
+    with joined(torch.device("cpu")):
+        for method in METHODS:
+            os.environ["nnUNet_ssp_settings"] = settings_of(method)
+            options = ("tiny", None, False, False, torch.device("cpu"))
+            launched._train("901", "2d", "0", name_of(method), *options)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads may abort a process that ends in another way
+
+
+if __name__ == "__main__":
+    main()

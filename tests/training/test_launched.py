@@ -1,0 +1,176 @@
+"""`nnunet-ssp train` under torchrun: two machines, here two torchruns on one, equal one process."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnunet_ssp.cli import main
+from tests.training.on_ranks import AFTER_ONE_STEP, METHODS, keep_first, name_of, settings_of
+from tests.warm import ROOT
+
+MINUTE = 60
+HERE = Path(sys.executable).parent
+COMMAND = ("--no-python", HERE / "nnunet-ssp", "train", "901", "2d", "0", "-p", "tiny")
+MIM = ("-tr", name_of("MIM"), "-device", "cpu")
+
+Start = Callable[..., list[subprocess.Popen[bytes]]]
+
+
+@pytest.fixture
+def two_nodes(preprocessed: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts one process on each of two machines; what machine N prints is in `nodeN.txt`."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(*words: object, settings: tuple[str, str] = ("", "")) -> list[Any]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        torchrun = [HERE / "torchrun", "--nnodes", "2", "--nproc-per-node", "1"]
+        torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
+        for number, own in enumerate(settings):
+            environment = {
+                **os.environ,
+                **{"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+                "nnUNet_ssp_settings": own,
+            }
+            with open(tmp_path / f"node{number}.txt", "wb") as log:
+                running.append(
+                    subprocess.Popen(
+                        [*map(str, torchrun), *map(str, words)],
+                        env=environment,
+                        cwd=ROOT,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        return running
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(MINUTE)
+
+
+def said(tmp_path: Path) -> str:
+    return "\n".join((tmp_path / f"node{number}.txt").read_text() for number in (0, 1))
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    return torch.load(file, weights_only=True)["network_weights"]
+
+
+def assert_near(found: Path, expected: Path, relative: float) -> None:
+    own, theirs = weights(found), weights(expected)
+    assert own.keys() == theirs.keys()
+    apart = sum(float((own[k].double() - theirs[k].double()).square().sum()) for k in own)
+    size = sum(float(tensor.double().square().sum()) for tensor in theirs.values())
+    assert apart**0.5 <= relative * size**0.5, (found, (apart / size) ** 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+@pytest.mark.timeout(2700)
+def test_two_machines_equal_one_process(
+    two_nodes, runs, tmp_path, no_pictures, one_thread, monkeypatch
+):
+    nodes = two_nodes("-m", "tests.training.on_ranks")
+    assert [node.wait(30 * MINUTE) for node in nodes] == [0, 0], said(tmp_path)[-4000:]
+    theirs = tmp_path / "two"
+    (tmp_path / "results").rename(theirs)
+    for method in METHODS:
+        name, settings = name_of(method), settings_of(method)
+        trainer = runs.make(name, settings)
+        end = trainer.on_epoch_end
+        monkeypatch.setattr(
+            trainer, "on_epoch_end", lambda t=trainer, end=end: (end(), keep_first(t))
+        )
+        trainer.run_training()
+        folder = Path(trainer.output_folder)
+        other = theirs / folder.relative_to(tmp_path / "results")
+        assert_near(other / AFTER_ONE_STEP, folder / AFTER_ONE_STEP, 1e-6)
+        final, theirs_final = folder / "checkpoint_final.pth", other / "checkpoint_final.pth"
+        assert_near(theirs_final, final, 1e-4)
+        logs = [torch.load(f, weights_only=True)["logging"] for f in (theirs_final, final)]
+        for curve in ("train_losses", "val_losses"):
+            assert len(logs[0][curve]) == 20
+            assert logs[0][curve] == pytest.approx(logs[1][curve], rel=1e-5, abs=1e-6), method
+        # From two ranks to one: the same run, up to rounding.
+        shutil.rmtree(folder)
+        shutil.copytree(other, folder)
+        (folder / "checkpoint_final.pth").unlink()
+        (folder / AFTER_ONE_STEP).rename(folder / "checkpoint_latest.pth")
+        resumed = runs.make(name, settings, resume=True)
+        assert resumed.current_epoch == 1
+        resumed.run_training()
+        assert_near(final, theirs_final, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_a_killed_rank_ends_the_others(two_nodes, tmp_path):
+    settings = "num_epochs=1000 iterations_per_epoch=2 batch_size=4"
+    nodes = two_nodes(*COMMAND, *MIM, settings=(settings, settings))
+    until = time.monotonic() + 5 * MINUTE
+    while "Epoch 1\n" not in said(tmp_path):
+        assert time.monotonic() < until and nodes[0].poll() is None, said(tmp_path)[-4000:]
+        time.sleep(0.5)
+    victim = children(nodes[1].pid)[0]
+    os.kill(victim, signal.SIGKILL)
+    assert nodes[0].wait(MINUTE) != 0 and nodes[1].wait(MINUTE) != 0
+    text = said(tmp_path)
+    assert re.search(
+        r"Rank \d ends, as another of the 2 ranks has gone\. last good checkpoint", text
+    )
+    assert "torchrun --nnodes 2 --nproc-per-node 1" in text
+    assert "--no-python nnunet-ssp train 901 2d 0 -p tiny" in text and "--c" in text
+
+
+def children(pid: int) -> list[int]:
+    import psutil
+
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_machines_with_other_settings_are_refused(two_nodes, tmp_path):
+    given = tuple(f"num_epochs=1 batch_size={n}" for n in (4, 6))
+    nodes = two_nodes(*COMMAND, *MIM, settings=given)
+    assert [node.wait(5 * MINUTE) for node in nodes] == [1, 1]
+    message = "rank 1 differs from rank 0, and all ranks must train alike: batch_size: "
+    assert message in said(tmp_path)
+    assert not list((tmp_path / "results").rglob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("0", "-tr", "nnUNetTrainerFinetune"), "must be one of our trainers of pretraining"),
+        (("x", "-tr", name_of("MIM")), "fold (=x) must be a number, or all"),
+    ],
+)
+def test_what_it_does_not_train(preprocessed, capsys, monkeypatch, words, message):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(["train", "901", "2d", *words, "-p", "tiny", "-device", "cpu"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_one_process_trains_as_nnunets_command(runs, capsys, monkeypatch, no_pictures, one_thread):
+    monkeypatch.setenv("nnUNet_ssp_settings", "num_epochs=1 iterations_per_epoch=1 batch_size=4")
+    words = ["train", "901", "2d", "0", "-p", "tiny", *MIM]
+    assert main(words) == 0
+    assert "Fine-tune with:\nnnUNetv2_train 901 2d 0 -p tiny" in capsys.readouterr().out
