@@ -226,6 +226,11 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="use these existing plans instead of planning",
     )
     parser.add_argument(
+        "--plans-from",
+        metavar="DATASET|ZIP",
+        help="take the plans of another dataset (-p says which), or of a zip of export",
+    )
+    parser.add_argument(
         "-pl",
         dest="planner",
         metavar="PLANNER",

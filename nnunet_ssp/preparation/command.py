@@ -25,6 +25,7 @@ from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.parallel import number_of_workers
 from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.fingerprints import make_fingerprint, with_median_spacing
+from nnunet_ssp.preparation.moved_plans import install_plans
 from nnunet_ssp.preparation.planes import check_plane
 from nnunet_ssp.preparation.planning import (
     NNUNET_FOLDS,
@@ -56,6 +57,7 @@ def prepare(
     overwrite: bool = False,
     any_plane: bool = False,
     size: Size = Size(),  # noqa: B008 (immutable)
+    plans_from: str | None = None,
 ) -> Path:
     """Plan and preprocess a dataset, with the same plans for labelled and unlabelled images; print a summary.
 
@@ -70,6 +72,8 @@ def prepare(
         overwrite: Replace folds that differ from those that results were trained on.
         any_plane: Accept 2D plans across the stack of slices, or with a patch below 32 x 32 pixels.
         size: Sizes of the 2D plans.
+        plans_from: Another dataset, or the zip of a shared pretraining, whose plans are taken; `plans_name` then says
+            which, and `overwrite_plans_name` what they are called here.
 
     Returns:
         The dataset's folder in nnUNet_preprocessed.
@@ -82,8 +86,14 @@ def prepare(
             plane lies across the slices, or the options contradict each other.
     """
     workers = number_of_workers(workers)
-    _check_options(plans_name, planner, gpu_memory_target, overwrite_plans_name)
-    size.check(overwrite_plans_name)
+    if plans_from is None:
+        _check_options(plans_name, planner, gpu_memory_target, overwrite_plans_name)
+        size.check(overwrite_plans_name)
+    elif (planner, gpu_memory_target, size) != ("ExperimentPlanner", None, Size()):
+        raise ValueError(
+            f"--plans-from {plans_from} takes existing plans, so it must not come with options of a planner "
+            "(-pl, -gpu_memory_target, --patch, --width, --batch)."
+        )
     raw = dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
     target = nnunet_folder("nnUNet_preprocessed") / raw.name
     with contextlib.ExitStack() as stack:
@@ -95,11 +105,16 @@ def prepare(
         check_folds(raw, target, labelled)
         stack.enter_context(_explained(target))
         copy_tables(raw, target, nnunet_folder("nnUNet_results") / raw.name, overwrite)
+        rules = rules_of(content, jobs)
+        if plans_from is not None:
+            plans_name = install_plans(
+                *(plans_from, target, configurations, rules.channels, rules.reader),
+                *(plans_name, overwrite_plans_name),
+            )
         if plans_name is None:
             planner_class = size.planner(find_planner(planner))
         else:
             read_planned(target, plans_name, configurations)
-        rules = rules_of(content, jobs)
         make_fingerprint(raw, target, labelled or jobs, rules, workers)
         rules = with_median_spacing(rules, target)
         if plans_name is None:

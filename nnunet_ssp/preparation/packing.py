@@ -23,7 +23,6 @@ from nnunet_ssp.preparation.raw_checks import (
 from nnunet_ssp.slices import store as slices
 from nnunet_ssp.slices.packs import CASES, pack_name, write_pack
 
-NATURAL = "NaturalImage2DIO"  # nnU-Net's reader of PNG and TIFF
 SPACE_FOR_A_CASE = 2**24  # bytes; more than most cases take
 
 

@@ -20,10 +20,10 @@ from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.membership import training_cases
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write
+from nnunet_ssp.files.nnunet import NATURAL
 from nnunet_ssp.parallel import process
 from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.packing import (
-    NATURAL,
     groups,
     in_words,
     preprocess_pack,

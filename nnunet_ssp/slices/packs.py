@@ -46,7 +46,10 @@ def write_pack(
     if first is None:
         return {}
     entries: dict[str, StoredCase] = {}
-    with atomic_write(folder / name, folder.parent / TEMPORARY) as temporary, open(temporary, "wb") as stream:
+    with (
+        atomic_write(folder / name, folder.parent / TEMPORARY) as temporary,
+        open(temporary, "wb") as stream,
+    ):
         for case, slices, entry in chain([first], remaining):
             must_be_plain(case, "case", str(folder))
             entries[case] = replace(entry, shape=slices.shape, pack=name, offset=stream.tell())
