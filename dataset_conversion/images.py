@@ -18,7 +18,7 @@ from typing import Any
 
 from nnunet_ssp import __version__
 from nnunet_ssp.console import IdOrName, count_of, path, whole, writing_failed
-from nnunet_ssp.conversion.natural import Written, case_of, find_images, write_images
+from nnunet_ssp.conversion.natural import ImageOutcome, case_of, find_images, write_images
 from nnunet_ssp.conversion.record import NewDataset, check_folder, without_folder
 from nnunet_ssp.files.atomic import TEMPORARY, write_json
 from nnunet_ssp.files.lock import locked_dataset
@@ -125,7 +125,7 @@ def _convert(
     ]
     _remove(target, set() if overwrite else {copy for _, copy in pairs})
     parts = [pairs[start : start + AT_ONCE] for start in range(0, len(pairs), AT_ONCE)]
-    done: list[Written] = []
+    done: list[ImageOutcome] = []
     for results in process(write_images, parts, workers, "Converting", "batch of images"):
         done += results
     whole = {copy for (_, copy), found in zip(pairs, done, strict=True) if not found.refused}

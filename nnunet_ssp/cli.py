@@ -219,12 +219,7 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=["2d"],
         help="one or more, as in nnU-Net (default: 2d)",
     )
-    parser.add_argument(
-        "-p",
-        dest="plans_name",
-        metavar="PLANS",
-        help="use these existing plans instead of planning",
-    )
+    parser.add_argument("-p", dest="plans_name", metavar="PLANS", help="use these existing plans")
     parser.add_argument(
         "--plans-from",
         metavar="DATASET|ZIP",

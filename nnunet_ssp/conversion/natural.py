@@ -131,7 +131,7 @@ def _as_shown(image: Any) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Written:
+class ImageOutcome:
     """What became of one image.
 
     Attributes:
@@ -145,7 +145,7 @@ class Written:
     refused: str = ""
 
 
-def write_images(pairs: Sequence[tuple[Path, Path]]) -> list[Written]:
+def write_images(pairs: Sequence[tuple[Path, Path]]) -> list[ImageOutcome]:
     """Write images as PNG; one that was written before and has not changed since is left alone.
 
     A copy has its original's time of change, by which a later run knows it.
@@ -156,16 +156,16 @@ def write_images(pairs: Sequence[tuple[Path, Path]]) -> list[Written]:
     return [_write_image(source, copy) for source, copy in pairs]
 
 
-def _write_image(source: Path, copy: Path) -> Written:
+def _write_image(source: Path, copy: Path) -> ImageOutcome:
     changed = source.stat().st_mtime_ns
     if copy.is_file() and copy.stat().st_mtime_ns == changed:
         with Image.open(copy) as image:
-            return Written(min(image.size), copy.stat().st_size)
+            return ImageOutcome(min(image.size), copy.stat().st_size)
     try:
         pixels = read_rgb(source)
     except ValueError as error:
-        return Written(refused=str(error))
+        return ImageOutcome(refused=str(error))
     with atomic_write(copy, copy.parents[1] / TEMPORARY) as temporary:
         Image.fromarray(pixels).save(temporary, compress_level=1)
         os.utime(temporary, ns=(changed, changed))
-    return Written(min(pixels.shape[:2]), copy.stat().st_size)
+    return ImageOutcome(min(pixels.shape[:2]), copy.stat().st_size)

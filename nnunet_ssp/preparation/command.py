@@ -72,8 +72,7 @@ def prepare(
         overwrite: Replace folds that differ from those that results were trained on.
         any_plane: Accept 2D plans across the stack of slices, or with a patch below 32 x 32 pixels.
         size: Sizes of the 2D plans.
-        plans_from: Another dataset, or the zip of a shared pretraining, whose plans are taken; `plans_name` then says
-            which, and `overwrite_plans_name` what they are called here.
+        plans_from: Dataset or zip whose plans are taken; `plans_name` says which, `overwrite_plans_name` names them.
 
     Returns:
         The dataset's folder in nnUNet_preprocessed.
@@ -86,14 +85,11 @@ def prepare(
             plane lies across the slices, or the options contradict each other.
     """
     workers = number_of_workers(workers)
-    if plans_from is None:
+    if plans_from is not None:
+        _refuse_planner(plans_from, planner, gpu_memory_target, size)
+    else:
         _check_options(plans_name, planner, gpu_memory_target, overwrite_plans_name)
         size.check(overwrite_plans_name)
-    elif (planner, gpu_memory_target, size) != ("ExperimentPlanner", None, Size()):
-        raise ValueError(
-            f"--plans-from {plans_from} takes existing plans, so it must not come with options of a planner "
-            "(-pl, -gpu_memory_target, --patch, --width, --batch)."
-        )
     raw = dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
     target = nnunet_folder("nnUNet_preprocessed") / raw.name
     with contextlib.ExitStack() as stack:
@@ -107,25 +103,18 @@ def prepare(
         copy_tables(raw, target, nnunet_folder("nnUNet_results") / raw.name, overwrite)
         rules = rules_of(content, jobs)
         if plans_from is not None:
-            plans_name = install_plans(
-                *(plans_from, target, configurations, rules.channels, rules.reader),
-                *(plans_name, overwrite_plans_name),
-            )
-        if plans_name is None:
-            planner_class = size.planner(find_planner(planner))
-        else:
+            named = (plans_name, overwrite_plans_name)
+            plans_name = install_plans(plans_from, target, configurations, rules, *named)
+        planner_class = None if plans_name else size.planner(find_planner(planner))
+        if plans_name:
             read_planned(target, plans_name, configurations)
         make_fingerprint(raw, target, labelled or jobs, rules, workers)
         rules = with_median_spacing(rules, target)
         if plans_name is None:
             plans_name = plan(dataset, planner_class, gpu_memory_target, overwrite_plans_name)
         plans = read_planned(target, plans_name, configurations)
-        ours = (raw / "cases.csv").is_file()
-        _check_plans(plans, configurations, rules, target, ours, any_plane)
-        with atomic_write(target / "dataset.json") as temporary:
-            shutil.copyfile(raw / "dataset.json", temporary)
-        known = prepared.recorded(target)
-        prepared.record(target, known.union(job.case for job in jobs))
+        _check_plans(plans, configurations, rules, target, raw, any_plane)
+        _begin(raw, target, {job.case for job in jobs})
         if labelled:
             copy_labels(labelled, target, content["file_ending"])
         problems: list[str] = []
@@ -134,17 +123,40 @@ def prepare(
         prepared.record(target, {job.case for job in jobs})
         _clear_temporary(target)
     _require_none(problems)
+    _print_next(target, configurations, len(labelled), plans_name)
+    return target
+
+
+def _begin(raw: Path, target: Path, cases: set[str]) -> None:
+    """Copy the dataset's description, and record the cases before the first file of a new one is written."""
+    with atomic_write(target / "dataset.json") as temporary:
+        shutil.copyfile(raw / "dataset.json", temporary)
+    prepared.record(target, prepared.recorded(target) | cases)
+
+
+def _print_next(
+    target: Path, configurations: Sequence[str], n_labelled: int, plans_name: str
+) -> None:
     print(f"Prepared {target}")
     if "2d" in configurations:
-        fold = _first_fold(target / "splits_final.json", len(labelled))
+        fold = _first_fold(target / "splits_final.json", n_labelled)
         print(f"Next: {training_command(target, fold, 'nnUNetTrainerMIMPretrain', plans_name)}")
-    return target
 
 
 def _require_none(problems: Sequence[str]) -> None:
     if problems:
         raise ValueError(
             f"{count_of(len(problems), 'case')} not preprocessed, all others are done:\n{problem_lines(problems)}"
+        )
+
+
+def _refuse_planner(
+    plans_from: str, planner: str, gpu_memory_target: float | None, size: Size
+) -> None:
+    if (planner, gpu_memory_target, size) != ("ExperimentPlanner", None, Size()):
+        raise ValueError(
+            f"--plans-from {plans_from} takes existing plans, so it must not come with options of a planner "
+            "(-pl, -gpu_memory_target, --patch, --width, --batch)."
         )
 
 
@@ -173,10 +185,11 @@ def _check_plans(
     configurations: Sequence[str],
     rules: Rules,
     target: Path,
-    ours: bool,
+    raw: Path,
     any_plane: bool,
 ) -> None:
     """Refuse plans with an absurd spacing or plane; print the warnings of `check_plane`."""
+    ours = (raw / "cases.csv").is_file()
     for configuration in configurations:
         require_plausible_spacing(plans, configuration, rules)
         for line in check_plane(plans, configuration, target, ours, any_plane):

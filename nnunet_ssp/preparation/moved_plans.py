@@ -13,6 +13,7 @@ from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import must_name_plans
 from nnunet_ssp.files.nnunet import NATURAL, configuration_of, names_of_plans, read_plans
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
+from nnunet_ssp.preparation.raw_checks import Rules
 
 DEFAULT = "nnUNetPlans"
 BY_CHANNEL = ("normalization_schemes", "use_mask_for_norm")
@@ -23,8 +24,7 @@ def install_plans(
     source: str,
     target: Path,
     configurations: Sequence[str],
-    channels: int,
-    reader: str,
+    rules: Rules,
     plans_name: str | None = None,
     new_name: str | None = None,
 ) -> str:
@@ -34,8 +34,7 @@ def install_plans(
         source: Dataset id or name, or the zip or folder of a shared pretraining.
         target: The dataset's folder in nnUNet_preprocessed.
         configurations: Those that are wanted.
-        channels: Number of the dataset's channels.
-        reader: Name of nnU-Net's class that reads the dataset's images.
+        rules: Rules for the files of the dataset.
         plans_name: Which plans of the other dataset; by default its only ones, or nnUNetPlans.
         new_name: Name for the plans here; by default their own.
 
@@ -49,6 +48,7 @@ def install_plans(
     """
     plans, name, where = _find(source, target.name, plans_name)
     name = new_name or name
+    channels, reader = rules.channels, rules.reader
     for configuration in configurations:
         wanted = configuration_of(plans, configuration, where, NEEDED)
         if reader == NATURAL and len(wanted["patch_size"]) != 2:
