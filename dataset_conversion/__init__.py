@@ -1,4 +1,4 @@
-"""From public and hospital cine data sets to nnU-Net's raw format.
+"""From public and hospital cine data sets, and from natural images, to nnU-Net's raw format.
 
 A converter is a module of this package. For its command it has `add_arguments(parser)` and `convert`, whose arguments
 have the same names. To be one of several sources of a data set (`combined`) it also has:
@@ -23,7 +23,10 @@ CONVERTERS = {
     "mnms+mnms2": "both, without subjects that may be in both, and the test subjects of de Mooij et al.",
     "acdc": "ACDC challenge, with or without the 4D images",
     "cine": "own cine: NIfTI or DICOM, unlabelled or partly labelled",
+    "images": "natural images (PNG, JPEG, TIFF) to pretrain on first",
 }
+# Those of subjects, of which several make one dataset.
+SOURCES = tuple(name for name in CONVERTERS if "+" not in name and name != "images")
 
 
 def load_converter(converter: str) -> ModuleType:

@@ -32,7 +32,7 @@ from nnunet_ssp.conversion.subjects import (
     TestFrames,
 )
 from nnunet_ssp.conversion.summary import Remarks
-from nnunet_ssp.dataset_conversion import CONVERTERS, load_converter
+from nnunet_ssp.dataset_conversion import SOURCES, load_converter
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.tables import read_names
 from nnunet_ssp.nnunet import check_dataset_id
@@ -378,7 +378,7 @@ def _original(task: CombinedTask) -> Task:
 
 
 def _parse_source(text: str) -> tuple[str, Path]:
-    known = [name for name in CONVERTERS if "+" not in name]
+    known = SOURCES
     converter, _, folder = text.partition(":")
     if converter not in known or not folder:
         raise ValueError(
@@ -458,7 +458,7 @@ def add_arguments(
         default=TEST_FRAMES[0],
         help="of test subjects: `all` keeps the unlabelled frames, too, in imagesTs, for prediction only [%(default)s]",
     )
-    sources = ", ".join(converter for converter in CONVERTERS if "+" not in converter)
+    sources = ", ".join(SOURCES)
     parser.add_argument(
         "--add",
         metavar="SOURCE:FOLDER",

@@ -221,11 +221,11 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=["2d"],
         help="one or more, as in nnU-Net (default: 2d)",
     )
+    parser.add_argument("-p", dest="plans_name", metavar="PLANS", help="use these existing plans")
     parser.add_argument(
-        "-p",
-        dest="plans_name",
-        metavar="PLANS",
-        help="use these existing plans instead of planning",
+        "--plans-from",
+        metavar="DATASET|ZIP",
+        help="take the plans of another dataset (-p says which), or of a zip of export",
     )
     parser.add_argument(
         "-pl",

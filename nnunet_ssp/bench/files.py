@@ -19,7 +19,7 @@ from nnunet_ssp.files import compression
 from nnunet_ssp.files.nnunet import read_plans
 from nnunet_ssp.nnunet import NNUNET_FOLDERS, environment, quiet
 from nnunet_ssp.phantom import write_mnms
-from nnunet_ssp.preparation import preprocessing
+from nnunet_ssp.preparation import packing, preprocessing
 from nnunet_ssp.preparation.raw import list_jobs, read_dataset_json
 from nnunet_ssp.preparation.raw_checks import Rules, label_values
 
@@ -46,7 +46,7 @@ def files_over_zlib(bench: Bench) -> dict[str, Any]:
             without = _replacing(compression, "WITH_ISAL", False, convert)
             found = _compare("convert_over_zlib", bench, convert, without)
             prepare = _preparing(bench, base / "nnUNet_raw" / f"Dataset{DATASET}_Files", base)
-        resampling = _replacing(preprocessing, "WithoutMask", ConfigurationManager, prepare)
+        resampling = _replacing(packing, "WithoutMask", ConfigurationManager, prepare)
         found |= _compare("unlabelled_over_resampled_mask", bench, prepare, resampling)
     return found if compression.WITH_ISAL else found | {"convert_over_zlib": None}
 

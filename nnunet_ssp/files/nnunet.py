@@ -29,6 +29,8 @@ from nnunet_ssp.files.contents import (
 )
 from nnunet_ssp.files.names import PLAIN, must_be_plain
 
+NATURAL = "NaturalImage2DIO"  # nnU-Net's reader of PNG and TIFF
+
 
 def _list(words: str, holds: Callable[[Any], bool]) -> Rule:
     return Rule(words, lambda v: isinstance(v, list) and len(v) > 0 and all(map(holds, v)))

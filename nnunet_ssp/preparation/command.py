@@ -25,6 +25,7 @@ from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.parallel import number_of_workers
 from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.fingerprints import make_fingerprint, with_median_spacing
+from nnunet_ssp.preparation.moved_plans import install_plans
 from nnunet_ssp.preparation.planes import check_plane
 from nnunet_ssp.preparation.planning import (
     Size,
@@ -55,6 +56,7 @@ def prepare(
     overwrite: bool = False,
     any_plane: bool = False,
     size: Size = Size(),  # noqa: B008 (immutable)
+    plans_from: str | None = None,
 ) -> Path:
     """Plan and preprocess a dataset, with the same plans for labelled and unlabelled images; print a summary.
 
@@ -69,6 +71,7 @@ def prepare(
         overwrite: Replace folds that differ from those that results were trained on.
         any_plane: Accept 2D plans across the stack of slices, or with a patch below 32 x 32 pixels.
         size: Sizes of the 2D plans.
+        plans_from: Dataset or zip whose plans are taken; `plans_name` says which, `overwrite_plans_name` names them.
 
     Returns:
         The dataset's folder in nnUNet_preprocessed.
@@ -81,9 +84,12 @@ def prepare(
             plane lies across the slices, or the options contradict each other.
     """
     workers = number_of_workers(workers)
-    _check_options(plans_name, planner, gpu_memory_target, overwrite_plans_name)
-    size.check(overwrite_plans_name)
-    usual = (plans_name, gpu_memory_target, size) == (None, None, Size())
+    if plans_from is not None:
+        _refuse_planner(plans_from, planner, gpu_memory_target, size)
+    else:
+        _check_options(plans_name, planner, gpu_memory_target, overwrite_plans_name)
+        size.check(overwrite_plans_name)
+    usual = (plans_name, plans_from, gpu_memory_target, size) == (None, None, None, Size())
     raw = dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
     target = nnunet_folder("nnUNet_preprocessed") / raw.name
     with contextlib.ExitStack() as stack:
@@ -95,22 +101,20 @@ def prepare(
         check_folds(raw, target, labelled)
         stack.enter_context(_explained(target))
         copy_tables(raw, target, nnunet_folder("nnUNet_results") / raw.name, overwrite)
-        if plans_name is None:
-            planner_class = size.planner(find_planner(planner))
-        else:
-            read_planned(target, plans_name, configurations)
         rules = rules_of(content, jobs)
+        if plans_from is not None:
+            named = (plans_name, overwrite_plans_name)
+            plans_name = install_plans(plans_from, target, configurations, rules, *named)
+        planner_class = None if plans_name else size.planner(find_planner(planner))
+        if plans_name:
+            read_planned(target, plans_name, configurations)
         make_fingerprint(raw, target, labelled or jobs, rules, workers)
         rules = with_median_spacing(rules, target)
         if plans_name is None:
             plans_name = plan(dataset, planner_class, gpu_memory_target, overwrite_plans_name)
         plans = read_planned(target, plans_name, configurations)
-        ours = (raw / "cases.csv").is_file()
-        _check_plans(plans, configurations, rules, target, ours, any_plane)
-        with atomic_write(target / "dataset.json") as temporary:
-            shutil.copyfile(raw / "dataset.json", temporary)
-        known = prepared.recorded(target)
-        prepared.record(target, known.union(job.case for job in jobs))
+        _check_plans(plans, configurations, rules, target, raw, any_plane)
+        _begin(raw, target, {job.case for job in jobs})
         if labelled:
             copy_labels(labelled, target, content["file_ending"])
         problems: list[str] = []
@@ -125,6 +129,13 @@ def prepare(
     return target
 
 
+def _begin(raw: Path, target: Path, cases: set[str]) -> None:
+    """Copy the dataset's description, and record the cases before the first file of a new one is written."""
+    with atomic_write(target / "dataset.json") as temporary:
+        shutil.copyfile(raw / "dataset.json", temporary)
+    prepared.record(target, prepared.recorded(target) | cases)
+
+
 def _say_next(target: Path, n_labelled: int, plans_name: str, usual: bool) -> None:
     """Print the command that pretrains; where there is no GPU and the plans are the usual ones, how to plan smaller."""
     fold = first_fold(target / "splits_final.json", n_labelled)
@@ -137,6 +148,16 @@ def _require_none(problems: Sequence[str]) -> None:
     if problems:
         raise ValueError(
             f"{count_of(len(problems), 'case')} not preprocessed, all others are done:\n{problem_lines(problems)}"
+        )
+
+
+def _refuse_planner(
+    plans_from: str, planner: str, gpu_memory_target: float | None, size: Size
+) -> None:
+    if (planner, gpu_memory_target, size) != ("ExperimentPlanner", None, Size()):
+        raise ValueError(
+            f"--plans-from {plans_from} takes existing plans, so it must not come with options of a planner "
+            "(-pl, -gpu_memory_target, --patch, --width, --batch)."
         )
 
 
@@ -165,10 +186,11 @@ def _check_plans(
     configurations: Sequence[str],
     rules: Rules,
     target: Path,
-    ours: bool,
+    raw: Path,
     any_plane: bool,
 ) -> None:
     """Refuse plans with an absurd spacing or plane; print the warnings of `check_plane`."""
+    ours = (raw / "cases.csv").is_file()
     for configuration in configurations:
         require_plausible_spacing(plans, configuration, rules)
         for line in check_plane(plans, configuration, target, ours, any_plane):

@@ -7,23 +7,29 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from numpy.typing import NDArray
 
 from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.membership import training_cases
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write
+from nnunet_ssp.files.nnunet import NATURAL
 from nnunet_ssp.parallel import process
 from nnunet_ssp.preparation import prepared
+from nnunet_ssp.preparation.packing import (
+    groups,
+    in_words,
+    preprocess_pack,
+    require_space,
+    run_unlabelled,
+)
 from nnunet_ssp.preparation.raw import (
     CaseJob,
 )
@@ -32,17 +38,16 @@ from nnunet_ssp.preparation.raw_checks import (
     CheckedReader,
     RefusedError,
     Rules,
-    one_line,
 )
 from nnunet_ssp.slices import store as slices
 from nnunet_ssp.slices.intact import file_stamp
+from nnunet_ssp.slices.packs import in_whole_packs, remove_other_packs
 
 # The files of a preprocessed case, which exists once its .b2nd does.
 ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")
 # Older versions of nnU-Net left the others.
 REMOVED = (*ENDINGS, "_seg.npz", ".npz", "_seg.npy", ".npy")
 SECONDS_BETWEEN_INDEXES = 10.0  # a killed run loses the cases of at most this time
-SPACE_FOR_A_CASE = 2**24  # bytes; more than most cases take
 
 
 def copy_labels(labelled: Sequence[CaseJob], target: Path, ending: str) -> None:
@@ -90,16 +95,15 @@ def preprocess(
     todo = [job for job in wanted if job.case not in done]
     if done:
         print(f"{len(done)} of {len(wanted)} cases are up to date.")
-    run = partial(
-        preprocess_case,
-        target=target,
-        plans_file=target / f"{plans.plans_name}.json",
-        configuration=configuration,
-        content=content,
-        rules=replace(rules, reader=str(plans.plans["image_reader_writer"])),
-    )
-    results = process(run, todo, workers, f"Preprocessing {configuration}", "case")
-    problems = _collect(todo, results, done, partial(slices.write_index, store, recipe))
+    shared: dict[str, Any] = {
+        "target": target,
+        "plans_file": target / f"{plans.plans_name}.json",
+        "configuration": configuration,
+        "content": {name: value for name, value in content.items() if name != "dataset"},
+        "rules": replace(rules, reader=str(plans.plans["image_reader_writer"])),
+    }
+    results = _in_processes(todo, shared, workers, flat and shared["rules"].reader == NATURAL)
+    problems = _collect(results, done, partial(slices.write_index, store, recipe))
     missing = {**_without_image(target, jobs), **problems} if flat else problems
     slices.write_index(store, recipe, done, missing)
     if flat:
@@ -109,6 +113,29 @@ def preprocess(
             f"Slice store: {len(done)} frames ({labelled} labelled), {n_slices} slices in {store}"
         )
     return list(problems.values())
+
+
+def _in_processes(
+    todo: Sequence[CaseJob], shared: dict[str, Any], workers: int, packs: bool
+) -> Iterator[tuple[CaseJob, slices.StoredCase | str]]:
+    """Preprocess cases in worker processes; yield each with its entry or problem.
+
+    Args:
+        todo: The cases.
+        shared: Further arguments of `preprocess_case`.
+        workers: Number of processes.
+        packs: Whether unlabelled cases are stored in packs.
+    """
+    label = f"Preprocessing {shared['configuration']}"
+    packed = [job for job in todo if packs and job.label is None]
+    single = [job for job in todo if not packs or job.label is not None]
+    one = partial(preprocess_case, **shared)
+    yield from zip(single, process(one, single, workers, label, "case"), strict=True)
+    parts = groups(packed, workers)
+    many = partial(preprocess_pack, **shared)
+    results = process(many, parts, workers, label, "pack")
+    for jobs, entries in zip(parts, results, strict=True):
+        yield from zip(jobs, entries, strict=True)
 
 
 def _keep_valid(
@@ -137,20 +164,24 @@ def _keep_valid(
     if made_by != recipe:
         print("The plans or labels have changed: all cases are preprocessed again.")
         done = {}
+    before = done
     done = {
         job.case: entry
         for job in wanted
-        if job.case in done
-        and done[job.case].source == job.source()
-        and (entry := slices.checked(done[job.case], _files(job, folder, store if flat else None)))
+        if job.case in before
+        and before[job.case].source == job.source()
+        and (entry := _checked(before[job.case], job, folder, store if flat else None))
     }
+    done = in_whole_packs(done, before)
     # From here on the index names valid cases only, and no other case is there to be trained on.
     slices.write_index(store, recipe, done)
     valid = {
         f"{job.case}{end}" for job in wanted if job.label and job.case in done for end in ENDINGS
     }
     prepared.remove_others(folder, known, REMOVED, valid)
-    prepared.remove_others(store, known, (".npy",), {f"{case}.npy" for case in done})
+    single = {f"{case}.npy" for case, entry in done.items() if not entry.pack}
+    prepared.remove_others(store, known, (".npy",), single)
+    remove_other_packs(store, done)
     _warn_of_foreign(folder, known)
     return done
 
@@ -170,27 +201,33 @@ def _warn_of_foreign(folder: Path, known: Collection[str]) -> None:
 
 
 def _collect(
-    todo: Sequence[CaseJob],
-    results: Iterable[slices.StoredCase | str],
+    results: Iterable[tuple[CaseJob, slices.StoredCase | str]],
     done: dict[str, slices.StoredCase],
     write_index: Callable[[dict[str, slices.StoredCase]], None],
 ) -> dict[str, str]:
     """Add the results to `done` as they come, and write the index now and then.
 
+    Args:
+        results: Each case with its entry or, if it failed, the problem.
+        done: Entries of the cases that are up to date.
+        write_index: Writes these.
+
     Returns:
         The problems of the cases that failed, in words, by case.
     """
     problems: dict[str, str] = {}
-    written = time.monotonic()
+    written, pause = time.monotonic(), SECONDS_BETWEEN_INDEXES
     try:
-        for job, result in zip(todo, results, strict=True):
+        for job, result in results:
             if isinstance(result, str):
                 problems[job.case] = result
                 continue
             done[job.case] = result
-            if time.monotonic() - written > SECONDS_BETWEEN_INDEXES:
+            if (started := time.monotonic()) - written > pause:
                 write_index(done)
                 written = time.monotonic()
+                # The index of a hundred thousand cases takes seconds to write.
+                pause = max(SECONDS_BETWEEN_INDEXES, 20 * (written - started))
     except BaseException:
         write_index(done)
         raise
@@ -201,6 +238,16 @@ def _files(job: CaseJob, folder: Path, store: Path | None) -> list[Path]:
     """List the files made of a case: in nnU-Net's folder if it is labelled, in the store if slices are stored."""
     own = [store / f"{job.case}.npy"] if store else []
     return own + [folder / f"{job.case}{ending}" for ending in ENDINGS if job.label]
+
+
+def _checked(
+    entry: slices.StoredCase, job: CaseJob, folder: Path, store: Path | None
+) -> slices.StoredCase | None:
+    """Return the entry of a case whose files are as they were written."""
+    if entry.pack:
+        packed = store is not None and job.label is None
+        return slices.checked(entry, [Path(str(store)) / entry.pack]) if packed else None
+    return slices.checked(entry, _files(job, folder, store))
 
 
 def _without_image(target: Path, jobs: Sequence[CaseJob]) -> dict[str, str]:
@@ -247,26 +294,22 @@ def preprocess_case(
         torch.set_num_threads(1)  # there are as many processes as cores
     plans = CheckedPlans(plans_file, CheckedReader(rules))
     manager = plans.get_configuration(configuration)
-    preprocessor = manager.preprocessor_class(verbose=False)
     folder = target / manager.data_identifier
     store = slices.store_folder(target, manager.data_identifier)
     temporary = target / TEMPORARY / f"{configuration}-{os.getpid()}"
     temporary.mkdir(parents=True, exist_ok=True)
     try:
         source = job.source()
-        images = list(job.images)
         if job.label is None:
-            without = WithoutMask(manager.configuration)
-            data, _, properties = preprocessor.run_case(images, None, plans, without, content)
-            if data.min() == data.max():
-                return f"{images[0]}: all voxels are equal, there is no image."
+            data, properties = run_unlabelled(job, plans, manager, content)
             shape = slices.write_case(store, job.case, data)
             position = slices.stack_position(properties)
             stored = tuple(map(file_stamp, _files(job, folder, store)))
             return slices.StoredCase(shape, *position, source, stored)
         folder.mkdir(exist_ok=True)
         made = str(temporary / job.case)
-        preprocessor.run_case_save(made, images, job.label, plans, manager, content)
+        preprocessor = manager.preprocessor_class(verbose=False)
+        preprocessor.run_case_save(made, list(job.images), job.label, plans, manager, content)
         for ending in ENDINGS:
             os.replace(f"{made}{ending}", folder / f"{job.case}{ending}")
         if len(manager.patch_size) == 3:  # no slices are stored
@@ -275,35 +318,9 @@ def preprocess_case(
         entry = slices.add_preprocessed(store, folder, job.case)
         stored = tuple(map(file_stamp, _files(job, folder, store)))
         return replace(entry, source=source, stored=stored)
-    except RefusedError as error:
-        return str(error)
     except Exception as error:
-        require_space(temporary)
-        return f"{job.images[0]}: nnU-Net cannot preprocess it ({one_line(error)})."
+        if not isinstance(error, RefusedError):
+            require_space(temporary)
+        return in_words(job, error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-class WithoutMask(ConfigurationManager):
-    """Configuration for cases without a mask, whose data are the same.
-
-    nnU-Net makes up a mask for them, which nobody keeps. Resampling it takes as long as resampling the image.
-    """
-
-    @property
-    def resampling_fn_seg(self) -> Callable[..., NDArray[Any]]:
-        """A function that makes an empty mask of the new shape."""
-        return lambda mask, new_shape, *_: np.zeros((len(mask), *new_shape), np.int8)
-
-
-def require_space(folder: Path) -> None:
-    """Tell a full disk from a bad case; blosc2 and numpy report a full disk by errors of many kinds.
-
-    Raises:
-        OSError: The system's error, if there is no space for a case.
-    """
-    probe = folder / "space"
-    try:
-        probe.write_bytes(bytes(SPACE_FOR_A_CASE))
-    finally:
-        probe.unlink(missing_ok=True)

@@ -16,12 +16,12 @@ from nnunet_ssp.cohort.splits import first_fold
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import write_json
-from nnunet_ssp.files.bundles import ON_A_HUB, PAGE, Bundle, read_bundle
+from nnunet_ssp.files.bundles import ON_A_HUB, PAGE, PLANS, Bundle, read_bundle
 from nnunet_ssp.files.contents import printable, read_json, shown
-from nnunet_ssp.files.names import must_name_plans
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset
 from nnunet_ssp.launch import device_flag
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
+from nnunet_ssp.preparation.moved_plans import plans_for
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.inspection import content_in_words
 
@@ -146,23 +146,12 @@ def _plans_for(
     """Return the source's plans under a new name, as nnU-Net moves plans between datasets."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    must_name_plans(name, "-p")
-    if "__" in name:
-        raise ValueError(
-            f"-p (={name}) must not hold __, at which nnU-Net splits names of folders."
-        )
-    configuration = bundle.card["configuration"]
-    planned = bundle.plans["configurations"][configuration]
     reader = determine_reader_writer_from_dataset_json(
         dataset_json, allow_nonmatching_filename=True, verbose=False
     )
-    return {
-        **bundle.plans,
-        "dataset_name": dataset,
-        "plans_name": name,
-        "image_reader_writer": reader.__name__,
-        "configurations": {configuration: planned | {"data_identifier": f"{name}_{configuration}"}},
-    }
+    channels = len(_channels(dataset_json))
+    only = [bundle.card["configuration"]]
+    return plans_for(bundle.plans, only, dataset, name, channels, reader.__name__, PLANS)
 
 
 def _next(

@@ -7,7 +7,6 @@ device.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,12 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunet_ssp.console import count_of, some
-from nnunet_ssp.slices.intact import (
-    npy_header,
-    npy_size,
-    prepare_command,
-    require_size,
-)
+from nnunet_ssp.slices.intact import prepare_command, require_size
 from nnunet_ssp.slices.store import read_index
 
 
@@ -71,8 +65,12 @@ class SliceStore:
                 f"run {prepare_command(self.folder)}."
             )
         self.cases = [index[name] for name in self.names]
-        for name, entry in zip(self.names, self.cases, strict=True):
-            require_size(self.folder / f"{name}.npy", npy_size(entry.shape), self.folder)
+        files = {
+            entry.place(name)[0]: entry.file_size
+            for name, entry in zip(self.names, self.cases, strict=True)
+        }
+        for file, size in files.items():
+            require_size(self.folder / file, size, self.folder)
         channels = {entry.shape[1] for entry in self.cases}
         if len(channels) > 1:
             raise ValueError(
@@ -105,15 +103,21 @@ class SliceStore:
 
         It is mapped anew each time: a map keeps its file open, and M&Ms has more files than a process may open.
         """
-        file = self.folder / f"{self.names[case]}.npy"
+        entry = self.cases[case]
+        name, offset = entry.place(self.names[case])
+        file = self.folder / name
         try:
-            array: NDArray[np.float16] = np.load(file, mmap_mode="r")
+            array: NDArray[np.float16] = (
+                np.memmap(file, np.float16, "r", offset, entry.shape)
+                if entry.pack
+                else np.load(file, mmap_mode="r")
+            )
         except (OSError, ValueError, EOFError) as error:
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(
                 f"{file} cannot be read ({error}): run {prepare_command(self.folder)}, which makes it anew."
             ) from error
-        expected = self.cases[case].shape
+        expected = entry.shape
         if array.shape != expected or array.dtype != np.float16:
             raise ValueError(
                 f"{file}: {array.dtype} {array.shape} must be the index's float16 {expected}: "
@@ -127,15 +131,13 @@ class SliceStore:
         Reading takes a fifth of the time of mapping where each slice comes from another file.
         """
         case, number = self.case_of[index], self.slice_of[index]
-        shape = self.cases[case].shape
+        entry = self.cases[case]
+        shape, header = entry.shape, entry.header
         nbytes = 2 * math.prod(shape[1:])
-        with (
-            suppress(OSError),
-            open(f"{self.folder}/{self.names[case]}.npy", "rb", buffering=0) as file,
-        ):
-            header = npy_header(shape)
+        name, offset = entry.place(self.names[case])
+        with suppress(OSError), open(f"{self.folder}/{name}", "rb", buffering=0) as file:
             if file.read(len(header)) == header:
-                file.seek(number * nbytes, os.SEEK_CUR)
+                file.seek(offset + int(number) * nbytes)
                 content = file.read(nbytes)
                 if len(content) == nbytes:
                     return np.frombuffer(content, np.float16).reshape(shape[1:])

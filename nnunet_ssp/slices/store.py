@@ -1,15 +1,18 @@
 """The slice store: every slice of a dataset after nnU-Net's own preprocessing, ready to be drawn.
 
 On disk, `<data_identifier>_slices/` holds one float16 array (slices, channels, rows, cols) per case and `index.json`,
-which says which plans made it and what each case is. `drawing` is how training draws from it.
+which says which plans made it and what each case is. Unlabelled 2D images, of which there may be a million, lie one
+behind the other in packs. `drawing` is how training draws from the store.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,15 @@ from nnunet_ssp.slices.intact import (
     Stamps,
     can_be_read,
     file_stamp,
+    npy_header,
+    npy_size,
     prepare_command,
     require_size,
 )
 
 INDEX = "index.json"
 PREPROCESSED = (".b2nd", ".npz")  # endings of nnU-Net's preprocessed cases
+PACK = re.compile(r"pack_[0-9a-f]{16}\.f16")  # name of a file with many cases, without a header
 FLOAT16_MAX = 65504.0
 # Of an array of the store: a damaged index must not request more memory than there is.
 LONGEST_SIDE = 2**16
@@ -61,6 +67,8 @@ ENTRY = {  # of a case in the index, see `StoredCase`
     "n_slices": _SIDE,
     "source": _STAMPS,
     "stored": _STAMPS,
+    "pack": Rule("the name of a pack", lambda v: isinstance(v, str) and bool(PACK.fullmatch(v))),
+    "offset": Rule("a whole number from 0", is_whole),
 }
 REQUIRED = (
     "shape",
@@ -81,6 +89,8 @@ class StoredCase:
         source: Name, size in bytes and modification time in ns of each file it was made from; once one changes, the
             case is prepared again.
         stored: The same for each file made from it; empty in an index of an earlier version.
+        pack: Name of the pack that holds its array; empty if it has a file of its own.
+        offset: Byte at which its array begins in the pack.
     """
 
     shape: tuple[int, int, int, int]
@@ -88,6 +98,27 @@ class StoredCase:
     n_slices: int
     source: Stamps = ()
     stored: Stamps = ()
+    pack: str = ""
+    offset: int = 0
+
+    def place(self, case: str) -> tuple[str, int]:
+        """Return the name of the file that holds the array, and the byte at which it begins."""
+        return (self.pack, self.offset) if self.pack else (f"{case}.npy", len(self.header))
+
+    @property
+    def header(self) -> bytes:
+        """First bytes of the file, before the array; a pack has none."""
+        return b"" if self.pack else npy_header(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return 2 * math.prod(self.shape)
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of the file that holds the array."""
+        return self.stored[0][1] if self.pack else npy_size(self.shape)
 
 
 def store_folder(preprocessed: str | Path, data_identifier: str) -> Path:
@@ -117,8 +148,30 @@ def preprocessing_of(plans: dict[str, Any], configuration: dict[str, Any]) -> di
     return dict(json.loads(json.dumps(chosen)))
 
 
+def as_slices(case: str, data: NDArray[Any]) -> NDArray[np.float16]:
+    """Return a case as the store keeps it.
+
+    Args:
+        case: Name of the case.
+        data: (channels, slices, rows, cols), as nnU-Net's preprocessing returns it.
+
+    Returns:
+        (slices, channels, rows, cols).
+
+    Raises:
+        ValueError: A value is not finite or beyond float16.
+    """
+    largest = float(np.abs(data).max(initial=0.0))
+    if not largest <= FLOAT16_MAX:  # also catches NaN
+        raise ValueError(
+            f"{case}: the largest preprocessed intensity (={largest}) must be finite and at most {FLOAT16_MAX:.0f}, "
+            f"float16's range; choose a normalisation in dataset.json's channel_names."
+        )
+    return np.ascontiguousarray(data.swapaxes(0, 1), dtype=np.float16)
+
+
 def write_case(folder: Path, case: str, data: NDArray[Any]) -> tuple[int, int, int, int]:
-    """Write one case's slices.
+    """Write one case's slices into a file of its own.
 
     Args:
         folder: The store; created when missing.
@@ -131,13 +184,7 @@ def write_case(folder: Path, case: str, data: NDArray[Any]) -> tuple[int, int, i
     Raises:
         ValueError: A value is not finite or beyond float16.
     """
-    largest = float(np.abs(data).max(initial=0.0))
-    if not largest <= FLOAT16_MAX:  # also catches NaN
-        raise ValueError(
-            f"{case}: the largest preprocessed intensity (={largest}) must be finite and at most {FLOAT16_MAX:.0f}, "
-            f"float16's range; choose a normalisation in dataset.json's channel_names."
-        )
-    slices = np.ascontiguousarray(data.swapaxes(0, 1), dtype=np.float16)
+    slices = as_slices(case, data)
     must_be_plain(case, "case", str(folder))
     with atomic_write(folder / f"{case}.npy", folder.parent / TEMPORARY) as temporary:
         np.save(temporary, slices)
@@ -159,9 +206,15 @@ def write_index(
         cases: Entries of the stored cases, by name.
         missing: The cases of the dataset that are not stored, and why.
     """
-    entries = {case: asdict(entry) for case, entry in sorted(cases.items())}
+    entries = {case: _as_json(entry) for case, entry in sorted(cases.items())}
     content = {"preprocessing": preprocessing, "cases": entries, "missing": dict(missing or {})}
     write_json(folder / INDEX, content)
+
+
+def _as_json(entry: StoredCase) -> dict[str, Any]:
+    names = ("shape", "first_slice", "n_slices", "source", "stored")
+    content = {name: getattr(entry, name) for name in names}
+    return content | ({"pack": entry.pack, "offset": entry.offset} if entry.pack else {})
 
 
 def read_missing(folder: Path) -> dict[str, str]:
@@ -237,7 +290,19 @@ def _entry(case: str, content: dict[str, Any]) -> StoredCase:
         )
     stamps = (content["source"], content.get("stored", ()))
     source, stored = (tuple((str(n), int(s), int(t)) for n, s, t in files) for files in stamps)
-    return StoredCase(shape, first, depth, source, stored)
+    entry = StoredCase(
+        shape, first, depth, source, stored, content.get("pack", ""), content.get("offset", 0)
+    )
+    if not entry.pack:
+        return entry
+    if [name for name, *_ in stored] != [entry.pack]:
+        raise ValueError(f"case {case}: `stored` must be the stamp of {entry.pack} alone")
+    if entry.offset + entry.nbytes > entry.file_size:
+        raise ValueError(
+            f"case {case}: its array (from byte {entry.offset}, {entry.nbytes} bytes) must lie within the "
+            f"{entry.file_size} bytes of {entry.pack}"
+        )
+    return entry
 
 
 # -- files that are as they were written -----------------------------------------------------------
@@ -274,7 +339,7 @@ def require_sizes(folder: Path, stored: Mapping[str, StoredCase], store: Path) -
     """
     for entry in stored.values():
         for name, size, _ in entry.stored:
-            if not name.endswith(".npy"):
+            if not name.endswith(".npy") and not entry.pack:
                 require_size(folder / name, size, store)
 
 

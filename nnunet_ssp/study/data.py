@@ -22,12 +22,38 @@ from nnunet_ssp.cohort.membership import (
 )
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
-from nnunet_ssp.nnunet import dataset_id
+from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.slices.store import StoredCase, read_index, store_folder
 
 USED = ("patch_size", "batch_size", "data_identifier")  # keys of the configuration
 CONFIGURATION = "2d"
 ON_TEST = ("test", "report")  # kinds of scores of the test subjects
+
+
+@dataclass(frozen=True)
+class Source:
+    """Another prepared dataset, without folds of its own, that is only pretrained on.
+
+    Attributes:
+        name: Its full name.
+        configuration: 2d configuration of the plans.
+        stored: The cases of its slice store.
+    """
+
+    name: str
+    configuration: dict[str, Any]
+    stored: dict[str, StoredCase]
+
+    @property
+    def n_slices(self) -> int:
+        """All slices."""
+        return sum(entry.shape[0] for entry in self.stored.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that a pretraining draws from."""
+        shapes = {name: entry.shape for name, entry in self.stored.items()}
+        return digest([self.name, self.configuration, shapes])
 
 
 @dataclass(frozen=True)
@@ -132,6 +158,28 @@ class Data:
         """The cases of the slice store."""
         folder = store_folder(self.dataset.prepared, self.configuration["data_identifier"])
         return read_index(folder)[1]
+
+    def source(self, dataset: int) -> Source:
+        """Open another dataset that is pretrained on, prepared with plans of the same name.
+
+        Raises:
+            FileNotFoundError: There is no such dataset, or it has no such plans.
+        """
+        if dataset not in self._sources:
+            folder = dataset_folder(nnunet_folder("nnUNet_preprocessed"), dataset)
+            file = folder / f"{self.plans_name}.json"
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{file} is missing: nnunet-ssp prepare {dataset} --plans-from {self.number} -p {self.plans_name}"
+                )
+            configuration = _configuration(file)
+            _, stored = read_index(store_folder(folder, configuration["data_identifier"]))
+            self._sources[dataset] = Source(folder.name, configuration, stored)
+        return self._sources[dataset]
+
+    @cached_property
+    def _sources(self) -> dict[int, Source]:
+        return {}
 
     def labelled_slices(self, fold: str) -> int:
         """Count the slices of a fold's training side.

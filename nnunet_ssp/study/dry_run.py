@@ -80,7 +80,9 @@ def _listing(study: Study, pretrainings: Sequence[Run], trainings: Sequence[Run]
     """Write a line for each pretraining, and for each model and fold."""
     lines = [study.title, ""]
     for run in pretrainings:
-        lines.append(f"pretrain  {run.name}: {run.trainer}, fold {run.fold}; {run.settings}")
+        where = f"{run.dataset}, fold {run.fold}" if run.dataset else f"fold {run.fold}"
+        weights = f" from {run.weights.name}" if run.weights else ""
+        lines.append(f"pretrain  {run.name}: {run.trainer}{weights}, {where}; {run.settings}")
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in trainings:
         groups.setdefault((run.name, run.label), []).append(run)

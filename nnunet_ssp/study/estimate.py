@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.nnunet import dataset_id
 from nnunet_ssp.settings import override
 from nnunet_ssp.study.data import Data
 from nnunet_ssp.study.runs import Run, find_trainer
@@ -93,7 +94,10 @@ def _pretraining_images(study: Study, run: Run, data: Data | None) -> float:
     """Count the slices that a pretraining shows in all epochs."""
     settings = override(find_trainer(run.trainer).defaults, run.settings)[0]
     sizes = study.sizes
-    n = data.pretraining_slices(run.fold) if data else sizes.pretraining_slices if sizes else 0
+    if data and run.dataset:
+        n = data.source(dataset_id(run.dataset)).n_slices
+    else:
+        n = data.pretraining_slices(run.fold) if data else sizes.pretraining_slices if sizes else 0
     n = round(n * settings.data_fraction)
     steps = settings.iterations_per_epoch or n // settings.batch_size
     return float(settings.num_epochs * steps * settings.batch_size)

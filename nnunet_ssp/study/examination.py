@@ -87,7 +87,7 @@ def read_chosen(study: Study, size: str | None, runs: Runs, file: Path) -> dict[
 def only_chosen(study: Study, runs: Runs, names: Collection[str]) -> tuple[Study, Runs]:
     """Return the study of the chosen models alone, scored on the test subjects, and its runs."""
     models = {name: study.models[name] for name in study.models if name in names}
-    used = {model.pretraining for model in models.values()}
+    used = {before.name for run in runs[1] if run.name in models for before in run.origin}
 
     def parts(shown: Sequence[Any]) -> list[Any]:
         kept = [
@@ -122,7 +122,7 @@ def only_chosen(study: Study, runs: Runs, names: Collection[str]) -> tuple[Study
 def split_in_words(study: Study, runs: Runs, data: Data) -> list[str]:
     """Describe who is trained on, chosen on and reported on."""
     cases = data.dataset.cases
-    folds = [data.fold(run.fold)[1] for run in (*runs[0], *runs[1])]
+    folds = [data.fold(run.fold)[1] for run in (*runs[0], *runs[1]) if not run.dataset]
     trained = subjects_of({name for fold in folds for name in fold.train}, cases)
     chosen_on = subjects_of({name for fold in folds for name in fold.val}, cases)
     reported = test_subjects(cases)
@@ -207,11 +207,20 @@ def _model(trainings: Sequence[Run], name: str) -> dict[str, Any]:
         }
         for run in own
     }
-    before = None
-    if weights is not None:
-        about = {"trainer": weights.trainer, "fold": weights.fold, "seed": weights.seed}
-        before = {**about, "settings": resolved(weights)}
+    before = None if weights is None else _weights(weights)
     return {"trainer": own[0].trainer, "folds": folds, "pretraining": before}
+
+
+def _weights(run: Run) -> dict[str, Any]:
+    """Describe what weights come from; more entries only if it is not one pretraining on the study's dataset."""
+    if run.file:
+        return {"file": run.file}
+    about: dict[str, Any] = {"trainer": run.trainer, "fold": run.fold, "seed": run.seed}
+    if run.dataset:
+        about["dataset"] = run.dataset
+    if run.weights is not None:
+        about["pretraining"] = _weights(run.weights)
+    return {**about, "settings": resolved(run)}
 
 
 def _differing(now: dict[str, Any], before: dict[str, Any], place: str = "") -> list[str]:

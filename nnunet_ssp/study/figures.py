@@ -41,7 +41,7 @@ SIZE = (OVERLAY_WIDTH, 3.2)  # inches; a wider picture would have tiny letters o
 MARKERS = "osD^vP"  # a new one for every six curves
 MOST_NAMED = 8  # incomplete runs that a caption names
 EXPONENTS = (0.01, 3.0)  # the smallest and the largest fitted size, with either sign
-AMOUNTS_FOR_A_FIT = 5  # for three parameters
+AMOUNTS_FOR_A_FIT = 4  # for three parameters, as Dominic et al. fitted
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,9 +104,10 @@ def link_validation_images(trainings: Iterable[Run], data: Data, output: Path) -
 def missing_folds(study: Study, data: Data) -> list[str]:
     """List the folds that the study needs and the dataset lacks."""
     wanted = [study.fold_of(label, seed) for _, label, seed in study.needed()]
-    used = {study.models[name].pretraining for name, _, _ in study.needed()}
-    parts = (part for name, part in study.pretraining.items() if name in used)
-    wanted += [study.folds.get(part.fold, part.fold) for part in parts]
+    for before in {study.models[name].pretraining for name, _, _ in study.needed()}:
+        for part in study.origin_of(before):
+            if part.dataset is None and part.file is None:
+                wanted.append(study.folds.get(part.fold, part.fold))
     return [name for name in dict.fromkeys(wanted) if not data.has_fold(name)]
 
 

@@ -35,10 +35,12 @@ from nnunet_ssp.study.data import ON_TEST, Data
 from nnunet_ssp.study.published import published_settings, read_published
 from nnunet_ssp.study.record import read_record
 from nnunet_ssp.study.runs import Run, scores_folder
+from nnunet_ssp.study.slice_scores import slice_ious
 from nnunet_ssp.study.spec import (
     AREA,
     CURVE_SCORES,
     DICE,
+    IOU,
     STEPS,
     TEST_COLUMNS,
     Figure,
@@ -51,13 +53,14 @@ TITLES = {
     "dice_nan": "3D Dice (nnU-Net’s rule for empty classes)",
     "hd95_mm": "HD95 (mm)",
     "assd_mm": "ASSD (mm)",
+    IOU: "IoU of slices",
     AREA: "Pseudo Dice, mean of the learning curve",
     STEPS: "Steps to the final pseudo Dice of the baseline",
     **{name: f"{name}, absolute error ({unit})" for name, unit in UNITS.items()},
 }
 NUMBERS = {  # columns of metrics.csv and clinical.csv; all others are text
     *(*SCORES, "missed", "reference_ml", "predicted_ml"),
-    *("reference", "predicted", "error", "percent_error"),
+    *("reference", "predicted", "error", "percent_error", "slice", "position"),
 }
 DISTANCES = tuple(name for name in SCORES if name.endswith("_mm"))
 STAGES = {"train": "training", "predict": "prediction", "evaluate": "evaluation"}
@@ -231,7 +234,7 @@ class Results:
             if (self.output / log).is_file():
                 return f"{STAGES[stage]} did not end", log
             break
-        if run.weights is not None and not self.is_done(run.weights):
+        if run.weights is not None and not run.weights.file and not self.is_done(run.weights):
             return f"waits for the pretraining {run.weights.name}", None
         return f"{STAGES[stage]} not begun", None
 
@@ -307,8 +310,9 @@ class Results:
         return pd.DataFrame(rows, columns=names)
 
     def _frames(self, place: Coordinates) -> pd.DataFrame:
-        """Select the rows of `metrics.csv` at a place."""
-        frames = self._of_test(self.frames[place.model, place.fold], place.test)
+        """Select the rows of `metrics.csv` at a place, or with the scores of slices."""
+        tables = self.ious if place.score == IOU else self.frames
+        frames = self._of_test(tables[place.model, place.fold], place.test)
         return frames[frames["class"] == self.class_of(place.class_name)]
 
     def subject_values(self, place: Coordinates) -> pd.DataFrame:
@@ -343,6 +347,17 @@ class Results:
         """`metrics.csv` of all finished trainings with the class `mean`, by model and fold."""
         return {
             key: self._read_all(runs.values(), "metrics.csv") for key, runs in self.done.items()
+        }
+
+    @cached_property
+    def ious(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """IoU of all finished trainings, by model and fold: one row per frame and class, the mean over its slices.
+
+        It follows from the Dice D of a slice: D / (2 - D). Slices are those from the first to the last with a label.
+        """
+        return {
+            key: slice_ious(self._read_all(runs.values(), "slices.csv"))
+            for key, runs in self.done.items()
         }
 
     @cached_property

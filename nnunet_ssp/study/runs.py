@@ -18,12 +18,12 @@ from typing import Any, Literal
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_ssp.launch import trainer_paths
-from nnunet_ssp.nnunet import quiet
+from nnunet_ssp.nnunet import dataset_id, quiet
 from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.settings import override
 from nnunet_ssp.study.data import CONFIGURATION, Data, digest
 from nnunet_ssp.study.defaults import changed, recorded_defaults
-from nnunet_ssp.study.spec import CHOOSING, REPORT, SEED, GivenSettings, Study
+from nnunet_ssp.study.spec import ALL, CHOOSING, REPORT, SEED, GivenSettings, Study
 
 Kind = Literal["pretrain", "finetune", "predict", "evaluate"]
 FINAL = "checkpoint_final.pth"
@@ -42,8 +42,10 @@ class Run:
         fold: Name in `folds.csv`.
         settings: Value of nnUNet_ssp_settings.
         folder: Path below the study's folder, with `/`.
-        weights: Pretraining that the weights come from.
-        hands_on: File that fine-tuning takes from it; None for a fine-tuning.
+        weights: Training or file that the weights come from.
+        hands_on: File that the next training takes from it; None for a fine-tuning.
+        dataset: Full name of the dataset, if it is not the study's.
+        file: Name of a file in the study's folder, which stands in the place of a training.
     """
 
     name: str
@@ -55,11 +57,19 @@ class Run:
     folder: str
     weights: Run | None = None
     hands_on: str | None = None
+    dataset: str = ""
+    file: str = ""
+
+    @property
+    def origin(self) -> list[Run]:
+        """Return every run that this one's weights come from, the first one first."""
+        return [] if self.weights is None else [*self.weights.origin, self.weights]
 
     @property
     def title(self) -> str:
         """Name of the run for readers."""
-        where = self.label if self.hands_on is None else f"pretraining on {self.label}"
+        on = f"{self.dataset}, {self.label}" if self.dataset else self.label
+        where = self.label if self.hands_on is None else f"pretraining on {on}"
         return f"{self.name}, {where}, seed {self.seed}"
 
     @property
@@ -69,9 +79,17 @@ class Run:
 
     def fold_folder(self, data: Data) -> str:
         """Return nnU-Net's folder of the training, below the study's folder."""
-        number = data.fold(self.fold)[0]
         trainer = f"{self.trainer}{data.results_folder}"
-        return f"{self.folder}/results/{data.name}/{trainer}/fold_{number}"
+        name = self.dataset or data.name
+        return f"{self.folder}/results/{name}/{trainer}/fold_{self.fold_number(data)}"
+
+    def fold_number(self, data: Data) -> int | str:
+        """Return the fold as nnU-Net's commands take it."""
+        return ALL if self.fold == ALL else data.fold(self.fold)[0]
+
+    def handed_on(self, data: Data) -> str:
+        """Return the file that the next training takes, below the study's folder."""
+        return self.file or f"{self.fold_folder(data)}/{self.hands_on}"
 
 
 Runs = tuple[list[Run], list[Run]]  # pretrainings, and trainings
@@ -136,17 +154,31 @@ def study_runs(study: Study, data: Data | None) -> Runs:
     for name, label, seed in study.needed():
         model = study.models[name]
         wanted = model.pretraining
-        if wanted is not None and wanted not in pretrainings:
-            pretrainings[wanted] = _pretraining(study, wanted, data)
-        weights = None if wanted is None else pretrainings[wanted]
+        weights = None if wanted is None else _pretraining(study, wanted, data, pretrainings)
         trainings.append(_training(study, name, label, seed, weights, data))
-    folders = [run.folder for run in (*pretrainings.values(), *trainings)]
+    before = [run for run in pretrainings.values() if not run.file]
+    folders = [run.folder for run in (*before, *trainings)]
     if twice := [folder for folder in folders if folders.count(folder) > 1]:
         raise ValueError(f"{twice[0]} must be the folder of one run: give models other names.")
-    return list(pretrainings.values()), trainings
+    return before, trainings
 
 
-def _pretraining(study: Study, name: str, data: Data | None) -> Run:
+def _pretraining(study: Study, name: str, data: Data | None, made: dict[str, Run]) -> Run:
+    """Return a pretraining's run; it joins those `made`, behind the one that it goes on from."""
+    if name not in made:
+        part = study.pretraining[name]
+        before = part.pretraining
+        weights = None if before is None else _pretraining(study, before, data, made)
+        made[name] = _of_file(name, part.file) if part.file else _own(study, name, data, weights)
+    return made[name]
+
+
+def _of_file(name: str, file: str) -> Run:
+    nothing = dict.fromkeys(("label", "trainer", "fold", "settings"), "")
+    return Run(name=name, seed=0, folder=f"file {file}", hands_on=file, file=file, **nothing)
+
+
+def _own(study: Study, name: str, data: Data | None, weights: Run | None) -> Run:
     part = study.pretraining[name]
     place = f"pretraining.{name}"
     trainer = _trainer_class(f"nnUNetTrainer{part.trainer}Pretrain", f"{place}.trainer")
@@ -160,7 +192,10 @@ def _pretraining(study: Study, name: str, data: Data | None) -> Run:
     _check_own(part.settings, trainer, place)
     settings = study.settings.get("pretraining", {}) | part.settings | {"seed": part.seed}
     text, marked = _settings_texts(study, settings, trainer, place)
-    key = _key([trainer.__name__, fold, marked, data and data.unlabelled_fingerprint(fold)])
+    source = data.source(part.dataset) if data and part.dataset else None
+    drawn = source.fingerprint if source else data and data.unlabelled_fingerprint(fold)
+    chained = [weights.folder] if weights else []
+    key = _key([trainer.__name__, fold, marked, drawn, *chained])
     return Run(
         name=name,
         label=fold,
@@ -169,7 +204,9 @@ def _pretraining(study: Study, name: str, data: Data | None) -> Run:
         fold=fold,
         settings=text,
         folder=f"pretraining/{slug(name)}/seed{part.seed}-{key}",
+        weights=weights,
         hands_on=trainer.method_class.checkpoint,
+        dataset=source.name if source else str(part.dataset or ""),
     )
 
 
@@ -250,7 +287,7 @@ def only(runs: Runs, models: Sequence[str] | None) -> Runs:
     if models is None:
         return runs
     trainings = [run for run in runs[1] if run.name in models]
-    used = {run.weights.name for run in trainings if run.weights is not None}
+    used = {before.name for run in trainings for before in run.origin}
     return [run for run in runs[0] if run.name in used], trainings
 
 
@@ -266,14 +303,14 @@ def study_jobs(study: Study, runs: Runs, data: Data, device: str) -> list[Job]:
 
 def _train_job(kind: Kind, run: Run, data: Data, device: str) -> Job:
     folder = run.fold_folder(data)
-    number = str(data.fold(run.fold)[0])
-    what = ("nnUNetv2_train", data.number, CONFIGURATION, number, "-p", data.plans_name)
-    command = (*what, "-tr", run.trainer, "-device", device)
+    dataset = str(dataset_id(run.dataset)) if run.dataset else data.number
+    where = (dataset, CONFIGURATION, str(run.fold_number(data)), "-p", data.plans_name)
+    command = ("nnUNetv2_train", *where, "-tr", run.trainer, "-device", device)
     weights: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     if run.weights is not None:
-        file = f"{run.weights.fold_folder(data)}/{run.weights.hands_on}"
-        weights, needs = ("-pretrained_weights", file), (f"{run.weights.folder}/train.json",)
+        weights = ("-pretrained_weights", run.weights.handed_on(data))
+        needs = () if run.weights.file else (f"{run.weights.folder}/train.json",)
     return Job(
         kind=kind,
         record=f"{run.folder}/train.json",

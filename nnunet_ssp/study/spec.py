@@ -7,8 +7,7 @@ models, folds and tests. A study runs what its tables and figures need, and noth
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
@@ -17,57 +16,28 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 
-from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.command import CASE_COLUMNS
 from nnunet_ssp.evaluation.statistics import SCORES
 from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.yaml_files import read_yaml
+from nnunet_ssp.study.arguments import VARIABLES, must_be_options, must_know
 from nnunet_ssp.study.expansion import StrictLoader, at_size, expanded
 
 Scalar = bool | int | float | str | None
 Axis = Literal["models", "folds", "tests", "classes", "scores"]
 AXES: tuple[Axis, ...] = ("models", "folds", "tests", "classes", "scores")
+ALL = "all"  # nnU-Net's fold that holds nobody out
 SEED = "{seed}"  # stands in the name of a fold for the seed of the training
 AREA = "area"  # the score of a learning curve
 STEPS = "steps"  # to the final pseudo Dice of the baseline
 CURVE_SCORES = (AREA, STEPS)
+IOU = "iou"  # of slices
 DICE = "dice"
 CHOOSING = "choosing"  # score on the fold's validation subjects, to choose models on
 REPORT = "report"  # score the chosen models on the test subjects; never in a file
 TEST_COLUMNS = tuple(name for name in CASE_COLUMNS if name != "base")  # as in metrics.csv
-KNOWN_SCORES = (*SCORES, *CURVE_SCORES, *UNITS)
-
-
-# What a study may say to the commands that it runs. It may be from elsewhere: it names no file to write, changes
-# nothing that they work on, and says nothing that is run. The number of values follows each
-# option; None stands for one or more.
-OPTIONS: dict[str, dict[str, int | None]] = {
-    "prepare": {
-        **dict.fromkeys(("-gpu_memory_target", "-overwrite_plans_name", "-pl", "-np"), 1),
-        **{"--any-plane": 0, "--patch": 2, "--width": 1, "--batch": 1},
-    },
-    "predict": {
-        **dict.fromkeys(("-step_size", "-chk", "-npp", "-nps"), 1),
-        **dict.fromkeys(("--disable_tta", "--save_probabilities", "--continue_prediction"), 0),
-        **dict.fromkeys(("--verbose", "--disable_progress_bar", "--not_on_device"), 0),
-    },
-    "evaluation": {
-        **dict.fromkeys(("--references", "--lv", "--myo", "--rv", "--subject-pattern", "-np"), 1),
-        "--spacing-unknown": 0,
-    },
-    "make_folds": {
-        **{"--paper": 0, "--few": 0},
-        **dict.fromkeys(("--from", "--subsets", "--seeds", "--vendors"), None),
-        **dict.fromkeys(("--unit", "--phase", "--of"), 1),
-    },
-}
-VARIABLES = (
-    *("nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_npp", "nnUNet_nps", "nnUNet_compile"),
-    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
-    *("TORCHINDUCTOR_COMPILE_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG"),
-    *("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),
-)
+KNOWN_SCORES = (*SCORES, IOU, *CURVE_SCORES, *UNITS)
 
 
 def _as_list(value: object) -> object:
@@ -132,12 +102,39 @@ class Phantom(_Part):
 
 
 class Pretraining(_Part):
-    """One pretraining: `trainer=MIM` is nnUNetTrainerMIMPretrain."""
+    """One pretraining: `trainer=MIM` is nnUNetTrainerMIMPretrain.
 
-    trainer: str
-    fold: str
+    Attributes:
+        trainer: Its trainer; none for a file of another origin.
+        fold: A fold of the study; on another dataset `all`.
+        seed: Its seed.
+        dataset: Another dataset than the study's, prepared with plans of the same name (`prepare --plans-from`).
+        pretraining: The pretraining that it goes on from.
+        file: Name of a file of weights in the study's folder, in place of a training.
+        settings: Its settings.
+    """
+
+    trainer: str = ""
+    fold: str = ""
     seed: int = Field(0, ge=0)
+    dataset: int | None = Field(None, ge=1, le=999)
+    pretraining: str | None = None
+    file: str | None = None
     settings: GivenSettings = {}
+
+    @model_validator(mode="after")
+    def _is_a_training_or_a_file(self) -> Pretraining:
+        if self.file is not None:
+            must_be_plain(self.file, "file")
+            if unused := {"trainer", "fold", "dataset", "pretraining", "settings"} & (
+                self.model_fields_set
+            ):
+                raise ValueError(f"file (={self.file}) must not come with {', '.join(unused)}")
+        elif not self.trainer or not self.fold:
+            raise ValueError("must have trainer and fold, or file")
+        elif self.dataset is not None and self.fold != ALL:
+            raise ValueError(f"fold (={self.fold}) must be {ALL} on another dataset")
+        return self
 
 
 class Model(_Part):
@@ -294,40 +291,54 @@ class Study(_Part):
         if self.dataset is not None and self.phantom is not None:
             raise ValueError("dataset and phantom must not both be given")
         for name in ("prepare", "predict", "evaluation"):
-            _must_be_options(name, getattr(self, name))
+            must_be_options(name, getattr(self, name))
         for arguments in self.make_folds:
-            _must_be_options("make_folds", arguments)
+            must_be_options("make_folds", arguments)
         for name in self.environment:
-            _must_know("environment", name, VARIABLES, "the variables that a study may set")
+            must_know("environment", name, VARIABLES, "the variables that a study may set")
+        for name, part in self.pretraining.items():
+            self._check_chain(name, part.pretraining)
         for name, model in self.models.items():
             if not name or name.startswith("-") or "=" in name or "/" in name:
                 raise ValueError(
                     f"models.{name}: the name must have no = or /, and begin with no -"
                 )
             wanted = model.pretraining
-            _must_know(f"models.{name}.pretraining", wanted, self.pretraining, "pretraining")
-            _must_know(f"models.{name}.baseline", model.baseline, self.models, "models")
-        _must_know("baseline", self.baseline, self.models, "models")
+            must_know(f"models.{name}.pretraining", wanted, self.pretraining, "pretraining")
+            must_know(f"models.{name}.baseline", model.baseline, self.models, "models")
+        must_know("baseline", self.baseline, self.models, "models")
         if self.family is not None:
             _must_match("family.models", self.family.models, self.models, "models")
             _must_match("family.folds", self.family.folds, self.folds, "folds")
         for test, columns in self.tests.items():
             for name in columns:
-                _must_know(f"tests.{test}", name, TEST_COLUMNS, "columns of cases.csv")
+                must_know(f"tests.{test}", name, TEST_COLUMNS, "columns of cases.csv")
         for number, table in enumerate(self.tables):
             self._check(table, f"tables.{number} ({table.title})")
         for number, figure in enumerate(self.figures):
             self._check(figure, f"figures.{number} ({figure.title})")
         return self
 
+    def _check_chain(self, name: str, before: str | None) -> None:
+        """Refuse a pretraining that goes on from one that is unknown, or at last from itself."""
+        chain = [name]
+        while before is not None:
+            must_know(
+                f"pretraining.{chain[-1]}.pretraining", before, self.pretraining, "pretraining"
+            )
+            chain.append(before)
+            if before in chain[:-1]:
+                raise ValueError(f"pretraining must not go in a circle: {' from '.join(chain)}")
+            before = self.pretraining[before].pretraining
+
     def _check(self, part: Table | Figure, place: str) -> None:
         """Refuse a table or figure that names something unknown."""
         _must_match(f"{place}.models", part.models, self.models, "models")
         _must_match(f"{place}.folds", part.folds, self.folds, "folds")
         for name in part.tests:
-            _must_know(f"{place}.tests", name, self.tests, "tests")
+            must_know(f"{place}.tests", name, self.tests, "tests")
         for name in part.scores:
-            _must_know(f"{place}.scores", name, KNOWN_SCORES, "scores")
+            must_know(f"{place}.scores", name, KNOWN_SCORES, "scores")
         if isinstance(part, Figure) and part.kind == "boxes":
             for name in set(CURVE_SCORES) & {*part.scores}:
                 raise ValueError(f"{place}.scores (={name}) must be scores of subjects")
@@ -337,6 +348,13 @@ class Study(_Part):
                     raise ValueError(
                         f"{place}: {axis} (={', '.join(names)}) must be in rows or columns, or be one"
                     )
+
+    def origin_of(self, pretraining: str | None) -> list[Pretraining]:
+        """List a pretraining and those that it goes on from, the last one first."""
+        if pretraining is None:
+            return []
+        part = self.pretraining[pretraining]
+        return [part, *self.origin_of(part.pretraining)]
 
     def fold_of(self, label: str, seed: int) -> str:
         """Find the name in `folds.csv` of the study's fold `label`, for a training with this seed."""
@@ -416,41 +434,12 @@ def read_study(file: Path, size: str | None = None) -> Study:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _must_be_options(place: str, text: str) -> None:
-    """Refuse arguments of a command other than `OPTIONS`, also their abbreviations."""
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise ValueError(f"{place} (={text}) must be arguments as in a shell: {error}") from None
-    given: list[tuple[str, list[str]]] = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        if word.startswith("-") or not given:
-            given.append((name, [value] if equals else []))
-        else:
-            given[-1][1].append(word)
-    for option, values in given:
-        _must_know(place, option, OPTIONS[place], "the options that a study may give")
-        n = OPTIONS[place][option]
-        if len(values) != n and not (n is None and values):
-            rule = "at least 1 value" if n is None else count_of(n, "value")
-            raise ValueError(f"{place} (={text}): {option} must have {rule}")
-        if option == "-chk":
-            must_be_plain(values[0], option, place)
-
-
 def _must_match(
     place: str, patterns: list[str] | None, known: Mapping[str, object], what: str
 ) -> None:
     for pattern in patterns or ():
         if pattern not in known and not any(fnmatchcase(name, pattern) for name in known):
-            _must_know(place, pattern, known, what)
-
-
-def _must_know(place: str, name: str | None, known: Collection[str], what: str) -> None:
-    if name is not None and name not in known:
-        listed = ", ".join(known) or "there are none"
-        raise ValueError(f"{place} (={name}) must be one of {what}: {listed}")
+            must_know(place, pattern, known, what)
 
 
 def _place(location: tuple[int | str, ...]) -> str:

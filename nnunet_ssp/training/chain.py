@@ -1,7 +1,8 @@
 """Trainings one after the other, each from the weights of the one before: their record, and checks on all of it.
 
 A checkpoint's record `ssp` has the earlier trainings in `chain`, the first one first. A link is a training's record,
-without what only its own file needs. Its subjects are all that this training has seen.
+without what only its own file needs. Its subjects are all that this training has seen. Natural images show none: of
+them there are a count and a digest.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ KEPT = (
     "settings",
     "counts",
     "subjects",
+    "images_digest",
     "papers",
     "versions",
 )
@@ -112,12 +114,19 @@ def link_name(link: ChainLink) -> str:
     return shown(link.get("method", link.get("trainer", "a plain nnU-Net checkpoint")))
 
 
+def data_in_words(record: Mapping[str, Any]) -> str:
+    """Return how much data a training has seen; nothing where it is not recorded."""
+    counts = record.get("counts", {})
+    if "images_digest" in record:
+        return count_of(counts.get("slices", 0), "natural image")
+    return ", ".join(count_of(n, what.removesuffix("s")) for what, n in counts.items())
+
+
 def chain_in_words(links: Sequence[ChainLink]) -> list[str]:
     """Return one line for each link, the first training first."""
     lines = []
     for number, link in enumerate(links, 1):
-        counts = link.get("counts", {})
-        data = ", ".join(count_of(n, what.removesuffix("s")) for what, n in counts.items())
+        data = data_in_words(link)
         if (
             not data and "subjects" in link
         ):  # a fine-tuning, whose list has those of the trainings before it, too

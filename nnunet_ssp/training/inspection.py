@@ -125,8 +125,7 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
         what = "weights alone, without a record" if alone else pretrained.origin
         lines.append(what if fresh else f"{what}: every tensor counts as trained")
     if "method" in ssp:
-        counts = ssp.get("counts", {})
-        seen = ", ".join(f"{n} {what}" for what, n in counts.items()) or "unknown data"
+        seen = chain.data_in_words(ssp) or "unknown data"
         lines += [f"method: {ssp['method']}, pretrained on {seen}", gain_in_words(ssp["method"])]
     elif ssp:
         trainer, source = (ssp.get(name, "unknown") for name in ("trainer", "weights_from"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -89,8 +90,8 @@ class PretrainingTrainer(StartingTrainer):
         self.best_loss = float("inf")
         # The probe's Dice before training, for a resumed run.
         self._probed_untrained = float("nan")
-        # Counts and subjects of the run that is resumed.
-        self._resumed: tuple[dict[str, int], set[str]] | None = None
+        # Counts, subjects and digest of images of the run that is resumed.
+        self._resumed: tuple[dict[str, int], set[str], str] | None = None
         # File that the resumed run started from, see `privacy.origin`.
         self._origin: dict[str, str] = {}
         # What the interrupted epoch's finished steps left, until that epoch goes on.
@@ -199,7 +200,7 @@ class PretrainingTrainer(StartingTrainer):
         n_slices = {case: entry.shape[0] for case, entry in index.items()}
         said = members_in_words(chosen, n_slices, cases, self.fold, self.store_folder)
         self.print_to_log_file("\n".join([*said, "No label is used in training."]))
-        if not cases and pattern is None:
+        if not cases and pattern is None and not self.natural:
             for doubt in doubts(chosen.train, chosen.val):
                 self.print_to_log_file(doubt)
         self.train_subjects = sorted(chosen.drawn & set(subjects.values()))
@@ -370,22 +371,32 @@ class PretrainingTrainer(StartingTrainer):
 
     def record(self) -> dict[str, Any]:
         method = self.method
-        cases = self.store.names
         return {
             **super().record(),
             "method": type(method).__name__,
             "transfers": method.transfers,
-            "subjects": sorted(privacy.hashed_subjects(self.train_subjects)),
-            "counts": {
-                "subjects": len(self.train_subjects),
-                "frames": len(cases),
-                "slices": len(self.store),
-            },
+            **self._seen(),
             "preprocessing": self.store.preprocessing,
             "papers": [method.paper],
             **({"chain": self.chain} if self.chain else {}),
             **self._origin,
         }
+
+    def _seen(self) -> dict[str, Any]:
+        """Return the subjects and counts of the data; of images without persons, a count and a digest."""
+        cases, n = self.store.names, len(self.store)
+        if self.natural:
+            digest = hashlib.sha256("\n".join(sorted(cases)).encode()).hexdigest()
+            counts = {"subjects": 0, "frames": len(cases), "slices": n}
+            return {"subjects": [], "counts": counts, "images_digest": digest}
+        subjects = sorted(privacy.hashed_subjects(self.train_subjects))
+        counts = {"subjects": len(self.train_subjects), "frames": len(cases), "slices": n}
+        return {"subjects": subjects, "counts": counts}
+
+    @property
+    def natural(self) -> bool:
+        """Whether the dataset is of natural images, which show no patients."""
+        return self.dataset_json.get("natural_images") is True
 
     def save_checkpoint(self, filename: str) -> None:
         """Save the planned network under nnU-Net's names, and in `ssp_state` what only a resumed run needs."""
@@ -464,7 +475,8 @@ class PretrainingTrainer(StartingTrainer):
         self.current_epoch = checkpoint["current_epoch"]
         self.logger.load_checkpoint(checkpoint["logging"])
         ssp = checkpoint["ssp"]
-        self._resumed = ssp["counts"], privacy.hashed_subjects(ssp["subjects"])
+        subjects, digest = privacy.hashed_subjects(ssp["subjects"]), ssp.get("images_digest", "")
+        self._resumed = ssp["counts"], subjects, digest
         self.chain, self._origin = ssp.get("chain", []), earlier_origin(ssp)
 
     # -- what pretraining does not do --------------------------------------------------------------

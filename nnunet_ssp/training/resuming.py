@@ -104,20 +104,22 @@ def take_back(
 
 
 def require_same_data(
-    before: tuple[Mapping[str, int], set[str]], record: Mapping[str, Any], fold: int | str
+    before: tuple[Mapping[str, int], set[str], str], record: Mapping[str, Any], fold: int | str
 ) -> None:
     """Refuse to continue with other data than before.
 
     Args:
-        before: Counts of subjects, frames and slices, and hashes of the subjects, in the checkpoint.
+        before: Counts of subjects, frames and slices, hashes of the subjects, and the digest of images without persons,
+            in the checkpoint.
         record: This run's, see `PretrainingTrainer.record`.
         fold: Fold of this run.
 
     Raises:
         ValueError: The data have changed.
     """
-    counts, subjects = before
-    if (record["counts"], set(record["subjects"])) != (counts, subjects):
+    counts, subjects, digest = before
+    now = (record["counts"], set(record["subjects"]), record.get("images_digest", ""))
+    if now != (counts, subjects, digest):
         raise ValueError(
             f"--c must go on with the same data: the checkpoint saw {counts}, fold {fold} now has {record['counts']}. "
             "Start again without --c."

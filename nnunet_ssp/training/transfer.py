@@ -21,7 +21,7 @@ from nnunet_ssp.console import count_of
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.contents import shown
-from nnunet_ssp.files.nnunet import resolve
+from nnunet_ssp.files.nnunet import NATURAL, resolve
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts
 from nnunet_ssp.training import interchange
 from nnunet_ssp.training.adapters import Adaptation, Channels, adapt
@@ -276,7 +276,15 @@ def compare(
     for name in ("spacing", "normalization_schemes", "use_mask_for_norm"):
         if name in their_configuration:
             there, here = their_configuration[name], configuration[name]
-            if not _equal(there, here):
+            if name == "spacing" and NATURAL in (_reader(pretrained.plans), _reader(plans)):
+                if not _equal(there, here):
+                    notes.append(
+                        f"spacing: {shown(there)} there, {here} here; natural images have none in mm, so that pixels "
+                        "count as pixels"
+                    )
+            elif not _equal(
+                *(_for_each_channel(there, here) if name != "spacing" else (there, here))
+            ):
                 refusals.append(
                     f"{_NAMES[name]}: pretrained with {shown(there)}, these plans have {here}"
                 )
@@ -339,6 +347,16 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, float | int) and isinstance(b, float | int):
         return abs(a - b) <= 1e-3 * max(abs(a), abs(b))
     return bool(a == b)
+
+
+def _reader(plans: Mapping[str, Any]) -> Any:
+    return plans.get("image_reader_writer")
+
+
+def _for_each_channel(there: Any, here: Any) -> tuple[Any, Any]:
+    """Return lists of one value for all channels at one length; the number of channels is compared by itself."""
+    lists = [v for v in (there, here) if isinstance(v, list) and v and all(x == v[0] for x in v)]
+    return (there[:1], here[:1]) if len(lists) == 2 and len(there) != len(here) else (there, here)
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -5,8 +5,8 @@ import pytest
 from nnunet_ssp.bench import files
 from nnunet_ssp.bench.place import Bench
 from nnunet_ssp.files import compression
-from nnunet_ssp.preparation import preprocessing
-from nnunet_ssp.preparation.preprocessing import WithoutMask
+from nnunet_ssp.preparation import packing, preprocessing
+from nnunet_ssp.preparation.packing import WithoutMask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +26,7 @@ def test_both_ways_run_in_turns(bench: Bench, monkeypatch: pytest.MonkeyPatch):
         real(source)
 
     def preprocess_case(*args, **kwargs):
-        ways.append(preprocessing.WithoutMask)
+        ways.append(packing.WithoutMask)
         return prepare(*args, **kwargs)
 
     monkeypatch.setattr(files, "_convert", convert)

@@ -12,10 +12,10 @@ from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.privacy import hashed_path
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.conversion.phases import LABELS
-from nnunet_ssp.dataset_conversion import CONVERTERS, acdc, load_converter, mnms, mnms2
+from nnunet_ssp.dataset_conversion import SOURCES, acdc, load_converter, mnms, mnms2
 from tests.cine_trees import ED, ES, add_acdc, add_mnms, add_mnms2, cine, drawn
 
-SINGLE = [name for name in CONVERTERS if "+" not in name]
+SINGLE = list(SOURCES)
 
 
 @pytest.fixture

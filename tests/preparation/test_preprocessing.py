@@ -21,7 +21,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.files.atomic import write_json
-from nnunet_ssp.preparation import preprocessing
+from nnunet_ssp.preparation import packing, preprocessing
 from nnunet_ssp.preparation.command import prepare
 from nnunet_ssp.preparation.raw import CaseJob
 from nnunet_ssp.preparation.raw_checks import Rules
@@ -62,7 +62,7 @@ def test_unlabelled_slices_are_those_of_a_mask_that_is_resampled(
     rules = Rules(plans["image_reader_writer"], 1, (0, 1, 2, 3))
     for folder in (without, resampled):
         if folder == resampled:
-            monkeypatch.setattr(preprocessing, "WithoutMask", ConfigurationManager)
+            monkeypatch.setattr(packing, "WithoutMask", ConfigurationManager)
         file = target / "nnUNetPlans.json"
         done = preprocessing.preprocess_case(job, folder, file, "2d", content, rules)
         assert not isinstance(done, str), done

@@ -43,9 +43,18 @@ def test_the_residual_error_counts_three_parameters():
     assert 0 < squares < 5e-4
 
 
-@pytest.mark.parametrize("amounts", [[0, 1, 2, 3], [0, 1, 2, 3, 3, 3]])
-def test_fewer_than_five_amounts_are_not_fitted(amounts):
+@pytest.mark.parametrize("amounts", [[0, 1, 2], [0, 1, 2, 2, 2]])
+def test_fewer_than_four_amounts_are_not_fitted(amounts):
     assert fit_power_law(np.array(amounts), np.linspace(0, 1, len(amounts))) is None
+
+
+def test_four_amounts_are_fitted_with_one_degree_of_freedom():
+    amounts, a, k, c = np.array([1000.0, 2500.0, 5000.0, 10000.0]), 0.002, 0.4, 0.6
+    law = fit_power_law(amounts, a * amounts**k + c)
+    assert (law.a, law.k, law.c) == pytest.approx((a, k, c), rel=1e-2)
+    scores = a * amounts**k + c + np.array([0.004, -0.004, 0.004, -0.004])
+    law = fit_power_law(amounts, scores)
+    assert law.residual_error == pytest.approx(np.sqrt(np.sum((law(amounts) - scores) ** 2)))
 
 
 def test_flat_scores_are_fitted():
@@ -150,10 +159,10 @@ def test_scores_over_unlabelled_slices_with_the_fit(miniature):
 
 
 def test_fewer_amounts_are_points_only_and_the_caption_says_so(miniature):
-    result = drawn(figure(kind="unlabelled", folds="10"), amounts(miniature, 4).results)
+    result = drawn(figure(kind="unlabelled", folds="10"), amounts(miniature, 3).results)
     assert len(axes_of(result.plots[0])[1].lines) == 2
     assert result.rows == []
-    assert "No line where there are fewer than 5 amounts." in result.caption
+    assert "No line where there are fewer than 4 amounts." in result.caption
     assert "fitted" not in result.caption
 
 

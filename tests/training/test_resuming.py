@@ -75,10 +75,10 @@ def test_other_networks_are_refused(make_network):
 
 def test_a_run_goes_on_with_the_data_that_it_began_with():
     counts, subjects = {"subjects": 1, "frames": 2, "slices": 9}, {"a"}
-    require_same_data((counts, subjects), {"counts": dict(counts), "subjects": ["a"]}, 0)
+    require_same_data((counts, subjects, ""), {"counts": dict(counts), "subjects": ["a"]}, 0)
     for other in (
         {"counts": {**counts, "slices": 8}, "subjects": ["a"]},
         {"counts": counts, "subjects": ["b"]},
     ):
         with pytest.raises(ValueError, match=r"--c must go on with the same data.*fold 0 now has"):
-            require_same_data((counts, subjects), other, 0)
+            require_same_data((counts, subjects, ""), other, 0)
