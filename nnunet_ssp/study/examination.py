@@ -209,7 +209,10 @@ def _model(trainings: Sequence[Run], name: str) -> dict[str, Any]:
     }
     before = None
     if weights is not None:
-        about = {"trainer": weights.trainer, "fold": weights.fold, "seed": weights.seed}
+        about: dict[str, Any] = {"trainer": weights.trainer, "fold": weights.fold}
+        about["seed"] = weights.seed
+        if own[0].snapshot is not None:
+            about["snapshot"] = own[0].snapshot
         before = {**about, "settings": resolved(weights)}
     return {"trainer": own[0].trainer, "folds": folds, "pretraining": before}
 

@@ -20,8 +20,9 @@ from nnunet_ssp.reporting.page import GAP, Cell, Link, Noted, Page
 from nnunet_ssp.reporting.wording import duration, interval, listing, p_value, rounded
 from nnunet_ssp.study.comparisons import comparisons
 from nnunet_ssp.study.exports import model_tables
-from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
+from nnunet_ssp.study.figures import SIZE, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
+from nnunet_ssp.study.plots import Drawn, Plot
 from nnunet_ssp.study.results import STAGES, Coordinates, Results
 from nnunet_ssp.study.runs import Run, slug
 from nnunet_ssp.study.spec import REPORT

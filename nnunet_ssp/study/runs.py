@@ -24,6 +24,7 @@ from nnunet_ssp.settings import override
 from nnunet_ssp.study.data import CONFIGURATION, Data, digest
 from nnunet_ssp.study.defaults import changed, recorded_defaults
 from nnunet_ssp.study.spec import CHOOSING, REPORT, SEED, GivenSettings, Study
+from nnunet_ssp.training.snapshots import is_due, snapshot_file
 
 Kind = Literal["pretrain", "finetune", "predict", "evaluate"]
 FINAL = "checkpoint_final.pth"
@@ -44,6 +45,7 @@ class Run:
         folder: Path below the study's folder, with `/`.
         weights: Pretraining that the weights come from.
         hands_on: File that fine-tuning takes from it; None for a fine-tuning.
+        snapshot: Epoch of the pretraining whose snapshot it starts from; None for its end.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Run:
     folder: str
     weights: Run | None = None
     hands_on: str | None = None
+    snapshot: int | None = None
 
     @property
     def title(self) -> str:
@@ -72,6 +75,14 @@ class Run:
         number = data.fold(self.fold)[0]
         trainer = f"{self.trainer}{data.results_folder}"
         return f"{self.folder}/results/{data.name}/{trainer}/fold_{number}"
+
+    def start(self, data: Data) -> str:
+        """Return the file that a fine-tuning starts from, below the study's folder."""
+        assert self.weights is not None
+        folder = self.weights.fold_folder(data)
+        if self.snapshot is None:
+            return f"{folder}/{self.weights.hands_on}"
+        return snapshot_file(folder, self.snapshot).as_posix()
 
 
 Runs = tuple[list[Run], list[Run]]  # pretrainings, and trainings
@@ -187,6 +198,8 @@ def _training(
             else "a trainer from scratch, as there is no pretraining"
         )
         raise ValueError(f"{place}.trainer (={model.trainer}) must be {rule}")
+    if weights is not None and model.snapshot is not None:
+        _check_snapshot(weights, model.snapshot, place)
     fold = study.fold_of(label, seed)
     _check_own(model.settings, trainer, place)
     settings = study.settings.get("finetuning", {}) | model.settings
@@ -200,6 +213,8 @@ def _training(
         settings[ONE_PASS] = steps_per_epoch(study, label, largest, data, seed)
     text, marked = _settings_texts(study, settings | {"seed": seed}, trainer, place)
     content = [trainer.__name__, fold, marked, weights and weights.folder]
+    if model.snapshot is not None:
+        content.append(f"snapshot {model.snapshot}")
     if data and getattr(trainer, "draws_unlabelled", False):
         content.append(data.unlabelled_fingerprint(fold))
     key = _key([*content, data and data.fingerprint(fold)])
@@ -212,7 +227,19 @@ def _training(
         settings=text,
         folder=f"runs/{slug(name)}/{slug(label)}/seed{seed}-{key}",
         weights=weights,
+        snapshot=model.snapshot,
     )
+
+
+def _check_snapshot(weights: Run, epochs: int, place: str) -> None:
+    """Refuse a snapshot that its pretraining does not make."""
+    settings = override(find_trainer(weights.trainer).defaults, weights.settings)[0]
+    every, last = settings.snapshot_epochs, settings.num_epochs
+    if epochs > last or not is_due(every, epochs):
+        made = f"one every {every} of its {last} epochs" if every else "none: set snapshot_epochs"
+        raise ValueError(
+            f"{place}.snapshot (={epochs}) must be one that {weights.name} makes ({made})"
+        )
 
 
 def steps_per_epoch(
@@ -272,8 +299,10 @@ def _train_job(kind: Kind, run: Run, data: Data, device: str) -> Job:
     weights: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     if run.weights is not None:
-        file = f"{run.weights.fold_folder(data)}/{run.weights.hands_on}"
-        weights, needs = ("-pretrained_weights", file), (f"{run.weights.folder}/train.json",)
+        weights, needs = (
+            ("-pretrained_weights", run.start(data)),
+            (f"{run.weights.folder}/train.json",),
+        )
     return Job(
         kind=kind,
         record=f"{run.folder}/train.json",

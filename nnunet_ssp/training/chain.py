@@ -29,6 +29,7 @@ KEPT = (
     "subjects",
     "papers",
     "versions",
+    "snapshot",
 )
 
 
@@ -122,7 +123,9 @@ def chain_in_words(links: Sequence[ChainLink]) -> list[str]:
             not data and "subjects" in link
         ):  # a fine-tuning, whose list has those of the trainings before it, too
             data = f"{count_of(len(link['subjects']), 'subject')} up to here"
-        lines.append(f"{number}. {link_name(link)}: {data or 'unknown data'}")
+        at = link.get("snapshot", {}).get("epochs")
+        until = "" if at is None else f", snapshot after {count_of(at, 'epoch')}"
+        lines.append(f"{number}. {link_name(link)}{until}: {data or 'unknown data'}")
     return lines
 
 

@@ -33,7 +33,7 @@ from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices.drawing import SliceStore
 from nnunet_ssp.slices.store import read_index, store_folder
-from nnunet_ssp.training import transfer
+from nnunet_ssp.training import snapshots, transfer
 from nnunet_ssp.training.batches import Batches, ensure_store
 from nnunet_ssp.training.chain import continue_heads
 from nnunet_ssp.training.checks import refuse_lost_start, refuse_unsuitable, refuses_other_content
@@ -246,6 +246,8 @@ class PretrainingTrainer(StartingTrainer):
             self.initialize()
         self.settle_precision(self.method.network, self.method_class.half_precision == "bf16")
         starts = self.current_epoch == 0 and self._resumed is None
+        if self.local_rank == 0 and not starts:
+            snapshots.forget_later(self.output_folder, self.current_epoch)
         if starts:
             refuse_lost_start(self)
             self.refuse_overwriting()
@@ -353,6 +355,8 @@ class PretrainingTrainer(StartingTrainer):
         if not last and self._save_is_due():
             self.save_checkpoint(os.path.join(self.output_folder, LATEST))
         self.current_epoch += 1
+        if snapshots.is_due(self.settings.snapshot_epochs, self.current_epoch):
+            self._save_snapshot()
         self.progress.draw(self.current_epoch)
 
     def on_train_end(self) -> None:
@@ -385,10 +389,12 @@ class PretrainingTrainer(StartingTrainer):
         if self.local_rank == 0:
             self.write_checkpoint(filename, self._content({}))
 
-    def _content(self, more_state: dict[str, Any], **entries: Any) -> dict[str, Any]:
-        weights = transfer.pretrained_weights(
+    def _weights(self) -> dict[str, Tensor]:
+        return transfer.pretrained_weights(
             self.method.exported(), self.method.transfers, self.label_manager.num_segmentation_heads
         )
+
+    def _content(self, more_state: dict[str, Any], **entries: Any) -> dict[str, Any]:
         state = {
             "method": transfer.to_cpu(self.method.extra_state()),
             "best_loss": self.best_loss,
@@ -398,7 +404,26 @@ class PretrainingTrainer(StartingTrainer):
             **({"change_from": self.stage_change.start} if self.chain else {}),
             **more_state,
         }
-        return self.checkpoint(weights, ssp_state=state, **entries)
+        return self.checkpoint(self._weights(), ssp_state=state, **entries)
+
+    def _save_snapshot(self) -> None:
+        """Save what fine-tuning takes of the network, with the record of a checkpoint."""
+        if self.local_rank != 0:
+            return
+        about = {
+            "epochs": self.current_epoch,
+            "of": self.num_epochs,
+            "probe_dice": self.progress.probed,
+        }
+        content = {
+            "network_weights": snapshots.light(self._weights(), self.method.transfers),
+            "current_epoch": self.current_epoch,
+            "init_args": transfer.to_builtin(self.my_init_kwargs),
+            "trainer_name": type(self).__name__,
+            "ssp": transfer.to_builtin({**self.record(), "snapshot": about}),
+        }
+        file = snapshots.snapshot_file(self.output_folder, self.current_epoch)
+        self.write_checkpoint(file, content)
 
     def keep(self) -> str:
         """Save the exact state between two steps, with what the epoch's steps so far have left."""
