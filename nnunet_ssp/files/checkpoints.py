@@ -191,6 +191,15 @@ def non_finite_in_words(wrong: list[str], n: int) -> str:
     )
 
 
+def open_weights(file: Path, trust: bool = False) -> Any:
+    """Open a file of PyTorch, whatever its form, on the CPU.
+
+    Raises:
+        ValueError: It is damaged, or would run code.
+    """
+    return _open(file, trust, mmap=False)
+
+
 def _open(file: Path, trust: bool, mmap: bool) -> Any:
     with open(file, "rb") as stream:
         start = stream.read(4)

@@ -89,7 +89,7 @@ def of_unfinished(file: Path, ssp: dict[str, Any], trust: bool) -> list[str]:
         ssp: Record of the training.
         trust: Whether to run code that the file asks for, see `checkpoints.load`.
     """
-    if lines := snapshots.doubts(file, ssp):
+    if lines := snapshots.notes_on(file, ssp):
         return lines
     epochs = ssp.get("settings", {}).get("num_epochs")
     if epochs is None or file.name == FINAL or file.with_name(FINAL).is_file():

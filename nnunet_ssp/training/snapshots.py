@@ -109,7 +109,7 @@ def described(file: str | Path, ssp: Mapping[str, Any]) -> Snapshot | None:
     return Snapshot(Path(file), about["epochs"], about["of"], probe)
 
 
-def doubts(file: str | Path, ssp: Mapping[str, Any]) -> list[str]:
+def notes_on(file: str | Path, ssp: Mapping[str, Any]) -> list[str]:
     """Return what to know before one trains from a file: that it is a snapshot, or of a training that was replaced."""
     found = described(file, ssp)
     if found is None:

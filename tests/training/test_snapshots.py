@@ -190,6 +190,7 @@ def test_inspect_ranks_by_the_probe(simclr, capsys):
 
 def test_without_a_probe_the_order_is_that_of_the_epochs(runs, capsys):
     trainer = runs.run(MIM, PRETRAIN)
+    capsys.readouterr()
     assert inspect(folder_of(trainer) / FOLDER) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         f"  epoch_000{n}.pth, {n} of 3" for n in (1, 2, 3)
