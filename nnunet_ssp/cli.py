@@ -232,7 +232,8 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         dest="planner",
         metavar="PLANNER",
         default="ExperimentPlanner",
-        help="nnU-Net's planner, e.g. nnUNetPlannerResEncM (default: %(default)s)",
+        help="nnU-Net's planner, e.g. nnUNetPlannerResEncM, BatchNormPlanner (the papers' network) or timm:MODEL "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "-gpu_memory_target",

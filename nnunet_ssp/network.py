@@ -11,6 +11,9 @@ from collections.abc import Iterable
 
 # nnU-Net's name for the layers that belong to one set of labels.
 OUTPUT_LAYERS = ".seg_layers."
+# `encoder.stages.2.`, and with an encoder of timm `encoder.model.layer2.` or `encoder.model.stages_2.`
+ENCODER_STAGE = re.compile(r"encoder\.(?:stages\.|model\.(?:layers?|stages?)[._]?)(\d+)\.")
+DECODER_STAGE = re.compile(r"decoder\.(?:stages|transpconvs)\.(\d+)\.")
 
 
 def is_alias(key: str) -> bool:
@@ -43,13 +46,17 @@ def parts(keys: Iterable[str]) -> dict[str, list[str]]:
      'decoder 1': ['decoder.stages.0.conv.weight']}
     """
     names = [key for key in keys if not is_alias(key) and not is_output_layer(key)]
-    stages = [int(m[1]) for key in names if (m := re.match(r"encoder\.stages\.(\d+)\.", key))]
-    depth = max(stages, default=-1) + 1
+    stages = [int(m[1]) for key in names if (m := ENCODER_STAGE.match(key))]
+    last = max(stages, default=-1)
+    decoding = [int(m[1]) for key in names if (m := DECODER_STAGE.match(key))]
+    # Encoders of timm count their stages each in its own way.
+    of_timm = any(key.startswith("encoder.model.") for key in names)
+    depth = max(decoding, default=0) + 2 if of_timm else last + 1
     found: dict[str, list[str]] = {}
     for key in names:
-        if match := re.match(r"encoder\.stages\.(\d+)\.", key):
-            part = f"encoder {int(match[1]) + 1}"
-        elif match := re.match(r"decoder\.(?:stages|transpconvs)\.(\d+)\.", key):
+        if match := ENCODER_STAGE.match(key):
+            part = f"encoder {int(match[1]) + depth - last}"
+        elif match := DECODER_STAGE.match(key):
             part = f"decoder {depth - 1 - int(match[1])}"
         else:
             part = "encoder stem" if in_encoder(key) else "decoder"

@@ -132,6 +132,8 @@ class PretrainingSettings(TrainingSettings):
     subject_pattern: str | None = None
     # Share of the training subjects, drawn with the seed. A smaller share is part of a larger one (Dominic et al.).
     data_fraction: float = 1.0
+    # Epochs from one snapshot to the next: a light file to fine-tune from, in the folder snapshots. none: no snapshots.
+    snapshot_epochs: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,6 +161,8 @@ class PretrainingSettings(TrainingSettings):
         require_pattern(self.subject_pattern)
         fraction = self.data_fraction
         require(0 < fraction <= 1, "data_fraction", fraction, "lie in (0, 1]")
+        every = self.snapshot_epochs
+        require(every is None or every >= 1, "snapshot_epochs", every, "be none or at least 1")
         chunk = self.chunk_size
         chunk_works = not isinstance(chunk, int) or chunk >= 1
         require(chunk_works, "chunk_size", chunk, "be auto, none or at least 1")

@@ -18,7 +18,8 @@ FOLDERS = {
 # From the pure parts up; a room imports from those of the lines before it. A room or module on a line with another is
 # its equal: neither imports the other, but for the pairs in SAME_LINE.
 RANKS = (
-    "files console parallel network schedules distributed heart phantom setting_values settings signals nnunet launch",
+    "files console parallel network schedules timm_unet distributed heart phantom setting_values settings signals "
+    "nnunet launch",
     "cohort",
     "slices conversion reporting methods.parts",
     "cohort.dataset cohort.command methods preparation",
@@ -30,6 +31,7 @@ RANKS = (
 )
 SAME_LINE = {
     ("phantom", "heart"),
+    ("timm_unet", "console"),
     ("nnunet", "files"),
     ("settings", "console"),
     ("settings", "files"),

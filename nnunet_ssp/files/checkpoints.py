@@ -75,6 +75,14 @@ COUNTS = Rule(
     lambda v: NAMES.holds(v)
     and all(COUNT.holds(v.get(name)) for name in ("subjects", "frames", "slices")),
 )
+SNAPSHOT = Rule(
+    "epochs, and of how many",
+    lambda v: (
+        NAMES.holds(v)
+        and all(COUNT.holds(v.get(name)) for name in ("epochs", "of"))
+        and (v.get("probe_dice") is None or NUMBER.holds(v["probe_dice"]))
+    ),
+)
 SSP = {
     "trainer": TEXT,
     "method": TEXT,
@@ -89,6 +97,7 @@ SSP = {
     "counts": COUNTS,
     "unlabelled": COUNTS,
     "preprocessing": NAMES,
+    "snapshot": SNAPSHOT,
     "chain": Rule("a list of records", lambda v: isinstance(v, list) and all(map(NAMES.holds, v))),
 }
 SETTINGS = {"subject_pattern": optional(Rule(patterns.RULE, patterns.is_pattern))}
@@ -180,6 +189,15 @@ def non_finite_in_words(wrong: list[str], n: int) -> str:
         f"{len(wrong)} of {n} tensors hold NaN or infinity, the first is {printable(wrong[0])}: "
         "that training diverged"
     )
+
+
+def open_weights(file: Path, trust: bool = False) -> Any:
+    """Open a file of PyTorch, whatever its form, on the CPU.
+
+    Raises:
+        ValueError: It is damaged, or would run code.
+    """
+    return _open(file, trust, mmap=False)
 
 
 def _open(file: Path, trust: bool, mmap: bool) -> Any:

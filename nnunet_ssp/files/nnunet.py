@@ -151,7 +151,12 @@ def _is_module(name: object, package: str) -> bool:
 
 
 NETWORKS, LAYERS = "dynamic_network_architectures.architectures", "torch.nn"
-NETWORK = Rule(f"a network of {NETWORKS}", lambda v: _is_module(v, NETWORKS))
+# Of this package: a U-Net with an encoder of timm.
+OWN_NETWORK = "nnunet_ssp.timm_unet.TimmUNet"
+NETWORK = Rule(
+    f"a network of {NETWORKS}, or {OWN_NETWORK}",
+    lambda v: v == OWN_NETWORK or _is_module(v, NETWORKS),
+)
 LAYER = optional(Rule(f"a layer of {LAYERS}", lambda v: _is_module(v, LAYERS)))
 ARCHITECTURE = {
     "network_class_name": TEXT,

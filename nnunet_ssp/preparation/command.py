@@ -27,6 +27,7 @@ from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.fingerprints import make_fingerprint, with_median_spacing
 from nnunet_ssp.preparation.moved_plans import install_plans
 from nnunet_ssp.preparation.planes import check_plane
+from nnunet_ssp.preparation.planners import TIMM
 from nnunet_ssp.preparation.planning import (
     Size,
     find_planner,
@@ -178,7 +179,7 @@ def _check_options(
     for name, what in ((plans_name, "-p"), (overwrite_plans_name, "-overwrite_plans_name")):
         if name is not None:
             must_be_plain(name, what)
-    must_be_plain(planner, "-pl")
+    must_be_plain(planner.removeprefix(TIMM), "-pl")
 
 
 def _check_plans(

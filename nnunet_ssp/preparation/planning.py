@@ -17,8 +17,10 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_ssp.console import nearest
 from nnunet_ssp.files.nnunet import configuration_of, read_plans
 from nnunet_ssp.nnunet import dataset_id, environment, quiet
+from nnunet_ssp.preparation.planners import PLANNERS, own_planner
 from nnunet_ssp.preparation.raw import (
     CaseJob,
 )
@@ -48,16 +50,19 @@ def rules_of(content: dict[str, Any], jobs: Sequence[CaseJob]) -> Rules:
 
 
 def find_planner(planner: str) -> Any:
-    """Return nnU-Net's planner class of this name.
+    """Return the planner class of this name: nnU-Net's, one of this package, or of `timm:MODEL`.
 
     Raises:
-        ValueError: nnU-Net has none.
+        ValueError: There is none.
     """
+    if (own := own_planner(planner)) is not None:
+        return own
     folder = os.path.join(nnunetv2.__path__[0], "experiment_planning")
     found = recursive_find_python_class(folder, planner, "nnunetv2.experiment_planning")
     if found is None:
         raise ValueError(
-            f"`planner` (={planner}) must be one of nnU-Net's, e.g. nnUNetPlannerResEncM."
+            f"`planner` (={planner}) must be one of nnU-Net's, e.g. nnUNetPlannerResEncM, {', '.join(PLANNERS)}, or "
+            f"timm:MODEL.{nearest(planner, PLANNERS)}"
         )
     return found
 

@@ -207,7 +207,10 @@ def _model(trainings: Sequence[Run], name: str) -> dict[str, Any]:
         }
         for run in own
     }
-    before = None if weights is None else _weights(weights)
+    before = None
+    if weights is not None:
+        snapshot = {} if own[0].snapshot is None else {"snapshot": own[0].snapshot}
+        before = {**snapshot, **_weights(weights)}
     return {"trainer": own[0].trainer, "folds": folds, "pretraining": before}
 
 

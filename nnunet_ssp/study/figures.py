@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,119 +12,46 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from nnunet_ssp.console import count_of
-from nnunet_ssp.evaluation.statistics import MEAN
-from nnunet_ssp.evaluation.volumes import UNITS
-from nnunet_ssp.reporting.figures import (
-    COLOURS,
-    MORE_COLOURS,
-    OVERLAY_WIDTH,
-    box_plot,
-    legend,
-)
+from nnunet_ssp.reporting.figures import OVERLAY_WIDTH, box_plot
 from nnunet_ssp.reporting.page import Cell, Link
 from nnunet_ssp.reporting.wording import rounded
+from nnunet_ssp.study.epochs import epochs_figure
+from nnunet_ssp.study.plots import (
+    Draw,
+    Drawn,
+    Plot,
+    Styles,
+    add_legend,
+    add_seeds,
+    caption,
+    each_plot,
+    fixed_words,
+    styles,
+)
 from nnunet_ssp.study.results import TITLES, Coordinates, Results, Value
-from nnunet_ssp.study.spec import AREA, CURVE_SCORES, Axis, Figure
-from nnunet_ssp.study.tables import capitalised, describe_axis, fold_sizes, matching
+from nnunet_ssp.study.spec import AREA, CURVE_SCORES, Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
-    from matplotlib.lines import Line2D
 
 Array = npt.NDArray[Any]
-Draw = Callable[["Canvas"], None]
-Styles = Mapping[str, Mapping[str, Any]]  # arguments of matplotlib's `plot` by curve
 
 SIZE = (OVERLAY_WIDTH, 3.2)  # inches; a wider picture would have tiny letters on a phone
-MARKERS = "osD^vP"  # a new one for every six curves
-MOST_NAMED = 8  # incomplete runs that a caption names
 EXPONENTS = (0.01, 3.0)  # the smallest and the largest fitted size, with either sign
 AMOUNTS_FOR_A_FIT = 4  # for three parameters, as Dominic et al. fitted
 
 
-@dataclass(frozen=True, eq=False)
-class Plot:
-    """One picture.
-
-    Attributes:
-        name: Part of its files' names within the figure; may be empty.
-        draw: Draws it on an empty figure.
-        alt: What it shows, for readers who do not see it.
-    """
-
-    name: str
-    draw: Draw
-    alt: str
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A drawn figure of a study.
-
-    Attributes:
-        title: Its title.
-        plots: Its pictures; none if no run is done.
-        caption: Text that explains them.
-        columns: Headings of a table below; may be empty.
-        rows: Rows of that table.
-    """
-
-    title: str
-    plots: list[Plot]
-    caption: str
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[Cell]] = ()
-
-
 def drawn(figure: Figure, results: Results) -> Drawn:
     """Make the pictures of a figure from the finished runs."""
-    make = {"labels": _labels, "unlabelled": _unlabelled, "boxes": _boxes, "learning": _learning}
+    make = {
+        "labels": _labels,
+        "unlabelled": _unlabelled,
+        "epochs": epochs_figure,
+        "boxes": _boxes,
+        "learning": _learning,
+    }
     return make[figure.kind](figure, results)
-
-
-def _caption(figure: Figure, results: Results, *sentences: str) -> str:
-    numbers = (
-        *matching(figure, results),
-        fold_sizes(figure, results),
-        _incomplete(figure, results),
-    )
-    words = (figure.caption, *sentences, *numbers)
-    return " ".join(" ".join(sentence.split()) for sentence in words if sentence)
-
-
-def _incomplete(figure: Figure, results: Results) -> str:
-    """Name the models and folds that are shown with fewer seeds than planned."""
-    shown = results.study.entries(figure)
-    seeds = figure.seeds or results.study.seeds
-    found = []
-    for model, fold in itertools.product(shown["models"], shown["folds"]):
-        n = sum(seed in results.done.get((model, fold), {}) for seed in seeds)
-        if n < len(seeds):
-            found.append(f"{model} on {fold} ({n} of {count_of(len(seeds), 'seed')})")
-    more = f" and {len(found) - MOST_NAMED} more" * (len(found) > MOST_NAMED)
-    return f"Incomplete: {'; '.join(found[:MOST_NAMED])}{more}." if found else ""
-
-
-def _each_plot(figure: Figure, results: Results) -> Iterator[tuple[str, str, str, str, str]]:
-    """Yield test, class and score of each picture, with its name and title; both are empty for a single picture."""
-    shown = results.study.entries(figure)
-    for score in shown["scores"]:
-        classes = [MEAN] if score in (*UNITS, *CURVE_SCORES) else shown["classes"]
-        for test, name in itertools.product(shown["tests"], classes):
-            parts: dict[Axis, str] = {"tests": test, "classes": name, "scores": score}
-            several = [axis for axis in parts if len(shown[axis]) > 1]
-            title = ", ".join(parts[axis] for axis in several)
-            yield test, name, score, "-".join(parts[axis] for axis in several), title
-
-
-def _fixed(figure: Figure, results: Results) -> str:
-    """Describe what all pictures have in common."""
-    shown = results.study.entries(figure)
-    axes: tuple[Axis, ...] = ("tests", "classes")
-    words = [describe_axis(axis, shown[axis][0], results) for axis in axes if len(shown[axis]) == 1]
-    return f"{capitalised(', '.join(words))}." if words else ""
 
 
 # -- against the number of labelled subjects -------------------------------------------------------
@@ -137,7 +64,7 @@ def _labels(figure: Figure, results: Results) -> Drawn:
     slices = len({subjects for subjects, _ in sizes.values()}) < len(sizes)
     unit = "slices" if slices else "subjects"
     plots = []
-    for test, name, score, file, title in _each_plot(figure, results):
+    for test, name, score, file, title in each_plot(figure, results):
         curves = {}
         for model in shown["models"]:
             points = [
@@ -151,15 +78,15 @@ def _labels(figure: Figure, results: Results) -> Drawn:
                 curves[model] = sorted(points, key=lambda point: point[0])
         if curves:
             words = f"labelled {unit}", TITLES[score], title
-            draw = _draw_labels(curves, _styles(shown["models"]), *words)
+            draw = _draw_labels(curves, styles(shown["models"]), *words)
             plots.append(Plot(file, draw, f"{TITLES[score]} against labelled {unit}, {title}"))
     return Drawn(
         figure.title,
         plots,
-        _caption(
+        caption(
             figure,
             results,
-            _fixed(figure, results),
+            fixed_words(figure, results),
             "Lines: mean over seeds; bands: ± sample standard deviation over seeds; dots: seeds.",
         ),
     )
@@ -167,7 +94,7 @@ def _labels(figure: Figure, results: Results) -> Drawn:
 
 def _draw_labels(
     curves: Mapping[str, Sequence[tuple[float, Value]]],
-    styles: Styles,
+    by_curve: Styles,
     xlabel: str,
     ylabel: str,
     title: str,
@@ -176,14 +103,14 @@ def _draw_labels(
         axes = canvas.subplots()
         lines = []
         for name, points in curves.items():
-            style = styles[name]
+            style = by_curve[name]
             x = np.array([x for x, _ in points])
             lines += axes.plot(x, [v.mean for _, v in points], label=name, **style)
-            _add_seeds(axes, points, style["color"])
+            add_seeds(axes, points, style["color"])
             _add_band(axes, x, points, style["color"])
         _count_axis(axes, [x for points in curves.values() for x, _ in points])
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        _add_legend(canvas, lines)
+        add_legend(canvas, lines)
 
     return draw
 
@@ -196,11 +123,6 @@ def _count_axis(axes: Axes, numbers: Sequence[float]) -> None:
     axes.set_xticks([], minor=True)
     # A single number would have no width.
     axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
-
-
-def _add_seeds(axes: Axes, points: Sequence[tuple[float, Value]], colour: str) -> None:
-    dots = [(x, y) for x, value in points for y in value.seeds.values()]
-    axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=3, alpha=0.6)
 
 
 def _add_band(axes: Axes, x: Array, points: Sequence[tuple[float, Value]], colour: str) -> None:
@@ -278,7 +200,7 @@ def _unlabelled(figure: Figure, results: Results) -> Drawn:
     amounts = {model: results.unlabelled_slices(model) for model in shown["models"]}
     plots, few = [], False
     rows: list[list[Cell]] = []
-    for test, name, score, file, title in _each_plot(figure, results):
+    for test, name, score, file, title in each_plot(figure, results):
         curves = {}
         for fold in shown["folds"]:
             points = []
@@ -300,15 +222,15 @@ def _unlabelled(figure: Figure, results: Results) -> Drawn:
                     texts[1] += " (as far as was searched)"
                 rows.append([", ".join(filter(None, (fold, title))), len(points), *texts])
         if curves:
-            draw = _draw_unlabelled(curves, _styles(shown["folds"]), TITLES[score], title)
+            draw = _draw_unlabelled(curves, styles(shown["folds"]), TITLES[score], title)
             plots.append(Plot(file, draw, f"{TITLES[score]} against unlabelled slices, {title}"))
     return Drawn(
         figure.title,
         plots,
-        _caption(
+        caption(
             figure,
             results,
-            _fixed(figure, results),
+            fixed_words(figure, results),
             "A colour for each set of training subjects. Large: mean over seeds, dots: seeds; 0 slices: from scratch.",
             "Lines: a·nᵏ + c, fitted to the means by least squares." if rows else "",
             f"No line where there are fewer than {AMOUNTS_FOR_A_FIT} amounts." if few else "",
@@ -324,7 +246,7 @@ def _means(points: Sequence[tuple[float, Value]]) -> list[tuple[float, float]]:
 
 def _draw_unlabelled(
     curves: Mapping[str, tuple[Sequence[tuple[float, Value]], PowerLaw | None]],
-    styles: Styles,
+    by_curve: Styles,
     ylabel: str,
     title: str,
 ) -> Draw:
@@ -333,14 +255,14 @@ def _draw_unlabelled(
         lines = []
         for name, (points, law) in curves.items():
             x = np.array([x for x, _ in points])
-            style = {**styles[name], "linestyle": "none"}
+            style = {**by_curve[name], "linestyle": "none"}
             lines += axes.plot(x, [v.mean for _, v in points], label=name, **style)
-            _add_seeds(axes, points, style["color"])
+            add_seeds(axes, points, style["color"])
             if law is not None:
                 fine = np.linspace(x.min(), x.max(), 400)
                 axes.plot(fine, law(fine), color=style["color"], linewidth=1.2)
         axes.set(xlabel="unlabelled slices in pretraining", ylabel=ylabel, title=title)
-        _add_legend(canvas, lines)
+        add_legend(canvas, lines)
 
     return draw
 
@@ -351,7 +273,7 @@ def _draw_unlabelled(
 def _boxes(figure: Figure, results: Results) -> Drawn:
     shown = results.study.entries(figure)
     plots = []
-    for test, name, score, file, title in _each_plot(figure, results):
+    for test, name, score, file, title in each_plot(figure, results):
         if score in CURVE_SCORES:
             raise ValueError(f"{figure.title}: scores (={score}) must be scores of subjects.")
         groups: dict[str, dict[str, Array]] = {fold: {} for fold in shown["folds"]}
@@ -363,7 +285,7 @@ def _boxes(figure: Figure, results: Results) -> Drawn:
             draw = box_plot(groups, f"{TITLES[score]}{f' ({title})' if title else ''}")
             plots.append(Plot(file, draw, f"Box plots of {TITLES[score]}, {title}"))
     text = "Boxes: quartiles, whiskers to 1.5 times their distance; dots: subjects, mean over frames and seeds."
-    return Drawn(figure.title, plots, _caption(figure, results, _fixed(figure, results), text))
+    return Drawn(figure.title, plots, caption(figure, results, fixed_words(figure, results), text))
 
 
 # -- learning curves -------------------------------------------------------------------------------
@@ -389,13 +311,13 @@ def _learning(figure: Figure, results: Results) -> Drawn:
         if curves:
             file, title = (fold, fold) if len(shown["folds"]) > 1 else ("", "")
             alt = f"Learning curves on {fold}"
-            draw = _draw_learning(curves, _styles(shown["models"]), title)
+            draw = _draw_learning(curves, styles(shown["models"]), title)
             plots.append(Plot(file, draw, alt))
             rows.append(areas)
     return Drawn(
         figure.title,
         plots,
-        _caption(
+        caption(
             figure,
             results,
             "nnU-Net’s pseudo Dice on random patches of the validation subjects, by optimiser step. Lines: mean over "
@@ -430,36 +352,18 @@ def _mean_curve(curves: Sequence[pd.DataFrame]) -> tuple[Array, Array, Array]:
 
 
 def _draw_learning(
-    curves: Mapping[str, tuple[Array, Array, Array]], styles: Styles, title: str
+    curves: Mapping[str, tuple[Array, Array, Array]], by_curve: Styles, title: str
 ) -> Draw:
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
         lines = []
         for name, (steps, mean, sd) in curves.items():
-            style = {**styles[name], "markevery": max(1, len(steps) // 8)}
+            style = {**by_curve[name], "markevery": max(1, len(steps) // 8)}
             lines += axes.plot(steps, mean, label=name, **style)
             axes.fill_between(
                 steps, mean - sd, mean + sd, color=style["color"], alpha=0.2, linewidth=0
             )
         axes.set(xlabel="optimiser steps", ylabel="pseudo Dice", title=title)
-        _add_legend(canvas, lines)
+        add_legend(canvas, lines)
 
     return draw
-
-
-# -- style -----------------------------------------------------------------------------------------
-
-
-def _styles(names: Sequence[str]) -> Styles:
-    """Choose a colour and a marker for each curve, whether or not the others are drawn."""
-    colours = itertools.cycle(COLOURS + MORE_COLOURS)
-    markers = (MARKERS[number // len(COLOURS) % len(MARKERS)] for number in itertools.count())
-    return {
-        name: {"color": colour, "marker": marker, "markersize": 5}
-        for name, colour, marker in zip(names, colours, markers, strict=False)
-    }
-
-
-def _add_legend(canvas: Canvas, lines: Sequence[Line2D]) -> None:
-    if len(lines) > 1:
-        legend(canvas, lines)

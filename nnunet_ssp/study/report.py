@@ -21,8 +21,9 @@ from nnunet_ssp.reporting.wording import duration, interval, listing, p_value, r
 from nnunet_ssp.sharing.gains import COMPARISONS, REPORTED
 from nnunet_ssp.study.comparisons import comparisons
 from nnunet_ssp.study.exports import comparison_table, model_tables
-from nnunet_ssp.study.figures import SIZE, Drawn, Plot, drawn
+from nnunet_ssp.study.figures import SIZE, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
+from nnunet_ssp.study.plots import Drawn, Plot
 from nnunet_ssp.study.results import STAGES, Coordinates, Results
 from nnunet_ssp.study.runs import Run, slug
 from nnunet_ssp.study.spec import REPORT

@@ -469,6 +469,15 @@ class Results:
         counts = {} if run is None else self.settings(run).get("counts", {})
         return counts.get("slices")
 
+    def pretraining_epochs(self, model: str) -> int | None:
+        """Count the epochs of pretraining behind a model; 0 from scratch, None if the pretraining is not done."""
+        part = self.study.models[model]
+        if part.pretraining is None:
+            return 0
+        run = next((run for run in self.pretrainings if run.name == part.pretraining), None)
+        planned = {} if run is None else self.settings(run).get("settings", {})
+        return part.snapshot if part.snapshot is not None else planned.get("num_epochs")
+
 
 class _Parser(argparse.ArgumentParser):
     """Parser that raises an error where argparse would end the process."""

@@ -24,6 +24,7 @@ from nnunet_ssp.settings import override
 from nnunet_ssp.study.data import CONFIGURATION, Data, digest
 from nnunet_ssp.study.defaults import changed, recorded_defaults
 from nnunet_ssp.study.spec import ALL, CHOOSING, REPORT, SEED, GivenSettings, Study
+from nnunet_ssp.training.snapshots import is_due, snapshot_file
 
 Kind = Literal["pretrain", "finetune", "predict", "evaluate"]
 FINAL = "checkpoint_final.pth"
@@ -46,6 +47,7 @@ class Run:
         hands_on: File that the next training takes from it; None for a fine-tuning.
         dataset: Full name of the dataset, if it is not the study's.
         file: Name of a file in the study's folder, which stands in the place of a training.
+        snapshot: Epoch of the pretraining whose snapshot it starts from; None for its end.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Run:
     hands_on: str | None = None
     dataset: str = ""
     file: str = ""
+    snapshot: int | None = None
 
     @property
     def origin(self) -> list[Run]:
@@ -87,9 +90,16 @@ class Run:
         """Return the fold as nnU-Net's commands take it."""
         return ALL if self.fold == ALL else data.fold(self.fold)[0]
 
-    def handed_on(self, data: Data) -> str:
-        """Return the file that the next training takes, below the study's folder."""
-        return self.file or f"{self.fold_folder(data)}/{self.hands_on}"
+    def start(self, data: Data) -> str:
+        """Return the file that a training starts from, below the study's folder."""
+        before = self.weights
+        assert before is not None
+        if before.file:
+            return before.file
+        folder = before.fold_folder(data)
+        if self.snapshot is None:
+            return f"{folder}/{before.hands_on}"
+        return snapshot_file(folder, self.snapshot).as_posix()
 
 
 Runs = tuple[list[Run], list[Run]]  # pretrainings, and trainings
@@ -224,6 +234,8 @@ def _training(
             else "a trainer from scratch, as there is no pretraining"
         )
         raise ValueError(f"{place}.trainer (={model.trainer}) must be {rule}")
+    if weights is not None and model.snapshot is not None:
+        _check_snapshot(weights, model.snapshot, place)
     fold = study.fold_of(label, seed)
     _check_own(model.settings, trainer, place)
     settings = study.settings.get("finetuning", {}) | model.settings
@@ -237,6 +249,8 @@ def _training(
         settings[ONE_PASS] = steps_per_epoch(study, label, largest, data, seed)
     text, marked = _settings_texts(study, settings | {"seed": seed}, trainer, place)
     content = [trainer.__name__, fold, marked, weights and weights.folder]
+    if model.snapshot is not None:
+        content.append(f"snapshot {model.snapshot}")
     if data and getattr(trainer, "draws_unlabelled", False):
         content.append(data.unlabelled_fingerprint(fold))
     key = _key([*content, data and data.fingerprint(fold)])
@@ -249,7 +263,19 @@ def _training(
         settings=text,
         folder=f"runs/{slug(name)}/{slug(label)}/seed{seed}-{key}",
         weights=weights,
+        snapshot=model.snapshot,
     )
+
+
+def _check_snapshot(weights: Run, epochs: int, place: str) -> None:
+    """Refuse a snapshot that its pretraining does not make."""
+    settings = override(find_trainer(weights.trainer).defaults, weights.settings)[0]
+    every, last = settings.snapshot_epochs, settings.num_epochs
+    if epochs > last or not is_due(every, epochs):
+        made = f"one every {every} of its {last} epochs" if every else "none: set snapshot_epochs"
+        raise ValueError(
+            f"{place}.snapshot (={epochs}) must be one that {weights.name} makes ({made})"
+        )
 
 
 def steps_per_epoch(
@@ -309,7 +335,7 @@ def _train_job(kind: Kind, run: Run, data: Data, device: str) -> Job:
     weights: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     if run.weights is not None:
-        weights = ("-pretrained_weights", run.weights.handed_on(data))
+        weights = ("-pretrained_weights", run.start(data))
         needs = () if run.weights.file else (f"{run.weights.folder}/train.json",)
     return Job(
         kind=kind,

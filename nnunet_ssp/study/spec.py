@@ -143,6 +143,8 @@ class Model(_Part):
     trainer: str
     # Name of a pretraining; None trains from scratch.
     pretraining: str | None = None
+    # Epoch of the pretraining after which its weights are taken, see the setting snapshot_epochs; None takes the end.
+    snapshot: int | None = Field(None, ge=1)
     # Model that it is tested against; None stands for the study's baseline.
     baseline: str | None = None
     settings: GivenSettings = {}
@@ -186,10 +188,11 @@ class Figure(_Selection):
 
     Attributes:
         kind: `labels` is score against labelled subjects, a curve per model; `unlabelled` is score against the slices
-            seen in pretraining, a curve per fold; `boxes` is the subjects' scores; `learning` is learning curves.
+            seen in pretraining and `epochs` against its epochs, a curve per fold; `boxes` is the subjects' scores;
+            `learning` is learning curves.
     """
 
-    kind: Literal["labels", "unlabelled", "boxes", "learning"]
+    kind: Literal["labels", "unlabelled", "epochs", "boxes", "learning"]
 
     @model_validator(mode="after")
     def _learning_curves_have_no_tests(self) -> Figure:
@@ -305,6 +308,10 @@ class Study(_Part):
                 )
             wanted = model.pretraining
             must_know(f"models.{name}.pretraining", wanted, self.pretraining, "pretraining")
+            if model.snapshot is not None and wanted is None:
+                raise ValueError(
+                    f"models.{name}.snapshot (={model.snapshot}) must be of a pretraining"
+                )
             must_know(f"models.{name}.baseline", model.baseline, self.models, "models")
         must_know("baseline", self.baseline, self.models, "models")
         if self.family is not None:

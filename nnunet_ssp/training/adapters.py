@@ -204,7 +204,10 @@ def places(keys: Sequence[str]) -> dict[Place, str]:
     stages = [int(m[1]) for key in names if (m := re.match(r"encoder\.stages\.(\d+)\.", key))]
     bottleneck = max(stages, default=0)
     found: dict[Place, str] = {}
-    for key in names:
+    timm = (key for key in names if key.startswith("encoder.model.") and key.endswith(".weight"))
+    if first := next(timm, ""):
+        found[FIRST] = first
+    for key in (name for name in names if name != first):
         found.setdefault(_place(key, bottleneck), key)
     return found
 

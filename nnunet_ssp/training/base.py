@@ -42,7 +42,7 @@ from nnunet_ssp.settings import (
 )
 from nnunet_ssp.slices.intact import prepare_command
 from nnunet_ssp.slices.store import PREPROCESSED, read_missing
-from nnunet_ssp.training import transfer
+from nnunet_ssp.training import snapshots, transfer
 from nnunet_ssp.training.advice import advice
 from nnunet_ssp.training.checks import check_files, require_device
 from nnunet_ssp.training.finite import StepGuard, first_not_finite
@@ -324,8 +324,9 @@ class SettingsTrainer(PrecisionTrainer):
         self._repeats = True
 
     def _set_aside(self) -> None:
-        """Rename the checkpoints of the finished run that this one repeats; `--c` would continue from them."""
+        """Rename the files of the run that this one repeats; `--c` would continue from its checkpoints."""
         if not self.disable_checkpointing:
+            snapshots.set_aside(self.output_folder)
             for name in (LATEST, BEST, FINAL):
                 file = Path(self.output_folder) / name
                 if file.is_file():
@@ -425,6 +426,7 @@ class SettingsTrainer(PrecisionTrainer):
         if self.local_rank == 0:
             for file in Path(self.output_folder).glob(f"{REPLACED}checkpoint_*.pth"):
                 file.unlink()
+            snapshots.forget_earlier(self.output_folder)
         self.repeat_warnings()
 
     # -- files -------------------------------------------------------------------------------------

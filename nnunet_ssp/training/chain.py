@@ -7,7 +7,8 @@ them there are a count and a digest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,7 @@ KEPT = (
     "images_digest",
     "papers",
     "versions",
+    "snapshot",
 )
 
 
@@ -53,6 +55,25 @@ def _link(record: Mapping[str, Any]) -> ChainLink:
     if "subjects" in link:
         link["subjects"] = sorted(privacy.hashed_subjects(link["subjects"]))
     return link
+
+
+def seen(
+    cases: Sequence[str], n_slices: int, subjects: Collection[str], natural: bool
+) -> dict[str, Any]:
+    """Return the entries of a record that tell of its data; of images without persons, a count and a digest.
+
+    Args:
+        cases: Frames that the training sees, or natural images.
+        n_slices: Slices of all of them.
+        subjects: Whose frames they are.
+        natural: Whether the images are natural ones.
+    """
+    if natural:
+        digest = hashlib.sha256("\n".join(sorted(cases)).encode()).hexdigest()
+        counts = {"subjects": 0, "frames": len(cases), "slices": n_slices}
+        return {"subjects": [], "counts": counts, "images_digest": digest}
+    counts = {"subjects": len(subjects), "frames": len(cases), "slices": n_slices}
+    return {"subjects": sorted(privacy.hashed_subjects(subjects)), "counts": counts}
 
 
 def subjects_seen(links: Iterable[ChainLink]) -> set[str]:
@@ -131,7 +152,9 @@ def chain_in_words(links: Sequence[ChainLink]) -> list[str]:
             not data and "subjects" in link
         ):  # a fine-tuning, whose list has those of the trainings before it, too
             data = f"{count_of(len(link['subjects']), 'subject')} up to here"
-        lines.append(f"{number}. {link_name(link)}: {data or 'unknown data'}")
+        at = link.get("snapshot", {}).get("epochs")
+        until = "" if at is None else f", snapshot after {count_of(at, 'epoch')}"
+        lines.append(f"{number}. {link_name(link)}{until}: {data or 'unknown data'}")
     return lines
 
 

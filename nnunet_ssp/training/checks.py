@@ -13,6 +13,7 @@ from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.contents import NAMES, check, read_json, shown
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import check_dataset, check_plans, configuration_of
+from nnunet_ssp.training import snapshots
 from nnunet_ssp.training.loop import FINAL
 
 T = TypeVar("T")
@@ -81,13 +82,15 @@ def require_device(device: torch.device, command: str) -> None:
 
 
 def of_unfinished(file: Path, ssp: dict[str, Any], trust: bool) -> list[str]:
-    """Say that a file to start from is of a training that has not ended, if it is.
+    """Say that a file to start from is of a training that has not ended, or a snapshot, if it is.
 
     Args:
         file: The checkpoint; beside one of a finished training is its last one.
         ssp: Record of the training.
         trust: Whether to run code that the file asks for, see `checkpoints.load`.
     """
+    if lines := snapshots.notes_on(file, ssp):
+        return lines
     epochs = ssp.get("settings", {}).get("num_epochs")
     if epochs is None or file.name == FINAL or file.with_name(FINAL).is_file():
         return []

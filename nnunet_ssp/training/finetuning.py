@@ -51,6 +51,10 @@ STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
 # Way from the seed to random numbers. 1, in checkpoints without a number: seeded when the process starts.
 # 2: seeded at the start of each epoch; an interrupted run gives the same result.
 STREAMS = 2
+NO_DECODER = (
+    "note: the file holds a pretrained encoder and no decoder; the decoder starts from this run's own random "
+    "weights."
+)
 
 
 class FinetuningTrainer(StartingTrainer):
@@ -141,6 +145,8 @@ class FinetuningTrainer(StartingTrainer):
             self.print_to_log_file(gain_in_words(shown(pretrained.ssp["method"])))
         encoder_only = self.settings.transfer == "encoder"
         adaptation = self.compare_pretrained(pretrained, self.network_module, encoder_only)
+        if adaptation is None and pretrained.encoder_alone:  # nnU-Net's loader asks for a decoder
+            adaptation = transfer.adapted(pretrained, self.network_module, {}, encoder_only=True)
         self.take_chain(pretrained)
         train, val = self.do_split()
         self.check_validation(validated_on(self.fold, train, val))
@@ -148,6 +154,8 @@ class FinetuningTrainer(StartingTrainer):
         self.subjects = subjects_seen(self.chain) | privacy.hashed_subjects(trained)
         if adaptation is not None:
             self.weights_loaded(self.fill(self.network_module, adaptation))
+            if pretrained.encoder_alone:
+                self.print_to_log_file(NO_DECODER)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Return the fold's cases; one that holds nobody out validates on its training cases, as nnU-Net's `all` does.
@@ -204,10 +212,7 @@ class FinetuningTrainer(StartingTrainer):
         self.weights_from = str(self.pretrained.file)
         self.print_to_log_file(f"Loaded {self.weights_from}: {transfer.moved(own, kept)}")
         if decoder <= fresh | {key for key in own if is_output_layer(key)}:
-            self.print_to_log_file(
-                "note: the file holds a pretrained encoder and no decoder; the decoder starts from this run's own "
-                "random weights."
-            )
+            self.print_to_log_file(NO_DECODER)
         self.weights_loaded({key for key in own if key not in kept and not is_output_layer(key)})
         return kept
 

@@ -10,28 +10,31 @@ import ctypes
 import inspect
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from torch import Tensor
 
 from nnunet_ssp.files.bundles import is_shared, read_shared
 
 ARGUMENT = "pretrained_weights_file"  # of nnU-Net's function
+TIMM = "timm:"  # before a file of an encoder, in place of a checkpoint
 
 
 class _InMemory(io.BytesIO):
     """A checkpoint in memory; nnU-Net prints its name."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: str, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.file = file
-        torch.save({"network_weights": read_shared(file)["network_weights"]}, self)
+        torch.save({"network_weights": dict(weights)}, self)
         self.seek(0)
 
     def __str__(self) -> str:
-        return str(self.file)
+        return self.file
 
 
 def loading_frame() -> FrameType | None:
@@ -43,11 +46,19 @@ def loading_frame() -> FrameType | None:
 
 
 def hand_over_shared() -> None:
-    """Let nnU-Net find a checkpoint where its command line names a shared pretraining, which was checked before."""
+    """Let nnU-Net find a checkpoint where its command line names something else, which was checked before.
+
+    That is a shared pretraining or, with `timm:`, an encoder, whose tensors the network then has already.
+    """
     frame = loading_frame()
     file = None if frame is None else frame.f_locals.get(ARGUMENT)
-    if frame is None or not isinstance(file, str) or not is_shared(Path(file)):
+    if frame is None or not isinstance(file, str):
         return
-    frame.f_locals[ARGUMENT] = _InMemory(Path(file))
+    if file.startswith(TIMM):
+        frame.f_locals[ARGUMENT] = _InMemory(file, {})
+    elif is_shared(Path(file)):
+        frame.f_locals[ARGUMENT] = _InMemory(file, read_shared(Path(file))["network_weights"])
+    else:
+        return
     if sys.version_info < (3, 13):  # where these are a copy
         ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))

@@ -17,7 +17,7 @@ from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.network import is_alias, is_output_layer
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.setting_values import as_word
-from nnunet_ssp.training import chain, transfer
+from nnunet_ssp.training import chain, snapshots, transfer
 from nnunet_ssp.training.adapters import Adaptation
 from nnunet_ssp.training.evidence import gain_in_words
 from nnunet_ssp.training.two_files import inspect_two
@@ -63,8 +63,12 @@ def inspect(
         return inspect_two(Path(checkpoint), Path(other), trust)
     if private or strip is not None:
         return reveal(Path(checkpoint), trust, None if strip is None else Path(strip))
+    if Path(checkpoint).name in (snapshots.FOLDER, snapshots.BEFORE):
+        return list_snapshots(Path(checkpoint), trust)
     pretrained = transfer.read(checkpoint, trust)
     print("\n".join(map(printable, content_in_words(pretrained))))
+    ranked = snapshots.beside(checkpoint, trust) if "method" in pretrained.ssp else []
+    print("\n".join(map(printable, snapshots.ranking_in_words(ranked))), end="\n" * bool(ranked))
     if dataset is None:
         spoiled = checkpoints.non_finite(pretrained.weights)
         if spoiled:
@@ -81,6 +85,19 @@ def inspect(
         verdicts.append(f"with adapt=yes: {adaptation.summary}")
     print("\n".join(f"  {line}" for line in [*map("note: {}".format, comparison.notes), *verdicts]))
     return int(bool(comparison.refusals))
+
+
+def list_snapshots(folder: Path, trust: bool) -> int:
+    """Print the snapshots in a folder, best linear probe first.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    ranked = snapshots.beside(folder, trust)
+    if not ranked:
+        raise FileNotFoundError(f"{folder} holds no snapshots of a pretraining.")
+    print("\n".join(map(printable, snapshots.ranking_in_words(ranked))))
+    return 0
 
 
 def reveal(file: Path, trust: bool, strip: Path | None) -> int:
@@ -131,16 +148,18 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
         trainer, source = (ssp.get(name, "unknown") for name in ("trainer", "weights_from"))
         average = ", averaged weights" if ssp.get("exported") == "average" else ""
         lines += [f"{trainer}, started from {source}{average}"]
+    if (snapshot := snapshots.described(file, ssp)) is not None:
+        lines.append(f"a snapshot after {snapshot.epochs} of {snapshot.of} epochs")
     if ssp.get("chain"):
         links = chain.links_of(ssp)
         lines.append(f"chain of {len(links)} trainings, this one the last:")
         lines += [f"  {line}" for line in chain.chain_in_words(links)]
         lines.append(f"  {count_of(len(chain.subjects_seen(links)), 'subject')} seen in all")
     encoder = sum(name.startswith("encoder.") for name in kept)
-    lines.append(
-        f"trained: encoder {encoder} tensors, decoder {len(kept) - encoder}; fresh: {len(names) - len(kept)} and the "
-        "output layers"
-    )
+    rest = f"fresh: {len(names) - len(kept)} and the output layers"
+    if pretrained.encoder_alone:
+        rest = "the file holds no decoder"
+    lines.append(f"trained: encoder {encoder} tensors, decoder {len(kept) - encoder}; {rest}")
     if pretrained.plans:
         plans = pretrained.plans
         names = [plans.get(name, "unknown") for name in ("dataset_name", "plans_name")]

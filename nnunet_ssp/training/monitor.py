@@ -6,7 +6,7 @@ import csv
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,7 @@ class Panel:
         reference: Value and label of a horizontal line.
         styles: Style of each curve, as arguments of matplotlib's `plot`.
         threshold: Share of the largest of the curves at which a dotted line is drawn, and its label.
+        marks: Rank of the first curve's value among the snapshots, by epoch.
     """
 
     label: str
@@ -127,6 +128,7 @@ class Panel:
     reference: tuple[float, str] | None = None
     styles: Sequence[Mapping[str, Any]] = ()
     threshold: tuple[float, str] | None = None
+    marks: Mapping[int, str] = field(default_factory=dict)
 
 
 def stage_panel(stages: Sequence[str]) -> Panel:
@@ -197,6 +199,13 @@ def _draw_panel(axis: Any, panel: Panel, logging: Mapping[str, Sequence[Any]]) -
             style.pop("markevery", None)  # matplotlib draws no marker of a curve without length
         epochs, values = zip(*points, strict=True) if points else ((), ())
         axis.plot(epochs, values, label=label, **style)
+    if panel.marks:
+        first = logging[next(iter(panel.curves))]
+        heights = [first[epoch - 1] for epoch in panel.marks]
+        axis.plot(list(panel.marks), heights, "k^", markersize=5, label="snapshot, by rank")
+        for (epoch, rank), height in zip(panel.marks.items(), heights, strict=True):
+            place = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+            axis.annotate(rank, (epoch, height), fontsize=7, **place)
     if panel.reference is not None:
         axis.axhline(panel.reference[0], color="grey", linestyle=":", label=panel.reference[1])
     if panel.threshold is not None:

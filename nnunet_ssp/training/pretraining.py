@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -34,9 +33,9 @@ from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices.drawing import SliceStore
 from nnunet_ssp.slices.store import read_index, store_folder
-from nnunet_ssp.training import transfer
+from nnunet_ssp.training import snapshots, transfer
 from nnunet_ssp.training.batches import Batches, ensure_store
-from nnunet_ssp.training.chain import continue_heads
+from nnunet_ssp.training.chain import continue_heads, seen
 from nnunet_ssp.training.checks import refuse_lost_start, refuse_unsuitable, refuses_other_content
 from nnunet_ssp.training.compiling import compile_parts
 from nnunet_ssp.training.interchange import marks
@@ -252,6 +251,8 @@ class PretrainingTrainer(StartingTrainer):
             self.initialize()
         self.settle_precision(self.method.network, self.method_class.half_precision == "bf16")
         starts = self.current_epoch == 0 and self._resumed is None
+        if self.local_rank == 0 and not starts:
+            snapshots.forget_later(self.output_folder, self.current_epoch)
         if starts:
             refuse_lost_start(self)
             self.refuse_overwriting()
@@ -361,6 +362,8 @@ class PretrainingTrainer(StartingTrainer):
         if not last and self._save_is_due():
             self.save_checkpoint(os.path.join(self.output_folder, LATEST))
         self.current_epoch += 1
+        if snapshots.is_due(self.settings.snapshot_epochs, self.current_epoch):
+            self._save_snapshot()
         self.progress.draw(self.current_epoch)
 
     def on_train_end(self) -> None:
@@ -375,38 +378,24 @@ class PretrainingTrainer(StartingTrainer):
             **super().record(),
             "method": type(method).__name__,
             "transfers": method.transfers,
-            **self._seen(),
+            **seen(self.store.names, len(self.store), self.train_subjects, self.natural),
             "preprocessing": self.store.preprocessing,
             "papers": [method.paper],
             **({"chain": self.chain} if self.chain else {}),
             **self._origin,
         }
 
-    def _seen(self) -> dict[str, Any]:
-        """Return the subjects and counts of the data; of images without persons, a count and a digest."""
-        cases, n = self.store.names, len(self.store)
-        if self.natural:
-            digest = hashlib.sha256("\n".join(sorted(cases)).encode()).hexdigest()
-            counts = {"subjects": 0, "frames": len(cases), "slices": n}
-            return {"subjects": [], "counts": counts, "images_digest": digest}
-        subjects = sorted(privacy.hashed_subjects(self.train_subjects))
-        counts = {"subjects": len(self.train_subjects), "frames": len(cases), "slices": n}
-        return {"subjects": subjects, "counts": counts}
-
-    @property
-    def natural(self) -> bool:
-        """Whether the dataset is of natural images, which show no patients."""
-        return self.dataset_json.get("natural_images") is True
-
     def save_checkpoint(self, filename: str) -> None:
         """Save the planned network under nnU-Net's names, and in `ssp_state` what only a resumed run needs."""
         if self.local_rank == 0:
             self.write_checkpoint(filename, self._content({}))
 
-    def _content(self, more_state: dict[str, Any], **entries: Any) -> dict[str, Any]:
-        weights = transfer.pretrained_weights(
+    def _weights(self) -> dict[str, Tensor]:
+        return transfer.pretrained_weights(
             self.method.exported(), self.method.transfers, self.label_manager.num_segmentation_heads
         )
+
+    def _content(self, more_state: dict[str, Any], **entries: Any) -> dict[str, Any]:
         state = {
             "method": transfer.to_cpu(self.method.extra_state()),
             "best_loss": self.best_loss,
@@ -416,16 +405,26 @@ class PretrainingTrainer(StartingTrainer):
             **({"change_from": self.stage_change.start} if self.chain else {}),
             **more_state,
         }
+        configuration = self.configuration_manager.configuration
         marked = marks(
-            self.method.network,
-            self.plans_manager.plans,
-            self.configuration_name,
-            self.configuration_manager.configuration,
-            self.num_input_channels,
-            [self.method.paper],
+            *(self.method.network, self.plans_manager.plans, self.configuration_name),
+            *(configuration, self.num_input_channels, [self.method.paper]),
         )
         entries = transfer.to_builtin(marked) | entries
-        return self.checkpoint(weights, ssp_state=state, **entries)
+        return self.checkpoint(self._weights(), ssp_state=state, **entries)
+
+    def _save_snapshot(self) -> None:
+        """Save what fine-tuning takes of the network, with the record of a checkpoint."""
+        if self.local_rank != 0:
+            return
+        content = snapshots.content(
+            *(self._weights(), self.method.transfers, self.record()),
+            *(self.current_epoch, self.num_epochs, self.progress.probed),
+            init_args=self.my_init_kwargs,
+            trainer_name=type(self).__name__,
+        )
+        file = snapshots.snapshot_file(self.output_folder, self.current_epoch)
+        self.write_checkpoint(file, transfer.to_builtin(content))
 
     def keep(self) -> str:
         """Save the exact state between two steps, with what the epoch's steps so far have left."""

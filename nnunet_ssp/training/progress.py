@@ -23,6 +23,7 @@ from nnunet_ssp.training.monitor import (
 )
 from nnunet_ssp.training.pace import time_left
 from nnunet_ssp.training.probe import LinearProbe, find_probe
+from nnunet_ssp.training.snapshots import is_due, ranks
 
 PICTURES = 20  # pictures and probes per 100 epochs, besides those of the untrained network
 WARNINGS = 10  # looks for a reason to warn per 100 epochs
@@ -67,6 +68,7 @@ class Progress:
         precision: Returns the context that the network computes in.
         probe: Scores the encoder whenever pictures are due; None for no score.
         untrained: The probe's Dice before training, NaN if unknown.
+        snapshots_every: Epochs from one snapshot to the next; None for no snapshots.
     """
 
     def __init__(
@@ -86,12 +88,13 @@ class Progress:
         precision: Callable[[], AbstractContextManager[object]],
         probe: LinearProbe | None = None,
         untrained: float = math.nan,
+        snapshots_every: int | None = None,
     ) -> None:
         self.method, self.stages, self.logger, self.say = method, stages, logger, say
         self.name, self.folder, self.ends_early = name, folder, ends_early
         self.epochs, self.steps = epochs, steps
         self.validates_on, self.pictured, self.precision = validates_on, pictured, precision
-        self.probe, self.untrained = probe, untrained
+        self.probe, self.untrained, self.snapshots_every = probe, untrained, snapshots_every
         # Whether this epoch ends with a picture.
         self._drawing = False
         # Beginnings of the warnings that were said.
@@ -114,7 +117,8 @@ class Progress:
             self.logger.log(f"change {stage}", value, epoch)
         self._drawing = last or self._is_due(epoch, PICTURES)
         if PROBE in self._logging:
-            self.logger.log(PROBE, self._probe_dice() if self._drawing else math.nan, epoch)
+            probes = self._drawing or is_due(self.snapshots_every, epoch + 1)
+            self.logger.log(PROBE, self._probe_dice() if probes else math.nan, epoch)
         self._log_epoch(epoch, change, warn=last or self._is_due(epoch, WARNINGS))
 
     def draw(self, epochs: int) -> None:
@@ -125,6 +129,12 @@ class Progress:
             plot_progress(self.folder / "progress.png", self._logging, self._panels(), title)
         if self._drawing and self.method.pictures.change:
             self._draw_pictures(epochs)
+
+    @property
+    def probed(self) -> float | None:
+        """The probe's Dice after the last epoch; None where there is none."""
+        dice = self._logging.get(PROBE) or [math.nan]
+        return float(dice[-1]) if math.isfinite(dice[-1]) else None
 
     @property
     def _logging(self) -> dict[str, list[Any]]:
@@ -189,7 +199,10 @@ class Progress:
             curves.append(Panel(curve.replace("_", " "), lines, reference))
         if self.probe is not None:
             before = (self.untrained, "before training")
-            curves.append(Panel("linear probe", {PROBE: "Dice on training subjects"}, before))
+            dice = self._logging[PROBE]
+            marks = {n: f"{rank}" for n, rank in ranks(dice, self.snapshots_every).items()}
+            named = {PROBE: "Dice on training subjects"}
+            curves.append(Panel("linear probe", named, before, marks=marks))
         return [
             Panel("loss", {"train_losses": "training", "val_losses": val}),
             *curves,
@@ -246,4 +259,5 @@ def begin_progress(trainer: Any, untrained: float) -> Progress:
         precision=trainer.autocast,
         probe=probe,
         untrained=untrained,
+        snapshots_every=trainer.settings.snapshot_epochs,
     )

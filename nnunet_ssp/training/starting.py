@@ -10,10 +10,11 @@ from torch import nn
 
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files.contents import shown
-from nnunet_ssp.training import chain, transfer
+from nnunet_ssp.training import chain, imagenet, transfer
 from nnunet_ssp.training.adapters import Adaptation
 from nnunet_ssp.training.base import SettingsTrainer
 from nnunet_ssp.training.checks import of_unfinished
+from nnunet_ssp.training.handover import TIMM
 
 
 class StartingTrainer(SettingsTrainer):
@@ -35,9 +36,19 @@ class StartingTrainer(SettingsTrainer):
         super().__init__(*arguments, **named)
         self.chain, self.seen_in_validation = [], []
 
+    @property
+    def natural(self) -> bool:
+        """Whether the dataset is of natural images, which show no patients."""
+        return self.dataset_json.get("natural_images") is True
+
     def open_pretrained(self) -> transfer.Pretrained | None:
         """Read the file of `-pretrained_weights` before nnU-Net's own loader, which runs code that a file holds."""
         file = self.pretrained_argument()
+        if file is not None and file.startswith(TIMM):
+            configuration, where = self.configuration_manager.configuration, self.plans_manager
+            return imagenet.read_encoder(
+                file.removeprefix(TIMM), configuration, where.plans_name, self.settings.trust
+            )
         return None if file is None else transfer.read(file, self.settings.trust)
 
     def compare_pretrained(

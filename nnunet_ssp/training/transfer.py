@@ -23,7 +23,7 @@ from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.files.nnunet import NATURAL, resolve
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts
-from nnunet_ssp.training import interchange
+from nnunet_ssp.training import interchange, snapshots
 from nnunet_ssp.training.adapters import Adaptation, Channels, adapt
 from nnunet_ssp.training.foreign import name_foreign
 
@@ -158,6 +158,11 @@ class Pretrained:
     state: dict[str, Any] = field(default_factory=dict)
     origin: str = "a plain nnU-Net checkpoint"
 
+    @property
+    def encoder_alone(self) -> bool:
+        """Whether the file holds no decoder, as snapshots of methods that train the encoder alone."""
+        return all(in_encoder(key) for key in self.weights)
+
 
 def fresh_keys(weights: Mapping[str, Tensor]) -> set[str]:
     """Return the keys of the tensors that pretraining did not train: float16 beside float32.
@@ -187,6 +192,8 @@ def read(file: str | Path, trust: bool = False) -> Pretrained:
         ValueError: The file is not a checkpoint of nnU-Net's form, or would run code.
     """
     file = Path(file)
+    if not file.exists() and (said := snapshots.hint(file)):
+        raise FileNotFoundError(f"Checkpoint {file} does not exist.{said}")
     if file.is_file() and (foreign := name_foreign(file)):
         raise ValueError(f"{file} is {foreign}.")
     content = checkpoints.load(file, trust)
@@ -252,6 +259,9 @@ def compare(
         channels: Names of the dataset's input channels; none where they are unknown.
     """
     own, theirs = _shapes(network.state_dict()), _shapes(pretrained.weights)
+    whole = own
+    if pretrained.encoder_alone:
+        own = {key: shape for key, shape in own.items() if in_encoder(key)}
     wrong = [key for key in {**own, **theirs} if own.get(key) != theirs.get(key)]
     refusals = []
     if any(len(shape) == 5 for shape in theirs.values()):
@@ -306,7 +316,7 @@ def compare(
     statistics = "foreground_intensity_properties_per_channel"
     if pretrained.plans and pretrained.plans.get(statistics) != plans.get(statistics):
         notes.append("intensity statistics of the data sets differ")
-    return Comparison(_table(pretrained, own, set(wrong)), refusals, notes, not spoiled)
+    return Comparison(_table(pretrained, whole, set(wrong)), refusals, notes, not spoiled)
 
 
 def adapted(
@@ -378,6 +388,8 @@ def _words(shape: tuple[int, ...] | None) -> str:
 
 def _table(pretrained: Pretrained, own: Mapping[str, Any], wrong: set[str]) -> list[str]:
     fresh = fresh_keys(pretrained.weights)
+    if pretrained.encoder_alone:
+        fresh |= {key for key in own if not in_encoder(key)}
     lines = []
     for part, keys in parts(own).items():
         fates = ["differs" if k in wrong else "fresh" if k in fresh else "pretrained" for k in keys]

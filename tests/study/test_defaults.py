@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("nnunet_folders")
     [
         ("demooij", "aae9e4f92af2615f"),
         ("dominic", "0766a3bdc5760146"),
-        ("kalapos", "0af79ae993ec0ae4"),
+        ("kalapos", "90f2ad45a363dbef"),
         ("phantom", "39bf4a0047744777"),
     ],
 )

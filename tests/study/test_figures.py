@@ -212,7 +212,7 @@ def test_learning_curves_of_seeds_with_epochs_of_different_length(miniature):
     assert mim.get_ydata() == pytest.approx([0.3, 0.4, 0.6, 0.8])  # both are the same line
 
 
-@pytest.mark.parametrize("kind", ["labels", "unlabelled", "boxes", "learning"])
+@pytest.mark.parametrize("kind", ["labels", "unlabelled", "epochs", "boxes", "learning"])
 def test_nothing_is_drawn_where_nothing_is_done(miniature, kind):
     result = drawn(figure(kind=kind), miniature().results)
     assert result.plots == []

@@ -298,3 +298,46 @@ def test_slug():
     assert slug("A+B") == "A+B"
     assert slug("100 %") == "100"
     assert slug("%") == "-"
+
+
+ONE_RUN = {
+    "MIM": {"trainer": "MIM", "fold": "all", "settings": {"num_epochs": 4, "snapshot_epochs": 2}}
+}
+
+
+def from_snapshot(epochs: int) -> dict[str, Any]:
+    models = {"MIM": {"trainer": "Finetune", "pretraining": "MIM"}}
+    models[f"MIM {epochs}"] = models["MIM"] | {"snapshot": epochs}
+    return {"pretraining": ONE_RUN, "models": models, "baseline": "MIM"}
+
+
+def test_a_model_from_a_snapshot(tmp_path, data):
+    study, pretrainings, trainings = planned(tmp_path, data, **from_snapshot(2))
+    (pretraining,) = pretrainings
+    end, early = (next(r for r in trainings if r.name == name) for name in ("MIM", "MIM 2"))
+    assert end.start(data) == f"{pretraining.fold_folder(data)}/checkpoint_final.pth"
+    assert early.start(data) == f"{pretraining.fold_folder(data)}/snapshots/epoch_0002.pth"
+    job = commands(study, pretrainings, trainings, data)[f"finetune {early.title}"]
+    assert job.command[-2:] == ("-pretrained_weights", early.start(data))
+    # Another snapshot is another run, and a model without one keeps its folder.
+    other = planned(tmp_path, data, **from_snapshot(4))[2]
+    assert {r.folder for r in other}.isdisjoint({early.folder})
+    assert end.folder in {r.folder for r in other}
+
+
+@pytest.mark.parametrize("epochs", [1, 6])
+def test_a_snapshot_that_its_pretraining_does_not_make(tmp_path, epochs):
+    rule = rf"models\.MIM {epochs}\.snapshot \(={epochs}\) must be one that MIM makes \(one every 2 of its 4 epochs\)"
+    with pytest.raises(ValueError, match=rule):
+        planned(tmp_path, None, **from_snapshot(epochs))
+
+
+def test_a_snapshot_of_a_pretraining_without_any(tmp_path):
+    changes = from_snapshot(2) | {"pretraining": {"MIM": {"trainer": "MIM", "fold": "all"}}}
+    with pytest.raises(
+        ValueError, match=r"must be one that MIM makes \(none: set snapshot_epochs\)"
+    ):
+        planned(tmp_path, None, **changes)
+    models = {"MIM": {"trainer": "Scratch", "snapshot": 2}}
+    with pytest.raises(ValueError, match=r"models\.MIM\.snapshot \(=2\) must be of a pretraining"):
+        planned(tmp_path, None, models=models, pretraining={}, baseline="MIM")

@@ -1,0 +1,183 @@
+"""Encoders of timm: files of other projects, the cache, and all trainings and nnU-Net's commands with such plans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+
+from nnunet_ssp.preparation.command import prepare
+from nnunet_ssp.training import imagenet
+from nnunet_ssp.training.imagenet import PREFIXES, cached_weights, loaded, read_encoder, read_state
+from tests.saved import final, load
+
+MODEL, PLANS = "test_resnet", "nnUNetTimm_test_resnet_Plans"
+FINETUNE = "nnUNetTrainerFinetune"
+PRETRAIN = "num_epochs=1 iterations_per_epoch=1 batch_size=4"
+SHORT = "num_epochs=1 iterations_per_epoch=1 val_iterations_per_epoch=1 final_validation=no"
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    """A whole model's weights, as a test of ImageNet has them."""
+    torch.manual_seed(3)
+    made = timm.create_model(MODEL, pretrained=False)
+    return {key: tensor.clone() for key, tensor in made.state_dict().items()}
+
+
+@pytest.fixture
+def file(state, tmp_path) -> Path:
+    torch.save(state, tmp_path / "imagenet.pth")
+    return tmp_path / "imagenet.pth"
+
+
+def configuration(model: str = MODEL) -> dict[str, Any]:
+    return {
+        "architecture": {
+            "network_class_name": "nnunet_ssp.timm_unet.TimmUNet",
+            "arch_kwargs": {"model": model},
+        }
+    }
+
+
+def equal(found: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(t, state[k.removeprefix("encoder.model.")]) for k, t in found.items())
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("holder", [None, "state_dict"])
+def test_files_of_other_projects(state, tmp_path, prefix, holder):
+    content: Any = {f"{prefix}{k}": t for k, t in state.items() if not k.startswith("fc.")}
+    content |= {"queue": torch.zeros(3)} | {f"other.{k}": t + 1 for k, t in state.items()}
+    torch.save({holder: content, "epoch": 3} if holder else content, tmp_path / "theirs.pth")
+    found = read_encoder(str(tmp_path / "theirs.pth"), configuration(), "P")
+    assert equal(found.weights, state)
+    assert found.encoder_alone and found.ssp == {"trainer": f"timm:{MODEL}"}
+
+
+def test_the_teacher_counts_where_a_file_has_both(state, tmp_path):
+    content = {f"backbone.{k}": t + 1 for k, t in state.items()}
+    content |= {f"momentum_backbone.{k}": t for k, t in state.items()}
+    torch.save({"state_dict": content}, tmp_path / "byol.ckpt")
+    assert equal(read_encoder(str(tmp_path / "byol.ckpt"), configuration(), "P").weights, state)
+
+
+@pytest.mark.parametrize("model", ["resnet50", "convnext_atto"])
+def test_names_of_features_and_of_the_whole_model_agree(model, tmp_path):
+    torch.manual_seed(1)
+    whole = timm.create_model(model, pretrained=False).state_dict()
+    found = loaded(model, whole, tmp_path)
+    by_name = {imagenet._flat(k): t for k, t in whole.items()}
+    assert found
+    for key, tensor in found.items():
+        assert torch.equal(tensor, by_name[imagenet._flat(key.removeprefix("encoder.model."))])
+
+
+def test_a_file_of_another_model(state, tmp_path, file):
+    with pytest.raises(ValueError, match=r"imagenet\.pth is not a resnet18 of timm: .* missing or"):
+        read_encoder(str(file), configuration("resnet18"), "P")
+    torch.save({k: t for k, t in state.items() if "layer2" not in k}, file)
+    with pytest.raises(ValueError, match=r"tensors of the encoder are missing .*layer2"):
+        read_encoder(str(file), configuration(), "P")
+    torch.save({"epoch": 3}, file)
+    with pytest.raises(ValueError, match=r"must hold tensors by name"):
+        read_state(file)
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth does not exist: -pretrained_weights"):
+        read_encoder(str(tmp_path / "gone.pth"), configuration(), "P")
+    plain = {"architecture": {"network_class_name": "PlainConvUNet"}}
+    with pytest.raises(ValueError, match=r"-pl TimmPlanner; nnUNetPlans has another network"):
+        read_encoder(str(file), plain, "nnUNetPlans")
+
+
+def test_the_cache_of_timm(state, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    with pytest.raises(
+        FileNotFoundError, match=r"cache has no pretrained weights of resnet50 .*timm:FILE"
+    ):
+        cached_weights("resnet50")
+    name = Path(timm.get_pretrained_cfg("resnet50").url).name
+    (tmp_path / "torch" / "checkpoints").mkdir(parents=True)
+    torch.save(state, tmp_path / "torch" / "checkpoints" / name)
+    assert cached_weights("resnet50").name == name
+    hub = huggingface_hub.constants
+    repo = timm.get_pretrained_cfg(MODEL).hf_hub_id.replace("/", "--")
+    place = tmp_path / f"models--{repo}"
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", _cache_in(tmp_path), raising=True
+    )
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("abc")
+    (place / "snapshots" / "abc").mkdir(parents=True)
+    from safetensors.torch import save_file
+
+    save_file(state, place / "snapshots" / "abc" / "model.safetensors")
+    assert str(tmp_path) == hub.HF_HUB_CACHE
+    assert equal(read_encoder("", configuration(), "P").weights, state)
+
+
+def _cache_in(folder: Path) -> Any:
+    real = huggingface_hub.file_download.try_to_load_from_cache
+    return lambda repo, name: real(repo, name, cache_dir=folder)
+
+
+# -- with nnU-Net ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planned(own_copy) -> Path:
+    prepare(901, planner=f"timm:{MODEL}", gpu_memory_target=0.1, workers=1)
+    return own_copy
+
+
+@pytest.mark.slow
+def test_plans_with_an_encoder_of_timm(planned, runs, log, file, state, command, tmp_path):
+    """Pretraining and fine-tuning from a file, then nnU-Net's own training and prediction."""
+    plans = json.loads((planned / f"{PLANS}.json").read_text())["configurations"]["2d"]
+    assert plans["patch_size"] == [64, 64] and plans["data_identifier"] == "nnUNetPlans_2d"
+    assert plans["architecture"]["arch_kwargs"]["strides"][1:] == [[2, 2]] * 5
+    given = {"plans": PLANS, "weights": f"timm:{file}"}
+    with pytest.raises(ValueError, match=r"channels: pretrained with 3 input channels, .* 1"):
+        runs.make("nnUNetTrainerMIMPretrain", PRETRAIN, **given)
+    first = "conv1.0.weight"
+    for trainer in ("nnUNetTrainerBYOLPretrain", FINETUNE):
+        settings = SHORT if trainer == FINETUNE else f"{PRETRAIN} predictor_width=16"
+        made = runs.make(trainer, f"{settings} adapt=yes", **given)
+        method = getattr(made, "method", None)
+        own = (made.network_module if method is None else method.network).state_dict()
+        # On a grey image the network gives what the file's gives on that image three times over.
+        torch.testing.assert_close(own[f"encoder.model.{first}"], state[first].sum(1, keepdim=True))
+        deep = "layer4.0.conv1.weight"
+        assert torch.equal(own[f"encoder.model.{deep}"], state[deep])
+    assert "3 input channels summed" in log(made)
+    assert made.network_module.decoder.deep_supervision
+    made.run_training()
+    assert final(made)["ssp"]["chain"] == [{"trainer": f"timm:{MODEL}"}]
+
+    for trainer in ("SimCLR", "Dense", "MIM"):
+        run = runs.run(f"nnUNetTrainer{trainer}Pretrain", PRETRAIN, plans=PLANS)
+        saved = load(Path(run.output_folder) / "checkpoint_final.pth")
+        tuned = runs.make(
+            FINETUNE, SHORT, plans=PLANS, weights=Path(run.output_folder) / "checkpoint_final.pth"
+        )
+        key = "encoder.model.layer4.0.conv1.weight"
+        assert torch.equal(tuned.network_module.state_dict()[key], saved["network_weights"][key])
+        assert "change encoder 6" in run.logger.local_logger.my_fantastic_logging
+
+    train = ("nnUNetv2_train", "901", "2d", "0", "-p", PLANS, "-device", "cpu")
+    command(*train, "-tr", "nnUNetTrainer_1epoch")
+    raw = Path(__import__("os").environ["nnUNet_raw"]) / planned.name
+    predict = ("nnUNetv2_predict", "-d", "901", "-c", "2d", "-f", "0", "-p", PLANS)
+    where = ("-i", raw / "imagesTs", "-o", tmp_path / "predicted", "-device", "cpu")
+    command(
+        *predict, "-tr", "nnUNetTrainer_1epoch", *where, "--disable_tta", "-npp", "1", "-nps", "1"
+    )
+    images = {f.name.replace("_0000", "") for f in (raw / "imagesTs").glob("*.nii.gz")}
+    assert images and {f.name for f in (tmp_path / "predicted").glob("*.nii.gz")} == images
