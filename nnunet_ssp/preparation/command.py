@@ -124,9 +124,7 @@ def prepare(
         prepared.record(target, {job.case for job in jobs})
         _clear_temporary(target)
     _require_none(problems)
-    print(f"Prepared {target}")
-    if "2d" in configurations:
-        _say_next(target, len(labelled), plans_name, usual)
+    _say_next(target, configurations, len(labelled), plans_name, usual)
     return target
 
 
@@ -137,8 +135,13 @@ def _begin(raw: Path, target: Path, cases: set[str]) -> None:
     prepared.record(target, prepared.recorded(target) | cases)
 
 
-def _say_next(target: Path, n_labelled: int, plans_name: str, usual: bool) -> None:
+def _say_next(
+    target: Path, configurations: Sequence[str], n_labelled: int, plans_name: str, usual: bool
+) -> None:
     """Print the command that pretrains; where there is no GPU and the plans are the usual ones, how to plan smaller."""
+    print(f"Prepared {target}")
+    if "2d" not in configurations:
+        return
     fold = first_fold(target / "splits_final.json", n_labelled)
     command = training_command(target, fold, "nnUNetTrainerMIMPretrain", plans_name)
     hint = small_plans_hint(int(target.name[7:10])) if usual else ""

@@ -282,6 +282,7 @@ class _Call:
 
 def _run(study: Study, call: _Call) -> int:
     from nnunet_ssp.study.data import open_data
+    from nnunet_ssp.study.jobs import study_jobs
     from nnunet_ssp.study.preparing import (
         link_validation_images,
         make_folds,
@@ -289,7 +290,7 @@ def _run(study: Study, call: _Call) -> int:
         make_plans,
     )
     from nnunet_ssp.study.results import Results
-    from nnunet_ssp.study.runs import only, study_jobs, study_runs
+    from nnunet_ssp.study.runs import only, study_runs
     from nnunet_ssp.study.spec import CHOOSING
 
     output = call.output

@@ -26,13 +26,14 @@ def list_runs(
         ValueError: The dataset lacks folds that cannot be made.
     """
     from nnunet_ssp.study.data import open_data
+    from nnunet_ssp.study.jobs import study_jobs
     from nnunet_ssp.study.preparing import (
         folds_that_cannot_be_made,
         missing_folds,
         phantom_name,
     )
     from nnunet_ssp.study.results import Results
-    from nnunet_ssp.study.runs import only, study_jobs, study_runs
+    from nnunet_ssp.study.runs import only, study_runs
 
     data, notes, reason = None, [], ""
     dataset = phantom_name(study) if study.phantom else study.dataset

@@ -1,4 +1,4 @@
-"""The trainings of a study, and the commands that train, predict and evaluate.
+"""The trainings of a study.
 
 The name of a run's folder holds a fingerprint of all that decides its result. That is trainer, settings, seed, the
 fold's cases, the plans and, for fine-tuning, the pretraining's fingerprint. A changed run gets a new
@@ -8,26 +8,23 @@ folder, an unchanged one is found again, and nothing is overwritten.
 from __future__ import annotations
 
 import re
-import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_ssp.launch import trainer_paths
-from nnunet_ssp.nnunet import dataset_id, quiet
+from nnunet_ssp.nnunet import quiet
 from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.settings import override
-from nnunet_ssp.study.data import CONFIGURATION, Data, digest
+from nnunet_ssp.study.data import Data, digest
 from nnunet_ssp.study.defaults import changed, recorded_defaults
-from nnunet_ssp.study.spec import ALL, CHOOSING, REPORT, SEED, GivenSettings, Study
+from nnunet_ssp.study.spec import ALL, REPORT, SEED, GivenSettings, Study
 from nnunet_ssp.training.snapshots import is_due, snapshot_file
 
-Kind = Literal["pretrain", "finetune", "predict", "evaluate"]
-FINAL = "checkpoint_final.pth"
 ONE_PASS = "iterations_per_epoch"  # the setting that `match=epochs` computes
 
 
@@ -105,45 +102,6 @@ class Run:
 Runs = tuple[list[Run], list[Run]]  # pretrainings, and trainings
 
 
-@dataclass(frozen=True)
-class Job:
-    """One command of the workflow.
-
-    Attributes:
-        kind: Rule of the Snakefile.
-        record: File that states that it is done, and how. Like all paths here it lies below the study's folder.
-        needs: Records of the jobs before it.
-        title: Title of the run.
-        variables: Environment variables besides those of all jobs.
-        command: Words of the command.
-        resumed: Words of the command if `latest` exists.
-        latest: Checkpoint of an interrupted training.
-        makes: File or folder that must exist afterwards.
-        log: Log of the command's output.
-        results: Folder of its results.
-        key: Changes whenever the result would; for a training with the run's folder.
-    """
-
-    kind: Kind
-    record: str
-    needs: tuple[str, ...]
-    title: str
-    variables: Mapping[str, str]
-    command: tuple[str, ...]
-    makes: str
-    log: str
-    results: str
-    key: str
-    resumed: tuple[str, ...] | None = None
-    latest: str | None = None
-
-    @property
-    def line(self) -> str:
-        """The command as typed in a shell, in the study's folder."""
-        variables = (f"{name}={shlex.quote(value)}" for name, value in self.variables.items())
-        return " ".join([*variables, shlex.join(self.command)])
-
-
 def study_runs(study: Study, data: Data | None) -> Runs:
     """List every training that the study's tables and figures need, each once.
 
@@ -205,7 +163,7 @@ def _own(study: Study, name: str, data: Data | None, weights: Run | None) -> Run
     source = data.source(part.dataset) if data and part.dataset else None
     drawn = source.fingerprint if source else data and data.unlabelled_fingerprint(fold)
     chained = [weights.folder] if weights else []
-    key = _key([trainer.__name__, fold, marked, drawn, *chained])
+    key = key_of([trainer.__name__, fold, marked, drawn, *chained])
     return Run(
         name=name,
         label=fold,
@@ -253,7 +211,7 @@ def _training(
         content.append(f"snapshot {model.snapshot}")
     if data and getattr(trainer, "draws_unlabelled", False):
         content.append(data.unlabelled_fingerprint(fold))
-    key = _key([*content, data and data.fingerprint(fold)])
+    key = key_of([*content, data and data.fingerprint(fold)])
     return Run(
         name=name,
         label=label,
@@ -315,107 +273,6 @@ def only(runs: Runs, models: Sequence[str] | None) -> Runs:
     trainings = [run for run in runs[1] if run.name in models]
     used = {before.name for run in trainings for before in run.origin}
     return [run for run in runs[0] if run.name in used], trainings
-
-
-def study_jobs(study: Study, runs: Runs, data: Data, device: str) -> list[Job]:
-    """List the commands of all runs, each after those that it needs."""
-    pretrainings, trainings = runs
-    jobs = [_train_job("pretrain", run, data, device) for run in pretrainings]
-    for run in trainings:
-        jobs += _model_jobs(study, run, data, device)
-    shared = {name: str(value) for name, value in study.environment.items()}
-    return [replace(job, variables={**shared, **job.variables}) for job in jobs]
-
-
-def _train_job(kind: Kind, run: Run, data: Data, device: str) -> Job:
-    folder = run.fold_folder(data)
-    dataset = str(dataset_id(run.dataset)) if run.dataset else data.number
-    where = (dataset, CONFIGURATION, str(run.fold_number(data)), "-p", data.plans_name)
-    command = ("nnUNetv2_train", *where, "-tr", run.trainer, "-device", device)
-    weights: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    if run.weights is not None:
-        weights = ("-pretrained_weights", run.start(data))
-        needs = () if run.weights.file else (f"{run.weights.folder}/train.json",)
-    return Job(
-        kind=kind,
-        record=f"{run.folder}/train.json",
-        needs=needs,
-        title=run.title,
-        variables={
-            "nnUNet_results": f"{run.folder}/results",
-            "nnUNet_ssp_settings": in_one_precision(run.settings, device),
-        },
-        command=(*command, *weights),
-        makes=f"{folder}/{FINAL}",
-        log=f"{run.folder}/train.log",
-        results=f"{run.folder}/results",
-        key=_key([run.folder]),
-        # nnU-Net accepts no weights when it continues.
-        resumed=(*command, "--c"),
-        latest=f"{folder}/checkpoint_latest.pth",
-    )
-
-
-def in_one_precision(settings: str, device: str) -> str:
-    """Name fp32 on a CPU if the study names no precision: `auto` would choose by a trial on each machine.
-
-    >>> in_one_precision("num_epochs=5", "cpu"), in_one_precision("precision=bf16", "cpu")
-    ('num_epochs=5 precision=fp32', 'precision=bf16')
-    """
-    named = any(word.startswith("precision=") for word in settings.split())
-    return settings if named or device != "cpu" else f"{settings} precision=fp32"
-
-
-def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job]:
-    """Yield training, prediction and evaluation of a model."""
-    train = _train_job("finetune", run, data, device)
-    yield train
-    before, predictions = train, f"{run.fold_folder(data)}/validation"
-    tested = data.tested(study.evaluate, run.fold)
-    place = scores_folder(study, run)
-    if study.evaluate != "validation":
-        predictions = f"{place}/predictions"
-        images = str(data.dataset.raw / "imagesTs")
-        if study.evaluate == CHOOSING:
-            images = data.validation_images(run.fold)
-        number = str(data.fold(run.fold)[0])
-        model = ("-d", data.number, "-c", CONFIGURATION, "-f", number, "-p", data.plans_name)
-        where = ("-tr", run.trainer, "-i", images, "-o", predictions)
-        before = Job(
-            kind="predict",
-            record=f"{place}/predict.json",
-            needs=(train.record,),
-            title=run.title,
-            variables={"nnUNet_results": f"{run.folder}/results"},
-            command=(
-                "nnUNetv2_predict",
-                *model,
-                *where,
-                *shlex.split(study.predict),
-                "-device",
-                device,
-            ),
-            makes=predictions,
-            log=f"{place}/predict.log",
-            results=predictions,
-            key=_key([run.folder, study.predict, tested]),
-        )
-        yield before
-    folder = f"{place}/evaluation"
-    what = (data.number, f"{run.name}={predictions}", "-o", folder)
-    yield Job(
-        kind="evaluate",
-        record=f"{place}/evaluate.json",
-        needs=(before.record,),
-        title=run.title,
-        variables={},
-        command=("nnunet-ssp", "evaluate", *what, *shlex.split(study.evaluation)),
-        makes=f"{folder}/metrics.csv",
-        log=f"{place}/evaluate.log",
-        results=folder,
-        key=_key([before.key, study.evaluation, data.about(tested)]),
-    )
 
 
 def scores_folder(study: Study, run: Run) -> str:
@@ -518,5 +375,6 @@ def _settings_texts(
         raise ValueError(f"{place}.settings: {error}") from None
 
 
-def _key(content: object) -> str:
+def key_of(content: object) -> str:
+    """Return a digest of what must be equal for a result to count."""
     return digest(content)[:8]

@@ -21,7 +21,7 @@ from nnunet_ssp.study.job import SIGNALS
 from nnunet_ssp.study.record import read_record
 
 if TYPE_CHECKING:
-    from nnunet_ssp.study.runs import Job
+    from nnunet_ssp.study.jobs import Job
 
 SNAKEFILE = Path(__file__).parent / "Snakefile"
 WORKFLOW = "workflow.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ssp.study.runs import Job, Kind
+from nnunet_ssp.study.jobs import Job, Kind
 from nnunet_ssp.study.workflow import WORKFLOW, write_workflow
 
 pytestmark = pytest.mark.skipif(

@@ -17,7 +17,8 @@ from nnunet_ssp.study.examination import (
     read_chosen,
     split_in_words,
 )
-from nnunet_ssp.study.runs import Runs, study_jobs, study_runs
+from nnunet_ssp.study.jobs import study_jobs
+from nnunet_ssp.study.runs import Runs, study_runs
 from nnunet_ssp.study.spec import Study, read_study
 from tests.study.test_spec import write
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.study.job import SIGNALS, PassedOn
-from nnunet_ssp.study.runs import Job
+from nnunet_ssp.study.jobs import Job
 from nnunet_ssp.study.workflow import WORKFLOW, unfinished, write_workflow
 from tests.holders import held
 from tests.study.small_workflows import (
