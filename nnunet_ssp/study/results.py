@@ -245,7 +245,8 @@ class Results:
 
     def settings(self, run: Run) -> dict[str, Any]:
         """Read the `settings.json` of a training; empty if there is none."""
-        return _read_json(self.output / run.fold_folder(self.data) / "settings.json")
+        file = self.output / run.fold_folder(self.data) / "settings.json"
+        return read_json(file, dict) if file.is_file() else {}
 
     def folder(self, run: Run, stage: str) -> str:
         """Return the folder of a stage's record and log, below the study's folder."""
@@ -494,7 +495,3 @@ def _read_own(file: Path, **options: Any) -> pd.DataFrame:
         raise ValueError(
             f"{file}: must be the table that the study's run wrote; delete it and run the study again."
         ) from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return read_json(file, dict) if file.is_file() else {}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nnunet_ssp.study.data import Data
+from nnunet_ssp.study.jobs import study_jobs
 from nnunet_ssp.study.runs import Run, only, slug, study_runs
 from nnunet_ssp.study.spec import Study, read_study
 from tests.study.conftest import BATCH, SLICES_OF_A_CASE
@@ -193,7 +194,8 @@ def test_a_model_from_a_snapshot(tmp_path, data):
     end, early = (next(r for r in trainings if r.name == name) for name in ("MIM", "MIM 2"))
     assert end.start(data) == f"{pretraining.fold_folder(data)}/checkpoint_final.pth"
     assert early.start(data) == f"{pretraining.fold_folder(data)}/snapshots/epoch_0002.pth"
-    job = commands(study, pretrainings, trainings, data)[f"finetune {early.title}"]
+    jobs = study_jobs(study, (pretrainings, trainings), data, "cpu")
+    (job,) = (job for job in jobs if job.title == early.title and job.kind == "finetune")
     assert job.command[-2:] == ("-pretrained_weights", early.start(data))
     # Another snapshot is another run, and a model without one keeps its folder.
     other = planned(tmp_path, data, **from_snapshot(4))[2]
