@@ -32,7 +32,7 @@ from nnunet_ssp.predict.measure import Choices, measure
 from nnunet_ssp.predict.model import Wanted, check_model, model_folder, results_folder
 from nnunet_ssp.predict.page import run_page, subject_page
 from nnunet_ssp.predict.postprocessing import postprocess, read_postprocessing
-from nnunet_ssp.predict.results import REPORT, Output, mean
+from nnunet_ssp.predict.results import REPORT, Output, in_short, mean
 
 
 class Segments(Protocol):
@@ -281,15 +281,9 @@ def _say_refused(subject: str, reason: str) -> None:
 
 
 def _line(subject: str, record: Mapping[str, Any]) -> str:
-    metrics, flags = record["subject"], record["flags"]
-    names = {
-        "lv_edv_ml": "EDV {:.0f} ml",
-        "lv_esv_ml": "ESV {:.0f} ml",
-        "lv_ef_percent": "EF {:.0f} %",
-    }
-    said = [text.format(metrics[name]) for name, text in names.items() if name in metrics]
-    said += [f"{count_of(len(flags), 'flag')} ({', '.join(flags)})"] if flags else []
-    return f"{subject}: {', '.join(said)}"
+    flags = record["flags"]
+    raised = f", {count_of(len(flags), 'flag')} ({', '.join(flags)})" if flags else ""
+    return f"{subject}: {in_short(record['subject'])}{raised}"
 
 
 def _closing(tasks: Sequence[CineTask], refused: Mapping[str, str], output: Output) -> list[str]:

@@ -12,6 +12,7 @@ from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.predict.flags import FLAGS, rule_of
 from nnunet_ssp.predict.inputs import InputCine
+from nnunet_ssp.predict.results import in_short
 from nnunet_ssp.reporting.figures import COLOURS
 from nnunet_ssp.reporting.page import Link, Page
 from nnunet_ssp.reporting.player import Sprites
@@ -103,9 +104,10 @@ def subject_page(
     metrics, flags = record["subject"], record["flags"]
     if flags:
         page.heading("Doubts")
-        rows = [[name, f"{found} ({rule_of(name)})"] for name, found in flags.items()]
-        page.table(["Flag", "Found, and the rule"], rows)
+        rows = [[name, found, rule_of(name)] for name, found in flags.items()]
+        page.table(["Flag", "Found", "Raised by"], rows)
     page.heading("Volumes")
+    page.paragraph(f"{in_short(metrics)}.")
     phases = _phases(record)
     page.plot(
         lambda figure: _draw_curves(figure, record["frames"], phases),
@@ -115,7 +117,9 @@ def subject_page(
     page.table(["Metric", "Value"], shown, digits=1, collapse_above=5, caption="All metrics")
     window = _window(mask)
     page.heading("Cine")
-    page.paragraph("Contours: LV red, myocardium green, RV blue. Slices count from 1, row by row.")
+    page.paragraph(
+        "Contours: LV orange, myocardium green, RV blue. Slices count from 1, row by row."
+    )
     page.player(_sprites(study, mask, labels, window, phases))
     for frame, phase in phases.items():
         page.heading(f"All slices at {phase}, frame {frame}")

@@ -187,6 +187,22 @@ def _rounded(value: float | None) -> object:
     return f"{value:.6g}"
 
 
+def in_short(metrics: Mapping[str, Any]) -> str:
+    """Return the metrics of the LV that a reader looks for first.
+
+    >>> in_short({"lv_edv_ml": 120.4, "lv_esv_ml": 50.0, "lv_ef_percent": 58.5})
+    'EDV 120 ml, ESV 50 ml, EF 58 %'
+    """
+    names = {
+        "lv_edv_ml": "EDV {:.0f} ml",
+        "lv_esv_ml": "ESV {:.0f} ml",
+        "lv_ef_percent": "EF {:.0f} %",
+    }
+    return ", ".join(
+        text.format(metrics[name]) for name, text in names.items() if metrics.get(name) is not None
+    )
+
+
 def mean(values: Sequence[float | None]) -> float | None:
     """Return the mean of the numbers that there are."""
     numbers = [value for value in values if value is not None and math.isfinite(value)]

@@ -72,6 +72,8 @@ th, td { padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); t
 th { border-bottom: 2px solid var(--soft); }
 th, td:not(:last-child) { white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
+/* Long paths break, and what is left for the last column on a phone is no ribbon of words. */
+td:last-child:not(.number) { overflow-wrap: anywhere; min-width: 9rem; }
 td .note { display: block; white-space: nowrap; }
 .number .note { text-align: right; }
 tr:target { background: var(--notice); }

@@ -50,7 +50,7 @@ ES = 10
 
 
 def no_lv(mask: np.ndarray) -> np.ndarray:
-    mask[:, :, 3:, ES - 2 : ES + 3][mask[:, :, 3:, ES - 2 : ES + 3] == 1] = 0
+    mask[:, :, 3:] = 0
     return mask
 
 
@@ -96,7 +96,9 @@ def strokes(mask: np.ndarray) -> np.ndarray:
 
 
 def cover(mask: np.ndarray) -> np.ndarray:
-    return mask[:, :, 5::-1]
+    mask = mask[:, :, 1:7]
+    mask[:, :, 5] = mask[:, :, 0]
+    return mask
 
 
 @pytest.mark.parametrize(
@@ -108,18 +110,24 @@ def cover(mask: np.ndarray) -> np.ndarray:
         ("open ring", open_ring),
         ("jump", jump),
         ("two minima", two_minima),
-        ("EF", low_ef),
         ("edge", edge),
         ("stroke volumes", strokes),
+        ("cover", cover),
     ],
 )
-def test_each_flag_is_raised_by_its_fault(name: str, damage) -> None:
-    assert name in flags(damage(heart()))
+def test_each_flag_is_raised_by_its_fault_alone(name: str, damage) -> None:
+    assert flags(damage(heart())) == [name]
 
 
-@pytest.mark.parametrize("damage", [hole, pieces, open_ring, edge, strokes, two_minima])
-def test_one_fault_raises_one_flag(damage) -> None:
-    assert len(flags(damage(heart()))) == 1
+def test_an_ef_that_no_heart_has() -> None:
+    """Without RV, whose small stroke volume is another fault."""
+    assert [*measure(low_ef(heart()), SPACING, labels(LV=1, MYO=2)).flags] == ["EF"]
+
+
+def test_an_lv_that_is_lost_in_some_frames() -> None:
+    mask = heart()
+    mask[:, :, 3:, ES - 2 : ES + 3][mask[:, :, 3:, ES - 2 : ES + 3] == 1] = 0
+    assert flags(mask) == ["jump", "no LV", "stroke volumes"]
 
 
 @pytest.mark.parametrize("reverse", [1, -1])
@@ -160,12 +168,9 @@ def test_every_flag_says_its_rule_in_words() -> None:
 @pytest.mark.parametrize("part", range(4))
 def test_true_masks_of_the_phantom_raise_none(part: int) -> None:
     for index in range(25 * part, 25 * part + 25):
-        subject = make_subject(index, seed=5, matrix=48, frames=8)
+        subject = make_subject(index, seed=5, matrix=64, frames=8)
         spacing = np.linalg.norm(subject.affine[:3, :3], axis=0)
-        # A matrix of 48 has pixels of more than 4 mm; the flag of the spacing is not what is tested.
-        found = dict(measure(subject.labels, spacing, ALL).flags)
-        found.pop("spacing", None)
-        assert found == {}, index
+        assert measure(subject.labels, spacing, ALL).flags == {}, index
 
 
 def test_at_most_one_in_ten_real_subjects_raises_a_flag(real_data: Path) -> None:
