@@ -102,6 +102,19 @@ def read_cases(file: str | Path) -> dict[str, Case]:
     return cases
 
 
+def shown_subjects(keys: Iterable[str], cases: Mapping[str, Case]) -> list[str]:
+    """Return the names of subjects for a reader, sorted: with their source in a dataset of several, as its cases have.
+
+    Args:
+        keys: `Case.subject_key`, or what `subject_of` found for a case without a row.
+        cases: Rows of `cases.csv`.
+    """
+    if len({case.source for case in cases.values()}) > 1:
+        return sorted(keys)
+    codes = {case.subject_key: case.subject for case in cases.values()}
+    return sorted(codes.get(key, key) for key in keys)
+
+
 def subject_of(case: str, cases: Mapping[str, Case], pattern: str | None) -> str:
     """Return the subject of a case: from `cases.csv`, else what `pattern` finds in its name, else the case itself.
 

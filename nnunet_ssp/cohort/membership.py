@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_ssp.cohort.cases import Case, subject_of
+from nnunet_ssp.cohort.cases import Case, shown_subjects, subject_of
 from nnunet_ssp.console import count_of
 
 SHOWN = 10  # subjects that the log names
@@ -180,7 +180,7 @@ def check_stored(subjects: Mapping[str, str], cases: Mapping[str, Case], store: 
             f"{store}: {unknown[0]} is not in cases.csv ({count_of(len(unknown), 'such case')}): "
             "run nnunet-ssp prepare again."
         )
-    leaked = sorted(set(subjects.values()) & test_subjects(cases))
+    leaked = shown_subjects(set(subjects.values()) & test_subjects(cases), cases)
     if leaked:
         raise ValueError(
             f"{store}: test subject {', '.join(leaked)} must not be in the slice store. Delete that folder and run "
@@ -211,7 +211,7 @@ def members_in_words(
         return f"{count_of(len(subjects), 'subject')}, {len(names)} frames, {slices} slices"
 
     def named(subjects: Collection[str], none: str) -> str:
-        shown = sorted(subjects)[:SHOWN]
+        shown = shown_subjects(subjects, cases)[:SHOWN]
         return ", ".join([*shown, *(["..."] if len(subjects) > SHOWN else [])]) or none
 
     train, val = chosen.train, chosen.val

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.membership import subjects_by_case, validated_on
-from nnunet_ssp.console import some
+from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.schedules import polynomial
@@ -39,7 +39,7 @@ from nnunet_ssp.training import transfer
 from nnunet_ssp.training.chain import last_pattern, subjects_seen
 from nnunet_ssp.training.checks import refuses_other_content
 from nnunet_ssp.training.evidence import gain_in_words
-from nnunet_ssp.training.loop import BEST, LATEST
+from nnunet_ssp.training.loop import BEST, FINAL, LATEST
 from nnunet_ssp.training.monitor import learning_curve, write_curves
 from nnunet_ssp.training.next_steps import after_finetuning
 from nnunet_ssp.training.optimizers import DecayToStart, EpochRates, finetuning_optimizer
@@ -423,10 +423,10 @@ class FinetuningTrainer(StartingTrainer):
         wanted = [] if self.settings.final_validation else ["final_validation=yes"]
         validate = self.command("--val", settings=" ".join([*kept, *wanted]))
         if self.settings.final_validation:
-            later = (
-                "nothing was saved" if self.disable_checkpointing else f"validate with: {validate}"
-            )
+            saved = f"the training is finished and {FINAL} saved; validate with: {validate}"
+            later = "nothing was saved" if self.disable_checkpointing else saved
             with ending_at_once(lambda: later):
+                self._announce_validation(len(self.do_split()[1]))
                 super().perform_actual_validation(save_probabilities)
             self.repeat_warnings()
         elif not self.disable_checkpointing:
@@ -439,6 +439,14 @@ class FinetuningTrainer(StartingTrainer):
         name, folder = self.plans_manager.dataset_name, Path(self.output_folder)
         if said := after_finetuning(name, folder, self.fold, self.device.type):
             self.print_to_log_file(said)
+
+    def _announce_validation(self, n_cases: int) -> None:
+        """Log what nnU-Net does next; it has one line for each case, which takes minutes on a CPU."""
+        slow = ", on a CPU each may take minutes" if self.device.type == "cpu" else ""
+        kept = "" if self.disable_checkpointing else ", the training is saved"
+        self.print_to_log_file(
+            f"Final validation: {count_of(n_cases, 'case')} to predict{slow}. Ctrl-C ends it{kept}."
+        )
 
 
 class FinetuneEncoderTrainer(FinetuningTrainer):

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ssp.cohort.cases import COLUMNS, Case, case_name, read_cases, subject_of, write_cases
+from nnunet_ssp.cohort.cases import (
+    COLUMNS,
+    Case,
+    case_name,
+    read_cases,
+    shown_subjects,
+    subject_of,
+    write_cases,
+)
 
 
 def make_case(subject: str = "A1", frame: int = 0, **changes: object) -> Case:
@@ -63,6 +71,16 @@ def test_the_subject_of_a_case():
         ValueError, match=r"`subject_pattern` \(=\(a\+\)\+\$\) must be .* repetitions"
     ):
         subject_of("a" * 100 + "!", {}, "(a+)+$")
+
+
+def test_subjects_are_shown_with_their_source_where_there_are_several():
+    one = {"B_frame00": make_case("B"), "A_frame00": make_case("A")}
+    keys = {case.subject_key for case in one.values()} | {"of_no_row"}
+    assert shown_subjects(keys, one) == ["A", "B", "of_no_row"]
+    both = one | {"mm9-A_frame00": make_case("A", source="mm9")}
+    keys = {case.subject_key for case in both.values()}
+    assert shown_subjects(keys, both) == sorted(keys) and len(keys) == 3
+    assert shown_subjects({"x"}, {}) == ["x"]
 
 
 def test_columns_are_those_of_the_file_format():

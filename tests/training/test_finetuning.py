@@ -6,6 +6,7 @@ import json
 import shutil
 import weakref
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from nnunet_ssp.cohort.cases import read_cases, write_cases
 from nnunet_ssp.cohort.privacy import findings, hashed_subject, stripped
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.training import finetuning
+from nnunet_ssp.training.starting import StartingTrainer
 from nnunet_ssp.training.transfer import pretrained_weights, save
 from tests.saved import load
 
@@ -125,6 +127,30 @@ def test_the_printed_validation_keeps_settings_and_needs_a_checkpoint(unsaved, m
     assert len(said) == 1
     assert ("nothing was saved" in said[0]) == unsaved
     assert ("[trust=yes final_validation=yes] --val" in said[0]) != unsaved
+
+
+@pytest.mark.parametrize(("device", "unsaved"), [("cpu", False), ("cuda", False), ("cpu", True)])
+def test_the_final_validation_is_announced_with_the_way_out(monkeypatch, device, unsaved):
+    said: list[str] = []
+    trainer = finetuning.FinetuningTrainer.__new__(finetuning.FinetuningTrainer)
+    trainer.settings, trainer.disable_checkpointing = trainer.defaults, unsaved
+    trainer.print_to_log_file = said.append
+    trainer.command = lambda flag, settings: f"[{settings}] {flag}"
+    trainer.plans_manager = SimpleNamespace(dataset_name="Dataset007_Heart")
+    trainer.output_folder, trainer.fold, trainer.device = "x", 0, SimpleNamespace(type=device)
+    trainer.do_split = lambda: (["a"], ["b", "c"])
+    trainer.repeat_warnings = lambda: None
+    monkeypatch.setattr(finetuning, "after_finetuning", lambda *_: "")
+    monkeypatch.setattr(
+        finetuning, "ending_at_once", lambda later: nullcontext(said.append(later()))
+    )
+    monkeypatch.setattr(StartingTrainer, "perform_actual_validation", lambda *_: None)
+    trainer.perform_actual_validation()
+    kept = "the training is finished and checkpoint_final.pth saved; validate with: [] --val"
+    assert said[0] == ("nothing was saved" if unsaved else kept)
+    assert said[1].startswith("Final validation: 2 cases to predict")
+    assert ("minutes" in said[1]) == (device == "cpu")
+    assert ("the training is saved" in said[1]) != unsaved
 
 
 def test_scratch_run(runs):

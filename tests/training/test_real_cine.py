@@ -57,11 +57,9 @@ def test_whole_path(cine: Path, tmp_path: Path, command: Callable[..., str]) -> 
     assert "4 subjects, 80 frames, 920 slices" in said
     assert "Fold 0 trains on 3 subjects, 60 frames" in said
     (trained_on,) = re.findall(r"Fold 0 trains on .*, (\d+) slices", said)
-    (held_out,) = re.findall(
-        r"left out for validation: mm1-(\w+) \(1 subject, 20 frames, (\d+)", said
-    )
+    (held_out,) = re.findall(r"left out for validation: (\w+) \(1 subject, 20 frames, (\d+)", said)
     assert int(trained_on) + int(held_out[1]) == 920
-    assert "test subjects, never in the store: mm1-SCD0000501" in said
+    assert "test subjects, never in the store: SCD0000501" in said
 
     losses = [float(x) for x in re.findall(r"val_loss ([\d.]+)", said)]
     assert len(losses) == 4
