@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from nnunet_ssp.bench import files, predicting, rows
+from nnunet_ssp.bench import files, predicting, rows, sharing
 from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Workload, method_names
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files.atomic import write_json
@@ -138,6 +138,8 @@ def _measure(bench: Bench, methods: Sequence[str]) -> dict[str, Any]:
     metrics |= rows.bf16_over_fp32(bench)
     _say("files")
     metrics |= files.files_over_zlib(bench)
+    _say("export and import")
+    metrics |= sharing.sharing_over_copy(bench)
     _say("predict")
     metrics |= predicting.predicting_over_stock(bench)
     return metrics
@@ -203,6 +205,7 @@ def table(metrics: dict[str, Any]) -> Iterator[str]:
     yield f"- Fine-tuning over stock nnU-Net, steps per second: {metrics['finetuning_over_stock']:.2f}x."
     yield f"- Fine-tuning in bf16 over fp32, steps per second: {metrics['bf16_over_fp32']:.2f}x."
     yield _files(metrics)
+    yield _sharing(metrics)
     yield _predicting(metrics, on_gpu)
 
 
@@ -212,6 +215,18 @@ def _files(m: dict[str, Any]) -> str:
     return (
         f"- Files per core-second: convert with ISA-L over zlib {by_isal}; unlabelled frames in prepare over "
         f"those with a resampled mask {m['unlabelled_over_resampled_mask']:.2f}x."
+    )
+
+
+def _sharing(m: dict[str, Any]) -> str:
+    found = []
+    for name in ("export", "import"):
+        memory = m[f"{name}_memory_over_tensors"]
+        more = "" if memory is None else f", memory {memory:.2f}x the tensors"
+        found.append(f"{name} {m[f'{name}_over_copy']:.2f}x{more}")
+    return (
+        f"- Sharing a checkpoint of {m['shared_bytes'] / 1e6:.0f} MB, seconds over a plain copy of what is written: "
+        f"{'; '.join(found)}."
     )
 
 

@@ -10,11 +10,13 @@ import ctypes
 import inspect
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from torch import Tensor
 
 from nnunet_ssp.files.bundles import is_shared, read_shared
 
@@ -24,10 +26,10 @@ ARGUMENT = "pretrained_weights_file"  # of nnU-Net's function
 class _InMemory(io.BytesIO):
     """A checkpoint in memory; nnU-Net prints its name."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.file = file
-        torch.save({"network_weights": read_shared(file)["network_weights"]}, self)
+        torch.save({"network_weights": dict(weights)}, self)
         self.seek(0)
 
     def __str__(self) -> str:
@@ -42,12 +44,18 @@ def loading_frame() -> FrameType | None:
     return frame
 
 
-def hand_over_shared() -> None:
-    """Let nnU-Net find a checkpoint where its command line names a shared pretraining, which was checked before."""
+def hand_over_shared(weights: Mapping[str, Tensor] | None = None) -> None:
+    """Let nnU-Net find a checkpoint where its command line names a shared pretraining, which was checked before.
+
+    Args:
+        weights: Its tensors, where they have been read; none for a network that has them already.
+    """
     frame = loading_frame()
     file = None if frame is None else frame.f_locals.get(ARGUMENT)
     if frame is None or not isinstance(file, str) or not is_shared(Path(file)):
         return
-    frame.f_locals[ARGUMENT] = _InMemory(Path(file))
+    if weights is None:
+        weights = read_shared(Path(file))["network_weights"]
+    frame.f_locals[ARGUMENT] = _InMemory(Path(file), weights)
     if sys.version_info < (3, 13):  # where these are a copy
         ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
