@@ -45,7 +45,7 @@ class Workload:
         batches: Slices in a step where SimCLR's memory is measured.
         growth: Slices in the synthetic stores, 256 x 256 pixels each.
         study: Frames and slices of the study that is predicted.
-        shared: Bytes of the checkpoint that is exported, at least half of them.
+        shared: Bytes of the checkpoint that is exported, at least.
     """
 
     side: int

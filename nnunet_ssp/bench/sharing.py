@@ -49,7 +49,7 @@ def sharing_over_copy(bench: Bench) -> dict[str, Any]:
 
 
 def write_checkpoint(folder: Path, plans_file: Path, size: int) -> None:
-    """Write a checkpoint of at least half of `size` bytes: a planned network, wide enough, and its momentum."""
+    """Write a checkpoint of at least `size` bytes: a planned network, wide enough, and its momentum."""
     plans = read_plans(plans_file)
     architecture = plans["configurations"]["2d"]["architecture"]
     arguments = architecture["arch_kwargs"]
@@ -63,9 +63,10 @@ def write_checkpoint(folder: Path, plans_file: Path, size: int) -> None:
             deep_supervision=True,
         )
         weights = transfer.pretrained_weights(network, "encoder+decoder", 2)
-        if 4 * tensors_bytes(weights) >= size:
+        if 2 * tensors_bytes(weights) >= size:
             break
-        arguments["features_per_stage"] = [2 * n for n in arguments["features_per_stage"]]
+        widths = arguments["features_per_stage"]
+        arguments["features_per_stage"] = [n + max(1, n // 4) for n in widths]
     momentum = {n: torch.zeros_like(p) for n, p in enumerate(network.parameters())}
     record = {"trainer": "", "method": "MIM", "transfers": "encoder+decoder", "subjects": []}
     content = {

@@ -19,9 +19,9 @@ def test_what_is_measured_is_real(bench: Bench, tmp_path) -> None:
     size = 2_000_000
     sharing.write_checkpoint(tmp_path, bench.folder / f"{PLANS}.json", size)
     weights = transfer.read(tmp_path / sharing.CHECKPOINT).weights
-    assert sharing.tensors_bytes(weights) >= size / 4
+    assert sharing.tensors_bytes(weights) >= size / 2
     found = sharing.measure(tmp_path, 0)
-    assert found["shared_bytes"] >= size / 2
+    assert found["shared_bytes"] >= size
     for name in ("export_over_copy", "import_over_copy"):
         assert math.isfinite(found[name]) and found[f"{name}_rounds"] == 3
     taken = transfer.read(tmp_path / sharing.TAKEN).weights
