@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow soak lint bench study release clean
+.PHONY: demo test test-slow soak lint docs bench study release clean
 
 # PyTorch for the CPU alone, about 1 GB in place of 6: make demo TORCH=cpu. It needs this index besides the usual one.
 TORCH ?=
@@ -43,6 +43,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation as pages, in build/docs; a link within the repository that leads nowhere is an error.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --fresh-env -c docs . build/docs
+	@echo 'Pages: build/docs/README.html. Links to other places, not checked: build/docs/outside-links.txt'
+
 # The files of a release, in dist/.
 release: $(VENV)/.installed-dev
 	rm -rf build dist
@@ -61,6 +66,10 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed tests/oracles.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --requirement tests/oracles.txt
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
 $(VENV)/.installed-soak: $(VENV)/.installed-dev

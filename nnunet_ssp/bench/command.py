@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from nnunet_ssp.bench import files, predicting, rows
+from nnunet_ssp.bench import files, predicting, rows, sharing
 from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Workload, method_names
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files.atomic import write_json
@@ -140,6 +140,7 @@ def _measure(bench: Bench, methods: Sequence[str], metrics: dict[str, Any]) -> I
         "fine-tuning": rows.finetuning_over_stock,
         "bfloat16": rows.bf16_over_fp32,
         "files": files.files_over_zlib,
+        "export and import": sharing.sharing_over_copy,
         "predict": predicting.predicting_over_stock,
     }
     for title, row in others.items():
@@ -209,6 +210,7 @@ def table(metrics: dict[str, Any]) -> Iterator[str]:
     yield f"- Fine-tuning over stock nnU-Net, steps per second: {metrics['finetuning_over_stock']:.2f}x."
     yield f"- Fine-tuning in bf16 over fp32, steps per second: {metrics['bf16_over_fp32']:.2f}x."
     yield _files(metrics)
+    yield _sharing(metrics)
     yield _predicting(metrics, on_gpu)
 
 
@@ -229,6 +231,18 @@ def _files(m: dict[str, Any]) -> str:
     return (
         f"- Files per core-second: convert with ISA-L over zlib {by_isal}; unlabelled frames in prepare over "
         f"those with a resampled mask {m['unlabelled_over_resampled_mask']:.2f}x."
+    )
+
+
+def _sharing(m: dict[str, Any]) -> str:
+    found = []
+    for name in ("export", "import"):
+        memory = m[f"{name}_memory_over_tensors"]
+        more = "" if memory is None else f", memory {memory:.2f}x the tensors"
+        found.append(f"{name} {m[f'{name}_over_copy']:.2f}x{more}")
+    return (
+        f"- Sharing a checkpoint of {m['shared_bytes'] / 1e6:.0f} MB, seconds over a plain copy of what is written: "
+        f"{'; '.join(found)}."
     )
 
 

@@ -45,6 +45,7 @@ class Workload:
         batches: Slices in a step where SimCLR's memory is measured.
         growth: Slices in the synthetic stores, 256 x 256 pixels each.
         study: Frames and slices of the study that is predicted.
+        shared: Bytes of the checkpoint that is exported, at least.
     """
 
     side: int
@@ -56,6 +57,7 @@ class Workload:
     batches: tuple[int, ...] = (64, 256, 1024)
     growth: tuple[int, ...] = (1_000, 10_000, 100_000)
     study: tuple[int, int] = (20, 10)
+    shared: int = 500_000_000
 
 
 ON_CPU = Workload(side=64, batch=16, narrow=4)

@@ -57,7 +57,8 @@ def export_checkpoint(
     target = output if hub else output.with_name(f"{name}.zip")
     if target.exists():
         raise FileExistsError(f"{target} exists already: choose another name with -o.")
-    content = checkpoints.load(checkpoint, trust)
+    # Of optimiser and heads nothing is read.
+    content = checkpoints.load(checkpoint, trust, mmap=True)
     if "method" not in content.get("ssp", {}):
         raise ValueError(
             f"{checkpoint} is no pretraining of nnunet-ssp: its record has no `method`. nnUNetv2_export_model_to_zip "

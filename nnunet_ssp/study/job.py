@@ -1,4 +1,4 @@
-"""Run one command of a study's workflow: `python -m nnunet_ssp.study.job workflow.json RECORD -- COMMAND`.
+"""Run one command of a study's workflow: `python -m nnunet_ssp.study.job workflow.json RECORD [GPUS] -- COMMAND`.
 
 Only one process works in a run's folder at a time. An interrupted training is continued, the output of the command goes
 to a log, and a record states that it is done. This module imports nothing heavy.
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: that of the command, or 1 if it made nothing.
     """
-    workflow, record, *_ = arguments
+    workflow, record, *more = arguments
+    gpus = int(more[0]) if more and more[0].isdecimal() else 1
     content = read_json(workflow, dict)
     jobs = content["jobs"]
     job = jobs[record]
@@ -56,7 +57,16 @@ def main(arguments: Sequence[str]) -> int:
         if read_record(Path(record)).get("key") == job["key"]:
             return 0
         signals()  # the study may have been asked to end since
-        return _run(record, job, jobs, content["environment"], signals)
+        return _run(record, on_gpus(job, gpus), jobs, content["environment"], signals)
+
+
+def on_gpus(job: dict[str, Any], gpus: int) -> dict[str, Any]:
+    """Return a job whose pretraining uses so many GPUs of its machine, which changes no result; others use one."""
+    if job["kind"] != "pretrain" or gpus < 2:
+        return job
+    more = ["-num_gpus", str(gpus)]
+    both = {name: job[name] for name in ("command", "resumed") if job.get(name)}
+    return {**job, **{name: [*words, *more] for name, words in both.items()}}
 
 
 class PassedOn:

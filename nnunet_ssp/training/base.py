@@ -155,10 +155,14 @@ class SettingsTrainer(PrecisionTrainer):
             if line := follow_threads(self.device):
                 self.print_to_log_file(line)
             self.build()
-            hand_over_shared()
+            hand_over_shared(self.weights_read())
         self.guard = StepGuard(
             self.network_module, self.optimizer, self.grad_scaler, self.device, self._skipped
         )
+
+    def weights_read(self) -> dict[str, torch.Tensor] | None:
+        """Return what nnU-Net's loader is to find in a shared pretraining; None if it has not been read."""
+        return None
 
     def build(self) -> None:
         """Build the network and all that trains it."""

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.contents import NAMES, check, read_json, shown
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import check_dataset, check_plans, configuration_of
 from nnunet_ssp.training import snapshots
 from nnunet_ssp.training.loop import FINAL
+from nnunet_ssp.training.transfer import Pretrained
 
 T = TypeVar("T")
 
@@ -81,21 +81,18 @@ def require_device(device: torch.device, command: str) -> None:
         raise ValueError(f"PyTorch finds no CUDA GPU here; to train on the CPU: {command}")
 
 
-def of_unfinished(file: Path, ssp: dict[str, Any], trust: bool) -> list[str]:
+def of_unfinished(pretrained: Pretrained) -> list[str]:
     """Say that a file to start from is of a training that has not ended, or a snapshot, if it is.
 
-    Args:
-        file: The checkpoint; beside one of a finished training is its last one.
-        ssp: Record of the training.
-        trust: Whether to run code that the file asks for, see `checkpoints.load`.
+    Beside the checkpoint of a finished training is its last one.
     """
-    if lines := snapshots.notes_on(file, ssp):
+    file, done = pretrained.file, pretrained.epochs
+    if lines := snapshots.notes_on(file, pretrained.ssp):
         return lines
-    epochs = ssp.get("settings", {}).get("num_epochs")
+    epochs = pretrained.ssp.get("settings", {}).get("num_epochs")
     if epochs is None or file.name == FINAL or file.with_name(FINAL).is_file():
         return []
-    done = checkpoints.load(file, trust, mmap=True).get("current_epoch", epochs)
-    if done >= epochs:
+    if done is None or done >= epochs:
         return []
     return [f"the file is of a training that has not ended: {done} of {epochs} epochs"]
 

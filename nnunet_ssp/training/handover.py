@@ -45,10 +45,13 @@ def loading_frame() -> FrameType | None:
     return frame
 
 
-def hand_over_shared() -> None:
+def hand_over_shared(weights: Mapping[str, Tensor] | None = None) -> None:
     """Let nnU-Net find a checkpoint where its command line names something else, which was checked before.
 
     That is a shared pretraining or, with `timm:`, an encoder, whose tensors the network then has already.
+
+    Args:
+        weights: The shared pretraining's tensors, where they have been read.
     """
     frame = loading_frame()
     file = None if frame is None else frame.f_locals.get(ARGUMENT)
@@ -57,7 +60,8 @@ def hand_over_shared() -> None:
     if file.startswith(TIMM):
         frame.f_locals[ARGUMENT] = _InMemory(file, {})
     elif is_shared(Path(file)):
-        frame.f_locals[ARGUMENT] = _InMemory(file, read_shared(Path(file))["network_weights"])
+        tensors = read_shared(Path(file))["network_weights"] if weights is None else weights
+        frame.f_locals[ARGUMENT] = _InMemory(file, tensors)
     else:
         return
     if sys.version_info < (3, 13):  # where these are a copy

@@ -51,6 +51,11 @@ class StartingTrainer(SettingsTrainer):
             )
         return None if file is None else transfer.read(file, self.settings.trust)
 
+    def weights_read(self) -> dict[str, torch.Tensor] | None:
+        if self.pretrained is None:
+            return None
+        return {} if self.fills_itself else self.pretrained.weights
+
     def compare_pretrained(
         self, pretrained: transfer.Pretrained, network: nn.Module, encoder_only: bool
     ) -> Adaptation | None:
@@ -77,7 +82,7 @@ class StartingTrainer(SettingsTrainer):
             else "no record"
         )
         table = "\n".join(f"  {line}" for line in comparison.table)
-        doubts = of_unfinished(pretrained.file, ssp, self.settings.trust)
+        doubts = of_unfinished(pretrained)
         notes = "".join(f"\n  note: {note}" for note in [*comparison.notes, *doubts])
         self.print_to_log_file(
             f"Pretrained weights {pretrained.file} ({described}):\n{table}{notes}"

@@ -146,6 +146,7 @@ class Pretrained:
         configuration: Name of its configuration, when the file holds it.
         channels: Names of its input channels, when the file holds them.
         state: What the method of a pretraining needs besides the network, see `Method.extra_state`.
+        epochs: Finished epochs of its training, when the file holds their number.
         origin: What a file without a record of ours is, in words.
     """
 
@@ -156,6 +157,7 @@ class Pretrained:
     configuration: str
     channels: tuple[str, ...] = ()
     state: dict[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
     origin: str = "a plain nnU-Net checkpoint"
 
     @property
@@ -213,6 +215,7 @@ def read(file: str | Path, trust: bool = False) -> Pretrained:
         arguments.get("configuration", ""),
         channel_names(arguments.get("dataset_json", {})),
         content.get("ssp_state", {}).get("method", {}),
+        content.get("current_epoch"),
     )
 
 

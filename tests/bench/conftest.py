@@ -31,6 +31,7 @@ TINY = Workload(
     batches=(4, 8),
     growth=(20, 40),
     study=(2, 3),
+    shared=100_000,
 )
 
 

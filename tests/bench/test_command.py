@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_ssp.bench import command, files, predicting, rows
+from nnunet_ssp.bench import command, files, predicting, rows, sharing
 from nnunet_ssp.bench.place import (
     ON_CUDA,
     Bench,
@@ -45,6 +45,15 @@ PREDICTING = {
 FILES = {"convert_over_zlib": 1.75, "unlabelled_over_resampled_mask": 1.5}
 
 
+SHARING = {
+    "export_over_copy": 1.25,
+    "import_over_copy": 1.375,
+    "export_memory_over_tensors": 1.125,
+    "import_memory_over_tensors": None,
+    "shared_bytes": 5e8,
+}
+
+
 class Prepared:
     """Stand-in for `Bench.prepared`."""
 
@@ -73,6 +82,7 @@ def test_the_table_and_the_metrics(bench, scratch, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(rows, "over_lightly", lambda _: peer)
     monkeypatch.setattr(predicting, "predicting_over_stock", lambda _: PREDICTING)
     monkeypatch.setattr(files, "files_over_zlib", lambda _: FILES)
+    monkeypatch.setattr(sharing, "sharing_over_copy", lambda _: SHARING)
     file = tmp_path / "metrics" / "bench.json"
     metrics = command.run(["contextprediction", "PCL"], "cpu", file, TINY)
 
@@ -139,6 +149,7 @@ def test_absolute_times_come_from_a_gpu():
         "bf16_over_fp32": 1.75,
         **FILES,
         "convert_over_zlib": None,
+        **SHARING,
         **PREDICTING,
         "predict_over_nnunet_outside": 2.5,
     }
@@ -152,6 +163,10 @@ def test_absolute_times_come_from_a_gpu():
     assert "Lightly: left out" in text
     assert "bf16 over fp32, steps per second: 1.75x" in text
     assert "ISA-L over zlib isal is not installed; unlabelled frames" in text
+    assert (
+        "500 MB, seconds over a plain copy of what is written: export 1.25x, memory 1.12x" in text
+    )
+    assert "the tensors; import 1.38x." in text
     found = "1.50x, outside of the forward passes 2.50x, host memory 0.25x, 7.0 frames/s."
     assert f"nnUNetv2_predict, start-up included: {found}" in text
     assert "of its widths" not in text

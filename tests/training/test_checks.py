@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from nnunet_ssp.training.checks import (
     refuses_other_content,
     require_device,
 )
+from nnunet_ssp.training.transfer import Pretrained
 from tests.malformed.datasets import plans
 
 LABELS = {"labels": {"background": 0, "LV": 1}}
@@ -122,10 +124,12 @@ def test_weights_of_an_unfinished_training_are_noted(tmp_path: Path):
     file, ssp = tmp_path / "checkpoint_latest.pth", {"settings": {"num_epochs": 5}}
     weights = {"encoder.weight": torch.zeros(1)}
     torch.save({"network_weights": weights, "current_epoch": 3}, file)
-    (note,) = of_unfinished(file, ssp, trust=False)
+    pretrained = partial(Pretrained, weights=weights, plans={}, configuration="2d", epochs=3)
+    (note,) = of_unfinished(pretrained(file, ssp=ssp))
     assert note.endswith("has not ended: 3 of 5 epochs")
-    assert of_unfinished(file, {}, trust=False) == []
+    assert of_unfinished(pretrained(file, ssp={})) == []
     # The best checkpoint of a finished training is an early one.
     final = file.with_name("checkpoint_final.pth")
     torch.save({"network_weights": weights, "current_epoch": 4}, final)  # stopped early
-    assert of_unfinished(file, ssp, trust=False) == of_unfinished(final, ssp, trust=False) == []
+    assert of_unfinished(pretrained(file, ssp=ssp)) == []
+    assert of_unfinished(pretrained(final, ssp=ssp)) == []

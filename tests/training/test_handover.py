@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_ssp.files.bundles import ON_A_HUB, WEIGHTS
+from nnunet_ssp.files.bundles import ON_A_HUB, WEIGHTS, read_shared
 from nnunet_ssp.sharing.export import export_checkpoint
 from nnunet_ssp.training.handover import hand_over_shared, loading_frame
 from tests.files.test_bundles import rewritten, with_plans
@@ -31,6 +31,17 @@ def test_the_network_is_that_of_the_checkpoint(runs, pretrained, shared, log, ca
     assert f"Loaded {shared}: encoder 32 tensors, decoder 30, fresh 6" in log(trainer)
     assert trainer.record()["weights_from"] == "heart.zip"
     assert trainer.record()["pretraining"]["method"] == "MIM"
+
+
+def test_the_zip_is_read_once(runs, shared, monkeypatch) -> None:
+    read = []
+    monkeypatch.setattr(
+        "nnunet_ssp.files.checkpoints.read_shared", lambda f: read.append(f) or read_shared(f)
+    )
+    monkeypatch.setattr("nnunet_ssp.training.handover.read_shared", read.append)
+    for trainer in ("nnUNetTrainerFinetune", "nnUNetTrainerMIMPretrain"):
+        runs.make(trainer, weights=shared)
+    assert read == [shared] * 2
 
 
 def test_weights_alone(runs, pretrained, tmp_path, log) -> None:

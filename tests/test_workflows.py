@@ -1,0 +1,64 @@
+"""The workflows on GitHub: files that its parser takes, and commands of the Makefile."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+if not WORKFLOWS:
+    pytest.skip("no workflows in this checkout", allow_module_level=True)
+every_workflow = pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Content of a workflow; YAML 1.1 takes its key `on` for true."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return {"on" if key is True else key: value for key, value in content.items()}
+
+
+@every_workflow
+def test_its_form(file: Path) -> None:
+    content = read(file)
+    assert {"name", "on", "permissions", "jobs"} == content.keys()
+    for name, job in content["jobs"].items():
+        assert job["runs-on"], name
+        for step in job["steps"]:
+            assert ("uses" in step) != ("run" in step), (name, step)
+            if "uses" in step:
+                assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"]), (name, step)
+
+
+@every_workflow
+def test_what_it_names_exists(file: Path) -> None:
+    targets = re.findall(r"^([\w$(){}/.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = [target.replace("$(VENV)", ".venv") for target in targets]
+    for name, job in read(file)["jobs"].items():
+        lists = job.get("strategy", {}).get("matrix", {}).get("include", [])
+        for step in job["steps"]:
+            for target in re.findall(r"^make (\S+)$", step.get("run", ""), re.MULTILINE):
+                assert target in targets, (name, target)
+            for key in re.findall(r"matrix\.([\w-]+)", str(step)):
+                assert any(key in row for row in lists), (name, key)
+
+
+@every_workflow
+def test_the_linter_has_no_complaint(file: Path) -> None:
+    actionlint = shutil.which("actionlint")
+    if actionlint is None:
+        pytest.skip("actionlint is not installed")
+    done = subprocess.run([actionlint, str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@every_workflow
+def test_it_says_that_it_has_not_run_yet(file: Path) -> None:
+    """To be removed with the comment, once it has."""
+    assert file.read_text().startswith("# Untested: ")
