@@ -132,6 +132,9 @@ class PretrainingSettings(TrainingSettings):
     subject_pattern: str | None = None
     # Share of the training subjects, drawn with the seed. A smaller share is part of a larger one (Dominic et al.).
     data_fraction: float = 1.0
+    # Subjects to train on, as a multiple of those whose labels the fold trains on: 1 is these alone, 2 adds as many
+    # others, drawn with the seed (Dominic et al., supersets). none: everyone.
+    data_superset: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,6 +162,10 @@ class PretrainingSettings(TrainingSettings):
         require_pattern(self.subject_pattern)
         fraction = self.data_fraction
         require(0 < fraction <= 1, "data_fraction", fraction, "lie in (0, 1]")
+        superset = self.data_superset
+        require(superset is None or superset >= 1, "data_superset", superset, "be none or >= 1")
+        only = superset is None or fraction == 1
+        require(only, "data_fraction", fraction, "be 1 when data_superset is given")
         chunk = self.chunk_size
         chunk_works = not isinstance(chunk, int) or chunk >= 1
         require(chunk_works, "chunk_size", chunk, "be auto, none or at least 1")
