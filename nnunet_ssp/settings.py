@@ -134,6 +134,9 @@ class PretrainingSettings(TrainingSettings):
     data_fraction: float = 1.0
     # Epochs from one snapshot to the next: a light file to fine-tune from, in the folder snapshots. none: no snapshots.
     snapshot_epochs: int | None = None
+    # Subjects to train on, as a multiple of those whose labels the fold trains on: 1 is these alone, 2 adds as many
+    # others, drawn with the seed (Dominic et al., supersets). none: everyone.
+    data_superset: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,6 +166,10 @@ class PretrainingSettings(TrainingSettings):
         require(0 < fraction <= 1, "data_fraction", fraction, "lie in (0, 1]")
         every = self.snapshot_epochs
         require(every is None or every >= 1, "snapshot_epochs", every, "be none or at least 1")
+        superset = self.data_superset
+        require(superset is None or superset >= 1, "data_superset", superset, "be none or >= 1")
+        only = superset is None or fraction == 1
+        require(only, "data_fraction", fraction, "be 1 when data_superset is given")
         chunk = self.chunk_size
         chunk_works = not isinstance(chunk, int) or chunk >= 1
         require(chunk_works, "chunk_size", chunk, "be auto, none or at least 1")

@@ -107,6 +107,31 @@ def share_of(subjects: Collection[str], fraction: float, seed: int) -> set[str]:
     return set(shuffled(subjects, seed)[:n])
 
 
+def superset_of(
+    labelled: Collection[str], allowed: Collection[str], factor: float, seed: int
+) -> set[str]:
+    """Add others to the labelled subjects; with one seed the smaller superset is part of the larger.
+
+    Args:
+        labelled: Subjects that are always drawn.
+        allowed: All subjects that may be trained on.
+        factor: Size of the superset, as a multiple of the labelled subjects.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: There are too few others.
+    """
+    own, others = set(labelled) & set(allowed), set(allowed) - set(labelled)
+    n = round(factor * len(own)) - len(own)
+    if not own or n > len(others):
+        most = f"{(len(own) + len(others)) / len(own):.4g}" if own else "without labels none"
+        raise ValueError(
+            f"`data_superset` (={factor}) asks for {n} subjects besides the {len(own)} with labels, but there are "
+            f"{len(others)}: the most is {most}."
+        )
+    return own | set(shuffled(others, seed)[:n])
+
+
 @dataclass(frozen=True)
 class Sides:
     """The stored cases as a pretraining on one fold sees them.
@@ -117,6 +142,7 @@ class Sides:
         drawn: Subjects that are trained on.
         fraction: Drawn share of the subjects that may be trained on.
         seed: Seed of the draw.
+        superset: Size of the drawn part, as a multiple of the labelled subjects; None where a share was drawn.
     """
 
     subjects: dict[str, str]
@@ -124,6 +150,7 @@ class Sides:
     drawn: set[str]
     fraction: float = 1.0
     seed: int = 0
+    superset: float | None = None
 
     @property
     def train(self) -> list[str]:
@@ -143,6 +170,8 @@ def sides(
     pattern: str | None = None,
     fraction: float = 1.0,
     seed: int = 0,
+    superset: float | None = None,
+    labelled: Collection[str] = (),
 ) -> Sides:
     """Return the training and validation sides of a pretraining.
 
@@ -153,13 +182,19 @@ def sides(
         pattern: Finds the subject in the name of a case that `cases` lacks.
         fraction: Share of the training subjects to draw, in (0, 1].
         seed: Seed of the draw.
+        superset: Draw the subjects of `labelled` and others instead, see `superset_of`.
+        labelled: Cases whose labels the fold trains on.
 
     Raises:
-        ValueError: `pattern` finds no subject in a name.
+        ValueError: `pattern` finds no subject in a name, or there are too few subjects for `superset`.
     """
     subjects = subjects_by_case(stored, cases, pattern)
     out = held_out(validation, cases, pattern)
     allowed = {subjects[case] for case in pretraining_cases(subjects, out)}
+    if superset is not None:
+        own = set(subjects_by_case(labelled, cases, pattern).values())
+        drawn = superset_of(own, allowed, superset, seed)
+        return Sides(subjects, out, drawn, seed=seed, superset=superset)
     return Sides(subjects, out, share_of(allowed, fraction, seed), fraction, seed)
 
 
@@ -218,8 +253,11 @@ def members_in_words(
     lines = [f"Slice store {store}: {counts(list(chosen.subjects))}"]
     allowed = len(set(chosen.subjects.values()) - chosen.held_out)
     if len(chosen.drawn) < allowed:
+        what = f"data_fraction={chosen.fraction}"
+        if chosen.superset is not None:
+            what = f"data_superset={chosen.superset:g}"
         lines.append(
-            f"data_fraction={chosen.fraction}: {len(chosen.drawn)} of {allowed} training subjects, drawn with "
+            f"{what}: {len(chosen.drawn)} of {allowed} training subjects, drawn with "
             f"seed={chosen.seed}"
         )
     lines += [f"Fold {fold} trains on {counts(train)}"]

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from nnunet_ssp.files.atomic import TEMPORARY, atomic_write
+from nnunet_ssp.files.atomic import TEMPORARY
 from nnunet_ssp.files.soundness import is_lfs_pointer
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -159,13 +160,17 @@ def write_images(pairs: Sequence[tuple[Path, Path]]) -> list[ImageOutcome]:
 def _write_image(source: Path, copy: Path) -> ImageOutcome:
     changed = source.stat().st_mtime_ns
     if copy.is_file() and copy.stat().st_mtime_ns == changed:
-        with Image.open(copy) as image:
+        with suppress(OSError), Image.open(copy) as image:
             return ImageOutcome(min(image.size), copy.stat().st_size)
     try:
         pixels = read_rgb(source)
     except ValueError as error:
         return ImageOutcome(refused=str(error))
-    with atomic_write(copy, copy.parents[1] / TEMPORARY) as temporary:
-        Image.fromarray(pixels).save(temporary, compress_level=1)
-        os.utime(temporary, ns=(changed, changed))
+    # Not flushed one by one, which takes ten times as long; what a power cut leaves of a file, `prepare` refuses.
+    temporary = copy.parents[1] / TEMPORARY / copy.name
+    for folder in (temporary.parent, copy.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(temporary, compress_level=1)
+    os.utime(temporary, ns=(changed, changed))
+    os.replace(temporary, copy)
     return ImageOutcome(min(pixels.shape[:2]), copy.stat().st_size)

@@ -199,6 +199,13 @@ class Data:
         """
         return sum(self.stored[name].n_slices for name in self._drawn_from(fold))
 
+    def labelled_share(self, fold: str) -> float:
+        """Return the subjects whose labels a fold trains on, as a share of those that it may pretrain on."""
+        cases = self.dataset.cases
+        return len(subjects_of(self.fold(fold)[1].train, cases)) / len(
+            subjects_of(self._drawn_from(fold), cases)
+        )
+
     def fingerprint(self, fold: str) -> str:
         """Hash all that a training on a fold learns from, so that trainings on other data are told apart."""
         number, found = self.fold(fold)

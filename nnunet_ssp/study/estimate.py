@@ -98,6 +98,8 @@ def _pretraining_images(study: Study, run: Run, data: Data | None) -> float:
         n = data.source(dataset_id(run.dataset)).n_slices
     else:
         n = data.pretraining_slices(run.fold) if data else sizes.pretraining_slices if sizes else 0
+        if data and settings.data_superset is not None:  # in proportion to the subjects
+            n = round(n * min(1.0, settings.data_superset * data.labelled_share(run.fold)))
     n = round(n * settings.data_fraction)
     steps = settings.iterations_per_epoch or n // settings.batch_size
     return float(settings.num_epochs * steps * settings.batch_size)

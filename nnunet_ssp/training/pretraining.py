@@ -191,11 +191,12 @@ class PretrainingTrainer(StartingTrainer):
         check_stored(subjects, cases, self.store_folder)
         absent = training_cases(cases) - index.keys()
         self.require_stored(absent, self.store_folder, self.store_folder)
-        validation = (
-            validated_on(self.fold, *super().do_split()) if isinstance(self.fold, int) else ()
-        )
         fraction, seed = self.settings.data_fraction, self.settings.seed
-        chosen = sides(index, validation, cases, pattern, fraction, seed)
+        superset, numbered = self.settings.data_superset, isinstance(self.fold, int)
+        split = super().do_split() if numbered or superset is not None else ([], [])
+        validation = validated_on(self.fold, *split) if numbered else ()
+        drawn = (fraction, seed, superset, split[0])
+        chosen = sides(index, validation, cases, pattern, *drawn)
         n_slices = {case: entry.shape[0] for case, entry in index.items()}
         said = members_in_words(chosen, n_slices, cases, self.fold, self.store_folder)
         self.print_to_log_file("\n".join([*said, "No label is used in training."]))

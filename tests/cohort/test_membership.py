@@ -21,6 +21,7 @@ from nnunet_ssp.cohort.membership import (
     sides,
     subjects_by_case,
     subjects_of,
+    superset_of,
 )
 
 
@@ -137,6 +138,33 @@ def test_shares_are_nested(people: set[str], seed: int):
     ]
     assert all(small <= large for small, large in pairwise(parts))
     assert parts[-1] == people
+
+
+def test_supersets_hold_the_labelled_and_are_nested():
+    people = [f"p{n}" for n in range(12)]
+    own = people[:4]
+    parts = [superset_of(own, people, factor, 0) for factor in (1, 1.5, 2, 3)]
+    assert [len(part) for part in parts] == [4, 6, 8, 12]
+    assert parts[0] == set(own)
+    assert all(small < large for small, large in pairwise(parts))
+    assert len({frozenset(superset_of(own, people, 1.5, seed)) for seed in range(9)}) > 1
+    # Labelled subjects who are held out are not drawn.
+    assert superset_of(own, people[1:], 1, 0) == set(people[1:4])
+    with pytest.raises(ValueError, match=r"asks for 12 subjects besides the 4 .*the most is 3\."):
+        superset_of(own, people, 4, 0)
+    with pytest.raises(ValueError, match=r"besides the 0 with labels.*without labels none"):
+        superset_of([], people, 1, 0)
+
+
+def test_a_pretraining_sees_the_superset_of_its_fold():
+    chosen = sides(STORED, ["B_frame00"], CASES, superset=1, labelled=["A_frame00"])
+    assert chosen.drawn == {"mm1-A"}
+    said = members_in_words(chosen, dict.fromkeys(STORED, 10), CASES, 0, Path("store"))
+    assert said[1] == "data_superset=1: 1 of 2 training subjects, drawn with seed=0"
+    assert sides(STORED, ["B_frame00"], CASES, superset=2, labelled=["A_frame00"]).drawn == {
+        "mm1-A",
+        "mm1-U",
+    }
 
 
 def test_held_out_subjects_are_those_of_the_list():

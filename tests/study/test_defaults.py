@@ -28,7 +28,9 @@ pytestmark = pytest.mark.usefixtures("nnunet_folders")
 )
 def test_fingerprints_of_shipped_studies_are_those_of_before_the_record(study, expected):
     found = study_runs(read_study(STUDIES / f"{study}.yaml"), None)
-    assert digest([run.folder for part in found for run in part]) == expected
+    # Supersets joined dominic later.
+    before = [run.folder for part in found for run in part if "superset" not in run.name]
+    assert digest(before) == expected
 
 
 @pytest.mark.parametrize("study", ["demooij", "dominic", "kalapos"])
