@@ -74,6 +74,26 @@ def light(weights: Mapping[str, Tensor], transfers: str) -> dict[str, Tensor]:
     }
 
 
+def content(
+    checkpoint: Mapping[str, Any], of: int, probe: float | None, transfers: str
+) -> dict[str, Any]:
+    """Return the content of a snapshot.
+
+    Args:
+        checkpoint: Content of a checkpoint of the same moment.
+        of: Planned epochs.
+        probe: Dice of the linear probe; None where there is none.
+        transfers: See `light`.
+    """
+    kept = {name: checkpoint[name] for name in ("current_epoch", "init_args", "trainer_name")}
+    about = {"epochs": checkpoint["current_epoch"], "of": of, "probe_dice": probe}
+    return {
+        **kept,
+        "network_weights": light(checkpoint["network_weights"], transfers),
+        "ssp": {**checkpoint["ssp"], "snapshot": about},
+    }
+
+
 def set_aside(folder: str | Path) -> None:
     """Keep the snapshots of an earlier training in this folder under another name, as its checkpoints."""
     own, before = Path(folder) / FOLDER, Path(folder) / BEFORE
