@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -213,3 +213,18 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0][share(ctx.total)] * world_size(), None
+
+
+def with_global_statistics(network: nn.Module, over_ranks: bool) -> nn.Module:
+    """Let the network's BatchNorm take its statistics over all ranks, so that their number changes nothing.
+
+    Names of tensors stay. SyncBatchNorm needs CUDA.
+
+    Args:
+        network: The planned network; one without BatchNorm stays as it is.
+        over_ranks: Whether there are several ranks, on CUDA.
+    """
+    if not over_ranks:
+        return network
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return converted

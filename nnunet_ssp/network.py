@@ -47,15 +47,14 @@ def parts(keys: Iterable[str]) -> dict[str, list[str]]:
     """
     names = [key for key in keys if not is_alias(key) and not is_output_layer(key)]
     stages = [int(m[1]) for key in names if (m := ENCODER_STAGE.match(key))]
-    last = max(stages, default=-1)
     decoding = [int(m[1]) for key in names if (m := DECODER_STAGE.match(key))]
-    # Encoders of timm count their stages each in its own way.
+    # With an encoder of timm the image is level 1; `layer1` of a ResNet is level 3, `stages_0` of others level 2.
     of_timm = any(key.startswith("encoder.model.") for key in names)
-    depth = max(decoding, default=0) + 2 if of_timm else last + 1
+    depth = max(decoding, default=0) + 2 if of_timm else max(stages, default=-1) + 1
     found: dict[str, list[str]] = {}
     for key in names:
         if match := ENCODER_STAGE.match(key):
-            part = f"encoder {int(match[1]) + depth - last}"
+            part = f"encoder {int(match[1]) + 1 + of_timm}"
         elif match := DECODER_STAGE.match(key):
             part = f"decoder {depth - 1 - int(match[1])}"
         else:

@@ -20,6 +20,7 @@ from nnunet_ssp.distributed import (
     require_equal_ranks,
     share,
     sum_over_ranks,
+    with_global_statistics,
     world_size,
 )
 from nnunet_ssp.methods import (
@@ -236,3 +237,15 @@ def test_a_single_process_needs_no_group() -> None:
     assert gather_rows(x, 1) is x
     with pytest.raises(ValueError, match=r"`x` must have this rank's 2 of 2 rows, not 1\."):
         gather_rows(x, 2)
+
+
+def test_statistics_over_ranks_keep_the_names(make_network):
+    network = make_network(norm=torch.nn.BatchNorm2d)
+    names = list(network.state_dict())
+    assert with_global_statistics(network, False) is network
+    converted = with_global_statistics(network, True)
+    kinds = {type(m).__name__ for m in converted.modules()}
+    assert "SyncBatchNorm" in kinds and "BatchNorm2d" not in kinds
+    assert list(converted.state_dict()) == names
+    # One module under two names stays one.
+    assert converted.encoder is converted.decoder.encoder

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts
+from nnunet_ssp.timm_unet import TimmUNet, strides_of, timm_features
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,17 @@ def test_levels_are_resolutions(make_network):
 
 def test_no_keys():
     assert parts([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "last"), [("test_resnet", 3, 6), ("convnext_atto", 2, 5)]
+)
+def test_parts_with_an_encoder_of_timm(model, first, last):
+    """Encoder and decoder count the same levels, also where one of them is not trained."""
+    strides = [[stride, stride] for stride in strides_of(timm_features(model, 1))]
+    keys = list(TimmUNet(1, 2, model, strides).state_dict())
+    encoder = [f"encoder {n}" for n in range(first, last + 1)]
+    decoder = [f"decoder {n}" for n in range(last - 1, 0, -1)]
+    assert list(parts(keys)) == ["encoder stem", *encoder, *decoder]
+    alone = [key for key in keys if key.startswith("encoder.")]
+    assert list(parts(alone)) == ["encoder stem", *encoder]

@@ -124,6 +124,8 @@ class Method(nn.Module, ABC):
     checkpoint: ClassVar[str] = "checkpoint_final.pth"
     pictures: ClassVar[Pictures] = Pictures()
     paper: ClassVar[str]
+    # (B, 2) row and column that the next batch's crops lie about, NaN for none; set before `draw` with crops=mask.
+    centres: NDArray[np.float64] | None = None
 
     def __init__(
         self, network: nn.Module, settings: Any, patch_size: tuple[int, int], channels: int

@@ -35,6 +35,7 @@ from nnunet_ssp.methods.parts.losses import distillation_loss
 from nnunet_ssp.methods.parts.views import (
     BRIGHTNESS,
     BrightnessName,
+    CropsName,
     Views,
     ViewSettings,
     draw_centres,
@@ -81,6 +82,9 @@ class DINOSettings(EmbeddingSettings):
     transfer_from: Literal["student", "teacher"] = "student"
     # Factors of brightness. meant: 0.6-1.5. run: 1.6-2.5, which the authors' code makes of that range.
     brightness: BrightnessName = "meant"
+    # Where crops lie. free: chosen without labels. mask: about the labelled structures of each subject that has masks,
+    # as the authors' code; this reads labels.
+    crops: CropsName = "free"
     # Besides the two global ones.
     local_crops: int = 6
     # Side of the local crops, as a share of the planned patch.
@@ -198,7 +202,7 @@ class DINO(Embedding):
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Draw two global crops, one blurred and one at times solarised, and the local ones, about one centre."""
         pair = frame_sizes(sizes)
-        centre = draw_centres(rng, pair[:, 0], self.patch_size)
+        centre = draw_centres(rng, pair[:, 0], self.patch_size, self.centres)
         drawn = {}
         for number, (settings, patch) in enumerate(self.crops()):
             drawn[f"crop{number}"] = draw_views(

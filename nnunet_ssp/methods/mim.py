@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nnunet_ssp.distributed import rank, world_size
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.parts.masking import FillName, draw_block_masks, fill, grid_shape, to_pixels
-from nnunet_ssp.methods.parts.views import BRIGHTNESS, BrightnessName, ViewSettings
+from nnunet_ssp.methods.parts.views import BRIGHTNESS, BrightnessName, CropsName, ViewSettings
 from nnunet_ssp.methods.reconstruction import Reconstruction, ReconstructionSettings
 from nnunet_ssp.settings import require
 
@@ -44,6 +44,9 @@ class MIMSettings(ReconstructionSettings):
     fill: float | FillName = 0.0
     # Factors of brightness. meant: 0.6-1.5. run: 1.6-2.5, which the authors' code makes of that range.
     brightness: BrightnessName = "meant"
+    # Where crops lie. free: chosen without labels. mask: about the labelled structures of each subject that has masks,
+    # as the authors' code; this reads labels.
+    crops: CropsName = "free"
 
     def __post_init__(self) -> None:
         super().__post_init__()

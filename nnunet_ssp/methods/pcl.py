@@ -22,7 +22,7 @@ from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.embedding import Embedding, EmbeddingSettings
 from nnunet_ssp.methods.parts.heads import mlp
 from nnunet_ssp.methods.parts.losses import contrastive_loss
-from nnunet_ssp.methods.parts.views import BrightnessName
+from nnunet_ssp.methods.parts.views import BrightnessName, CropsName
 from nnunet_ssp.methods.simclr import draw_pairs
 from nnunet_ssp.settings import require
 from nnunet_ssp.slices.drawing import SliceStore
@@ -44,6 +44,9 @@ class PCLSettings(EmbeddingSettings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     # Factors of brightness. meant: 0.6-1.5. run: 1.6-2.5, which the authors' code makes of that range.
     brightness: BrightnessName = "meant"
+    # Where crops lie. free: chosen without labels. mask: about the labelled structures of each subject that has masks,
+    # as the authors' code; this reads labels.
+    crops: CropsName = "free"
     # Their code.
     temperature: float = 0.1
     # Width of each of the head's three layers; their code.
@@ -115,7 +118,9 @@ class PCL(Embedding):
         return notes
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
-        return draw_pairs(rng, sizes, self.channels, self.patch_size, self.settings.brightness)
+        return draw_pairs(
+            rng, sizes, self.channels, self.patch_size, self.settings.brightness, self.centres
+        )
 
     def positives(self, batch: Batch) -> Tensor:
         """Return which views of the global batch are near: (2B, 2B) bool, all first views, then all second."""

@@ -22,7 +22,7 @@ from nnunet_ssp.methods.base import Batch, Method, Pictures
 from nnunet_ssp.methods.parts.depth import depth_warning
 from nnunet_ssp.methods.parts.losses import coarse_weights, error_sums, masked_variance, pooled
 from nnunet_ssp.methods.parts.masking import auto_block
-from nnunet_ssp.methods.parts.views import ViewSettings, draw_views
+from nnunet_ssp.methods.parts.views import ViewSettings, draw_centres, draw_views
 from nnunet_ssp.methods.parts.visible_norm import VisibleNorm
 from nnunet_ssp.settings import PretrainingSettings, require
 from nnunet_ssp.slices.drawing import SliceStore
@@ -109,7 +109,8 @@ class Reconstruction(Method):
         self, rng: np.random.Generator, sizes: NDArray[np.int64], settings: ViewSettings
     ) -> dict[str, Any]:
         """Draw one view per slice, and which of its skip connections survive."""
-        views = draw_views(rng, sizes, self.channels, self.patch_size, settings)
+        centre = draw_centres(rng, sizes, self.patch_size, self.centres)
+        views = draw_views(rng, sizes, self.channels, self.patch_size, settings, centre)
         keep = rng.random((len(sizes), self.n_skips)) >= self.settings.skip_dropout
         return {"views": views, "keep_skips": torch.from_numpy(keep)}
 

@@ -22,6 +22,7 @@ from nnunet_ssp.methods.parts.losses import contrastive_loss
 from nnunet_ssp.methods.parts.views import (
     BRIGHTNESS,
     BrightnessName,
+    CropsName,
     Views,
     ViewSettings,
     draw_centres,
@@ -44,6 +45,9 @@ class SimCLRSettings(EmbeddingSettings):
     weight_decay: float = 1e-4
     # Factors of brightness. meant: 0.6-1.5. run: 1.6-2.5, which the authors' code makes of that range.
     brightness: BrightnessName = "meant"
+    # Where crops lie. free: chosen without labels. mask: about the labelled structures of each subject that has masks,
+    # as the authors' code; this reads labels.
+    crops: CropsName = "free"
     # Their code.
     temperature: float = 0.1
     # Width of each of the head's three layers; their code.
@@ -61,6 +65,7 @@ def draw_pairs(
     channels: int,
     patch_size: tuple[int, int],
     brightness: BrightnessName,
+    centres: NDArray[np.float64] | None = None,
 ) -> dict[str, Views]:
     """Draw two views of each slice.
 
@@ -73,10 +78,11 @@ def draw_pairs(
         channels: Channels of the slices.
         patch_size: Rows and columns of the views.
         brightness: Name of its range.
+        centres: (B, 2) given centres, see `draw_centres`.
     """
     settings = ViewSettings(brightness=BRIGHTNESS[brightness])
     pair = frame_sizes(sizes)
-    centre = draw_centres(rng, pair[:, 0], patch_size)
+    centre = draw_centres(rng, pair[:, 0], patch_size, centres)
     first, second = (
         draw_views(rng, pair[:, i], channels, patch_size, settings, centre) for i in (0, 1)
     )
@@ -100,7 +106,9 @@ class SimCLR(Embedding):
         self.head = mlp([self.width, *[settings.head_width] * 3])
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
-        return draw_pairs(rng, sizes, self.channels, self.patch_size, self.settings.brightness)
+        return draw_pairs(
+            rng, sizes, self.channels, self.patch_size, self.settings.brightness, self.centres
+        )
 
     def positives(self, batch: Batch) -> Tensor:
         """Return which views of the global batch show one slice: (2B, 2B) bool, all first views, then all second."""

@@ -87,7 +87,7 @@ def preprocess(
     print(
         f"{plans.plans_name} {configuration}: patch {'x'.join(map(str, manager.patch_size))}, "
         f"batch size {manager.batch_size}, spacing {[round(float(s), 3) for s in manager.spacing]} mm, "
-        f"{len(manager.network_arch_init_kwargs['features_per_stage'])} stages"
+        f"{len(manager.pool_op_kernel_sizes)} stages"
     )
     recipe = _recipe(plans, manager, content)
     wanted = [job for job in jobs if flat or job.label]

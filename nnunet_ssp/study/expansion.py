@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+AS_IT_IS = "default"  # size that replaces nothing
+
 
 class StrictLoader(yaml.SafeLoader):
     """YAML loader that refuses a name given twice; PyYAML takes the last one.
@@ -92,7 +94,8 @@ def at_size(content: Mapping[str, Any], size: str | None) -> tuple[dict[str, Any
         size: Name of the size; None takes the first.
 
     Returns:
-        The content without `by_size`, and the name of the size; None if the study has but one.
+        The content without `by_size`, and the name of the size; None if the study has but one, or for `default`, which
+        leaves the file as it is.
 
     Raises:
         ValueError: There is no such size.
@@ -106,6 +109,8 @@ def at_size(content: Mapping[str, Any], size: str | None) -> tuple[dict[str, Any
     if size is None and not sizes:
         return content, None
     chosen = next(iter(sizes)) if size is None else size
+    if chosen == AS_IT_IS and AS_IT_IS in sizes:
+        return content, None
     if chosen not in sizes:
         raise ValueError(
             f"`--size` (={chosen}) must be one of its sizes: {', '.join(sizes) or 'it has none'}"

@@ -45,6 +45,7 @@ class Draws(Protocol):
     second_frames: bool
     second_frames_by: ClassVar[str]
     other_frames: ClassVar[bool]
+    centres: NDArray[np.float64] | None
 
     def draw(self, rng: np.random.Generator, sizes: NDArray[np.int64]) -> dict[str, Any]:
         """Draw everything random about a batch, on the host."""
@@ -91,6 +92,8 @@ class Batches:
     Attributes:
         per_epoch: Steps of an epoch.
         validates_on: `validation` or `training`, the slices of the validation loss.
+        centres: (cases, 2) where crops lie, as shares of rows and columns from the first edge, NaN for none. None
+            leaves all to the method.
 
     Raises:
         ValueError: The batch exceeds the data, has too few slices for the ranks, or finds no second frames.
@@ -107,6 +110,7 @@ class Batches:
     ) -> None:
         self.method, self.settings, self.device = method, settings, device
         self.store, self._subject_of = store, subject_of
+        self.centres: NDArray[np.float64] | None = None
         self._shown = store if validation is None else validation
         self.validates_on = "training" if validation is None else "validation"
         n, size = len(store), settings.batch_size
@@ -207,6 +211,14 @@ class Batches:
             return indices
         return np.stack([indices, frames.draw(rng, indices, self.method.other_frames)], 1)
 
+    def _centres(self, store: SliceStore, indices: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Return the centre of each image's crops in pixels, NaN for none; validation slices have none."""
+        if self.centres is None or store is not self.store:
+            return None
+        first = indices if indices.ndim == 1 else indices[:, 0]
+        shares = self.centres[store.case_of[first]]
+        return np.asarray(shares * store.sizes[first] - 0.5)
+
     def _drawn(
         self, store: SliceStore, indices: NDArray[np.int64], rng: np.random.Generator
     ) -> Batch:
@@ -214,5 +226,6 @@ class Batches:
         sizes = store.sizes[indices]
         positions = store.positions[indices if indices.ndim == 1 else indices[:, 0]]
         nothing = torch.empty(len(indices), 0)
+        self.method.centres = self._centres(store, indices)
         drawn = self.method.draw(rng, sizes)
         return Batch(nothing, torch.from_numpy(sizes), drawn, torch.from_numpy(positions))

@@ -27,7 +27,7 @@ from nnunet_ssp.cohort.membership import (
 )
 from nnunet_ssp.cohort.repeats import doubts
 from nnunet_ssp.console import count_of
-from nnunet_ssp.distributed import mean_over_steps, require_equal_ranks
+from nnunet_ssp.distributed import mean_over_steps, require_equal_ranks, with_global_statistics
 from nnunet_ssp.files.nnunet import write_descriptions
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.settings import PretrainingSettings
@@ -38,6 +38,7 @@ from nnunet_ssp.training.batches import Batches, ensure_store
 from nnunet_ssp.training.chain import continue_heads, seen
 from nnunet_ssp.training.checks import refuse_lost_start, refuse_unsuitable, refuses_other_content
 from nnunet_ssp.training.compiling import compile_parts
+from nnunet_ssp.training.crops import label_use, place_crops
 from nnunet_ssp.training.interchange import marks
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import StageChange
@@ -128,6 +129,7 @@ class PretrainingTrainer(StartingTrainer):
             self.num_input_channels if reconstructs else self.label_manager.num_segmentation_heads,
             self.enable_deep_supervision,
         )
+        planned = with_global_statistics(planned, self.is_ddp and self.device.type == "cuda")
         if pretrained is not None:
             adapted = self._continue_from(pretrained, planned)
         self.method = self.method_class(
@@ -199,7 +201,7 @@ class PretrainingTrainer(StartingTrainer):
         chosen = sides(index, validation, cases, pattern, *drawn)
         n_slices = {case: entry.shape[0] for case, entry in index.items()}
         said = members_in_words(chosen, n_slices, cases, self.fold, self.store_folder)
-        self.print_to_log_file("\n".join([*said, "No label is used in training."]))
+        self.print_to_log_file("\n".join([*said, label_use(self.settings)]))
         if not cases and pattern is None and not self.natural:
             for doubt in doubts(chosen.train, chosen.val):
                 self.print_to_log_file(doubt)
@@ -234,6 +236,7 @@ class PretrainingTrainer(StartingTrainer):
             partial(self.subject_of, pattern=self.settings.subject_pattern),
             self.device,
         )
+        place_crops(self)
         self.num_iterations_per_epoch = batches.per_epoch
         self.num_val_iterations_per_epoch = batches.n_validation()
         self.print_to_log_file(
@@ -362,9 +365,9 @@ class PretrainingTrainer(StartingTrainer):
             self.save_checkpoint(os.path.join(self.output_folder, BEST))
         if not last and self._save_is_due():
             self.save_checkpoint(os.path.join(self.output_folder, LATEST))
-        self.current_epoch += 1
-        if snapshots.is_due(self.settings.snapshot_epochs, self.current_epoch):
+        if snapshots.is_due(self.settings.snapshot_epochs, epoch + 1):
             self._save_snapshot()
+        self.current_epoch += 1
         self.progress.draw(self.current_epoch)
 
     def on_train_end(self) -> None:
@@ -391,12 +394,10 @@ class PretrainingTrainer(StartingTrainer):
         if self.local_rank == 0:
             self.write_checkpoint(filename, self._content({}))
 
-    def _weights(self) -> dict[str, Tensor]:
-        return transfer.pretrained_weights(
+    def _content(self, more_state: dict[str, Any], **entries: Any) -> dict[str, Any]:
+        weights = transfer.pretrained_weights(
             self.method.exported(), self.method.transfers, self.label_manager.num_segmentation_heads
         )
-
-    def _content(self, more_state: dict[str, Any], **entries: Any) -> dict[str, Any]:
         state = {
             "method": transfer.to_cpu(self.method.extra_state()),
             "best_loss": self.best_loss,
@@ -412,20 +413,15 @@ class PretrainingTrainer(StartingTrainer):
             *(configuration, self.num_input_channels, [self.method.paper]),
         )
         entries = transfer.to_builtin(marked) | entries
-        return self.checkpoint(self._weights(), ssp_state=state, **entries)
+        return self.checkpoint(weights, ssp_state=state, **entries)
 
     def _save_snapshot(self) -> None:
-        """Save what fine-tuning takes of the network, with the record of a checkpoint."""
-        if self.local_rank != 0:
-            return
-        content = snapshots.content(
-            *(self._weights(), self.method.transfers, self.record()),
-            *(self.current_epoch, self.num_epochs, self.progress.probed),
-            init_args=self.my_init_kwargs,
-            trainer_name=type(self).__name__,
-        )
-        file = snapshots.snapshot_file(self.output_folder, self.current_epoch)
-        self.write_checkpoint(file, transfer.to_builtin(content))
+        if self.local_rank == 0:
+            content = snapshots.content(
+                self._content({}), self.num_epochs, self.progress.probed, self.method.transfers
+            )
+            file = snapshots.snapshot_file(self.output_folder, content["current_epoch"])
+            self.write_checkpoint(file, content)
 
     def keep(self) -> str:
         """Save the exact state between two steps, with what the epoch's steps so far have left."""

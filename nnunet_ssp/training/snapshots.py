@@ -75,31 +75,22 @@ def light(weights: Mapping[str, Tensor], transfers: str) -> dict[str, Tensor]:
 
 
 def content(
-    weights: Mapping[str, Tensor],
-    transfers: str,
-    record: Mapping[str, Any],
-    epochs: int,
-    of: int,
-    probe: float | None,
-    **entries: Any,
+    checkpoint: Mapping[str, Any], of: int, probe: float | None, transfers: str
 ) -> dict[str, Any]:
     """Return the content of a snapshot.
 
     Args:
-        weights: From `transfer.pretrained_weights`.
-        transfers: Trained part, see `light`.
-        record: The training's, as in its checkpoints.
-        epochs: Finished epochs.
+        checkpoint: Content of a checkpoint of the same moment.
         of: Planned epochs.
-        probe: Dice of the linear probe; None where there was none.
-        **entries: Further entries of nnU-Net's checkpoint.
+        probe: Dice of the linear probe; None where there is none.
+        transfers: See `light`.
     """
-    about = {"epochs": epochs, "of": of, "probe_dice": probe}
+    kept = {name: checkpoint[name] for name in ("current_epoch", "init_args", "trainer_name")}
+    about = {"epochs": checkpoint["current_epoch"], "of": of, "probe_dice": probe}
     return {
-        "network_weights": light(weights, transfers),
-        "current_epoch": epochs,
-        "ssp": {**record, "snapshot": about},
-        **entries,
+        **kept,
+        "network_weights": light(checkpoint["network_weights"], transfers),
+        "ssp": {**checkpoint["ssp"], "snapshot": about},
     }
 
 

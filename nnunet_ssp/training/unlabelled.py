@@ -37,6 +37,7 @@ class TwoViews:
     second_frames: bool = False
     second_frames_by: ClassVar[str] = ""
     other_frames: ClassVar[bool] = False
+    centres: NDArray[np.float64] | None = None
 
     def __init__(self, patch_size: tuple[int, int], channels: int, cutmix: float) -> None:
         self.patch_size, self.channels, self.cutmix = patch_size, channels, cutmix

@@ -40,3 +40,9 @@ def test_parts_of_a_size_replace_those_of_the_study():
 def test_what_is_no_size(content, size, message):
     with pytest.raises(ValueError, match=message):
         at_size(content, size)
+
+
+def test_a_size_that_leaves_the_file_as_it_is():
+    content = {"plans": "a", "by_size": {"default": {}, "other": {"plans": "b"}}}
+    assert at_size(content, None) == at_size(content, "default") == ({"plans": "a"}, None)
+    assert at_size(content, "other") == ({"plans": "b"}, "other")

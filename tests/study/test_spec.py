@@ -365,3 +365,18 @@ def test_numbers_are_as_they_are_written(tmp_path):
         **{"a": 10, "b": -3, "c": 0.5, "d": 1000.0, "e": 2, "f": 0.5, "g": 0, "h": "010"},
         "i": "1e-3",
     }
+
+
+def test_arms_of_the_paper_are_other_sizes():
+    file = STUDIES / "demooij.yaml"
+    plain, published = read_study(file), read_study(file, "published")
+    assert (plain.plans, plain.prepare, "pretraining" in plain.settings) == (
+        "nnUNetPlans",
+        "",
+        False,
+    )
+    assert (published.plans, published.prepare) == ("nnUNetBatchNormPlans", "-pl BatchNormPlanner")
+    assert published.settings["pretraining"] == {"crops": "mask"}
+    assert published.settings["finetuning"] == plain.settings["finetuning"]
+    assert read_study(file, "batchnorm").settings == plain.settings
+    assert read_study(file, "mask").plans == plain.plans

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ from tests.saved import final, load
 MODEL, PLANS = "test_resnet", "nnUNetTimm_test_resnet_Plans"
 FINETUNE = "nnUNetTrainerFinetune"
 PRETRAIN = "num_epochs=1 iterations_per_epoch=1 batch_size=4"
+FEW_STEPS = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class nnUNetTrainerFewSteps(nnUNetTrainer):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 2, 1
+"""
 SHORT = "num_epochs=1 iterations_per_epoch=1 val_iterations_per_epoch=1 final_validation=no"
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -171,13 +181,14 @@ def test_plans_with_an_encoder_of_timm(planned, runs, log, file, state, command,
         assert torch.equal(tuned.network_module.state_dict()[key], saved["network_weights"][key])
         assert "change encoder 6" in run.logger.local_logger.my_fantastic_logging
 
-    train = ("nnUNetv2_train", "901", "2d", "0", "-p", PLANS, "-device", "cpu")
-    command(*train, "-tr", "nnUNetTrainer_1epoch")
-    raw = Path(__import__("os").environ["nnUNet_raw"]) / planned.name
-    predict = ("nnUNetv2_predict", "-d", "901", "-c", "2d", "-f", "0", "-p", PLANS)
-    where = ("-i", raw / "imagesTs", "-o", tmp_path / "predicted", "-device", "cpu")
-    command(
-        *predict, "-tr", "nnUNetTrainer_1epoch", *where, "--disable_tta", "-npp", "1", "-nps", "1"
-    )
-    images = {f.name.replace("_0000", "") for f in (raw / "imagesTs").glob("*.nii.gz")}
-    assert images and {f.name for f in (tmp_path / "predicted").glob("*.nii.gz")} == images
+    # nnU-Net's own trainer but for the number of steps.
+    (tmp_path / "ext").mkdir()
+    (tmp_path / "ext" / "nnUNetTrainerFewSteps.py").write_text(FEW_STEPS)
+    ours = {"nnUNet_extTrainer": str(tmp_path / "ext")}
+    which = ("-p", PLANS, "-tr", "nnUNetTrainerFewSteps", "-device", "cpu")
+    command("nnUNetv2_train", "901", "2d", "0", *which, **ours)
+    images = Path(os.environ["nnUNet_raw"]) / planned.name / "imagesTs"
+    where = ("-i", images, "-o", tmp_path / "predicted", "-npp", "1", "-nps", "1", "--disable_tta")
+    command("nnUNetv2_predict", "-d", "901", "-c", "2d", "-f", "0", *which, *where, **ours)
+    wanted = {file.name.replace("_0000", "") for file in images.glob("*.nii.gz")}
+    assert wanted == {file.name for file in (tmp_path / "predicted").glob("*.nii.gz")} != set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -208,3 +209,19 @@ def test_words_for_some_scores_only():
         "  epoch_0004.pth, 4 of 4",
     ]
     assert snapshots.ranking_in_words([]) == []
+
+
+@pytest.mark.slow
+def test_with_nnunet_s_own_command(preprocessed, command):
+    """Pretrain with snapshots, fine-tune from one of them, and list them."""
+    train = ("nnUNetv2_train", "901", "2d", "0", "-p", "tiny", "-device", "cpu")
+    command(*train, "-tr", SIMCLR, nnUNet_ssp_settings=PRETRAIN)
+    results = Path(os.environ["nnUNet_results"]) / preprocessed.name
+    folder = results / f"{SIMCLR}__tiny__2d" / "fold_0"
+    file = snapshot_file(folder, 2)
+    said = command(*train, "-tr", FINETUNE, "-pretrained_weights", file, nnUNet_ssp_settings=SHORT)
+    assert "the file is a snapshot after 2 of 3 epochs" in said
+    record = load(results / f"{FINETUNE}__tiny__2d" / "fold_0" / "checkpoint_final.pth")["ssp"]
+    assert record["chain"][0]["snapshot"]["epochs"] == 2
+    listed = command("nnunet-ssp", "inspect", folder / FOLDER)
+    assert "best linear probe first" in listed and listed.count("Dice 0.") == 3

@@ -49,7 +49,8 @@ class Chunks:
         if batchnorm and isinstance(setting, int):
             raise ValueError(
                 f"`chunk_size` (={setting}) must be none or auto: these plans use BatchNorm, "
-                "whose statistics are those of the whole batch."
+                "whose statistics are those of the whole batch. If that is too large for the memory, lower batch_size, "
+                "or take plans with InstanceNorm."
             )
         self.network = network
         self.scaled = False

@@ -80,6 +80,8 @@ class CropSettings:
 # The paper's configuration says 0.6-1.5. The library that it calls multiplies by 1 + f: it ran with 1.6-2.5.
 BRIGHTNESS: dict[str, tuple[float, float]] = {"meant": (0.6, 1.5), "run": (1.6, 2.5)}
 BrightnessName = Literal["meant", "run"]
+# Where crops lie. free: chosen without labels. mask: about the labelled structures, as de Mooij et al.'s code does.
+CropsName = Literal["free", "mask"]
 
 
 @dataclass
@@ -130,7 +132,10 @@ class Views:
 
 
 def draw_centres(
-    rng: np.random.Generator, sizes: NDArray[np.int64], patch_size: tuple[int, int]
+    rng: np.random.Generator,
+    sizes: NDArray[np.int64],
+    patch_size: tuple[int, int],
+    known: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Draw the centre of one patch per slice, uniform over the boxes that nnU-Net's own sampler would draw.
 
@@ -138,6 +143,7 @@ def draw_centres(
         rng: Source of randomness.
         sizes: (N, 2) rows and columns of each slice.
         patch_size: Rows and columns of the patch.
+        known: (N, 2) row and column that are given in their place, NaN for none; as many numbers are drawn.
 
     Returns:
         (N, 2) row and column, between pixels where the patch has an even number of them.
@@ -151,7 +157,8 @@ def draw_centres(
     low = -padding // 2  # rounds down, as nnU-Net's own: an odd padding leaves two boxes
     high = sizes + padding // 2 + padding % 2 - patch
     corner = low + np.floor(rng.uniform(0, 1, sizes.shape) * (high - low + 1))
-    return corner + (patch - 1) / 2
+    drawn = corner + (patch - 1) / 2
+    return drawn if known is None else np.where(np.isnan(known), drawn, known)
 
 
 def draw_views(
