@@ -120,7 +120,8 @@ class TimmDecoder(nn.Module):
 
     def forward(self, skips: Sequence[Tensor]) -> Any:
         """Return the outputs, finest first, or the finest alone."""
-        x, outputs = skips[-1], []
+        x = skips[-1]
+        outputs: list[Tensor] = []
         parts = zip(self.transpconvs, self.stages, self.seg_layers, skips[-2::-1], strict=True)
         for number, (up, stage, output, skip) in enumerate(parts, 1):
             x = stage(torch.cat([up(x), skip], 1))

@@ -87,7 +87,7 @@ class TimmPlanner(_OnDefaultData):
         strides = [[stride] * 2 for stride in strides_of(timm_features(self.model, channels))]
         divisor = int(np.prod([stride for stride, _ in strides]))
         patch = [int(-(-side // divisor) * divisor) for side in planned["patch_size"]]
-        values = {
+        values: dict[str, Any] = {
             "model": self.model,
             "strides": strides,
             "decoder_features": list(DECODER),

@@ -142,8 +142,7 @@ def _pretraining(study: Study, name: str, data: Data | None, made: dict[str, Run
 
 
 def _of_file(name: str, file: str) -> Run:
-    nothing = dict.fromkeys(("label", "trainer", "fold", "settings"), "")
-    return Run(name=name, seed=0, folder=f"file {file}", hands_on=file, file=file, **nothing)
+    return Run(name, "", 0, "", "", "", folder=f"file {file}", hands_on=file, file=file)
 
 
 def _own(study: Study, name: str, data: Data | None, weights: Run | None) -> Run:

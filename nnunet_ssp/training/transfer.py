@@ -200,12 +200,10 @@ def read(file: str | Path, trust: bool = False) -> Pretrained:
         raise ValueError(f"{file} is {foreign}.")
     content = checkpoints.load(file, trust)
     if interchange.is_nnssl(content):
-        weights, (plans, name) = (
-            f(content, file) for f in (interchange.weights_of, interchange.plans_of)
-        )
-        return Pretrained(
-            file, weights, {}, plans, name, origin=interchange.origin_in_words(content, file)
-        )
+        weights = interchange.weights_of(content, file)
+        origin = interchange.origin_in_words(content, file)
+        plans, name = interchange.plans_of(content, file)
+        return Pretrained(file, weights, {}, plans, name, origin=origin)
     arguments = content.get("init_args", {})
     return Pretrained(
         file,
