@@ -168,8 +168,8 @@ class PretrainingSettings(TrainingSettings):
         require(every is None or every >= 1, "snapshot_epochs", every, "be none or at least 1")
         superset = self.data_superset
         require(superset is None or superset >= 1, "data_superset", superset, "be none or >= 1")
-        only = superset is None or fraction == 1
-        require(only, "data_fraction", fraction, "be 1 when data_superset is given")
+        alone = superset is None or fraction == 1
+        require(alone, "data_fraction", fraction, "be 1 when data_superset is given")
         chunk = self.chunk_size
         chunk_works = not isinstance(chunk, int) or chunk >= 1
         require(chunk_works, "chunk_size", chunk, "be auto, none or at least 1")
@@ -420,7 +420,7 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
 
     types_of = _types(type(defaults))
     foreign = [name for name in given if name not in types_of]
-    known = _all_names() if foreign else set()
+    known = {name for cls in _all_settings() for name in _types(cls)} if foreign else set()
     if unknown := [name for name in foreign if name not in known]:
         raise ValueError(
             f"{ENVIRONMENT_VARIABLE}: no setting is called {', '.join(unknown)}.{nearest(unknown[0], types_of, 1)} "
@@ -485,11 +485,6 @@ def _is_of_others(recipe: str | None, settings: Settings) -> bool:
     if not recipe or recipe in get_args(_types(type(settings))["recipe"]):
         return False
     return any(recipe in get_args(_types(cls).get("recipe")) for cls in _all_settings())
-
-
-def _all_names() -> set[str]:
-    """Return the names that any trainer knows."""
-    return {name for cls in _all_settings() for name in _types(cls)}
 
 
 def _all_settings() -> tuple[type[Settings], ...]:

@@ -85,11 +85,8 @@ def prepare(
             plane lies across the slices, or the options contradict each other.
     """
     workers = number_of_workers(workers)
-    if plans_from is not None:
-        _refuse_planner(plans_from, planner, gpu_memory_target, size)
-    else:
-        _check_options(plans_name, planner, gpu_memory_target, overwrite_plans_name)
-        size.check(overwrite_plans_name)
+    named = (plans_name, overwrite_plans_name)
+    _check_options(plans_from, planner, gpu_memory_target, *named, size)
     usual = (plans_name, plans_from, gpu_memory_target, size) == (None, None, None, Size())
     raw = dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
     target = nnunet_folder("nnUNet_preprocessed") / raw.name
@@ -104,7 +101,6 @@ def prepare(
         copy_tables(raw, target, nnunet_folder("nnUNet_results") / raw.name, overwrite)
         rules = rules_of(content, jobs)
         if plans_from is not None:
-            named = (plans_name, overwrite_plans_name)
             plans_name = install_plans(plans_from, target, configurations, rules, *named)
         planner_class = None if plans_name else size.planner(find_planner(planner))
         if plans_name:
@@ -155,23 +151,23 @@ def _require_none(problems: Sequence[str]) -> None:
         )
 
 
-def _refuse_planner(
-    plans_from: str, planner: str, gpu_memory_target: float | None, size: Size
-) -> None:
-    if (planner, gpu_memory_target, size) != ("ExperimentPlanner", None, Size()):
-        raise ValueError(
-            f"--plans-from {plans_from} takes existing plans, so it must not come with options of a planner "
-            "(-pl, -gpu_memory_target, --patch, --width, --batch)."
-        )
-
-
 def _check_options(
-    plans_name: str | None,
+    plans_from: str | None,
     planner: str,
     gpu_memory_target: float | None,
+    plans_name: str | None,
     overwrite_plans_name: str | None,
+    size: Size,
 ) -> None:
     """Refuse options of `prepare` that contradict each other or that nnU-Net would misread."""
+    if plans_from is not None:
+        if (planner, gpu_memory_target, size) != ("ExperimentPlanner", None, Size()):
+            raise ValueError(
+                f"--plans-from {plans_from} takes existing plans, so it must not come with options of a planner "
+                "(-pl, -gpu_memory_target, --patch, --width, --batch)."
+            )
+        return
+    size.check(overwrite_plans_name)
     if plans_name is not None and (gpu_memory_target, overwrite_plans_name) != (None, None):
         raise ValueError(
             f"-p {plans_name} takes existing plans, so it must not come with options of a planner "
