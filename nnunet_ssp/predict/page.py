@@ -104,8 +104,9 @@ def subject_page(
     metrics, flags = record["subject"], record["flags"]
     if flags:
         page.heading("Doubts")
-        rows = [[name, found, rule_of(name)] for name, found in flags.items()]
-        page.table(["Flag", "Found", "Raised by"], rows)
+        # One cell, which fits a phone; it begins with a word, or the page would take it for a number
+        rows = [[n, f"Here {found}. Raised by: {rule_of(n)}"] for n, found in flags.items()]
+        page.table(["Flag", "Found, and the rule"], rows)
     page.heading("Volumes")
     page.paragraph(f"{in_short(metrics)}.")
     phases = _phases(record)
@@ -124,7 +125,7 @@ def subject_page(
     for frame, phase in phases.items():
         page.heading(f"All slices at {phase}, frame {frame}")
         sheet = _contact_sheet(study.voxels[..., frame], mask[..., frame], labels, window)
-        page.image(sheet, alt=f"All slices at {phase} with contours", width=720)
+        page.image(sheet, alt=f"All slices at {phase} with contours", wide=True)
     for note in record["notes"]:
         page.paragraph(f"Note: {note}.")
     return page
@@ -147,6 +148,7 @@ def _draw_curves(
         axes.axvline(frame, color="grey", linestyle=":")
         axes.annotate(phase, (frame, 1), xycoords=("data", "axes fraction"), va="bottom")
     axes.set(xlabel="frame", ylabel="ml", ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 

@@ -60,7 +60,10 @@ def test_a_subject_has_curves_player_and_sheets(subject: PhantomSubject, study: 
     page = subject_page("s", record(n_frames, flags=flags), study, subject.labels, LABELS).html()
     assert page.count('class="player"') == 1 and 'data-ms="50"' in page
     assert "All slices at ED, frame 0" in page and f"All slices at ES, frame {n_frames - 1}" in page
-    assert "<td>the LV&#x27;s EF is outside of 5 to 85 %</td>" in page and "EDV 3 ml." in page
+    assert (
+        "<td>Here 3 %. Raised by: the LV&#x27;s EF is outside of 5 to 85 %</td>" in page
+        and "EDV 3 ml." in page
+    )
     assert "&lt;b&gt;" in page
     sources = dict(
         re.findall(r'class="(images|contours)" src="data:image/png;base64,([^"]+)"', page)
