@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
+from tqdm import tqdm
 
 from nnunet_ssp.files.atomic import TEMPORARY
 from nnunet_ssp.files.grids import Array
@@ -72,7 +73,8 @@ class Segmenter:
         """
         properties = self._properties(voxels[..., 0], affine)
         frames, doubts = [], []
-        for frame in np.moveaxis(voxels, -1, 0):
+        # A cine can take half an hour on a CPU
+        for frame in tqdm(np.moveaxis(voxels, -1, 0), "Segmenting", unit="frame", leave=False):
             self.predictor.forget()
             with quiet():
                 labels = self.predictor.predict_single_npy_array(_as_read(frame), dict(properties))

@@ -104,8 +104,9 @@ def subject_page(
     metrics, flags = record["subject"], record["flags"]
     if flags:
         page.heading("Doubts")
-        rows = [[name, found, rule_of(name)] for name, found in flags.items()]
-        page.table(["Flag", "Found", "Raised by"], rows)
+        # One cell, which fits a phone; it begins with a word, or the page would take it for a number
+        rows = [[n, f"Here {found}. Raised by: {rule_of(n)}"] for n, found in flags.items()]
+        page.table(["Flag", "Found, and the rule"], rows)
     page.heading("Volumes")
     page.paragraph(f"{in_short(metrics)}.")
     phases = _phases(record)
@@ -124,7 +125,7 @@ def subject_page(
     for frame, phase in phases.items():
         page.heading(f"All slices at {phase}, frame {frame}")
         sheet = _contact_sheet(study.voxels[..., frame], mask[..., frame], labels, window)
-        page.image(sheet, alt=f"All slices at {phase} with contours", width=720)
+        page.image(sheet, alt=f"All slices at {phase} with contours", wide=True)
     for note in record["notes"]:
         page.paragraph(f"Note: {note}.")
     return page
@@ -147,6 +148,7 @@ def _draw_curves(
         axes.axvline(frame, color="grey", linestyle=":")
         axes.annotate(phase, (frame, 1), xycoords=("data", "axes fraction"), va="bottom")
     axes.set(xlabel="frame", ylabel="ml", ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
@@ -168,16 +170,22 @@ def _grey(voxels: Array) -> Array:
 
 
 def _contours(mask: Array, labels: Labels) -> Array:
-    """Draw the borders of the structures of a slice (X, Y): RGBA, transparent elsewhere."""
-    from matplotlib.colors import to_rgba
-
-    drawn = np.zeros((*mask.shape, 4), np.uint8)
+    """Draw the borders of the structures of a slice (X, Y): numbers of `_inks`, 0 elsewhere."""
+    drawn = np.zeros(mask.shape, np.uint8)
     for structure, name in labels.structures.items():
         inside = np.pad(np.isin(mask, labels.classes[name]), 1)
         inner = inside[2:, 1:-1] & inside[:-2, 1:-1] & inside[1:-1, 2:] & inside[1:-1, :-2]
         border = inside[1:-1, 1:-1] & ~inner
-        drawn[border] = np.round(255 * np.array(to_rgba(PAINT[structure])))
+        drawn[border] = 1 + [*PAINT].index(structure)
     return drawn
+
+
+def _inks() -> Array:
+    """Return the colours of contours, RGBA: transparent, then those of `PAINT`."""
+    from matplotlib.colors import to_rgba
+
+    inks = [(0, 0, 0, 0), *map(to_rgba, PAINT.values())]
+    return np.round(255 * np.array(inks)).astype(np.uint8)
 
 
 def _sprites(
@@ -190,14 +198,14 @@ def _sprites(
     images, masks = _grey(study.voxels[window]), mask[window]
     columns, rows, n_slices, n_frames = images.shape
     grey = images.transpose(2, 1, 3, 0).reshape(n_slices * rows, n_frames * columns)
-    lines = np.stack(
-        [[_contours(masks[:, :, z, t], labels) for t in range(n_frames)] for z in range(n_slices)]
-    )
-    drawn = lines.transpose(0, 3, 1, 2, 4).reshape(*grey.shape, 4)
+    drawn = np.zeros(grey.shape, np.uint8)
+    for z, t in np.ndindex(n_slices, n_frames):
+        tile = np.s_[z * rows : (z + 1) * rows, t * columns : (t + 1) * columns]
+        drawn[tile] = _contours(masks[:, :, z, t], labels).T
     stretch = study.spacing[1] / study.spacing[0]
     return Sprites(
         images=_png(grey),
-        contours=_png(drawn),
+        contours=_png(drawn, _inks()),
         n_frames=n_frames,
         n_slices=n_slices,
         tile=(columns, rows),
@@ -222,16 +230,21 @@ def _contact_sheet(
         tile = np.repeat(images[:, :, z, None], 4, axis=2)
         tile[..., 3] = 255
         lines = _contours(masks[:, :, z], labels)
-        tile[lines[..., 3] > 0] = lines[lines[..., 3] > 0]
+        tile[lines > 0] = _inks()[lines[lines > 0]]
         down, across = divmod(z, ACROSS)
         place = np.s_[down * rows : (down + 1) * rows, across * columns : (across + 1) * columns]
         sheet[place] = tile.transpose(1, 0, 2)
     return _png(np.repeat(np.repeat(sheet, 2, axis=0), 2, axis=1))
 
 
-def _png(pixels: Array) -> bytes:
+def _png(pixels: Array, inks: Array | None = None) -> bytes:
+    """Return a PNG of grey values or RGBA, or of the numbers of inks."""
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG", optimize=False)
+    image, buffer = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
+    options: dict[str, Any] = {}
+    if inks is not None:
+        image.putpalette(inks[:, :3].tobytes())
+        options["transparency"] = inks[:, 3].tobytes()
+    image.save(buffer, format="PNG", optimize=False, **options)
     return buffer.getvalue()

@@ -60,18 +60,26 @@ def test_a_subject_has_curves_player_and_sheets(subject: PhantomSubject, study: 
     page = subject_page("s", record(n_frames, flags=flags), study, subject.labels, LABELS).html()
     assert page.count('class="player"') == 1 and 'data-ms="50"' in page
     assert "All slices at ED, frame 0" in page and f"All slices at ES, frame {n_frames - 1}" in page
-    assert "<td>the LV&#x27;s EF is outside of 5 to 85 %</td>" in page and "EDV 3 ml." in page
+    assert (
+        "<td>Here 3 %. Raised by: the LV&#x27;s EF is outside of 5 to 85 %</td>" in page
+        and "EDV 3 ml." in page
+    )
     assert "&lt;b&gt;" in page
     sources = dict(
         re.findall(r'class="(images|contours)" src="data:image/png;base64,([^"]+)"', page)
     )
     grey, lines = (
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(sources[name]))))
-        for name in ("images", "contours")
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(sources[name]))).convert(mode))
+        for name, mode in (("images", "L"), ("contours", "RGBA"))
     )
     width, height = (int(re.search(f'data-{s}="(\\d+)"', page)[1]) for s in ("width", "height"))
     assert grey.shape == (subject.image.shape[2] * height, n_frames * width)
     assert lines.shape == (*grey.shape, 4)
+    assert {tuple(colour) for colour in lines[lines[..., 3] > 0]} == {
+        (213, 94, 0, 255),
+        (0, 158, 115, 255),
+        (86, 180, 233, 255),
+    }
     # The contours of slice 2 at frame 1 are borders of that mask: as many columns and rows as it spans.
     tile = lines[2 * height : 3 * height, width : 2 * width, 3] > 0
     mask = subject.labels[:, :, 2, 1].T > 0
