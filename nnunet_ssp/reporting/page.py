@@ -83,9 +83,10 @@ summary { cursor: pointer; }
 img { display: block; max-width: 100%; height: auto; }
 .wide img { width: 100%; }
 [hidden] { display: none; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr));
+.gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr));
   gap: 0 1.5rem; margin: 1rem 0; }
-.gallery figure { margin: .5rem 0; }
+.gallery figure { margin: .5rem 0; max-width: 29rem; }
+.gallery img { width: 100%; }
 .player canvas { display: block; width: 100%; max-width: 30rem; background: #000; }
 .player label { display: flex; gap: .6rem; align-items: center; max-width: 30rem; margin: .5rem 0; }
 .player label > span { min-width: 3rem; }
