@@ -147,8 +147,11 @@ def test_texts_that_begin_with_a_number_are_set_as_numbers_but_for_the_first_col
     page.table(["code", "a", "b"], [["001", "0.90–0.95", "1 of 2"], ["002", "–", "none"]])
     page.table(["n", "sign"], [[1, "-0.1"], [2, "+0.2 to 0.3"]])
     page.table(["gaps", "gaps"], [[None, "–"]])
+    page.table(
+        ["flag", "rule"], [["ring", "47 % at ED, which is more than 40 % of it"], ["EF", "1 %"]]
+    )
     numbers = [cell.get("class") for cell in Document(page.html()).all("td")]
-    assert numbers == [None, "number", None] * 2 + ["number"] * 4 + [None, "number"]
+    assert numbers == [None, "number", None] * 2 + ["number"] * 4 + [None, "number"] + [None] * 4
 
 
 def test_a_gallery_holds_its_plots_and_one_caption():
