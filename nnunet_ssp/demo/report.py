@@ -228,7 +228,7 @@ def _add_dice(page: Page, dataset: DemoData, scores: pd.DataFrame) -> None:
 
 
 def _add_curves(page: Page, layout: Layout) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from nnunet_ssp.reporting.figures import count_along
 
     def drawing(
         curves: Mapping[str, list[float]], ylabel: str, what: str
@@ -240,7 +240,7 @@ def _add_curves(page: Page, layout: Layout) -> None:
             for label, values in curves.items():
                 axes.plot(range(1, len(values) + 1), values, marker="o", markersize=4, label=label)
             axes.set(xlabel="Epoch", ylabel=ylabel)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            count_along(axes, 1, n)
             figure.legend(loc="outside lower center", ncols=len(curves))
 
         return draw

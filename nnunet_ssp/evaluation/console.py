@@ -6,7 +6,7 @@ from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.results import Evaluation
 from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST
 from nnunet_ssp.reporting.page import GAP
-from nnunet_ssp.reporting.wording import interval, listing, p_value, rounded
+from nnunet_ssp.reporting.wording import interval, limits, listing, p_value, rounded
 
 
 def summary_text(evaluation: Evaluation) -> str:
@@ -27,9 +27,9 @@ def summary_text(evaluation: Evaluation) -> str:
     if len(evaluation.agreement):
         rows = [["model", "metric", "subjects", "reference", "bias", "95 % limits", "r"]]
         for row in evaluation.agreement.to_dict("records"):
-            limits = f"{rounded(row['lower'], 1)} to {rounded(row['upper'], 1)}"
+            agreed = limits(row["lower"], row["upper"])
             cells = [row["model"], f"{row['figure']} ({row['unit']})", str(row["n_subjects"])]
-            cells += [rounded(row["reference"], 1), rounded(row["bias"], 1), limits]
+            cells += [rounded(row["reference"], 1), rounded(row["bias"], 1), agreed]
             rows.append([*cells, rounded(row["correlation"], 3)])
         lines += ["", *_aligned(rows)]
     remarks = [note if note.startswith("WARNING") else f"Note: {note}" for note in evaluation.notes]

@@ -30,7 +30,7 @@ from nnunet_ssp.reporting.figures import (
     slices_to_show,
 )
 from nnunet_ssp.reporting.page import GAP, Cell, Page
-from nnunet_ssp.reporting.wording import interval, listing, p_value, rounded
+from nnunet_ssp.reporting.wording import interval, limits, listing, p_value, rounded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -300,12 +300,12 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
     for row in evaluation.agreement.to_dict("records"):
         cells = [row["model"], f"{row['figure']} ({row['unit']})", row["n_subjects"]]
         numbers = [row["reference"], row["predicted"], row["bias"], row["sd"]]
-        limits = f"{rounded(row['lower'], 1)} to {rounded(row['upper'], 1)}"
+        agreed = limits(row["lower"], row["upper"])
         rows.append(
             [
                 *cells,
                 *(rounded(number, 1) for number in numbers),
-                limits,
+                agreed,
                 rounded(row["mae"], 1),
                 rounded(row["percent_error"], 1),
                 row["correlation"],

@@ -13,7 +13,7 @@ from nnunet_ssp.files.grids import Array
 from nnunet_ssp.predict.flags import FLAGS, rule_of
 from nnunet_ssp.predict.inputs import InputCine
 from nnunet_ssp.predict.results import in_short
-from nnunet_ssp.reporting.figures import COLOURS
+from nnunet_ssp.reporting.figures import COLOURS, count_along
 from nnunet_ssp.reporting.page import Link, Page
 from nnunet_ssp.reporting.player import Sprites
 
@@ -148,7 +148,7 @@ def _draw_curves(
         axes.axvline(frame, color="grey", linestyle=":")
         axes.annotate(phase, (frame, 1), xycoords=("data", "axes fraction"), va="bottom")
     axes.set(xlabel="frame", ylabel="ml", ylim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    count_along(axes, 0, max(map(len, frames.values())) - 1)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 

@@ -213,6 +213,14 @@ def bland_altman(
     return draw
 
 
+def count_along(axes: Axes, first: int, last: int) -> None:
+    """Let an axis count whole things, such as epochs or frames; around a single one matplotlib would mark fractions."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(first - 0.5, max(last, first + 1) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def _colours(names: Iterable[str]) -> dict[str, str]:
     return dict(zip(names, itertools.cycle(COLOURS + MORE_COLOURS), strict=False))
 

@@ -23,6 +23,7 @@ from nnunet_ssp.reporting.player import SCRIPT, Sprites, markup
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SHORT = 30  # letters of a text that is set as a number: 0.89 ± 0.01
 PIXELS_PER_INCH = 110  # of the page; images have more, for sharper screens
 
 GAP = "–"  # stands in a table for a missing value
@@ -85,9 +86,10 @@ summary { cursor: pointer; }
 img { display: block; max-width: 100%; height: auto; }
 .wide img { width: 100%; }
 [hidden] { display: none; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr));
+.gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr));
   gap: 0 1.5rem; margin: 1rem 0; }
-.gallery figure { margin: .5rem 0; }
+.gallery figure { margin: .5rem 0; max-width: 29rem; }
+.gallery img { width: 100%; }
 .player canvas { display: block; width: 100%; max-width: 30rem; background: #000; }
 .player label { display: flex; gap: .6rem; align-items: center; max-width: 30rem; margin: .5rem 0; }
 .player label > span { min-width: 3rem; }
@@ -148,7 +150,7 @@ class Page:
         collapse_above: int = 20,
         names: Sequence[str] = (),
     ) -> None:
-        """Add a table; columns of numbers, or of texts that begin with one, are set flush right.
+        """Add a table; columns of numbers, or of short texts that begin with one, are set flush right.
 
         The first column is set flush right only if it holds no text.
 
@@ -333,12 +335,14 @@ def _inline(text: str | Link) -> str:
 
 
 def _is_numeric(cells: Sequence[Cell], text: bool) -> bool:
-    """Whether a column holds numbers only, besides gaps; with `text`, also texts that begin with a number."""
+    """Whether a column holds numbers only, besides gaps; with `text`, also short texts that begin with a number."""
     words = [cell.text if isinstance(cell, Noted) else cell for cell in cells]
     plain = [word.text if isinstance(word, Link) else word for word in words]
     filled = [cell for cell in plain if cell not in (None, GAP)]
     return (text or bool(filled)) and all(
-        text and re.match(r"[+-]?\d", cell) is not None if isinstance(cell, str) else True
+        text and re.match(rf"[+-]?\d.{{,{SHORT}}}$", cell) is not None
+        if isinstance(cell, str)
+        else True
         for cell in filled
     )
 

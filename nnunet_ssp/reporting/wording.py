@@ -33,6 +33,11 @@ def interval(row: dict[Hashable, Any], score: str = "") -> str:
     return f"{low:.3f}–{high:.3f}" if score else f"{low:+.3f} to {high:+.3f}"
 
 
+def limits(low: float, high: float) -> str:
+    """Write limits of agreement: `-3.1 to 4.0`, or a dash where a single subject has none."""
+    return GAP if math.isnan(low) else f"{rounded(low, 1)} to {rounded(high, 1)}"
+
+
 def duration(seconds: float) -> str:
     """Write seconds as `48 s`, `12 min` or `3.5 h`."""
     if not math.isfinite(seconds):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.methods.parts.depth import STANDING_STILL
 from nnunet_ssp.network import parts
+from nnunet_ssp.reporting.figures import count_along
 
 MARKERS = "osD^vP*X"  # of the resolutions, from the finest
 PANEL_INCHES = 3.0  # width of an image of `plot_images`
@@ -180,7 +181,7 @@ def plot_progress(
         (len(logging[key]) for p in shown for key in p.curves if logging.get(key)), default=0
     )
     for axis in axes:
-        axis.set_xlim(0.5, max(epochs, 2) + 0.5)  # else one epoch would have ticks between epochs
+        count_along(axis, 1, epochs)
     for axis in axes[-columns:]:
         axis.tick_params(labelbottom=True)
         axis.set_xlabel("epoch")
@@ -189,8 +190,6 @@ def plot_progress(
 
 
 def _draw_panel(axis: Any, panel: Panel, logging: Mapping[str, Sequence[Any]]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     for position, (key, label) in enumerate(panel.curves.items()):
         points = [(i, v) for i, v in enumerate(logging.get(key) or [], 1) if math.isfinite(v)]
         style = {"marker": "o" if len(points) < 3 else None}
@@ -222,7 +221,6 @@ def _draw_panel(axis: Any, panel: Panel, logging: Mapping[str, Sequence[Any]]) -
     axis.set_ylabel(panel.label)
     # Beside the plot, where it hides no curve.
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
 
 

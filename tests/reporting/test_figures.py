@@ -13,6 +13,7 @@ from nnunet_ssp.reporting.figures import (
     Overlay,
     bland_altman,
     box_plot,
+    count_along,
     curves_with_bands,
     label_window,
     overlay_grid,
@@ -184,3 +185,14 @@ def test_overlay_grid_paints_each_class_and_draws_outlines():
     assert min(coloured[1:]) > 0.05
     plain, outlined = (picture(Overlay(image, nothing, own), {"LV": 1}) for own in (None, labels))
     assert (plain != outlined).any()
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 1), (0, 0), (0, 1), (1, 100), (0, 24)])
+def test_epochs_and_frames_are_counted_in_whole_numbers(first: int, last: int):
+    axes = Figure().subplots()
+    axes.plot(range(first, last + 1), range(first, last + 1))
+    count_along(axes, first, last)
+    low, high = axes.get_xlim()
+    ticks = [float(tick) for tick in axes.get_xticks() if low <= tick <= high]
+    assert low < first <= last < high
+    assert ticks and all(tick.is_integer() for tick in ticks)

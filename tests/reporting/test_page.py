@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,8 +147,11 @@ def test_texts_that_begin_with_a_number_are_set_as_numbers_but_for_the_first_col
     page.table(["code", "a", "b"], [["001", "0.90–0.95", "1 of 2"], ["002", "–", "none"]])
     page.table(["n", "sign"], [[1, "-0.1"], [2, "+0.2 to 0.3"]])
     page.table(["gaps", "gaps"], [[None, "–"]])
+    page.table(
+        ["flag", "rule"], [["ring", "47 % at ED, which is more than 40 % of it"], ["EF", "1 %"]]
+    )
     numbers = [cell.get("class") for cell in Document(page.html()).all("td")]
-    assert numbers == [None, "number", None] * 2 + ["number"] * 4 + [None, "number"]
+    assert numbers == [None, "number", None] * 2 + ["number"] * 4 + [None, "number"] + [None] * 4
 
 
 def test_a_gallery_holds_its_plots_and_one_caption():
@@ -155,6 +162,38 @@ def test_a_gallery_holds_its_plots_and_one_caption():
     assert {image["width"] for image in document.all("img")} == {"330"}
     assert {"class": "gallery"} in document.all("div")
     assert document.text == ["gallery", "both"]
+
+
+@pytest.mark.parametrize(("width", "row"), [(1280, 2), (400, 1)])
+def test_two_plots_of_a_gallery_take_the_width_of_the_text(tmp_path: Path, width: int, row: int):
+    """In a headless browser, if there is one."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("there is no Chromium here")
+    page = Page("gallery")
+    page.gallery([(line, "first"), (line, "second")], caption="both")
+    measure = """<script>onload = () => {
+      const page = document.querySelector('iframe').contentDocument;
+      const room = page.querySelector('.gallery').getBoundingClientRect();
+      const boxes = [...page.images].map(image => image.getBoundingClientRect());
+      document.body.textContent = JSON.stringify({room: [room.left, room.right],
+        boxes: boxes.map(box => [box.left, box.right])});
+    }</script>"""
+    inner = page.html().replace('"', "&quot;")
+    outer = tmp_path / "outer.html"
+    outer.write_text(
+        f'<!doctype html><meta charset="utf-8">{measure}<iframe width="{width}" height="800" '
+        f'style="border: 0" srcdoc="{inner}"></iframe>',
+        encoding="utf-8",
+    )
+    command = [browser, "--no-sandbox", "--headless=new", "--disable-gpu"]
+    command += ["--virtual-time-budget=10000", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--dump-dom", outer.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    seen = json.loads(done.stdout.partition("<body>")[2].partition("</body>")[0])
+    left, right = seen["room"]
+    assert sum(b - a for a, b in seen["boxes"][:row]) > 0.93 * (right - left)
+    assert all(left - 1 <= a < b <= right + 1 for a, b in seen["boxes"])
 
 
 def test_an_image_can_be_shown_smaller_than_it_is():

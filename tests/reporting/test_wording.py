@@ -5,7 +5,7 @@ import math
 import pytest
 
 from nnunet_ssp.reporting.page import GAP
-from nnunet_ssp.reporting.wording import interval, listing, p_value, rounded
+from nnunet_ssp.reporting.wording import interval, limits, listing, p_value, rounded
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,8 @@ def test_the_interval_of_a_difference_has_signs():
 def test_a_number_that_is_not_known_is_a_dash():
     unknown = {"low": math.nan, "high": math.nan}
     assert rounded(math.nan, 3) == p_value(math.nan) == interval(unknown) == GAP
+
+
+def test_limits_of_one_subject_are_a_dash():
+    assert limits(-3.14, 4.0) == "-3.1 to 4.0"
+    assert limits(math.nan, math.nan) == GAP
