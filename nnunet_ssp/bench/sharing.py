@@ -91,7 +91,7 @@ def tensors_bytes(weights: dict[str, torch.Tensor]) -> int:
     return sum(own.values())
 
 
-def measure(folder: Path, seconds: float) -> dict[str, Any]:
+def measure_sharing(folder: Path, seconds: float) -> dict[str, Any]:
     """Measure in this process, with the wall clock: copies wait for the disk."""
     found: dict[str, Any] = {"shared_bytes": (folder / CHECKPOINT).stat().st_size}
 
@@ -142,4 +142,4 @@ def _status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]), float(sys.argv[2]))))
+    print(json.dumps(measure_sharing(Path(sys.argv[1]), float(sys.argv[2]))))

@@ -127,7 +127,7 @@ def plans_of(content: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], st
     return {"configurations": {name: found}}, name
 
 
-def in_words(content: Mapping[str, Any], file: Path) -> str:
+def origin_in_words(content: Mapping[str, Any], file: Path) -> str:
     """Say what a file of nnssl is."""
     plan = _plan(content, file)
     network = shown(plan["architecture_plans"]["arch_class_name"])

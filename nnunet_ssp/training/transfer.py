@@ -201,7 +201,7 @@ def read(file: str | Path, trust: bool = False) -> Pretrained:
             f(content, file) for f in (interchange.weights_of, interchange.plans_of)
         )
         return Pretrained(
-            file, weights, {}, plans, name, origin=interchange.in_words(content, file)
+            file, weights, {}, plans, name, origin=interchange.origin_in_words(content, file)
         )
     arguments = content.get("init_args", {})
     return Pretrained(
