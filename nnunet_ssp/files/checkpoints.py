@@ -165,12 +165,23 @@ def check_content(content: dict[str, Any], file: str | Path) -> None:
 
 
 def non_finite(weights: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors that hold NaN or infinity."""
-    return [
-        name
-        for name, tensor in weights.items()
-        if (tensor.is_floating_point() or tensor.is_complex()) and not tensor.isfinite().all()
-    ]
+    """Return the names of the tensors that hold NaN or infinity; what several names share is looked at once."""
+    found: dict[Any, bool] = {}
+    wrong = []
+    for name, tensor in weights.items():
+        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if key not in found:
+            found[key] = _is_lost(tensor)
+        if found[key]:
+            wrong.append(name)
+    return wrong
+
+
+def _is_lost(tensor: Tensor) -> bool:
+    """Whether a tensor holds NaN or infinity, which a sum keeps; a sum of finite numbers may also overflow."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.sum().isfinite():
+        return False
+    return not bool(tensor.isfinite().all())
 
 
 def refuse_non_finite(file: str | Path, weights: Mapping[str, Tensor]) -> None:

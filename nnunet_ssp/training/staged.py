@@ -83,7 +83,7 @@ class StagedTrainer(FinetuningTrainer, ABC):
             f"{trains.count(False)} of {len(trains)} parameter tensors are frozen."
         )
         if self.is_ddp:  # DDP notes only at construction which parameters need a gradient
-            devices = [self.local_rank] if self.device.type == "cuda" else None
+            devices = [self.device] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.network.module, device_ids=devices)
 
     def _stops_early(self) -> bool:

@@ -1,4 +1,4 @@
-"""Trains every method as one of the processes that torchrun starts: `python -m tests.training.on_ranks`."""
+"""Trains every method as one of the processes that torchrun starts: `python -m tests.training.on_ranks NAME ...`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METHODS = {
     "Inpainting": "",
     "Dense": "points=12",
     "SimCLR": "head_width=16 pooling=max",
-    "PCL": "head_width=16 threshold=0.3 pooling=max",
+    "PCL": "head_width=16 threshold=0.3 pooling=max head_norm=none",
     "DINO": "head_width=16 head_bottleneck=8 out_dim=32 local_crops=2 pooling=max",
     "BYOL": "head_width=16 head_out=8 predictor_width=16 pooling=max",
 }
@@ -67,7 +67,7 @@ def main() -> None:
 
     PretrainingTrainer.on_epoch_end = ending  # type: ignore[method-assign]
     with joined(torch.device("cpu")):
-        for method in METHODS:
+        for method in sys.argv[1:]:
             os.environ["nnUNet_ssp_settings"] = settings_of(method)
             options = ("tiny", None, False, False, torch.device("cpu"))
             launched._train("901", "2d", "0", name_of(method), *options)

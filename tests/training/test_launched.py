@@ -22,6 +22,8 @@ from tests.training.on_ranks import AFTER_ONE_STEP, METHODS, keep_first, name_of
 from tests.warm import ROOT
 
 MINUTE = 60
+ENCODING = ("SimCLR", "PCL", "DINO", "BYOL")
+RECONSTRUCTING = tuple(name for name in METHODS if name not in ENCODING)
 HERE = Path(sys.executable).parent
 COMMAND = ("--no-python", HERE / "nnunet-ssp", "train", "901", "2d", "0", "-p", "tiny")
 MIM = ("-tr", name_of("MIM"), "-device", "cpu")
@@ -84,14 +86,15 @@ def assert_near(found: Path, expected: Path, relative: float) -> None:
 @pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.timeout(2700)
+@pytest.mark.parametrize("methods", (RECONSTRUCTING, ENCODING), ids=("reconstructing", "encoding"))
 def test_two_machines_equal_one_process(
-    two_nodes, runs, tmp_path, no_pictures, one_thread, monkeypatch
+    two_nodes, runs, tmp_path, no_pictures, one_thread, monkeypatch, methods
 ):
-    nodes = two_nodes("-m", "tests.training.on_ranks")
+    nodes = two_nodes("-m", "tests.training.on_ranks", *methods)
     assert [node.wait(30 * MINUTE) for node in nodes] == [0, 0], said(tmp_path)[-4000:]
     theirs = tmp_path / "two"
     (tmp_path / "results").rename(theirs)
-    for method in METHODS:
+    for method in methods:
         name, settings = name_of(method), settings_of(method)
         trainer = runs.make(name, settings)
         end = trainer.on_epoch_end
