@@ -159,4 +159,8 @@ def test_the_studies_of_the_papers_have_them(nnunet_folders):
     assert {run.dataset for run in pretrainings} == {"", "150"}
     found = read_study(STUDIES / "dominic.yaml")
     words = [run.settings for run in study_runs(found, None)[0] if "superset" in run.name]
-    assert [text.partition("data_superset=")[2].split()[0] for text in words] == ["1.0", "1.5", "2.0"]
+    assert [text.partition("data_superset=")[2].split()[0] for text in words] == [
+        "1.0",
+        "1.5",
+        "2.0",
+    ]
