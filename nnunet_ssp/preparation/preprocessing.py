@@ -25,10 +25,10 @@ from nnunet_ssp.parallel import process
 from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.packing import (
     groups,
-    in_words,
     preprocess_pack,
     require_space,
     run_unlabelled,
+    why_it_failed,
 )
 from nnunet_ssp.preparation.raw import (
     CaseJob,
@@ -321,6 +321,6 @@ def preprocess_case(
     except Exception as error:
         if not isinstance(error, RefusedError):
             require_space(temporary)
-        return in_words(job, error)
+        return why_it_failed(job, error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -31,7 +31,7 @@ ON_TEST = ("test", "report")  # kinds of scores of the test subjects
 
 
 @dataclass(frozen=True)
-class Source:
+class OtherDataset:
     """Another prepared dataset, without folds of its own, that is only pretrained on.
 
     Attributes:
@@ -159,7 +159,7 @@ class Data:
         folder = store_folder(self.dataset.prepared, self.configuration["data_identifier"])
         return read_index(folder)[1]
 
-    def source(self, dataset: int) -> Source:
+    def source(self, dataset: int) -> OtherDataset:
         """Open another dataset that is pretrained on, prepared with plans of the same name.
 
         Raises:
@@ -174,11 +174,11 @@ class Data:
                 )
             configuration = _configuration(file)
             _, stored = read_index(store_folder(folder, configuration["data_identifier"]))
-            self._sources[dataset] = Source(folder.name, configuration, stored)
+            self._sources[dataset] = OtherDataset(folder.name, configuration, stored)
         return self._sources[dataset]
 
     @cached_property
-    def _sources(self) -> dict[int, Source]:
+    def _sources(self) -> dict[int, OtherDataset]:
         return {}
 
     def labelled_slices(self, fold: str) -> int:
