@@ -93,7 +93,7 @@ def preprocess_pack(
                 data, properties = run_unlabelled(job, plans, manager, content)
                 array = slices.as_slices(job.case, data)
             except Exception as error:
-                problems[job.case] = failure_in_words(job, error)
+                problems[job.case] = why_it_failed(job, error)
                 continue
             n, channels, rows, columns = array.shape
             place = slices.stack_position(properties)
@@ -105,7 +105,7 @@ def preprocess_pack(
     return [entries.get(job.case) or problems[job.case] for job in jobs]
 
 
-def failure_in_words(job: CaseJob, error: Exception) -> str:
+def why_it_failed(job: CaseJob, error: Exception) -> str:
     """Say why a case could not be preprocessed."""
     if isinstance(error, RefusedError):
         return str(error)

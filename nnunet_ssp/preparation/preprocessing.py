@@ -24,11 +24,11 @@ from nnunet_ssp.files.nnunet import NATURAL
 from nnunet_ssp.parallel import process
 from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.packing import (
-    failure_in_words,
     groups,
     preprocess_pack,
     require_space,
     run_unlabelled,
+    why_it_failed,
 )
 from nnunet_ssp.preparation.raw import (
     CaseJob,
@@ -321,6 +321,6 @@ def preprocess_case(
     except Exception as error:
         if not isinstance(error, RefusedError):
             require_space(temporary)
-        return failure_in_words(job, error)
+        return why_it_failed(job, error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
