@@ -170,7 +170,9 @@ ARCH_KWARGS = {
     "n_stages": Rule(
         f"a whole number from 1 to {STAGES}", lambda v: is_whole(v, 1) and v <= STAGES
     ),
-    **dict.fromkeys(("features_per_stage", "kernel_sizes", "strides"), _per_stage(LARGEST)),
+    **dict.fromkeys(
+        ("features_per_stage", "kernel_sizes", "strides", "decoder_features"), _per_stage(LARGEST)
+    ),
     **dict.fromkeys(
         ("n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder"), _per_stage(BLOCKS)
     ),

@@ -20,7 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_ssp.console import nearest
 from nnunet_ssp.files.nnunet import configuration_of, read_plans
 from nnunet_ssp.nnunet import dataset_id, environment, quiet
-from nnunet_ssp.preparation.planners import PLANNERS, own_planner
+from nnunet_ssp.preparation.planners import PLANNERS, TimmPlanner, own_planner
 from nnunet_ssp.preparation.raw import (
     CaseJob,
 )
@@ -97,9 +97,17 @@ class Size:
             raise ValueError(f"`--batch` (={self.batch}) must be at least {LEAST_BATCH}.")
 
     def planner(self, planner: Any) -> Any:
-        """Return a planner of nnU-Net's that plans its 2D configuration at these sizes."""
+        """Return a planner that plans its 2D configuration at these sizes.
+
+        Raises:
+            ValueError: A width for an encoder of timm, which has its own.
+        """
         if self == Size():
             return planner
+        if self.width is not None and issubclass(planner, TimmPlanner):
+            raise ValueError(
+                f"`--width` (={self.width}) must be left out: an encoder of timm has its own."
+            )
         return type(f"Sized{planner.__name__}", (_SizedPlanner, planner), {"size": self})
 
 

@@ -8,7 +8,7 @@ import pytest
 from nnunet_ssp.files.nnunet import read_plans
 from nnunet_ssp.preparation.command import prepare
 from nnunet_ssp.preparation.planners import BatchNormPlanner, TimmPlanner, own_planner
-from nnunet_ssp.preparation.planning import find_planner
+from nnunet_ssp.preparation.planning import Size, find_planner
 from tests.preparation.conftest import index
 
 
@@ -44,5 +44,7 @@ def test_planners_by_name():
     assert (other.model, other.default_name) == ("resnet18", "nnUNetTimm_resnet18_Plans")
     with pytest.raises(ValueError, match=r"timm \(=resnet19\) must be one of its models\. Perhaps"):
         find_planner("timm:resnet19")
+    with pytest.raises(ValueError, match=r"`--width` \(=0\.5\) must be left out"):
+        Size(width=0.5).planner(TimmPlanner)
     with pytest.raises(ValueError, match=r"Perhaps BatchNormPlanner\?"):
         find_planner("BatchnormPlanner")

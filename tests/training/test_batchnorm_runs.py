@@ -35,7 +35,7 @@ def test_chunks_are_refused_with_what_to_do(runs, plans):
     with pytest.raises(
         ValueError, match=r"`chunk_size` \(=2\) must be none or auto: .*lower batch_size, or take"
     ):
-        runs.make(BYOL, f"{PRETRAIN} chunk_size=2", plans=plans)
+        runs.run(BYOL, f"{PRETRAIN} chunk_size=2", plans=plans)
 
 
 def test_statistics_go_into_snapshots_and_fine_tuning(runs, plans, log):

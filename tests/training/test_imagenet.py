@@ -25,9 +25,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
 class nnUNetTrainerFewSteps(nnUNetTrainer):
-    def __init__(self, *arguments, **named):
-        super().__init__(*arguments, **named)
+    def initialize(self):
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 2, 1
+        super().initialize()
 """
 SHORT = "num_epochs=1 iterations_per_epoch=1 val_iterations_per_epoch=1 final_validation=no"
 
