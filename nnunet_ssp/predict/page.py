@@ -140,6 +140,8 @@ def _phases(record: Mapping[str, Any]) -> dict[int, str]:
 def _draw_curves(
     figure: Figure, frames: Mapping[str, Sequence[float]], phases: Mapping[int, str]
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes = figure.subplots()
     for structure, colour in PAINT.items():
         if (curve := frames.get(f"{structure.lower()}_ml")) is not None:
@@ -148,7 +150,7 @@ def _draw_curves(
         axes.axvline(frame, color="grey", linestyle=":")
         axes.annotate(phase, (frame, 1), xycoords=("data", "axes fraction"), va="bottom")
     axes.set(xlabel="frame", ylabel="ml", ylim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
