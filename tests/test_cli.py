@@ -51,6 +51,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "convert acdc",
         "folds",
         "prepare",
+        "train",
         "inspect",
         "phantom",
         "demo",
