@@ -18,31 +18,33 @@ from nnunet_ssp.training import evidence
 
 SCORES = Path(__file__).with_name("results") / "acdc-few"
 TABLE = Path(evidence.__file__).with_name(evidence.TABLE)
-SCRATCH = "scratch"
-METHODS = {
-    "Dense": "Dense",
-    "MIM": "MIM-deep",
-}  # files of the models by the method of their pretraining
-NETWORK = "a network of half widths, patches of 96x96, 500 steps"
+# Method of the pretraining, file of the model, file of its control, steps of both.
+PAIRS = (
+    ("Dense", "Dense", "scratch", 500),
+    ("Dense", "Dense-long", "scratch-long", 1500),
+    ("MIM", "MIM-deep", "scratch", 500),
+)
 DATA = {
-    "reported-models": f"12 other patients of ACDC ({NETWORK})",
-    "models": f"the 9 patients of ACDC that methods are chosen on ({NETWORK})",
+    "reported-models": "12 other patients of ACDC",
+    "models": "the 9 patients of ACDC that methods are chosen on",
 }
+NETWORK = "a network of half widths, patches of 96x96"
 
 
 def measured(folder: Path = SCORES) -> pd.DataFrame:
     """Compute the table: `method, data, labelled, seeds, scratch, pretrained`; mean 3D Dice over seeds and subjects."""
     rows = []
-    for method, name in METHODS.items():
+    for method, name, control, steps in PAIRS:
         kind = next((kind for kind in DATA if (folder / kind / f"{name}.csv").is_file()), None)
         if kind is None:
             continue
-        scratch, pretrained = (_means(folder / kind / f"{model}.csv") for model in (SCRATCH, name))
+        scratch, pretrained = (_means(folder / kind / f"{model}.csv") for model in (control, name))
         both = pd.concat({"scratch": scratch, "pretrained": pretrained}, axis=1).dropna()
         for labelled, own in both.groupby("fold"):
             seeds = own.index.get_level_values("seed").nunique()
             means = [f"{value:.3f}" for value in own[["scratch", "pretrained"]].mean()]
-            rows.append([method, DATA[kind], labelled, seeds, *means])
+            data = f"{DATA[kind]} ({NETWORK}, {steps} steps)"
+            rows.append([method, data, labelled, seeds, *means])
     columns = ["method", "data", "labelled", "seeds", "scratch", "pretrained"]
     return pd.DataFrame(rows, columns=columns)
 

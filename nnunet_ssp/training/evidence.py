@@ -17,11 +17,14 @@ def gain_in_words(method: str) -> str:
     rows = [row for row in read_measured() if row["method"] == method]
     if not rows:
         return f"measured: no gain of {method} over training from scratch yet, see {WHERE}"
-    gains = ", ".join(
-        f"{row['pretrained']} against {row['scratch']} with {row['labelled']} labelled patients"
-        for row in rows
-    )
-    return f"measured: {method} on {rows[0]['data']}, mean 3D Dice {gains}; yours will differ, see {WHERE}"
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        gain = (
+            f"{row['pretrained']} against {row['scratch']} with {row['labelled']} labelled patients"
+        )
+        found.setdefault(row["data"], []).append(gain)
+    gains = "; ".join(f"{', '.join(several)}, on {data}" for data, several in found.items())
+    return f"measured: {method}, mean 3D Dice {gains}; yours will differ, see {WHERE}"
 
 
 def read_measured() -> list[dict[str, str]]:

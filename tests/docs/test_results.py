@@ -44,6 +44,11 @@ def test_means_over_frames_subjects_and_the_seeds_that_both_have(
     write(tmp_path / "reported-models/Dense.csv", frames)
     (row,) = script.measured(tmp_path).to_dict("records")
     assert (row["scratch"], row["pretrained"]) == ("0.400", "0.400") and "other" in row["data"]
+    for control in ("scratch-long", "Dense-long"):
+        write(tmp_path / f"models/{control}.csv", {(5, 0, "a", "ED"): 0.8})
+    _, long = script.measured(tmp_path).to_dict("records")
+    assert (long["scratch"], long["pretrained"]) == ("0.800", "0.800")
+    assert "chosen on" in long["data"] and "1500 steps" in long["data"]
 
 
 def test_an_outdated_table_is_noticed_and_written_anew(
