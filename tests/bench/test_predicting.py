@@ -88,6 +88,7 @@ def test_the_forward_passes_of_the_model(bench, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_both_commands_run(bench, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # nnU-Net takes a thread for each core
     runs = TimedRuns(bench, tmp_path, make_subject(0, matrix=48, frames=2, slices=3))

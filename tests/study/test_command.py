@@ -67,6 +67,7 @@ def study(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_from_nothing_to_the_page(tmp_path):
     """Phantom, folds, pretraining, fine-tuning, prediction, evaluation, tables; then again, and with a run missing."""
     file = tmp_path / "small.yaml"
@@ -120,6 +121,7 @@ def test_from_nothing_to_the_page(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_models_are_chosen_before_any_test_subject_is_predicted(tmp_path):
     file = tmp_path / "small.yaml"
     own = SMALL + "evaluate: choosing\nby_size: {half: {plans: small}}\n"

@@ -148,6 +148,7 @@ def planned(own_copy) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_plans_with_an_encoder_of_timm(planned, runs, log, file, state, command, tmp_path):
     """Pretraining and fine-tuning from a file, then nnU-Net's own training and prediction."""
     plans = json.loads((planned / f"{PLANS}.json").read_text())["configurations"]["2d"]

@@ -48,6 +48,7 @@ def cine(
         yield base
 
 
+@pytest.mark.heavy
 def test_whole_path(cine: Path, tmp_path: Path, command: Callable[..., str]) -> None:
     device = ("-device", "cpu")
     said = command(
@@ -100,6 +101,7 @@ def test_whole_path(cine: Path, tmp_path: Path, command: Callable[..., str]) -> 
     assert len(list(tmp_path.glob("SCD0000501_frame*.nii.gz"))) == 2
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("task", ["ContextPrediction", "Inpainting"])
 def test_inpainting_methods_learn(cine: Path, command: Callable[..., str], task: str) -> None:
     said = command(
