@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow soak lint docs bench study release clean
 
-# PyTorch for the CPU alone, about 1 GB in place of 6: make demo TORCH=cpu. It needs this index besides the usual one.
+# PyTorch for the CPU alone, about 2 GB in place of 7: make demo TORCH=cpu. It needs this index besides the usual one.
 TORCH ?=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -58,7 +58,7 @@ $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'Installing nnU-Net and PyTorch into $(VENV): about $(if $(filter cpu,$(TORCH)),2,7) GB on disk, some minutes.'
 	@test -n '$(TORCH)' || command -v nvidia-smi > /dev/null || \
-		echo 'There is no NVIDIA driver here: make $(MAKECMDGOALS) TORCH=cpu installs about 1 GB in place of 6.'
+		echo 'There is no NVIDIA driver here: make $(MAKECMDGOALS) TORCH=cpu installs about 2 GB in place of 7.'
 	$(if $(filter cpu,$(TORCH)),$(BIN)/python -m pip install --disable-pip-version-check torch --index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --disable-pip-version-check --editable .
 	touch $@

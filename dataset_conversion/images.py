@@ -106,7 +106,8 @@ def convert(
         lines.append(f"{count_of(others, 'other file')} left alone.")
     print("\n".join(lines))
     print(
-        f"\nConverted to {target}\nNext: nnunet-ssp prepare {dataset_id} --plans-from DATASET, the one to train on next"
+        f"\nConverted to {target}\nNext, with the dataset to train on afterwards in place of DATASET:\n"
+        f"nnunet-ssp prepare {dataset_id} --plans-from DATASET"
     )
     return target
 

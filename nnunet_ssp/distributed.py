@@ -41,7 +41,7 @@ def device_of_rank(device: torch.device) -> torch.device:
     """Return the device of this rank: of a machine's GPUs the one with its number there."""
     if device.type != "cuda":
         return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank())))
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) if launched() else rank())
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def joined(device: torch.device) -> Iterator[None]:
             yield
             dist.barrier()
     except BaseException:
-        if device.type != "cuda":  # NCCL would wait for the others
+        if device.type != "cuda" and dist.is_initialized():  # NCCL would wait for the others
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
@@ -226,5 +226,12 @@ def with_global_statistics(network: nn.Module, over_ranks: bool) -> nn.Module:
     """
     if not over_ranks:
         return network
+    if (
+        "timm" in sys.modules
+    ):  # its BatchNorm may hold the activation, which torch's converter drops
+        from timm.layers import convert_sync_batchnorm
+
+        synchronised: nn.Module = convert_sync_batchnorm(network)
+        return synchronised
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return converted

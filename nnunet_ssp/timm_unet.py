@@ -43,7 +43,7 @@ def timm_features(model: str, channels: int) -> Any:
         known = timm.list_models()
         raise ValueError(f"timm (={model}) must be one of its models.{nearest(model, known)}")
     try:
-        made = timm.create_model(base, pretrained=False, features_only=True, in_chans=channels)
+        made = create(base, features_only=True, in_chans=channels)
         made.feature_info.reduction()
     except Exception as error:  # each family of models refuses in its own way
         raise ValueError(
@@ -51,6 +51,22 @@ def timm_features(model: str, channels: int) -> Any:
             f"{' '.join(str(error).split())[:200]}"
         ) from None
     return made
+
+
+def create(model: str, **options: Any) -> Any:
+    """Make a model of timm with random weights, on the device meta where it can be made there.
+
+    Args:
+        model: Its name.
+        **options: Of `timm.create_model`.
+    """
+    import timm
+
+    try:
+        return timm.create_model(model, pretrained=False, **options)
+    except NotImplementedError:  # RegNet computes its widths with tensors
+        with torch.device("cpu"):
+            return timm.create_model(model, pretrained=False, **options)
 
 
 def strides_of(features: Any) -> list[int]:

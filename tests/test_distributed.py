@@ -249,3 +249,13 @@ def test_statistics_over_ranks_keep_the_names(make_network):
     assert list(converted.state_dict()) == names
     # One module under two names stays one.
     assert converted.encoder is converted.decoder.encoder
+
+
+def test_statistics_over_ranks_keep_the_activations_of_timm():
+    import timm
+
+    network = timm.create_model("efficientnet_b0", features_only=True)
+    active = [m for m in network.modules() if isinstance(getattr(m, "act", None), torch.nn.SiLU)]
+    converted = with_global_statistics(network, True)
+    kept = [m for m in converted.modules() if isinstance(getattr(m, "act", None), torch.nn.SiLU)]
+    assert len(active) == len(kept) > 10

@@ -20,6 +20,7 @@ from nnunet_ssp.files.atomic import TEMPORARY
 from nnunet_ssp.files.soundness import is_lfs_pointer
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # tags of TIFF
 FORMATS = ("PNG", "JPEG", "TIFF")  # Pillow's names
 LARGEST_SIDE = 2**16 - 1  # the slice store's
 NAME_KEPT = 120  # characters of a file's path in the name of its case
@@ -53,17 +54,17 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def case_of(image: Path) -> str:
-    """Return the name of the case of an image: that of its file, and eight digits of its path's digest.
+    """Return the name of the case of an image: that of its file, and sixteen digits of its path's digest.
 
     Args:
         image: Path below the folder that is converted.
 
     >>> case_of(Path("n01440764/n01440764_10026.JPEG"))
-    'n01440764_10026-93d7fd19'
+    'n01440764_10026-93d7fd1901b70c86'
     """
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", image.stem)[:NAME_KEPT].strip("_-") or "image"
     path = image.as_posix().encode("utf-8", "surrogateescape")
-    return f"{plain}-{hashlib.sha256(path).hexdigest()[:8]}"
+    return f"{plain}-{hashlib.sha256(path).hexdigest()[:16]}"
 
 
 def read_rgb(file: Path) -> NDArray[np.uint8]:
@@ -112,10 +113,13 @@ def _unfaithful(image: Any) -> str:
         return (
             f"holds {n} pictures (an animation, or several pages); save each as a file of its own"
         )
-    # Pillow reads 16-bit colours, too, and drops the lower half of each.
-    codes = [str(tile.args) for tile in image.tile]
-    if image.mode[0] in "IF" or any(";16" in code for code in codes):
+    # Pillow reads 16-bit colours, too, and drops the lower half of each; of separate planes only TIFF's tags tell.
+    codes, tags = [str(tile.args) for tile in image.tile], getattr(image, "tag_v2", {})
+    deep = image.mode[0] in "IF" or any(";16" in code for code in codes)
+    if deep or max(tags.get(BITS_PER_SAMPLE, (8,))) > 8:
         return "has more than 8 bits a channel; save it with 8, by a scale of your choice"
+    if not {*tags.get(SAMPLE_FORMAT, (1,))} <= {1, 4}:  # unsigned, or not said
+        return "its values are signed; save it with values from 0 to 255"
     if image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
         return f"its colours are {image.mode}, which only a colour profile turns into RGB; save it as RGB"
     return ""
@@ -158,12 +162,14 @@ def write_images(pairs: Sequence[tuple[Path, Path]]) -> list[ImageOutcome]:
 
 
 def _write_image(source: Path, copy: Path) -> ImageOutcome:
-    changed = source.stat().st_mtime_ns
-    if copy.is_file() and copy.stat().st_mtime_ns == changed:
-        with suppress(OSError), Image.open(copy) as image:
-            return ImageOutcome(min(image.size), copy.stat().st_size)
     try:
+        changed = source.stat().st_mtime_ns
+        if copy.is_file() and copy.stat().st_mtime_ns == changed:
+            with suppress(OSError), Image.open(copy) as image:
+                return ImageOutcome(min(image.size), copy.stat().st_size)
         pixels = read_rgb(source)
+    except OSError as error:  # a link that leads nowhere, or a file that may not be read
+        return ImageOutcome(refused=f"{source}: cannot be read ({error.strerror or error}).")
     except ValueError as error:
         return ImageOutcome(refused=str(error))
     # Not flushed one by one, which takes ten times as long; what a power cut leaves of a file, `prepare` refuses.

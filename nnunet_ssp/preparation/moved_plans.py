@@ -94,8 +94,10 @@ def _find(source: str, dataset: str, plans_name: str | None) -> tuple[dict[str, 
         raise FileNotFoundError(f"{folder} has no plans: run nnunet-ssp prepare {source} first.")
     chosen = plans_name or (names[0] if len(names) == 1 else DEFAULT)
     if chosen not in names:
-        close = ", ".join(names) if plans_name is None else nearest(chosen, names)
-        raise FileNotFoundError(f"{folder} has no plans {chosen}: choose with -p ({close}).")
+        near = "" if plans_name is None else nearest(chosen, names)
+        raise FileNotFoundError(
+            f"{folder} has no plans {chosen}: choose with -p, of {', '.join(names)}.{near}"
+        )
     file = folder / f"{chosen}.json"
     return read_plans(file), chosen, str(file)
 
@@ -148,8 +150,9 @@ def plans_for(
     if reader == NATURAL:
         content |= {"transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2]}
     key = "foreground_intensity_properties_per_channel"
-    if len(known := plans.get(key, {})) == 1:  # nnU-Net looks them up for every channel
-        content[key] = {str(number): next(iter(known.values())) for number in range(channels)}
+    if known := plans.get(key, {}):  # nnU-Net looks them up for every channel
+        first = next(iter(known.values()))
+        content[key] = {**known, **{str(n): known.get(str(n), first) for n in range(channels)}}
     return content
 
 

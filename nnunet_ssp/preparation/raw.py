@@ -84,14 +84,17 @@ def _refuse_misnamed(images: Path, ending: str) -> None:
 
 def list_jobs(raw: Path, content: dict[str, Any]) -> list[CaseJob]:
     """List the training cases as nnU-Net finds them, then those of `imagesUn`."""
-    training: dict[str, Any] = {}
-    if "dataset" not in content:
-        _refuse_misnamed(raw / "imagesTr", content["file_ending"])
-    if "dataset" in content or (raw / "imagesTr").is_dir():
+    ending = content["file_ending"]
+    if "dataset" in content:
         # nnU-Net completes the paths of its argument in place.
-        training = get_filenames_of_train_images_and_targets(
-            str(raw), json.loads(json.dumps(content))
-        )
+        own = json.loads(json.dumps(content))
+        training: dict[str, Any] = get_filenames_of_train_images_and_targets(str(raw), own)
+    else:  # nnU-Net compares every name with every file, which takes an hour for 100,000
+        _refuse_misnamed(raw / "imagesTr", ending)
+        training = {
+            case: {"images": files, "label": str(raw / "labelsTr" / f"{case}{ending}")}
+            for case, files in _by_case(raw / "imagesTr", ending).items()
+        }
     if not training:
         raise ValueError(f"{raw}: no image in imagesTr, and dataset.json lists none in imagesUn.")
     absent = [entry["label"] for entry in training.values() if not Path(entry["label"]).is_file()]
@@ -104,11 +107,7 @@ def list_jobs(raw: Path, content: dict[str, Any]) -> list[CaseJob]:
         case: CaseJob(case, tuple(entry["images"]), None if unlabelled else entry["label"])
         for case, entry in sorted(training.items())
     }
-    ending = content["file_ending"]
-    channels: dict[str, list[str]] = {}
-    for file in sorted((raw / "imagesUn").glob(f"[!.]*_[0-9][0-9][0-9][0-9]{ending}")):
-        channels.setdefault(file.name.removesuffix(ending)[:-5], []).append(str(file))
-    for case, files in channels.items():
+    for case, files in _by_case(raw / "imagesUn", ending).items():
         must_be_plain(case, "case", str(raw / "imagesUn"))
         if case in training and not unlabelled:
             raise ValueError(f"{raw}: case {case} must not be in both imagesTr and imagesUn.")
@@ -120,6 +119,14 @@ def list_jobs(raw: Path, content: dict[str, Any]) -> list[CaseJob]:
                 f"{raw}: case {job.case} has {count_of(len(job.images), 'channel')}, but other cases have {most}."
             )
     return list(jobs.values())
+
+
+def _by_case(folder: Path, ending: str) -> dict[str, list[str]]:
+    """Return the images of each case, in the order of their channels."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder.glob(f"[!.]*_[0-9][0-9][0-9][0-9]{ending}")):
+        found.setdefault(file.name.removesuffix(ending)[:-5], []).append(str(file))
+    return found
 
 
 def check_subjects(raw: Path, jobs: Sequence[CaseJob]) -> None:

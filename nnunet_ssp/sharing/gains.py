@@ -13,10 +13,7 @@ from nnunet_ssp.training.evidence import WHERE, read_measured
 COMPARISONS = "comparisons.csv"  # of a study's folder
 REPORTED = "reported-"  # before the names of what is scored once, on the test subjects
 STUDY = "workflow.json"  # a study's folder holds this file
-FOLDERS = (
-    "pretraining",
-    3,
-)  # where a study's pretrainings are: the first folder, and how many with it
+FOLDER = "pretraining"  # of a study, where its pretrainings are
 TEXTS = ("scored_on", "trainer", "settings", "trainer_baseline", "settings_baseline")
 COUNTS = ("labelled_subjects", "n_subjects", "n_seeds", "n_better", "n_seeds_better")
 NUMBERS = (
@@ -55,8 +52,8 @@ def measured_gains(checkpoint: Path, method: str) -> dict[str, Any]:
 def _of_study(checkpoint: Path) -> list[dict[str, Any]]:
     for folder in checkpoint.parents:
         parts = checkpoint.relative_to(folder).parts
-        if parts[0] == FOLDERS[0] and (folder / STUDY).is_file():
-            own = "/".join(parts[: FOLDERS[1]])
+        if parts[0] == FOLDER and (folder / STUDY).is_file():
+            own = "/".join(parts)
             tables = (folder / f"{prefix}{COMPARISONS}" for prefix in (REPORTED, ""))
             return [row for table in tables if table.is_file() for row in _rows(table, own)]
     return []

@@ -52,6 +52,11 @@ def import_bundle(
     pretrained = transfer.Pretrained(
         file, bundle.weights, content["ssp"], bundle.plans, bundle.card["configuration"]
     )
+    if pth is not None and pretrained.encoder_alone:
+        raise ValueError(
+            f"{file} holds an encoder alone, which nnU-Net's own trainers do not load: leave out --pth, and take it "
+            "with -pretrained_weights and one of our trainers."
+        )
     lines = content_in_words(pretrained)
     if licences := bundle.card["data"].get("licences"):
         lines.append(f"licences of the data: {shown(licences)}")

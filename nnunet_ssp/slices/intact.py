@@ -81,6 +81,8 @@ def prepare_command(store: Path) -> str:
     if match := re.match(r"Dataset0*(\d+)_", store.parent.name):
         words.append(match[1])
     plans = store.name.removesuffix("_slices").removesuffix("_2d")
-    if plans != "nnUNetPlans" and (store.parent / f"{plans}.json").is_file():
+    if (
+        store.parent / f"{plans}.json"
+    ).is_file():  # planning anew would replace plans that were moved there
         words.append(f"-p {plans}")
     return " ".join(words)

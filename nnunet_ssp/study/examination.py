@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nnunet_ssp.console import some
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.study.data import Data, digest
-from nnunet_ssp.study.runs import Run, Runs, resolved
+from nnunet_ssp.study.runs import Run, Runs, find_trainer, resolved
 from nnunet_ssp.study.spec import CHOOSING, REPORT, Figure, Study, Table
 
 
@@ -50,12 +51,14 @@ def choose(
         "tried_before": study.tried_before,
     }
     content["digest"] = digest(content)
-    if file.is_file() and read_json(file, dict) != content:
+    before = read_json(file, dict) if file.is_file() else content
+    if _differing(content | {"digest": before.get("digest")}, before):
         raise FileExistsError(
             f"{file} holds another choice, by which test results may have been seen: delete it only if nothing was "
             "reported."
         )
-    write_json(file, content)
+    if not file.is_file():
+        write_json(file, content)
 
 
 def read_chosen(study: Study, size: str | None, runs: Runs, file: Path) -> dict[str, Any]:
@@ -226,14 +229,20 @@ def _weights(run: Run) -> dict[str, Any]:
     return {**about, "settings": resolved(run)}
 
 
-def _differing(now: dict[str, Any], before: dict[str, Any], place: str = "") -> list[str]:
-    """Name the places at which two descriptions differ."""
+def _differing(
+    now: dict[str, Any], before: dict[str, Any], place: str = "", trainer: str = ""
+) -> list[str]:
+    """Name the places at which two descriptions differ; settings that came later count as their defaults."""
     found = []
+    trainer = now.get("trainer", trainer)
     for name in now:
         where = f"{place}{name}"
         one, other = now[name], before.get(name)
+        if name == "settings" and trainer and isinstance(other, dict):
+            usual = asdict(find_trainer(trainer).defaults)
+            other = {n: value for n, value in usual.items() if n in one} | other
         if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-            found += _differing(one, other, f"{where}.")
+            found += _differing(one, other, f"{where}.", trainer)
         elif one != other:
             found.append(where)
     return found

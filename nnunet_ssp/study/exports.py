@@ -53,7 +53,7 @@ def comparison_table(results: Results) -> pd.DataFrame:
                 **row,
                 "labelled_subjects": results.labelled(fold)[0],
                 "scored_on": results.study.evaluate,
-                "pretraining": own.weights.folder if own.weights else "",
+                "pretraining": own.start(results.data) if own.weights else "",
                 "trainer": own.trainer,
                 "settings": own.settings_of_all_seeds,
                 "trainer_baseline": theirs.trainer,

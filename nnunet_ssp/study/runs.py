@@ -153,7 +153,7 @@ def _own(study: Study, name: str, data: Data | None, weights: Run | None) -> Run
         raise ValueError(
             f"{place}.trainer (={part.trainer}) must be one of our pretraining methods"
         )
-    fold = study.folds.get(part.fold, part.fold)
+    fold = part.fold if part.dataset is not None else study.folds.get(part.fold, part.fold)
     if SEED in fold:
         raise ValueError(f"{place}.fold (={part.fold}) must be one fold, not one for each seed")
     _check_own(part.settings, trainer, place)
@@ -161,7 +161,9 @@ def _own(study: Study, name: str, data: Data | None, weights: Run | None) -> Run
     text, marked = _settings_texts(study, settings, trainer, place)
     source = data.source(part.dataset) if data and part.dataset else None
     drawn = source.fingerprint if source else data and data.unlabelled_fingerprint(fold)
-    chained = [weights.folder] if weights else []
+    chained: list[Any] = [weights.folder] if weights else []
+    if data and not source and override(trainer.defaults, text)[0].data_superset is not None:
+        chained.append(data.fold(fold)[1].train)  # the labelled cases decide the draw
     key = key_of([trainer.__name__, fold, marked, drawn, *chained])
     return Run(
         name=name,

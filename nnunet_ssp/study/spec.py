@@ -308,7 +308,7 @@ class Study(_Part):
                 )
             wanted = model.pretraining
             must_know(f"models.{name}.pretraining", wanted, self.pretraining, "pretraining")
-            if model.snapshot is not None and wanted is None:
+            if model.snapshot is not None and (wanted is None or self.pretraining[wanted].file):
                 raise ValueError(
                     f"models.{name}.snapshot (={model.snapshot}) must be of a pretraining"
                 )

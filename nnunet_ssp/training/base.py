@@ -296,7 +296,7 @@ class SettingsTrainer(PrecisionTrainer):
             )
         name = min(absent)
         self.warn(
-            f"prepare left {count_of(len(absent), 'case')} of cases.csv out of training, {some(absent)} "
+            f"prepare left {count_of(len(absent), 'case')} of the dataset out of training, {some(absent)} "
             f"({name}: {reasons[name]})."
         )
 

@@ -51,13 +51,14 @@ def hand_over_shared(weights: Mapping[str, Tensor] | None = None) -> None:
     That is a shared pretraining or, with `timm:`, an encoder, whose tensors the network then has already.
 
     Args:
-        weights: The shared pretraining's tensors, where they have been read.
+        weights: The shared pretraining's tensors, where they have been read; none for a network that is filled.
     """
     frame = loading_frame()
     file = None if frame is None else frame.f_locals.get(ARGUMENT)
     if frame is None or not isinstance(file, str):
         return
-    if file.startswith(TIMM):
+    # A network that is filled needs no file, which nnU-Net would map to the GPU of the rank's number on all machines.
+    if file.startswith(TIMM) or weights == {}:
         frame.f_locals[ARGUMENT] = _InMemory(file, {})
     elif is_shared(Path(file)):
         tensors = read_shared(Path(file))["network_weights"] if weights is None else weights

@@ -7,7 +7,6 @@ timm's own loader puts it into the model. Nothing is downloaded.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from nnunet_ssp.console import some
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.bundles import ENDING, read_shared
 from nnunet_ssp.files.nnunet import OWN_NETWORK
+from nnunet_ssp.timm_unet import create
 from nnunet_ssp.training.handover import TIMM
 from nnunet_ssp.training.transfer import Pretrained
 
@@ -128,13 +128,9 @@ def loaded(model: str, state: Mapping[str, Tensor], file: Path) -> dict[str, Ten
     Raises:
         ValueError: A tensor of the encoder is missing or of another shape; names the first ones.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, at its import
-        import timm
     base = model.partition(".")[0]
     with torch.device("meta"):
-        whole = timm.create_model(base, pretrained=False)
-        features = timm.create_model(base, pretrained=False, features_only=True)
+        whole, features = create(base), create(base, features_only=True)
     first = f"{whole.default_cfg.get('first_conv')}.weight"
     head = whole.default_cfg.get("classifier") or ()
     heads = tuple(f"{name}." for name in ([head] if isinstance(head, str) else head))
@@ -155,6 +151,8 @@ def loaded(model: str, state: Mapping[str, Tensor], file: Path) -> dict[str, Ten
             f"{file} is not a {base} of timm: {len(wrong)} of {len(wanted)} tensors of the encoder are missing or of "
             f"another shape: {some(wrong)}. Names may begin with {', '.join(filter(None, PREFIXES))}."
         )
+    import timm
+
     made = timm.create_model(
         base,
         pretrained=True,

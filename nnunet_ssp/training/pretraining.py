@@ -30,6 +30,7 @@ from nnunet_ssp.console import count_of
 from nnunet_ssp.distributed import mean_over_steps, require_equal_ranks, with_global_statistics
 from nnunet_ssp.files.nnunet import write_descriptions
 from nnunet_ssp.methods.base import Batch, Method
+from nnunet_ssp.preparation.prepared import recorded
 from nnunet_ssp.settings import PretrainingSettings
 from nnunet_ssp.slices.drawing import SliceStore
 from nnunet_ssp.slices.store import read_index, store_folder
@@ -191,7 +192,9 @@ class PretrainingTrainer(StartingTrainer):
         cases, pattern = self.cases, self.settings.subject_pattern
         subjects = subjects_by_case(index, cases, pattern)
         check_stored(subjects, cases, self.store_folder)
-        absent = training_cases(cases) - index.keys()
+        prepared = Path(self.preprocessed_dataset_folder_base)
+        whole = recorded(prepared) if self.natural else training_cases(cases)
+        absent = whole - index.keys()
         self.require_stored(absent, self.store_folder, self.store_folder)
         fraction, seed = self.settings.data_fraction, self.settings.seed
         superset, numbered = self.settings.data_superset, isinstance(self.fold, int)
@@ -255,8 +258,6 @@ class PretrainingTrainer(StartingTrainer):
             self.initialize()
         self.settle_precision(self.method.network, self.method_class.half_precision == "bf16")
         starts = self.current_epoch == 0 and self._resumed is None
-        if self.local_rank == 0 and not starts:
-            snapshots.forget_later(self.output_folder, self.current_epoch)
         if starts:
             refuse_lost_start(self)
             self.refuse_overwriting()
@@ -264,6 +265,8 @@ class PretrainingTrainer(StartingTrainer):
         if self._resumed is not None:
             require_same_data(self._resumed, self.record(), self.fold)
         require_equal_ranks(data_of_rank(self))
+        if self.local_rank == 0 and not (starts or self.disable_checkpointing):
+            snapshots.forget_later(self.output_folder, self.current_epoch)
         self.print_plans()
         empty_cache(self.device)
         if self.local_rank == 0:
@@ -360,13 +363,13 @@ class PretrainingTrainer(StartingTrainer):
         self.early_stopping.update(loss)
         last = epoch == self.num_epochs - 1 or self.early_stopping.should_stop
         self.progress.end_epoch(epoch, last)
+        if snapshots.is_due(self.settings.snapshot_epochs, epoch + 1):
+            self._save_snapshot()  # before what --c goes on from: a kill between them must not skip it
         if loss < self.best_loss:
             self.best_loss = loss
             self.save_checkpoint(os.path.join(self.output_folder, BEST))
         if not last and self._save_is_due():
             self.save_checkpoint(os.path.join(self.output_folder, LATEST))
-        if snapshots.is_due(self.settings.snapshot_epochs, epoch + 1):
-            self._save_snapshot()
         self.current_epoch += 1
         self.progress.draw(self.current_epoch)
 

@@ -101,8 +101,15 @@ def animated(file: Path) -> Path:
     return save(file, frames[0], save_all=True, append_images=frames[1:])
 
 
-def wide_tiff(file: Path) -> Path:
-    tifffile.imwrite(file, RGB.astype(np.uint16) * 200, photometric="rgb")
+def wide_tiff(file: Path, **options: str) -> Path:
+    pixels = RGB.astype(np.uint16) * 200
+    pixels = pixels.transpose(2, 0, 1) if options else pixels
+    tifffile.imwrite(file, pixels, photometric="rgb", **options)
+    return file
+
+
+def signed_tiff(file: Path) -> Path:
+    tifffile.imwrite(file, (GREY.astype(np.int16) - 128).astype(np.int8), photometric="minisblack")
     return file
 
 
@@ -116,6 +123,11 @@ REFUSED = {
     "grey16.png": (lambda f: save(f, Image.fromarray(GREY.astype(np.uint16) * 200)), "than 8 bits"),
     "rgb16.png": (sixteen_bits, "more than 8 bits"),
     "rgb16.tif": (wide_tiff, "more than 8 bits"),
+    "planes16.tif": (
+        lambda f: wide_tiff(f, planarconfig="separate"),
+        "more than 8 bits",
+    ),
+    "signed.tif": (signed_tiff, "its values are signed"),
     "float.tif": (lambda f: save(f, Image.fromarray(GREY.astype(np.float32))), "than 8 bits"),
     "lab.tif": (lambda f: save(f, Image.new("LAB", (9, 9))), "its colours are LAB"),
     "glass.png": (lambda f: save(f, opacity(254)), "has transparent pixels"),
@@ -138,6 +150,16 @@ def test_what_it_cannot_show_is_refused_with_file_and_reason(tmp_path: Path, nam
         read_rgb(file)
     assert str(file) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_cannot_be_opened_does_not_stop_the_others(tmp_path: Path):
+    whole, nowhere = save(tmp_path / "a.png", Image.fromarray(RGB)), tmp_path / "b.png"
+    nowhere.symlink_to("nothing.png")
+    written = tmp_path / "raw" / "imagesTr"
+    pairs = [(nowhere, written / "b.png"), (whole, written / "a.png")]
+    refused, taken = write_images(pairs)
+    assert refused.refused == f"{nowhere}: cannot be read (No such file or directory)."
+    assert taken.side == 48 and [file.name for file in written.iterdir()] == ["a.png"]
 
 
 def test_sides_beyond_the_slice_store_s_are_refused(tmp_path: Path, monkeypatch):
@@ -167,7 +189,7 @@ def test_names_of_cases_tell_paths_apart():
     names = [case_of(Path(p)) for p in ("a/b_c.png", "a_b/c.png", "a/b_c.jpg", "a/b c.png")]
     assert len(set(names)) == 4
     assert [name[:-9] for name in names] == ["b_c", "c", "b_c", "b_c"]
-    assert case_of(Path("\u00e4\u00f6.png"))[:-9] == "image"
+    assert case_of(Path("\u00e4\u00f6.png"))[:-17] == "image"
     assert len(case_of(Path("x" * 240 + ".png"))) < 140
 
 

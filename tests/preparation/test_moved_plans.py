@@ -105,6 +105,12 @@ def test_mm_stay_mm_and_rows_stay_rows():
     assert natural["foreground_intensity_properties_per_channel"].keys() == {"0", "1", "2"}
 
 
+def test_plans_of_two_channels_for_three():
+    """nnU-Net looks up the intensities of every channel."""
+    both = ["ZScoreNormalization"] * 2
+    assert moved(both, 3)["foreground_intensity_properties_per_channel"].keys() == {"0", "1", "2"}
+
+
 def test_normalisation_that_says_nothing_about_the_images_is_refused():
     with pytest.raises(ValueError, match=r"CTNormalization.*Hounsfield"):
         moved(["CTNormalization"], 3, NATURAL)

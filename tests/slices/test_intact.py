@@ -23,6 +23,8 @@ def test_the_command_that_repairs_a_store_names_its_dataset_and_plans(tmp_path):
     (base / "tiny.json").touch()
     assert prepare_command(base / "nnUNetPlans_2d_slices") == "nnunet-ssp prepare 14"
     assert prepare_command(base / "tiny_2d_slices") == "nnunet-ssp prepare 14 -p tiny"
+    (base / "nnUNetPlans.json").touch()  # may be another dataset's: planning anew would lose them
+    assert prepare_command(base / "nnUNetPlans_2d_slices") == "nnunet-ssp prepare 14 -p nnUNetPlans"
     assert prepare_command(tmp_path / "x_slices") == "nnunet-ssp prepare"
 
 

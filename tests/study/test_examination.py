@@ -80,6 +80,20 @@ def test_what_was_chosen_is_read_again(tmp_path):
         chosen(tmp_path, "baseline", "other")
 
 
+def test_a_choice_from_before_a_setting_existed_still_counts(tmp_path):
+    file = chosen(tmp_path, "baseline", "MIM")
+    content = json.loads(file.read_text())
+    del content["models"]["MIM"]["pretraining"]["settings"]["snapshot_epochs"]
+    del content["digest"]
+    content["digest"] = digest(content)
+    file.write_text(json.dumps(content))
+    study, runs = planned(tmp_path)
+    assert read_chosen(study, "cpu", runs, file) == content
+    before = file.read_bytes()
+    chosen(tmp_path, "baseline", "MIM")
+    assert file.read_bytes() == before
+
+
 def test_nothing_is_reported_before_it_was_chosen(tmp_path):
     study, runs = planned(tmp_path)
     with pytest.raises(FileNotFoundError, match="Name them with --choose"):

@@ -10,8 +10,9 @@ import pytest
 from nnunet_ssp.slices.store import StoredCase, store_folder, write_index
 from nnunet_ssp.study.command import STUDIES
 from nnunet_ssp.study.examination import only_chosen
+from nnunet_ssp.study.jobs import study_jobs
 from nnunet_ssp.study.preparing import missing_folds
-from nnunet_ssp.study.runs import only, study_jobs, study_runs
+from nnunet_ssp.study.runs import only, study_runs
 from nnunet_ssp.study.spec import Study, read_study
 
 PRETRAINING = {

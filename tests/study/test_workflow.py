@@ -56,6 +56,19 @@ def test_every_command_once_and_in_order(tmp_path):
     assert (status, counted(tmp_path)) == (0, ran)
 
 
+def test_a_pretraining_that_goes_on_from_another_waits_for_it(tmp_path):
+    before = job("pretrain", "generalist/seed0")
+    after = job("pretrain", "specialist/seed0", [before])
+    jobs = [after, before, job("finetune", "model/all/seed0", [after])]
+    status, said = run(tmp_path, jobs)
+    assert status == 0, said
+    assert counted(tmp_path) == [
+        "pretrain:generalist/seed0",
+        "pretrain:specialist/seed0",
+        "finetune:model/all/seed0",
+    ]
+
+
 def test_only_what_changed_runs_again(tmp_path):
     jobs = small()
     run(tmp_path, jobs)
