@@ -17,9 +17,9 @@ from nnunet_ssp.sharing.gains import (
 )
 from nnunet_ssp.training.evidence import read_measured
 
-RUN = "pretraining/MIM/seed0-aa"
+FILE = "pretraining/MIM/seed0-aa/results/fold_0/checkpoint_final.pth"
 ROW = dict.fromkeys(COLUMNS, "0.5") | {
-    "pretraining": RUN,
+    "pretraining": FILE,
     "n_subjects": "8",
     "settings": "num_epochs=5 subject_pattern=Alice(.*)",
     "p": "",
@@ -38,9 +38,9 @@ def write(file: Path, *rows: dict[str, str]) -> None:
 
 
 def test_the_rows_of_these_weights_count(study: Path) -> None:
-    write(study / COMPARISONS, ROW, ROW | {"pretraining": "pretraining/MIM/seed1-bb"})
+    write(study / COMPARISONS, ROW, ROW | {"pretraining": FILE.replace("seed0-aa", "seed1-bb")})
     write(study / f"{REPORTED}{COMPARISONS}", ROW | {"difference": "0.25"})
-    found = measured_gains(study / RUN / "results" / "checkpoint_final.pth", "MIM")
+    found = measured_gains(study / FILE, "MIM")
     assert found["of"] == THESE
     first, second = found["rows"]
     assert (first["difference"], second["difference"]) == (0.25, 0.5)
@@ -55,10 +55,10 @@ def test_without_a_study_the_method_counts(study: Path) -> None:
     assert found["rows"][0]["scratch"] == read_measured()[0]["scratch"]
     assert measured_gains(elsewhere, "PCL") == {}
     write(study / COMPARISONS)
-    assert measured_gains(study / RUN / "checkpoint_final.pth", "PCL") == {}
+    assert measured_gains(study / FILE, "PCL") == {}
 
 
 def test_a_table_that_was_edited_is_named(study: Path) -> None:
     write(study / COMPARISONS, ROW | {"difference": "much"})
     with pytest.raises(ValueError, match=rf"{COMPARISONS}, difference \(=much\) must be a number"):
-        measured_gains(study / RUN / "checkpoint_final.pth", "MIM")
+        measured_gains(study / FILE, "MIM")
