@@ -14,7 +14,7 @@ from nnunet_ssp.cli import main
 from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.privacy import hashed_subject
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.heavy]
 
 PLANS = ("-p", "ssp128")
 
@@ -48,7 +48,6 @@ def cine(
         yield base
 
 
-@pytest.mark.heavy
 def test_whole_path(cine: Path, tmp_path: Path, command: Callable[..., str]) -> None:
     device = ("-device", "cpu")
     said = command(
@@ -101,7 +100,6 @@ def test_whole_path(cine: Path, tmp_path: Path, command: Callable[..., str]) -> 
     assert len(list(tmp_path.glob("SCD0000501_frame*.nii.gz"))) == 2
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("task", ["ContextPrediction", "Inpainting"])
 def test_inpainting_methods_learn(cine: Path, command: Callable[..., str], task: str) -> None:
     said = command(
