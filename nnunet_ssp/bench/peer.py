@@ -105,7 +105,7 @@ class Peer(ABC):
     def step(self, views: list[Tensor]) -> None:
         """Train one step."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self.trainer._autocast():
+        with self.trainer.autocast():
             loss = self.loss([view.to(self.device, non_blocking=True) for view in views])
         loss.backward()
         self.optimizer.step()

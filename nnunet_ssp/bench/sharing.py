@@ -5,7 +5,6 @@ As a module it is the process that is measured: `python -m nnunet_ssp.bench.shar
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -21,7 +20,8 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_ssp.bench.place import PLANS, Bench, in_turns, ratio
-from nnunet_ssp.files.atomic import atomic_write
+from nnunet_ssp.files.atomic import atomic_write, write_json
+from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.nnunet import read_plans
 from nnunet_ssp.nnunet import quiet
 from nnunet_ssp.sharing.export import export_checkpoint
@@ -29,6 +29,7 @@ from nnunet_ssp.sharing.importing import import_bundle
 from nnunet_ssp.training import transfer
 
 CHECKPOINT, SHARED, TAKEN = "checkpoint_final.pth", "shared.zip", "taken.pth"
+FOUND = "found.json"  # what the process has measured
 SMALL = "small"  # folder of a checkpoint whose size does not count
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 CPU = torch.device("cpu")
@@ -47,9 +48,8 @@ def sharing_over_copy(bench: Bench) -> dict[str, Any]:
         write_checkpoint(Path(folder) / SMALL, plans, 1)
         seconds = bench.workload.seconds / 2
         command = [sys.executable, "-m", "nnunet_ssp.bench.sharing", folder, str(seconds)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return read_json(Path(folder) / FOUND, dict)
 
 
 def write_checkpoint(folder: Path, plans_file: Path, size: int) -> None:
@@ -153,4 +153,4 @@ def _status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_sharing(Path(sys.argv[1]), float(sys.argv[2]))))
+    write_json(Path(sys.argv[1]) / FOUND, measure_sharing(Path(sys.argv[1]), float(sys.argv[2])))

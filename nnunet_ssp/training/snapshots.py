@@ -145,8 +145,10 @@ def notes_on(file: str | Path, ssp: Mapping[str, Any]) -> list[str]:
 
 def hint(file: Path) -> str:
     """Say where a snapshot went that is missing because its training was started anew; empty for other files."""
+    if file.parent.name != FOLDER:
+        return ""
     earlier = file.parent.with_name(BEFORE) / file.name
-    if file.parent.name != FOLDER or not earlier.is_file():
+    if not earlier.is_file():
         return ""
     return (
         f" Its training was started anew and has not come this far; the earlier one's is {earlier}."

@@ -188,7 +188,7 @@ def test_the_command_from_images_to_tables(
     words = ["predict", "-i", inputs, "-m", model, "-o", tmp_path / "out", "-device", "cpu"]
     assert main([*map(str, words), "--disable_tta"]) == 1
     said, progress = capsys.readouterr()
-    assert "Segmenting" in progress and "3/3" in progress  # frames
+    assert "Segmenting" in progress and "/3 [" in progress  # frames
     assert said.count("fold 0, 1") == 1  # loaded once
     assert "bad: refused." in said and "none: refused." in said
     assert "2 subjects refused, see volumes.csv" in said

@@ -95,10 +95,12 @@ def test_a_second_run_does_nothing_again(
 def test_nnunet_does_not_chatter(base: Path, capfd: pytest.CaptureFixture[str]):
     prepare(901, overwrite_plans_name="quiet", workers=1)
     printed = capfd.readouterr().out.splitlines()
+    hint = ["Without a GPU, as here, nnU-Net's usual plans train for days. Small ones"]
     assert [line.split(":")[0].split(" /")[0] for line in printed] == [
         "quiet 2d",
         "Slice store",
         "Prepared",
+        *(hint if device_flag() else []),
         "Next",
     ]
 
