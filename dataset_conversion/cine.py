@@ -202,7 +202,7 @@ def list_tasks(
     root, masks_in = Path(folder), Path(folder if labels is None else labels)
     for needed in (root, masks_in):
         check_is_folder(needed)
-    refuse_public(root)
+    refuse_public(root, tuple(label_names) != LABEL_NAMES)
     found = find_cines(root, masks_in, by_patient_id, number_of_workers(workers), one_frame=False)
     if not found:
         raise FileNotFoundError(

@@ -25,8 +25,11 @@ MIN_PHASES = 3
 # What stands before the number of a frame in the name of a file: patient001_frame01
 _FRAME = re.compile(r"(?P<subject>.+?)(_sa)?_frame(?P<frame>\d+)", re.IGNORECASE)
 # Public sets by what their folders hold, each with its converter
+_ACDC_MASK = "patient[0-9]*_frame*_gt.nii*"
 _PUBLIC = (
     ("acdc", "ACDC", "patient*/Info.cfg"),
+    ("acdc", "ACDC", _ACDC_MASK),
+    ("acdc", "ACDC", f"patient*/{_ACDC_MASK}"),
     ("mnms", "M&Ms", "*M&Ms_Dataset_information*.csv"),
     ("mnms2", "M&Ms-2", "dataset_information.csv"),
 )
@@ -72,19 +75,27 @@ class CineTask(Task):
         return False
 
 
-def refuse_public(root: Path) -> None:
+def refuse_public(root: Path, names_own_labels: bool = False) -> None:
     """Refuse a public data set, whose labels, phases and test subjects only its own converter knows.
+
+    Args:
+        root: Folder to convert.
+        names_own_labels: Whether the user has named the labels; files that are only called as in ACDC pass then.
 
     Raises:
         ValueError: The folder, or one in it, is laid out like a public data set.
     """
     for converter, name, pattern in _PUBLIC:
-        for place in (pattern, f"*/{pattern}"):
+        by_name = pattern.endswith(_ACDC_MASK)
+        if by_name and names_own_labels:
+            continue
+        way = "name its labels with --label-names" if by_name else "move {} elsewhere"
+        for place in (pattern, f"*/{pattern}", f"*/*/{pattern}"):
             for sign in root.glob(place):
                 raise ValueError(
                     f"{root} is laid out as {name} ({sign.relative_to(root)}), with other labels or its own test "
                     f"subjects. Its own converter: nnunet-ssp convert {converter} -i {shlex.quote(str(root))} -d ID. "
-                    f"If it is your own data, move {sign.name} elsewhere."
+                    f"If it is your own data, {way.format(sign.name)}."
                 )
 
 

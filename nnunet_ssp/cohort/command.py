@@ -114,7 +114,8 @@ def folds(
         print("\n".join(_table_of_folds(after, changed)))
     notes += [_outcome(changed, dry_run, data, remove)] if new or remove else []
     print("".join(f"{line}\n" for line in notes), end="")
-    _print_advice(after, wanted, replaced)
+    if not (dry_run and changed):  # else its commands name folds that are not there
+        _print_advice(after, wanted, replaced)
     return int(any([verify and _verify(after), check and _report_leaks(after)]))
 
 

@@ -18,6 +18,7 @@ from nnunet_ssp.cohort.cases import Case, read_cases
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.conversion import convert as conversion
 from nnunet_ssp.dataset_conversion import acdc, cine
+from nnunet_ssp.dataset_conversion.cine_files import refuse_public
 from nnunet_ssp.preparation.raw import check_subjects, list_jobs, read_dataset_json
 from tests.dicom_files import FOUR_CHAMBER, edit, series
 from tests.nifti_headers import save_with
@@ -117,14 +118,22 @@ def test_3d_frames_are_in_natural_order(root: Path, pattern: str):
 def test_flat_frames_of_one_name_are_one_subject(root: Path):
     """As in ACDC: each frame as a subject would put one patient on both sides of a fold."""
     cine = frames()
-    for subject, order in (("patient001", range(12)), ("patient002", (9, 10))):
+    for subject, order in (("heart001", range(12)), ("heart002", (9, 10))):
         for frame in order:
             save(cine[..., frame], root / f"{subject}_frame{frame}.nii.gz")
-    save(drawn(ED)[..., ED], root / "patient001_frame0_gt.nii.gz")
+    save(drawn(ED)[..., ED], root / "heart001_frame0_gt.nii.gz")
     target = convert(root, 120)
-    np.testing.assert_array_equal(cine_in(target, "patient001"), cine[..., 1:])
-    assert names(target / "labelsTr") == ["patient001_frame00.nii.gz"]
-    assert {case.subject for case in cases_of(target).values()} == {"patient001", "patient002"}
+    np.testing.assert_array_equal(cine_in(target, "heart001"), cine[..., 1:])
+    assert names(target / "labelsTr") == ["heart001_frame00.nii.gz"]
+    assert {case.subject for case in cases_of(target).values()} == {"heart001", "heart002"}
+
+
+def test_files_called_as_in_acdc_pass_with_names_for_their_labels(root: Path):
+    save(frames(), root / "patient001.nii.gz")
+    save(drawn(ED)[..., ED], root / "patient001_frame01_gt.nii.gz")
+    refuse_public(root, names_own_labels=True)
+    with pytest.raises(ValueError, match="name its labels with --label-names"):
+        convert(root, 120)
 
 
 @pytest.mark.parametrize("file", ["p1_{}.nii.gz", "{}.nii.gz", "p{}_sax.nii.gz"])
@@ -151,6 +160,9 @@ def test_a_file_beside_folders_of_subjects_is_spoken_of(root: Path):
     [
         ("training/patient001/Info.cfg", "acdc"),
         ("patient001/Info.cfg", "acdc"),
+        ("database/training/patient001/Info.cfg", "acdc"),
+        ("patient001/patient001_frame01_gt.nii.gz", "acdc"),
+        ("patient001_frame01_gt.nii.gz", "acdc"),
         ("211230_M&Ms_Dataset_information_diagnosis_opendataset.csv", "mnms"),
         ("dataset_information.csv", "mnms2"),
     ],
