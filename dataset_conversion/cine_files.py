@@ -25,7 +25,7 @@ MIN_PHASES = 3
 # What stands before the number of a frame in the name of a file: patient001_frame01
 _FRAME = re.compile(r"(?P<subject>.+?)(_sa)?_frame(?P<frame>\d+)", re.IGNORECASE)
 # Public sets by what their folders hold, each with its converter
-_ACDC_MASK = "patient[0-9]*_frame*_gt.nii*"
+_ACDC_MASK = "patient[0-9][0-9][0-9]_frame[0-9][0-9]_gt.nii*"
 _PUBLIC = (
     ("acdc", "ACDC", "patient*/Info.cfg"),
     ("acdc", "ACDC", _ACDC_MASK),
