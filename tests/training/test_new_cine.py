@@ -17,7 +17,7 @@ from nnunet_ssp.conversion.dicom.opening import tolerant
 pytestmark = pytest.mark.slow
 
 # As many as the narrow network needs to find some of the heart
-STEPS = "num_epochs=1 iterations_per_epoch=150 val_iterations_per_epoch=1 final_validation=no "
+STEPS = "num_epochs=1 iterations_per_epoch=150 val_iterations_per_epoch=1 "
 STEPS += "optimizer=adamw initial_lr=0.01"
 MODEL = ("-d", 901, "-tr", "nnUNetTrainerScratch", "-p", "tiny", "-c", "2d", "-f", 0)
 MODEL += ("-device", "cpu", "--disable_tta")
@@ -67,6 +67,13 @@ def test_phantom_cine_to_volumes(trained, prepared, tmp_path) -> None:
         theirs = np.asarray(nibabel.load(file).dataobj)
         np.testing.assert_array_equal(np.asarray(mask.dataobj)[..., t], theirs)
     assert np.asarray(mask.dataobj).any()
+    # The same from a zip that nnU-Net's own command makes.
+    zipped = tmp_path / "model.zip"
+    trained("nnUNetv2_export_model_to_zip", *MODEL[:-3], "-o", zipped)
+    words = ("-i", cine, "-m", zipped, "-o", tmp_path / "again", *MODEL[-3:])
+    trained("nnunet-ssp", "predict", *words)
+    again = nibabel.load(tmp_path / "again" / f"{subject}_seg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(again.dataobj), np.asarray(mask.dataobj))
     assert float(volumes(out)["rv_edv_ml"]) > 0
 
 
