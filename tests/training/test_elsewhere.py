@@ -21,7 +21,9 @@ MODEL = ("-c", "2d", "-f", 0, "-tr", "nnUNetTrainerFinetune")
 def test_a_fine_tuned_model_predicts_without_this_package(
     runs, prepared, pretrained, tmp_path, command, no_pictures
 ):
-    validated = FEW.replace("final_validation=no", "final_validation=yes")  # the export asks for its summary
+    validated = FEW.replace(
+        "final_validation=no", "final_validation=yes"
+    )  # the export asks for its summary
     runs.run("nnUNetTrainerFinetune", validated, weights=pretrained)
     model = tmp_path / "model.zip"
     command("nnUNetv2_export_model_to_zip", "-d", 901, "-o", model, *MODEL, "-p", "tiny")
