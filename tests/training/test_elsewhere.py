@@ -15,16 +15,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.heavy, pytest.mark.timeout(2700)]
 
 FEW = "num_epochs=1 iterations_per_epoch=2 val_iterations_per_epoch=1 final_validation=no"
 ONE_PROCESS = ("-npp", 1, "-nps", 1, "-device", "cpu", "--disable_tta")
+SMALL = ("--patch", 64, 64, "--width", 0.25)
 MODEL = ("-c", "2d", "-f", 0, "-tr", "nnUNetTrainerFinetune")
 
 
 def test_a_fine_tuned_model_predicts_without_this_package(
-    runs, prepared, pretrained, tmp_path, command, no_pictures
+    runs, prepared, pretrained, tmp_path, command
 ):
-    validated = FEW.replace(
-        "final_validation=no", "final_validation=yes"
-    )  # the export asks for its summary
-    runs.run("nnUNetTrainerFinetune", validated, weights=pretrained)
+    # The export asks for the summary of the validation, and for the picture of the training.
+    validated = FEW.replace("final_validation=no", "final_validation=yes")
+    runs.run("nnUNetTrainerFinetune", validated, weights=pretrained).perform_actual_validation()
     model = tmp_path / "model.zip"
     command("nnUNetv2_export_model_to_zip", "-d", 901, "-o", model, *MODEL, "-p", "tiny")
     images = prepared / "raw" / "Dataset901_Phantom" / "imagesTs"
@@ -56,8 +56,8 @@ def test_a_pretraining_on_real_cine_serves_another_site(
     here = Fresh(tmp_path / "one", ours=True)
     here.environment["nnUNet_extTrainer"] = trainers(here)
     here.run("nnunet-ssp", "convert", "mnms", "-i", real_data / "sunnybrook_mnms", "-d", 114)
-    here.run("nnunet-ssp", "prepare", 114, "--patch", 64, 64, "--width", 0.25)
-    train = ("nnUNetv2_train", 114, "2d", "all", "-tr", "nnUNetTrainerMIMPretrain")
+    here.run("nnunet-ssp", "prepare", 114, *SMALL, "-overwrite_plans_name", "small")
+    train = ("nnUNetv2_train", 114, "2d", "all", "-p", "small", "-tr", "nnUNetTrainerMIMPretrain")
     few = "num_epochs=1 iterations_per_epoch=2 batch_size=4"
     here.run(*train, "-device", "cpu", nnUNet_ssp_settings=few)
     (checkpoint,) = (tmp_path / "one" / "results").rglob("checkpoint_final.pth")
