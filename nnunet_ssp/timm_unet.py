@@ -54,7 +54,7 @@ def timm_features(model: str, channels: int) -> Any:
 
 
 def create(model: str, **options: Any) -> Any:
-    """Make a model of timm with random weights, on the device meta where it can be made there.
+    """Make a model of timm with random weights, on the device that is torch's default here.
 
     Args:
         model: Its name.
@@ -62,11 +62,11 @@ def create(model: str, **options: Any) -> Any:
     """
     import timm
 
-    try:
-        return timm.create_model(model, pretrained=False, **options)
-    except NotImplementedError:  # RegNet computes its widths with tensors
-        with torch.device("cpu"):
-            return timm.create_model(model, pretrained=False, **options)
+    with torch.device(
+        "cpu"
+    ):  # RegNet computes its widths with tensors, which the device meta cannot
+        made = timm.create_model(model, pretrained=False, **options)
+    return made.to(torch.get_default_device())
 
 
 def strides_of(features: Any) -> list[int]:

@@ -53,6 +53,16 @@ def test_models_that_begin_at_a_quarter(model):
         assert network(torch.randn(1, 1, side, side)).shape == (1, 4, side, side)
 
 
+def test_plans_are_made_without_memory_of_models_that_compute_with_tensors():
+    """RegNet computes its widths with an operation that the device meta does not have."""
+    with torch.device("meta"):
+        network = make("regnety_004")
+    assert {tensor.device.type for tensor in network.parameters()} == {"meta"}
+    assert {k: t.shape for k, t in network.state_dict().items()} == {
+        k: t.shape for k, t in make("regnety_004").state_dict().items()
+    }
+
+
 def test_the_size_of_all_feature_maps():
     network = make(n_conv_per_stage_decoder=1)
     seen: list[int] = []

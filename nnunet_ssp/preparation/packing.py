@@ -38,6 +38,16 @@ class WithoutMask(ConfigurationManager):
         return lambda mask, new_shape, *_: np.zeros((len(mask), *new_shape), np.int8)
 
 
+def open_plans(
+    plans_file: Path, configuration: str, rules: Rules
+) -> tuple[CheckedPlans, ConfigurationManager]:
+    """Open plans for the work of one process; a worker computes with one thread, as there are as many as cores."""
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)
+    plans = CheckedPlans(plans_file, CheckedReader(rules))
+    return plans, plans.get_configuration(configuration)
+
+
 def run_unlabelled(
     job: CaseJob, plans: PlansManager, manager: ConfigurationManager, content: dict[str, Any]
 ) -> tuple[NDArray[Any], dict[str, Any]]:
@@ -80,10 +90,7 @@ def preprocess_pack(
     Raises:
         OSError: The disk is full.
     """
-    if multiprocessing.parent_process() is not None:
-        torch.set_num_threads(1)  # there are as many processes as cores
-    plans = CheckedPlans(plans_file, CheckedReader(rules))
-    manager = plans.get_configuration(configuration)
+    plans, manager = open_plans(plans_file, configuration, rules)
     problems: dict[str, str] = {}
 
     def made() -> Iterator[tuple[str, NDArray[np.float16], slices.StoredCase]]:

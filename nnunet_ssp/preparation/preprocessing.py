@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import time
@@ -13,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_ssp.cohort.cases import read_cases
@@ -25,6 +23,7 @@ from nnunet_ssp.parallel import process
 from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.packing import (
     groups,
+    open_plans,
     preprocess_pack,
     require_space,
     run_unlabelled,
@@ -34,8 +33,6 @@ from nnunet_ssp.preparation.raw import (
     CaseJob,
 )
 from nnunet_ssp.preparation.raw_checks import (
-    CheckedPlans,
-    CheckedReader,
     RefusedError,
     Rules,
 )
@@ -290,10 +287,7 @@ def preprocess_case(
     Raises:
         OSError: The disk is full.
     """
-    if multiprocessing.parent_process() is not None:
-        torch.set_num_threads(1)  # there are as many processes as cores
-    plans = CheckedPlans(plans_file, CheckedReader(rules))
-    manager = plans.get_configuration(configuration)
+    plans, manager = open_plans(plans_file, configuration, rules)
     folder = target / manager.data_identifier
     store = slices.store_folder(target, manager.data_identifier)
     temporary = target / TEMPORARY / f"{configuration}-{os.getpid()}"

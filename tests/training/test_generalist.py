@@ -14,6 +14,7 @@ import torch
 from nnunet_ssp.cli import main
 from nnunet_ssp.phantom import write_mnms
 from tests.natural_images import write_tree
+from tests.own_folders import use_own_folders
 
 pytestmark = [pytest.mark.slow, pytest.mark.heavy]
 
@@ -37,13 +38,7 @@ def home(
     else:
         source = request.getfixturevalue("real_data") / "sunnybrook_mnms"
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("raw", "preprocessed", "results"):
-            (base / name).mkdir()
-            patch.setenv(f"nnUNet_{name}", str(base / name))
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        patch.setenv("nnUNet_def_n_proc", "1")
-        patch.setenv("nnUNet_compile", "f")
-        patch.setenv("nnUNet_extTrainer", command("nnunet-ssp", "env").strip().partition("=")[2])
+        use_own_folders(patch, base, command, processes=1)
         assert main(["convert", "mnms", "-i", str(source), "-d", "114"]) == 0
         sizes = ["--patch", "32", "32", "--width", "0.125", "--batch", "2"]
         assert main(["prepare", "114", *sizes, "-overwrite_plans_name", PLANS]) == 0

@@ -13,6 +13,7 @@ import torch
 from nnunet_ssp.cli import main
 from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.privacy import hashed_subject
+from tests.own_folders import use_own_folders
 
 pytestmark = [pytest.mark.slow, pytest.mark.heavy]
 
@@ -26,14 +27,7 @@ def cine(
     """Sunnybrook, converted and prepared at 128 x 128 with our own commands."""
     base = tmp_path_factory.mktemp("sunnybrook")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("raw", "preprocessed", "results"):
-            (base / name).mkdir()
-            patch.setenv(f"nnUNet_{name}", str(base / name))
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        patch.setenv("nnUNet_def_n_proc", "2")
-        patch.setenv("nnUNet_compile", "f")
-        exported = command("nnunet-ssp", "env")
-        patch.setenv("nnUNet_extTrainer", exported.strip().partition("=")[2])
+        use_own_folders(patch, base, command, processes=2)
         assert main(["convert", "mnms", "-i", str(real_data / "sunnybrook_mnms"), "-d", "114"]) == 0
         small = ["-gpu_memory_target", "0.1", "-overwrite_plans_name", "ssp128"]
         assert main(["prepare", "114", *small]) == 0
