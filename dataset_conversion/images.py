@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nnunet_ssp import __version__
-from nnunet_ssp.console import IdOrName, count_of, path, whole, writing_failed
+from nnunet_ssp.console import IdOrName, count_of, path, whole
+from nnunet_ssp.conversion.convert import failures_in_words
 from nnunet_ssp.conversion.natural import ImageOutcome, case_of, find_images, write_images
 from nnunet_ssp.conversion.record import NewDataset, check_folder, without_folder
 from nnunet_ssp.files.atomic import TEMPORARY, write_json
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.nnunet import check_dataset_id, nnunet_folder
-from nnunet_ssp.parallel import number_of_workers, process, worker_died
+from nnunet_ssp.parallel import number_of_workers, process
 
 FOLDER, ENDING = "imagesTr", "_0000.png"
 CHANNELS = ("red", "green", "blue")
@@ -92,16 +92,10 @@ def convert(
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
         check_folder(target, new.settings(), overwrite)
     prepared = nnunet_folder("nnUNet_preprocessed") / target.name
-    try:
-        with locked_dataset(target, prepared, create=target):
-            check_folder(target, new.settings(), overwrite)
-            lines = _convert(target, new, images, overwrite, workers)
-    except BrokenProcessPool as error:
-        raise worker_died(target) from error
-    except (FileExistsError, FileNotFoundError):
-        raise
-    except OSError as error:
-        raise RuntimeError(writing_failed(target, error)) from error
+    with failures_in_words(target), locked_dataset(target, prepared, create=target):
+        check_dataset_id(dataset_id, name)  # it may have been taken since
+        check_folder(target, new.settings(), overwrite)
+        lines = _convert(target, new, images, overwrite, workers)
     if others:
         lines.append(f"{count_of(others, 'other file')} left alone.")
     print("\n".join(lines))

@@ -137,7 +137,9 @@ def _section(cls: type[TrainingSettings]) -> list[str]:
         lines.append("")
         for recipe, changed in cls.recipes.items():
             words = " ".join(f"{name}={_number(value)}" for name, value in changed.items())
-            lines.append(f"* `recipe={recipe}` stands for `{words}`.")
+            lines.append(
+                f"* `recipe={recipe}` stands for {f'`{words}`' if words else 'the defaults'}."
+            )
     return [*lines, ""]
 
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -28,6 +28,7 @@ from nnunet_ssp.bench.place import (
     in_turns,
     one_thread,
     ratio,
+    resident,
 )
 from nnunet_ssp.methods.base import Method
 from nnunet_ssp.methods.parts.chunks import eager
@@ -350,20 +351,11 @@ def grown_bytes(folder: Path, size: int) -> int | None:
     Returns:
         The bytes; None where the system does not report them.
     """
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     read = _reading(SliceStore(folder), size, torch.device("cpu"))
     read()
-    after = _resident("VmHWM")
+    after = resident("VmHWM")
     return None if before is None or after is None else after - before
-
-
-def _resident(which: str) -> int | None:
-    """Read the bytes that this process holds (VmRSS) or held at most (VmHWM); None without Linux's table."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(which):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 # -- others ----------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ As a module it is the process that is measured: `python -m nnunet_ssp.bench.shar
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunet_ssp.bench.place import PLANS, Bench, in_turns, ratio
+from nnunet_ssp.bench.place import PLANS, Bench, in_turns, ratio, resident
 from nnunet_ssp.files.atomic import atomic_write, write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.nnunet import read_plans
@@ -31,7 +30,7 @@ from nnunet_ssp.training import transfer
 CHECKPOINT, SHARED, TAKEN = "checkpoint_final.pth", "shared.zip", "taken.pth"
 FOUND = "found.json"  # what the process has measured
 SMALL = "small"  # folder of a checkpoint whose size does not count
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 CPU = torch.device("cpu")
 
 
@@ -141,15 +140,10 @@ def growth_of(work: Callable[[], object]) -> int | None:
         CLEAR.write_text("5")  # the largest size so far becomes the present one
     except OSError:
         return None
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     work()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    """Read a size of this process in bytes."""
-    match = re.search(rf"^{name}:\s*(\d+) kB$", STATUS.read_text(), re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
+    after = resident("VmHWM")
+    return None if before is None or after is None else after - before
 
 
 if __name__ == "__main__":

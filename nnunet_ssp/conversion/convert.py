@@ -173,7 +173,7 @@ def convert_subjects(
         return target
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
         check_folder(target, settings, overwrite)
-    with _failures_in_words(target), ExitStack() as lock:
+    with failures_in_words(target), ExitStack() as lock:
         prepared = nnunet_folder("nnUNet_preprocessed") / target.name
         lock.enter_context(locked_dataset(target, prepared, create=target))
         check_dataset_id(new.dataset_id, new.name)  # again: it may have been taken since
@@ -194,7 +194,7 @@ def convert_subjects(
 
 
 @contextmanager
-def _failures_in_words(target: Path) -> Iterator[None]:
+def failures_in_words(target: Path) -> Iterator[None]:
     """Raise errors that say that a stopped conversion can be continued."""
     try:
         yield

@@ -67,10 +67,14 @@ def must_name_plans(name: str, place: str) -> str:
         place: Where it comes from, for the message.
 
     Raises:
-        ValueError: It is not plain, or plans of this name would replace a file of nnU-Net's.
+        ValueError: It is not plain, nnU-Net would split it, or plans of this name would replace a file of nnU-Net's.
     """
     if must_be_plain(name, place).lower() in NOT_PLANS:
         raise ValueError(
             f"{place} (={name}) must be none of {', '.join(NOT_PLANS)}: beside plans, nnU-Net has files of these names."
+        )
+    if "__" in name:
+        raise ValueError(
+            f"{place} (={name}) must not hold __, at which nnU-Net splits names of folders."
         )
     return name

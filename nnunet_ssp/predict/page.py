@@ -12,7 +12,7 @@ from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.predict.flags import FLAGS, rule_of
 from nnunet_ssp.predict.inputs import InputCine
-from nnunet_ssp.predict.results import in_short
+from nnunet_ssp.predict.results import ENDINGS, REPORT, in_short
 from nnunet_ssp.reporting.figures import COLOURS, count_along
 from nnunet_ssp.reporting.page import Link, Page
 from nnunet_ssp.reporting.player import Sprites
@@ -60,7 +60,7 @@ def run_page(records: Mapping[str, Mapping[str, Any]], refused: Mapping[str, str
     names = ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "lv_mass_g", "rv_ef_percent")
     rows = [
         [
-            Link(subject, f"{subject}_seg.html"),
+            Link(subject, f"{subject}{ENDINGS['page']}"),
             *(_number(record["subject"].get(name)) for name in names),
             _number(record["subject"].get("disagreement_percent")),
             ", ".join(record["flags"]) or None,
@@ -71,7 +71,9 @@ def run_page(records: Mapping[str, Mapping[str, Any]], refused: Mapping[str, str
     raised = {name for record in records.values() for name in record["flags"]}
     if raised:
         page.heading("Flags")
-        page.table(["Flag", "Raised by"], [[f.name, f.rule] for f in FLAGS if f.name in raised])
+        known = [flag.name for flag in FLAGS if flag.name in raised]
+        shown = [*known, *sorted(raised.difference(known))]  # also those of an earlier version
+        page.table(["Flag", "Raised by"], [[name, rule_of(name)] for name in shown])
     return page
 
 
@@ -100,7 +102,7 @@ def subject_page(
         labels: Meaning of the values.
     """
     page = Page(subject, NOTICE)
-    page.paragraph(Link("All subjects", "report.html"))
+    page.paragraph(Link("All subjects", REPORT))
     metrics, flags = record["subject"], record["flags"]
     if flags:
         page.heading("Doubts")
@@ -226,11 +228,12 @@ def _contact_sheet(
     columns, rows, n_slices = images.shape
     n_rows = -(-n_slices // ACROSS)
     sheet = np.zeros((n_rows * rows, ACROSS * columns, 4), np.uint8)
+    inks = _inks()
     for z in range(n_slices):
         tile = np.repeat(images[:, :, z, None], 4, axis=2)
         tile[..., 3] = 255
         lines = _contours(masks[:, :, z], labels)
-        tile[lines > 0] = _inks()[lines[lines > 0]]
+        tile[lines > 0] = inks[lines[lines > 0]]
         down, across = divmod(z, ACROSS)
         place = np.s_[down * rows : (down + 1) * rows, across * columns : (across + 1) * columns]
         sheet[place] = tile.transpose(1, 0, 2)

@@ -19,9 +19,9 @@ from nnunet_ssp.cohort.splits import copy_tables, first_fold
 from nnunet_ssp.console import count_of, writing_failed
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write, remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
-from nnunet_ssp.files.names import must_be_plain
+from nnunet_ssp.files.names import must_be_plain, must_name_plans
 from nnunet_ssp.launch import small_plans_hint, training_command
-from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
+from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.parallel import number_of_workers
 from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.fingerprints import make_fingerprint, with_median_spacing
@@ -140,7 +140,7 @@ def _say_next(
         return
     fold = first_fold(target / "splits_final.json", n_labelled)
     command = training_command(target, fold, "nnUNetTrainerMIMPretrain", plans_name)
-    hint = small_plans_hint(int(target.name[7:10])) if usual else ""
+    hint = small_plans_hint(dataset_id(target.name)) if usual else ""
     print(f"{hint}Next: {command}")
 
 
@@ -175,9 +175,10 @@ def _check_options(
         )
     if gpu_memory_target is not None and not gpu_memory_target > 0:
         raise ValueError(f"`gpu_memory_target` (={gpu_memory_target}) must be above 0 GB.")
-    for name, what in ((plans_name, "-p"), (overwrite_plans_name, "-overwrite_plans_name")):
-        if name is not None:
-            must_be_plain(name, what)
+    if plans_name is not None:
+        must_be_plain(plans_name, "-p")
+    if overwrite_plans_name is not None:
+        must_name_plans(overwrite_plans_name, "-overwrite_plans_name")
     must_be_plain(planner.removeprefix(TIMM), "-pl")
 
 

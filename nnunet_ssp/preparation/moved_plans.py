@@ -12,10 +12,10 @@ from nnunet_ssp.files.bundles import is_shared, read_bundle
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import must_name_plans
 from nnunet_ssp.files.nnunet import NATURAL, configuration_of, names_of_plans, read_plans
+from nnunet_ssp.launch import NNUNET_PLANS
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.preparation.raw_checks import Rules
 
-DEFAULT = "nnUNetPlans"
 BY_CHANNEL = ("normalization_schemes", "use_mask_for_norm")
 NEEDED = ("patch_size", "spacing", *BY_CHANNEL)  # of a configuration
 
@@ -92,7 +92,7 @@ def _find(source: str, dataset: str, plans_name: str | None) -> tuple[dict[str, 
     names = names_of_plans(folder)
     if not names:
         raise FileNotFoundError(f"{folder} has no plans: run nnunet-ssp prepare {source} first.")
-    chosen = plans_name or (names[0] if len(names) == 1 else DEFAULT)
+    chosen = plans_name or (names[0] if len(names) == 1 else NNUNET_PLANS)
     if chosen not in names:
         near = "" if plans_name is None else nearest(chosen, names)
         raise FileNotFoundError(
@@ -128,10 +128,6 @@ def plans_for(
         ValueError: The name is none for plans, or the normalisation is not one for these images.
     """
     must_name_plans(name, "the plans' name")
-    if "__" in name:
-        raise ValueError(
-            f"the plans' name (={name}) must not hold __, at which nnU-Net splits names of folders."
-        )
     moved = {}
     for configuration in configurations:
         own = dict(configuration_of(dict(plans), configuration, where, NEEDED))

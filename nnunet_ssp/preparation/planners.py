@@ -14,6 +14,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
     ExperimentPlanner,
 )
 
+from nnunet_ssp.launch import NNUNET_PLANS
 from nnunet_ssp.timm_unet import DECODER, TimmUNet, strides_of, timm_features
 
 NORMS = {2: "torch.nn.modules.batchnorm.BatchNorm2d", 3: "torch.nn.modules.batchnorm.BatchNorm3d"}
@@ -46,7 +47,7 @@ class _OnDefaultData(ExperimentPlanner):
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Return the name of the folder of the preprocessed data."""
         shared = configuration_name in ("2d", "3d_fullres")
-        return f"{'nnUNetPlans' if shared else self.plans_identifier}_{configuration_name}"
+        return f"{NNUNET_PLANS if shared else self.plans_identifier}_{configuration_name}"
 
 
 class BatchNormPlanner(_OnDefaultData):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,7 @@ def _check_network(bundle: Bundle, file: Path) -> None:
 def _install(bundle: Bundle, file: Path, dataset: str, name: str) -> list[str]:
     """Write the plans for a dataset; return what to do next."""
     folder, content = _find(dataset)
-    theirs, ours = len(bundle.card["channel_names"]), len(_channels(content))
+    theirs, ours = len(bundle.card["channel_names"]), len(transfer.channel_names(content))
     if theirs != ours:
         raise ValueError(
             f"{file}: pretrained with {count_of(theirs, 'input channel')}, {folder.name} has {ours}."
@@ -122,13 +121,6 @@ def _find(dataset: str) -> tuple[Path, dict[str, Any]]:
     except FileNotFoundError:
         folder = dataset_folder(prepared, dataset)
     return folder, read_dataset(folder / "dataset.json")
-
-
-def _channels(dataset_json: Mapping[str, Any]) -> Mapping[str, Any]:
-    channels: Mapping[str, Any] = dataset_json.get(
-        "channel_names", dataset_json.get("modality", {})
-    )
-    return channels
 
 
 def _check_leak(bundle: Bundle, file: Path, folder: Path) -> None:
@@ -154,7 +146,7 @@ def _plans_for(
     reader = determine_reader_writer_from_dataset_json(
         dataset_json, allow_nonmatching_filename=True, verbose=False
     )
-    channels = len(_channels(dataset_json))
+    channels = len(transfer.channel_names(dataset_json))
     only = [bundle.card["configuration"]]
     return plans_for(bundle.plans, only, dataset, name, channels, reader.__name__, PLANS)
 

@@ -66,7 +66,7 @@ def require_size(file: Path, size: int, store: Path) -> None:
         )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=2**16)  # asked for every slice that is drawn
 def npy_header(shape: tuple[int, int, int, int]) -> bytes:
     """Return the first bytes of a file of `write_case`."""
     stream = io.BytesIO()

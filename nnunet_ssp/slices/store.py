@@ -40,6 +40,11 @@ FLOAT16_MAX = 65504.0
 LONGEST_SIDE = 2**16
 
 
+def is_preprocessed(folder: Path, case: str) -> bool:
+    """Whether nnU-Net's folder of preprocessed cases, which holds the labelled ones, has a case."""
+    return any((folder / f"{case}{ending}").is_file() for ending in PREPROCESSED)
+
+
 def _is_side(value: object) -> bool:
     return is_whole(value) and value < LONGEST_SIDE  # type: ignore[operator]
 

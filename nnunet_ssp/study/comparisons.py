@@ -62,7 +62,7 @@ def _compared(
     both = pd.concat([results.frames[baseline, fold], results.frames[model, fold]])
     both = both[both["seed"].isin(seeds) & (both["class"] == MEAN)]
     own, theirs = scores_by_seed(both, model, baseline)
-    differences = differences_by_seed(both, model, baseline)
+    differences = differences_by_seed(own, theirs)
     low, high = two_level_interval(differences)
     better = int((differences.mean(axis=1) > 0).sum()) if differences.size else 0
     return compare_models(both, DICE, baseline).assign(
@@ -92,8 +92,9 @@ def scores_by_seed(
     return own[:, known], theirs[:, known]
 
 
-def differences_by_seed(frames: pd.DataFrame, model: str, baseline: str) -> npt.NDArray[np.float64]:
-    """Return the differences in Dice of every seed and subject, see `scores_by_seed`: (seeds, subjects)."""
-    own, theirs = scores_by_seed(frames, model, baseline)
+def differences_by_seed(
+    own: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return the differences of what `scores_by_seed` returns: (seeds, subjects)."""
     # Rounding removes the noise of floating point, which has a sign.
     return (own - theirs).round(DIFFERENCE_DIGITS)

@@ -8,7 +8,6 @@ import pandas as pd
 
 from nnunet_ssp.evaluation.statistics import SCORES
 from nnunet_ssp.sharing.gains import COLUMNS
-from nnunet_ssp.study.comparisons import comparisons
 from nnunet_ssp.study.results import Results
 from nnunet_ssp.study.runs import slug
 
@@ -40,10 +39,15 @@ def model_tables(results: Results) -> Iterator[tuple[str, pd.DataFrame]]:
                 yield f"{slug(model)}{ending}", pd.concat(filled, ignore_index=True)
 
 
-def comparison_table(results: Results) -> pd.DataFrame:
-    """Return the comparisons with what was compared, as `nnunet-ssp export` puts them on the card of a pretraining."""
+def comparison_table(results: Results, compared: pd.DataFrame) -> pd.DataFrame:
+    """Return comparisons with what was compared, as `nnunet-ssp export` puts them on the card of a pretraining.
+
+    Args:
+        results: Results of the study.
+        compared: From `comparisons`.
+    """
     rows = []
-    for row in comparisons(results).to_dict("records"):
+    for row in compared.to_dict("records"):
         fold = row["fold"]
         own, theirs = (
             next(iter(results.done[row[name], fold].values())) for name in ("model", "baseline")

@@ -83,8 +83,9 @@ def write_results(results: Results, setup: Sequence[str], notes: Sequence[str] =
     written += [f"{own.models}/{name}.csv" for name in models]
     _remove_earlier(output, own, written)
     _write_csv(_cells(results, list(tables.values())), output / f"{own.prefix}cells.csv")
-    _write_csv(comparison_table(results), output / f"{own.prefix}{COMPARISONS}")
-    page = _page(results, tables, figures, files, setup, notes, own)
+    compared = comparisons(results)
+    _write_csv(comparison_table(results, compared), output / f"{own.prefix}{COMPARISONS}")
+    page = _page(results, tables, figures, files, setup, notes, own, compared)
     page.write(output / own.page)
     return output / own.page
 
@@ -210,6 +211,7 @@ def _page(
     setup: Sequence[str],
     notes: Sequence[str],
     own: Written,
+    compared: pd.DataFrame,
 ) -> Page:
     study = results.study
     missing = [
@@ -229,7 +231,7 @@ def _page(
         _add_table(page, filled, name, own, results.anchors)
     for figure in figures:
         _add_figure(page, figure, own, files)
-    _add_comparisons(page, results)
+    _add_comparisons(page, results, compared)
     _add_settings(page, results)
     _add_pretrainings(page, results)
     _add_runs(page, results)
@@ -306,8 +308,7 @@ def _add_figure(page: Page, figure: Drawn, own: Written, files: dict[Plot, str])
     )
 
 
-def _add_comparisons(page: Page, results: Results) -> None:
-    table = comparisons(results)
+def _add_comparisons(page: Page, results: Results, table: pd.DataFrame) -> None:
     if not len(table):
         return
     page.heading("Comparisons")

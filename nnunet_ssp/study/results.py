@@ -463,21 +463,22 @@ class Results:
 
     def unlabelled_slices(self, model: str) -> int | None:
         """Count the slices that a model's pretraining saw; 0 from scratch, None if it is not done."""
-        name = self.study.models[model].pretraining
-        if name is None:
+        if self.study.models[model].pretraining is None:
             return 0
-        run = next((run for run in self.pretrainings if run.name == name), None)
-        counts = {} if run is None else self.settings(run).get("counts", {})
-        return counts.get("slices")
+        return self._pretrained(model, "counts").get("slices")
 
     def pretraining_epochs(self, model: str) -> int | None:
         """Count the epochs of pretraining behind a model; 0 from scratch, None if the pretraining is not done."""
         part = self.study.models[model]
-        if part.pretraining is None:
-            return 0
-        run = next((run for run in self.pretrainings if run.name == part.pretraining), None)
-        planned = {} if run is None else self.settings(run).get("settings", {})
-        return part.snapshot if part.snapshot is not None else planned.get("num_epochs")
+        if part.pretraining is None or part.snapshot is not None:
+            return part.snapshot or 0
+        return self._pretrained(model, "settings").get("num_epochs")
+
+    def _pretrained(self, model: str, entry: str) -> dict[str, int]:
+        """Read an entry of the `settings.json` of a model's pretraining; empty if it is not done."""
+        name = self.study.models[model].pretraining
+        run = next((run for run in self.pretrainings if run.name == name), None)
+        return {} if run is None else self.settings(run).get(entry, {})
 
 
 class _Parser(argparse.ArgumentParser):

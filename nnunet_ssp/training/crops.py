@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 
 from nnunet_ssp.console import count_of
-from nnunet_ssp.slices.store import PREPROCESSED
+from nnunet_ssp.slices.store import is_preprocessed
 
 
 def label_use(settings: Any) -> str:
@@ -65,7 +65,7 @@ def mask_centres(folder: Path, subjects: Mapping[str, str]) -> dict[str, tuple[f
     """
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-    labelled = [n for n in subjects if any((folder / f"{n}{e}").is_file() for e in PREPROCESSED)]
+    labelled = [name for name in subjects if is_preprocessed(folder, name)]
     if not labelled:
         return {}
     dataset = infer_dataset_class(str(folder))(str(folder), labelled)

@@ -29,7 +29,7 @@ from nnunet_ssp.signals import ending_at_once
 from nnunet_ssp.slices.intact import prepare_command
 from nnunet_ssp.slices.store import (
     INDEX,
-    PREPROCESSED,
+    is_preprocessed,
     read_index,
     read_missing,
     require_sizes,
@@ -175,9 +175,7 @@ class FinetuningTrainer(StartingTrainer):
         folder = Path(self.preprocessed_dataset_folder)
         store = store_folder(folder.parent, folder.name)
         if isinstance(self.fold, int):
-            absent = {
-                n for n in names if not any((folder / f"{n}{e}").is_file() for e in PREPROCESSED)
-            }
+            absent = {name for name in names if not is_preprocessed(folder, name)}
             if absent:
                 known = read_missing(store)
                 reasons = "".join(

@@ -18,7 +18,7 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from torch import Tensor
 
-from nnunet_ssp.files.bundles import is_shared, read_shared
+from nnunet_ssp.files.bundles import is_shared
 
 ARGUMENT = "pretrained_weights_file"  # of nnU-Net's function
 TIMM = "timm:"  # before a file of an encoder, in place of a checkpoint
@@ -54,16 +54,12 @@ def hand_over_shared(weights: Mapping[str, Tensor] | None = None) -> None:
         weights: The shared pretraining's tensors, where they have been read; none for a network that is filled.
     """
     frame = loading_frame()
-    file = None if frame is None else frame.f_locals.get(ARGUMENT)
+    file = None if frame is None or weights is None else frame.f_locals.get(ARGUMENT)
     if frame is None or not isinstance(file, str):
         return
     # A network that is filled needs no file, which nnU-Net would map to the GPU of the rank's number on all machines.
-    if file.startswith(TIMM) or weights == {}:
-        frame.f_locals[ARGUMENT] = _InMemory(file, {})
-    elif is_shared(Path(file)):
-        tensors = read_shared(Path(file))["network_weights"] if weights is None else weights
-        frame.f_locals[ARGUMENT] = _InMemory(file, tensors)
-    else:
+    if weights and not is_shared(Path(file)):  # nnU-Net reads it itself
         return
+    frame.f_locals[ARGUMENT] = _InMemory(file, weights or {})
     if sys.version_info < (3, 13):  # where these are a copy
         ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))

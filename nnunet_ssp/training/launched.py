@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from nnunet_ssp.console import path
+from nnunet_ssp.launch import NNUNET_PLANS
 
 HELP = """Pretrain on the GPUs of several machines: as nnUNetv2_train, in every process that torchrun starts.
 
@@ -31,7 +32,7 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("configuration", help="a 2D configuration of its plans, usually 2d")
     add("fold", help="number of the fold, or all")
     add("-tr", dest="trainer", required=True, metavar="TRAINER", help="one of our ...Pretrain")
-    add("-p", dest="plans_name", metavar="PLANS", default="nnUNetPlans", help="name of the plans")
+    add("-p", dest="plans_name", metavar="PLANS", default=NNUNET_PLANS, help="name of the plans")
     add(
         "-pretrained_weights",
         dest="weights",
@@ -52,7 +53,7 @@ def train(
     configuration: str,
     fold: str,
     trainer: str,
-    plans_name: str = "nnUNetPlans",
+    plans_name: str = NNUNET_PLANS,
     weights: Path | None = None,
     go_on: bool = False,
     disable_checkpointing: bool = False,
@@ -111,7 +112,7 @@ def _train(
     disable_checkpointing: bool,
     device: object,
 ) -> None:
-    from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+    from nnunetv2.run.run_training import run_training
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     if not hasattr(recursive_find_trainer_class_by_name(trainer), "method_class"):
@@ -120,11 +121,10 @@ def _train(
         )
     if fold != "all" and not fold.isdecimal():
         raise ValueError(f"fold (={fold}) must be a number, or all.")
-    number = fold if fold == "all" else int(fold)
-    run = get_trainer_from_args(
-        dataset, configuration, number, trainer, plans_name, go_on, device=device
+    run_training(
+        *(dataset, configuration, fold, trainer, plans_name),
+        None if weights is None else str(weights),
+        continue_training=go_on,
+        disable_checkpointing=disable_checkpointing,
+        device=device,
     )
-    run.disable_checkpointing = disable_checkpointing
-    maybe_load_checkpoint(run, go_on, False, None if weights is None else str(weights))
-    run.run_training()
-    run.perform_actual_validation()

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_ssp.slices.store import PREPROCESSED
+from nnunet_ssp.slices.store import is_preprocessed
 
 T = TypeVar("T")
 
@@ -313,9 +313,7 @@ def find_probe(
     if not foreground or labels.has_regions:
         return None, "No linear probe: this dataset has no labels, or labels that are regions."
     labelled = {
-        case: subject
-        for case, subject in subjects.items()
-        if any((folder / f"{case}{ending}").is_file() for ending in PREPROCESSED)
+        case: subject for case, subject in subjects.items() if is_preprocessed(folder, case)
     }
     data = labelled_slices(folder, labelled, patch_size, foreground)
     if data is None:

@@ -284,21 +284,7 @@ def compare(
         )
     their_configuration = _configuration(pretrained)
     notes = [] if pretrained.ssp else [f"{pretrained.origin}, not one of nnunet-ssp"]
-    for name in ("spacing", "normalization_schemes", "use_mask_for_norm"):
-        if name in their_configuration:
-            there, here = their_configuration[name], configuration[name]
-            if name == "spacing" and NATURAL in (_reader(pretrained.plans), _reader(plans)):
-                if not _equal(there, here):
-                    notes.append(
-                        f"spacing: {shown(there)} there, {here} here; natural images have none in mm, so that pixels "
-                        "count as pixels"
-                    )
-            elif not _equal(
-                *(_for_each_channel(there, here) if name != "spacing" else (there, here))
-            ):
-                refusals.append(
-                    f"{_NAMES[name]}: pretrained with {shown(there)}, these plans have {here}"
-                )
+    _compare_preparation(pretrained, plans, configuration, refusals, notes)
     if not their_configuration:
         notes.append("the file holds no plans: spacing and normalisation could not be compared")
     if set(pretrained.channels) & set(channels) and pretrained.channels != tuple(channels):
@@ -362,6 +348,34 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _reader(plans: Mapping[str, Any]) -> Any:
     return plans.get("image_reader_writer")
+
+
+def _compare_preparation(
+    pretrained: Pretrained,
+    plans: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+    refusals: list[str],
+    notes: list[str],
+) -> None:
+    """Compare how images were prepared; add what may not differ to the refusals, the rest to the notes."""
+    their_configuration = _configuration(pretrained)
+    natural = NATURAL in (_reader(pretrained.plans), _reader(plans))
+    for name in ("spacing", "normalization_schemes", "use_mask_for_norm"):
+        if name not in their_configuration:
+            continue
+        there, here = their_configuration[name], configuration[name]
+        by_channel = name != "spacing"
+        if _equal(*(_for_each_channel(there, here) if by_channel else (there, here))):
+            continue
+        if natural and not by_channel:
+            notes.append(
+                f"spacing: {shown(there)} there, {here} here; natural images have none in mm, so that pixels "
+                "count as pixels"
+            )
+        else:
+            refusals.append(
+                f"{_NAMES[name]}: pretrained with {shown(there)}, these plans have {here}"
+            )
 
 
 def _for_each_channel(there: Any, here: Any) -> tuple[Any, Any]:

@@ -155,7 +155,7 @@ def test_growth_compares_with_the_first_store():
 
 
 def test_memory_that_the_system_does_not_tell_is_not_measured(monkeypatch):
-    monkeypatch.setattr(rows, "_resident", lambda which: None)
+    monkeypatch.setattr(rows, "resident", lambda which: None)
     monkeypatch.setattr(rows, "SliceStore", lambda folder: None)
     monkeypatch.setattr(rows, "_reading", lambda *arguments: lambda: None)
     assert rows.grown_bytes(Path("store"), 10) is None

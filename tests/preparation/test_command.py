@@ -110,6 +110,8 @@ def test_nnunet_does_not_chatter(base: Path, capfd: pytest.CaptureFixture[str]):
     [
         ({"plans_name": "../x"}, r"`-p` \(=\.\./x\) must be one plain name"),
         ({"overwrite_plans_name": "../x"}, r"`-overwrite_plans_name` .* must be one plain name"),
+        ({"overwrite_plans_name": "dataset"}, "-overwrite_plans_name .* must be none of dataset"),
+        ({"overwrite_plans_name": "a__b"}, "-overwrite_plans_name .* must not hold __"),
         ({"planner": "../x"}, r"`-pl` .* must be one plain name"),
     ],
 )

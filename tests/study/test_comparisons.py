@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from nnunet_ssp.evaluation.statistics import holm
-from nnunet_ssp.study.comparisons import comparisons, differences_by_seed
+from nnunet_ssp.study.comparisons import comparisons, differences_by_seed, scores_by_seed
 from nnunet_ssp.study.results import Results
 
 
@@ -102,9 +102,15 @@ def test_subjects_without_a_score_in_a_seed_are_left_out():
         for seed in (0, 1)
         for subject, value in (("s", 0.5 + seed / 8), ("t", np.nan if seed else 0.5))
     ]
-    assert differences_by_seed(pd.DataFrame(rows), "a", "b").tolist() == [[0.0], [0.0]]
+    assert differences_by_seed(*scores_by_seed(pd.DataFrame(rows), "a", "b")).tolist() == [
+        [0.0],
+        [0.0],
+    ]
     rows = [row | {"dice": row["dice"] + 0.25 * (row["model"] == "a")} for row in rows]
-    assert differences_by_seed(pd.DataFrame(rows), "a", "b").tolist() == [[0.25], [0.25]]
+    assert differences_by_seed(*scores_by_seed(pd.DataFrame(rows), "a", "b")).tolist() == [
+        [0.25],
+        [0.25],
+    ]
 
 
 def test_the_p_values_of_a_family_are_corrected_together(miniature):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nnunet_ssp.sharing.gains import THESE, measured_gains
+from nnunet_ssp.study.comparisons import comparisons
 from nnunet_ssp.study.exports import (
     CURVE_COLUMNS,
     SCORE_COLUMNS,
@@ -29,7 +30,8 @@ def test_each_model_has_its_scores_and_its_curves(miniature):
 
 
 def test_comparisons_say_what_was_compared(miniature):
-    table = comparison_table(miniature().finish().results).set_index("fold")
+    results = miniature().finish().results
+    table = comparison_table(results, comparisons(results)).set_index("fold")
     (file,) = set(table["pretraining"])
     assert file.startswith("pretraining/MIM/seed0-aa/results/")
     assert file.endswith("/fold_0/checkpoint_final.pth")

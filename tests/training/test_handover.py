@@ -38,7 +38,7 @@ def test_the_zip_is_read_once(runs, shared, monkeypatch) -> None:
     monkeypatch.setattr(
         "nnunet_ssp.files.checkpoints.read_shared", lambda f: read.append(f) or read_shared(f)
     )
-    monkeypatch.setattr("nnunet_ssp.training.handover.read_shared", read.append)
+    monkeypatch.setattr("nnunet_ssp.files.bundles.read_shared", read.append)
     for trainer in ("nnUNetTrainerFinetune", "nnUNetTrainerMIMPretrain"):
         runs.make(trainer, weights=shared)
     assert read == [shared] * 2
