@@ -95,7 +95,7 @@ def test_cases_that_are_missing_in_the_store_are_named(own_copy, runs):
     slices.write_index(store, preprocessing, left, {gone: "truncated"})
     train, _ = trainer.do_split()
     assert gone not in train
-    assert f"prepare left 1 case of cases.csv out of training, {gone}" in warnings(trainer)[0]
+    assert f"prepare left 1 case of the dataset out of training, {gone}" in warnings(trainer)[0]
 
 
 @pytest.mark.parametrize("ending", [".b2nd", "_seg.b2nd"])
