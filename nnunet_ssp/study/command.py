@@ -61,20 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run these alone, with what they need (default: all)",
     )
     parser.add_argument(
-        "--choose",
+        "--folds",
         nargs="+",
-        metavar="MODEL",
-        help="write chosen.json: the models that --report will score on the test subjects; start nothing",
+        metavar="FOLD",
+        help="train on these of the study's folds alone, by its own names (default: all)",
     )
-    parser.add_argument(
-        "--report",
-        nargs="?",
-        type=path,
-        const=Path(CHOSEN),
-        metavar="FILE",
-        help="score the models of this file (default: the study's chosen.json) on the test subjects, which a study "
-        "that chooses does not touch otherwise",
-    )
+    _add_choice(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs and estimate the hours, start nothing"
     )
@@ -113,6 +105,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--choose",
+        nargs="+",
+        metavar="MODEL",
+        help="write chosen.json: the models that --report will score on the test subjects; start nothing",
+    )
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        type=path,
+        const=Path(CHOSEN),
+        metavar="FILE",
+        help="score the models of this file (default: the study's chosen.json) on the test subjects, which a study "
+        "that chooses does not touch otherwise",
+    )
+
+
 def run(
     file: str,
     dataset: str | None = None,
@@ -127,6 +137,7 @@ def run(
     snakemake: str = "",
     size: str | None = None,
     models: Sequence[str] | None = None,
+    folds: Sequence[str] | None = None,
     choose: Sequence[str] | None = None,
     report: Path | None = None,
 ) -> int:
@@ -146,6 +157,7 @@ def run(
         snakemake: More arguments for Snakemake.
         size: One of the sizes in the file.
         models: Models to run, by default all.
+        folds: The study's folds to run, by its own names, by default all.
         choose: Models to name for the report; nothing runs.
         report: File that names the models to score on the test subjects, seen from the study's folder.
 
@@ -155,25 +167,23 @@ def run(
     Raises:
         FileNotFoundError: The study's file, its dataset or the profile is missing.
         RuntimeError: A package is missing, or another process works in the folder.
-        ValueError: The file does not follow the schema, or does not fit the dataset; or the study is not the one in
-            which the models to report were chosen.
+        ValueError: The file does not follow the schema, or does not fit the dataset or `chosen.json`.
     """
+    if jobs < 1:
+        raise ValueError(f"`--jobs` (={jobs}) must be at least 1.")
     if not dry_run:
         _check_installed()
     from nnunet_ssp.study.spec import first_size, read_study
 
-    if jobs < 1:
-        raise ValueError(f"`--jobs` (={jobs}) must be at least 1.")
     source = find_study(file)
-    study = read_study(source, size)
+    study = _asked_for(read_study(source, size), dataset, plans, models, folds)
     size = size or first_size(source)
-    study = _asked_for(study, dataset, plans, models)
     output = (output or _default_output(source, size)).resolve()
     _set_environment(output if study.phantom else None, output, profile)
     if dry_run:
         from nnunet_ssp.study.dry_run import list_runs
 
-        return list_runs(study, output, bench, models)
+        return list_runs(study, output, bench, models, folds)
     call = _Call(
         source=source,
         output=output,
@@ -184,27 +194,35 @@ def run(
         only_results=results,
         more=snakemake,
         models=models,
+        folds=folds,
         choose=choose,
         report=None if report is None else output / report,
     )
     if results:  # also while the study runs
         return _run(study, call)
-    output.mkdir(parents=True, exist_ok=True)
-    with locked(output):
+    with locked(output, create=True):
         return _run(study, call)
 
 
 def _asked_for(
-    study: Study, dataset: str | None, plans: str | None, models: Sequence[str] | None
+    study: Study,
+    dataset: str | None,
+    plans: str | None,
+    models: Sequence[str] | None,
+    folds: Sequence[str] | None,
 ) -> Study:
-    """Put a call's dataset and plans in place of the study's; refuse models that it lacks."""
+    """Put a call's dataset and plans in place of the study's; refuse models and folds that it lacks."""
     if dataset is not None:
         study = study.model_copy(update={"dataset": dataset, "phantom": None})
     if plans is not None:
         study = study.model_copy(update={"plans": plans})
-    for name in models or ():
-        if name not in study.models:
-            raise ValueError(f"`--models` (={name}) must be of {', '.join(study.models)}.")
+    for option, names, known in (
+        ("--models", models, study.models),
+        ("--folds", folds, study.folds),
+    ):
+        for name in names or ():
+            if name not in known:
+                raise ValueError(f"`{option}` (={name}) must be of {', '.join(known)}.")
     return study
 
 
@@ -276,6 +294,7 @@ class _Call:
     only_results: bool
     more: str
     models: Sequence[str] | None
+    folds: Sequence[str] | None
     choose: Sequence[str] | None
     report: Path | None
 
@@ -316,7 +335,8 @@ def _run(study: Study, call: _Call) -> int:
     for note in results.notes():
         print(f"Note: {note}", flush=True)
     every = study_jobs(study, runs, data, call.device)
-    planned = study_jobs(study, only(runs, call.models), data, call.device)
+    asked = only(runs, call.models, call.folds)
+    planned = study_jobs(study, asked, data, call.device)
     arguments = shlex.split(call.more)
     only_planned = bool({"-n", "--dry-run", "--dryrun"} & set(arguments))
     todo = unfinished(planned, output, forget=not (call.only_results or only_planned))
@@ -345,7 +365,7 @@ def _run(study: Study, call: _Call) -> int:
         titles = list(dict.fromkeys(job.title for job in missing))
         listed = "; ".join(titles[:5] + ["..."] * (len(titles) > 5))
         print(
-            f"\n{len(titles)} of {sum(map(len, only(runs, call.models)))} runs are missing: {listed}. "
+            f"\n{len(titles)} of {sum(map(len, asked))} runs are missing: {listed}. "
             "Run the same command to go on."
         )
     print(f"\nReport: {page}")

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 
 def list_runs(
-    study: Study, output: Path, bench: Path | None, models: Sequence[str] | None = None
+    study: Study,
+    output: Path,
+    bench: Path | None,
+    models: Sequence[str] | None = None,
+    folds: Sequence[str] | None = None,
 ) -> int:
-    """Print every run, or those of some models, and how long all of them take.
+    """Print every run, or those of some models and folds, and how long all of them take.
 
     Raises:
         ValueError: The dataset lacks folds that cannot be made.
@@ -51,7 +55,7 @@ def list_runs(
             made = " and ".join(study.make_folds)
             notes.append(f"Folds still to be made, with {made}: {', '.join(missing)}")
         data = None
-    pretrainings, trainings = runs = only(study_runs(study, data), models)
+    pretrainings, trainings = runs = only(study_runs(study, data), models, folds)
     left, untrained = [*pretrainings, *trainings], runs
     if data is not None:
         results = Results(study, *runs, data, output)

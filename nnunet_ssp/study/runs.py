@@ -267,13 +267,17 @@ def count_labelled_slices(study: Study, label: str, data: Data | None, seed: int
     return study.sizes.labelled_slices.get(label, 0) if study.sizes else 0
 
 
-def only(runs: Runs, models: Sequence[str] | None) -> Runs:
-    """Return the runs of some models, with their pretrainings."""
-    if models is None:
+def only(runs: Runs, models: Sequence[str] | None, folds: Sequence[str] | None = None) -> Runs:
+    """Return the runs of some models and some of the study's folds, with their pretrainings."""
+    if models is None and folds is None:
         return runs
-    trainings = [run for run in runs[1] if run.name in models]
-    used = {before.name for run in trainings for before in run.origin}
-    return [run for run in runs[0] if run.name in used], trainings
+    trainings = [
+        run
+        for run in runs[1]
+        if (models is None or run.name in models) and (folds is None or run.label in folds)
+    ]
+    used = {before.folder for run in trainings for before in run.origin}
+    return [run for run in runs[0] if run.folder in used], trainings
 
 
 def scores_folder(study: Study, run: Run) -> str:

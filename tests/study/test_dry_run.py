@@ -115,6 +115,10 @@ def test_dry_run_of_acdc_few(tmp_path, capsys, monkeypatch, size, epochs):
     assert main(["study", "acdc-few", "--dry-run", "--size", size, "--models", "scratch"]) == 0
     said = capsys.readouterr().out
     assert "11 runs: 0 pretrainings and 11 fine-tunings" in said
+    some = ["--models", "scratch", "Dense", "--folds", "2", "10"]
+    assert main(["study", "acdc-few", "--dry-run", "--size", size, *some]) == 0
+    said = capsys.readouterr().out
+    assert "13 runs: 1 pretraining and 12 fine-tunings" in said
 
 
 def test_what_is_no_size_and_no_model(tmp_path, capsys, monkeypatch):
@@ -123,3 +127,5 @@ def test_what_is_no_size_and_no_model(tmp_path, capsys, monkeypatch):
     assert "`--size` (=tpu) must be one of its sizes: cpu, gpu" in capsys.readouterr().err
     assert main(["study", "demooij", "--dry-run", "--models", "MAE"]) == 1
     assert "`--models` (=MAE) must be of baseline, SimCLR" in capsys.readouterr().err
+    assert main(["study", "acdc-few", "--dry-run", "--folds", "3"]) == 1
+    assert "`--folds` (=3) must be of 2, 5, 10" in capsys.readouterr().err
