@@ -139,6 +139,7 @@ def _measure(bench: Bench, methods: Sequence[str], metrics: dict[str, Any]) -> I
         "lightly": lambda _: {"images_over_lightly": rows.over_lightly(bench)},
         "fine-tuning": rows.finetuning_over_stock,
         "bfloat16": rows.bf16_over_fp32,
+        "fused norms": rows.fused_over_plain,
         "files": files.files_over_zlib,
         "export and import": sharing.sharing_over_copy,
         "predict": predicting.predicting_over_stock,
@@ -209,6 +210,11 @@ def table(metrics: dict[str, Any]) -> Iterator[str]:
         yield f"- Images per second over lightly's, end to end: {shown}."
     yield f"- Fine-tuning over stock nnU-Net, steps per second: {metrics['finetuning_over_stock']:.2f}x."
     yield f"- Fine-tuning in bf16 over fp32, steps per second: {metrics['bf16_over_fp32']:.2f}x."
+    for how, found in metrics["fused_over_plain"].items():
+        yield (
+            f"- Fine-tuning with fused_norm={how} over nnU-Net's modules, steps per second: {found['steps']:.2f}x, "
+            f"memory of a step {found['memory']:.2f}x."
+        )
     yield _files(metrics)
     yield _sharing(metrics)
     yield _predicting(metrics, on_gpu)

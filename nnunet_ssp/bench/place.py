@@ -141,6 +141,7 @@ class Bench:
         text = " ".join(f"{key}={value}" for key, value in settings.items())
         trainer = self.trainer(f"{STOCK}{method}Pretrain", plans, text)
         with quiet():
+            trainer.fuse_norms()
             trainer.dataloader_train, _ = trainer.get_dataloaders()
             trainer.on_train_epoch_start()
         with contextlib.closing(trainer.dataloader_train):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nnunet_ssp.bench.counting import Floor, LiveBytes
 from nnunet_ssp.bench.place import (
     NARROW,
+    PLANS,
     STOCK,
     Bench,
     both_clocks,
@@ -36,6 +37,7 @@ from nnunet_ssp.nnunet import environment, quiet
 from nnunet_ssp.parallel import start_worker
 from nnunet_ssp.slices.drawing import SliceStore, batch_indices
 from nnunet_ssp.slices.store import StoredCase, write_index
+from nnunet_ssp.training.precision import has_bf16
 
 CHUNK = 64  # images in the network at a time where memory is measured
 GROWTH_BATCH = 64
@@ -408,6 +410,44 @@ def bf16_over_fp32(bench: Bench) -> dict[str, Any]:
     with one_thread():
         took = in_turns(works, bench.device, bench.workload.seconds)
     return ratio("bf16_over_fp32", took["fp32"], took["bf16"])
+
+
+def fused_over_plain(bench: Bench) -> dict[str, Any]:
+    """Compare steps of fine-tuning with `fused_norm` of auto and yes with those of nnU-Net's modules.
+
+    Returns:
+        By setting the ratio `steps` of the steps per second, in bfloat16 where the processor has it, and `memory`, of
+        the largest memory of a step of the narrow network; nothing on a GPU, where the modules stay as they are.
+    """
+    if bench.device.type != "cpu":
+        return {"fused_over_plain": {}}
+    batch = None
+    steps: dict[tuple[str, str], Callable[[], object]] = {}
+    for plans, how in product((NARROW, PLANS), ("no", "auto", "yes")):
+        text = f"fused_norm={how} precision={'bf16' if has_bf16() else 'fp32'}"
+        trainer = bench.trainer(f"{STOCK}Scratch", plans, text)
+        with quiet():
+            trainer.fuse_norms()
+            batch = batch or next(trainer.get_dataloaders()[0])
+        steps[plans, how] = partial(trainer.train_step, batch)
+    works = {how: steps[PLANS, how] for how in ("no", "auto", "yes")}
+    peaks = {how: _peak_of_second(steps[NARROW, how]) for how in works}
+    with one_thread():
+        took = in_turns(works, bench.device, bench.workload.seconds)
+    return {
+        "fused_over_plain": {
+            how: ratio("steps", took["no"], took[how]) | {"memory": peaks[how] / peaks["no"]}
+            for how in ("auto", "yes")
+        }
+    }
+
+
+def _peak_of_second(step: Callable[[], object]) -> int:
+    """Return the largest memory of a step that finds what the first one made for the optimiser."""
+    step()
+    with LiveBytes() as live:
+        step()
+    return live.peak
 
 
 def _steps(trainer: Any, number: int) -> None:

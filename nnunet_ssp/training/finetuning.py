@@ -259,7 +259,7 @@ class FinetuningTrainer(StartingTrainer):
         if not self.subjects:
             trained = subjects_by_case(self.do_split()[0], self.cases)
             self.subjects = privacy.hashed_subjects(trained.values())
-        self.settle_precision(self.network_module)
+        self.settle_computing(self.network_module)
         if self.settings.l2_sp:
             self._decay_to_start()
         self._seed_epoch()

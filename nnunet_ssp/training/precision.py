@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nnunet_ssp.training.fused import fuse
 from nnunet_ssp.training.loop import LoopTrainer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -171,15 +172,27 @@ class PrecisionTrainer(LoopTrainer):
             scales = dtype is not torch.float16 or self.device.type == "cuda"
             self.use_precision(dtype if scales else None)
 
-    def settle_precision(self, planned: nn.Module, suits: bool = True) -> None:
-        """Choose what `precision=auto` computes in on a CPU, before the first step; say what `auto` has chosen.
+    def settle_computing(self, planned: nn.Module, suits: bool = True) -> None:
+        """Choose before the first step what `precision=auto` computes in, and fuse norms; say both.
 
         Args:
             planned: The planned network.
             suits: Whether bfloat16 is exact enough here.
         """
-        if self.settings.precision != "auto":
-            return
+        if self.settings.precision == "auto":
+            self._settle_precision(planned, suits)
+        self.fuse_norms()
+
+    def fuse_norms(self) -> None:
+        """Compute InstanceNorm faster, or with LeakyReLU in less memory, on a CPU without a compiler; say so."""
+        how, plain_cpu = (
+            self.settings.fused_norm,
+            self.device.type == "cpu" and not self._do_i_compile(),
+        )
+        if how != "no" and plain_cpu and (said := fuse(self.network, joined=how == "yes")):
+            self.print_to_log_file(said)
+
+    def _settle_precision(self, planned: nn.Module, suits: bool) -> None:
         if self._began_in is not None:
             why = f"the run began in {self._began_in}"
         elif self.device.type != "cpu":

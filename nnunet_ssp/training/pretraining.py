@@ -256,7 +256,7 @@ class PretrainingTrainer(StartingTrainer):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
-        self.settle_precision(self.method.network, self.method_class.half_precision == "bf16")
+        self.settle_computing(self.method.network, self.method_class.half_precision == "bf16")
         starts = self.current_epoch == 0 and self._resumed is None
         if starts:
             refuse_lost_start(self)

@@ -102,6 +102,9 @@ def test_the_table_and_the_metrics(bench, scratch, tmp_path, monkeypatch, capsys
     assert list(metrics["growth"]) == ["20", "40"]
     assert metrics["finetuning_over_stock"] > 0
     assert metrics["bf16_over_fp32"] > 0
+    fused = metrics["fused_over_plain"]
+    assert fused["auto"]["steps"] > 0 and fused["yes"]["steps"] > 0
+    assert fused["yes"]["memory"] < 0.9 < fused["auto"]["memory"] < 1.1
     assert isinstance(metrics["finetuning_images_per_s"], float)
     assert metrics["finetuning_images_per_s"] > 0
     assert torch.__version__.startswith(metrics["setting"]["versions"]["torch"])
@@ -147,6 +150,7 @@ def test_absolute_times_come_from_a_gpu():
         "images_over_lightly": None,
         "finetuning_over_stock": 1.0,
         "bf16_over_fp32": 1.75,
+        "fused_over_plain": {},
         **FILES,
         "convert_over_zlib": None,
         **SHARING,

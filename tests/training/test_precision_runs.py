@@ -50,6 +50,22 @@ def test_the_loss_follows_that_of_float32(runs, same_batches, trainer):
 
 
 @pytest.mark.parametrize("trainer", [MIM, SCRATCH])
+def test_norms_are_computed_as_asked(runs, log, same_batches, trainer):
+    """Each way gives the same losses up to rounding, and a checkpoint of the same names."""
+    curves, names = {}, {}
+    for how in ("no", "auto", "yes"):
+        run = runs.run(trainer, f"{SHORT[trainer]} num_epochs=2 precision=fp32 fused_norm={how}")
+        said = log(run)
+        assert ("computed as group norm" in said) == (how != "no")
+        assert ("of them together with LeakyReLU" in said) == (how == "yes")
+        curves[how], names[how] = losses(run), list(final(run)["network_weights"])
+        shutil.rmtree(run.output_folder)
+    assert names["no"] == names["auto"] == names["yes"]
+    for how in ("auto", "yes"):
+        torch.testing.assert_close(curves[how], curves["no"], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("trainer", [MIM, SCRATCH])
 def test_the_gain_decides_and_the_log_says_so(runs, trial, log, trainer):
     for gain, name in ((1.8, "bf16"), (1.1, "fp32")):
         trial(gain)
