@@ -1,4 +1,4 @@
-# nnunet-ssp with nnU-Net and PyTorch; see docs/platforms.md. Written without a way to build it: untested.
+# nnunet-ssp with nnU-Net and PyTorch; see docs/platforms.md. Written without a way to build it: linted by hadolint, untested.
 FROM python:3.12-slim
 
 # `cpu` takes PyTorch without CUDA: 2 GB in place of 7.
@@ -11,6 +11,8 @@ COPY trainers trainers
 COPY dataset_conversion dataset_conversion
 
 # nnU-Net's dependencies have no wheel for some platforms, so a compiler is there while they are installed.
+# Which versions work together is said in pyproject.toml.
+# hadolint ignore=DL3008,DL3013
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc g++ \
     && if [ "$TORCH" = cpu ]; then \
@@ -26,7 +28,7 @@ ENV nnUNet_raw=/data/nnUNet_raw \
     nnUNet_results=/data/nnUNet_results \
     nnUNet_extTrainer=/usr/local/lib/python3.12/site-packages/nnunet_ssp/trainers
 
-RUN useradd --create-home user
-USER user
+RUN useradd --create-home --uid 1000 user
+USER 1000
 WORKDIR /data
 CMD ["nnunet-ssp", "doctor"]

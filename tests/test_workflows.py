@@ -1,10 +1,11 @@
-"""The workflows on GitHub: files that its parser takes, and commands of the Makefile."""
+"""The workflows on GitHub: files that its parser takes, and commands of the Makefile. And the Dockerfile."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def read(file: Path) -> dict[str, Any]:
 @every_workflow
 def test_its_form(file: Path) -> None:
     content = read(file)
-    assert {"name", "on", "permissions", "jobs"} == content.keys()
+    assert {"name", "on", "permissions", "env", "jobs"} == content.keys()
     for name, job in content["jobs"].items():
         assert job["runs-on"], name
         for step in job["steps"]:
@@ -47,6 +48,39 @@ def test_what_it_names_exists(file: Path) -> None:
                 assert target in targets, (name, target)
             for key in re.findall(r"matrix\.([\w-]+)", str(step)):
                 assert any(key in row for row in lists), (name, key)
+
+
+@every_workflow
+def test_it_follows_githubs_schema(file: Path) -> None:
+    """The schema comes with the package: nothing is downloaded."""
+    pytest.importorskip("check_jsonschema")
+    check = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.github-workflows",
+    ]
+    done = subprocess.run([*check, str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_schema_refuses_what_is_wrong(tmp_path: Path) -> None:
+    pytest.importorskip("check_jsonschema")
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(WORKFLOWS[0].read_text().replace("runs-on:", "run-on:"))
+    with pytest.raises(AssertionError, match="runs-on"):
+        test_it_follows_githubs_schema(wrong)
+
+
+def test_the_dockerfile_has_no_complaint() -> None:
+    hadolint = shutil.which("hadolint") or shutil.which(
+        "hadolint", path=Path(sys.executable).parent
+    )
+    if hadolint is None:
+        pytest.skip("hadolint is not installed")
+    done = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @every_workflow

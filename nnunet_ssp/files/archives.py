@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import re
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from nnunet_ssp.files.atomic import atomic_write, write_together
 from nnunet_ssp.files.contents import DEEPEST, nests_too_deeply, shown
@@ -22,27 +26,89 @@ PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".npy", ".npz", ".
 # A zip must not unpack to more than so many times its own bytes, and some room for texts: weights hardly compress.
 MOST_UNPACKED, ROOM_FOR_TEXTS = 4, 2**24
 LONGEST_TEXT = 2**26  # bytes
+PIECE, MOST_WAITING = 2**22, 8  # bytes that are summed at a time, and such pieces that may wait
+HEADER = 30  # bytes before the name of a file in a zip
 
 Writer = Callable[[Sink], object]
 
 
 class Summed:
-    """A stream that takes the checksum of what goes through it."""
+    """A stream that takes the checksum of what goes through it, in a thread beside reading or writing.
+
+    What was read or written must not change until the `with` block ends, when `sum` is known.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
-        self.sum = hashlib.sha256()
+        self.sum = ""
+        self._sum = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1)  # begins with the first piece
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Summed:
+        """Return the stream."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait for the checksum."""
+        self._thread.shutdown()
+        self.sum = self._sum.hexdigest()
 
     def write(self, data: Any, /) -> object:
         """Write bytes."""
-        self.sum.update(data)
-        return self.stream.write(data)
+        view = memoryview(data)
+        for begin in range(0, len(view), PIECE):
+            piece = view[begin : begin + PIECE]
+            self._add(piece)
+            self.stream.write(piece)
+        return len(view)
 
-    def read(self, number: int = -1, /) -> bytes:
-        """Read at most so many bytes, by default all."""
-        data = self.stream.read(number)
-        self.sum.update(data)
+    def readinto(self, place: memoryview, /) -> int:
+        """Fill a place with the next bytes, or a part of it; return how many they are, 0 at the end."""
+        number: int = self.stream.readinto(place[:PIECE])  # type: ignore[attr-defined]
+        self._add(place[:number])
+        return number
+
+    def read(self) -> bytes:
+        """Read all."""
+        data = self.stream.read()
+        self._add(data)
         return data
+
+    def _add(self, data: bytes | memoryview) -> None:
+        if len(self._waiting) == MOST_WAITING:  # what waits is held in memory
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(self._sum.update, data))
+
+
+class _Stored(io.RawIOBase):
+    """A file that lies in a zip as it is, read to where it belongs without a copy on the way.
+
+    It takes the bytes from the disk, and not the zip's own 32-bit sum, as all are compared with `SUMS`.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
+        super().__init__()
+        with archive.open(member):  # compares the name before the file with that of the directory
+            pass
+        self._file = path.open("rb", buffering=0)
+        self._file.seek(member.header_offset)
+        header = self._file.read(HEADER)
+        lengths = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+        self._file.seek(sum(lengths), os.SEEK_CUR)  # the name and more
+        self._left = member.file_size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, place: Any, /) -> int:
+        number = self._file.readinto(memoryview(place)[: self._left]) or 0
+        self._left -= number
+        return number
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def write_zip(target: Path, parts: Mapping[str, Writer]) -> None:
@@ -69,10 +135,9 @@ def write_folder(target: Path, parts: Mapping[str, Writer]) -> None:
 def _write(parts: Mapping[str, Writer], opened: Callable[[str], IO[bytes]]) -> None:
     lines = []
     for name, write in parts.items():
-        with opened(name) as stream:
-            summed = Summed(stream)
+        with opened(name) as stream, Summed(stream) as summed:
             write(summed)
-        lines.append(f"{summed.sum.hexdigest()}  {name}\n")
+        lines.append(f"{summed.sum}  {name}\n")
     with opened(SUMS) as stream:
         stream.write("".join(lines).encode())
 
@@ -96,12 +161,12 @@ class Archive:
         """Yield a file that must be there, and take its checksum."""
         if name not in self.sizes:
             raise ValueError(f"{self.path}: not whole: {name} is missing.")
-        with self._opened(name) as stream:
-            summed = Summed(stream)
+        with self._opened(name) as stream, Summed(stream) as summed:
             yield summed
-            while summed.read(2**20):  # at the end a zip checks its own sum
+            # At its end a compressed file is compared with the zip's own sum.
+            while summed.readinto(memoryview(bytearray(2**16))):
                 pass
-        self._sums[name] = summed.sum.hexdigest()
+        self._sums[name] = summed.sum
 
     def text(self, name: str) -> bytes:
         """Read a short file."""
@@ -170,15 +235,24 @@ def open_archive(path: Path) -> Iterator[Archive]:
                     f"{file}: a git-lfs pointer in place of the file: run git lfs pull."
                 )
         sizes = {name: file.stat().st_size for name, file in files.items()}
-        yield Archive(path, sizes, lambda name: files[name].open("rb"))
+        yield Archive(path, sizes, lambda name: cast(IO[bytes], files[name].open("rb", 0)))
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            yield Archive(path, _declared(archive, path), lambda name: archive.open(name))
+            yield Archive(
+                path, _declared(archive, path), lambda name: _open_in(archive, name, path)
+            )
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OverflowError) as error:
         raise ValueError(
             f"{path}: not whole, or altered: it is no zip that can be read ({shown(str(error))})."
         ) from error
+
+
+def _open_in(archive: zipfile.ZipFile, name: str, path: Path) -> IO[bytes]:
+    member = archive.getinfo(name)
+    if member.compress_type == zipfile.ZIP_STORED:
+        return cast(IO[bytes], _Stored(archive, member, path))
+    return archive.open(member)
 
 
 def _declared(archive: zipfile.ZipFile, path: Path) -> dict[str, int]:

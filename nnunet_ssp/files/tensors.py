@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from nnunet_ssp.files.contents import NAMES, Rule, check, is_whole, nests_too_de
 METADATA = "__metadata__"
 LENGTH = 8  # bytes of the header's length, with which a file begins
 LONGEST_HEADER = 2**26
-CHUNK = 2**20  # bytes read at a time
 LARGEST_SIDE, MOST_AXES = 2**31, 8
 TYPES = {
     "F64": torch.float64,
@@ -63,8 +63,8 @@ class Sink(Protocol):
 class Spring(Protocol):
     """A place that bytes are read from."""
 
-    def read(self, number: int, /) -> bytes:
-        """Return at most so many bytes, none at the end."""
+    def readinto(self, place: memoryview, /) -> int:
+        """Fill a place with the next bytes, or a part of it; return how many they are, 0 at the end."""
 
 
 def write_tensors(
@@ -130,8 +130,10 @@ def read_tensors(stream: Spring, size: int, where: str) -> tuple[dict[str, Tenso
     tensors = {}
     for _, name in places:
         entry = header[name]
-        tensors[name] = torch.empty(entry["shape"], dtype=TYPES[entry["dtype"]])
-        _fill(stream, _bytes_of(tensors[name]), where)
+        begin, end = entry["data_offsets"]
+        memory = np.empty(end - begin, np.uint8)  # of large pages where it can, unlike PyTorch's
+        _fill(stream, memory.data, where)
+        tensors[name] = torch.from_numpy(memory).view(TYPES[entry["dtype"]]).view(entry["shape"])
     return tensors, metadata
 
 
@@ -185,10 +187,8 @@ def _read(stream: Spring, number: int, where: str) -> bytes:
 
 
 def _fill(stream: Spring, place: memoryview, where: str) -> None:
-    done = 0
-    while done < len(place):
-        part = stream.read(min(CHUNK, len(place) - done))
-        if not part:
+    while place:
+        number = stream.readinto(place)
+        if not number:
             raise ValueError(f"{where}: not whole: it ends early.")
-        place[done : done + len(part)] = part
-        done += len(part)
+        place = place[number:]

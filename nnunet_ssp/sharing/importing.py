@@ -46,7 +46,6 @@ def import_bundle(
     bundle = read_bundle(file)
     content = bundle.as_checkpoint()
     checkpoints.check_content(content, file)
-    checkpoints.refuse_non_finite(file, bundle.weights)
     _check_network(bundle, file)
     pretrained = transfer.Pretrained(
         file, bundle.weights, content["ssp"], bundle.plans, bundle.card["configuration"]
@@ -70,7 +69,7 @@ def import_bundle(
 
 
 def _check_network(bundle: Bundle, file: Path) -> None:
-    """Refuse weights that are not those of the plans beside them."""
+    """Refuse weights that are not those of the plans beside them, or hold NaN or infinity."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     name = bundle.card["configuration"]
@@ -93,7 +92,7 @@ def _check_network(bundle: Bundle, file: Path) -> None:
         ) from error
     pretrained = transfer.Pretrained(file, bundle.weights, {}, {}, name)
     if refusals := transfer.compare(pretrained, network, bundle.plans, configuration).refusals:
-        raise ValueError(f"{file}: its weights are not those of its plans: {'; '.join(refusals)}.")
+        raise ValueError(f"{file}: weights that do not go with its plans: {'; '.join(refusals)}.")
 
 
 def _install(bundle: Bundle, file: Path, dataset: str, name: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import zipfile
 from pathlib import Path
 
@@ -120,12 +121,60 @@ def test_altered_missing_and_unknown_files_are_named(tmp_path: Path) -> None:
         read_all(folder)
 
 
-def test_a_damaged_byte_is_seen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_byte_is_seen(tmp_path: Path, compression: int) -> None:
+    """Wherever it lies: in a file, in its checksum, in a name, or in the directory."""
     write_zip(tmp_path / "x.zip", PARTS)
-    content = (tmp_path / "x.zip").read_bytes()
-    (tmp_path / "x.zip").write_bytes(content.replace(b"b" * 99, b"b" * 98 + b"c"))
-    with pytest.raises(ValueError, match="not whole, or altered"):
-        read_all(tmp_path / "x.zip")
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    file = zipped(tmp_path / "y.zip", members, compression)
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        heads = [member.header_offset for member in archive.infolist()]
+    directory = whole.index(b"PK\x01\x02")
+    content = [at for at in range(directory) if all(not 0 <= at - head < 30 for head in heads)]
+    refused = 0
+    for at in content:
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            assert read_all(file) == {
+                "a.json": b'{"a": 1}',
+                "b": b"b" * 99,
+            }  # bits that say nothing
+        except ValueError as error:
+            assert "altered" in str(error) or "not whole" in str(error)
+            refused += 1
+    assert refused > 100
+    assert refused == len(content) or compression == zipfile.ZIP_DEFLATED
+
+
+def test_large_files_are_summed_in_order(tmp_path: Path, monkeypatch) -> None:
+    """More pieces than may wait, in a zip and in a folder."""
+    monkeypatch.setattr(archives, "PIECE", 1000)
+    content = bytes(range(256)) * 100
+    for write in (write_zip, write_folder):
+        target = tmp_path / write.__name__
+        write(target, {"a": lambda sink: sink.write(memoryview(content))})
+        assert read_all(target) == {"a": content}
+        with open_archive(target) as archive:
+            with archive.stream("a") as stream:
+                begin = bytearray(10)
+                assert stream.readinto(memoryview(begin)) == 10
+            archive.check_sums()
+        assert begin == content[:10]
+
+
+def test_what_ends_a_reading_ends_its_thread(tmp_path: Path) -> None:
+    write_zip(tmp_path / "x", PARTS)
+    before = threading.active_count()
+    with (
+        pytest.raises(KeyError),
+        open_archive(tmp_path / "x") as archive,
+        archive.stream("b") as stream,
+    ):
+        stream.read()
+        raise KeyError
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.98])

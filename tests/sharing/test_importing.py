@@ -12,6 +12,7 @@ import torch
 
 from nnunet_ssp.cli import main
 from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.files.bundles import read_bundle, write_bundle
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.inspection import compare_with_dataset
 from tests.files.test_bundles import rewritten, with_card, with_plans
@@ -115,6 +116,17 @@ def test_a_test_subject_that_was_seen(file: Path, other: Path, environment: Path
     assert not (environment / "preprocessed" / OTHER).exists()
 
 
+def test_weights_of_a_training_that_diverged(file: Path, other: Path, capsys) -> None:
+    """Export refuses them; another's file may hold them."""
+    whole = read_bundle(file)
+    next(iter(whole.weights.values())).view(-1)[0] = torch.inf
+    spoiled = file.with_name("spoiled.zip")
+    write_bundle(spoiled, whole, "", (), half=False, hub=False)
+    said = refusal(capsys, spoiled, "--pth", file.with_name("x.pth"))
+    assert "hold NaN or infinity" in said and "that training diverged" in said
+    assert not file.with_name("x.pth").exists()
+
+
 def test_a_name_by_which_nnunet_splits(file: Path, other: Path, capsys) -> None:
     assert "must not hold __" in refusal(capsys, file, "-d", 908, "-p", "a__b")
     assert "one plain name" in refusal(capsys, file, "-d", 908, "-p", "../a")
@@ -138,9 +150,9 @@ def narrow(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (with_plans(**narrow(features_per_stage=[4, 8, 16])), "are not those of its plans"),
+        (with_plans(**narrow(features_per_stage=[4, 8, 16])), "do not go with its plans"),
         (with_plans(**narrow(n_stages=2)), "cannot build a network from its plans"),
-        (with_card(channel_names={"0": "a", "1": "b"}), "are not those of its plans: channels"),
+        (with_card(channel_names={"0": "a", "1": "b"}), "do not go with its plans: channels"),
         (with_card(record={"method": "MIM", "subjects": ["s9:00"]}), "later nnunet-ssp"),
         (lambda parts: parts.update({"archive/data.pkl": b""}), "may run code"),
     ],

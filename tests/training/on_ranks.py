@@ -1,4 +1,4 @@
-"""Trains every method as one of the processes that torchrun starts: `python -m tests.training.on_ranks NAME ...`."""
+"""Trains methods as one of the processes that torchrun starts: `python -m tests.training.on_ranks [--c] NAME ...`."""
 
 from __future__ import annotations
 
@@ -66,10 +66,11 @@ def main() -> None:
         keep_first(trainer)
 
     PretrainingTrainer.on_epoch_end = ending  # type: ignore[method-assign]
+    goes_on = sys.argv[1] == "--c"
     with joined(torch.device("cpu")):
-        for method in sys.argv[1:]:
+        for method in sys.argv[1 + goes_on :]:
             os.environ["nnUNet_ssp_settings"] = settings_of(method)
-            options = ("tiny", None, False, False, torch.device("cpu"))
+            options = ("tiny", None, goes_on, False, torch.device("cpu"))
             launched._train("901", "2d", "0", name_of(method), *options)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -112,14 +112,54 @@ def test_two_machines_equal_one_process(
             assert len(logs[0][curve]) == 20
             assert logs[0][curve] == pytest.approx(logs[1][curve], rel=1e-5, abs=1e-6), method
         # From two ranks to one: the same run, up to rounding.
-        shutil.rmtree(folder)
-        shutil.copytree(other, folder)
-        (folder / "checkpoint_final.pth").unlink()
-        (folder / AFTER_ONE_STEP).rename(folder / "checkpoint_latest.pth")
+        alone = tmp_path / "alone" / folder.relative_to(tmp_path / "results")
+        shutil.move(folder, alone)
+        after_one_step_of(other, folder)
         resumed = runs.make(name, settings, resume=True)
         assert resumed.current_epoch == 1
         resumed.run_training()
         assert_near(final, theirs_final, 1e-4)
+        shutil.rmtree(folder)
+        after_one_step_of(alone, folder)
+    # From one to two.
+    nodes = two_nodes("-m", "tests.training.on_ranks", "--c", *methods)
+    assert [node.wait(30 * MINUTE) for node in nodes[2:]] == [0, 0], said(tmp_path)[-4000:]
+    finals = sorted((tmp_path / "alone").rglob("checkpoint_final.pth"))
+    assert len(finals) == len(methods)
+    for final in finals:
+        gone_on = tmp_path / "results" / final.relative_to(tmp_path / "alone")
+        assert_near(gone_on, final, 1e-4)
+        curves = [
+            torch.load(f, weights_only=True)["logging"]["train_losses"] for f in (gone_on, final)
+        ]
+        assert len(curves[0]) == 20 and curves[0][0] == curves[1][0]
+        assert curves[0] == pytest.approx(curves[1], rel=1e-5, abs=1e-6), final
+
+
+def after_one_step_of(folder: Path, target: Path) -> None:
+    """Make the folder of a run that has ended after one step."""
+    shutil.copytree(folder, target)
+    (target / "checkpoint_final.pth").unlink()
+    (target / AFTER_ONE_STEP).replace(target / "checkpoint_latest.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_a_run_of_one_process_goes_on_on_two_machines(
+    two_nodes, runs, tmp_path, no_pictures, one_thread, monkeypatch
+):
+    settings = settings_of("MIM")
+    trainer = runs.make(name_of("MIM"), settings)
+    end = trainer.on_epoch_end
+    monkeypatch.setattr(trainer, "on_epoch_end", lambda: (end(), keep_first(trainer)))
+    trainer.run_training()
+    alone, folder = tmp_path / "alone", Path(trainer.output_folder)
+    folder.rename(alone)
+    after_one_step_of(alone, folder)
+    nodes = two_nodes(*COMMAND, *MIM, "--c", settings=(settings, settings))
+    assert [node.wait(5 * MINUTE) for node in nodes] == [0, 0], said(tmp_path)[-4000:]
+    assert "Epoch 19" in said(tmp_path) and "Epoch 0\n" not in said(tmp_path)
+    assert_near(folder / "checkpoint_final.pth", alone / "checkpoint_final.pth", 1e-4)
 
 
 @pytest.mark.slow
