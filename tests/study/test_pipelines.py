@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from nnunet_ssp.slices.store import StoredCase, store_folder, write_index
 from nnunet_ssp.study.command import STUDIES
 from nnunet_ssp.study.examination import only_chosen
 from nnunet_ssp.study.jobs import study_jobs
-from nnunet_ssp.study.preparing import missing_folds
+from nnunet_ssp.study.preparing import missing_files, missing_folds
 from nnunet_ssp.study.runs import only, study_runs
 from nnunet_ssp.study.spec import Study, read_study
 
@@ -102,6 +103,40 @@ def test_a_changed_link_changes_every_folder_behind_it(data, natural: Path):
     )
     data._sources.clear()
     assert folders(study())["hierarchical model"] != before["hierarchical model"]
+
+
+def test_a_replaced_file_of_weights_changes_its_runs(data, natural: Path, tmp_path: Path):
+    file = tmp_path / "supervised.pth"
+
+    def folders() -> dict[str, str]:
+        runs = study_runs(study(), data, tmp_path)
+        return {run.name: run.folder for part in runs for run in part}
+
+    file.write_bytes(b"first weights" * 100_000)
+    before, changed = folders(), file.stat()
+    assert folders() == before
+    file.write_bytes(b"other weights" * 100_000)
+    os.utime(file, ns=(changed.st_atime_ns, changed.st_mtime_ns))  # as long, and as old
+    after = folders()
+    assert [name for name in before if before[name] != after[name]] == ["file model"]
+
+
+def test_a_missing_file_of_weights_is_named(data, natural: Path, tmp_path: Path):
+    runs = study_runs(study(), data, tmp_path)
+    (said,) = missing_files(runs[1], tmp_path)
+    assert said.startswith(f"{tmp_path / 'supervised.pth'} is missing: the pretraining file is")
+    assert missing_files(only(runs, ["specialist model"])[1], tmp_path) == []
+    # A shared pretraining as a folder, an encoder of timm, and timm's own cache.
+    for name, place in (("shared", "shared/card.json"), ("timm:a.pth", "a.pth"), ("timm:", "")):
+        if place:
+            (tmp_path / place).parent.mkdir(exist_ok=True)
+            (tmp_path / place).write_text("content")
+        part = study(file={"file": name})
+        runs = study_runs(part, data, tmp_path)
+        assert missing_files(runs[1], tmp_path) == []
+        (model,) = (run for run in runs[1] if run.name == "file model")
+        assert model.start(data) == name
+        assert bool(model.weights.digest) == bool(place)
 
 
 def test_chosen_models_keep_all_that_they_come_from(data, natural: Path):
