@@ -1,4 +1,4 @@
-"""The four pipelines of Kalapos and Gyires-Tóth's Figure 1, in miniature, from the shipped study by commands of a user."""
+"""The four pipelines of Kalapos and Gyires-Tóth's Figure 1, in miniature: the shipped study with less of everything."""
 
 from __future__ import annotations
 
