@@ -1,8 +1,8 @@
 """Measure memory and bytes of natural images, from files to a pretraining: `python docs/measure_images.py 2000 8000`.
 
-Images are 256 x 256 of random texture, of which PNG makes little less than their pixels. Memory is the largest sum over
-all processes of a command, shared memory in parts, looked at ten times a second (Linux). Everything happens in a
-temporary folder (`TMPDIR`).
+Images are 256 x 256 of random texture, of which PNG makes little less than their pixels. Memory is the sum of the peaks
+of all processes of a command, as Linux counts them (`VmHWM`): libraries are in it, and what two processes share counts
+twice. Everything happens in a temporary folder (`TMPDIR`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from nnunet_ssp.bench.predicting import memory_of_children
 from nnunet_ssp.launch import TRAINERS_VARIABLE, find_command, trainers_folder
 from nnunet_ssp.nnunet import NNUNET_FOLDERS
 
@@ -51,13 +51,25 @@ def watched(*words: str) -> float:
         process = subprocess.Popen(
             [find_command(words[0]), *words[1:]], stdout=stream, stderr=subprocess.STDOUT
         )
-        largest = 0
+        peaks: dict[int, int] = {}
         while process.poll() is None:
-            largest = max(largest, memory_of_children())
+            peaks |= peaks_below(process.pid)
             time.sleep(0.1)
     if process.returncode:
         sys.exit(f"{' '.join(words)}\n{log.read_text()[-3000:]}")
-    return largest / 2**20
+    return sum(peaks.values()) / 2**10
+
+
+def peaks_below(pid: int) -> dict[int, int]:
+    """Return the peak of a process and of its children's, in KiB."""
+    found = {}
+    with suppress(OSError):  # it has ended
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                found[pid] = int(line.split()[1])
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found |= peaks_below(int(child))
+    return found
 
 
 def bytes_of(folder: Path, pattern: str) -> int:

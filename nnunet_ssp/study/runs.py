@@ -127,7 +127,9 @@ def study_runs(study: Study, data: Data | None, output: Path | None = None) -> R
     for name, label, seed in study.needed():
         model = study.models[name]
         wanted = model.pretraining
-        weights = None if wanted is None else _pretraining(study, wanted, data, output, pretrainings)
+        weights = (
+            None if wanted is None else _pretraining(study, wanted, data, output, pretrainings)
+        )
         trainings.append(_training(study, name, label, seed, weights, data))
     before = [run for run in pretrainings.values() if not run.file]
     folders = [run.folder for run in (*before, *trainings)]
