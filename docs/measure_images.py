@@ -1,8 +1,8 @@
 """Measure memory and bytes of natural images, from files to a pretraining: `python docs/measure_images.py 2000 8000`.
 
-Images are 256 x 256 of random texture, of which PNG makes little less than their pixels. Memory is the sum of the peaks
-of all processes of a command, as Linux counts them (`VmHWM`): libraries are in it, and what two processes share counts
-twice. Everything happens in a temporary folder (`TMPDIR`).
+Images are 256 x 256 of random texture, of which PNG makes little less than their pixels. Commands work in one process.
+Memory is its peak, as Linux counts it (`VmHWM`), libraries among it; forks of it that list a folder share it. All
+happens in a temporary folder (`TMPDIR`).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def watched(*words: str) -> float:
             time.sleep(0.1)
     if process.returncode:
         sys.exit(f"{' '.join(words)}\n{log.read_text()[-3000:]}")
-    return sum(peaks.values()) / 2**10
+    return max(peaks.values()) / 2**10
 
 
 def peaks_below(pid: int) -> dict[int, int]:

@@ -193,6 +193,11 @@ def test_the_studies_of_the_papers_have_them(nnunet_folders):
         "natural images, then cine",
     ]
     assert {run.dataset for run in pretrainings} == {"", "150"}
+    # Figure 8, benefit against epochs of pretraining, comes from the snapshots of one run.
+    curve = study_runs(read_study(STUDIES / "kalapos.yaml"), None)[1]
+    points = {run.name: run for run in curve if run.name.startswith("BYOL, epochs: ")}
+    assert {run.snapshot for run in points.values()} == {1, 2, 3, 4, 5, 10, 15, 20, 25}
+    assert len({run.weights for run in points.values()}) == 1
     found = read_study(STUDIES / "dominic.yaml")
     words = [run.settings for run in study_runs(found, None)[0] if "superset" in run.name]
     assert [text.partition("data_superset=")[2].split()[0] for text in words] == [

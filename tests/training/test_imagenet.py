@@ -194,6 +194,17 @@ def test_plans_with_an_encoder_of_timm(planned, runs, log, file, state, command,
     wanted = {file.name.replace("_0000", "") for file in images.glob("*.nii.gz")}
     assert wanted == {file.name for file in (tmp_path / "predicted").glob("*.nii.gz")} != set()
 
+    # The same for a model that was fine-tuned from the file, by command; it predicts without our trainers.
+    which = ("-p", PLANS, "-tr", FINETUNE, "-device", "cpu")
+    given = ("-pretrained_weights", f"timm:{file}")
+    settings = f"{SHORT} adapt=yes"
+    said = command("nnUNetv2_train", "901", "2d", "1", *which, *given, nnUNet_ssp_settings=settings)
+    assert "3 input channels summed" in said
+    where = ("-i", images, "-o", tmp_path / "tuned", "-npp", "1", "-nps", "1", "--disable_tta")
+    which = ("-f", "1", *which)
+    command("nnUNetv2_predict", "-d", "901", "-c", "2d", *which, *where, nnUNet_extTrainer="")
+    assert wanted == {file.name for file in (tmp_path / "tuned").glob("*.nii.gz")}
+
 
 @pytest.mark.slow
 @pytest.mark.heavy
