@@ -193,6 +193,11 @@ def test_the_studies_of_the_papers_have_them(nnunet_folders):
         "natural images, then cine",
     ]
     assert {run.dataset for run in pretrainings} == {"", "150"}
+    # The same four on their network.
+    theirs = read_study(STUDIES / "kalapos.yaml", "resnet50")
+    assert (theirs.plans, theirs.prepare) == ("nnUNetResNet50Plans", "-pl TimmPlanner")
+    assert theirs.pretraining["ImageNet, supervised"].file == "timm:supervised.pth"
+    assert {run.name for run in study_runs(theirs, None)[1]} == names
     # Figure 8, benefit against epochs of pretraining, comes from the snapshots of one run.
     curve = study_runs(read_study(STUDIES / "kalapos.yaml"), None)[1]
     points = {run.name: run for run in curve if run.name.startswith("BYOL, epochs: ")}
