@@ -307,6 +307,7 @@ def _run(study: Study, call: _Call) -> int:
         make_folds,
         make_phantom,
         make_plans,
+        missing_files,
     )
     from nnunet_ssp.study.results import Results
     from nnunet_ssp.study.runs import only, study_runs
@@ -324,7 +325,7 @@ def _run(study: Study, call: _Call) -> int:
     data = open_data(study.dataset, study.plans)
     if not call.only_results:
         data = make_folds(study, data)
-    runs = study_runs(study, data)
+    runs = study_runs(study, data, output)
     results = Results(study, *runs, data, output)
     results.check()
     if call.choose is not None:
@@ -336,6 +337,8 @@ def _run(study: Study, call: _Call) -> int:
         print(f"Note: {note}", flush=True)
     every = study_jobs(study, runs, data, call.device)
     asked = only(runs, call.models, call.folds)
+    if not call.only_results and (said_missing := missing_files(asked[1], output)):
+        raise FileNotFoundError(said_missing[0])
     planned = study_jobs(study, asked, data, call.device)
     arguments = shlex.split(call.more)
     only_planned = bool({"-n", "--dry-run", "--dryrun"} & set(arguments))

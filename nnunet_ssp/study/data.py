@@ -238,6 +238,21 @@ def digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def digest_of(place: Path) -> str:
+    """Hash the content of a file, or of the files of a folder; empty where there is nothing."""
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    if not files:
+        return ""
+    whole = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(place).as_posix()
+        whole.update(f"{name} {file.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+        with open(file, "rb") as stream:
+            while piece := stream.read(2**20):
+                whole.update(piece)
+    return whole.hexdigest()[:16]
+
+
 def open_data(dataset: str | int, plans_name: str) -> Data:
     """Open a prepared dataset.
 

@@ -33,6 +33,7 @@ def list_runs(
     from nnunet_ssp.study.jobs import study_jobs
     from nnunet_ssp.study.preparing import (
         folds_that_cannot_be_made,
+        missing_files,
         missing_folds,
         phantom_name,
     )
@@ -55,7 +56,8 @@ def list_runs(
             made = " and ".join(study.make_folds)
             notes.append(f"Folds still to be made, with {made}: {', '.join(missing)}")
         data = None
-    pretrainings, trainings = runs = only(study_runs(study, data), models, folds)
+    pretrainings, trainings = runs = only(study_runs(study, data, output), models, folds)
+    notes += missing_files(trainings, output)
     left, untrained = [*pretrainings, *trainings], runs
     if data is not None:
         results = Results(study, *runs, data, output)

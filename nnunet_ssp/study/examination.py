@@ -220,7 +220,7 @@ def _model(trainings: Sequence[Run], name: str) -> dict[str, Any]:
 def _weights(run: Run) -> dict[str, Any]:
     """Describe what weights come from; more entries only if it is not one pretraining on the study's dataset."""
     if run.file:
-        return {"file": run.file}
+        return {"file": run.file, "digest": run.digest}
     about: dict[str, Any] = {"trainer": run.trainer, "fold": run.fold, "seed": run.seed}
     if run.dataset:
         about["dataset"] = run.dataset

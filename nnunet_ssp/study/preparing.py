@@ -20,6 +20,7 @@ from nnunet_ssp.nnunet import NNUNET_FOLDERS, dataset_id, environment
 from nnunet_ssp.study.data import Data, open_data, planned
 from nnunet_ssp.study.runs import Run
 from nnunet_ssp.study.spec import Study
+from nnunet_ssp.training.handover import TIMM
 
 PHANTOM_NUMBER, PHANTOM_NAME = 998, "StudyPhantom"
 RECORD = "phantom.json"  # what the phantom was made with
@@ -99,6 +100,17 @@ def link_validation_images(trainings: Iterable[Run], data: Data, output: Path) -
                     link.symlink_to(image)
                 except OSError:  # not every file system has links
                     shutil.copyfile(image, link)
+
+
+def missing_files(trainings: Iterable[Run], output: Path) -> list[str]:
+    """List, in words, the files of weights that trainings start from and that are not in the study's folder."""
+    named = {before.file: before for run in trainings for before in run.origin if before.file}
+    return [
+        f"{output / file.removeprefix(TIMM)} is missing: the pretraining {before.name} is this file. Put it there, or "
+        "leave its models out with --models."
+        for file, before in named.items()
+        if not before.digest and file != TIMM
+    ]
 
 
 def missing_folds(study: Study, data: Data) -> list[str]:

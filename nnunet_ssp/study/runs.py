@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -20,9 +21,10 @@ from nnunet_ssp.launch import trainer_paths
 from nnunet_ssp.nnunet import quiet
 from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.settings import override
-from nnunet_ssp.study.data import Data, digest
+from nnunet_ssp.study.data import Data, digest, digest_of
 from nnunet_ssp.study.defaults import changed, recorded_defaults
 from nnunet_ssp.study.spec import ALL, REPORT, SEED, GivenSettings, Study
+from nnunet_ssp.training.handover import TIMM
 from nnunet_ssp.training.snapshots import is_due, snapshot_file
 
 ONE_PASS = "iterations_per_epoch"  # the setting that `match=epochs` computes
@@ -44,6 +46,7 @@ class Run:
         hands_on: File that the next training takes from it; None for a fine-tuning.
         dataset: Full name of the dataset, if it is not the study's.
         file: Name of a file in the study's folder, which stands in the place of a training.
+        digest: Hash of this file's content; empty while it is not there.
         snapshot: Epoch of the pretraining whose snapshot it starts from; None for its end.
     """
 
@@ -58,6 +61,7 @@ class Run:
     hands_on: str | None = None
     dataset: str = ""
     file: str = ""
+    digest: str = ""
     snapshot: int | None = None
 
     @property
@@ -102,13 +106,14 @@ class Run:
 Runs = tuple[list[Run], list[Run]]  # pretrainings, and trainings
 
 
-def study_runs(study: Study, data: Data | None) -> Runs:
+def study_runs(study: Study, data: Data | None, output: Path | None = None) -> Runs:
     """List every training that the study's tables and figures need, each once.
 
     Args:
         study: The study.
         data: Its dataset. None if it is not here, as in a dry run; then the steps of `match=epochs` and the
             fingerprints are not the real ones.
+        output: The study's folder, whose files of weights are then read whole, as they are part of the fingerprints.
 
     Returns:
         The pretrainings and the fine-tunings.
@@ -122,7 +127,9 @@ def study_runs(study: Study, data: Data | None) -> Runs:
     for name, label, seed in study.needed():
         model = study.models[name]
         wanted = model.pretraining
-        weights = None if wanted is None else _pretraining(study, wanted, data, pretrainings)
+        weights = (
+            None if wanted is None else _pretraining(study, wanted, data, output, pretrainings)
+        )
         trainings.append(_training(study, name, label, seed, weights, data))
     before = [run for run in pretrainings.values() if not run.file]
     folders = [run.folder for run in (*before, *trainings)]
@@ -131,18 +138,26 @@ def study_runs(study: Study, data: Data | None) -> Runs:
     return before, trainings
 
 
-def _pretraining(study: Study, name: str, data: Data | None, made: dict[str, Run]) -> Run:
+def _pretraining(
+    study: Study, name: str, data: Data | None, output: Path | None, made: dict[str, Run]
+) -> Run:
     """Return a pretraining's run; it joins those `made`, behind the one that it goes on from."""
     if name not in made:
         part = study.pretraining[name]
         before = part.pretraining
-        weights = None if before is None else _pretraining(study, before, data, made)
-        made[name] = _of_file(name, part.file) if part.file else _own(study, name, data, weights)
+        weights = None if before is None else _pretraining(study, before, data, output, made)
+        if part.file:
+            made[name] = _of_file(name, part.file, output)
+        else:
+            made[name] = _own(study, name, data, weights)
     return made[name]
 
 
-def _of_file(name: str, file: str) -> Run:
-    return Run(name, "", 0, "", "", "", folder=f"file {file}", hands_on=file, file=file)
+def _of_file(name: str, file: str, output: Path | None) -> Run:
+    name_there = file.removeprefix(TIMM)  # nothing for timm's own cache
+    content = digest_of(output / name_there) if output and name_there else ""
+    place = f"file {file} {content}".strip()
+    return Run(name, "", 0, "", "", "", place, hands_on=file, file=file, digest=content)
 
 
 def _own(study: Study, name: str, data: Data | None, weights: Run | None) -> Run:

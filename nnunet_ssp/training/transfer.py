@@ -265,8 +265,8 @@ def compare(
         own = {key: shape for key, shape in own.items() if in_encoder(key)}
     wrong = [key for key in {**own, **theirs} if own.get(key) != theirs.get(key)]
     refusals = []
-    if any(len(shape) == 5 for shape in theirs.values()):
-        refusals.append("dimension: pretrained in 3D, these plans are 2D")
+    if (dimension := _dimension(theirs)) != _dimension(own):
+        refusals.append(f"dimension: pretrained in {dimension}, these plans are {_dimension(own)}")
     first, their_first = _first_convolution(own), _first_convolution(theirs)
     if first and first == their_first and theirs[first][1] != own[first][1]:
         refusals.append(
@@ -394,7 +394,11 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _first_convolution(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return next((k for k, s in shapes.items() if k.startswith("encoder.") and len(s) == 4), "")
+    return next((k for k, s in shapes.items() if k.startswith("encoder.") and len(s) > 3), "")
+
+
+def _dimension(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return "3D" if any(len(shape) == 5 for shape in shapes.values()) else "2D"
 
 
 def _words(shape: tuple[int, ...] | None) -> str:

@@ -108,6 +108,15 @@ def test_in_a_stack_of_ten_the_paper_has_no_neighbours_and_its_run_has_four_pair
     assert pairs(near(stack(10), 0.1, exact=False)) == [(3, 4), (4, 5), (6, 7), (8, 9)]
 
 
+def test_the_default_finds_neighbours_from_six_slices_on():
+    """Positives on each side of a slice in the middle, as docs/methods.md lists them."""
+    assert PCLSettings().threshold == 0.17
+    expected = {4: 0, 5: 0, **dict.fromkeys(range(6, 12), 1), **dict.fromkeys(range(12, 18), 2)}
+    for n, each in {**expected, 18: 3, 20: 3}.items():
+        found = pairs(near(stack(n), PCLSettings().threshold))
+        assert max([j - i for i, j in found], default=0) == each, n
+
+
 @pytest.mark.parametrize("n", range(11, 20))
 @pytest.mark.parametrize("exact", [True, False])
 def test_stacks_of_11_to_19_have_the_next_slices(n, exact):

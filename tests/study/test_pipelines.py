@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from nnunet_ssp.slices.store import StoredCase, store_folder, write_index
 from nnunet_ssp.study.command import STUDIES
 from nnunet_ssp.study.examination import only_chosen
 from nnunet_ssp.study.jobs import study_jobs
-from nnunet_ssp.study.preparing import missing_folds
+from nnunet_ssp.study.preparing import missing_files, missing_folds
 from nnunet_ssp.study.runs import only, study_runs
 from nnunet_ssp.study.spec import Study, read_study
 
@@ -104,6 +105,40 @@ def test_a_changed_link_changes_every_folder_behind_it(data, natural: Path):
     assert folders(study())["hierarchical model"] != before["hierarchical model"]
 
 
+def test_a_replaced_file_of_weights_changes_its_runs(data, natural: Path, tmp_path: Path):
+    file = tmp_path / "supervised.pth"
+
+    def folders() -> dict[str, str]:
+        runs = study_runs(study(), data, tmp_path)
+        return {run.name: run.folder for part in runs for run in part}
+
+    file.write_bytes(b"first weights" * 100_000)
+    before, changed = folders(), file.stat()
+    assert folders() == before
+    file.write_bytes(b"other weights" * 100_000)
+    os.utime(file, ns=(changed.st_atime_ns, changed.st_mtime_ns))  # as long, and as old
+    after = folders()
+    assert [name for name in before if before[name] != after[name]] == ["file model"]
+
+
+def test_a_missing_file_of_weights_is_named(data, natural: Path, tmp_path: Path):
+    runs = study_runs(study(), data, tmp_path)
+    (said,) = missing_files(runs[1], tmp_path)
+    assert said.startswith(f"{tmp_path / 'supervised.pth'} is missing: the pretraining file is")
+    assert missing_files(only(runs, ["specialist model"])[1], tmp_path) == []
+    # A shared pretraining as a folder, an encoder of timm, and timm's own cache.
+    for name, place in (("shared", "shared/card.json"), ("timm:a.pth", "a.pth"), ("timm:", "")):
+        if place:
+            (tmp_path / place).parent.mkdir(exist_ok=True)
+            (tmp_path / place).write_text("content")
+        part = study(file={"file": name})
+        runs = study_runs(part, data, tmp_path)
+        assert missing_files(runs[1], tmp_path) == []
+        (model,) = (run for run in runs[1] if run.name == "file model")
+        assert model.start(data) == name
+        assert bool(model.weights.digest) == bool(place)
+
+
 def test_chosen_models_keep_all_that_they_come_from(data, natural: Path):
     chained = study()
     runs = study_runs(chained, data)
@@ -158,6 +193,16 @@ def test_the_studies_of_the_papers_have_them(nnunet_folders):
         "natural images, then cine",
     ]
     assert {run.dataset for run in pretrainings} == {"", "150"}
+    # The same four on their network.
+    theirs = read_study(STUDIES / "kalapos.yaml", "resnet50")
+    assert (theirs.plans, theirs.prepare) == ("nnUNetResNet50Plans", "-pl TimmPlanner")
+    assert theirs.pretraining["ImageNet, supervised"].file == "timm:supervised.pth"
+    assert {run.name for run in study_runs(theirs, None)[1]} == names
+    # Figure 8, benefit against epochs of pretraining, comes from the snapshots of one run.
+    curve = study_runs(read_study(STUDIES / "kalapos.yaml"), None)[1]
+    points = {run.name: run for run in curve if run.name.startswith("BYOL, epochs: ")}
+    assert {run.snapshot for run in points.values()} == {1, 2, 3, 4, 5, 10, 15, 20, 25}
+    assert len({run.weights for run in points.values()}) == 1
     found = read_study(STUDIES / "dominic.yaml")
     words = [run.settings for run in study_runs(found, None)[0] if "superset" in run.name]
     assert [text.partition("data_superset=")[2].split()[0] for text in words] == [

@@ -193,3 +193,35 @@ def test_plans_with_an_encoder_of_timm(planned, runs, log, file, state, command,
     command("nnUNetv2_predict", "-d", "901", "-c", "2d", "-f", "0", *which, *where, **ours)
     wanted = {file.name.replace("_0000", "") for file in images.glob("*.nii.gz")}
     assert wanted == {file.name for file in (tmp_path / "predicted").glob("*.nii.gz")} != set()
+
+    # The same for a model that was fine-tuned from the file, by command; it predicts without our trainers.
+    which = ("-p", PLANS, "-tr", FINETUNE, "-device", "cpu")
+    given = ("-pretrained_weights", f"timm:{file}")
+    settings = f"{SHORT} adapt=yes"
+    said = command("nnUNetv2_train", "901", "2d", "1", *which, *given, nnUNet_ssp_settings=settings)
+    assert "3 input channels summed" in said
+    where = ("-i", images, "-o", tmp_path / "tuned", "-npp", "1", "-nps", "1", "--disable_tta")
+    which = ("-f", "1", *which)
+    command("nnUNetv2_predict", "-d", "901", "-c", "2d", *which, *where, nnUNet_extTrainer="")
+    assert wanted == {file.name for file in (tmp_path / "tuned").glob("*.nii.gz")}
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_resnet_50_with_nothing_but_nnunet_s_own(own_copy, command, tmp_path):
+    """Stock trainer and commands, without our folder of trainers, on plans that our planner wrote."""
+    prepare(901, planner="TimmPlanner", gpu_memory_target=0.1, workers=1)
+    plans = json.loads((own_copy / "nnUNetResNet50Plans.json").read_text())["configurations"]["2d"]
+    assert plans["architecture"]["arch_kwargs"]["model"] == "resnet50"
+    which = ("-p", "nnUNetResNet50Plans", "-tr", "nnUNetTrainer_1epoch", "-device", "cpu")
+    stock = {"nnUNet_extTrainer": "", "PYTHONPATH": ""}
+    command("nnUNetv2_train", "901", "2d", "0", *which, **stock)
+    images = Path(os.environ["nnUNet_raw"]) / own_copy.name / "imagesTs"
+    where = ("-i", images, "-o", tmp_path / "predicted", "-npp", "1", "-nps", "1", "--disable_tta")
+    command("nnUNetv2_predict", "-d", "901", "-c", "2d", "-f", "0", *which, *where, **stock)
+    wanted = {file.name.replace("_0000", "") for file in images.glob("*.nii.gz")}
+    assert wanted == {file.name for file in (tmp_path / "predicted").glob("*.nii.gz")} != set()
+    # 250 steps on a phantom find its heart.
+    results = Path(os.environ["nnUNet_results"]) / own_copy.name
+    (summary,) = results.glob("*/fold_0/validation/summary.json")
+    assert json.loads(summary.read_text())["foreground_mean"]["Dice"] > 0.3

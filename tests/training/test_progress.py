@@ -145,6 +145,16 @@ def test_the_probe_is_compared_with_the_untrained_network(make):
     assert "linear probe: Dice 0.2000 (0.1000 before training)" in one.said
 
 
+def test_the_probe_ranks_the_snapshots(make):
+    one = make(probe=Probe(), snapshots_every=2)
+    one.logger.local_logger.my_fantastic_logging[PROBE] = []
+    one.made.start()
+    for epoch in range(4):
+        finish(one, epoch)
+    (panel,) = (p for p in one.made._panels() if p.label == "linear probe")
+    assert panel.marks == {4: "1", 2: "2"}  # it rises with each look
+
+
 def test_without_a_probe_nothing_is_said_of_it(make):
     one = make()
     one.logger.local_logger.my_fantastic_logging[PROBE] = []

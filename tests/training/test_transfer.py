@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import nn
 
@@ -431,6 +432,44 @@ def test_another_number_of_channels_is_refused(make_network, kind):
     pretrained = described(make_network(kind, channels=2))
     assert refusals(pretrained, make_network(kind, channels=1)) == [
         "channels: pretrained with 2 input channels, these plans have 1"
+    ]
+
+
+def volume(channels: int = 1) -> nn.Module:
+    """A tiny 3D network as nnU-Net plans it."""
+    arguments = {
+        "input_channels": channels,
+        "n_stages": 2,
+        "features_per_stage": [4, 8],
+        "conv_op": nn.Conv3d,
+        "kernel_sizes": 3,
+        "strides": [1, 2],
+        "num_classes": 4,
+        "n_conv_per_stage": [1, 1],
+        "n_conv_per_stage_decoder": [1],
+        "norm_op": nn.InstanceNorm3d,
+    }
+    return PlainConvUNet(**arguments)
+
+
+def plain(network: nn.Module) -> Pretrained:
+    return Pretrained(Path("a.pth"), network.state_dict(), {}, {}, "")
+
+
+def test_another_dimension_is_refused(make_network):
+    flat = make_network(features=(4, 8), outputs=4)
+    for theirs, ours, words in (
+        (volume(), flat, "dimension: pretrained in 3D, these plans are 2D"),
+        (flat, volume(), "dimension: pretrained in 2D, these plans are 3D"),
+    ):
+        assert words in refusals(plain(theirs), ours)
+
+
+def test_volumes_fit_volumes():
+    """The trainers that fine-tune take plans in 3D, too."""
+    assert refusals(plain(volume()), volume()) == []
+    assert refusals(plain(volume()), volume(2)) == [
+        "channels: pretrained with 1 input channel, these plans have 2"
     ]
 
 
