@@ -14,7 +14,7 @@ HOLE = "{}"  # a value in an f-string
 # A command and what follows it, up to the end of the clause.
 _COMMAND = re.compile(
     r"(?:nnunet-ssp (?=[a-z{])|nnUNetv2_(?=[a-z])|pip install |torchrun |nnUNet_ssp_settings=|"
-    r"export (?=[A-Za-z{]+=)|mkdir )(?:[^\n.,;:()`]|\.(?=\S)|:(?=[a-z/]))*"
+    r"export (?=[A-Za-z_{}]+=)|mkdir )(?:[^\n.,;:()`#]|\.(?=\S)|:(?=[a-z/]))*"
 )
 _ALONE = re.compile(r"nnunet-ssp|nnUNetv2_[a-z_]+|cp|export ")  # the first of the words of a line
 MAKERS = frozenset({"command", "training_command", "prepare_command"})  # return a line

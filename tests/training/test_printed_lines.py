@@ -267,3 +267,34 @@ def test_folds_of_a_dataset_that_differ_are_copied_by_the_line(mine, dataset, tr
     paste(line)
     raw = mine / "raw" / DATASET / "splits_final.json"
     assert read_splits(dataset / "splits_final.json") == read_splits(raw)
+
+
+def test_without_folds_all_is_trained_by_the_line(dataset, trained, paste, no_pictures):
+    (dataset / "splits_final.json").unlink()
+    with pytest.raises(FileNotFoundError, match="only fold `all` can be trained: ") as refused:
+        trained.run("nnUNetTrainerMIMPretrain", FEW)
+    line = line_after(str(refused.value), "only fold `all` can be trained: ")
+    assert "Pretraining done" in paste(line, FEW)
+
+
+def test_the_2d_configuration_is_trained_by_the_line(dataset, trained, paste, no_pictures):
+    plans = read_json(dataset / "tiny.json", dict)
+    flat = plans["configurations"]["2d"]
+    plans["configurations"]["3d_fullres"] = flat | {"patch_size": [4, *flat["patch_size"]]}
+    write_json(dataset / "tiny.json", plans)
+    with pytest.raises(ValueError, match="must be 2D") as refused:
+        trained.run("nnUNetTrainerMIMPretrain", FEW, configuration="3d_fullres")
+    assert "Pretraining done" in paste(line_after(str(refused.value), "Use: "), FEW)
+
+
+def test_a_training_that_lost_its_start_begins_again_by_the_line(
+    trained, pretrained_once, paste, no_pictures
+):
+    """The file is known by its name alone, so its folder is to be filled in."""
+    begun = trained.run("nnUNetTrainerMIMPretrain", FEW, weights=pretrained_once())
+    for file in Path(begun.output_folder).glob("checkpoint_*.pth"):
+        file.unlink()
+    with pytest.raises(ValueError, match="start it again from that file: ") as refused:
+        trained.run("nnUNetTrainerMIMPretrain", FEW, resume=True)
+    line = line_after(str(refused.value), "start it again from that file: ")
+    assert "Pretraining done" in paste(line.replace("FOLDER", str(pretrained_once().parent)), FEW)
