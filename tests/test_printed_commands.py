@@ -264,7 +264,9 @@ EXPECTED = {
         "nnunet-ssp prepare {} first": WORD,
     },
     "nnunet_ssp/study/dry_run.py": {
-        "nnunet-ssp bench --json bench.json measures the speeds here": WORD
+        "nnunet-ssp bench --json bench.json measures the speeds here": WORD,
+        "nnunet-ssp convert acdc -i FOLDER -d {} && nnunet-ssp prepare {}": WORD,
+        "nnunet-ssp convert --help lists": WORD,
     },
     "nnunet_ssp/study/estimate.py": {"nnunet-ssp bench --json writes": WORD},
     "nnunet_ssp/study/jobs.py": {

@@ -183,7 +183,7 @@ def run(
     if dry_run:
         from nnunet_ssp.study.dry_run import list_runs
 
-        return list_runs(study, output, bench, models, folds)
+        return list_runs(study, output, bench, models, folds, named=dataset is not None)
     call = _Call(
         source=source,
         output=output,
