@@ -95,7 +95,7 @@ def list_runs(
     return 0
 
 
-def _require_dataset(dataset: str) -> None:
+def _require_dataset(dataset: str | int) -> None:
     """Refuse a dataset that has no folder, prepared or not.
 
     Raises:
