@@ -94,9 +94,22 @@ def refuse_public(root: Path, names_own_labels: bool = False) -> None:
             for sign in root.glob(place):
                 raise ValueError(
                     f"{root} is laid out as {name} ({sign.relative_to(root)}), with other labels or its own test "
-                    f"subjects. Its own converter: nnunet-ssp convert {converter} -i {shlex.quote(str(root))} -d ID. "
-                    f"If it is your own data, {way.format(sign.name)}."
+                    f"subjects. {_own_command(converter, sign)} If it is your own data, {way.format(sign.name)}."
                 )
+
+
+def _own_command(converter: str, sign: Path) -> str:
+    """Return in words the command that converts a public set, by a file that it was recognised by."""
+    folder: Path | None = sign.parent  # M&Ms and M&Ms-2: that of the table
+    if converter == "acdc":
+        parts = (parent for parent in sign.parents if parent.name in ("training", "testing"))
+        folder = next((part.resolve().parent for part in parts), None)
+    if folder is None:
+        return (
+            "Its own converter, nnunet-ssp convert acdc, takes a folder with training/ or testing/, which hold the "
+            "patients' folders."
+        )
+    return f"Its own converter: nnunet-ssp convert {converter} -i {shlex.quote(str(folder))} -d ID."
 
 
 def find_cines(

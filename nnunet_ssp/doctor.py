@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from nnunet_ssp.launch import SMALL_PLANS, trainer_paths, trainers_folder
-from nnunet_ssp.nnunet import NNUNET_FOLDERS
+from nnunet_ssp.nnunet import NNUNET_FOLDERS, has_tilde, without_tilde
 from nnunet_ssp.parallel import available_cores, small_machine_environment
 
 Verdict = Literal["ok", "warning", "FAILED"]
@@ -93,12 +93,16 @@ def _folders() -> Iterator[Diagnosis]:
     for variable in NNUNET_FOLDERS:
         value = os.environ.get(variable)
         if not value:
-            yield "FAILED", f"{variable} is not set", f"export {variable}=/where/you/keep/it"
+            yield (
+                "FAILED",
+                f"{variable} is not set",
+                f"export {variable}=/where/you/keep/{variable}",
+            )
             continue
         folder = Path(value)
-        if value.startswith("~"):
+        if has_tilde(value):
             said = f"{variable}={value}: nnU-Net takes ~ for a folder of that name"
-            yield "FAILED", said, f"export {variable}={shlex.quote(os.path.expanduser(value))}"
+            yield "FAILED", said, without_tilde(variable)
             continue
         if not folder.is_absolute():
             said = f"{variable}={value} is another folder in each working folder"

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ def nnunet_folder(variable: str) -> Path:
         variable: `nnUNet_raw`, `nnUNet_preprocessed` or `nnUNet_results`.
 
     Raises:
-        RuntimeError: The variable is not set, or begins with `~`.
+        RuntimeError: The variable is not set, or holds a `~` that the shell has left there.
     """
     value = os.environ.get(variable)
     if not value:
@@ -30,12 +31,25 @@ def nnunet_folder(variable: str) -> Path:
             f"The environment variable {variable} is not set. nnU-Net needs all three of "
             f"{', '.join(NNUNET_FOLDERS)}, e.g. export {variable}=/data/{variable}"
         )
-    if value.startswith("~"):
+    if has_tilde(value):
         raise RuntimeError(
-            f"{variable}={value}: nnU-Net takes ~ for a folder of that name. "
-            f"export {variable}={os.path.expanduser(value)}"
+            f"{variable}={value}: nnU-Net takes ~ for a folder of that name. {without_tilde(variable)}"
         )
     return Path(value)
+
+
+def has_tilde(value: str) -> bool:
+    """Return whether a path holds the home folder's sign, which the shell leaves in quotes and nnU-Net takes as is."""
+    return value.startswith("~") or "~" in Path(value).parts
+
+
+def without_tilde(variable: str) -> str:
+    """Return the line that sets one of nnU-Net's variables, which holds a `~`, to the folder that was meant."""
+    value = os.environ[variable]
+    meant = os.path.expanduser(value[value.index("~") :])
+    if meant.startswith("~"):  # there is no such user
+        meant = f"/where/you/keep/{variable}"
+    return f"export {variable}={shlex.quote(meant)}"
 
 
 def dataset_id(dataset: str | int) -> int:

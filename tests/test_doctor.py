@@ -4,6 +4,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -179,6 +181,50 @@ def test_a_folder_that_nnunet_reads_otherwise(healthy: Path, monkeypatch: pytest
     ((verdict, found, advice),) = bad(doctor._folders)
     assert verdict == "warning" and "another folder in each working folder" in found
     assert advice == f"export nnUNet_raw={healthy / 'nnUNet_raw'}"
+
+
+@pytest.mark.parametrize(
+    "value", [None, "~/my raw", "/srv/~/my raw", "~nobody-is-called-so/raw", "my raw", "/srv/~"]
+)
+def test_the_lines_for_folders_work_as_they_are(
+    healthy: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+):
+    """Each is run in a shell until there is nothing to say; no folder is called ~."""
+    home, work = healthy / "my home", healthy / "my work"
+    home.mkdir()
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("nnUNet_extTrainer")
+    monkeypatch.delenv("nnUNet_def_n_proc")
+    monkeypatch.setattr(doctor, "available_cores", lambda: 2)
+    monkeypatch.chdir(work)
+    if value is None:
+        monkeypatch.delenv("nnUNet_raw")
+    else:
+        monkeypatch.setenv("nnUNet_raw", value)
+
+    def findings() -> list[Diagnosis]:
+        return [*bad(doctor._folders), *bad(doctor._hardware), *untold()]
+
+    def untold() -> list[Diagnosis]:
+        ours = trainers_folder() in map(Path, trainer_paths())
+        return [] if ours else [next(doctor._trainers())]
+
+    done = []
+    while found := findings():
+        line = found[0][2].partition(", also in")[0].replace("/where/you/keep", str(work))
+        assert line not in done and "~" not in shlex.split(line)[-1].split("/"), line
+        done.append(line)
+        shown = subprocess.run(
+            ["bash", "-c", f"{line}\nenv -0"], capture_output=True, text=True, check=True
+        ).stdout
+        for variable in shown.split("\0"):
+            name, _, new = variable.partition("=")
+            if name.startswith(("nnUNet_", "OMP_")):
+                monkeypatch.setenv(name, new)
+    assert len(done) >= 3
+    assert not [*healthy.rglob("~*")]
 
 
 def test_there_is_little_space(healthy: Path, monkeypatch: pytest.MonkeyPatch):

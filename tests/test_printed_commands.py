@@ -1,16 +1,28 @@
-"""Every command that we print is pasted as it is: from a phantom to an evaluation, in folders with spaces."""
+"""Every command that we print is run by a test, or at least read by the command's own parser.
+
+The longest chain is here: from a phantom to an evaluation, each line pasted as it is, in folders with spaces.
+"""
 
 from __future__ import annotations
 
+import argparse
+import ast
 import os
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
+from nnunet_ssp.cli import _parser
 from nnunet_ssp.launch import SMALL_PLANS, with_trainers
+from tests.printed import HOLE, ROOT, all_mentions, mentions
 
 SETTINGS = "num_epochs=1 iterations_per_epoch=2 batch_size=4 val_iterations_per_epoch=1 final_validation=no"
 
@@ -81,3 +93,343 @@ def test_each_printed_command_works_as_it_is(shell, tmp_path: Path):
         scratch = after(refused, "to train on the CPU: ")[0]
         assert scratch.startswith("nnUNet_ssp_settings=")
     shell(scratch)
+
+
+# -- none is forgotten -----------------------------------------------------------------------------
+
+CHAIN = "tests/test_printed_commands.py::test_each_printed_command_works_as_it_is"
+LINES = "tests/training/test_printed_lines.py::"
+STORE = LINES + "test_a_damaged_store_is_mended_by_the_line"
+FOLDS = LINES + "test_folds_are_trained_on_by_their_lines"
+DOCTOR = "tests/test_doctor.py::test_the_lines_for_folders_work_as_they_are"
+NAME = "no command: the name of the package, or of a command in a sentence"
+WORD = (
+    "a command in a sentence, in help or with words to replace: its parser knows it and its options"
+)
+ITSELF = "run by what prints it"
+PIP = "an extra of ours, or what we need"
+
+# What a line that is new in the sources needs: the test that runs it, or one of the words above.
+EXPECTED = {
+    "nnunet_ssp/bench/command.py": {
+        "() begins with nnunet-ssp": NAME,
+        "pip install 'nnunet-ssp[bench]'": PIP,
+        "nnUNetv2_predict": WORD,
+    },
+    "nnunet_ssp/bench/predicting.py": {
+        "theirs() begins with nnUNetv2_predict": ITSELF,
+        "ours() begins with nnunet-ssp": ITSELF,
+    },
+    "nnunet_ssp/cli.py": {
+        "_parser() begins with nnunet-ssp": NAME,
+        "nnUNetv2_train": WORD,
+        "nnUNetv2_predict": WORD,
+        "nnunet-ssp env": DOCTOR,
+        "nnunet-ssp convert mnms {}": CHAIN,
+    },
+    "nnunet_ssp/cohort/command.py": {
+        "_print_advice() asks training_command()": FOLDS,
+        "_outcome() asks training_command()": FOLDS,
+    },
+    "nnunet_ssp/cohort/dataset.py": {
+        "nnunet-ssp convert again": WORD,
+        "nnunet-ssp convert writes it": WORD,
+    },
+    "nnunet_ssp/cohort/few.py": {"nnunet-ssp convert acdc --few": WORD},
+    "nnunet_ssp/cohort/leaks.py": {"nnunet-ssp prepare": WORD},
+    "nnunet_ssp/cohort/membership.py": {"nnunet-ssp prepare again": WORD},
+    "nnunet_ssp/cohort/privacy.py": {
+        "nnunet-ssp subject {}": NAME,
+        "nnunet-ssp has written the file": NAME,
+        "nnunet-ssp path": NAME,
+    },
+    "nnunet_ssp/cohort/repeats.py": {"nnunet-ssp folds --check compares their images": WORD},
+    "nnunet_ssp/console.py": {"run_command() asks command()": NAME},
+    "nnunet_ssp/conversion/convert.py": {
+        "nnunet-ssp prepare {}": CHAIN,
+        "nnunet-ssp folds {}": WORD,
+        "nnunet-ssp {}": NAME,
+        "nnunet-ssp prepare again": WORD,
+    },
+    "nnunet_ssp/conversion/record.py": {"nnunet-ssp prepare {}": WORD},
+    "nnunet_ssp/demo/command.py": {
+        "run() begins with nnunet-ssp": ITSELF,
+        "phantom_step() begins with nnunet-ssp": ITSELF,
+        "convert_step() begins with nnunet-ssp": ITSELF,
+        "train() begins with nnUNetv2_train": ITSELF,
+        "predict() begins with nnUNetv2_predict": ITSELF,
+    },
+    "nnunet_ssp/demo/report.py": {
+        "nnUNet_ssp_settings={}": ITSELF,
+        "versions() begins with nnunet-ssp": NAME,
+    },
+    "nnunet_ssp/demo/resuming.py": {"continued() begins with nnUNetv2_train": ITSELF},
+    "nnunet_ssp/doctor.py": {
+        "_versions() begins with nnunet-ssp": NAME,
+        "nnunet-ssp is not installed": NAME,
+        "pip install nnunet-ssp": PIP,
+        "nnunet-ssp {}": NAME,
+        "pip install {}": PIP,
+        "pip install isal": PIP,
+        "export {}=/where/you/keep/{}": DOCTOR,
+        "export {}={}": DOCTOR,
+        "mkdir -p {}": DOCTOR,
+        "nnunet-ssp env": DOCTOR,
+        "pip install --force-reinstall nnunetv2": PIP,
+        "nnUNetv2_train and nnUNetv2_predict": WORD,
+        "nnunet-ssp prepare ID {}": CHAIN,
+        "_hardware() begins with export": DOCTOR,
+    },
+    "nnunet_ssp/evaluation/command.py": {
+        "nnUNetv2_predict or nnunet-ssp predict wrote": WORD,
+        "nnUNetv2_predict -o named it": WORD,
+    },
+    "nnunet_ssp/files/archives.py": {
+        "nnUNetv2_export_model_to_zip is for nnUNetv2_install_pretrained_model_from_zip": WORD
+    },
+    "nnunet_ssp/files/bundles.py": {
+        "nnunet-ssp pretrained network": NAME,
+        "nnunet-ssp has written the file": NAME,
+    },
+    "nnunet_ssp/files/lock.py": {"nnunet-ssp or nnUNetv2_train works there": NAME},
+    "nnunet_ssp/launch.py": {
+        "export {}={}": DOCTOR,
+        "export {}={}/{}": ITSELF,
+        "nnunet-ssp env": DOCTOR,
+        "nnunet-ssp prepare {} {}": CHAIN,
+        "nnunet-ssp prepare {} &&": LINES + "test_an_unprepared_dataset_is_prepared_by_the_line",
+        "nnUNetv2_train {} 2d {}{} -tr {}{}": FOLDS,
+    },
+    "nnunet_ssp/nnunet.py": {
+        "export {}=/data/{}": WORD,
+        "export {}={}": DOCTOR,
+    },
+    "nnunet_ssp/methods/reconstruction.py": {'nnUNet_ssp_settings="recipe=deep"': WORD},
+    "nnunet_ssp/predict/arguments.py": {"nnUNetv2_find_best_configuration": WORD},
+    "nnunet_ssp/predict/dicom_seg.py": {
+        "() begins with nnunet-ssp": NAME,
+        "pip install 'nnunet-ssp[dicom]'": PIP,
+        "pip install '.[dicom]'": PIP,
+    },
+    "nnunet_ssp/preparation/command.py": {
+        "_say_next() asks training_command()": LINES + "test_images_take_the_plans_by_the_line"
+    },
+    "nnunet_ssp/preparation/moved_plans.py": {
+        "nnunet-ssp prepare {} first": LINES + "test_plans_that_are_missing_are_made_by_the_line"
+    },
+    "nnunet_ssp/preparation/raw.py": {"nnunet-ssp convert again": WORD},
+    "nnunet_ssp/preparation/raw_checks.py": {
+        "nnunet-ssp convert cine makes one file of each frame of a cine": WORD
+    },
+    "nnunet_ssp/sharing/arguments.py": {
+        "nnunet-ssp export fold_0/checkpoint_final.pth -o heart-mim": WORD,
+        "nnunet-ssp import heart-mim.zip -d 114": WORD,
+    },
+    "nnunet_ssp/sharing/card.py": {"nnunet-ssp import THIS_{} -d DATASET": WORD},
+    "nnunet_ssp/sharing/export.py": {
+        "nnUNetv2_export_model_to_zip shares models that segment": WORD
+    },
+    "nnunet_ssp/sharing/importing.py": {
+        "nnUNetv2_train {} {} {} -p {}": LINES
+        + "test_an_imported_pretraining_goes_on_by_its_lines",
+        "nnunet-ssp prepare {} -c {} -p {}": LINES
+        + "test_an_imported_pretraining_goes_on_by_its_lines",
+    },
+    "nnunet_ssp/slices/drawing.py": {
+        "__init__() asks prepare_command()": STORE,
+        "array() asks prepare_command()": STORE,
+    },
+    "nnunet_ssp/slices/intact.py": {
+        "require_size() asks prepare_command()": STORE,
+        "nnunet-ssp prepare": STORE,
+    },
+    "nnunet_ssp/slices/store.py": {
+        "nnunet-ssp prepare again": WORD,
+        "read_index() asks prepare_command()": STORE,
+        "nnUNetv2_preprocess": WORD,
+        "add_preprocessed() asks prepare_command()": STORE,
+        "nnunet-ssp prepare or nnUNetv2_plan_and_preprocess": WORD,
+    },
+    "nnunet_ssp/study/command.py": {
+        "nnunet-ssp bench --json FILE measured": WORD,
+        "pip install 'nnunet-ssp[study]'": PIP,
+        "pip install '.[study]'": PIP,
+        "nnunet-ssp env": DOCTOR,
+        "_keep() begins with nnunet-ssp": "tests/study/test_command.py::test_from_nothing_to_the_page",
+    },
+    "nnunet_ssp/study/data.py": {
+        "nnunet-ssp folds {} lists them": WORD,
+        "nnunet-ssp prepare {} --plans-from {} -p {}": WORD,
+        "nnunet-ssp prepare {} again": WORD,
+        "nnunet-ssp prepare {} first": WORD,
+    },
+    "nnunet_ssp/study/dry_run.py": {
+        "nnunet-ssp bench --json bench.json measures the speeds here": WORD,
+        "nnunet-ssp convert acdc -i FOLDER -d {} && nnunet-ssp prepare {}": WORD,
+        "nnunet-ssp convert --help lists": WORD,
+    },
+    "nnunet_ssp/study/estimate.py": {"nnunet-ssp bench --json writes": WORD},
+    "nnunet_ssp/study/jobs.py": {
+        "_train_job() begins with nnUNetv2_train": ITSELF,
+        "_model_jobs() begins with nnUNetv2_predict": ITSELF,
+        "_model_jobs() begins with nnunet-ssp": ITSELF,
+    },
+    "nnunet_ssp/study/preparing.py": {
+        "make_phantom() begins with nnunet-ssp": ITSELF,
+        "make_plans() begins with nnunet-ssp": ITSELF,
+        "make_folds() begins with nnunet-ssp": ITSELF,
+        "nnunet-ssp folds {}": WORD,
+        "folds_that_cannot_be_made() begins with nnunet-ssp": ITSELF,
+        "nnunet-ssp folds with {}": WORD,
+    },
+    "nnunet_ssp/study/results.py": {"nnunet-ssp evaluate": WORD},
+    "nnunet_ssp/training/advice.py": {
+        "nnunet-ssp doctor lists ours": WORD,
+        "nnunet-ssp prepare ID prepares one": WORD,
+        "nnunet-ssp prepare {}": LINES + "test_an_unprepared_dataset_is_prepared_by_the_line",
+    },
+    "nnunet_ssp/training/base.py": {
+        "_on_cpu() asks command()": CHAIN,
+        "folds() asks command()": LINES + "test_without_folds_all_is_trained_by_the_line",
+        "nnunet-ssp folds {} lists them": LINES
+        + "test_folds_that_do_not_exist_are_listed_by_the_line",
+        "nnunet-ssp folds {}": LINES + "test_folds_of_a_dataset_that_differ_are_copied_by_the_line",
+        "nnunet-ssp folds {} and": LINES
+        + "test_folds_of_a_dataset_that_differ_are_copied_by_the_line",
+        "require_stored() asks prepare_command()": STORE,
+        "open_checkpoint() begins with cp": LINES
+        + "test_a_damaged_checkpoint_is_replaced_by_the_line",
+    },
+    "nnunet_ssp/training/checks.py": {
+        "refuse_lost_start() asks command()": LINES
+        + "test_a_training_that_lost_its_start_begins_again_by_the_line",
+        "refuse_unsuitable() asks command()": LINES
+        + "test_the_2d_configuration_is_trained_by_the_line",
+    },
+    "nnunet_ssp/training/finetuning.py": {
+        "_check_preprocessed() asks prepare_command()": STORE,
+        "perform_actual_validation() asks command()": CHAIN,
+    },
+    "nnunet_ssp/training/imagenet.py": {"nnunet-ssp prepare -pl TimmPlanner": WORD},
+    "nnunet_ssp/training/inspection.py": {
+        "reveal() begins with nnunet-ssp": LINES
+        + "test_what_a_checkpoint_reveals_is_removed_by_the_line",
+        "nnunet-ssp prepare {} first": WORD,
+    },
+    "nnunet_ssp/training/launched.py": {
+        "nnUNetv2_train": WORD,
+        "torchrun starts": NAME,
+        "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST": (
+            "tests/training/test_launched.py::test_two_machines_equal_one_process"
+        ),
+        "nnunet-ssp train 114 2d 0 -tr nnUNetTrainerMIMPretrain": WORD,
+        "nnUNetv2_train -num_gpus N does the same": WORD,
+        "nnUNetv2_train does": WORD,
+    },
+    "nnunet_ssp/training/loop.py": {
+        "_end_by_signal() asks command()": LINES
+        + "test_an_interrupted_training_goes_on_by_its_line",
+        "command() begins with nnunet-ssp": (
+            "tests/training/test_launched.py::test_a_killed_rank_ends_the_others"
+        ),
+        "command() begins with nnUNetv2_train": LINES
+        + "test_an_interrupted_training_goes_on_by_its_line",
+        "last_good() asks command()": LINES + "test_an_interrupted_training_goes_on_by_its_line",
+    },
+    "nnunet_ssp/training/next_steps.py": {
+        "after_finetuning() begins with nnunet-ssp": LINES
+        + "test_without_test_subjects_the_validation_is_evaluated_by_its_line",
+        "after_finetuning() begins with nnUNetv2_predict": CHAIN,
+    },
+    "nnunet_ssp/training/pretraining.py": {
+        "nnunet-ssp prepare again": WORD,
+        "perform_actual_validation() asks command()": CHAIN,
+    },
+    "nnunet_ssp/training/semisupervised.py": {"nnunet-ssp prepare again": WORD},
+    "dataset_conversion/cine_files.py": {
+        "nnunet-ssp convert acdc": WORD,
+        "nnunet-ssp convert {} -i {} -d ID": (
+            "tests/dataset_conversion/test_printed_lines.py::test_the_command_for_a_public_set"
+        ),
+    },
+    "dataset_conversion/combined.py": {
+        "nnunet-ssp convert mnms+mnms2 leaves out the categories of M&Ms-2 in which they would be": WORD
+    },
+    "dataset_conversion/images.py": {
+        "nnunet-ssp prepare {} --plans-from DATASET": LINES
+        + "test_images_take_the_plans_by_the_line",
+        "nnunet-ssp {}": NAME,
+    },
+}
+
+
+def entries() -> Iterator[tuple[str, str]]:
+    for file, lines in EXPECTED.items():
+        for mention, how in lines.items():
+            yield f"{file}: {mention}", how
+
+
+def test_every_printed_command_has_its_test():
+    found, known = set(all_mentions()), {name for name, _ in entries()}
+    assert not found - known, f"no test: {found - known}"
+    assert not known - found, f"no longer printed: {known - found}"
+
+
+def test_the_search_finds_what_is_printed():
+    source = """def say(x):
+    "nnunet-ssp study, in a docstring"
+    print(f"Next: nnunet-ssp prepare {x} -p {x.name}; then nnUNetv2_train {x} 2d 0.")
+    words = ["nnUNetv2_predict", x]
+    return self.command("--c")
+"""
+    assert list(mentions(source)) == [
+        "nnunet-ssp prepare {} -p {}",
+        "nnUNetv2_train {} 2d 0",
+        "say() begins with nnUNetv2_predict",
+        "say() asks command()",
+    ]
+
+
+@pytest.mark.parametrize("test", sorted({how for _, how in entries() if "::" in how}))
+def test_the_test_of_a_command_exists(test: str):
+    file, _, name = test.partition("::")
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    assert name in {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parsers of our commands."""
+    (commands,) = (
+        action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    return dict(commands.choices)
+
+
+@pytest.mark.parametrize("name", [name for name, how in entries() if how not in (NAME, PIP)])
+def test_commands_and_their_options_exist(name: str):
+    scripts = {script.name for script in entry_points(group="console_scripts")}
+    ours = parsers()
+    for found in re.findall(r"nnUNetv2_\w+", name):
+        assert found in scripts
+    for command, rest in re.findall(r"nnunet-ssp ([a-z]+)([^&;]*)", name.partition(": ")[2]):
+        parser = ours[command]
+        options = [word for word in rest.split() if re.fullmatch(r"--?[a-z][\w-]*", word)]
+        if command == "convert":
+            (nested,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+            named = [word for word in rest.split() if word in nested.choices]
+            parser = nested.choices[(named or ["mnms"])[0]]
+        for option in options:
+            assert option in parser._option_string_actions, f"{command} has no {option}"
+
+
+@pytest.mark.parametrize("name", [name for name, how in entries() if how == PIP])
+def test_what_pip_is_to_install_exists(name: str):
+    tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {Requirement(text).name for text in project["dependencies"]} | {project["name"]}
+    (what,) = (w for w in shlex.split(name.partition("pip install ")[2]) if w[0] != "-")
+    if what == HOLE:  # a requirement of the installed package
+        return
+    asked = Requirement(what.replace(".[", f"{project['name']}["))
+    assert asked.name in needed
+    assert asked.extras <= set(project["optional-dependencies"])

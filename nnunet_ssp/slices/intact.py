@@ -6,6 +6,7 @@ import io
 import math
 import pickletools
 import re
+import shlex
 from functools import lru_cache
 from pathlib import Path
 
@@ -84,5 +85,5 @@ def prepare_command(store: Path) -> str:
     if (
         store.parent / f"{plans}.json"
     ).is_file():  # planning anew would replace plans that were moved there
-        words.append(f"-p {plans}")
+        words.append(f"-p {shlex.quote(plans)}")
     return " ".join(words)

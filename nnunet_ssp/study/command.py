@@ -183,7 +183,7 @@ def run(
     if dry_run:
         from nnunet_ssp.study.dry_run import list_runs
 
-        return list_runs(study, output, bench, models, folds)
+        return list_runs(study, output, bench, models, folds, named=dataset is not None)
     call = _Call(
         source=source,
         output=output,
@@ -409,10 +409,8 @@ def _keep(study: Study, call: _Call) -> None:
     """Copy the study's file as it ran, with the command that continues it."""
     source, file = call.source, call.output / KEPT
     text = re.sub(rf"\A# .*{TO_GO_ON}.*\n", "", source.read_text(encoding="utf-8"))
-    where = "" if study.phantom else f" -d {study.dataset} -p {study.plans}"
-    where += f" --size {call.size}" if call.size else ""
+    words = ["nnunet-ssp", "study", str(file)]
+    words += [] if study.phantom else ["-d", str(study.dataset), "-p", study.plans]
+    words += ["--size", call.size] if call.size else []
     with atomic_write(file) as temporary:
-        temporary.write_text(
-            f"# {source.name}{TO_GO_ON}nnunet-ssp study {shlex.quote(str(file))}{where}\n{text}",
-            "utf-8",
-        )
+        temporary.write_text(f"# {source.name}{TO_GO_ON}{shlex.join(words)}\n{text}", "utf-8")

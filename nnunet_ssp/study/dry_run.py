@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_ssp.console import count_of, some
+from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.study.workflow import unfinished
 
 if TYPE_CHECKING:
@@ -23,12 +24,25 @@ def list_runs(
     bench: Path | None,
     models: Sequence[str] | None = None,
     folds: Sequence[str] | None = None,
+    named: bool = False,
 ) -> int:
     """Print every run, or those of some models and folds, and how long all of them take.
 
+    Args:
+        study: The study.
+        output: Its folder.
+        bench: File of `nnunet-ssp bench --json`.
+        models: Models to list, by default all.
+        folds: The study's folds to list, by default all.
+        named: Whether the user named the dataset, which then must exist.
+
     Raises:
+        FileNotFoundError: The dataset that was named does not exist.
+        RuntimeError: It was named, and one of nnU-Net's variables is not set.
         ValueError: The dataset lacks folds that cannot be made.
     """
+    if named and study.dataset is not None:
+        _require_dataset(study.dataset)
     from nnunet_ssp.study.data import open_data
     from nnunet_ssp.study.jobs import study_jobs
     from nnunet_ssp.study.preparing import (
@@ -81,6 +95,25 @@ def list_runs(
     if reason:
         raise ValueError(f"this dataset cannot carry the study. {reason}")
     return 0
+
+
+def _require_dataset(dataset: str | int) -> None:
+    """Refuse a dataset that has no folder, prepared or not.
+
+    Raises:
+        FileNotFoundError: There is none; says how to make it.
+        RuntimeError: One of nnU-Net's variables is not set.
+    """
+    number = dataset_id(dataset)
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+        with suppress(FileNotFoundError):
+            dataset_folder(nnunet_folder(variable), dataset)
+            return
+    raise FileNotFoundError(
+        f"`-d` (={dataset}) must be a dataset in {nnunet_folder('nnUNet_raw')} or nnUNet_preprocessed. To make it: "
+        f"nnunet-ssp convert acdc -i FOLDER -d {number} && nnunet-ssp prepare {number} (or another converter of those "
+        "that nnunet-ssp convert --help lists). Without -d, a dry run needs no dataset."
+    )
 
 
 def _listing(study: Study, pretrainings: Sequence[Run], trainings: Sequence[Run]) -> list[str]:

@@ -80,6 +80,8 @@ def hours(
         return None
     pixels = math.prod(patch) / speeds.side**2
     pretraining, finetuning = runs
+    if data is None and any(run.dataset for run in pretraining):  # another's size is in no file
+        return None
     seconds = [0.0, 0.0]
     for run in pretraining:
         if (method := method_of(run)) not in speeds.methods:

@@ -3,16 +3,26 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from nnunet_ssp.cli import main
+from nnunet_ssp.cli import _parser, main
 from nnunet_ssp.launch import find_command
-from nnunet_ssp.study.command import PROFILES, STUDIES, find_profile, find_study
+from nnunet_ssp.study.command import (
+    KEPT,
+    PROFILES,
+    STUDIES,
+    TO_GO_ON,
+    _keep,
+    find_profile,
+    find_study,
+)
 from tests.study.test_spec import write
 
 pytestmark = pytest.mark.skipif(
@@ -53,6 +63,23 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+def test_the_line_that_goes_on_is_quoted(tmp_path):
+    """Dataset and plans are those of the call, also where a folder has a space."""
+    folder = tmp_path / "my study"
+    folder.mkdir()
+    source = write(folder)
+    call = SimpleNamespace(source=source, output=folder, size=None)
+    _keep(SimpleNamespace(phantom=None, dataset="114", plans="my plans"), call)
+    first, *rest = (folder / KEPT).read_text().splitlines()
+    words = shlex.split(first.partition(TO_GO_ON)[2])
+    parsed = _parser().parse_args(words[1:])
+    assert (parsed.file, parsed.dataset, parsed.plans) == (str(folder / KEPT), "114", "my plans")
+    assert find_study(parsed.file) == folder / KEPT
+    # Once more: no second line.
+    _keep(SimpleNamespace(phantom=None, dataset="114", plans="my plans"), call)
+    assert (folder / KEPT).read_text().splitlines() == [first, *rest]
+
+
 def study(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `nnunet-ssp study` in a process, as a user does."""
     return subprocess.run(
@@ -86,6 +113,13 @@ def test_from_nothing_to_the_page(tmp_path):
     assert record["command"] in (run / "train.log").read_text()
     (settings,) = run.rglob("settings.json")
     assert json.loads(settings.read_text())["pretraining"]["method"] == "MIM"
+
+    # The first line of the file that is kept goes on, from any folder.
+    line = (output / "study.yaml").read_text().splitlines()[0].partition(TO_GO_ON)[2]
+    program, *words = shlex.split(line)
+    assert program == "nnunet-ssp"
+    onward = subprocess.run([find_command(program), *words], cwd="/", capture_output=True)
+    assert onward.returncode == 0 and str(output / "report.html").encode() in onward.stdout
 
     # The same command has nothing to do; whoever moves the folder takes everything along.
     (tmp_path / "elsewhere").mkdir()

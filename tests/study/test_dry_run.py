@@ -129,3 +129,57 @@ def test_what_is_no_size_and_no_model(tmp_path, capsys, monkeypatch):
     assert "`--models` (=MAE) must be of baseline, SimCLR" in capsys.readouterr().err
     assert main(["study", "acdc-few", "--dry-run", "--folds", "3"]) == 1
     assert "`--folds` (=3) must be of 2, 5, 10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("study", "pretraining", "finetuning"),
+    [
+        # 400 and 25 epochs of 20,000 slices in batches of 128; 167 trainings of 150 epochs of 10 steps of 46.
+        ("kalapos", 425 * (20000 // 128 * 128) * 0.875, 167 * 150 * 10 * 46 * 0.875),
+        # 500 epochs of the whole, 19 times, and of 10, 25 and 50 %, in batches of 9; 343 of 100 epochs of 250 steps.
+        (
+            "dominic",
+            500 * 9 * (19 * (44400 // 9) + 4440 // 9 + 11100 // 9 + 22200 // 9),
+            343 * 100 * 250 * 32,
+        ),
+    ],
+)
+def test_shipped_studies_have_hours_without_the_data(
+    tmp_path, capsys, monkeypatch, study, pretraining, finetuning
+):
+    monkeypatch.chdir(tmp_path)
+    names = ("BYOL", "ContextPrediction", "ContextRestoration")
+    speeds = {
+        "setting": {"name": "a card", "date": "2026-01-01", "side": 256},
+        "methods": {name: {"end_to_end_images_per_s": 10.0} for name in names},
+        "finetuning_images_per_s": 20.0,
+    }
+    write_json(tmp_path / "bench.json", speeds)
+    assert main(["study", study, "--dry-run", "--bench", "bench.json"]) == 0
+    said = capsys.readouterr().out
+    hours = pretraining / 10 / 3600, finetuning / 20 / 3600
+    assert f": {hours[0]:,.0f} of pretraining, {hours[1]:,.0f} of training" in said
+    assert main(["study", study, "--dry-run"]) == 0
+    assert "hours of one NVIDIA A100 (estimated)" in capsys.readouterr().out
+
+
+def test_hours_with_natural_images_need_their_dataset(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "kalapos", "--dry-run", "--size", "pipelines"]) == 0
+    assert "Hours: unknown without the data set" in capsys.readouterr().out
+
+
+def test_a_named_dataset_must_exist(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    for dataset in ("999", "Dataset999_Hearts"):
+        assert main(["study", "demooij", "-d", dataset, "--dry-run"]) == 1
+        said = capsys.readouterr().err
+        assert f"`-d` (={dataset}) must be a dataset in {tmp_path / 'raw'}" in said
+        assert "nnunet-ssp convert acdc -i FOLDER -d 999 && nnunet-ssp prepare 999" in said
+    assert main(["study", "demooij", "--dry-run"]) == 0
+    monkeypatch.delenv("nnUNet_raw")
+    assert main(["study", "demooij", "-d", "999", "--dry-run"]) == 1
+    assert "nnUNet_raw is not set" in capsys.readouterr().err
