@@ -21,7 +21,7 @@ PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n au
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m 'not heavy' $(ARGS)
 
-# The others: kills, fresh environments, whole studies and trainings on real cine.
+# The others: kills, fresh environments, whole studies, trainings on real cine and those that go on bit by bit.
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m heavy $(ARGS)
 

@@ -121,7 +121,9 @@ def train_one_rank(ranks: int) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(
+    scope="module", params=[2, pytest.param(3, marks=[pytest.mark.slow, pytest.mark.heavy])]
+)
 def trained(request, tmp_path_factory) -> tuple[int, list[dict[str, Any]]]:
     ranks = request.param
     return ranks, on_ranks(train_one_rank, ranks, tmp_path_factory.mktemp("ranks"), ranks)

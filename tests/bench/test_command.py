@@ -76,6 +76,8 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_table_and_the_metrics(bench, scratch, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
     peer = {name: {"images_over_lightly": x} for name, x in (("SimCLR", 1.25), ("DINO", 1.5))}

@@ -67,6 +67,7 @@ def test_nnunet_finds_nothing_wrong(
     assert "verify_dataset_integrity Done." in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 def test_nnunet_trains_by_itself(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ):

@@ -88,6 +88,7 @@ def test_the_page_names_its_files() -> None:
     ]
 
 
+@pytest.mark.heavy
 def test_its_own_tests_and_the_layering_pass(project: Path) -> None:
     tests = ("tests/methods/test_rotation.py", "tests/test_layering.py")
     # The copy has no tests of other modules.
@@ -103,6 +104,7 @@ def test_the_settings_page_takes_it_up(project: Path) -> None:
     assert "| `softness` | number | `1.0` | Divides the scores before the softmax" in page
 
 
+@pytest.mark.heavy
 def test_it_pretrains_and_fine_tunes(
     project: Path,
     preprocessed: Path,

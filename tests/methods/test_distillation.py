@@ -379,7 +379,7 @@ def both_methods() -> dict[str, Any]:
     return {name: two_steps(name, distributed=True) for name in ("DINO", "BYOL")}
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=[pytest.mark.slow, pytest.mark.heavy])])
 def test_ranks_equal_one_process(ranks: int, tmp_path: Path) -> None:
     found = on_ranks(both_methods, ranks, tmp_path)
     for name in ("DINO", "BYOL"):

@@ -265,6 +265,7 @@ def run_command(*words: str, **environment: str) -> subprocess.CompletedProcess[
     return done
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_plans_and_data_are_those_of_nnunets_own_command(base: Path, target: Path, raw: Path):
     stock = base / "stock"

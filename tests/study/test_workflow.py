@@ -284,6 +284,8 @@ def test_the_cluster_profile_plans_the_same_jobs(tmp_path):
     assert not records(tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
 def test_with_an_executor_of_a_cluster(tmp_path):
     """Submitted jobs, here to a shell, read the workflow again and run as on this machine."""
     pytest.importorskip("snakemake_executor_plugin_cluster_generic")

@@ -80,6 +80,8 @@ def test_a_run(runs, log, name):
                 assert not torch.equal(tensor, start[key]), f"{key} did not move"
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
 @every_method
 def test_interrupted_runs_continue_exactly(runs, name):
     settings = small(name, "num_epochs=3 iterations_per_epoch=2 batch_size=4 chunk_size=none")
@@ -283,6 +285,8 @@ def test_a_first_step_that_overflows_leaves_no_trace(runs, name, setting):
     assert (other - plain).norm() < 1e-3 * plain.norm()
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
 def test_parameters_that_were_frozen_go_on_with_the_others(runs):
     """Checkpoints of DINO's first epoch had no momentum for the prototypes, which were not yet trained."""
     settings = small(DINO, "num_epochs=3 iterations_per_epoch=2 batch_size=4 optimizer=sgd")

@@ -112,6 +112,8 @@ def distance(trainer: Any, weights: dict[str, Tensor]) -> float:
     return sum(float((own[key] - weights[key]).square().sum()) for key in keys) ** 0.5
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(("optimizer", "strength"), [("sgd", 5), ("adamw", 50)])
 def test_loaded_weights_stay_nearer_to_their_start(
     runs, pretrained, same_batches, optimizer, strength
@@ -158,6 +160,8 @@ def test_a_step_that_is_not_finite_moves_nothing(runs, pretrained, same_batches)
 # -- interruptions ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("trainer", "settings"),
     [

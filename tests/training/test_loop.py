@@ -122,6 +122,8 @@ def test_a_warning_saves_and_the_training_goes_on(runs, log):
     assert load(trainer, "final")["current_epoch"] == 3
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("trainer", [FINETUNE, "nnUNetTrainerFinetuneFrozen"])
 def test_a_fine_tuning_keeps_its_last_epoch_and_goes_on_bit_for_bit(runs, pretrained, log, trainer):
     settings = TUNE + (" frozen_epochs=1" if "Frozen" in trainer else "")
@@ -152,6 +154,8 @@ def test_a_fine_tuning_without_a_finished_epoch_has_nothing_to_save(runs, log):
     assert "no epoch was finished, so nothing is saved; start again with the same" in log(trainer)
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_run_that_began_before_goes_on_with_its_random_numbers(runs):
     """Its checkpoint has no number of the streams: seeded once when a process starts, not in each epoch."""
     runs.interrupt(SCRATCH, TUNE)

@@ -34,6 +34,8 @@ def losses(trainer: Any) -> torch.Tensor:
     return torch.tensor(trainer.logger.local_logger.my_fantastic_logging["train_losses"])
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("trainer", [MIM, SCRATCH])
 def test_the_loss_follows_that_of_float32(runs, same_batches, trainer):
     """50 steps from one seed, in epochs of 5; the mean of three epochs differs by less than 2 percent."""
@@ -49,6 +51,8 @@ def test_the_loss_follows_that_of_float32(runs, same_batches, trainer):
     assert curves["fp32"][-1] < curves["fp32"][0]
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("trainer", [MIM, SCRATCH])
 def test_norms_are_computed_as_asked(runs, log, same_batches, trainer):
     """Each way gives the same losses up to rounding, and a checkpoint of the same names."""

@@ -248,9 +248,21 @@ def possible(how: Storage) -> bool:
     return how.clock in ("trigger", "temporal", "dimension") or how.uids in ("stack", "slice")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=8, deadline=None, suppress_health_check=[*HealthCheck])
+@given(how=storages())
+def test_some_storages_are_the_same_cine(tmp_path_factory: pytest.TempPathFactory, how: Storage):
+    check_storage(tmp_path_factory, how)
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+@settings(max_examples=50, deadline=None, suppress_health_check=[*HealthCheck])
 @given(how=storages())
 def test_any_storage_is_the_same_cine(tmp_path_factory: pytest.TempPathFactory, how: Storage):
+    check_storage(tmp_path_factory, how)
+
+
+def check_storage(tmp_path_factory: pytest.TempPathFactory, how: Storage) -> None:
     if not possible(how):
         return
     if how.enhanced == "phase" and how.clock == "dimension":
