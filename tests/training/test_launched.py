@@ -18,6 +18,10 @@ import pytest
 import torch
 
 from nnunet_ssp.cli import main
+from nnunet_ssp.study.job import main as job_main
+from nnunet_ssp.study.jobs import Job
+from nnunet_ssp.study.record import read_record
+from nnunet_ssp.study.workflow import WORKFLOW, write_workflow
 from tests.training.on_ranks import AFTER_ONE_STEP, METHODS, keep_first, name_of, settings_of
 from tests.warm import ROOT
 
@@ -160,6 +164,52 @@ def test_a_run_of_one_process_goes_on_on_two_machines(
     assert [node.wait(5 * MINUTE) for node in nodes] == [0, 0], said(tmp_path)[-4000:]
     assert "Epoch 19" in said(tmp_path) and "Epoch 0\n" not in said(tmp_path)
     assert_near(folder / "checkpoint_final.pth", alone / "checkpoint_final.pth", 1e-4)
+
+
+SRUN = """#!{python}
+import subprocess, sys
+words = sys.argv[1:]
+machines = int(words[words.index("--ntasks") + 1])
+first = next(n for n, word in enumerate(words) if word.endswith("/torchrun"))
+running = [subprocess.Popen(words[first:]) for _ in range(machines)]
+sys.exit(max(abs(process.wait()) for process in running))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_a_job_of_a_study_on_two_machines(preprocessed, tmp_path, monkeypatch):
+    """With a stand-in for srun, which starts its command once for each machine, here both times on this one."""
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text(SRUN.format(python=sys.executable))
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(srun.parent), prepend=os.pathsep)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr("platform.node", lambda: "localhost")
+    monkeypatch.chdir(tmp_path)
+    folder = f"results/Dataset901_Phantom/{name_of('MIM')}__tiny__2d/fold_0"
+    words = ("901", "2d", "0", "-p", "tiny", *MIM)
+    job = Job(
+        kind="pretrain",
+        record="pretraining/MIM/train.json",
+        needs=(),
+        title="MIM",
+        variables={"nnUNet_ssp_settings": "num_epochs=2 iterations_per_epoch=1 batch_size=4"},
+        command=("nnUNetv2_train", *words),
+        makes=f"{folder}/checkpoint_final.pth",
+        log="pretraining/MIM/train.log",
+        results="results",
+        key="1",
+        resumed=("nnUNetv2_train", *words, "--c"),
+        latest=f"{folder}/checkpoint_latest.pth",
+    )
+    write_workflow([job], tmp_path)
+    status = job_main([WORKFLOW, job.record, "0", "2", "1", "--", job.line])
+    assert status == 0, Path(job.log).read_text()[-4000:]
+    assert f"{srun} --nodes 2 " in read_record(Path(job.record))["command"]
+    assert "2 processes" in Path(job.log).read_text()
+    assert Path(job.makes).is_file()
 
 
 @pytest.mark.slow
