@@ -202,6 +202,15 @@ FORMER = {
 }
 # Without these nnU-Net can neither preprocess nor build a network.
 NEEDED = ("data_identifier", "patch_size", "batch_size", "spacing", "normalization_schemes")
+# What else its preprocessing looks up, in plans and in a configuration.
+PREPARING = (
+    *("transpose_forward", "transpose_backward", "image_reader_writer"),
+    "foreground_intensity_properties_per_channel",
+)
+PREPARING_EACH = (
+    *("preprocessor_name", "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg"),
+    *("resampling_fn_data_kwargs", "resampling_fn_seg_kwargs"),
+)
 
 
 def read_dataset(file: Path, required: Collection[str] = ("labels",)) -> dict[str, Any]:
@@ -327,6 +336,16 @@ def configuration_of(
     if needed is NEEDED and not {"architecture", "UNet_class_name"} & resolved.keys():
         raise ValueError(f"{where}, configuration {name}: `architecture` is missing.")
     return resolved
+
+
+def require_preparing(plans: Mapping[str, Any], name: str, where: str) -> None:
+    """Refuse plans by whose configuration nnU-Net cannot preprocess, because something is missing in them.
+
+    Raises:
+        ValueError: Names what is missing.
+    """
+    check(dict(plans), {}, where, PREPARING)
+    check(resolve(plans, name, where), {}, f"{where}, configuration {name}", PREPARING_EACH)
 
 
 def resolve(plans: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:

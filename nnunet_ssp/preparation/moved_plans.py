@@ -11,7 +11,13 @@ from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.bundles import is_shared, read_bundle
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import must_name_plans
-from nnunet_ssp.files.nnunet import NATURAL, configuration_of, names_of_plans, read_plans
+from nnunet_ssp.files.nnunet import (
+    NATURAL,
+    configuration_of,
+    names_of_plans,
+    read_plans,
+    require_preparing,
+)
 from nnunet_ssp.launch import NNUNET_PLANS
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.preparation.raw_checks import Rules
@@ -53,6 +59,7 @@ def install_plans(
         wanted = configuration_of(plans, configuration, where, NEEDED)
         if reader == NATURAL and len(wanted["patch_size"]) != 2:
             raise ValueError(f"{where}: configuration {configuration} must be 2D for 2D images.")
+        require_preparing({**plans, "image_reader_writer": reader}, configuration, where)
     moved = plans_for(plans, configurations, target.name, name, channels, reader, where)
     file = target / f"{name}.json"
     if file.is_file() and read_json(file, dict) != moved:

@@ -18,7 +18,7 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssp.console import nearest
-from nnunet_ssp.files.nnunet import configuration_of, read_plans
+from nnunet_ssp.files.nnunet import configuration_of, read_plans, require_preparing
 from nnunet_ssp.nnunet import dataset_id, environment, quiet
 from nnunet_ssp.preparation.planners import PLANNERS, TimmPlanner, own_planner
 from nnunet_ssp.preparation.raw import (
@@ -179,6 +179,7 @@ def read_planned(target: Path, plans_name: str, configurations: Sequence[str]) -
     plans = read_plans(file)
     for configuration in configurations:
         require_classes(configuration_of(plans, configuration, str(file)), plans, file)
+        require_preparing(plans, configuration, str(file))
     if plans["plans_name"] != plans_name:
         raise ValueError(f"{file}: `plans_name` (={plans['plans_name']}) must be that of the file.")
     return PlansManager(plans)

@@ -1,4 +1,4 @@
-"""Run one command of a study's workflow: `python -m nnunet_ssp.study.job workflow.json RECORD [GPUS] -- COMMAND`.
+"""Run a study's command: `python -m nnunet_ssp.study.job WORKFLOW RECORD [GPUS MACHINES THREADS] -- COMMAND`.
 
 Only one process works in a run's folder at a time. An interrupted training is continued, the output of the command goes
 to a log, and a record states that it is done. This module imports nothing heavy.
@@ -24,6 +24,7 @@ from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import last_lines, run_logged
 from nnunet_ssp.parallel import small_machine_environment
 from nnunet_ssp.signals import ENDS, SAVES
+from nnunet_ssp.study.gpus import Asked, on_gpus
 from nnunet_ssp.study.record import read_record
 
 SIGNALS = ".signals"  # file in the study's folder with the signals that its process received
@@ -44,12 +45,13 @@ def main(arguments: Sequence[str]) -> int:
         The exit status: that of the command, or 1 if it made nothing.
     """
     workflow, record, *more = arguments
-    gpus = int(more[0]) if more and more[0].isdecimal() else 1
+    asked = Asked.read(more)
     content = read_json(workflow, dict)
     jobs = content["jobs"]
     job = jobs[record]
     Path(record).parent.mkdir(parents=True, exist_ok=True)
-    signals = PassedOn(job["kind"] in SAVING)
+    # torchrun would end at a warning.
+    signals = PassedOn(job["kind"] in SAVING and asked.machines < 2)
     # A command that outlived a killed study goes on to its end.
     waiting = f"{job['title']}: waits for another process that works on it"
     with locked(Path(record).parent, wait=math.inf, saying=waiting, watch=signals):
@@ -57,16 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         if read_record(Path(record)).get("key") == job["key"]:
             return 0
         signals()  # the study may have been asked to end since
-        return _run(record, on_gpus(job, gpus), jobs, content["environment"], signals)
-
-
-def on_gpus(job: dict[str, Any], gpus: int) -> dict[str, Any]:
-    """Return a job whose pretraining uses so many GPUs of its machine, which changes no result; others use one."""
-    if job["kind"] != "pretrain" or gpus < 2:
-        return job
-    more = ["-num_gpus", str(gpus)]
-    both = {name: job[name] for name in ("command", "resumed") if job.get(name)}
-    return {**job, **{name: [*words, *more] for name, words in both.items()}}
+        return _run(record, on_gpus(job, asked), jobs, content["environment"], signals)
 
 
 class PassedOn:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,12 @@ import pytest
 from nnunet_ssp.cli import main
 from nnunet_ssp.dataset_conversion import images
 from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.files.bundles import write_bundle
 from nnunet_ssp.files.nnunet import NATURAL
 from nnunet_ssp.preparation.command import prepare
 from nnunet_ssp.preparation.moved_plans import plans_for
 from nnunet_ssp.slices.drawing import SliceStore
+from tests.files.test_bundles import FRESH, bundle
 from tests.natural_images import write_tree
 
 
@@ -52,6 +56,52 @@ def test_natural_images_are_prepared_under_the_plans_of_the_target(
         prepare(150, plans_from="901", workers=1)
     prepare(150, plans_from="Dataset901_Phantom", overwrite_plans_name="small", workers=1)
     assert planned(pictures, "small")["configurations"]["2d"]["patch_size"] == [32, 32]
+
+
+@pytest.fixture
+def zipped(target: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a shared pretraining with the phantom's plans, without some of their entries."""
+
+    def make(*without: str) -> Path:
+        plans = planned(target)
+        del plans["dataset_name"]
+        plans["configurations"] = {"2d": plans["configurations"]["2d"]}
+        for name in without:
+            plans.pop(name, None)
+            plans["configurations"]["2d"].pop(name, None)
+        whole = replace(bundle(), plans=plans)
+        write_bundle(tmp_path / "heart.zip", whole, "# heart", FRESH, half=False, hub=False)
+        return tmp_path / "heart.zip"
+
+    return make
+
+
+def test_the_plans_of_a_shared_pretraining(
+    pictures: Path, target: Path, zipped, capsys: pytest.CaptureFixture[str]
+):
+    """`prepare ID --plans-from ZIP`: the normalisation and plans of the source, said in words."""
+    file = zipped()
+    assert main(["prepare", "150", "--plans-from", str(file), "-c", "2d", "-np", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "Plans heart of heart.zip, 2d: " in said
+    assert "normalised by ZScoreNormalization" in said
+    theirs, ours = planned(target), planned(pictures, "heart")
+    assert ours["dataset_name"] == pictures.name and ours["plans_name"] == "heart"
+    for key in ("patch_size", "architecture", "batch_size"):
+        assert ours["configurations"]["2d"][key] == theirs["configurations"]["2d"][key]
+    assert len(SliceStore(pictures / "heart_2d_slices")) == 5
+    with pytest.raises(ValueError, match="leave out -p other"):
+        prepare(150, plans_from=str(file), plans_name="other", workers=1)
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="not whole, or altered"):
+        prepare(150, plans_from=str(file), workers=1)
+
+
+@pytest.mark.parametrize("name", ["resampling_fn_seg", "transpose_forward", "use_mask_for_norm"])
+def test_plans_that_lack_what_preparing_needs(pictures: Path, zipped, name: str):
+    with pytest.raises(ValueError, match=f"heart.zip.*`{name}` is missing"):
+        prepare(150, configurations=["2d"], plans_from=str(zipped(name)), workers=1)
+    assert not list(pictures.glob("heart*"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ssp.study.job import SIGNALS, PassedOn, on_gpus
+from nnunet_ssp.study.job import SIGNALS, PassedOn
 from nnunet_ssp.study.jobs import Job
 from nnunet_ssp.study.workflow import WORKFLOW, unfinished, write_workflow
 from tests.holders import held
@@ -28,15 +28,6 @@ from tests.study.small_workflows import (
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("snakemake") is None, reason="Snakemake needs Python 3.11"
 )
-
-
-def test_a_pretraining_takes_the_gpus_that_the_profile_asks_for():
-    words = {"command": ["nnUNetv2_train"], "resumed": ["nnUNetv2_train", "--c"]}
-    job = {"kind": "pretrain", **words}
-    assert on_gpus(job, 1) == job == {"kind": "pretrain", **words}
-    assert on_gpus(job, 4)["command"] == ["nnUNetv2_train", "-num_gpus", "4"]
-    assert on_gpus(job, 4)["resumed"] == ["nnUNetv2_train", "--c", "-num_gpus", "4"]
-    assert on_gpus({"kind": "finetune", **words}, 4) == {"kind": "finetune", **words}
 
 
 def test_a_command_that_makes_nothing_has_failed(tmp_path):

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nnunet_ssp.study.command import PROFILES
 from nnunet_ssp.study.job import SIGNALS
@@ -282,6 +283,31 @@ def test_the_cluster_profile_plans_the_same_jobs(tmp_path):
     assert said.count("threads: 12") == 2
     assert said.count("gpu=1") == 5
     assert not records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "numbers"),
+    [
+        ({"gpu": 4}, "4 1 8"),
+        ({"nodes": 2, "gpu": 8, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun"}, "8 2 8"),
+    ],
+)
+def test_a_profile_asks_for_gpus_and_machines(tmp_path, asked, numbers):
+    """As the comments of the shipped profile say; other jobs stay as they are."""
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    text = (PROFILES / "slurm" / "config.yaml").read_text()
+    for name, value in asked.items():
+        assert f"    # {name}: {value}" in text
+    content = yaml.safe_load(text)
+    content["set-resources"]["pretrain"] |= asked
+    profile = tmp_path / "mine"
+    profile.mkdir()
+    (profile / "config.yaml").write_text(yaml.safe_dump(content))
+    more = ("--dry-run", "--printshellcmds", "--profile", str(profile), "--cores", "64")
+    status, said = run(tmp_path, small(), *more)
+    assert status == 0, said
+    assert said.count(f"pretraining/MIM/seed0/train.json {numbers} -- ") == 1
+    assert said.count("/train.json 1 1 12 -- ") == 2
 
 
 @pytest.mark.slow

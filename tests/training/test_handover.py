@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
 
+from nnunet_ssp.cli import main
 from nnunet_ssp.files.bundles import ON_A_HUB, WEIGHTS, read_shared
 from nnunet_ssp.sharing.export import export_checkpoint
 from nnunet_ssp.training.handover import hand_over_shared, loading_frame
@@ -61,6 +64,45 @@ def test_other_spacing_is_refused(runs, shared) -> None:
     file = rewritten(shared, with_plans(spacing=[9.0, 9.0]))
     with pytest.raises(ValueError, match=r"spacing: pretrained with \[9\.0, 9\.0\]"):
         runs.make("nnUNetTrainerFinetune", weights=file)
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"spacing": [9.0, 9.0]}, r"spacing: pretrained with \[9\.0, 9\.0\]"),
+        ({"normalization_schemes": ["NoNormalization"]}, "normalisation: pretrained with"),
+    ],
+)
+def test_adapt_takes_both_and_notes_it(runs, shared, log, change, note) -> None:
+    file = rewritten(shared, with_plans(**change))
+    trainer = runs.make("nnUNetTrainerFinetune", "adapt=yes", weights=file)
+    assert re.search(note, log(trainer)) and "encoder 32 tensors" in log(trainer)
+
+
+@pytest.mark.heavy
+def test_every_trainer_of_ours_that_starts_from_weights_takes_it(runs, shared) -> None:
+    names = [file.stem for file in Path(str(files("nnunet_ssp.trainers"))).glob("nnUNet*.py")]
+    starting = [name for name in names if "Scratch" not in name]
+    assert len(starting) > 15
+    want = read_shared(shared)["network_weights"]
+    # Convolutions: no method draws them anew.
+    body = [k for k, w in want.items() if k.startswith("encoder.") and w.dim() == 4]
+    for name in starting:
+        trainer = runs.make(name, weights=shared)
+        trainer.initialize() if not trainer.was_initialized else None
+        network = trainer.method.network if hasattr(trainer, "method") else trainer.network
+        got = network.state_dict()
+        assert all(torch.equal(got[key], want[key]) for key in body), name
+
+
+def test_nnunets_own_trainer_takes_what_import_writes(runs, shared, tmp_path) -> None:
+    file = tmp_path / "taken.pth"
+    assert main(["import", str(shared), "--pth", str(file)]) == 0
+    got = runs.make("nnUNetTrainer", weights=file).network.state_dict()
+    want = torch.load(file, weights_only=True)["network_weights"]
+    body = [key for key in want if ".seg_layers." not in key]
+    assert len(body) > 60
+    assert all(torch.equal(got[key], want[key].to(got[key].dtype)) for key in body)
 
 
 def test_a_damaged_zip_ends_in_words(runs, shared) -> None:

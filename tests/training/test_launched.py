@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,10 @@ import pytest
 import torch
 
 from nnunet_ssp.cli import main
+from nnunet_ssp.study.job import main as job_main
+from nnunet_ssp.study.jobs import Job
+from nnunet_ssp.study.record import read_record
+from nnunet_ssp.study.workflow import WORKFLOW, write_workflow
 from tests.training.on_ranks import AFTER_ONE_STEP, METHODS, keep_first, name_of, settings_of
 from tests.warm import ROOT
 
@@ -36,7 +41,9 @@ def two_nodes(preprocessed: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts one process on each of two machines; what machine N prints is in `nodeN.txt`."""
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(*words: object, settings: tuple[str, str] = ("", "")) -> list[Any]:
+    def start(
+        *words: object, settings: tuple[str, str] = ("", ""), second: Path = preprocessed
+    ) -> list[Any]:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -47,6 +54,7 @@ def two_nodes(preprocessed: Path, tmp_path: Path) -> Iterator[Start]:
                 **os.environ,
                 **{"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
                 "nnUNet_ssp_settings": own,
+                "nnUNet_preprocessed": str((preprocessed, second)[number].parent),
             }
             with open(tmp_path / f"node{number}.txt", "wb") as log:
                 running.append(
@@ -162,6 +170,51 @@ def test_a_run_of_one_process_goes_on_on_two_machines(
     assert_near(folder / "checkpoint_final.pth", alone / "checkpoint_final.pth", 1e-4)
 
 
+SRUN = """#!{python}
+import subprocess, sys
+words = sys.argv[1:]
+machines = int(words[words.index("--ntasks") + 1])
+first = next(n for n, word in enumerate(words) if word.endswith("/torchrun"))
+running = [subprocess.Popen(words[first:]) for _ in range(machines)]
+sys.exit(max(abs(process.wait()) for process in running))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_a_job_of_a_study_on_two_machines(preprocessed, tmp_path, monkeypatch):
+    """With a stand-in for srun, which starts its command once for each machine, here both times on this one."""
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text(SRUN.format(python=sys.executable))
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(srun.parent), prepend=os.pathsep)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr("platform.node", lambda: "localhost")
+    monkeypatch.chdir(tmp_path)
+    folder = f"results/Dataset901_Phantom/{name_of('MIM')}__tiny__2d/fold_0"
+    words = ("901", "2d", "0", "-p", "tiny", *MIM)
+    job = Job(
+        kind="pretrain",
+        record="pretraining/MIM/train.json",
+        needs=(),
+        title="MIM",
+        variables={"nnUNet_ssp_settings": "num_epochs=2 iterations_per_epoch=1 batch_size=4"},
+        command=("nnUNetv2_train", *words),
+        makes=f"{folder}/checkpoint_final.pth",
+        log="pretraining/MIM/train.log",
+        results="results",
+        key="1",
+        resumed=("nnUNetv2_train", *words, "--c"),
+        latest=f"{folder}/checkpoint_latest.pth",
+    )
+    write_workflow([job], tmp_path)
+    status = job_main([WORKFLOW, job.record, "0", "2", "1", "--", job.line])
+    assert status == 0, Path(job.log).read_text()[-4000:]
+    assert f"{srun} --nodes 2 " in read_record(Path(job.record))["command"]
+    assert Path(job.makes).is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.heavy
 def test_a_killed_rank_ends_the_others(two_nodes, tmp_path):
@@ -196,6 +249,23 @@ def test_machines_with_other_settings_are_refused(two_nodes, tmp_path):
     assert [node.wait(5 * MINUTE) for node in nodes] == [1, 1]
     message = "rank 1 differs from rank 0, and all ranks must train alike: batch_size: "
     assert message in said(tmp_path)
+    assert not list((tmp_path / "results").rglob("*.pth"))
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_machines_with_other_data_are_refused(two_nodes, preprocessed, tmp_path):
+    """The second machine's copy of the dataset has a case less in the fold."""
+    copy = tmp_path / "copy" / preprocessed.name
+    shutil.copytree(preprocessed, copy)
+    splits = json.loads((copy / "splits_final.json").read_text())
+    missing = splits[0]["train"].pop()
+    (copy / "splits_final.json").write_text(json.dumps(splits))
+    settings = "num_epochs=1 iterations_per_epoch=1 batch_size=4"
+    nodes = two_nodes(*COMMAND, *MIM, settings=(settings, settings), second=copy)
+    assert [node.wait(5 * MINUTE) for node in nodes] == [1, 1]
+    assert "rank 1 differs from rank 0, and all ranks must train alike: " in said(tmp_path)
+    assert re.search(rf"cases to train on: \d+ on rank 0, \d+ on rank 1; {missing}", said(tmp_path))
     assert not list((tmp_path / "results").rglob("*.pth"))
 
 
