@@ -257,6 +257,6 @@ def _check_numbers(heads: Sequence[_Head]) -> None:
             file = heads[place].file
             raise ValueError(
                 f"{file.parent}: a frame is missing before {file.name}, whose number {after} follows {before}. If "
-                "these are frames of one subject: add the missing ones, or number them without a gap. If they are several "
-                "subjects: a folder for each."
+                "these are frames of one subject: add the missing ones, or number them without a gap. If they are "
+                "several subjects: a folder for each."
             )
