@@ -394,7 +394,6 @@ class ProgressBar:
         from tqdm import tqdm
 
         self._done = 0.0
-        self._bar.initial = 0.0  # a bar that is not shown has none
         # Whether what is shown next was done by an earlier call, which tells nothing about the time left.
         self._earlier = False
         self._said = time.monotonic()
@@ -403,6 +402,7 @@ class ProgressBar:
             disable=None,  # no bar where the output is no terminal
             bar_format="{percentage:3.0f}% |{bar}| {elapsed}, about {remaining} left  {desc}",
         )
+        self._bar.initial = 0.0  # a bar that is not shown has none
 
     def __enter__(self) -> ProgressBar:
         return self
