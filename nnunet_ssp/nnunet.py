@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from nnunet_ssp.files.names import must_be_plain
@@ -35,7 +36,27 @@ def nnunet_folder(variable: str) -> Path:
         raise RuntimeError(
             f"{variable}={value}: nnU-Net takes ~ for a folder of that name. {without_tilde(variable)}"
         )
-    return Path(value)
+    folder = Path(value)
+    if not folder.is_absolute():
+        _note_relative(variable, folder)
+    return folder
+
+
+def check_folders() -> None:
+    """Check those of nnU-Net's variables that are set, as `nnunet_folder` does."""
+    for variable in NNUNET_FOLDERS:
+        if os.environ.get(variable):
+            nnunet_folder(variable)
+
+
+@lru_cache
+def _note_relative(variable: str, folder: Path) -> None:
+    """Say once that a folder is another one for a command that runs elsewhere."""
+    line = f"export {variable}={shlex.quote(str(folder.resolve()))}"
+    print(
+        f"Note: {variable}={folder} is another folder in each working folder: {line}",
+        file=sys.stderr,
+    )
 
 
 def has_tilde(value: str) -> bool:

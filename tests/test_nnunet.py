@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
+from nnunet_ssp import nnunet
 from nnunet_ssp.nnunet import (
     check_dataset_id,
+    check_folders,
     dataset_folder,
     dataset_id,
     environment,
@@ -103,3 +106,27 @@ def test_chatter_is_shown_only_with_an_error(capsys: pytest.CaptureFixture[str])
         print("what went before")
         raise ValueError
     assert capsys.readouterr() == ("", "what went before\n")
+
+
+@pytest.mark.parametrize("value", ["~/x y", "/srv/~/x y", "~nobody-is-called-so/x"])
+def test_a_tilde_that_the_shell_has_left_is_refused(monkeypatch, tmp_path: Path, value: str):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("nnUNet_raw", value)
+    with pytest.raises(RuntimeError, match="nnU-Net takes ~ for a folder of that name") as refused:
+        nnunet_folder("nnUNet_raw")
+    meant = "/where/you/keep/nnUNet_raw" if "nobody" in value else f"{tmp_path}/x y"
+    assert str(refused.value).endswith(f"export nnUNet_raw={shlex.quote(meant)}")
+    with pytest.raises(RuntimeError, match="nnU-Net takes ~"):
+        check_folders()
+
+
+def test_a_relative_folder_is_noted_once(monkeypatch, tmp_path: Path, capsys):
+    (tmp_path / "my raw").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_raw", "my raw")
+    nnunet._note_relative.cache_clear()
+    for _ in range(2):
+        assert nnunet_folder("nnUNet_raw") == Path("my raw")
+    said = capsys.readouterr().err
+    assert said.count("is another folder in each working folder") == 1
+    assert said.endswith(f"export nnUNet_raw='{tmp_path}/my raw'\n")

@@ -201,6 +201,7 @@ EXPECTED = {
         "nnUNetv2_train {} 2d {}{} -tr {}{}": FOLDS,
     },
     "nnunet_ssp/nnunet.py": {
+        # with a note on a relative folder
         "export {}=/data/{}": WORD,
         "export {}={}": DOCTOR,
     },

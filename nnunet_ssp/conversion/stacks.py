@@ -252,5 +252,11 @@ def _check_numbers(heads: Sequence[_Head]) -> None:
     if len(varying) == 1:
         steps = np.diff(numbers[:, varying[0]])
         if steps.min() == 1 and steps.max() > 1:
-            after = heads[int(steps.argmax()) + 1].file
-            raise ValueError(f"{after.parent}: a frame is missing before {after.name}.")
+            place = int(steps.argmax()) + 1
+            before, after = (int(numbers[n, varying[0]]) for n in (place - 1, place))
+            file = heads[place].file
+            raise ValueError(
+                f"{file.parent}: a frame is missing before {file.name}, whose number {after} follows {before}. If "
+                "these are frames of one subject: add the missing ones, or number them without a gap. If they are "
+                "several subjects: a folder for each."
+            )

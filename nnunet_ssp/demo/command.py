@@ -92,8 +92,11 @@ class StepTimer:
         """Print the step's command, run it unless an earlier call did, and note its time."""
         if step.name in self.done.seconds:
             self.progress.say(f"\n$ {step.line}\n(done before)")
+            self.progress.goes_on()
         else:
             now = continued(step, self.layout)
+            if now != step:
+                self.progress.goes_on()
             self.progress.say(f"\n$ {now.line}")
             start = time.monotonic()
             self.execute(now)
@@ -391,12 +394,15 @@ class ProgressBar:
         from tqdm import tqdm
 
         self._done = 0.0
+        # Whether what is shown next was done by an earlier call, which tells nothing about the time left.
+        self._earlier = False
         self._said = time.monotonic()
         self._bar = tqdm(
             total=total,
             disable=None,  # no bar where the output is no terminal
             bar_format="{percentage:3.0f}% |{bar}| {elapsed}, about {remaining} left  {desc}",
         )
+        self._bar.initial = 0.0  # a bar that is not shown has none
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -410,8 +416,15 @@ class ProgressBar:
         self._bar.write(text)
         sys.stdout.flush()
 
+    def goes_on(self) -> None:
+        """Take the next part that is shown as done by an earlier call."""
+        self._earlier = True
+
     def show(self, name: str, part: float) -> None:
         """Name the running step, of which `part` (0 to 1) is done."""
+        if part and self._earlier:
+            self._bar.initial += WEIGHTS[name] * part
+            self._earlier = False
         step = f"{name} {part:.0%}" if part else name
         self._bar.set_description_str(step, refresh=False)
         self._bar.n = self._done + WEIGHTS[name] * part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def _add_scores(page: Page, evaluation: Evaluation) -> None:
         collapse_above=40,
     )
     page.plot(
-        box_plot(_box_groups(evaluation), "3D Dice", top=1.0),
+        box_plot(_box_groups(evaluation), "3D Dice", ends=(0, 1)),
         alt="Box plots of the Dice of each class.",
         caption="A dot is a subject"
         + ("." if len(evaluation.models) > 1 or not evaluation.phases else " at ED or at ES."),
@@ -386,8 +387,16 @@ def _add_methods(page: Page, evaluation: Evaluation) -> None:
     )
     page.table(
         ["Model", "Predictions"],
-        [[name, str(f)] for name, folders in evaluation.models.items() for f in folders],
+        [[name, _place(f)] for name, folders in evaluation.models.items() for f in folders],
     )
+
+
+def _place(folder: Path) -> str:
+    """Return a folder as seen from the working folder, or its last names: the page may be shared."""
+    here = Path.cwd()
+    if folder.is_relative_to(here) and folder != here:
+        return str(folder.relative_to(here))
+    return "/".join(["...", *folder.parts[1:][-3:]])
 
 
 def _add_table(

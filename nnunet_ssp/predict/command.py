@@ -29,7 +29,13 @@ from nnunet_ssp.predict.dicom_seg import (
 from nnunet_ssp.predict.flags import FLAGS
 from nnunet_ssp.predict.inputs import InputCine, find_studies, read_cine, read_mask, write_mask
 from nnunet_ssp.predict.measure import Choices, measure
-from nnunet_ssp.predict.model import Wanted, check_model, model_folder, results_folder
+from nnunet_ssp.predict.model import (
+    Wanted,
+    check_model,
+    model_folder,
+    models_in_words,
+    results_folder,
+)
 from nnunet_ssp.predict.page import run_page, subject_page
 from nnunet_ssp.predict.postprocessing import postprocess, read_postprocessing
 from nnunet_ssp.predict.results import REPORT, Output, in_short, mean
@@ -93,7 +99,10 @@ def predict(
         ValueError: The model does not fit short-axis cine, or an argument breaks its rule.
     """
     if (model is None) == (dataset is None):
-        raise ValueError("either `-m` or `-d` must name the model.")
+        raise ValueError(
+            "either `-m` (its folder or zip) or `-d` (its dataset) must name the model; "
+            f"{models_in_words()}."
+        )
     if frames is not None and frames[0] == frames[1]:
         raise ValueError(f"`--frames` (={frames[0]} {frames[1]}) must be two frames, ED and ES.")
     if dicom_seg:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shlex
 import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,7 +67,8 @@ def results_folder(dataset: str, wanted: Wanted) -> Path:
     """
     base = dataset_folder(nnunet_folder("nnUNet_results"), dataset)
     held = sorted(f.name for f in base.iterdir() if f.is_dir() and (f / "plans.json").is_file())
-    return base / _only_one([name for name in held if wanted.fits(name)], held, base)
+    fitting = [name for name in held if wanted.fits(name) and (wanted.trainer or _segments(name))]
+    return base / _only_one(fitting, held, base)
 
 
 def _only_one(fitting: Sequence[str], held: Sequence[str], where: Path) -> str:
@@ -74,9 +78,30 @@ def _only_one(fitting: Sequence[str], held: Sequence[str], where: Path) -> str:
         )
     if len(fitting) > 1:
         raise ValueError(
-            f"{where}: -tr, -p and -c must name one trained model of {', '.join(fitting)}."
+            f"{where}: -tr, -p and -c must name one trained model of {', '.join(fitting)}; {_words(fitting[0])} "
+            "names the first."
         )
     return fitting[0]
+
+
+def _words(name: str) -> str:
+    """Return the options that name a model, by its folder `TRAINER__PLANS__CONFIGURATION`."""
+    return shlex.join(chain(*zip(("-tr", "-p", "-c"), name.split("__"), strict=True)))
+
+
+def models_in_words() -> str:
+    """Return the trained models in nnUNet_results, each as the options that name it."""
+    base = os.environ.get("nnUNet_results")
+    files = Path(base).glob("Dataset[0-9][0-9][0-9]_*/*/plans.json") if base else ()
+    names = sorted((file.parts[-3][7:10], file.parts[-2]) for file in files)
+    kept = [(n, name) for n, name in names if Wanted().fits(name) and _segments(name)]
+    listed = [f"-d {int(number)} {_words(name)}" for number, name in kept]
+    return f"in nnUNet_results are: {'; '.join(listed) or 'none'}"
+
+
+def _segments(name: str) -> bool:
+    """Whether a folder of results is of a trainer that segments, as far as its name tells."""
+    return not name.partition("__")[0].endswith("Pretrain")
 
 
 @contextmanager

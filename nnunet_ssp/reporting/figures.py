@@ -85,7 +85,9 @@ def render(
 
 
 def box_plot(
-    groups: Mapping[str, Mapping[str, Array]], ylabel: str, top: float | None = None
+    groups: Mapping[str, Mapping[str, Array]],
+    ylabel: str,
+    ends: tuple[float | None, float | None] = (None, None),
 ) -> Callable[[Figure], None]:
     """Make boxes (quartiles; whiskers to 1.5 times their distance) with every value as a dot.
 
@@ -93,7 +95,7 @@ def box_plot(
         groups: Values by group (a place on the x axis) and series (a colour), each of shape (n,). NaN are left
             out.
         ylabel: Name of the values.
-        top: Upper end of the y axis; by default matplotlib's.
+        ends: Ends of the y axis; by default matplotlib's.
 
     Returns:
         A function that draws on an empty figure.
@@ -128,7 +130,7 @@ def box_plot(
         axes.set_xticks(range(len(groups)), [textwrap.fill(name, max(room, 4)) for name in groups])
         axes.set_xlim(-0.5, len(groups) - 0.5)
         axes.set_ylabel(ylabel)
-        axes.set_ylim(top=top)
+        axes.set_ylim(*ends)
         axes.grid(False, axis="x")
         if len(series) > 1:
             _legend(figure, colours)
@@ -139,7 +141,7 @@ def box_plot(
 def curves_with_bands(
     curves: Mapping[str, tuple[Array, Array, Array]], xlabel: str, ylabel: str, title: str
 ) -> Callable[[Figure], None]:
-    """Make curves with a band, for numbers of at most 1 at places from 0 to 1.
+    """Make curves with a band, for numbers from 0 to 1 at places from 0 to 1.
 
     Args:
         curves: Place (n,), mean (n,), and lower and upper limit (2, n), by the curve's name.
@@ -157,7 +159,7 @@ def curves_with_bands(
         for name, (x, mean, limits) in curves.items():
             axes.plot(x, mean, color=colours[name], marker="o", markersize=3)
             axes.fill_between(x, *limits, color=colours[name], alpha=0.2, linewidth=0)
-        axes.set(xlim=(0, 1), ylim=(None, 1), xlabel=xlabel, ylabel=ylabel, title=title)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=xlabel, ylabel=ylabel, title=title)
         if len(curves) > 1:
             _legend(figure, colours)
 

@@ -72,6 +72,9 @@ th, td { padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); t
   vertical-align: top; }
 th { border-bottom: 2px solid var(--soft); }
 th, td:not(:last-child) { white-space: nowrap; }
+/* A long name takes lines in place of the table's width; one without blanks breaks anywhere. */
+td:first-child:not(.number) { white-space: normal; overflow-wrap: anywhere;
+  min-width: 9ch; }
 th:last-child, td:last-child { padding-right: 0; }
 /* Long paths break, and what is left for the last column on a phone is no ribbon of words. */
 td:last-child:not(.number) { overflow-wrap: anywhere; min-width: 9rem; }
@@ -99,8 +102,8 @@ img { display: block; max-width: 100%; height: auto; }
 @media (prefers-color-scheme: dark) { figure > img { filter: brightness(.85); } }
 figcaption { margin: .4rem 0; }
 figcaption + .scroll { margin: 0; }
-pre { padding: .7rem .9rem; border-radius: .4rem; background: var(--panel); overflow-x: auto;
-  font-size: .85rem; line-height: 1.5; }
+pre { padding: .7rem .9rem; border-radius: .4rem; background: var(--panel); overflow-wrap: anywhere;
+  white-space: pre-wrap; font-size: .85rem; line-height: 1.5; }
 """
 
 

@@ -239,7 +239,7 @@ def find_study(name: str) -> Path:
     Raises:
         FileNotFoundError: There is none.
     """
-    for file in (Path(name), STUDIES / name, STUDIES / f"{name}.yaml"):
+    for file in (path(name), STUDIES / name, STUDIES / f"{name}.yaml"):
         if file.is_file():
             return file
     shipped = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
@@ -262,7 +262,7 @@ def find_profile(name: str) -> Path:
         FileNotFoundError: There is none.
     """
     shipped = ", ".join(sorted(folder.name for folder in PROFILES.iterdir()))
-    for folder in (PROFILES / name, Path(name)):
+    for folder in (PROFILES / name, path(name)):
         if folder.is_dir():
             return folder.resolve()
     raise FileNotFoundError(f"`--profile` (={name}) must be a folder, or one of {shipped}.")

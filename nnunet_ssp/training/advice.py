@@ -9,6 +9,7 @@ from pathlib import Path
 from nnunet_ssp.console import nearest
 from nnunet_ssp.files.nnunet import names_of_plans
 from nnunet_ssp.launch import trainers_folder
+from nnunet_ssp.nnunet import has_tilde, without_tilde
 
 
 def advice(error: BaseException) -> str:
@@ -30,7 +31,12 @@ def _trainer(name: str) -> str:
 
 
 def _dataset(number: str) -> str:
-    base = Path(os.environ.get("nnUNet_preprocessed", ""))
+    base = Path(value := os.environ.get("nnUNet_preprocessed", ""))
+    if has_tilde(value):
+        return (
+            f"no dataset {number}: nnU-Net takes ~ for a folder of that name. "
+            f"{without_tilde('nnUNet_preprocessed')}"
+        )
     there = sorted(folder.name for folder in base.glob("Dataset*"))
     return f"no dataset {number}; prepared are: {', '.join(there) or 'none'}. nnunet-ssp prepare ID prepares one."
 

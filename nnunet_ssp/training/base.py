@@ -31,6 +31,7 @@ from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import remove_half_written, write_json
 from nnunet_ssp.files.contents import check
 from nnunet_ssp.files.lock import holder_of, in_use
+from nnunet_ssp.nnunet import check_folders
 from nnunet_ssp.schedules import EarlyStopping
 from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.settings import (
@@ -84,6 +85,7 @@ class SettingsTrainer(PrecisionTrainer):
         end_in_words(advice)
         # First, so that a misspelt setting or a name that is a path elsewhere leaves no folder behind.
         self.settings, foreign = from_environment(self.defaults)
+        check_folders()
         check_files(plans, configuration, fold, dataset_json, self.settings.trust)
         # Whether the command has `--c`.
         self.goes_on = bool(plans.get("continue_training"))

@@ -148,6 +148,22 @@ def test_flat_frames_that_may_be_of_one_subject_are_refused(root: Path, file: st
     assert "3 files of one frame each" in str(refusal) and "a folder for each" in str(refusal)
 
 
+@pytest.mark.parametrize("file", ["p1_{}.nii.gz", "p1_frame{:02d}.nii.gz", "{}.nii.gz"])
+def test_flat_frames_with_a_gap_are_refused_with_the_two_ways_out(root: Path, file: str):
+    save(frames(), root / "whole.nii.gz")
+    for number, frame in enumerate((0, 1, 4)):
+        save(frames()[..., number], root / file.format(frame))
+    (refusal,) = log(convert(root, 120))["refused"].values()
+    said = str(refusal)
+    assert "rames of one" in said and "a folder for each" in said
+    if "_frame" in file:
+        assert "a frame is missing before p1_frame04.nii.gz, whose number 4 follows 1" in said
+        # The first way out.
+        (root / "p1_frame04.nii.gz").rename(root / "p1_frame02.nii.gz")
+        target = convert(root, 120, overwrite=True)
+        assert {case.subject for case in cases_of(target).values()} == {"p1", "whole"}
+
+
 def test_a_file_beside_folders_of_subjects_is_spoken_of(root: Path):
     for subject in ("s1", "s2"):
         save(frames(), root / subject / f"{subject}.nii.gz")

@@ -21,6 +21,7 @@ from nnunet_ssp.predict import command
 from nnunet_ssp.predict.command import Procedure, run
 from nnunet_ssp.predict.inputs import find_studies
 from nnunet_ssp.predict.measure import Choices
+from nnunet_ssp.predict.model import Wanted, results_folder
 from nnunet_ssp.predict.results import Output
 from tests.predict.conftest import save
 
@@ -238,9 +239,32 @@ def test_a_network_that_cannot_be_built_is_no_fault_of_the_subjects(
     assert not (tmp_path / "out" / "volumes.csv").exists()
 
 
-def test_one_model_must_be_named(inputs, tmp_path, capsys) -> None:
-    assert main(["predict", "-i", str(inputs), "-o", str(tmp_path / "out")]) == 1
-    assert "either `-m` or `-d` must name the model" in capsys.readouterr().err
+def test_one_model_must_be_named(inputs, tmp_path, capsys, monkeypatch) -> None:
+    """The options that name the trained ones are shown; a pretraining segments nothing."""
+    words = ["predict", "-i", str(inputs), "-o", str(tmp_path / "out")]
+    monkeypatch.delenv("nnUNet_results", raising=False)
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "either `-m` (its folder or zip) or `-d` (its dataset) must name the model" in said
+    assert "in nnUNet_results are: none" in said
+    results = tmp_path / "my results"
+    monkeypatch.setenv("nnUNet_results", str(results))
+    for trainer in ("nnUNetTrainerMIMPretrain", "nnUNetTrainerFinetune", "nnUNetTrainerScratch"):
+        folder = results / "Dataset007_Heart" / f"{trainer}__my plans__2d"
+        folder.mkdir(parents=True)
+        (folder / "plans.json").touch()
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert (
+        "in nnUNet_results are: -d 7 -tr nnUNetTrainerFinetune -p 'my plans' -c 2d; "
+        "-d 7 -tr nnUNetTrainerScratch -p 'my plans' -c 2d." in said
+    )
+    assert main([*words, "-d", "7"]) == 1
+    said = capsys.readouterr().err
+    assert "-tr nnUNetTrainerFinetune -p 'my plans' -c 2d names the first" in said
+    assert "Pretrain" not in said
+    first = results_folder("7", Wanted(*("nnUNetTrainerFinetune", "my plans", "2d")))
+    assert first.name == "nnUNetTrainerFinetune__my plans__2d"
     assert not (tmp_path / "out").exists()
 
 

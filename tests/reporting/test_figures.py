@@ -68,7 +68,7 @@ def test_themes_have_the_ground_of_their_page():
 def test_boxes_are_the_quartiles_of_what_is_finite():
     values = np.array([1.0, 2, 3, 4, 5, np.nan]) / 5
     groups = {"LV": {"a": values, "b": values / 2}, "RV": {"a": values[:0]}}
-    (axes,) = drawn(box_plot(groups, "Dice", top=1)).axes
+    (axes,) = drawn(box_plot(groups, "Dice", ends=(0, 1))).axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["LV", "RV"]
     medians = [
         float(own.get_ydata()[0])
@@ -77,7 +77,7 @@ def test_boxes_are_the_quartiles_of_what_is_finite():
     ]
     np.testing.assert_allclose([m for m in medians if np.isfinite(m)], [0.6, 0.3])
     assert [len(own.get_ydata()) for own in axes.lines if own.get_marker() == "."] == [5, 5, 0, 0]
-    assert axes.get_ylim()[1] == 1
+    assert axes.get_ylim() == (0, 1)
 
 
 def test_one_series_needs_no_legend():

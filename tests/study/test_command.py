@@ -226,3 +226,7 @@ def test_names_of_studies_and_profiles(tmp_path, monkeypatch):
     assert find_profile("slurm") == PROFILES / "slurm"
     (tmp_path / "own").mkdir()
     assert find_profile("own") == tmp_path / "own"
+    # The shell leaves `~` in quotes.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_study("~/study.yaml") == own
+    assert find_profile("~/own") == tmp_path / "own"

@@ -35,6 +35,13 @@ def test_missing_plans_are_answered_by_those_there(prepared: Path):
     )
 
 
+def test_a_tilde_in_quotes_is_why_no_dataset_is_found(prepared: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(prepared.parents[1]))
+    monkeypatch.setenv("nnUNet_preprocessed", "~/preprocessed")
+    said = advice(RuntimeError("Could not find a dataset with the ID 7. Make sure ..."))
+    assert said.endswith(f"export nnUNet_preprocessed={prepared.parent}")
+
+
 def test_other_errors_are_left_alone(prepared: Path):
     elsewhere = FileNotFoundError(
         2, "No such file or directory", str(prepared.parents[1] / "x.json")

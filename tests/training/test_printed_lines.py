@@ -298,3 +298,13 @@ def test_a_training_that_lost_its_start_begins_again_by_the_line(
         trained.run("nnUNetTrainerMIMPretrain", FEW, resume=True)
     line = line_after(str(refused.value), "start it again from that file: ")
     assert "Pretraining done" in paste(line.replace("FOLDER", str(pretrained_once().parent)), FEW)
+
+
+def test_no_folder_is_called_tilde(mine, trained, monkeypatch):
+    monkeypatch.chdir(mine)
+    monkeypatch.setenv("HOME", str(mine))
+    monkeypatch.setenv("nnUNet_results", "~/results")
+    with pytest.raises(RuntimeError, match="nnU-Net takes ~ for a folder of that name") as refused:
+        trained.make("nnUNetTrainerScratch")
+    assert str(refused.value).endswith(f"export nnUNet_results='{mine}/results'")
+    assert not (mine / "~").exists()
