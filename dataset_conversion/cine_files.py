@@ -102,8 +102,8 @@ def _own_command(converter: str, sign: Path) -> str:
     """Return in words the command that converts a public set, by a file that it was recognised by."""
     folder: Path | None = sign.parent  # M&Ms and M&Ms-2: that of the table
     if converter == "acdc":
-        parts = (parent for parent in sign.parents if parent.name in ("training", "testing"))
-        folder = next((part.resolve().parent for part in parts), None)
+        near = [*sign.absolute().parents][:2]  # of the patients' folders, or of their files
+        folder = next((p.parent for p in near if p.name in ("training", "testing")), None)
     if folder is None:
         return (
             "Its own converter, nnunet-ssp convert acdc, takes a folder with training/ or testing/, which hold the "

@@ -67,8 +67,10 @@ def has_tilde(value: str) -> bool:
 def without_tilde(variable: str) -> str:
     """Return the line that sets one of nnU-Net's variables, which holds a `~`, to the folder that was meant."""
     value = os.environ[variable]
-    meant = os.path.expanduser(value[value.index("~") :])
-    if meant.startswith("~"):  # there is no such user
+    parts = Path(value).parts
+    place = 0 if value.startswith("~") else parts.index("~")
+    meant = os.path.expanduser(Path(*parts[place:]))
+    if has_tilde(meant):  # there is no such user, or another one
         meant = f"/where/you/keep/{variable}"
     return f"export {variable}={shlex.quote(meant)}"
 

@@ -59,6 +59,7 @@ class Settings:
 class TrainingSettings(Settings):
     """Settings of every trainer."""
 
+    former: ClassVar[dict[str, Any]] = {"fused_norm": "no"}
     # nnU-Net's number.
     num_epochs: int = 1000
     # Highest learning rate, without a warm-up the first; nnU-Net's.
@@ -72,8 +73,7 @@ class TrainingSettings(Settings):
     # auto: on CUDA the half precision that suits the method (bf16, or fp16 for methods that train the encoder alone),
     # in fine-tuning nnU-Net's fp16; on a CPU bf16 where a trial shows a large gain, else fp32.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    # On a CPU. auto: InstanceNorm as group norm, which is faster; yes: in one operation with LeakyReLU, which keeps 0.6
-    # of the activations; no: as nnU-Net does. On a GPU it has no effect: torch.compile fuses there.
+    # On a CPU. auto: InstanceNorm as group norm, faster; yes: with LeakyReLU, 0.6 of the memory; no: as nnU-Net does.
     fused_norm: Literal["auto", "yes", "no"] = "auto"
     # yes: open checkpoints that can run code when they are opened; for your own files only.
     trust: bool = False

@@ -184,7 +184,11 @@ def test_a_folder_that_nnunet_reads_otherwise(healthy: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "value", [None, "~/my raw", "/srv/~/my raw", "~nobody-is-called-so/raw", "my raw", "/srv/~"]
+    "value",
+    [
+        *(None, "~/my raw", "/srv/~/my raw", "/srv/backup~/~/raw", "/srv/~/~/raw"),
+        *("~nobody-is-called-so/raw", "my raw", "/srv/~"),
+    ],
 )
 def test_the_lines_for_folders_work_as_they_are(
     healthy: Path, monkeypatch: pytest.MonkeyPatch, value: str | None

@@ -87,16 +87,14 @@ class _Stored(io.RawIOBase):
     It takes the bytes from the disk, and not the zip's own 32-bit sum, as all are compared with `SUMS`.
     """
 
-    def __init__(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
+    def __init__(self, file: IO[bytes], member: zipfile.ZipInfo) -> None:
         super().__init__()
-        with archive.open(member):  # compares the name before the file with that of the directory
-            pass
-        self._file = path.open("rb", buffering=0)
-        self._file.seek(member.header_offset)
-        header = self._file.read(HEADER)
-        lengths = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-        self._file.seek(sum(lengths), os.SEEK_CUR)  # the name and more
+        self._file: Any = file
         self._left = member.file_size
+        file.seek(member.header_offset)
+        header = file.read(HEADER)
+        lengths = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+        file.seek(sum(lengths), os.SEEK_CUR)  # the name and more
 
     def readable(self) -> bool:
         return True
@@ -250,13 +248,16 @@ def open_archive(path: Path) -> Iterator[Archive]:
 
 def _open_in(archive: zipfile.ZipFile, name: str, path: Path) -> IO[bytes]:
     member = archive.getinfo(name)
-    if member.compress_type == zipfile.ZIP_STORED:
-        return cast(IO[bytes], _Stored(archive, member, path))
-    return archive.open(member)
+    stream = archive.open(member)  # compares the name before the file with that of the directory
+    if member.compress_type != zipfile.ZIP_STORED:
+        return stream
+    stream.close()
+    return cast(IO[bytes], _Stored(path.open("rb", buffering=0), member))
 
 
 def _declared(archive: zipfile.ZipFile, path: Path) -> dict[str, int]:
     sizes: dict[str, int] = {}
+    whole = path.stat().st_size
     for member in archive.infolist():
         name = member.filename
         if re.search(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:", name):
@@ -273,8 +274,13 @@ def _declared(archive: zipfile.ZipFile, path: Path) -> dict[str, int]:
             raise ValueError(
                 f"{path}: {shown(name)} must be stored or deflated, without a password."
             )
+        stored = member.compress_type == zipfile.ZIP_STORED
+        if (stored and member.compress_size != member.file_size) or not (
+            0 <= member.header_offset < whole
+        ):
+            raise ValueError(f"{path}: not whole, or altered: {shown(name)} is not where it says.")
         sizes[name] = member.file_size
-    most = MOST_UNPACKED * path.stat().st_size + ROOM_FOR_TEXTS
+    most = MOST_UNPACKED * whole + ROOM_FOR_TEXTS
     if sum(sizes.values()) > most:
         raise ValueError(
             f"{path}: would unpack to {sum(sizes.values())} bytes, more than {most}, the most for a zip of its size."

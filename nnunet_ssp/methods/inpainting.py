@@ -108,7 +108,7 @@ class InpaintingSettings(ReconstructionSettings):
             "early_stopping": None,
         }
     }
-    former: ClassVar[dict[str, Any]] = {"area_rule": "most"}
+    former: ClassVar[dict[str, Any]] = {**ReconstructionSettings.former, "area_rule": "most"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

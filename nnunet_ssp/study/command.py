@@ -307,7 +307,6 @@ def _run(study: Study, call: _Call) -> int:
         make_folds,
         make_phantom,
         make_plans,
-        missing_files,
     )
     from nnunet_ssp.study.results import Results
     from nnunet_ssp.study.runs import only, study_runs
@@ -321,6 +320,9 @@ def _run(study: Study, call: _Call) -> int:
     if study.dataset is None:
         raise ValueError(f"{call.source} names no dataset: give it with -d.")
     if not call.only_results:
+        if call.report is None:  # before hours of preparation
+            asked = only(study_runs(study, None, output), call.models, call.folds)
+            _must_have_files(asked, output)
         make_plans(study)
     data = open_data(study.dataset, study.plans)
     if not call.only_results:
@@ -337,8 +339,8 @@ def _run(study: Study, call: _Call) -> int:
         print(f"Note: {note}", flush=True)
     every = study_jobs(study, runs, data, call.device)
     asked = only(runs, call.models, call.folds)
-    if not call.only_results and (said_missing := missing_files(asked[1], output)):
-        raise FileNotFoundError(said_missing[0])
+    if not call.only_results:
+        _must_have_files(asked, output)
     planned = study_jobs(study, asked, data, call.device)
     arguments = shlex.split(call.more)
     only_planned = bool({"-n", "--dry-run", "--dryrun"} & set(arguments))
@@ -373,6 +375,13 @@ def _run(study: Study, call: _Call) -> int:
         )
     print(f"\nReport: {page}")
     return int(bool(missing))
+
+
+def _must_have_files(runs: Runs, output: Path) -> None:
+    from nnunet_ssp.study.preparing import missing_files
+
+    for said in missing_files(runs[1], output):
+        raise FileNotFoundError(said)
 
 
 def _choose(results: Results, call: _Call) -> int:

@@ -39,7 +39,7 @@ from nnunet_ssp.training.pace import Pace
 
 LATEST, BEST, FINAL = (f"checkpoint_{name}.pth" for name in ("latest", "best", "final"))
 # Settings that change neither the data nor the mathematics of a run; `--c` does not take them from the checkpoint.
-WITHOUT_EFFECT = ("data_device", "chunk_size", "final_validation", "trust", "fused_norm")
+WITHOUT_EFFECT = ("data_device", "chunk_size", "final_validation", "trust")
 
 
 class LoopTrainer(nnUNetTrainer):

@@ -69,6 +69,34 @@ def test_a_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("size", [60, 10])
+def test_a_stored_file_is_as_long_as_it_says(tmp_path: Path, size: int) -> None:
+    """Another length would be read from, or into, the next file."""
+    file = zipped(tmp_path / "x.zip", {"a": bytes(50), "b": b"next"})
+    content = file.read_bytes()
+    at = content.index(b"PK\x01\x02") + 24  # the directory's size of the first file, unpacked
+    file.write_bytes(content[:at] + size.to_bytes(4, "little") + content[at + 4 :])
+    with (
+        pytest.raises(ValueError, match="altered: a is not where it says"),
+        open_archive(file),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("offset", [5, 10**6])
+def test_a_file_lies_within_the_zip(tmp_path: Path, offset: int) -> None:
+    file = zipped(tmp_path / "x.zip", {"a": bytes(50)})
+    content = file.read_bytes()
+    at = content.index(b"PK\x05\x06") + 16  # where the directory begins
+    moved = int.from_bytes(content[at : at + 4], "little") + offset
+    file.write_bytes(content[:at] + moved.to_bytes(4, "little") + content[at + 4 :])
+    with (
+        pytest.raises(ValueError, match="not whole, or altered"),
+        open_archive(file) as archive,
+    ):
+        archive.text("a")
+
+
 def test_no_more_is_read_than_is_declared(tmp_path: Path) -> None:
     """A directory that lies about a size does not make us read on."""
     file = zipped(tmp_path / "x.zip", {"a": bytes(2**20)}, zipfile.ZIP_DEFLATED)

@@ -239,3 +239,27 @@ def test_what_has_hooks_is_left_as_it_is():
     watched = nn.Sequential(nn.InstanceNorm2d(2, affine=True), nn.LeakyReLU())
     watched[1].register_forward_hook(lambda *called: None)
     assert ", 0 of them together" in fuse(watched, joined=True)
+
+
+def test_what_several_norms_share_is_left_as_it_is():
+    activation, norm = nn.LeakyReLU(0.1), nn.InstanceNorm2d(2, affine=True)
+    shared = nn.Sequential(
+        nn.Sequential(nn.Conv2d(2, 2, 1), nn.InstanceNorm2d(2, affine=True), activation),
+        nn.Sequential(nn.Conv2d(2, 2, 1), nn.InstanceNorm2d(2, affine=True), activation),
+        nn.Sequential(norm, nn.LeakyReLU()),
+        nn.Sequential(norm, nn.ReLU()),
+        nn.Sequential(nn.InstanceNorm2d(2, affine=True), nn.LeakyReLU()),
+    )
+    x = torch.randn(2, 2, 5, 5)
+    expected = shared(x)
+    assert fuse(shared, joined=True).endswith(", 1 of them together with LeakyReLU.")
+    torch.testing.assert_close(shared(x), expected)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_map_of_one_pixel_is_refused_as_before(joined):
+    network = nn.Sequential(nn.InstanceNorm2d(2, affine=True), nn.LeakyReLU())
+    fuse(network, joined)
+    with pytest.raises(ValueError, match="more than one pixel"):
+        network(torch.randn(3, 2, 1, 1))
+    network.eval()(torch.randn(3, 2, 1, 1))

@@ -52,6 +52,7 @@ def test_a_checkpoint_of_an_earlier_version(runs, log, trainer):
     rest = runs.run(trainer, "final_validation=no", resume=True)
     settings = asdict(rest.settings)
     assert {name: settings[name] for name in OF_1893319[trainer]} == OF_1893319[trainer]
+    assert settings["fused_norm"] == "no", "what came later computes as nothing did then"
     assert (rest.current_epoch, rest.num_epochs, rest.num_iterations_per_epoch) == (2, 2, 1)
     assert "Settings that were not named come from checkpoint_latest.pth: num_epochs:" in log(rest)
 
