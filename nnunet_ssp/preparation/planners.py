@@ -51,7 +51,7 @@ class _OnDefaultData(ExperimentPlanner):
 
 
 class BatchNormPlanner(_OnDefaultData):
-    """Plan nnU-Net's network with BatchNorm for InstanceNorm: de Mooij et al.'s, and Dominic et al.'s normalisation."""
+    """Plan nnU-Net's network with BatchNorm for InstanceNorm, as de Mooij et al. (Dominic et al. have GroupNorm)."""
 
     default_name = "nnUNetBatchNormPlans"
 
