@@ -60,8 +60,7 @@ def list_runs(
         if dataset is None:
             raise FileNotFoundError("no dataset is named: give it with -d.")
         data = open_data(dataset, study.plans)
-        for plans in study.plans_of_runs():
-            data.of(plans)
+        list(map(data.of, study.plans_of_runs()))  # refuses those that are missing
     except (FileNotFoundError, RuntimeError) as error:
         data = None
         notes.append(f"Without the data set: {error}")
