@@ -163,8 +163,8 @@ def figure_8() -> dict[str, Any]:
     content["models"]["BYOL, epochs: {epochs}"]["for"] = {"epochs": [1, 2]}
     del content["models"]["from scratch"]["settings"]
     content["settings"] = {**SMALL, "finetuning": {**SMALL["finetuning"], "num_epochs": 1}}
-    for kind, of_epochs in (("tables", "title"), ("figures", "title")):
-        parts = [part for part in content[kind] if part[of_epochs] == "Epochs of pretraining"]
+    for kind in ("tables", "figures"):
+        parts = [part for part in content[kind] if part["title"] == "Epochs of pretraining"]
         assert len(parts) == 1
         models = ["from scratch", "BYOL, epochs: *"]
         content[kind] = [{**parts[0], "models": models, "folds": "10 %", "seeds": [0]}]
