@@ -232,7 +232,7 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         dest="planner",
         metavar="PLANNER",
         default="ExperimentPlanner",
-        help="nnU-Net's planner, e.g. nnUNetPlannerResEncM, BatchNormPlanner (the papers' network) or timm:MODEL "
+        help="nnU-Net's planner, e.g. nnUNetPlannerResEncM, BatchNormPlanner (de Mooij et al.'s network) or timm:MODEL "
         "(default: %(default)s)",
     )
     parser.add_argument(

@@ -19,6 +19,7 @@ from nnunet_ssp.timm_unet import DECODER, TimmUNet, strides_of, timm_features
 
 NORMS = {2: "torch.nn.modules.batchnorm.BatchNorm2d", 3: "torch.nn.modules.batchnorm.BatchNorm3d"}
 TIMM = "timm:"  # before the name of a model, in place of a planner's
+LARGEST_STRIDE = 4  # between two maps of an encoder, as in ConvNeXt and Swin
 
 
 class _OnDefaultData(ExperimentPlanner):
@@ -51,7 +52,7 @@ class _OnDefaultData(ExperimentPlanner):
 
 
 class BatchNormPlanner(_OnDefaultData):
-    """Plan nnU-Net's network with BatchNorm for InstanceNorm: de Mooij et al.'s, and Dominic et al.'s normalisation."""
+    """Plan nnU-Net's network with BatchNorm for InstanceNorm, as de Mooij et al. (Dominic et al. have GroupNorm)."""
 
     default_name = "nnUNetBatchNormPlans"
 
@@ -85,7 +86,7 @@ class TimmPlanner(_OnDefaultData):
         if len(spacing) != 2:
             return planned
         channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
-        strides = [[stride] * 2 for stride in strides_of(timm_features(self.model, channels))]
+        strides = [[stride] * 2 for stride in fine_strides(self.model, channels)]
         divisor = int(np.prod([stride for stride, _ in strides]))
         patch = [int(-(-side // divisor) * divisor) for side in planned["patch_size"]]
         values: dict[str, Any] = {
@@ -116,6 +117,22 @@ class TimmPlanner(_OnDefaultData):
         return planned
 
 
+def fine_strides(model: str, channels: int) -> list[int]:
+    """Return how much smaller each map of a model of timm is than the one before, see `strides_of`.
+
+    Raises:
+        ValueError: A step is so large that a U-Net has no fine skip connection, as in ViT.
+    """
+    strides = strides_of(timm_features(model, channels))
+    if max(strides) > LARGEST_STRIDE:
+        raise ValueError(
+            f"timm (={model}) must have feature maps that shrink by {LARGEST_STRIDE} at most from one to the next, for "
+            f"the fine skip connections of a U-Net; its strides are {', '.join(map(str, strides))}. Take one such as "
+            "resnet50, convnext_tiny or swin_tiny_patch4_window7_224."
+        )
+    return strides
+
+
 PLANNERS: dict[str, type[Any]] = {cls.__name__: cls for cls in (BatchNormPlanner, TimmPlanner)}
 
 
@@ -123,12 +140,12 @@ def own_planner(name: str) -> type[Any] | None:
     """Return the planner of this package of a name, or of `timm:MODEL`; None for others.
 
     Raises:
-        ValueError: timm has no such model, or it has no feature maps.
+        ValueError: timm has no such model, it has no feature maps, or none that are fine enough.
     """
     if not name.startswith(TIMM):
         return PLANNERS.get(name)
     model = name.removeprefix(TIMM)
-    timm_features(model, 1)
+    fine_strides(model, 1)
     words = re.sub(r"[^A-Za-z0-9]+", "_", model)
     parts = {"model": model, "default_name": f"nnUNetTimm_{words}_Plans"}
     return type("TimmPlanner", (TimmPlanner,), parts)

@@ -1,9 +1,10 @@
-"""What a study's file may say to the commands that it runs, and to their environment."""
+"""What a study's file may say to the commands that it runs, and to their environment; names and patterns in it."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files.names import must_be_plain
@@ -67,3 +68,23 @@ def must_know(place: str, name: str | None, known: Collection[str], what: str) -
     if name is not None and name not in known:
         listed = ", ".join(known) or "there are none"
         raise ValueError(f"{place} (={name}) must be one of {what}: {listed}")
+
+
+def matching_names(wanted: list[str] | None, known: Mapping[str, object]) -> list[str]:
+    """List the known names that are wanted, or match a wanted pattern; all of them for None."""
+    found = [
+        key
+        for name in wanted or ["*"]
+        for key in ([name] if name in known else known)
+        if key == name or fnmatchcase(key, name)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def must_match(
+    place: str, patterns: list[str] | None, known: Mapping[str, object], what: str
+) -> None:
+    """Refuse a name or pattern that no known name matches; None is all of them."""
+    for pattern in patterns or ():
+        if pattern not in known and not any(fnmatchcase(name, pattern) for name in known):
+            must_know(place, pattern, known, what)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,22 @@ class Data:
         """The cases of the slice store."""
         folder = store_folder(self.dataset.prepared, self.configuration["data_identifier"])
         return read_index(folder)[1]
+
+    def of(self, plans: str) -> Data:
+        """Return the same folds with other plans; itself for none.
+
+        Raises:
+            FileNotFoundError: The dataset is not prepared with these plans.
+        """
+        if plans in ("", self.plans_name):
+            return self
+        if plans not in self._others:
+            self._others[plans] = replace(open_data(self.name, plans), dataset=self.dataset)
+        return self._others[plans]
+
+    @cached_property
+    def _others(self) -> dict[str, Data]:
+        return {}
 
     def source(self, dataset: int) -> OtherDataset:
         """Open another dataset that is pretrained on, prepared with plans of the same name.

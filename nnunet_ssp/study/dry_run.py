@@ -60,7 +60,9 @@ def list_runs(
         if dataset is None:
             raise FileNotFoundError("no dataset is named: give it with -d.")
         data = open_data(dataset, study.plans)
+        list(map(data.of, study.plans_of_runs()))  # refuses those that are missing
     except (FileNotFoundError, RuntimeError) as error:
+        data = None
         notes.append(f"Without the data set: {error}")
     if dataset is not None and not study.phantom:
         with suppress(FileNotFoundError, RuntimeError):  # noted above

@@ -214,7 +214,8 @@ def _model(trainings: Sequence[Run], name: str) -> dict[str, Any]:
     if weights is not None:
         snapshot = {} if own[0].snapshot is None else {"snapshot": own[0].snapshot}
         before = {**snapshot, **_weights(weights)}
-    return {"trainer": own[0].trainer, "folds": folds, "pretraining": before}
+    plans = {"plans": own[0].plans} if own[0].plans else {}
+    return {"trainer": own[0].trainer, **plans, "folds": folds, "pretraining": before}
 
 
 def _weights(run: Run) -> dict[str, Any]:
@@ -224,6 +225,8 @@ def _weights(run: Run) -> dict[str, Any]:
     about: dict[str, Any] = {"trainer": run.trainer, "fold": run.fold, "seed": run.seed}
     if run.dataset:
         about["dataset"] = run.dataset
+    if run.plans:
+        about["plans"] = run.plans
     if run.weights is not None:
         about["pretraining"] = _weights(run.weights)
     return {**about, "settings": resolved(run)}

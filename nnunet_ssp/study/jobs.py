@@ -68,7 +68,7 @@ def study_jobs(study: Study, runs: Runs, data: Data, device: str) -> list[Job]:
 def _train_job(kind: Kind, run: Run, data: Data, device: str) -> Job:
     folder = run.fold_folder(data)
     dataset = str(dataset_id(run.dataset)) if run.dataset else data.number
-    where = (dataset, CONFIGURATION, str(run.fold_number(data)), "-p", data.plans_name)
+    where = (dataset, CONFIGURATION, str(run.fold_number(data)), "-p", run.plans or data.plans_name)
     command = ("nnUNetv2_train", *where, "-tr", run.trainer, "-device", device)
     weights: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
@@ -118,7 +118,8 @@ def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job
         if study.evaluate == CHOOSING:
             images = data.validation_images(run.fold)
         number = str(data.fold(run.fold)[0])
-        model = ("-d", data.number, "-c", CONFIGURATION, "-f", number, "-p", data.plans_name)
+        plans = run.plans or data.plans_name
+        model = ("-d", data.number, "-c", CONFIGURATION, "-f", number, "-p", plans)
         where = ("-tr", run.trainer, "-i", images, "-o", predictions)
         before = Job(
             kind="predict",

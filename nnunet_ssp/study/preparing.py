@@ -66,16 +66,18 @@ def make_phantom(study: Study, output: Path) -> str:
 
 
 def make_plans(study: Study) -> None:
-    """Prepare the dataset by the plans that the study describes, if it has no plans of this name.
+    """Prepare the dataset by the plans that the study describes and its runs name, if it has none of the name.
 
     Raises:
         RuntimeError: The command failed.
     """
     assert study.dataset is not None
-    if study.phantom is None and study.prepare and not planned(study.dataset, study.plans):
-        print(f"Preparing {study.dataset} with plans {study.plans} ...", flush=True)
-        number = str(dataset_id(str(study.dataset)))
-        _command(("nnunet-ssp", "prepare", number, *shlex.split(study.prepare)), Path.cwd())
+    own = {} if study.phantom else {study.plans: study.prepare}
+    for plans, arguments in {**own, **study.plans_of_runs()}.items():
+        if arguments and not planned(study.dataset, plans):
+            print(f"Preparing {study.dataset} with plans {plans} ...", flush=True)
+            number = str(dataset_id(str(study.dataset)))
+            _command(("nnunet-ssp", "prepare", number, *shlex.split(arguments)), Path.cwd())
 
 
 def link_validation_images(trainings: Iterable[Run], data: Data, output: Path) -> None:

@@ -48,6 +48,7 @@ class Run:
         file: Name of a file in the study's folder, which stands in the place of a training.
         digest: Hash of this file's content; empty while it is not there.
         snapshot: Epoch of the pretraining whose snapshot it starts from; None for its end.
+        plans: Name of its plans, if they are not the study's.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Run:
     file: str = ""
     digest: str = ""
     snapshot: int | None = None
+    plans: str = ""
 
     @property
     def origin(self) -> list[Run]:
@@ -83,7 +85,7 @@ class Run:
 
     def fold_folder(self, data: Data) -> str:
         """Return nnU-Net's folder of the training, below the study's folder."""
-        trainer = f"{self.trainer}{data.results_folder}"
+        trainer = f"{self.trainer}{data.of(self.plans).results_folder}"
         name = self.dataset or data.name
         return f"{self.folder}/results/{name}/{trainer}/fold_{self.fold_number(data)}"
 
@@ -162,6 +164,7 @@ def _of_file(name: str, file: str, output: Path | None) -> Run:
 
 def _own(study: Study, name: str, data: Data | None, weights: Run | None) -> Run:
     part = study.pretraining[name]
+    data = data and data.of(part.plans)
     place = f"pretraining.{name}"
     trainer = _trainer_class(f"nnUNetTrainer{part.trainer}Pretrain", f"{place}.trainer")
     if not hasattr(trainer, "method_class"):
@@ -177,6 +180,8 @@ def _own(study: Study, name: str, data: Data | None, weights: Run | None) -> Run
     source = data.source(part.dataset) if data and part.dataset else None
     drawn = source.fingerprint if source else data and data.unlabelled_fingerprint(fold)
     chained: list[Any] = [weights.folder] if weights else []
+    if part.plans:
+        chained.append(f"plans {part.plans}")
     if data and not source and override(trainer.defaults, text)[0].data_superset is not None:
         chained.append(data.fold(fold)[1].train)  # the labelled cases decide the draw
     key = key_of([trainer.__name__, fold, marked, drawn, *chained])
@@ -191,6 +196,7 @@ def _own(study: Study, name: str, data: Data | None, weights: Run | None) -> Run
         weights=weights,
         hands_on=trainer.method_class.checkpoint,
         dataset=source.name if source else str(part.dataset or ""),
+        plans=part.plans,
     )
 
 
@@ -198,6 +204,7 @@ def _training(
     study: Study, name: str, label: str, seed: int, weights: Run | None, data: Data | None
 ) -> Run:
     model = study.models[name]
+    data = data and data.of(model.plans)
     place = f"models.{name}"
     trainer = _trainer_class(f"nnUNetTrainer{model.trainer}", f"{place}.trainer")
     needs = getattr(trainer, "needs_weights", None)
@@ -225,6 +232,8 @@ def _training(
     content = [trainer.__name__, fold, marked, weights and weights.folder]
     if model.snapshot is not None:
         content.append(f"snapshot {model.snapshot}")
+    if model.plans:
+        content.append(f"plans {model.plans}")
     if data and getattr(trainer, "draws_unlabelled", False):
         content.append(data.unlabelled_fingerprint(fold))
     key = key_of([*content, data and data.fingerprint(fold)])
@@ -238,6 +247,7 @@ def _training(
         folder=f"runs/{slug(name)}/{slug(label)}/seed{seed}-{key}",
         weights=weights,
         snapshot=model.snapshot,
+        plans=model.plans,
     )
 
 

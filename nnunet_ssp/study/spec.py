@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,7 +20,13 @@ from nnunet_ssp.evaluation.statistics import SCORES
 from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.yaml_files import read_yaml
-from nnunet_ssp.study.arguments import VARIABLES, must_be_options, must_know
+from nnunet_ssp.study.arguments import (
+    VARIABLES,
+    matching_names,
+    must_be_options,
+    must_know,
+    must_match,
+)
 from nnunet_ssp.study.expansion import StrictLoader, at_size, expanded
 
 Scalar = bool | int | float | str | None
@@ -111,6 +116,7 @@ class Pretraining(_Part):
         dataset: Another dataset than the study's, prepared with plans of the same name (`prepare --plans-from`).
         pretraining: The pretraining that it goes on from.
         file: Name of a file of weights in the study's folder, in place of a training.
+        plans: Its plans, among `other_plans`; empty for the study's.
         settings: Its settings.
     """
 
@@ -120,13 +126,14 @@ class Pretraining(_Part):
     dataset: int | None = Field(None, ge=1, le=999)
     pretraining: str | None = None
     file: str | None = None
+    plans: str = ""
     settings: GivenSettings = {}
 
     @model_validator(mode="after")
     def _is_a_training_or_a_file(self) -> Pretraining:
         if self.file is not None:
             must_be_plain(self.file, "file")
-            if unused := {"trainer", "fold", "dataset", "pretraining", "settings"} & (
+            if unused := {"trainer", "fold", "dataset", "pretraining", "plans", "settings"} & (
                 self.model_fields_set
             ):
                 raise ValueError(f"file (={self.file}) must not come with {', '.join(unused)}")
@@ -145,6 +152,8 @@ class Model(_Part):
     pretraining: str | None = None
     # Epoch of the pretraining after which its weights are taken, see the setting snapshot_epochs; None takes the end.
     snapshot: int | None = Field(None, ge=1)
+    # Its plans, among `other_plans`; empty for the study's.
+    plans: str = ""
     # Model that it is tested against; None stands for the study's baseline.
     baseline: str | None = None
     settings: GivenSettings = {}
@@ -244,6 +253,8 @@ class Study(_Part):
         environment: Environment variables of all commands, among those in `VARIABLES`.
         make_folds: Arguments for `nnunet-ssp folds` that make the missing folds.
         plans: Name of the plans.
+        other_plans: Plans that single models and pretrainings name, with the arguments for `nnunet-ssp prepare` that
+            make them where they are missing.
         folds: Names in `folds.csv` by the study's own names; `{seed}` stands for the training's seed.
         tests: Cases that count, by the study's name of the test: the values that columns of `cases.csv` must have.
         evaluate: Score on the test subjects, or on each fold's validation subjects, as nnU-Net predicts them at the end
@@ -272,6 +283,7 @@ class Study(_Part):
     environment: dict[str, Scalar] = {}
     make_folds: list[str] = []
     plans: str = "nnUNetPlans"
+    other_plans: Named[str] = {}
     folds: Named[str] = Field(min_length=1)
     tests: Named[dict[str, Names]] = {"all": {}}
     evaluate: Literal["test", "validation", "choosing"] = "test"
@@ -297,6 +309,7 @@ class Study(_Part):
             must_be_options(name, getattr(self, name))
         for arguments in self.make_folds:
             must_be_options("make_folds", arguments)
+        self._check_plans()
         for name in self.environment:
             must_know("environment", name, VARIABLES, "the variables that a study may set")
         for name, part in self.pretraining.items():
@@ -315,8 +328,8 @@ class Study(_Part):
             must_know(f"models.{name}.baseline", model.baseline, self.models, "models")
         must_know("baseline", self.baseline, self.models, "models")
         if self.family is not None:
-            _must_match("family.models", self.family.models, self.models, "models")
-            _must_match("family.folds", self.family.folds, self.folds, "folds")
+            must_match("family.models", self.family.models, self.models, "models")
+            must_match("family.folds", self.family.folds, self.folds, "folds")
         for test, columns in self.tests.items():
             for name in columns:
                 must_know(f"tests.{test}", name, TEST_COLUMNS, "columns of cases.csv")
@@ -325,6 +338,29 @@ class Study(_Part):
         for number, figure in enumerate(self.figures):
             self._check(figure, f"figures.{number} ({figure.title})")
         return self
+
+    def _check_plans(self) -> None:
+        """Refuse plans that nobody prepares, and a start from weights of other plans without `adapt`."""
+        for name, arguments in self.other_plans.items():
+            must_be_plain(name, "other_plans")
+            must_be_options("prepare", arguments)
+        kinds: tuple[tuple[str, Mapping[str, Model | Pretraining]], ...] = (
+            ("pretraining", self.pretraining),
+            ("models", self.models),
+        )
+        for kind, parts in kinds:
+            for name, part in parts.items():
+                must_know(
+                    f"{kind}.{name}.plans", part.plans or None, self.other_plans, "other_plans"
+                )
+                before = self.pretraining.get(part.pretraining or "")
+                if before is None or before.file or part.settings.get("adapt"):
+                    continue
+                if before.plans != part.plans:
+                    raise ValueError(
+                        f"{kind}.{name}.plans (={part.plans or self.plans}) must be those of its pretraining "
+                        f"{part.pretraining} (={before.plans or self.plans}), or its settings have adapt: yes"
+                    )
 
     def _check_chain(self, name: str, before: str | None) -> None:
         """Refuse a pretraining that goes on from one that is unknown, or at last from itself."""
@@ -340,8 +376,8 @@ class Study(_Part):
 
     def _check(self, part: Table | Figure, place: str) -> None:
         """Refuse a table or figure that names something unknown."""
-        _must_match(f"{place}.models", part.models, self.models, "models")
-        _must_match(f"{place}.folds", part.folds, self.folds, "folds")
+        must_match(f"{place}.models", part.models, self.models, "models")
+        must_match(f"{place}.folds", part.folds, self.folds, "folds")
         for name in part.tests:
             must_know(f"{place}.tests", name, self.tests, "tests")
         for name in part.scores:
@@ -362,6 +398,14 @@ class Study(_Part):
             return []
         part = self.pretraining[pretraining]
         return [part, *self.origin_of(part.pretraining)]
+
+    def plans_of_runs(self) -> dict[str, str]:
+        """Return the other plans that the needed trainings name, with the arguments that make them."""
+        named: set[str] = set()
+        for model in {name for name, _, _ in self.needed()}:
+            part = self.models[model]
+            named |= {part.plans, *(before.plans for before in self.origin_of(part.pretraining))}
+        return {name: how for name, how in self.other_plans.items() if name in named}
 
     def fold_of(self, label: str, seed: int) -> str:
         """Find the name in `folds.csv` of the study's fold `label`, for a training with this seed."""
@@ -402,17 +446,6 @@ class Study(_Part):
         yield from seen
 
 
-def matching_names(wanted: list[str] | None, known: Mapping[str, object]) -> list[str]:
-    """List the known names that are wanted, or match a wanted pattern; all of them for None."""
-    found = [
-        key
-        for name in wanted or ["*"]
-        for key in ([name] if name in known else known)
-        if key == name or fnmatchcase(key, name)
-    ]
-    return list(dict.fromkeys(found))
-
-
 def first_size(file: Path) -> str | None:
     """Return the first of the sizes in a study's file that was read before; None if it has but one."""
     return at_size(read_yaml(file, StrictLoader), None)[1]
@@ -439,14 +472,6 @@ def read_study(file: Path, size: str | None = None) -> Study:
         raise ValueError(f"{file} does not follow the schema:\n" + "\n".join(lines)) from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-
-
-def _must_match(
-    place: str, patterns: list[str] | None, known: Mapping[str, object], what: str
-) -> None:
-    for pattern in patterns or ():
-        if pattern not in known and not any(fnmatchcase(name, pattern) for name in known):
-            must_know(place, pattern, known, what)
 
 
 def _place(location: tuple[int | str, ...]) -> str:

@@ -267,6 +267,11 @@ def adapt(
             kind = "adapted" if done else "moved"
             renamed = [f"from {source}"] if source != key else []
             fates.append(Fate(key, shape, kind, ", ".join([*renamed, *done])))
+    fates += [
+        Fate(key, tuple(shape), "fresh", "output layer")
+        for key, shape in ours.items()
+        if is_output_layer(key) and not is_alias(key)
+    ]
     left_out = [key for key in there.values() if key not in used | fresh]
     return Adaptation(tensors, fates, left_out)
 

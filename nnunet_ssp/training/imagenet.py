@@ -7,7 +7,7 @@ timm's own loader puts it into the model. Nothing is downloaded.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,32 @@ from nnunet_ssp.training.transfer import Pretrained
 
 # Where projects keep the weights in a file, and what they put before the names of the encoder's tensors. The first that
 # fits counts: of BYOL the teacher, which Kalapos and Gyires-Tóth transfer, of MoCo the encoder of the queries.
-HOLDERS = ("state_dict", "model", "teacher", "network_weights")
+HOLDERS = (
+    "state_dict",
+    "model",
+    "teacher",
+    "network_weights",
+    "target_network_state_dict",
+    "online_network_state_dict",
+    "encoder_state_dict",
+    "online_backbone",
+)
 PREFIXES = {
     "": "timm, torchvision",
     "momentum_backbone.": "BYOL, MoCo v2+ of solo-learn (the teacher)",
+    "backbone_momentum.": "BYOL, MoCo of lightly (the teacher)",
     "backbone.": "BYOL of solo-learn and lightly, DINO",
-    "module.encoder_q.": "MoCo v1, v2",
-    "module.base_encoder.": "MoCo v3",
-    "target_network.encoder.": "BYOL of BYOL-PyTorch (the teacher)",
-    "online_network.encoder.": "BYOL of BYOL-PyTorch",
-    "online_encoder.net.": "BYOL of byol-pytorch",
-    "module.": "a model of DataParallel",
-    "encoder.": "an encoder",
+    "encoder_q.": "MoCo v1, v2",
+    "base_encoder.": "MoCo v3",
+    "momentum_encoder.": "MoCo v3, solo-learn before 1.0.6 (the teacher)",
+    "target_network.encoder.": "BYOL of yaox12/BYOL-PyTorch (the teacher)",
+    "online_network.encoder.": "BYOL of yaox12/BYOL-PyTorch",
+    "target_encoder.net.": "BYOL of lucidrains/byol-pytorch (the teacher)",
+    "online_encoder.net.": "BYOL of lucidrains/byol-pytorch",
+    "encoder.": "BYOL of sthalles/PyTorch-BYOL, an encoder",
     "encoder.model.": "a checkpoint of these plans",
 }
+WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile put into names
 
 
 def read_encoder(
@@ -125,6 +137,10 @@ def read_state(file: Path, trust: bool = False) -> dict[str, Tensor]:
 def loaded(model: str, state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """Put a state dict into a model of timm, and return the encoder's tensors by the names of `TimmUNet`.
 
+    Names are the model's, or begin with the place of a child in it: BYOL in PyTorch keeps `nn.Sequential` of a ResNet's
+    children, where `0.weight` is `conv1.weight`, and `4` is `layer1`. A converted file of BYOL's authors has names of
+    its own; where none is known, all tensors must follow the model's in order and shape.
+
     Raises:
         ValueError: A tensor of the encoder is missing or of another shape; names the first ones.
     """
@@ -135,14 +151,17 @@ def loaded(model: str, state: Mapping[str, Tensor], file: Path) -> dict[str, Ten
     head = whole.default_cfg.get("classifier") or ()
     heads = tuple(f"{name}." for name in ([head] if isinstance(head, str) else head))
     kept = {_flat(key) for key in features.state_dict()}
-    wanted = {
+    encoder = {
         key: tuple(tensor.shape)
         for key, tensor in whole.state_dict().items()
-        if _flat(key) in kept and not key.startswith(heads) and not key.endswith("batches_tracked")
+        if _flat(key) in kept and not key.startswith(heads)
     }
-    fits = {prefix: sum(prefix + key in state for key in wanted) for prefix in PREFIXES}
-    prefix = max(PREFIXES, key=lambda name: fits[name])  # the first of the best
-    own = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
+    wanted = {key: shape for key, shape in encoder.items() if not key.endswith("batches_tracked")}
+    children = [name for name, _ in whole.named_children()]
+    by_prefix = [_named(state, prefix, children) for prefix in PREFIXES]
+    own = max(by_prefix, key=lambda named: len(wanted.keys() & named))  # the first of the best
+    if not wanted.keys() & own:
+        own = _in_order(state, encoder) or own
     channels = own[first].shape[1] if first in own and own[first].ndim == 4 else 3
     if first in wanted:
         wanted[first] = (wanted[first][0], channels, *wanted[first][2:])
@@ -161,6 +180,30 @@ def loaded(model: str, state: Mapping[str, Tensor], file: Path) -> dict[str, Ten
         pretrained_cfg_overlay={"state_dict": {k: t.float() for k, t in own.items()}},
     )
     return {f"encoder.model.{key}": tensor for key, tensor in made.state_dict().items()}
+
+
+def _named(state: Mapping[str, Tensor], prefix: str, children: Sequence[str]) -> dict[str, Tensor]:
+    """Return what lies behind a prefix by the names of a model with these children."""
+    found = {}
+    for key, tensor in state.items():
+        plain = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+        if plain.startswith(prefix):
+            first, *others = plain.removeprefix(prefix).split(".")
+            if first.isdigit() and int(first) < len(children):
+                first = children[int(first)]
+            found[".".join([first, *others])] = tensor
+    return found
+
+
+def _in_order(
+    state: Mapping[str, Tensor], encoder: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Return the first tensors by the encoder's names; nothing if a shape differs."""
+    found = dict(zip(encoder, state.values(), strict=False))
+    fits = len(found) == len(encoder) and all(
+        tuple(tensor.shape) == encoder[key] for key, tensor in found.items()
+    )
+    return found if fits else {}
 
 
 def _flat(key: str) -> str:

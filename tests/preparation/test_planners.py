@@ -7,7 +7,12 @@ import pytest
 
 from nnunet_ssp.files.nnunet import read_plans
 from nnunet_ssp.preparation.command import prepare
-from nnunet_ssp.preparation.planners import BatchNormPlanner, TimmPlanner, own_planner
+from nnunet_ssp.preparation.planners import (
+    BatchNormPlanner,
+    TimmPlanner,
+    fine_strides,
+    own_planner,
+)
 from nnunet_ssp.preparation.planning import Size, find_planner
 from tests.preparation.conftest import index
 
@@ -48,3 +53,10 @@ def test_planners_by_name():
         Size(width=0.5).planner(TimmPlanner)
     with pytest.raises(ValueError, match=r"Perhaps BatchNormPlanner\?"):
         find_planner("BatchnormPlanner")
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "xcit_nano_12_p16_224"])
+def test_models_without_fine_maps_are_refused(model):
+    with pytest.raises(ValueError, match=rf"timm \(={model}\) must .* strides are 1, 16, 1, 1"):
+        own_planner(f"timm:{model}")
+    assert fine_strides("test_convnext", 1)[:3] == [1, 4, 2]

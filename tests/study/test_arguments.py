@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_ssp.study.arguments import must_be_options, must_know
+from nnunet_ssp.study.arguments import matching_names, must_be_options, must_know, must_match
 
 
 def test_known_options_with_their_values_pass():
@@ -28,3 +28,14 @@ def test_the_known_names_are_listed():
     must_know("a", None, {"b"}, "letters")
     with pytest.raises(ValueError, match=r"a \(=c\) must be one of letters: b"):
         must_know("a", "c", {"b"}, "letters")
+
+
+def test_names_and_patterns():
+    known = {"MIM": 0, "MIM, mask": 0, "baseline": 0}
+    assert matching_names(None, known) == list(known)
+    assert matching_names(["baseline", "MIM*"], known) == ["baseline", "MIM", "MIM, mask"]
+    must_match("a", ["MIM*"], known, "models")
+    with pytest.raises(
+        ValueError, match=r"a \(=DINO\*\) must be one of models: MIM, MIM, mask, ba"
+    ):
+        must_match("a", ["DINO*"], known, "models")

@@ -153,3 +153,47 @@ def test_a_miniature_of_all_four(home: Path, command: Callable[..., str]) -> Non
     assert (output / "supervised.pth").stat().st_size == before.st_size
     with pytest.raises(AssertionError, match=r"1 of 8 runs are missing: generalist, supervised"):
         command(*words, "--results")
+
+
+def figure_8() -> dict[str, Any]:
+    """The shipped study's Figure 8 with two epochs of pretraining, and nothing else of it."""
+    content = small_study()
+    name = "BYOL, 25 epochs"
+    content["pretraining"][name]["settings"] = {"num_epochs": 2, "snapshot_epochs": 1}
+    content["models"]["BYOL, epochs: {epochs}"]["for"] = {"epochs": [1, 2]}
+    del content["models"]["from scratch"]["settings"]
+    content["settings"] = {**SMALL, "finetuning": {**SMALL["finetuning"], "num_epochs": 1}}
+    for kind in ("tables", "figures"):
+        parts = [part for part in content[kind] if part["title"] == "Epochs of pretraining"]
+        assert len(parts) == 1
+        models = ["from scratch", "BYOL, epochs: *"]
+        content[kind] = [{**parts[0], "models": models, "folds": "10 %", "seeds": [0]}]
+    return content
+
+
+def test_figure_8_comes_from_one_pretraining(home: Path, command: Callable[..., str]) -> None:
+    file, output = home / "figure8.yaml", home / "figure8"
+    file.write_text(yaml.safe_dump(figure_8(), sort_keys=False))
+    own = ("-p", PLANS, "-o", output, "--device", "cpu", "--jobs", 2)
+    said = command("nnunet-ssp", "study", file, "--size", "planned", "-d", 114, *own)
+    assert "10 of 10 commands to run" in said and "runs are missing" not in said
+    snapshots = sorted(output.glob("pretraining/*/*/results/*/*/*/snapshots/*.pth"))
+    assert [snapshot.name for snapshot in snapshots] == ["epoch_0001.pth", "epoch_0002.pth"]
+    weights = [
+        torch.load(snapshot, weights_only=False)["network_weights"] for snapshot in snapshots
+    ]
+    key = "encoder.stages.1.0.convs.0.conv.weight"
+    assert not torch.equal(weights[0][key], weights[1][key])
+    for epochs, snapshot in enumerate(snapshots, 1):
+        (record,) = output.glob(f"runs/BYOL-epochs-{epochs}/*/*/train.json")
+        assert json.loads(record.read_text())["command"].endswith(
+            f"-pretrained_weights {snapshot.relative_to(output)}"
+        )
+    # The table holds what the runs' own files say; the figure stands beside it.
+    table = pd.read_csv(output / "tables" / "Epochs-of-pretraining.csv")
+    table = table.set_index(["model", "score"])
+    for model in ("from scratch", "BYOL, epochs: 1", "BYOL, epochs: 2"):
+        scores = output / str(table.loc[(model, "dice"), "runs"]) / "evaluation" / "metrics.csv"
+        wanted = pd.read_csv(scores).groupby("case")["dice"].mean().mean()
+        assert table.loc[(model, "dice"), "mean"] == pytest.approx(wanted, rel=1e-4)
+    assert len(list((output / "figures").glob("Epochs-of-pretraining*"))) >= 2

@@ -101,6 +101,11 @@ def test_plans_are_made_where_they_are_missing(tmp_path, data, monkeypatch):
     make_plans(study.model_copy(update={"plans": "nnUNetPlans"}))
     make_plans(study.model_copy(update={"prepare": ""}))
     assert len(commands) == 1
+    # Those that single models name, too.
+    models = {"baseline": {"trainer": "Scratch"}, "norm": {"trainer": "Scratch", "plans": "norm"}}
+    named = {"norm": "-pl BatchNormPlanner", "unused": "-np 2", "nnUNetPlans": "-np 1"}
+    make_plans(read_study(write(tmp_path, dataset=114, models=models, other_plans=named)))
+    assert commands[1:] == [("nnunet-ssp", "prepare", "114", "-pl", "BatchNormPlanner")]
 
 
 def test_links_to_the_images_that_are_chosen_on(tmp_path, data):

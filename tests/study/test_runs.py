@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,41 @@ def test_a_snapshot_of_a_pretraining_without_any(tmp_path):
     models = {"MIM": {"trainer": "Scratch", "snapshot": 2}}
     with pytest.raises(ValueError, match=r"models\.MIM\.snapshot \(=2\) must be of a pretraining"):
         planned(tmp_path, None, models=models, pretraining={}, baseline="MIM")
+
+
+def test_a_model_with_plans_of_its_own(tmp_path, data):
+    """Both lie in one study; the runs with the study's plans stay as they were."""
+    before = folders(tmp_path, data)
+    plain = data.dataset.prepared / "nnUNetPlans.json"
+    plans = json.loads(plain.read_text())
+    plans["configurations"]["2d"]["batch_size"] = BATCH + 3
+    (data.dataset.prepared / "other.json").write_text(json.dumps(plans))
+    pretraining = {
+        **SMALLEST["pretraining"],
+        "MIM there": {"trainer": "MIM", "fold": "all", "plans": "other"},
+    }
+    models = {
+        **SMALLEST["models"],
+        "there": {"trainer": "Finetune", "pretraining": "MIM there", "plans": "other"},
+    }
+    parts = {"models": models, "pretraining": pretraining, "other_plans": {"other": ""}}
+    study, pretrainings, trainings = planned(tmp_path, data, **parts)
+    now = {run.folder for run in (*pretrainings, *trainings)}
+    assert before < now
+    assert {run.name for run in (*pretrainings, *trainings) if run.folder not in before} == {
+        "there",
+        "MIM there",
+    }
+    for job in study_jobs(study, (pretrainings, trainings), data, "cpu"):
+        if job.kind in ("pretrain", "finetune", "predict"):
+            named = job.command[job.command.index("-p") + 1]
+            there = "there" in job.title
+            assert named == ("other" if there else "nnUNetPlans")
+            if job.kind != "predict":
+                assert f"__{named}__2d/" in job.makes
+            if job.kind == "finetune" and "MIM" in job.title:
+                assert f"__{named}__2d/" in job.command[-1]
+    assert data.of("other").batch_size == BATCH + 3
+    assert data.of("") is data.of("nnUNetPlans") is data
+    with pytest.raises(FileNotFoundError, match=r"gone\.json is missing"):
+        data.of("gone")

@@ -380,3 +380,46 @@ def test_arms_of_the_paper_are_other_sizes():
     assert published.settings["finetuning"] == plain.settings["finetuning"]
     assert read_study(file, "batchnorm").settings == plain.settings
     assert read_study(file, "mask").plans == plain.plans
+
+
+def test_arms_stand_beside_the_default_ones():
+    arms = read_study(STUDIES / "demooij.yaml", "arms")
+    (table,) = arms.tables
+    models = arms.entries(table)["models"]
+    methods = ("SimCLR", "PCL", "DINO", "MIM")
+    ends = ("", ", BatchNorm", ", mask", ", BatchNorm, mask")
+    wanted = {f"{method}{end}" for method in methods for end in ends}
+    assert set(models) == wanted | {"baseline", "baseline, BatchNorm"}
+    assert len(list(arms.needed())) == 108
+    for name in models:
+        model = arms.models[name]
+        batchnorm = "nnUNetBatchNormPlans" if "BatchNorm" in name else ""
+        assert model.plans == batchnorm
+        if model.pretraining:
+            part = arms.pretraining[model.pretraining]
+            assert part.plans == batchnorm
+            assert part.settings == ({"crops": "mask"} if "mask" in name else {})
+    assert arms.baseline_of("baseline, BatchNorm") == "baseline"
+    assert arms.baseline_of("MIM, BatchNorm, mask") == "baseline, BatchNorm"
+    assert arms.plans_of_runs() == {"nnUNetBatchNormPlans": "-pl BatchNormPlanner"}
+
+
+def test_plans_of_single_models(tmp_path):
+    other = {"trainer": "Scratch", "plans": "other"}
+    models = {**SMALLEST["models"], "other": other}
+    with pytest.raises(
+        ValueError, match=r"models.other.plans \(=other\) must be one of other_plans"
+    ):
+        read_study(write(tmp_path, models=models))
+    named = {"other": "-pl BatchNormPlanner", "unused": "-np 2"}
+    study = read_study(write(tmp_path, models=models, other_plans=named))
+    assert study.plans_of_runs() == {"other": "-pl BatchNormPlanner"}
+    with pytest.raises(ValueError, match="--overwrite"):
+        read_study(write(tmp_path, models=models, other_plans={"other": "--overwrite"}))
+    tuned = {"trainer": "Finetune", "pretraining": "MIM", "plans": "other"}
+    models = {**SMALLEST["models"], "other": tuned}
+    rule = r"models.other.plans \(=other\) must be those of its pretraining MIM \(=nnUNetPlans\)"
+    with pytest.raises(ValueError, match=rule):
+        read_study(write(tmp_path, models=models, other_plans=named))
+    models["other"] = {**tuned, "settings": {"adapt": True}}
+    read_study(write(tmp_path, models=models, other_plans=named))

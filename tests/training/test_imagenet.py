@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from torch import nn
 
 from nnunet_ssp.preparation.command import prepare
 from nnunet_ssp.training import imagenet
@@ -77,6 +79,128 @@ def test_the_teacher_counts_where_a_file_has_both(state, tmp_path):
     content |= {f"momentum_backbone.{k}": t for k, t in state.items()}
     torch.save({"state_dict": content}, tmp_path / "byol.ckpt")
     assert equal(read_encoder(str(tmp_path / "byol.ckpt"), configuration(), "P").weights, state)
+
+
+class Encoder(nn.Module):
+    """An encoder with a projector, as in BYOL-PyTorch and PyTorch-BYOL."""
+
+    def __init__(self, resnet: nn.Module) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(*list(resnet.children())[:-1])
+        self.projetion = nn.Sequential(nn.Linear(512, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+
+
+class Pair(nn.Module):
+    """Two networks by the names of a project, and a head."""
+
+    def __init__(self, **networks: nn.Module) -> None:
+        super().__init__()
+        for name, network in networks.items():
+            self.add_module(name, network)
+        self.predictor = nn.Linear(4, 4)
+
+
+class Wrapped(nn.Module):
+    """`DataParallel` by its names."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def resnet(seed: int, model: str = MODEL) -> nn.Module:
+    """A ResNet, whose children stand in the order of torchvision's: conv1, bn1, relu, maxpool, layer1, ..."""
+    torch.manual_seed(seed)
+    made = timm.create_model(model, pretrained=False)
+    for norm in made.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.running_mean)
+    return made
+
+
+def trunk(network: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*list(network.children())[:-1])
+
+
+def moco(network: nn.Module, head: nn.Module) -> nn.Module:
+    network.fc = head
+    return network
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 8))
+
+
+@cache
+def files_of_projects() -> dict[str, Any]:
+    """Content of each project's file, as its classes write it; the first network is the one that counts."""
+    counts, other = resnet(1), resnet(2)
+    byol = Pair(online_network=Encoder(other), target_network=Encoder(counts)).state_dict()
+    alone = Pair(online_network=Encoder(counts)).state_dict()
+    sthalles = {
+        "online_network_state_dict": Encoder(other).state_dict(),
+        "target_network_state_dict": Encoder(counts).state_dict(),
+        "optimizer_state_dict": {"state": {}, "param_groups": []},
+    }
+    lightly = Pair(backbone=trunk(other), backbone_momentum=trunk(counts))
+    learner = Pair(net=other, online_encoder=Pair(net=other), target_encoder=Pair(net=counts))
+    queries = moco(resnet(1), nn.Linear(512, 8)), moco(resnet(2), nn.Linear(512, 8))
+    deep = moco(resnet(1), mlp()), moco(resnet(2), mlp())
+    v1 = Pair(encoder_q=queries[0], encoder_k=queries[1])
+    v1.register_buffer("queue", torch.zeros(8, 16))
+    v2 = Pair(encoder_q=deep[0], encoder_k=deep[1])
+    v3 = Pair(base_encoder=deep[0], momentum_encoder=deep[1])
+    renamed = {f"block{i}.w": t for i, t in enumerate(trunk(counts).state_dict().values())}
+    return {
+        "yaox12": {"config": {"stage": "train"}, "epoch": 3, "model": byol},
+        "yaox12, DDP": {"model": Wrapped(_of(byol)).state_dict()},
+        "yaox12, online alone": {"model": alone},
+        "yaox12, converted": {"online_backbone": trunk(counts).state_dict()},
+        "yaox12, converted, other names": {"online_backbone": renamed},
+        "sthalles": sthalles,
+        "sthalles, online": {"online_network_state_dict": Encoder(counts).state_dict()},
+        "sthalles, encoder": {"encoder_state_dict": Encoder(counts).encoder.state_dict()},
+        "sthalles, bare": Encoder(counts).state_dict(),
+        "lightly": {"state_dict": lightly.state_dict()},
+        "lightly, DDP": Wrapped(Pair(backbone=trunk(counts))).state_dict(),
+        "lightly, wrapped inside": Pair(backbone=Wrapped(trunk(counts))).state_dict(),
+        "lucidrains": learner.state_dict(),
+        "MoCo v1": {"arch": "resnet18", "state_dict": Wrapped(v1).state_dict()},
+        "MoCo v2": {"arch": "resnet18", "state_dict": Wrapped(v2).state_dict()},
+        "MoCo v3": {"arch": "resnet18", "state_dict": Wrapped(v3).state_dict()},
+        "MoCo v3, momentum": Wrapped(Pair(momentum_encoder=deep[0])).state_dict(),
+        "DINO": {"student": Pair(backbone=other).state_dict(), "teacher": _dino(counts)},
+        "compiled": {f"_orig_mod.{key}": t for key, t in counts.state_dict().items()},
+    }
+
+
+def _of(state: dict[str, torch.Tensor]) -> nn.Module:
+    made = Pair(online_network=Encoder(resnet(3)), target_network=Encoder(resnet(4)))
+    made.load_state_dict(state)
+    return made
+
+
+def _dino(network: nn.Module) -> dict[str, torch.Tensor]:
+    return Pair(backbone=network, head=nn.Linear(512, 8)).state_dict()
+
+
+@pytest.mark.parametrize("project", files_of_projects())
+def test_networks_by_the_classes_of_their_projects(tmp_path, project):
+    torch.save(files_of_projects()[project], tmp_path / "theirs.pth.tar")
+    found = read_encoder(str(tmp_path / "theirs.pth.tar"), configuration(), "P").weights
+    assert equal(found, resnet(1).state_dict())
+    wanted = timm.create_model(MODEL, pretrained=False, features_only=True).state_dict()
+    assert {key.removeprefix("encoder.model.") for key in found} == set(wanted)
+
+
+def test_the_children_of_a_resnet_18(tmp_path):
+    network = resnet(1, "resnet18")
+    torch.save(trunk(network).state_dict(), tmp_path / "r")
+    assert {"0.weight", "1.running_mean", "7.1.bn2.bias"} <= set(trunk(network).state_dict())
+    found = read_encoder(str(tmp_path / "r"), configuration("resnet18"), "P").weights
+    assert len(found) == 120 and equal(found, network.state_dict())
+    with pytest.raises(ValueError, match=r"is not a test_resnet of timm: "):
+        read_encoder(str(tmp_path / "r"), configuration(), "P")
 
 
 @pytest.mark.parametrize("model", ["resnet50", "convnext_atto"])
