@@ -87,6 +87,7 @@ SSP = {
     "trainer": TEXT,
     "method": TEXT,
     "transfers": TEXT,
+    "adapted": TEXT,
     "weights_from": TEXT,
     "precision": TEXT,
     "settings": NAMES,
