@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files import checkpoints
-from nnunet_ssp.files.bundles import ENDING
+from nnunet_ssp.files.bundles import DRAWN, ENDING
 from nnunet_ssp.files.contents import printable
 from nnunet_ssp.files.names import is_plain, must_be_plain
 from nnunet_ssp.files.nnunet import read_dataset, read_plans
@@ -108,6 +108,7 @@ def reveal(file: Path, trust: bool, strip: Path | None) -> int:
     if strip is not None and strip.exists():
         raise FileExistsError(f"{strip} exists already: choose another name for --strip.")
     content = checkpoints.load(file, trust)
+    content.pop(DRAWN, None)
     found = privacy.findings(content)
     removed = [finding for finding in found if not finding.remains]
     lines = [f"{file}:", *(map(_line, found) if found else [_NOTHING])]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import atomic_write
+from nnunet_ssp.files.bundles import DRAWN
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.files.nnunet import NATURAL, resolve
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts
@@ -159,6 +160,7 @@ class Pretrained:
         channels: Names of its input channels, when the file holds them.
         state: What the method of a pretraining needs besides the network, see `Method.extra_state`.
         epochs: Finished epochs of its training, when the file holds their number.
+        drawn: Names of the tensors that the file does not store, which were drawn on reading.
         origin: What a file without a record of ours is, in words.
     """
 
@@ -170,6 +172,7 @@ class Pretrained:
     channels: tuple[str, ...] = ()
     state: dict[str, Any] = field(default_factory=dict)
     epochs: int | None = None
+    drawn: frozenset[str] = frozenset()
     origin: str = "a plain nnU-Net checkpoint"
 
     @property
@@ -226,6 +229,7 @@ def read(file: str | Path, trust: bool = False) -> Pretrained:
         channel_names(arguments.get("dataset_json", {})),
         content.get("ssp_state", {}).get("method", {}),
         content.get("current_epoch"),
+        frozenset(content.get(DRAWN, ())),
     )
 
 

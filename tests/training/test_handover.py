@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from importlib.resources import files
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from nnunet_ssp.cli import main
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.bundles import ON_A_HUB, WEIGHTS, read_shared
 from nnunet_ssp.sharing.export import export_checkpoint
 from nnunet_ssp.training.handover import hand_over_shared, loading_frame
@@ -77,6 +79,25 @@ def test_adapt_takes_both_and_notes_it(runs, shared, log, change, note) -> None:
     file = rewritten(shared, with_plans(**change))
     trainer = runs.make("nnUNetTrainerFinetune", "adapt=yes", weights=file)
     assert re.search(note, log(trainer)) and "encoder 32 tensors" in log(trainer)
+
+
+def test_other_channels_are_adapted_and_refused_otherwise(runs, shared, own_copy, log) -> None:
+    """Both channels get half of the file's one: two equal images give what one gave."""
+    content = json.loads((own_copy / "dataset.json").read_text())
+    write_json(own_copy / "dataset.json", content | {"channel_names": {"0": "a", "1": "b"}})
+    plans = json.loads((own_copy / "tiny.json").read_text())
+    for key in ("normalization_schemes", "use_mask_for_norm"):
+        plans["configurations"]["2d"][key] *= 2
+    write_json(own_copy / "tiny.json", plans)
+    misfit = "channels: pretrained with 1 input channel, these plans have 2"
+    with pytest.raises(ValueError, match=misfit):
+        runs.make("nnUNetTrainerFinetune", weights=shared)
+    trainer = runs.make("nnUNetTrainerFinetune", "adapt=yes", weights=shared)
+    name = "encoder.stages.0.0.convs.0.conv.weight"
+    first = read_shared(shared)["network_weights"][name]
+    assert torch.equal(trainer.network.state_dict()[name], torch.cat([first / 2, first / 2], 1))
+    assert f"adapt=yes: {misfit}" in log(trainer)
+    assert "1 input channels taken in turn for 2, times 1/2" in log(trainer)
 
 
 @pytest.mark.heavy
