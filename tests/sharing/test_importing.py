@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +274,57 @@ def narrow(**changes: Any) -> dict[str, Any]:
 )
 def test_a_file_that_contradicts_itself(file: Path, other: Path, capsys, change, words) -> None:
     assert words in refusal(capsys, rewritten(file, change), "-d", 908)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-30])
+
+
+def flip(file: Path) -> None:
+    """Another byte in the midst of the weights, which a zip's own sums tell."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def replace_weights(file: Path) -> None:
+    """Weights that the zip's own sums know, and the list of checksums does not."""
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    name = "weights.safetensors"
+    parts[name] = parts[name][:-1] + bytes([parts[name][-1] ^ 1])
+    with zipfile.ZipFile(file, "w") as archive:
+        for member, content in parts.items():
+            archive.writestr(member, content)
+
+
+def add_bomb(file: Path) -> None:
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(2**26))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (cut, "not whole, or altered"),
+        (flip, "altered"),
+        (replace_weights, "weights.safetensors was altered, or damaged on its way: its checksum"),
+        (partial(rewritten, change=with_card(version=2)), "Update nnunet-ssp"),
+        (partial(rewritten, change=with_plans(patch_size=[8, 32, 32])), "must be 2D: its patch"),
+        (add_bomb, "would unpack to"),
+        (partial(rewritten, change=lambda p: p.update({"../x": b""})), "leads out of the folder"),
+        (partial(rewritten, change=with_card(record={})), "record with its `method`"),
+    ],
+)
+def test_a_zip_that_is_refused(
+    file: Path, other: Path, environment: Path, capsys, change, words
+) -> None:
+    """Whole in nothing: neither plans nor a checkpoint are written."""
+    change(file)
+    target = environment / "x.pth"
+    said = refusal(capsys, file, "-d", 908, "--pth", target)
+    assert words in said and str(file) in said and "Traceback" not in said
+    assert not target.exists() and not (environment / "preprocessed" / OTHER).exists()
 
 
 def test_a_checkpoint_is_not_imported(checkpoint: Path, capsys) -> None:
