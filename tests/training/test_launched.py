@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -47,7 +48,9 @@ def two_nodes(preprocessed: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts one process on each of two machines; what machine N prints is in `nodeN.txt`."""
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(*words: object, settings: tuple[str, str] = ("", "")) -> list[Any]:
+    def start(
+        *words: object, settings: tuple[str, str] = ("", ""), second: Path = preprocessed
+    ) -> list[Any]:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -58,6 +61,7 @@ def two_nodes(preprocessed: Path, tmp_path: Path) -> Iterator[Start]:
                 **os.environ,
                 **{"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
                 "nnUNet_ssp_settings": own,
+                "nnUNet_preprocessed": str((preprocessed, second)[number].parent),
             }
             with open(tmp_path / f"node{number}.txt", "wb") as log:
                 running.append(
@@ -334,6 +338,25 @@ def test_machines_with_other_settings_are_refused(two_nodes, tmp_path):
     assert [node.wait(5 * MINUTE) for node in nodes] == [1, 1]
     message = "rank 1 differs from rank 0, and all ranks must train alike: batch_size: "
     assert message in said(tmp_path)
+    assert not list((tmp_path / "results").rglob("*.pth"))
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_machines_with_other_data_are_refused(two_nodes, preprocessed, tmp_path):
+    """On the second machine the fold holds out a subject more, which pretraining then leaves out."""
+    copy = tmp_path / "copy" / preprocessed.name
+    shutil.copytree(preprocessed, copy)
+    splits = json.loads((copy / "splits_final.json").read_text())
+    splits[0]["val"].append(splits[0]["train"].pop())
+    (copy / "splits_final.json").write_text(json.dumps(splits))
+    settings = "num_epochs=1 iterations_per_epoch=1 batch_size=4"
+    nodes = two_nodes(*COMMAND, *MIM, settings=(settings, settings), second=copy)
+    assert [node.wait(5 * MINUTE) for node in nodes] == [1, 1], said(tmp_path)[-4000:]
+    assert "rank 1 differs from rank 0, and all ranks must train alike: " in said(tmp_path)
+    assert re.search(
+        r"cases to train on: \d+ on rank 0, \d+ on rank 1; \w+ differs", said(tmp_path)
+    )
     assert not list((tmp_path / "results").rglob("*.pth"))
 
 
