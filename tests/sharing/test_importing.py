@@ -266,7 +266,7 @@ def narrow(**changes: Any) -> dict[str, Any]:
     ("change", "words"),
     [
         (with_plans(**narrow(features_per_stage=[4, 8, 16])), "do not go with its plans"),
-        (with_plans(**narrow(n_stages=2)), "cannot build a network from its plans"),
+        (with_plans(**narrow(n_stages=2)), "its plans: nnU-Net cannot build a network"),
         (with_card(channel_names={"0": "a", "1": "b"}), "do not go with its plans: channels"),
         (with_card(record={"method": "MIM", "subjects": ["s9:00"]}), "later nnunet-ssp"),
         (lambda parts: parts.update({"archive/data.pkl": b""}), "may run code"),
