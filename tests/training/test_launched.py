@@ -34,8 +34,9 @@ from tests.training.on_ranks import (
 from tests.warm import ROOT
 
 MINUTE = 60
-ENCODING = ("SimCLR", "PCL", "DINO", "BYOL")
-RECONSTRUCTING = tuple(name for name in METHODS if name not in ENCODING)
+CONTRASTING, DISTILLING = ("SimCLR", "PCL"), ("DINO", "BYOL")
+RECONSTRUCTING = tuple(name for name in METHODS if name not in CONTRASTING + DISTILLING)
+GROUPS = {"reconstructing": RECONSTRUCTING, "contrasting": CONTRASTING, "distilling": DISTILLING}
 HERE = Path(sys.executable).parent
 COMMAND = ("--no-python", HERE / "nnunet-ssp", "train", "901", "2d", "0", "-p", "tiny")
 MIM = ("-tr", name_of("MIM"), "-device", "cpu")
@@ -123,8 +124,8 @@ def assert_near(found: Path, expected: Path, relative: float) -> None:
     assert apart(own, theirs) <= relative, (found, apart(own, theirs))
 
 
-# Of the weights' norm, ten times what two ranks may differ by after a step: the test of equality can fail.
-LEAST_MOVED = 1e-5
+# Of the weights' norm, five times what two ranks may differ by after a step: the test of equality can fail.
+LEAST_MOVED = 5e-6
 
 
 @pytest.mark.slow
@@ -183,7 +184,7 @@ def test_other_optimizers_on_two_machines(two_nodes, runs, tmp_path, no_pictures
 @pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.timeout(2700)
-@pytest.mark.parametrize("methods", (RECONSTRUCTING, ENCODING), ids=("reconstructing", "encoding"))
+@pytest.mark.parametrize("methods", GROUPS.values(), ids=GROUPS)
 def test_two_machines_equal_one_process(
     two_nodes, runs, tmp_path, no_pictures, one_thread, monkeypatch, methods
 ):
