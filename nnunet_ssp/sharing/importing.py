@@ -28,10 +28,10 @@ from nnunet_ssp.training.adapters import Adaptation
 from nnunet_ssp.training.fitting import (
     Planned,
     adapt_misfit,
-    build,
+    adaptation_in_words,
+    build_network,
     filled_weights,
-    plan,
-    report,
+    planned_network,
 )
 from nnunet_ssp.training.inspection import content_in_words
 
@@ -121,13 +121,17 @@ def _planned(bundle: Bundle, file: Path, device: str = "meta") -> Planned:
     """Build the network of the plans in the file."""
     name, channels = bundle.card["configuration"], bundle.card["channel_names"]
     configuration = configuration_of(bundle.plans, name, str(file), ("architecture",))
-    network = build(configuration["architecture"], len(channels), 2, f"{file}, its plans", device)
+    network = build_network(
+        configuration["architecture"], len(channels), 2, f"{file}, its plans", device
+    )
     return Planned(network, bundle.plans, configuration, {"channel_names": channels}, 2)
 
 
 def _planned_there(target: Target, configuration: str, device: str = "meta") -> Planned:
     """Build the network of the dataset's plans."""
-    return plan(target.plans, configuration, target.dataset_json, str(target.file), device)
+    return planned_network(
+        target.plans, configuration, target.dataset_json, str(target.file), device
+    )
 
 
 def _check_network(pretrained: transfer.Pretrained, planned: Planned) -> None:
@@ -173,7 +177,7 @@ def _fit(
     )
     if adaptation is None:
         return None, []
-    return adaptation, report(comparison, adaptation, OPTION)
+    return adaptation, adaptation_in_words(comparison, adaptation, OPTION)
 
 
 def _adapted_content(content: Mapping[str, Any], target: Target, how: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Planned:
         return transfer.compare(pretrained, self.network, self.plans, self.configuration, channels)
 
 
-def build(
+def build_network(
     architecture: Mapping[str, Any], channels: int, classes: int, where: str, device: str = "meta"
 ) -> nn.Module:
     """Build the network of a configuration's `architecture`, on the CPU always with the same initial weights.
@@ -76,7 +76,7 @@ def build(
     return network
 
 
-def plan(
+def planned_network(
     plans: dict[str, Any], name: str, dataset_json: dict[str, Any], file: str, device: str = "meta"
 ) -> Planned:
     """Build the network of plans for a dataset.
@@ -86,7 +86,7 @@ def plan(
         name: Name of a configuration in them.
         dataset_json: Content of `dataset.json`.
         file: File of the plans, for messages.
-        device: As in `build`.
+        device: As in `build_network`.
 
     Raises:
         ValueError: There is no such configuration, or no network comes of it.
@@ -105,7 +105,7 @@ def plan(
         reason = shown(" ".join(str(error).split()))
         raise ValueError(f"{where}: nnU-Net cannot build a network from it ({reason}).") from error
     content = configuration.configuration
-    network = build(content["architecture"], channels, n_classes, where, device)
+    network = build_network(content["architecture"], channels, n_classes, where, device)
     return Planned(network, manager.plans, content, dataset_json, n_classes)
 
 
@@ -155,7 +155,9 @@ def adapt_misfit(
     return adaptation
 
 
-def report(comparison: transfer.Comparison, adaptation: Adaptation, option: str) -> list[str]:
+def adaptation_in_words(
+    comparison: transfer.Comparison, adaptation: Adaptation, option: str
+) -> list[str]:
     """Return what was adapted and why, with a line for each tensor."""
     return [
         f"{option.split()[-1]}: {'; '.join(comparison.refusals)}",

@@ -18,7 +18,7 @@ from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.training import chain, snapshots, transfer
 from nnunet_ssp.training.adapters import Adaptation
 from nnunet_ssp.training.evidence import gain_in_words
-from nnunet_ssp.training.fitting import plan
+from nnunet_ssp.training.fitting import planned_network
 from nnunet_ssp.training.two_files import inspect_two
 
 _NOTHING = "  nothing about persons or the institution"
@@ -205,6 +205,6 @@ def compare_with_dataset(
         raise FileNotFoundError(f"{file} is missing: {way}.")
     content = read_plans(file, trust)
     dataset_json = read_dataset(folder / "dataset.json")
-    planned = plan(content, configuration, dataset_json, str(file))  # only names and shapes
+    planned = planned_network(content, configuration, dataset_json, str(file))
     adaptation = transfer.adapted(pretrained, planned.network, dataset_json, encoder_only=False)
     return planned.compare(pretrained), adaptation

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from nnunet_ssp.training import transfer
-from nnunet_ssp.training.fitting import adapt_misfit, build, filled_weights, plan, report
+from nnunet_ssp.training.fitting import (
+    adapt_misfit,
+    adaptation_in_words,
+    build_network,
+    filled_weights,
+    planned_network,
+)
 from tests.training.test_inspection import CONFIGURATION, make_plans, write_checkpoint
 
 ARCHITECTURE = CONFIGURATION["architecture"]
@@ -22,21 +28,21 @@ FIRST = "encoder.stages.0.0.convs.0.conv.weight"
 
 def test_the_initial_weights_are_always_the_same():
     state = torch.random.get_rng_state()
-    first, second = (build(ARCHITECTURE, 1, 2, "x", "cpu").state_dict() for _ in range(2))
+    first, second = (build_network(ARCHITECTURE, 1, 2, "x", "cpu").state_dict() for _ in range(2))
     assert all(torch.equal(second[key], tensor) for key, tensor in first.items())
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert build(ARCHITECTURE, 1, 2, "x").state_dict()[FIRST].is_meta
+    assert build_network(ARCHITECTURE, 1, 2, "x").state_dict()[FIRST].is_meta
 
 
 def test_plans_of_no_network():
     wrong = ARCHITECTURE | {"arch_kwargs": ARCHITECTURE["arch_kwargs"] | {"n_stages": 2}}
     with pytest.raises(ValueError, match=r"^x: nnU-Net cannot build a network from it"):
-        build(wrong, 1, 2, "x")
+        build_network(wrong, 1, 2, "x")
 
 
 def test_a_file_that_fits_is_left_as_it_is(tmp_path: Path):
     pretrained = transfer.read(write_checkpoint(tmp_path / "x.pth", make_plans()))
-    planned = plan(make_plans(), "2d", DATASET | {"channel_names": {"0": "a"}}, "x")
+    planned = planned_network(make_plans(), "2d", DATASET | {"channel_names": {"0": "a"}}, "x")
     assert planned.n_classes == 3
     comparison = planned.compare(pretrained)
     assert adapt_misfit(pretrained, comparison, planned.network, DATASET) is None
@@ -49,7 +55,7 @@ def test_another_number_of_channels(tmp_path: Path):
             normalization_schemes=["ZScoreNormalization"] * 2, use_mask_for_norm=[False] * 2
         )
     )
-    planned = plan(plans, "2d", DATASET, "x", "cpu")
+    planned = planned_network(plans, "2d", DATASET, "x", "cpu")
     comparison = planned.compare(pretrained)
     given = (pretrained, comparison, planned.network, DATASET)
     with pytest.raises(ValueError, match=r"have 2\. The setting adapt=yes takes what can be made"):
@@ -58,7 +64,9 @@ def test_another_number_of_channels(tmp_path: Path):
         adapt_misfit(*given, least=1.1, option="The option --adapt")
     adaptation = adapt_misfit(*given)
     assert adaptation is not None
-    assert report(comparison, adaptation, "The option --adapt")[0].startswith("--adapt: channels: ")
+    assert adaptation_in_words(comparison, adaptation, "The option --adapt")[0].startswith(
+        "--adapt: channels: "
+    )
     weights = filled_weights(planned, adaptation)
     half = pretrained.weights[FIRST] / 2
     assert torch.equal(weights[FIRST], torch.cat([half, half], 1))
