@@ -96,7 +96,9 @@ def test_other_channels_are_adapted_and_refused_otherwise(runs, shared, own_copy
     trainer = runs.make("nnUNetTrainerFinetune", "adapt=yes", weights=shared)
     name = "encoder.stages.0.0.convs.0.conv.weight"
     first = read_shared(shared)["network_weights"][name]
-    assert torch.equal(trainer.network.state_dict()[name], torch.cat([first / 2, first / 2], 1))
+    assert torch.equal(
+        trainer.network_module.state_dict()[name], torch.cat([first / 2, first / 2], 1)
+    )
     assert f"adapt=yes: {misfit}" in log(trainer)
     assert "1 input channels taken in turn for 2, times 1/2" in log(trainer)
 
