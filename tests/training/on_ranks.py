@@ -48,9 +48,9 @@ def settings_of(run: str) -> str:
 
 
 def keep_first(trainer: Any) -> None:
-    """Keep what is saved after the first step."""
+    """Keep what is saved after the first step, unless it is the last one."""
     latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
-    if trainer.local_rank == 0 and trainer.current_epoch == 1:
+    if trainer.local_rank == 0 and trainer.current_epoch == 1 < trainer.num_epochs:
         shutil.copy(latest, latest.with_name(AFTER_ONE_STEP))
 
 
