@@ -271,6 +271,10 @@ EXPECTED = {
         "nnunet-ssp convert --help lists": WORD,
     },
     "nnunet_ssp/study/estimate.py": {"nnunet-ssp bench --json writes": WORD},
+    "nnunet_ssp/study/gpus.py": {
+        "across_machines() begins with nnunet-ssp": "tests/training/test_launched.py::"
+        "test_a_job_of_a_study_on_two_machines",
+    },
     "nnunet_ssp/study/jobs.py": {
         "_train_job() begins with nnUNetv2_train": ITSELF,
         "_model_jobs() begins with nnUNetv2_predict": ITSELF,
