@@ -231,6 +231,7 @@ EXPECTED = {
         "nnUNetv2_export_model_to_zip shares models that segment": WORD
     },
     "nnunet_ssp/sharing/importing.py": {
+        "nnUNet_ssp_settings=adapt=yes": "tests/sharing/test_importing.py::test_other_channels_are_adapted",
         "nnUNetv2_train {} {} {} -p {}": LINES
         + "test_an_imported_pretraining_goes_on_by_its_lines",
         "nnunet-ssp prepare {} -c {} -p {}": LINES
@@ -270,6 +271,10 @@ EXPECTED = {
         "nnunet-ssp convert --help lists": WORD,
     },
     "nnunet_ssp/study/estimate.py": {"nnunet-ssp bench --json writes": WORD},
+    "nnunet_ssp/study/gpus.py": {
+        "across_machines() begins with nnunet-ssp": "tests/training/test_launched.py::"
+        "test_a_job_of_a_study_on_two_machines",
+    },
     "nnunet_ssp/study/jobs.py": {
         "_train_job() begins with nnUNetv2_train": ITSELF,
         "_model_jobs() begins with nnUNetv2_predict": ITSELF,

@@ -50,6 +50,33 @@ def test_what_it_names_exists(file: Path) -> None:
                 assert any(key in row for row in lists), (name, key)
 
 
+def test_the_oldest_releases_are_those_that_we_allow() -> None:
+    """The lower bounds of pyproject.toml, to the last digit: `==2.8.*` would install the newest of them."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (row,) = (
+        row
+        for file in WORKFLOWS
+        for row in read(file)["jobs"].get("test", {"strategy": {"matrix": {"include": []}}})[
+            "strategy"
+        ]["matrix"]["include"]
+        if row["needs"] == "oldest"
+    )
+    assert f'requires-python = ">={row["python"]}"' in project
+    pinned = dict(word.split("==") for word in row["install"].split())
+    assert pinned.keys() == {"nnunetv2", "torch"}
+    for name, version in pinned.items():
+        bound = re.search(rf'"{name}>=([\d.]+)', project)
+        assert bound is not None and version == f"{bound[1]}.0", name
+
+
+def test_a_release_is_tried_as_a_stranger_does() -> None:
+    (steps,) = (
+        read(f)["jobs"]["release"]["steps"] for f in WORKFLOWS if "release" in read(f)["jobs"]
+    )
+    commands = re.findall(r"fresh/bin/nnunet-ssp (\w+)", steps[-1]["run"])
+    assert commands == ["env", "doctor", "phantom", "convert"]
+
+
 @every_workflow
 def test_it_follows_githubs_schema(file: Path) -> None:
     """The schema comes with the package: nothing is downloaded."""

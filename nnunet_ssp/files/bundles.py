@@ -29,6 +29,7 @@ CARD, PAGE, PLANS = "card.json", "card.md", "plans.json"
 FINGERPRINT, WEIGHTS = "dataset_fingerprint.json", "weights.safetensors"
 ON_A_HUB = {PAGE: "README.md", WEIGHTS: "model.safetensors"}  # names that a hub looks for
 ENDING = ".safetensors"
+DRAWN = "ssp_drawn"  # in the content of a checkpoint, which no file holds
 LAYOUT = "nnunet_ssp"  # in the metadata of the weights
 MOST_FRESH = 16  # numbers per stored byte; a U-Net's decoder is about as large as its encoder
 
@@ -55,12 +56,14 @@ class Bundle:
         card: Content of `card.json`.
         plans: Plans with the one configuration of the network, without the dataset's name.
         fingerprint: nnU-Net's fingerprint of the dataset; empty where it is not known.
+        drawn: Names of the tensors that the file does not store, which were drawn on reading.
     """
 
     weights: dict[str, Tensor]
     card: dict[str, Any]
     plans: dict[str, Any]
     fingerprint: dict[str, Any]
+    drawn: frozenset[str] = frozenset()
 
     def as_checkpoint(self) -> dict[str, Any]:
         """Return the content of a checkpoint that a training can start from."""
@@ -98,13 +101,18 @@ def is_shared(file: Path) -> bool:
 def read_shared(file: Path) -> dict[str, Any]:
     """Read a shared pretraining, or a file of safetensors, as the content of a checkpoint.
 
+    Returns:
+        The content, and under `DRAWN` the names of the tensors that the file does not store.
+
     Raises:
         ValueError: See `read_bundle`.
     """
     if file.suffix != ENDING:
-        return read_bundle(file).as_checkpoint()
+        bundle = read_bundle(file)
+        return {**bundle.as_checkpoint(), DRAWN: sorted(bundle.drawn)}
     with open(file, "rb") as stream:
-        return {"network_weights": _read_weights(stream, file.stat().st_size, str(file))}
+        weights, drawn = _read_weights(stream, file.stat().st_size, str(file))
+    return {"network_weights": weights, DRAWN: sorted(drawn)}
 
 
 def write_bundle(
@@ -172,11 +180,11 @@ def read_bundle(file: Path) -> Bundle:
         fingerprint = archive.names_and_values(FINGERPRINT) if FINGERPRINT in archive.sizes else {}
         with archive.stream(weights_file) as stream:
             size = archive.sizes[weights_file]
-            weights = _read_weights(stream, size, f"{file}, {weights_file}")
+            weights, drawn = _read_weights(stream, size, f"{file}, {weights_file}")
         # People edit the page of a hub.
         archive.check_sums(but=(page,) if file.is_dir() else ())
     _check_2d(plans, card["configuration"], f"{file}, {PLANS}")
-    return Bundle(weights, card, plans, fingerprint)
+    return Bundle(weights, card, plans, fingerprint, drawn)
 
 
 def _check_card(card: dict[str, Any], where: str) -> None:
@@ -239,11 +247,13 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
     return half
 
 
-def _read_weights(stream: Spring, size: int, where: str) -> dict[str, Tensor]:
-    """Read a network's weights under all of its names; a file of another origin as it is."""
+def _read_weights(
+    stream: Spring, size: int, where: str
+) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """Read a network's weights under all of its names, and which of these are drawn; another's file as it is."""
     stored, metadata = read_tensors(stream, size, where)
     if LAYOUT not in metadata:
-        return stored
+        return stored, frozenset()
     place = f"{where}, `{LAYOUT}`"
     layout: dict[str, Any] = {}
     with suppress(ValueError, RecursionError):  # what stays empty is refused next
@@ -268,7 +278,9 @@ def _read_weights(stream: Spring, size: int, where: str) -> dict[str, Tensor]:
             weights[name] = weights[kind]
         else:
             raise ValueError(f"{place}: {shown(kind)} must come before its alias.")
-    return weights
+    drawn = {name for name, kind in kinds.items() if isinstance(kind, list)}
+    drawn |= {name for name, kind in kinds.items() if isinstance(kind, str) and kind in drawn}
+    return weights, frozenset(drawn)
 
 
 def _fresh_tensor(name: str, shape: list[int], generator: torch.Generator) -> Tensor:

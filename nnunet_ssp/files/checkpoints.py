@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ssp.files import patterns
-from nnunet_ssp.files.bundles import is_shared, read_shared
+from nnunet_ssp.files.bundles import DRAWN, is_shared, read_shared
 from nnunet_ssp.files.contents import (
     COUNT,
     NAMES,
@@ -87,6 +87,7 @@ SSP = {
     "trainer": TEXT,
     "method": TEXT,
     "transfers": TEXT,
+    "adapted": TEXT,
     "weights_from": TEXT,
     "precision": TEXT,
     "settings": NAMES,
@@ -132,6 +133,8 @@ def load(file: str | Path, trust: bool = False, mmap: bool = False) -> dict[str,
     if not (shared or file.is_file()):
         raise ValueError(f"{file} is not a readable checkpoint (it is not a file).")
     content = read_shared(file) if shared else _open(file, trust, mmap)
+    if not shared and isinstance(content, dict):
+        content.pop(DRAWN, None)
     if not isinstance(content, dict) or "network_weights" not in content:
         raise ValueError(f"{file} is not an nnU-Net checkpoint: it has no `network_weights`.")
     check_content(content, file)

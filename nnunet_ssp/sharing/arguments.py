@@ -52,7 +52,7 @@ def _export(args: argparse.Namespace) -> None:
 def _import(args: argparse.Namespace) -> None:
     from nnunet_ssp.sharing.importing import import_bundle
 
-    import_bundle(args.file, args.dataset, args.plans_name, args.pth)
+    import_bundle(args.file, args.dataset, args.plans_name, args.pth, args.adapt)
 
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,4 +104,10 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=path,
         help="also write a checkpoint, which nnU-Net's own trainers take as -pretrained_weights",
+    )
+    parser.add_argument(
+        "--adapt",
+        action="store_true",
+        help="fit the weights to the dataset where they do not: other channels, or with -p its own plans; as adapt=yes "
+        "in training",
     )

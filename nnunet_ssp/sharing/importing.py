@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.cases import read_cases
@@ -17,24 +18,60 @@ from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.bundles import ON_A_HUB, PAGE, PLANS, Bundle, read_bundle
 from nnunet_ssp.files.contents import printable, read_json, shown
-from nnunet_ssp.files.nnunet import configuration_of, read_dataset
+from nnunet_ssp.files.names import must_name_plans
+from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.launch import device_flag
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.preparation.moved_plans import plans_for
 from nnunet_ssp.training import transfer
+from nnunet_ssp.training.adapters import Adaptation
+from nnunet_ssp.training.fitting import (
+    Planned,
+    adapt_misfit,
+    adaptation_in_words,
+    build_network,
+    filled_weights,
+    planned_network,
+)
 from nnunet_ssp.training.inspection import content_in_words
+
+OPTION = "The option --adapt"
+BY_IMAGE = ("spacing", "normalization_schemes")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The dataset and the plans that weights are for.
+
+    Attributes:
+        folder: Of the dataset, raw or preprocessed.
+        dataset_json: Content of its `dataset.json`.
+        file: The file of the plans, which may not exist yet.
+        plans: Their content.
+    """
+
+    folder: Path
+    dataset_json: dict[str, Any]
+    file: Path
+    plans: dict[str, Any]
 
 
 def import_bundle(
-    file: Path, dataset: str | None = None, plans_name: str | None = None, pth: Path | None = None
+    file: Path,
+    dataset: str | None = None,
+    plans_name: str | None = None,
+    pth: Path | None = None,
+    adapt: bool = False,
 ) -> None:
     """Check a shared pretraining, show its card, and print how to go on with it.
 
     Args:
         file: The zip, or the folder from a hub.
         dataset: Id or name of the dataset that gets its plans.
-        plans_name: Name for these plans; by default that of the pretraining.
-        pth: New file for a checkpoint with its weights.
+        plans_name: Name for these plans, by default that of the pretraining; with `adapt` also that of plans which the
+            dataset has, and which stay.
+        pth: New file for a checkpoint with its weights, which with `adapt` fits the dataset's plans.
+        adapt: Whether weights that do not fit are adapted, as by `adapt=yes` in training.
 
     Raises:
         FileExistsError: `pth`, or other plans of that name, exist.
@@ -43,73 +80,113 @@ def import_bundle(
     """
     if pth is not None and pth.exists():
         raise FileExistsError(f"{pth} exists already: choose another name for --pth.")
+    if adapt and dataset is None:
+        raise ValueError("--adapt fits weights to the plans of a dataset: name it with -d.")
     bundle = read_bundle(file)
     content = bundle.as_checkpoint()
     checkpoints.check_content(content, file)
-    _check_network(bundle, file)
     pretrained = transfer.Pretrained(
-        file, bundle.weights, content["ssp"], bundle.plans, bundle.card["configuration"]
+        *(file, bundle.weights, content["ssp"], bundle.plans, bundle.card["configuration"]),
+        transfer.channel_names(bundle.card),
     )
-    if pth is not None and pretrained.encoder_alone:
-        raise ValueError(
-            f"{file} holds an encoder alone, which nnU-Net's own trainers do not load: leave out --pth, and take it "
-            "with -pretrained_weights and one of our trainers."
-        )
+    make = partial(_planned, bundle, file)
+    _check_network(pretrained, make())
     lines = content_in_words(pretrained)
     if licences := bundle.card["data"].get("licences"):
         lines.append(f"licences of the data: {shown(licences)}")
     if bundle.card.get("measured"):
         lines.append(f"gains that were measured: in {PAGE if file.is_file() else ON_A_HUB[PAGE]}")
+    adaptation = None
     if dataset is not None:
-        lines += _install(bundle, file, dataset, plans_name or bundle.card["name"])
+        target = _choose(pretrained, bundle, dataset, plans_name or bundle.card["name"], adapt)
+        make = partial(_planned_there, target, pretrained.configuration)
+        adaptation, said = _fit(pretrained, make(), adapt)
+        if adaptation is not None:
+            content |= _adapted_content(content, target, said[0])
+        if not target.file.exists():
+            write_json(target.file, target.plans)
+        lines += [*said, *_next(bundle, file, target, adaptation is not None)]
     if pth is not None:
+        if adaptation is None and pretrained.encoder_alone:  # nnU-Net's loader asks for a decoder
+            network = make().network
+            adaptation = transfer.adapted(pretrained, network, {}, encoder_only=True)
+        if adaptation is not None:
+            content["network_weights"] = filled_weights(make("cpu"), adaptation)
         transfer.save(pth, content)
         lines += ["", f"For nnU-Net's own trainers: -pretrained_weights {shlex.quote(str(pth))}"]
     print("\n".join(map(printable, lines)))
 
 
-def _check_network(bundle: Bundle, file: Path) -> None:
-    """Refuse weights that are not those of the plans beside them, or hold NaN or infinity."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    name = bundle.card["configuration"]
+def _planned(bundle: Bundle, file: Path, device: str = "meta") -> Planned:
+    """Build the network of the plans in the file."""
+    name, channels = bundle.card["configuration"], bundle.card["channel_names"]
     configuration = configuration_of(bundle.plans, name, str(file), ("architecture",))
-    architecture = configuration["architecture"]
-    try:
-        with torch.device("meta"):  # only names and shapes are compared
-            network = get_network_from_plans(
-                architecture["network_class_name"],
-                architecture["arch_kwargs"],
-                architecture["_kw_requires_import"],
-                len(bundle.card["channel_names"]),
-                2,
-                deep_supervision=True,
-            )
-    except Exception as error:  # whatever a network's constructor may raise
-        reason = shown(" ".join(str(error).split()))
-        raise ValueError(
-            f"{file}: nnU-Net cannot build a network from its plans ({reason})."
-        ) from error
-    pretrained = transfer.Pretrained(file, bundle.weights, {}, {}, name)
-    if refusals := transfer.compare(pretrained, network, bundle.plans, configuration).refusals:
-        raise ValueError(f"{file}: weights that do not go with its plans: {'; '.join(refusals)}.")
+    network = build_network(
+        configuration["architecture"], len(channels), 2, f"{file}, its plans", device
+    )
+    return Planned(network, bundle.plans, configuration, {"channel_names": channels}, 2)
 
 
-def _install(bundle: Bundle, file: Path, dataset: str, name: str) -> list[str]:
-    """Write the plans for a dataset; return what to do next."""
-    folder, content = _find(dataset)
-    theirs, ours = len(bundle.card["channel_names"]), len(transfer.channel_names(content))
-    if theirs != ours:
+def _planned_there(target: Target, configuration: str, device: str = "meta") -> Planned:
+    """Build the network of the dataset's plans."""
+    return planned_network(
+        target.plans, configuration, target.dataset_json, str(target.file), device
+    )
+
+
+def _check_network(pretrained: transfer.Pretrained, planned: Planned) -> None:
+    """Refuse weights that are not those of the plans beside them, or hold NaN or infinity."""
+    alone = replace(pretrained, ssp={}, plans={}, channels=())
+    if refusals := planned.compare(alone).refusals:
         raise ValueError(
-            f"{file}: pretrained with {count_of(theirs, 'input channel')}, {folder.name} has {ours}."
+            f"{pretrained.file}: weights that do not go with its plans: {'; '.join(refusals)}."
         )
-    _check_leak(bundle, file, folder)
-    plans = _plans_for(bundle, folder.name, content, name)
-    target = nnunet_folder("nnUNet_preprocessed") / folder.name / f"{name}.json"
-    if target.is_file() and read_json(target, dict) != plans:
-        raise FileExistsError(f"{target} has other plans: choose another name with -p.")
-    write_json(target, plans)
-    return _next(bundle, file, folder, content, plans)
+
+
+def _choose(
+    pretrained: transfer.Pretrained, bundle: Bundle, dataset: str, name: str, adapt: bool
+) -> Target:
+    """Return the dataset with the pretraining's plans; with `adapt`, plans that it has by that name are taken."""
+    folder, content = _find(dataset)
+    _check_leak(bundle, pretrained.file, folder)
+    must_name_plans(name, "the plans' name")
+    file = nnunet_folder("nnUNet_preprocessed") / folder.name / f"{name}.json"
+    if adapt and file.is_file():
+        return Target(folder, content, file, read_plans(file))
+    target = Target(folder, content, file, _plans_for(bundle, folder.name, content, name))
+    if file.is_file() and read_json(file, dict) != target.plans:
+        theirs = replace(target, plans=read_plans(file))
+        planned = _planned_there(theirs, pretrained.configuration)
+        refusals = "; ".join(planned.compare(pretrained).refusals)
+        raise FileExistsError(
+            f"{file} has other plans{f' ({refusals})' if refusals else ''}: choose another name with -p, or fit the "
+            "weights to them with --adapt."
+        )
+    return target
+
+
+def _fit(
+    pretrained: transfer.Pretrained, planned: Planned, adapt: bool
+) -> tuple[Adaptation | None, list[str]]:
+    """Return the tensors to take if the weights must be adapted, and what to say of it."""
+    comparison = planned.compare(pretrained)
+    adaptation = adapt_misfit(
+        *(pretrained, comparison, planned.network, planned.dataset_json),
+        wanted=adapt,
+        option=OPTION,
+    )
+    if adaptation is None:
+        return None, []
+    return adaptation, adaptation_in_words(comparison, adaptation, OPTION)
+
+
+def _adapted_content(content: Mapping[str, Any], target: Target, how: str) -> dict[str, Any]:
+    """Return what a checkpoint of adapted weights holds in place of the pretraining's own entries."""
+    arguments = {"plans": target.plans, "dataset_json": target.dataset_json}
+    return {
+        "init_args": content["init_args"] | arguments,
+        "ssp": content["ssp"] | {"adapted": how.partition(": ")[2]},
+    }
 
 
 def _find(dataset: str) -> tuple[Path, dict[str, Any]]:
@@ -150,24 +227,26 @@ def _plans_for(
     return plans_for(bundle.plans, only, dataset, name, channels, reader.__name__, PLANS)
 
 
-def _next(
-    bundle: Bundle, file: Path, folder: Path, dataset_json: dict[str, Any], plans: dict[str, Any]
-) -> list[str]:
-    """Return the commands that go on with the plans of a dataset, whose raw or preprocessed folder is given."""
+def _next(bundle: Bundle, file: Path, target: Target, adapted: bool) -> list[str]:
+    """Return the commands that go on with the plans of a dataset."""
+    folder, dataset_json, plans = target.folder, target.dataset_json, target.plans
     number = dataset_id(folder.name)
     name, configuration = plans["plans_name"], bundle.card["configuration"]
-    planned = plans["configurations"][configuration]
+    planned = configuration_of(plans, configuration, str(target.file), BY_IMAGE)
     spacing = " x ".join(f"{side:g}" for side in planned["spacing"])
     labelled = any(value != 0 for value in dataset_json["labels"].values())
     fold = first_fold(
         folder / "splits_final.json", dataset_json.get("numTraining", 0) if labelled else 0
     )
-    train = f"nnUNetv2_train {number} {configuration} {fold} -p {shlex.quote(name)}"
+    setting = "nnUNet_ssp_settings=adapt=yes " if adapted else ""
+    train = f"{setting}nnUNetv2_train {number} {configuration} {fold} -p {shlex.quote(name)}"
     weights = f"-pretrained_weights {shlex.quote(str(file.resolve()))}{device_flag()}"
+    own = configuration_of(bundle.plans, configuration, str(file), BY_IMAGE)
+    alike = all(set(map(str, own[key])) == set(map(str, planned[key])) for key in BY_IMAGE)
     lines = [
         "",
         f"Plans {name} of {plans['dataset_name']}: images are resampled to {spacing} mm and normalised by "
-        f"{', '.join(planned['normalization_schemes'])}, as in the pretraining.",
+        f"{', '.join(planned['normalization_schemes'])}, {'as' if alike else 'other than'} in the pretraining.",
         f"Next: nnunet-ssp prepare {number} -c {configuration} -p {shlex.quote(name)}",
     ]
     trainer = bundle.card["record"].get("trainer", "")

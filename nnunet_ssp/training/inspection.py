@@ -5,21 +5,20 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-import torch
-
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files import checkpoints
-from nnunet_ssp.files.bundles import ENDING
-from nnunet_ssp.files.contents import printable, shown
+from nnunet_ssp.files.bundles import DRAWN, ENDING
+from nnunet_ssp.files.contents import printable
 from nnunet_ssp.files.names import is_plain, must_be_plain
-from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
+from nnunet_ssp.files.nnunet import read_dataset, read_plans
 from nnunet_ssp.network import is_alias, is_output_layer
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.training import chain, snapshots, transfer
 from nnunet_ssp.training.adapters import Adaptation
 from nnunet_ssp.training.evidence import gain_in_words
+from nnunet_ssp.training.fitting import planned_network
 from nnunet_ssp.training.two_files import inspect_two
 
 _NOTHING = "  nothing about persons or the institution"
@@ -109,6 +108,7 @@ def reveal(file: Path, trust: bool, strip: Path | None) -> int:
     if strip is not None and strip.exists():
         raise FileExistsError(f"{strip} exists already: choose another name for --strip.")
     content = checkpoints.load(file, trust)
+    content.pop(DRAWN, None)
     found = privacy.findings(content)
     removed = [finding for finding in found if not finding.remains]
     lines = [f"{file}:", *(map(_line, found) if found else [_NOTHING])]
@@ -150,6 +150,8 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
         lines += [f"{trainer}, started from {source}{average}"]
     if (snapshot := snapshots.described(file, ssp)) is not None:
         lines.append(f"a snapshot after {snapshot.epochs} of {snapshot.of} epochs")
+    if "adapted" in ssp:
+        lines.append(f"adapted to these plans: {ssp['adapted']}")
     if ssp.get("chain"):
         links = chain.links_of(ssp)
         lines.append(f"chain of {len(links)} trainings, this one the last:")
@@ -193,10 +195,6 @@ def compare_with_dataset(
     trust: bool = False,
 ) -> tuple[transfer.Comparison, Adaptation]:
     """Compare a checkpoint with the network that a dataset's plans describe, and fit it to that network."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     folder = dataset_folder(nnunet_folder("nnUNet_preprocessed"), dataset)
     file = folder / f"{must_be_plain(plans_name, '-p')}.json"
     if not file.is_file():
@@ -206,25 +204,7 @@ def compare_with_dataset(
             way = f"use the checkpoint's own plans, which this dataset has, with -p {own}"
         raise FileNotFoundError(f"{file} is missing: {way}.")
     content = read_plans(file, trust)
-    configuration_of(content, configuration, str(file))
     dataset_json = read_dataset(folder / "dataset.json")
-    plans = PlansManager(content)
-    try:
-        manager = plans.get_configuration(configuration)
-        with torch.device("meta"):  # only names and shapes are compared
-            network = get_network_from_plans(
-                manager.network_arch_class_name,
-                manager.network_arch_init_kwargs,
-                manager.network_arch_init_kwargs_req_import,
-                determine_num_input_channels(plans, manager, dataset_json),
-                plans.get_label_manager(dataset_json).num_segmentation_heads,
-                deep_supervision=True,
-            )
-    except Exception as error:  # whatever a network's constructor may raise
-        reason = shown(" ".join(str(error).split()))
-        raise ValueError(
-            f"{file}, configuration {configuration}: nnU-Net cannot build a network from it ({reason})."
-        ) from error
-    channels = transfer.channel_names(dataset_json)
-    comparison = transfer.compare(pretrained, network, plans.plans, manager.configuration, channels)
-    return comparison, transfer.adapted(pretrained, network, dataset_json, encoder_only=False)
+    planned = planned_network(content, configuration, dataset_json, str(file))
+    adaptation = transfer.adapted(pretrained, planned.network, dataset_json, encoder_only=False)
+    return planned.compare(pretrained), adaptation

@@ -10,7 +10,7 @@ from torch import nn
 
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files.contents import shown
-from nnunet_ssp.training import chain, imagenet, transfer
+from nnunet_ssp.training import chain, fitting, imagenet, transfer
 from nnunet_ssp.training.adapters import Adaptation
 from nnunet_ssp.training.base import SettingsTrainer
 from nnunet_ssp.training.checks import of_unfinished
@@ -87,23 +87,15 @@ class StartingTrainer(SettingsTrainer):
         self.print_to_log_file(
             f"Pretrained weights {pretrained.file} ({described}):\n{table}{notes}"
         )
-        if not comparison.refusals:
-            return None
-        misfit = "; ".join(comparison.refusals)
-        refused = f"{pretrained.file} does not fit this dataset and its plans: {misfit}."
-        if not comparison.adaptable:
-            raise ValueError(refused)
-        if not self.settings.adapt:
-            raise ValueError(f"{refused} The setting adapt=yes takes what can be made to fit.")
-        adaptation = transfer.adapted(pretrained, network, self.dataset_json, encoder_only)
-        fates = "\n".join(f"  {line}" for line in adaptation.table())
-        least = self.settings.min_transferred
-        if not adaptation.tensors or adaptation.share < least:
-            raise ValueError(
-                f"{refused} With adapt=yes {adaptation.share:.0%} of the encoder's parameters come from the file, "
-                f"min_transferred={least} asks for more:\n{fates}"
-            )
-        self.print_to_log_file(f"adapt=yes: {misfit}\n{fates}\nAdapted: {adaptation.summary}.")
+        settings = self.settings
+        adaptation = fitting.adapt_misfit(
+            *(pretrained, comparison, network, self.dataset_json, encoder_only),
+            settings.adapt,
+            settings.min_transferred,
+        )
+        if adaptation is not None:
+            lines = fitting.adaptation_in_words(comparison, adaptation, fitting.SETTING)
+            self.print_to_log_file("\n".join(lines))
         return adaptation
 
     def take_chain(self, pretrained: transfer.Pretrained) -> None:

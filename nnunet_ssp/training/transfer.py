@@ -9,7 +9,7 @@ hold aliases (`...all_modules.*`); aliases share storage, dtype and origin.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import atomic_write
+from nnunet_ssp.files.bundles import DRAWN
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.files.nnunet import NATURAL, resolve
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts
@@ -29,25 +30,37 @@ from nnunet_ssp.training.foreign import name_foreign
 
 
 def pretrained_weights(network: nn.Module, transfers: str, num_classes: int) -> dict[str, Tensor]:
-    """Return the network's state for a file: on the CPU, trained tensors in float32, fresh ones in float16.
-
-    Each storage is converted once.
+    """Return a pretrained network's state for a file, see `as_stored`.
 
     Args:
         network: The planned network that was pretrained.
         transfers: Trained part, `"encoder"` or `"encoder+decoder"`.
         num_classes: Number of channels of the fresh output layers.
     """
+    whole = transfers == "encoder+decoder"
+    trained = [key for key in network.state_dict() if whole or key.startswith("encoder.")]
+    return as_stored(network, trained, num_classes)
+
+
+def as_stored(network: nn.Module, trained: Iterable[str], num_classes: int) -> dict[str, Tensor]:
+    """Return a network's state for a file: on the CPU, trained tensors in float32, fresh ones in float16.
+
+    Each storage is converted once.
+
+    Args:
+        network: A planned network.
+        trained: Names of its trained tensors, each at least once.
+        num_classes: Number of channels of the fresh output layers.
+    """
     state = network.state_dict()
-    encoder = {t.data_ptr() for k, t in state.items() if k.startswith("encoder.")}
+    places = {state[key].data_ptr() for key in trained}
     converted: dict[int, Tensor] = {}
     for key, tensor in state.items():
         if is_output_layer(key) or tensor.data_ptr() in converted:
             continue
-        trained = transfers == "encoder+decoder" or tensor.data_ptr() in encoder
         copy = tensor.detach().cpu()
         if tensor.is_floating_point():
-            copy = copy.to(torch.float32 if trained else torch.float16)
+            copy = copy.to(torch.float32 if tensor.data_ptr() in places else torch.float16)
         converted[tensor.data_ptr()] = copy
     fresh = _fresh_output_layers(network, num_classes)
     return {k: fresh[k] if k in fresh else converted[t.data_ptr()] for k, t in state.items()}
@@ -147,6 +160,7 @@ class Pretrained:
         channels: Names of its input channels, when the file holds them.
         state: What the method of a pretraining needs besides the network, see `Method.extra_state`.
         epochs: Finished epochs of its training, when the file holds their number.
+        drawn: Names of the tensors that the file does not store, which were drawn on reading.
         origin: What a file without a record of ours is, in words.
     """
 
@@ -158,6 +172,7 @@ class Pretrained:
     channels: tuple[str, ...] = ()
     state: dict[str, Any] = field(default_factory=dict)
     epochs: int | None = None
+    drawn: frozenset[str] = frozenset()
     origin: str = "a plain nnU-Net checkpoint"
 
     @property
@@ -214,6 +229,7 @@ def read(file: str | Path, trust: bool = False) -> Pretrained:
         channel_names(arguments.get("dataset_json", {})),
         content.get("ssp_state", {}).get("method", {}),
         content.get("current_epoch"),
+        frozenset(content.get(DRAWN, ())),
     )
 
 

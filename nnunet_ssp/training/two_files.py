@@ -13,6 +13,7 @@ from nnunet_ssp.network import is_alias, is_output_layer, parts
 from nnunet_ssp.training import transfer
 
 OUTPUT = "output layers"
+NOT_STORED = "not stored"
 
 
 def inspect_two(first: Path, second: Path, trust: bool = False) -> int:
@@ -23,18 +24,23 @@ def inspect_two(first: Path, second: Path, trust: bool = False) -> int:
         second: Another.
         trust: Whether to run code that the files ask for, see `checkpoints.load`.
 
+    A shared pretraining stores what was trained. Tensors that a file does not store are none of its content, and no
+    difference.
+
     Returns:
-        0 if all tensors are equal, else 1.
+        0 if all tensors that both store are equal, else 1.
 
     Raises:
         FileNotFoundError: A file does not exist.
         ValueError: A file is not readable, or would run code.
     """
-    a, b = (_named(transfer.read(file, trust).weights) for file in (first, second))
+    files = [transfer.read(file, trust) for file in (first, second)]
+    a, b = (_named(file.weights) for file in files)
+    drawn = files[0].drawn | files[1].drawn
     lines = [f"A: {first}", f"B: {second}"]
-    n_different, most, farthest = 0, 0.0, ""
+    n_different, n_absent, most, farthest = 0, 0, 0.0, ""
     for part, keys in _parts([*a, *(key for key in b if key not in a)]).items():
-        fates = [_fate(a.get(key), b.get(key)) for key in keys]
+        fates = [NOT_STORED if key in drawn else _fate(a.get(key), b.get(key)) for key in keys]
         distances = [fate for fate in fates if isinstance(fate, float) and fate > 0]
         counts = {
             "equal": fates.count(0.0),
@@ -43,12 +49,15 @@ def inspect_two(first: Path, second: Path, trust: bool = False) -> int:
         }
         said = ", ".join(f"{n} {words}" for words, n in counts.items() if n)
         lines.append(f"  {part:13s} {said}")
-        n_different += len(fates) - counts["equal"]
+        n_absent += fates.count(NOT_STORED)
+        n_different += len(fates) - counts["equal"] - fates.count(NOT_STORED)
         for key, fate in zip(keys, fates, strict=True):
             if isinstance(fate, float) and fate > most:
                 most, farthest = fate, key
-    n = len(a.keys() | b.keys())
+    n = len(a.keys() | b.keys()) - n_absent
     lines.append(f"{n_different} of {n} tensors differ" if n_different else f"all {n} are equal")
+    if n_absent:
+        lines[-1] += f"; {n_absent} are {NOT_STORED} in one of the files"
     if farthest:
         lines.append(f"changed most: {shown(farthest)}, by {_percent(most)} of its norm in A")
     print("\n".join(map(printable, lines)))

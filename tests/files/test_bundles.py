@@ -19,6 +19,7 @@ from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.archives import write_zip
 from nnunet_ssp.files.bundles import (
     CARD,
+    DRAWN,
     FORMAT,
     LAYOUT,
     PAGE,
@@ -93,6 +94,14 @@ def test_fresh_tensors_are_drawn_as_nnunet_does(tmp_path: Path) -> None:
     assert 0.1 < got["decoder.conv.weight"].float().std() < 0.5  # He: sqrt(2 / 36) = 0.24
     again = read_bundle(tmp_path / "heart.zip").weights
     assert torch.equal(got["decoder.conv.weight"], again["decoder.conv.weight"])
+
+
+def test_what_was_drawn_is_known(tmp_path: Path) -> None:
+    folder = shared(tmp_path, hub=True)
+    for file in (folder, folder / "model.safetensors"):
+        assert checkpoints.load(file)[DRAWN] == sorted(FRESH)
+    torch.save({"network_weights": weights(), DRAWN: {"x": 1}}, tmp_path / "x.pth")
+    assert DRAWN not in checkpoints.load(tmp_path / "x.pth")
 
 
 def test_only_what_was_trained_is_stored(tmp_path: Path) -> None:

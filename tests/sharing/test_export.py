@@ -6,6 +6,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import pytest
 import torch
 
 from nnunet_ssp.cli import main
@@ -139,6 +140,43 @@ def test_the_folder_for_a_hub(checkpoint: Path, dataset: Path) -> None:
     assert transfer.read(folder).ssp["method"] == "MIM"
     (folder / "README.md").write_text("edited on the hub")
     assert transfer.read(folder).ssp["method"] == "MIM"
+
+
+@pytest.mark.parametrize("hub", [False, True])
+@pytest.mark.parametrize("transfers", ["encoder", "encoder+decoder"])
+def test_a_checkpoint_is_equal_to_its_export(
+    environment: Path, dataset: Path, capsys, transfers: str, hub: bool
+) -> None:
+    """What the export does not store is no difference: output layers, and a decoder that nobody trained."""
+    folder = environment / "results" / "run" / "fold_0"
+    file = write_checkpoint(folder / "x.pth", make_plans(), transfers)
+    shared = export(file, "heart", *(["--hub"] if hub else []))
+    capsys.readouterr()
+    for pair in ((file, shared), (shared, file), (shared, shared)):
+        assert main(["inspect", *map(str, pair)]) == 0
+        said = capsys.readouterr().out
+        whole = transfers == "encoder+decoder"
+        assert "  output layers 4 not stored\n" in said and "changed" not in said
+        assert ("  decoder 1     10 equal\n" in said) == whole
+        assert ("  decoder 1     10 not stored\n" in said) != whole
+        assert f"all {44 if whole else 24} are equal; {4 if whole else 24} are not stored" in said
+    content = torch.load(file, weights_only=True)
+    content["network_weights"]["encoder.stages.0.0.convs.0.norm.weight"][0] = 3  # 2 of a norm of 2
+    transfer.save(folder / "altered.pth", content)
+    assert main(["inspect", str(folder / "altered.pth"), str(shared)]) == 1
+    said = capsys.readouterr().out
+    assert f"1 of {44 if whole else 24} tensors differ" in said
+    assert "changed most: encoder.stages.0.0.convs.0.norm.weight, by " in said
+
+
+@pytest.mark.parametrize("hub", [False, True])
+def test_what_was_exported_is_inspected(checkpoint: Path, dataset: Path, capsys, hub) -> None:
+    shared = export(checkpoint, "heart", *(["--hub"] if hub else []))
+    capsys.readouterr()
+    assert main(["inspect", str(shared)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{shared} (") and "method: MIM, pretrained on 2 subjects" in said
+    assert "trained: encoder 24 tensors, decoder 0; fresh: 20 and the output layers" in said
 
 
 def test_texts_of_a_card_stay_in_their_cells(checkpoint: Path, dataset: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from nnunet_ssp.cli import main
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.bundles import read_bundle, write_bundle
+from nnunet_ssp.settings import ENVIRONMENT_VARIABLE, FinetuningSettings, override
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.inspection import compare_with_dataset
 from tests.files.test_bundles import rewritten, with_card, with_plans
@@ -84,9 +88,13 @@ def test_a_second_import_changes_nothing(file: Path, other: Path, environment: P
 
 def test_other_plans_of_that_name_stay(file: Path, other: Path, environment: Path, capsys) -> None:
     theirs = environment / "preprocessed" / OTHER / "heart.json"
-    write_json(theirs, {"plans_name": "heart"})
-    assert "choose another name with -p" in refusal(capsys, file, "-d", 908)
-    assert json.loads(theirs.read_text()) == {"plans_name": "heart"}
+    assert main(["import", str(file), "-d", "908"]) == 0
+    plans = json.loads(theirs.read_text()) | {"note": "mine"}
+    write_json(theirs, plans)
+    assert "heart.json has other plans: choose another name with -p" in refusal(
+        capsys, file, "-d", 908
+    )
+    assert json.loads(theirs.read_text()) == plans
 
 
 def test_a_dataset_without_labels_pretrains_only(file: Path, other: Path, capsys) -> None:
@@ -132,11 +140,125 @@ def test_a_name_by_which_nnunet_splits(file: Path, other: Path, capsys) -> None:
     assert "one plain name" in refusal(capsys, file, "-d", 908, "-p", "../a")
 
 
-def test_other_channels(file: Path, other: Path, capsys) -> None:
+FIRST = "encoder.stages.0.0.convs.0.conv.weight"
+
+
+def with_channels(other: Path, *names: str) -> dict[str, Any]:
     content = json.loads((other / "dataset.json").read_text())
-    write_json(other / "dataset.json", content | {"channel_names": {"0": "a", "1": "b"}})
-    said = refusal(capsys, file, "-d", 908)
-    assert "pretrained with 1 input channel, Dataset908_Other has 2" in said
+    content["channel_names"] = {str(n): name for n, name in enumerate(names)}
+    write_json(other / "dataset.json", content)
+    return content
+
+
+def test_other_channels(file: Path, other: Path, environment: Path, capsys) -> None:
+    with_channels(other, "a", "b")
+    said = refusal(capsys, file, "-d", 908, "--pth", environment / "x.pth")
+    assert "channels: pretrained with 1 input channel, these plans have 2" in said
+    assert said.endswith("The option --adapt takes what can be made to fit.\n")
+    assert not (environment / "preprocessed" / OTHER).exists()
+    assert not (environment / "x.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "parts", "how"),
+    [
+        (("a", "b"), (0.5, 0.5), "1 input channels taken in turn for 2, times 1/2"),
+        (("LGE", "cineMRI"), (0, 1), "channels by name: cineMRI; LGE begin at 0"),
+    ],
+)
+def test_other_channels_are_adapted(
+    file: Path, checkpoint: Path, other: Path, environment: Path, capsys, names, parts, how
+) -> None:
+    content = with_channels(other, *names)
+    target = environment / "x.pth"
+    assert main(["import", str(file), "-d", "908", "--adapt", "--pth", str(target)]) == 0
+    said = capsys.readouterr().out
+    assert "--adapt: channels: pretrained with 1 input channel, these plans have 2" in said
+    assert f"{FIRST}  4x2x3x3  adapted: {how}" in said
+    assert "100% of the encoder's parameters come from the file" in said
+    lines = [line for line in said.splitlines() if "nnUNetv2_train 908 2d" in line]
+    assert len(lines) == 2
+    for line in lines:
+        variable, _, value = shlex.split(line.partition(": ")[2])[0].partition("=")
+        assert variable == ENVIRONMENT_VARIABLE
+        assert override(FinetuningSettings(), value)[0].adapt
+    got, want = transfer.read(target), transfer.read(checkpoint).weights
+    first = torch.cat([want[FIRST] * part for part in parts], 1)
+    alias = FIRST.replace("encoder.", "decoder.encoder.", 1)
+    assert all(torch.equal(got.weights[name], first) for name in (FIRST, alias))
+    trained = [
+        k for k in want if k.startswith("encoder.") and want[k].shape == got.weights[k].shape
+    ]
+    assert len(trained) > 20
+    assert all(torch.equal(got.weights[key], want[key]) for key in trained)
+    # What pretraining did not train is still known as fresh.
+    assert transfer.fresh_keys(got.weights) == transfer.fresh_keys(want)
+    plans = json.loads((environment / "preprocessed" / OTHER / "heart.json").read_text())
+    assert plans["configurations"]["2d"]["normalization_schemes"] == ["ZScoreNormalization"] * 2
+    write_json(environment / "preprocessed" / OTHER / "dataset.json", content)
+    assert compare_with_dataset(got, OTHER, "heart", "2d")[0].refusals == []
+    assert main(["inspect", str(target)]) == 0
+    assert "adapted to these plans: channels: pretrained with 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"spacing": [9.0, 9.0]},
+            "spacing: pretrained with [1.5, 1.5], these plans have [9.0, 9.0]",
+        ),
+        (
+            {"normalization_schemes": ["NoNormalization"]},
+            "normalisation: pretrained with ['ZScoreNormalization'], these plans have ['NoNormalization']",
+        ),
+    ],
+)
+def test_the_datasets_own_plans(
+    file: Path, checkpoint: Path, other: Path, environment: Path, capsys, change, words
+) -> None:
+    """Refused where they prepare images in another way, unless asked for; then noted, and the plans stay."""
+    assert main(["import", str(file), "-d", "908", "-p", "own"]) == 0
+    theirs = environment / "preprocessed" / OTHER / "own.json"
+    plans = json.loads(theirs.read_text())
+    plans["configurations"]["2d"].update(change)
+    write_json(theirs, plans)
+    target = environment / "x.pth"
+    options = ("-d", 908, "-p", "own", "--pth", target)
+    said = refusal(capsys, file, *options)
+    assert f"own.json has other plans ({words}): choose another name with -p, or" in said
+    assert not target.exists()
+    assert main(["import", str(file), *map(str, options), "--adapt"]) == 0
+    said = capsys.readouterr().out
+    assert f"--adapt: {words}\n" in said and "other than in the pretraining" in said
+    assert json.loads(theirs.read_text()) == plans
+    got, want = transfer.read(target), transfer.read(checkpoint).weights
+    assert all(torch.equal(got.weights[k], want[k]) for k in want if k.startswith("encoder."))
+    assert got.plans == plans
+
+
+def test_adapting_needs_a_dataset(file: Path, capsys) -> None:
+    assert "name it with -d" in refusal(capsys, file, "--adapt")
+
+
+def test_an_encoder_alone_for_the_stock_trainers(
+    file: Path, checkpoint: Path, environment: Path, capsys
+) -> None:
+    """As a snapshot of an encoder method; its decoder is drawn as nnU-Net draws it, and known as fresh."""
+    content = torch.load(checkpoint, weights_only=True)
+    whole = content["network_weights"]
+    content["network_weights"] = {k: t for k, t in whole.items() if k.startswith("encoder.")}
+    transfer.save(environment / "alone.pth", content)
+    words = ["export", str(environment / "alone.pth"), "-o", str(environment / "alone")]
+    assert main(words) == 0
+    target = environment / "x.pth"
+    assert main(["import", str(environment / "alone.zip"), "--pth", str(target)]) == 0
+    got = torch.load(target, weights_only=True)["network_weights"]
+    body = {k: t.shape for k, t in whole.items() if ".seg_layers." not in k}
+    assert {k: t.shape for k, t in got.items() if ".seg_layers." not in k} == body
+    assert all(torch.equal(got[k], whole[k]) for k in whole if k.startswith("encoder."))
+    drawn = got["decoder.stages.0.convs.0.conv.weight"]
+    assert drawn.dtype == torch.float16 and 0.05 < drawn.float().std() < 0.3  # He: sqrt(2 / 144)
 
 
 ARCHITECTURE = CONFIGURATION["architecture"]
@@ -151,7 +273,7 @@ def narrow(**changes: Any) -> dict[str, Any]:
     ("change", "words"),
     [
         (with_plans(**narrow(features_per_stage=[4, 8, 16])), "do not go with its plans"),
-        (with_plans(**narrow(n_stages=2)), "cannot build a network from its plans"),
+        (with_plans(**narrow(n_stages=2)), "its plans: nnU-Net cannot build a network"),
         (with_card(channel_names={"0": "a", "1": "b"}), "do not go with its plans: channels"),
         (with_card(record={"method": "MIM", "subjects": ["s9:00"]}), "later nnunet-ssp"),
         (lambda parts: parts.update({"archive/data.pkl": b""}), "may run code"),
@@ -159,6 +281,57 @@ def narrow(**changes: Any) -> dict[str, Any]:
 )
 def test_a_file_that_contradicts_itself(file: Path, other: Path, capsys, change, words) -> None:
     assert words in refusal(capsys, rewritten(file, change), "-d", 908)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-30])
+
+
+def flip(file: Path) -> None:
+    """Another byte in the midst of the weights, which a zip's own sums tell."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def replace_weights(file: Path) -> None:
+    """Weights that the zip's own sums know, and the list of checksums does not."""
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    name = "weights.safetensors"
+    parts[name] = parts[name][:-1] + bytes([parts[name][-1] ^ 1])
+    with zipfile.ZipFile(file, "w") as archive:
+        for member, content in parts.items():
+            archive.writestr(member, content)
+
+
+def add_bomb(file: Path) -> None:
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(2**26))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (cut, "not whole, or altered"),
+        (flip, "altered"),
+        (replace_weights, "weights.safetensors was altered, or damaged on its way: its checksum"),
+        (partial(rewritten, change=with_card(version=2)), "Update nnunet-ssp"),
+        (partial(rewritten, change=with_plans(patch_size=[8, 32, 32])), "must be 2D: its patch"),
+        (add_bomb, "would unpack to"),
+        (partial(rewritten, change=lambda p: p.update({"../x": b""})), "leads out of the folder"),
+        (partial(rewritten, change=with_card(record={})), "record with its `method`"),
+    ],
+)
+def test_a_zip_that_is_refused(
+    file: Path, other: Path, environment: Path, capsys, change, words
+) -> None:
+    """Whole in nothing: neither plans nor a checkpoint are written."""
+    change(file)
+    target = environment / "x.pth"
+    said = refusal(capsys, file, "-d", 908, "--pth", target)
+    assert words in said and str(file) in said and "Traceback" not in said
+    assert not target.exists() and not (environment / "preprocessed" / OTHER).exists()
 
 
 def test_a_checkpoint_is_not_imported(checkpoint: Path, capsys) -> None:

@@ -16,36 +16,46 @@ from nnunet_ssp.training import launched
 # Plain SGD: AdamW would turn the rounding of gradients that are zero in exact arithmetic into whole steps. A small
 # rate: with a large one, rounding grows tenfold a step in networks this small, also in one process with other chunks.
 # The largest in place of the mean: after instance norm, means differ by little more than rounding.
-COMMON = (
-    "num_epochs=20 iterations_per_epoch=1 batch_size=5 precision=fp32 optimizer=sgd initial_lr=0.0001 probe=no "
-    "weight_decay=0.0001"
-)
+COMMON = "iterations_per_epoch=1 batch_size=5 precision=fp32 probe=no weight_decay=0.0001"
+RATE = "initial_lr=0.0001"
+# These take their rate for 256 slices, and DINO's warm-up begins at 0. Of both the student is the network in the file.
+DISTILLED = "transfer_from=student pooling=max"
+AT_ONCE = f"initial_lr={0.0001 * 256 / 5} warmup_epochs=0"
+BYOL_HEADS = "head_width=16 head_out=8 predictor_width=16"
 METHODS = {
-    "MIM": "coarse_heads=yes",
-    "ContextPrediction": "",
-    "ContextRestoration": "",
-    "Inpainting": "",
-    "Dense": "points=12",
-    "SimCLR": "head_width=16 pooling=max",
-    "PCL": "head_width=16 threshold=0.3 pooling=max head_norm=none",
-    "DINO": "head_width=16 head_bottleneck=8 out_dim=32 local_crops=2 pooling=max",
-    "BYOL": "head_width=16 head_out=8 predictor_width=16 pooling=max",
+    "MIM": f"{RATE} coarse_heads=yes",
+    "ContextPrediction": RATE,
+    "ContextRestoration": RATE,
+    "Inpainting": RATE,
+    "Dense": f"{RATE} points=12",
+    "SimCLR": f"{RATE} head_width=16 pooling=max",
+    "PCL": f"{RATE} head_width=16 threshold=0.3 pooling=max head_norm=none",
+    "DINO": f"{DISTILLED} {AT_ONCE} head_width=16 head_bottleneck=8 out_dim=32 local_crops=2",
+    # Its warm-up begins with 3e-5. With all steps at 1e-4, rounding reached 1e-4 of the loss in 20 steps: batch
+    # normalisation over five slices.
+    "BYOL": f"{DISTILLED} {RATE} {BYOL_HEADS}",
 }
+# Other optimisers, for one step.
+OPTIMIZERS = {"BYOL:lars": f"{DISTILLED} {AT_ONCE} {BYOL_HEADS}", "MIM:adamw": METHODS["MIM"]}
 AFTER_ONE_STEP = "after_one_step.pth"
 
 
-def name_of(method: str) -> str:
-    return f"nnUNetTrainer{method}Pretrain"
+def name_of(run: str) -> str:
+    """Name of the trainer of METHOD or METHOD:OPTIMIZER."""
+    return f"nnUNetTrainer{run.partition(':')[0]}Pretrain"
 
 
-def settings_of(method: str) -> str:
-    return f"{COMMON} {METHODS[method]}"
+def settings_of(run: str) -> str:
+    optimizer = run.partition(":")[2]
+    steps = 1 if optimizer else 20
+    own = (METHODS | OPTIMIZERS)[run]
+    return f"num_epochs={steps} optimizer={optimizer or 'sgd'} {COMMON} {own}"
 
 
 def keep_first(trainer: Any) -> None:
-    """Keep what is saved after the first step."""
+    """Keep what is saved after the first step, unless it is the last one."""
     latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
-    if trainer.local_rank == 0 and trainer.current_epoch == 1:
+    if trainer.local_rank == 0 and trainer.current_epoch == 1 < trainer.num_epochs:
         shutil.copy(latest, latest.with_name(AFTER_ONE_STEP))
 
 

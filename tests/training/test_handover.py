@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from importlib.resources import files
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from nnunet_ssp.cli import main
+from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.bundles import ON_A_HUB, WEIGHTS, read_shared
 from nnunet_ssp.sharing.export import export_checkpoint
+from nnunet_ssp.training import transfer
 from nnunet_ssp.training.handover import hand_over_shared, loading_frame
 from tests.files.test_bundles import rewritten, with_plans
 from tests.training.conftest import DATASET
@@ -79,6 +82,27 @@ def test_adapt_takes_both_and_notes_it(runs, shared, log, change, note) -> None:
     assert re.search(note, log(trainer)) and "encoder 32 tensors" in log(trainer)
 
 
+def test_other_channels_are_adapted_and_refused_otherwise(runs, shared, own_copy, log) -> None:
+    """Both channels get half of the file's one: two equal images give what one gave."""
+    content = json.loads((own_copy / "dataset.json").read_text())
+    write_json(own_copy / "dataset.json", content | {"channel_names": {"0": "a", "1": "b"}})
+    plans = json.loads((own_copy / "tiny.json").read_text())
+    for key in ("normalization_schemes", "use_mask_for_norm"):
+        plans["configurations"]["2d"][key] *= 2
+    write_json(own_copy / "tiny.json", plans)
+    misfit = "channels: pretrained with 1 input channel, these plans have 2"
+    with pytest.raises(ValueError, match=misfit):
+        runs.make("nnUNetTrainerFinetune", weights=shared)
+    trainer = runs.make("nnUNetTrainerFinetune", "adapt=yes", weights=shared)
+    name = "encoder.stages.0.0.convs.0.conv.weight"
+    first = read_shared(shared)["network_weights"][name]
+    assert torch.equal(
+        trainer.network_module.state_dict()[name], torch.cat([first / 2, first / 2], 1)
+    )
+    assert f"adapt=yes: {misfit}" in log(trainer)
+    assert "1 input channels taken in turn for 2, times 1/2" in log(trainer)
+
+
 @pytest.mark.heavy
 def test_every_trainer_of_ours_that_starts_from_weights_takes_it(runs, shared) -> None:
     names = [file.stem for file in Path(str(files("nnunet_ssp.trainers"))).glob("nnUNet*.py")]
@@ -103,6 +127,39 @@ def test_nnunets_own_trainer_takes_what_import_writes(runs, shared, tmp_path) ->
     body = [key for key in want if ".seg_layers." not in key]
     assert len(body) > 60
     assert all(torch.equal(got[key], want[key].to(got[key].dtype)) for key in body)
+
+
+@pytest.mark.heavy
+def test_nnunets_own_command_trains_from_what_import_writes(
+    pretrained, preprocessed, tmp_path, command
+) -> None:
+    """One epoch of the stock trainer begins from these weights.
+
+    The norm behind a convolution takes the mean away, and with it the bias: its gradient is 0. nnU-Net draws biases as
+    0. So 250 steps later the biases are those of the file, but for the weight decay: 250 steps of an effective rate of
+    0.01 / (1 - 0.99), times 3e-5, take less than 1 %.
+    """
+    content = torch.load(pretrained, weights_only=True)
+    torch.manual_seed(0)
+    is_bias = re.compile(r"(encoder|decoder)\.stages\..*convs\.\d+\.conv\.bias").fullmatch
+    biases = {k: t for k, t in content["network_weights"].items() if is_bias(k)}
+    assert len(biases) > 12
+    for tensor in biases.values():
+        tensor.copy_(torch.rand_like(tensor) + 1)
+    transfer.save(tmp_path / "marked.pth", content)
+    shared, file = (
+        export_checkpoint(tmp_path / "marked.pth", tmp_path / "x"),
+        tmp_path / "taken.pth",
+    )
+    assert main(["import", str(shared), "--pth", str(file)]) == 0
+    words = ("nnUNetv2_train", 901, "2d", 0, "-p", "tiny", "-tr", "nnUNetTrainer_1epoch")
+    said = command(*words, "-device", "cpu", "-pretrained_weights", file)
+    assert f"Loading pretrained weights from file  {file}" in said
+    (final,) = (tmp_path / "results").rglob("checkpoint_final.pth")
+    got = torch.load(final, weights_only=False)
+    assert got["trainer_name"] == "nnUNetTrainer_1epoch" and got["current_epoch"] == 1
+    for key, tensor in biases.items():
+        assert torch.allclose(got["network_weights"][key], tensor, rtol=0.02), key
 
 
 def test_a_damaged_zip_ends_in_words(runs, shared) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,12 +23,20 @@ from nnunet_ssp.study.job import main as job_main
 from nnunet_ssp.study.jobs import Job
 from nnunet_ssp.study.record import read_record
 from nnunet_ssp.study.workflow import WORKFLOW, write_workflow
-from tests.training.on_ranks import AFTER_ONE_STEP, METHODS, keep_first, name_of, settings_of
+from tests.training.on_ranks import (
+    AFTER_ONE_STEP,
+    METHODS,
+    OPTIMIZERS,
+    keep_first,
+    name_of,
+    settings_of,
+)
 from tests.warm import ROOT
 
 MINUTE = 60
-ENCODING = ("SimCLR", "PCL", "DINO", "BYOL")
-RECONSTRUCTING = tuple(name for name in METHODS if name not in ENCODING)
+CONTRASTING, DISTILLING = ("SimCLR", "PCL"), ("DINO", "BYOL")
+RECONSTRUCTING = tuple(name for name in METHODS if name not in CONTRASTING + DISTILLING)
+GROUPS = {"reconstructing": RECONSTRUCTING, "contrasting": CONTRASTING, "distilling": DISTILLING}
 HERE = Path(sys.executable).parent
 COMMAND = ("--no-python", HERE / "nnunet-ssp", "train", "901", "2d", "0", "-p", "tiny")
 MIM = ("-tr", name_of("MIM"), "-device", "cpu")
@@ -40,7 +49,9 @@ def two_nodes(preprocessed: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts one process on each of two machines; what machine N prints is in `nodeN.txt`."""
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(*words: object, settings: tuple[str, str] = ("", "")) -> list[Any]:
+    def start(
+        *words: object, settings: tuple[str, str] = ("", ""), second: Path = preprocessed
+    ) -> list[Any]:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -51,6 +62,7 @@ def two_nodes(preprocessed: Path, tmp_path: Path) -> Iterator[Start]:
                 **os.environ,
                 **{"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
                 "nnUNet_ssp_settings": own,
+                "nnUNet_preprocessed": str((preprocessed, second)[number].parent),
             }
             with open(tmp_path / f"node{number}.txt", "wb") as log:
                 running.append(
@@ -75,22 +87,104 @@ def said(tmp_path: Path) -> str:
     return "\n".join((tmp_path / f"node{number}.txt").read_text() for number in (0, 1))
 
 
-def weights(file: Path) -> dict[str, torch.Tensor]:
-    return torch.load(file, weights_only=True)["network_weights"]
+Tensors = dict[str, torch.Tensor]
+
+
+def weights(file: Path) -> Tensors:
+    """The network, and what the method has beside it: heads, and the teacher where there is one."""
+    content = torch.load(file, weights_only=True)
+    beside = tensors_in(content["ssp_state"]["method"]) if "ssp_state" in content else {}
+    return content["network_weights"] | beside
+
+
+def tensors_in(state: Any, name: str = "beside") -> Tensors:
+    """Floating tensors of nested mappings and lists, by their place."""
+    if isinstance(state, torch.Tensor):
+        return {name: state} if state.is_floating_point() else {}
+    parts = state.items() if isinstance(state, dict) else ()
+    parts = enumerate(state) if isinstance(state, list | tuple) else parts
+    return {k: t for key, part in parts for k, t in tensors_in(part, f"{name}.{key}").items()}
+
+
+def apart(own: Tensors, theirs: Tensors) -> float:
+    """Distance of two networks, relative to the norm of the second."""
+    assert own.keys() == theirs.keys()
+    distance = sum(float((own[k].double() - theirs[k].double()).square().sum()) for k in own)
+    return (distance / sum(float(t.double().square().sum()) for t in theirs.values())) ** 0.5
 
 
 def assert_near(found: Path, expected: Path, relative: float) -> None:
     own, theirs = weights(found), weights(expected)
-    assert own.keys() == theirs.keys()
-    apart = sum(float((own[k].double() - theirs[k].double()).square().sum()) for k in own)
-    size = sum(float(tensor.double().square().sum()) for tensor in theirs.values())
-    assert apart**0.5 <= relative * size**0.5, (found, (apart / size) ** 0.5)
+    assert apart(own, theirs) <= relative, (found, apart(own, theirs))
+    # The network alone, too: next to a teacher a student's difference must not be lost.
+    own, theirs = (
+        {k: t for k, t in tensors.items() if not k.startswith("beside")}
+        for tensors in (own, theirs)
+    )
+    assert apart(own, theirs) <= relative, (found, apart(own, theirs))
+
+
+# Of the weights' norm, twice what two ranks may differ by after a step: the test of equality can fail.
+LEAST_MOVED = 2e-6
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+@pytest.mark.parametrize("run", [*METHODS, *OPTIMIZERS])
+def test_the_first_step_moves_the_weights(runs, no_pictures, one_thread, monkeypatch, run):
+    trainer = runs.make(name_of(run), settings_of(run))
+    begins, start = trainer.on_train_start, {}
+
+    def beginning() -> None:
+        begins()
+        start.update({k: t.clone() for k, t in trainer.method.network.state_dict().items()})
+
+    def ending() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "on_train_start", beginning)
+    monkeypatch.setattr(trainer, "on_epoch_end", ending)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()
+    encoder = [key for key in start if key.startswith("encoder.")]
+    after = trainer.method.network.state_dict()
+    assert apart(*({k: state[k] for k in encoder} for state in (after, start))) > LEAST_MOVED
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_other_optimizers_on_two_machines(two_nodes, runs, tmp_path, no_pictures, one_thread):
+    """One step with LARS and one with AdamW.
+
+    The first step of AdamW is the sign of the gradient times the rate. Where a gradient is zero but for rounding its
+    sign is chance, so that weights may differ by two whole steps. The moments show that both have the same gradients.
+    """
+    nodes = two_nodes("-m", "tests.training.on_ranks", *OPTIMIZERS)
+    assert [node.wait(15 * MINUTE) for node in nodes] == [0, 0], said(tmp_path)[-4000:]
+    (tmp_path / "results").rename(tmp_path / "two")
+    for run in OPTIMIZERS:
+        trainer = runs.run(name_of(run), settings_of(run))
+        final = Path(trainer.output_folder) / "checkpoint_final.pth"
+        theirs = tmp_path / "two" / final.relative_to(tmp_path / "results")
+        contents = [torch.load(file, weights_only=True) for file in (theirs, final)]
+        for curve in ("train_losses", "val_losses"):
+            curves = [content["logging"][curve] for content in contents]
+            assert len(curves[0]) == 1
+            if run.endswith("lars") or curve == "train_losses":
+                assert curves[0] == pytest.approx(curves[1], rel=1e-5, abs=1e-6), run
+        if run.endswith("lars"):
+            assert_near(theirs, final, 1e-6)
+            continue
+        states = [content["optimizer_state"]["state"] for content in contents]
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments = [{str(n): one[name] for n, one in state.items()} for state in states]
+            assert apart(*moments) <= 1e-4, name
 
 
 @pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.timeout(2700)
-@pytest.mark.parametrize("methods", (RECONSTRUCTING, ENCODING), ids=("reconstructing", "encoding"))
+@pytest.mark.parametrize("methods", GROUPS.values(), ids=GROUPS)
 def test_two_machines_equal_one_process(
     two_nodes, runs, tmp_path, no_pictures, one_thread, monkeypatch, methods
 ):
@@ -245,6 +339,25 @@ def test_machines_with_other_settings_are_refused(two_nodes, tmp_path):
     assert [node.wait(5 * MINUTE) for node in nodes] == [1, 1]
     message = "rank 1 differs from rank 0, and all ranks must train alike: batch_size: "
     assert message in said(tmp_path)
+    assert not list((tmp_path / "results").rglob("*.pth"))
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_machines_with_other_data_are_refused(two_nodes, preprocessed, tmp_path):
+    """On the second machine the fold holds out a subject more, which pretraining then leaves out."""
+    copy = tmp_path / "copy" / preprocessed.name
+    shutil.copytree(preprocessed, copy)
+    splits = json.loads((copy / "splits_final.json").read_text())
+    splits[0]["val"].append(splits[0]["train"].pop())
+    (copy / "splits_final.json").write_text(json.dumps(splits))
+    settings = "num_epochs=1 iterations_per_epoch=1 batch_size=4"
+    nodes = two_nodes(*COMMAND, *MIM, settings=(settings, settings), second=copy)
+    assert [node.wait(5 * MINUTE) for node in nodes] == [1, 1], said(tmp_path)[-4000:]
+    assert "rank 1 differs from rank 0, and all ranks must train alike: " in said(tmp_path)
+    assert re.search(
+        r"cases to train on: \d+ on rank 0, \d+ on rank 1; \w+ differs", said(tmp_path)
+    )
     assert not list((tmp_path / "results").rglob("*.pth"))
 
 
