@@ -50,6 +50,7 @@ def list_runs(
         missing_files,
         missing_folds,
         phantom_name,
+        plans_to_be_made,
     )
     from nnunet_ssp.study.results import Results
     from nnunet_ssp.study.runs import only, study_runs
@@ -59,7 +60,10 @@ def list_runs(
     try:
         if dataset is None:
             raise FileNotFoundError("no dataset is named: give it with -d.")
-        data = open_data(dataset, study.plans)
+        if plans := plans_to_be_made(study):
+            notes.append(plans)
+        else:
+            data = open_data(dataset, study.plans, study.prepare)
     except (FileNotFoundError, RuntimeError) as error:
         notes.append(f"Without the data set: {error}")
     if dataset is not None and not study.phantom:

@@ -15,7 +15,7 @@ from pathlib import Path
 from nnunet_ssp.cohort.dataset import open_dataset
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
-from nnunet_ssp.launch import find_command
+from nnunet_ssp.launch import find_command, planning_command
 from nnunet_ssp.nnunet import NNUNET_FOLDERS, dataset_id, environment
 from nnunet_ssp.study.data import Data, open_data, planned
 from nnunet_ssp.study.runs import Run
@@ -74,8 +74,26 @@ def make_plans(study: Study) -> None:
     assert study.dataset is not None
     if study.phantom is None and study.prepare and not planned(study.dataset, study.plans):
         print(f"Preparing {study.dataset} with plans {study.plans} ...", flush=True)
-        number = str(dataset_id(str(study.dataset)))
-        _command(("nnunet-ssp", "prepare", number, *shlex.split(study.prepare)), Path.cwd())
+        _command(shlex.split(_planning(study)), Path.cwd())
+
+
+def plans_to_be_made(study: Study) -> str:
+    """Say in words which plans `make_plans` will make, of a dataset that is there; empty if none.
+
+    Raises:
+        FileNotFoundError: There is no such dataset.
+        RuntimeError: One of nnU-Net's variables is not set.
+    """
+    if study.phantom is not None or study.dataset is None or not study.prepare:
+        return ""
+    name = open_dataset(study.dataset).home.name
+    if planned(study.dataset, study.plans):
+        return ""
+    return f"{name} has no plans {study.plans} yet: the study makes them, with {_planning(study)}"
+
+
+def _planning(study: Study) -> str:
+    return planning_command(dataset_id(str(study.dataset)), study.plans, study.prepare)
 
 
 def link_validation_images(trainings: Iterable[Run], data: Data, output: Path) -> None:
