@@ -330,6 +330,8 @@ EXPECTED = {
         + "test_plans_of_a_name_are_made_by_the_lines",
     },
     "nnunet_ssp/training/launched.py": {
+        "nnunet-ssp folds {} lists them": LINES
+        + "test_a_fold_that_is_no_number_is_listed_by_the_line",
         "nnUNetv2_train": WORD,
         "torchrun starts": NAME,
         "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST": (

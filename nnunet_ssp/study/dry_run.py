@@ -91,14 +91,18 @@ def list_runs(
         untrained = first, second
     print("\n".join(_listing(study, pretrainings, trainings)))
     done = len(pretrainings) + len(trainings) - len(left)
-    print(
-        f"\n{count_of(len(pretrainings) + len(trainings), 'run')}: {count_of(len(pretrainings), 'pretraining')} and "
-        f"{len(trainings)} fine-tunings or trainings from scratch, each of these with its evaluation; {done} done."
-    )
+    print(f"\n{_counted(len(pretrainings), len(trainings), done)}")
     print("\n".join([*notes, *_estimate(study, untrained, data, bench)]))
     if reason:
         raise ValueError(f"this dataset cannot carry the study. {reason}")
     return 0
+
+
+def _counted(pretrainings: int, trainings: int, done: int) -> str:
+    return (
+        f"{count_of(pretrainings + trainings, 'run')}: {count_of(pretrainings, 'pretraining')} and {trainings} "
+        f"fine-tunings or trainings from scratch, each of these with its evaluation; {done} done."
+    )
 
 
 def _require_dataset(dataset: str | int) -> None:

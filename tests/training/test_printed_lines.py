@@ -310,6 +310,13 @@ def test_folds_that_do_not_exist_are_listed_by_the_line(dataset, trained, paste)
     assert "5-fold-0" in paste(line) or "fold-0" in paste(line)
 
 
+def test_a_fold_that_is_no_number_is_listed_by_the_line(mine, paste, capfd):
+    trainer = ("-tr", "nnUNetTrainerMIMPretrain", "-device", "cpu")
+    said = refusal(capfd, "train", 901, "2d", "al", *trainer)
+    line = re.search(r"fold \(=al\) must be a number, or all; (.*) lists them\.", said)[1]
+    assert "fold-0" in paste(line)
+
+
 def test_folds_of_a_dataset_that_differ_are_copied_by_the_line(mine, dataset, trained, paste):
     splits = read_json(dataset / "splits_final.json", list)
     splits[0]["train"] = splits[0]["train"][:-1]
