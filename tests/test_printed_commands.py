@@ -281,6 +281,7 @@ EXPECTED = {
         "nnunet-ssp convert --help lists": WORD,
     },
     "nnunet_ssp/study/estimate.py": {"nnunet-ssp bench --json writes": WORD},
+    "nnunet_ssp/study/gpus.py": {"across_machines() begins with nnunet-ssp": ITSELF},
     "nnunet_ssp/study/jobs.py": {
         "_train_job() begins with nnUNetv2_train": ITSELF,
         "_model_jobs() begins with nnUNetv2_predict": ITSELF,
