@@ -255,6 +255,7 @@ def test_plans_that_are_missing_are_made_by_the_line(mine, dataset, paste, capfd
 
 
 def test_plans_of_a_name_are_made_by_the_lines(dataset, pretrained_once, paste, capfd):
+    (dataset / "tiny.json").unlink()  # the checkpoint's own plans would be named instead
     said = refusal(capfd, "inspect", pretrained_once(), "-d", 901, "-p", "mine")
     paste(line_after(said, "make it with "))
     assert (dataset / "mine.json").is_file()
