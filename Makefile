@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/nnunet-ssp demo $(if $(DATA),--data "$(DATA)")
 
 # Each process of pytest has one thread; threads of the commands that they start give their core away while they wait.
-PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rs -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The tests for every change, in less than 15 minutes on two cores; ARGS="-m 'not slow'" leaves out those that run
 # nnU-Net's commands.
@@ -56,9 +56,9 @@ release: $(VENV)/.installed-dev
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "nnunet-ssp needs Python 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo 'Installing nnU-Net and PyTorch into $(VENV): about $(if $(filter cpu,$(TORCH)),2,7) GB on disk, some minutes.'
+	@echo 'Installing nnU-Net and PyTorch into $(VENV): about $(if $(filter cpu,$(TORCH)),2 GB on disk after 0.4,7 GB on disk after 3) GB of download, some minutes.'
 	@test -n '$(TORCH)' || command -v nvidia-smi > /dev/null || \
-		echo 'There is no NVIDIA driver here: make $(MAKECMDGOALS) TORCH=cpu installs about 2 GB in place of 7.'
+		echo 'There is no NVIDIA driver here: make $(MAKECMDGOALS) TORCH=cpu installs about 2 GB in place of 7, if your index has it.'
 	$(if $(filter cpu,$(TORCH)),$(BIN)/python -m pip install --disable-pip-version-check torch --index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --disable-pip-version-check --editable .
 	touch $@

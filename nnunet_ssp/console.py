@@ -9,6 +9,7 @@ import linecache
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,25 @@ def some(names: Collection[str], limit: int = 10) -> str:
     ordered = names if isinstance(names, Sequence) else sorted(names)
     more = [f"... ({len(names)} in all)"] if len(names) > limit else []
     return ", ".join([*ordered[:limit], *more])
+
+
+class Paced:
+    """Prints on stderr how far a long work is, at most once in some seconds.
+
+    Args:
+        seconds: Least time between two lines.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(self, seconds: float = 15, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._said = clock()
+
+    def __call__(self, text: str) -> None:
+        """Print a line, unless the last one is too young."""
+        if self._clock() - self._said >= self._seconds:
+            print(text, file=sys.stderr, flush=True)
+            self._said = self._clock()
 
 
 class Stopped(SystemExit, RuntimeError):

@@ -9,11 +9,12 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from nnunet_ssp.console import Paced
 from nnunet_ssp.launch import SMALL_PLANS, trainer_paths, trainers_folder
 from nnunet_ssp.nnunet import NNUNET_FOLDERS, has_tilde, without_tilde
 from nnunet_ssp.parallel import available_cores, small_machine_environment
@@ -123,8 +124,9 @@ def _folders() -> Iterator[Diagnosis]:
                 yield "ok", found, ""
 
 
-def _trainers() -> Iterator[Diagnosis]:
-    """Check that nnU-Net's own search finds each of our trainers."""
+def _trainers(tell: Callable[[str], None] | None = None) -> Iterator[Diagnosis]:
+    """Check that nnU-Net's own search finds each of our trainers; `tell` prints how far it is."""
+    tell = tell or Paced()
     ours = trainers_folder()
     paths = trainer_paths()
     start_file = 'eval "$(nnunet-ssp env)", also in your shell\'s start file'
@@ -139,7 +141,8 @@ def _trainers() -> Iterator[Diagnosis]:
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     names = sorted(file.stem for file in ours.glob("nnUNetTrainer*.py"))
-    for name in names:
+    for number, name in enumerate(names):
+        tell(f"         {number} of {len(names)} trainers found so far ...")
         search = io.StringIO()
         try:
             with contextlib.redirect_stdout(search), contextlib.redirect_stderr(search):

@@ -175,6 +175,19 @@ def small_plans_hint(number: int) -> str:
     )
 
 
+def planning_command(number: int, plans: str, how: str = "") -> str:
+    """Return the command that makes plans of a name.
+
+    Args:
+        number: The dataset's id.
+        plans: Their name.
+        how: Arguments of `nnunet-ssp prepare` that make plans of this name; by default nnU-Net's way.
+    """
+    if not how and plans != NNUNET_PLANS:
+        how = f"-overwrite_plans_name {shlex.quote(plans)}"
+    return f"nnunet-ssp prepare {number} {how}".rstrip()
+
+
 def training_command(prepared: Path, fold: int | str, trainer: str, plans: str = "") -> str:
     """Return the command that trains on a fold, as it works on this machine.
 

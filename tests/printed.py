@@ -17,7 +17,9 @@ _COMMAND = re.compile(
     r"export (?=[A-Za-z_{}]+=)|mkdir )(?:[^\n.,;:()`#]|\.(?=\S)|:(?=[a-z/]))*"
 )
 _ALONE = re.compile(r"nnunet-ssp|nnUNetv2_[a-z_]+|cp|export ")  # the first of the words of a line
-MAKERS = frozenset({"command", "training_command", "prepare_command"})  # return a line
+MAKERS = frozenset(
+    {"command", "training_command", "prepare_command", "planning_command"}
+)  # return a line
 
 
 def mentions(source: str) -> Iterator[str]:

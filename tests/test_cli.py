@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import os
 import shlex
 import subprocess
@@ -386,3 +387,29 @@ def test_every_path_is_read_with_its_home():
     found = list(arguments_of(cli._parser()))
     assert {"inputs", "checkpoint", "postprocessing", "pth"} <= {action.dest for action in found}
     assert [action.dest for action in found if action.type is Path] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "folds {}",
+        "prepare {}",
+        "predict -i FOLDER -d {} -o out",
+        "evaluate {} FOLDER",
+        "study demooij -d {} --dry-run",
+    ],
+)
+def test_a_dataset_goes_by_its_full_name(line: str, tmp_path: Path, monkeypatch, capsys):
+    """Of the same number, and of another name: what is refused is the name."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        for name in ("Dataset131_Bar", "Dataset132_Other"):
+            (tmp_path / variable / name).mkdir(parents=True)
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    about = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "LV": 1}}
+    for name in ("Dataset131_Bar", "Dataset132_Other"):
+        content = json.dumps({**about, "file_ending": ".nii.gz", "numTraining": 0})
+        (tmp_path / "nnUNet_raw" / name / "dataset.json").write_text(content)
+    (tmp_path / "FOLDER").mkdir()
+    assert main(line.format("Dataset131_Foo").split()) == 1
+    assert "Dataset131_Foo" in capsys.readouterr().err

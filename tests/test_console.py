@@ -11,6 +11,7 @@ import pytest
 from nnunet_ssp.console import (
     ERRORS,
     IdOrName,
+    Paced,
     Stopped,
     count_of,
     decimal,
@@ -205,3 +206,12 @@ def test_the_nearest_names_are_offered():
     assert nearest("nnUNetTrainerMIM", trainers) == " Perhaps nnUNetTrainerMIMPretrain?"
     assert nearest("mimpretrain", trainers) == " Perhaps nnUNetTrainerMIMPretrain?"
     assert nearest("", trainers) == ""
+
+
+def test_a_long_work_says_how_far_it_is_every_15_seconds(capsys):
+    now = [100.0]
+    tell = Paced(clock=lambda: now[0])
+    for second in range(46):
+        now[0] = 100.0 + second
+        tell(f"second {second}")
+    assert capsys.readouterr().err == "second 15\nsecond 30\nsecond 45\n"

@@ -321,3 +321,13 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch):
     [(verdict, found, advice)] = bad(doctor._hardware)
     assert verdict == "warning" and found.startswith("no CUDA GPU")
     assert "-device cpu" in advice and "-gpu_memory_target 0.1" in advice
+
+
+def test_the_search_for_trainers_says_how_far_it_is():
+    said: list[str] = []
+    [(verdict, *_)] = doctor._trainers(said.append)
+    names = list(trainers_folder().glob("nnUNetTrainer*.py"))
+    assert verdict == "ok"
+    assert said == [
+        f"         {n} of {len(names)} trainers found so far ..." for n in range(len(names))
+    ]

@@ -101,6 +101,7 @@ CHAIN = "tests/test_printed_commands.py::test_each_printed_command_works_as_it_i
 LINES = "tests/training/test_printed_lines.py::"
 STORE = LINES + "test_a_damaged_store_is_mended_by_the_line"
 FOLDS = LINES + "test_folds_are_trained_on_by_their_lines"
+DRY = "tests/study/test_dry_run.py::"
 DOCTOR = "tests/test_doctor.py::test_the_lines_for_folders_work_as_they_are"
 NAME = "no command: the name of the package, or of a command in a sentence"
 WORD = (
@@ -147,11 +148,14 @@ EXPECTED = {
     "nnunet_ssp/console.py": {"run_command() asks command()": NAME},
     "nnunet_ssp/conversion/convert.py": {
         "nnunet-ssp prepare {}": CHAIN,
-        "nnunet-ssp folds {}": WORD,
+        "nnunet-ssp folds {}": "tests/conversion/test_convert.py::"
+        "test_deleted_folds_are_named_also_after_an_interruption",
         "nnunet-ssp {}": NAME,
         "nnunet-ssp prepare again": WORD,
     },
-    "nnunet_ssp/conversion/record.py": {"nnunet-ssp prepare {}": WORD},
+    "nnunet_ssp/conversion/record.py": {
+        "nnunet-ssp prepare {}": LINES + "test_a_finished_conversion_is_prepared_by_the_line"
+    },
     "nnunet_ssp/demo/command.py": {
         "run() begins with nnunet-ssp": ITSELF,
         "phantom_step() begins with nnunet-ssp": ITSELF,
@@ -196,9 +200,9 @@ EXPECTED = {
         "export {}={}": DOCTOR,
         "export {}={}/{}": ITSELF,
         "nnunet-ssp env": DOCTOR,
-        "nnunet-ssp prepare {} {}": CHAIN,
         "nnunet-ssp prepare {} &&": LINES + "test_an_unprepared_dataset_is_prepared_by_the_line",
         "nnUNetv2_train {} 2d {}{} -tr {}{}": FOLDS,
+        "nnunet-ssp prepare {} {}": LINES + "test_plans_of_a_name_are_made_by_the_lines",
     },
     "nnunet_ssp/nnunet.py": {
         # with a note on a relative folder
@@ -226,7 +230,10 @@ EXPECTED = {
         "nnunet-ssp export fold_0/checkpoint_final.pth -o heart-mim": WORD,
         "nnunet-ssp import heart-mim.zip -d 114": WORD,
     },
-    "nnunet_ssp/sharing/card.py": {"nnunet-ssp import THIS_{} -d DATASET": WORD},
+    "nnunet_ssp/sharing/card.py": {
+        "nnunet-ssp import THIS_{} -d DATASET": LINES
+        + "test_an_imported_pretraining_goes_on_by_its_lines"
+    },
     "nnunet_ssp/sharing/export.py": {
         "nnUNetv2_export_model_to_zip shares models that segment": WORD
     },
@@ -260,14 +267,18 @@ EXPECTED = {
         "_keep() begins with nnunet-ssp": "tests/study/test_command.py::test_from_nothing_to_the_page",
     },
     "nnunet_ssp/study/data.py": {
-        "nnunet-ssp folds {} lists them": WORD,
-        "nnunet-ssp prepare {} --plans-from {} -p {}": WORD,
-        "nnunet-ssp prepare {} again": WORD,
-        "nnunet-ssp prepare {} first": WORD,
+        "nnunet-ssp folds {} lists them": LINES + "test_a_study_has_folds_listed_by_its_line",
+        "nnunet-ssp prepare {} --plans-from {} -p {}": LINES
+        + "test_a_study_has_another_dataset_prepared_by_its_line",
+        "nnunet-ssp prepare {} -p {}": LINES
+        + "test_a_study_has_its_dataset_prepared_again_by_its_line",
+        "open_data() asks planning_command()": LINES + "test_plans_of_a_name_are_made_by_the_lines",
     },
     "nnunet_ssp/study/dry_run.py": {
-        "nnunet-ssp bench --json bench.json measures the speeds here": WORD,
-        "nnunet-ssp convert acdc -i FOLDER -d {} && nnunet-ssp prepare {}": WORD,
+        "nnunet-ssp bench --json bench.json measures the speeds here": DRY
+        + "test_dry_run_of_a_method_of_ones_own",
+        "nnunet-ssp convert acdc -i FOLDER -d {} && nnunet-ssp prepare {}": DRY
+        + "test_a_named_dataset_is_made_by_the_line",
         "nnunet-ssp convert --help lists": WORD,
     },
     "nnunet_ssp/study/estimate.py": {"nnunet-ssp bench --json writes": WORD},
@@ -282,7 +293,7 @@ EXPECTED = {
     },
     "nnunet_ssp/study/preparing.py": {
         "make_phantom() begins with nnunet-ssp": ITSELF,
-        "make_plans() begins with nnunet-ssp": ITSELF,
+        "_planning() asks planning_command()": DRY + "test_plans_that_the_study_makes",
         "make_folds() begins with nnunet-ssp": ITSELF,
         "nnunet-ssp folds {}": WORD,
         "folds_that_cannot_be_made() begins with nnunet-ssp": ITSELF,
@@ -320,9 +331,12 @@ EXPECTED = {
     "nnunet_ssp/training/inspection.py": {
         "reveal() begins with nnunet-ssp": LINES
         + "test_what_a_checkpoint_reveals_is_removed_by_the_line",
-        "nnunet-ssp prepare {} first": WORD,
+        "compare_with_dataset() asks planning_command()": LINES
+        + "test_plans_of_a_name_are_made_by_the_lines",
     },
     "nnunet_ssp/training/launched.py": {
+        "nnunet-ssp folds {} lists them": LINES
+        + "test_a_fold_that_is_no_number_is_listed_by_the_line",
         "nnUNetv2_train": WORD,
         "torchrun starts": NAME,
         "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST": (

@@ -77,6 +77,18 @@ def test_a_release_is_tried_as_a_stranger_does() -> None:
     assert commands == ["env", "doctor", "phantom", "convert"]
 
 
+def test_the_slow_tests_run_on_a_schedule_and_by_hand() -> None:
+    content = read(ROOT / ".github" / "workflows" / "tests.yml")
+    assert {"schedule", "workflow_dispatch"} <= content["on"].keys()
+    (job,) = (
+        job
+        for job in content["jobs"].values()
+        if any(step.get("run") == "make test-slow" for step in job["steps"])
+    )
+    for event in ("schedule", "workflow_dispatch"):
+        assert f"github.event_name == '{event}'" in job["if"]
+
+
 @every_workflow
 def test_it_follows_githubs_schema(file: Path) -> None:
     """The schema comes with the package: nothing is downloaded."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_ssp.cohort.cases import Case, case_files
+from nnunet_ssp.cohort.cases import Case, case_files, shown_subjects
 from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.cohort.lookalikes import SAME, UNSEEN, fingerprint, look_alikes
 from nnunet_ssp.cohort.membership import held_out, is_trainable, subjects_of, test_subjects
@@ -131,7 +131,7 @@ def leaks_in_folds(
                 )
                 yield f"fold {number}: {name} {why}"
         train, val = (subjects_of(known & {*side}, cases) for side in (fold.train, fold.val))
-        for subject in sorted(train & val):
+        for subject in shown_subjects(train & val, cases):
             yield f"fold {number}: {subject} is in both train and val"
 
 
@@ -184,10 +184,11 @@ def _judge(
     for first, second, similarity in pairs:
         surely = similarity >= SAME
         kind = "look like one heart" if surely else "resemble each other, look at them"
-        text = f"{first} and {second} {kind} (similarity {similarity:.2f})"
+        one, other = (shown_subjects([key], cases)[0] for key in (first, second))
+        text = f"{one} and {other} {kind} (similarity {similarity:.2f})"
         apart = [n for n, val in enumerate(excluded) if (first in val) != (second in val)]
         if (first in tests) != (second in tests):
-            yield f"{text}: {first if first in tests else second} is a test subject", surely
+            yield f"{text}: {one if first in tests else other} is a test subject", surely
         elif apart:
             yield f"{text}: on two sides of fold {', '.join(map(str, apart))}", surely
         elif not folds:

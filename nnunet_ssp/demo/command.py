@@ -388,15 +388,17 @@ class ProgressBar:
 
     Args:
         total: Sum of the steps' weights.
+        clock: Returns the time in seconds.
     """
 
-    def __init__(self, total: float) -> None:
+    def __init__(self, total: float, clock: Callable[[], float] = time.monotonic) -> None:
         from tqdm import tqdm
 
+        self._clock = clock
         self._done = 0.0
         # Whether what is shown next was done by an earlier call, which tells nothing about the time left.
         self._earlier = False
-        self._said = time.monotonic()
+        self._said = clock()
         self._bar = tqdm(
             total=total,
             disable=None,  # no bar where the output is no terminal
@@ -412,7 +414,7 @@ class ProgressBar:
 
     def say(self, text: str) -> None:
         """Print above the bar."""
-        self._said = time.monotonic()
+        self._said = self._clock()
         self._bar.write(text)
         sys.stdout.flush()
 
@@ -420,8 +422,8 @@ class ProgressBar:
         """Take the next part that is shown as done by an earlier call."""
         self._earlier = True
 
-    def show(self, name: str, part: float) -> None:
-        """Name the running step, of which `part` (0 to 1) is done."""
+    def show(self, name: str, part: float, last: str = "") -> None:
+        """Name the running step, of which `part` (0 to 1) is done; of other steps, show the last line of the log."""
         if part and self._earlier:
             self._bar.initial += WEIGHTS[name] * part
             self._earlier = False
@@ -429,8 +431,9 @@ class ProgressBar:
         self._bar.set_description_str(step, refresh=False)
         self._bar.n = self._done + WEIGHTS[name] * part
         self._bar.refresh()
-        if self._bar.disable and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
-            self.say(f"  {step}, {self._bar.n / self._bar.total:.0%} of the demo")
+        if self._bar.disable and self._clock() - self._said >= SECONDS_BETWEEN_LINES:
+            words = f": {last}" if last and not part else ""
+            self.say(f"  {step}, {self._bar.n / self._bar.total:.0%} of the demo{words}")
 
     def finish(self, name: str) -> None:
         """Count a step as done."""
@@ -466,7 +469,7 @@ class CommandRunner:
                 step.command,
                 sink,
                 {**self.environment, **settings},
-                lambda: self.progress.show(step.name, trained_part(log)),
+                lambda: self.progress.show(step.name, trained_part(log), last_said(log)),
             )
         if status != 0:
             raise RuntimeError(
@@ -480,3 +483,9 @@ def trained_part(log: Path) -> float:
     # "Epoch 3" opens an epoch; "Epoch time: 12.3 s" closes it.
     begun = re.findall(r"\bEpoch (\d+)\s*$", log.read_text("utf-8", "replace"), re.MULTILINE)
     return min(1.0, int(begun[-1]) / EPOCHS) if begun else 0.0
+
+
+def last_said(log: Path) -> str:
+    """Return the last line of a log that is not empty, as a terminal shows it: bars end in a carriage return."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", last_lines(log, 3))]
+    return next((line[:80] for line in reversed(lines) if line), "")

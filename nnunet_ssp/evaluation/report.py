@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nnunet_ssp.console import Paced, count_of
 from nnunet_ssp.evaluation.console import introduction
 from nnunet_ssp.evaluation.files import (
     case_list,
@@ -39,10 +40,14 @@ if TYPE_CHECKING:
 MODELS_PER_OVERLAY = 4
 
 
-def evaluation_page(evaluation: Evaluation) -> Page:
-    """Build the page of an evaluation."""
+def evaluation_page(evaluation: Evaluation, tell: Callable[[str], None] | None = None) -> Page:
+    """Build the page of an evaluation; `tell` prints how far it is."""
     models = list(evaluation.models)
-    page = Page(f"{evaluation.dataset}: {listing(models)}")
+    tell = tell or Paced()
+    page = Page(
+        f"{evaluation.dataset}: {listing(models)}",
+        drawn=lambda n: tell(f"Drawing the report: {count_of(n, 'figure')} so far"),
+    )
     page.paragraph(introduction(evaluation))
     for note in evaluation.notes:
         page.paragraph(note if note.startswith("WARNING") else f"Note: {note}")

@@ -115,10 +115,14 @@ class Page:
     Args:
         title: Title of the window and first heading.
         notice: Line above the heading that must be read first.
+        drawn: Called with the number of figures so far, after each.
     """
 
-    def __init__(self, title: str, notice: str = "") -> None:
+    def __init__(
+        self, title: str, notice: str = "", drawn: Callable[[int], None] = lambda number: None
+    ) -> None:
         self.title = title
+        self._drawn, self._n_drawn = drawn, 0
         self._parts: list[str] = []
         self._moves = False
         if notice:
@@ -247,6 +251,7 @@ class Page:
             size: Width and height in inches; they decide the size of the letters.
         """
         self._parts.append(_plot(draw, alt, caption, size, wide=True))
+        self._count_figure()
 
     def gallery(
         self,
@@ -262,9 +267,17 @@ class Page:
             caption: Text under all of them.
             size: Width and height of each in inches.
         """
-        inner = "\n".join(_plot(draw, alt, "", size) for draw, alt in plots)
+        drawn = []
+        for draw, alt in plots:
+            drawn.append(_plot(draw, alt, "", size))
+            self._count_figure()
+        inner = "\n".join(drawn)
         note = f'<p class="note">{html.escape(caption)}</p>' if caption else ""
         self._parts.append(f'<div class="gallery">{inner}</div>{note}')
+
+    def _count_figure(self) -> None:
+        self._n_drawn += 1
+        self._drawn(self._n_drawn)
 
     def player(self, sprites: Sprites, caption: str = "") -> None:
         """Add a cine with sliders for frame and slice; a page has at most one."""

@@ -214,8 +214,10 @@ def _asked_for(
     """Put a call's dataset and plans in place of the study's; refuse models and folds that it lacks."""
     if dataset is not None:
         study = study.model_copy(update={"dataset": dataset, "phantom": None})
-    if plans is not None:
-        study = study.model_copy(update={"plans": plans})
+    if plans is not None:  # the study makes them where they are missing
+        renamed = f"{study.prepare} -overwrite_plans_name {shlex.quote(plans)}"
+        prepare = renamed if study.prepare and plans != study.plans else study.prepare
+        study = study.model_copy(update={"plans": plans, "prepare": prepare})
     for option, names, known in (
         ("--models", models, study.models),
         ("--folds", folds, study.folds),
@@ -324,7 +326,7 @@ def _run(study: Study, call: _Call) -> int:
             asked = only(study_runs(study, None, output), call.models, call.folds)
             _must_have_files(asked, output)
         make_plans(study)
-    data = open_data(study.dataset, study.plans)
+    data = open_data(study.dataset, study.plans, study.prepare)
     if not call.only_results:
         data = make_folds(study, data)
     runs = study_runs(study, data, output)

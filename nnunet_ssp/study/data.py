@@ -22,6 +22,7 @@ from nnunet_ssp.cohort.membership import (
 )
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
+from nnunet_ssp.launch import planning_command
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.slices.store import StoredCase, read_index, store_folder
 
@@ -182,7 +183,11 @@ class Data:
             FileNotFoundError: There is no such dataset, or it has no such plans.
         """
         if dataset not in self._sources:
-            folder = dataset_folder(nnunet_folder("nnUNet_preprocessed"), dataset)
+            prepared = nnunet_folder("nnUNet_preprocessed")
+            try:
+                folder = dataset_folder(prepared, dataset)
+            except FileNotFoundError:  # it is only converted
+                folder = prepared / dataset_folder(nnunet_folder("nnUNet_raw"), dataset).name
             file = folder / f"{self.plans_name}.json"
             if not file.is_file():
                 raise FileNotFoundError(
@@ -245,7 +250,7 @@ class Data:
         if missing := next((name for name in names if name not in known), None):
             raise ValueError(
                 f"{self.dataset.prepared} was prepared before the dataset changed ({missing} is in only one of "
-                f"cases.csv and slice store): run nnunet-ssp prepare {self.number} again."
+                f"cases.csv and slice store). Prepare it again: nnunet-ssp prepare {self.number} -p {self.plans_name}"
             )
 
 
@@ -269,8 +274,13 @@ def digest_of(place: Path) -> str:
     return whole.hexdigest()[:16]
 
 
-def open_data(dataset: str | int, plans_name: str) -> Data:
+def open_data(dataset: str | int, plans_name: str, how: str = "") -> Data:
     """Open a prepared dataset.
+
+    Args:
+        dataset: Id or name.
+        plans_name: Name of its plans.
+        how: Arguments of `nnunet-ssp prepare` that make them, see `planning_command`.
 
     Raises:
         FileNotFoundError: There is no such dataset, or it is not prepared with these plans.
@@ -280,9 +290,8 @@ def open_data(dataset: str | int, plans_name: str) -> Data:
     found = open_dataset(dataset)
     file = found.prepared / f"{must_be_plain(plans_name, 'plans')}.json"
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} is missing: run nnunet-ssp prepare {dataset_id(found.home.name)} first, or name its plans with -p."
-        )
+        line = planning_command(dataset_id(found.home.name), plans_name, how)
+        raise FileNotFoundError(f"{file} is missing; name other plans with -p, or make it: {line}")
     configuration = _configuration(file)
     return Data(found, plans_name, configuration)
 

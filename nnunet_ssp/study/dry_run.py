@@ -50,6 +50,7 @@ def list_runs(
         missing_files,
         missing_folds,
         phantom_name,
+        plans_to_be_made,
     )
     from nnunet_ssp.study.results import Results
     from nnunet_ssp.study.runs import only, study_runs
@@ -59,8 +60,11 @@ def list_runs(
     try:
         if dataset is None:
             raise FileNotFoundError("no dataset is named: give it with -d.")
-        data = open_data(dataset, study.plans)
-        list(map(data.of, study.plans_of_runs()))  # refuses those that are missing
+        if plans := plans_to_be_made(study):
+            notes += plans
+        else:
+            data = open_data(dataset, study.plans, study.prepare)
+            list(map(data.of, study.plans_of_runs()))  # refuses those that are missing
     except (FileNotFoundError, RuntimeError) as error:
         data = None
         notes.append(f"Without the data set: {error}")
@@ -89,14 +93,18 @@ def list_runs(
         untrained = first, second
     print("\n".join(_listing(study, pretrainings, trainings)))
     done = len(pretrainings) + len(trainings) - len(left)
-    print(
-        f"\n{count_of(len(pretrainings) + len(trainings), 'run')}: {count_of(len(pretrainings), 'pretraining')} and "
-        f"{len(trainings)} fine-tunings or trainings from scratch, each of these with its evaluation; {done} done."
-    )
+    print(f"\n{_counted(len(pretrainings), len(trainings), done)}")
     print("\n".join([*notes, *_estimate(study, untrained, data, bench)]))
     if reason:
         raise ValueError(f"this dataset cannot carry the study. {reason}")
     return 0
+
+
+def _counted(pretrainings: int, trainings: int, done: int) -> str:
+    return (
+        f"{count_of(pretrainings + trainings, 'run')}: {count_of(pretrainings, 'pretraining')} and {trainings} "
+        f"fine-tunings or trainings from scratch, each of these with its evaluation; {done} done."
+    )
 
 
 def _require_dataset(dataset: str | int) -> None:

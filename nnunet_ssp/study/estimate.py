@@ -80,7 +80,8 @@ def hours(
         return None
     pixels = math.prod(patch) / speeds.side**2
     pretraining, finetuning = runs
-    if data is None and any(run.dataset for run in pretraining):  # another's size is in no file
+    known = study.sizes.other_datasets if study.sizes else {}
+    if data is None and any(run.dataset and run.dataset not in known for run in pretraining):
         return None
     seconds = [0.0, 0.0]
     for run in pretraining:
@@ -98,6 +99,8 @@ def _pretraining_images(study: Study, run: Run, data: Data | None) -> float:
     sizes = study.sizes
     if data and run.dataset:
         n = data.source(dataset_id(run.dataset)).n_slices
+    elif sizes and run.dataset:
+        n = sizes.other_datasets[run.dataset]
     else:
         n = data.pretraining_slices(run.fold) if data else sizes.pretraining_slices if sizes else 0
         if data and settings.data_superset is not None:  # in proportion to the subjects

@@ -15,7 +15,7 @@ from pathlib import Path
 from nnunet_ssp.cohort.dataset import open_dataset
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
-from nnunet_ssp.launch import find_command
+from nnunet_ssp.launch import find_command, planning_command
 from nnunet_ssp.nnunet import NNUNET_FOLDERS, dataset_id, environment
 from nnunet_ssp.study.data import Data, open_data, planned
 from nnunet_ssp.study.runs import Run
@@ -72,12 +72,37 @@ def make_plans(study: Study) -> None:
         RuntimeError: The command failed.
     """
     assert study.dataset is not None
+    for plans, arguments in _missing_plans(study).items():
+        print(f"Preparing {study.dataset} with plans {plans} ...", flush=True)
+        _command(shlex.split(_planning(study, plans, arguments)), Path.cwd())
+
+
+def plans_to_be_made(study: Study) -> list[str]:
+    """Say in words which plans `make_plans` will make, of a dataset that is there.
+
+    Raises:
+        FileNotFoundError: There is no such dataset.
+        RuntimeError: One of nnU-Net's variables is not set.
+    """
+    if study.phantom is not None or study.dataset is None:
+        return []
+    name = open_dataset(study.dataset).home.name
+    return [
+        f"{name} has no plans {plans} yet: the study makes them, with {_planning(study, plans, arguments)}"
+        for plans, arguments in _missing_plans(study).items()
+    ]
+
+
+def _missing_plans(study: Study) -> dict[str, str]:
+    """Return what `prepare` is told for each plans that the study makes, by name."""
     own = {} if study.phantom else {study.plans: study.prepare}
-    for plans, arguments in {**own, **study.plans_of_runs()}.items():
-        if arguments and not planned(study.dataset, plans):
-            print(f"Preparing {study.dataset} with plans {plans} ...", flush=True)
-            number = str(dataset_id(str(study.dataset)))
-            _command(("nnunet-ssp", "prepare", number, *shlex.split(arguments)), Path.cwd())
+    wanted = {**own, **study.plans_of_runs()}
+    dataset = str(study.dataset)
+    return {name: how for name, how in wanted.items() if how and not planned(dataset, name)}
+
+
+def _planning(study: Study, plans: str, arguments: str) -> str:
+    return planning_command(dataset_id(str(study.dataset)), plans, arguments)
 
 
 def link_validation_images(trainings: Iterable[Run], data: Data, output: Path) -> None:

@@ -233,6 +233,8 @@ class Sizes(_Part):
     pretraining_slices: int = Field(ge=1)
     # Slices by fold, as named in `folds`.
     labelled_slices: Named[int]
+    # Slices of other datasets that are pretrained on, by their numbers.
+    other_datasets: Named[Annotated[int, Field(ge=1)]] = {}
     # Batch size of fine-tuning.
     batch_size: int = Field(ge=1)
     patch_size: tuple[int, int]

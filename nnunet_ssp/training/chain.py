@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_ssp.cohort import privacy
-from nnunet_ssp.cohort.cases import Case
+from nnunet_ssp.cohort.cases import Case, shown_subjects
 from nnunet_ssp.cohort.membership import held_out, test_subjects
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files.contents import shown
@@ -94,11 +94,12 @@ def refuse_test_subjects(links: Sequence[ChainLink], cases: Mapping[str, Case]) 
     for number, link in enumerate(links, 1):
         leaked = privacy.ours_among(test_subjects(cases), link.get("subjects", ()))
         if leaked:
+            shown = shown_subjects(leaked, cases)
             where = (
                 f" in link {number} of {len(links)}, {link_name(link)}" if len(links) > 1 else ""
             )
             raise ValueError(
-                f"The pretrained weights have seen test subject {', '.join(leaked)}{where}: every result would be "
+                f"The pretrained weights have seen test subject {', '.join(shown)}{where}: every result would be "
                 "wrong. Pretrain again without it."
             )
 

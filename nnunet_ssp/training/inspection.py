@@ -12,8 +12,9 @@ from nnunet_ssp.files.bundles import DRAWN, ENDING
 from nnunet_ssp.files.contents import printable
 from nnunet_ssp.files.names import is_plain, must_be_plain
 from nnunet_ssp.files.nnunet import read_dataset, read_plans
+from nnunet_ssp.launch import planning_command
 from nnunet_ssp.network import is_alias, is_output_layer
-from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
+from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.training import chain, snapshots, transfer
 from nnunet_ssp.training.adapters import Adaptation
@@ -199,10 +200,10 @@ def compare_with_dataset(
     file = folder / f"{must_be_plain(plans_name, '-p')}.json"
     if not file.is_file():
         own = (pretrained.plans or {}).get("plans_name")
-        way = f"run nnunet-ssp prepare {dataset} first"
+        way = f"make it with {planning_command(dataset_id(dataset), plans_name)}"
         if isinstance(own, str) and is_plain(own) and (folder / f"{own}.json").is_file():
             way = f"use the checkpoint's own plans, which this dataset has, with -p {own}"
-        raise FileNotFoundError(f"{file} is missing: {way}.")
+        raise FileNotFoundError(f"{file} is missing: {way}")
     content = read_plans(file, trust)
     dataset_json = read_dataset(folder / "dataset.json")
     planned = planned_network(content, configuration, dataset_json, str(file))

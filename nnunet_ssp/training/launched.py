@@ -120,7 +120,9 @@ def _train(
             f"-tr (={trainer}) must be one of our trainers of pretraining; for others there is nnUNetv2_train."
         )
     if fold != "all" and not fold.isdecimal():
-        raise ValueError(f"fold (={fold}) must be a number, or all.")
+        raise ValueError(
+            f"fold (={fold}) must be a number, or all; nnunet-ssp folds {dataset} lists them."
+        )
     run_training(
         *(dataset, configuration, fold, trainer, plans_name),
         None if weights is None else str(weights),

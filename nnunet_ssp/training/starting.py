@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunet_ssp.cohort.cases import shown_subjects
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.training import chain, fitting, imagenet, transfer
@@ -119,9 +120,10 @@ class StartingTrainer(SettingsTrainer):
             lines = "\n".join(f"  {line}" for line in chain.chain_in_words(self.chain))
             self.print_to_log_file(f"Trainings behind these weights:\n{lines}")
         if self.seen_in_validation:
+            names = shown_subjects(self.seen_in_validation, self.cases)
             self.print_to_log_file(
                 f"WARNING: pretraining has seen {count_of(len(self.seen_in_validation), 'subject')} of this "
-                f"fold's validation set ({', '.join(self.seen_in_validation[:5])}). Pretrain on fold {self.fold} for a "
+                f"fold's validation set ({', '.join(names[:5])}). Pretrain on fold {self.fold} for a "
                 "clean validation."
             )
 

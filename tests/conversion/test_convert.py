@@ -5,6 +5,7 @@ import errno
 import importlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_ssp.cli import main
 from nnunet_ssp.cohort.cases import Case, case_name, read_cases
 from nnunet_ssp.cohort.splits import FOLD_SOURCE, read_splits, write_splits
 from nnunet_ssp.conversion import convert as conversion
@@ -360,10 +362,14 @@ def test_deleted_folds_are_named_also_after_an_interruption(
         with pytest.raises(RuntimeError, match="writing failed"):
             run(tasks("A", "B"), overwrite=True)
     run(tasks("A", "B"))
+    said = capsys.readouterr().out
     assert (
         "WARNING: deleted with the earlier conversion: fold 2 (few: 1 subject of 2-fold-0, seed 0). "
         "To append them again: nnunet-ssp folds 901 (see --help)."
-    ) in capsys.readouterr().out
+    ) in said
+    line = said.partition("To append them again: ")[2].partition(" (")[0]
+    assert main(shlex.split(line)[1:]) == 0
+    assert "2-fold-0" in capsys.readouterr().out
     run(tasks("A", "B"), overwrite=True)
     assert "deleted with" not in capsys.readouterr().out
 

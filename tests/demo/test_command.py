@@ -249,3 +249,40 @@ def test_import_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"torch", "numpy", "pandas", "matplotlib", "SimpleITK", "tqdm"} & set(modules)
+
+
+def test_where_there_is_no_bar_a_line_says_how_far_it_is(tmp_path, capsys):
+    """Every 20 seconds: a training's part, or what the running command said last."""
+    log = tmp_path / "log"
+    log.write_bytes(b"Planning\n\rpreparing:  10%\rpreparing:  50%\n\n")
+    assert demo.last_said(log) == "preparing:  50%"
+    now = [0.0]
+    with demo.ProgressBar(sum(demo.WEIGHTS.values()), clock=lambda: now[0]) as progress:
+        for second in range(41):
+            now[0] = second
+            progress.show("phantom", 0, demo.last_said(log))
+        progress.finish("phantom")
+        for name in ("convert", "prepare"):
+            progress.finish(name)
+        now[0] = 60
+        progress.show("pretrain", 0.5, "Epoch 5")
+        now[0] = 79
+        progress.show("pretrain", 0.6, "Epoch 6")
+    line = "  phantom, 0% of the demo: preparing:  50%\n"
+    # 10 + 10 + 20 of 660, and half of 270.
+    assert capsys.readouterr().out == f"{line}{line}  pretrain 50%, 27% of the demo\n"
+
+
+def test_the_last_line_of_a_command_is_shown_while_it_runs(tmp_path, monkeypatch):
+    shown = []
+    progress = type("Bar", (), {"show": lambda self, *what: shown.append(what)})()
+
+    def run_logged(command, sink, environment, watch):
+        sink.write(b"Writing subject 3\n")
+        sink.flush()
+        watch()
+        return 0
+
+    monkeypatch.setattr(demo, "run_logged", run_logged)
+    demo.CommandRunner({}, tmp_path, progress)(demo_report.Step("phantom", ("nnunet-ssp",)))
+    assert shown == [("phantom", 0.0, "Writing subject 3")]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.demo import report as demo_report
+from tests.browser import WIDTHS, seen
 
 
 def test_report_opens_with_the_caveat_and_holds_every_part(finished):
@@ -42,3 +43,10 @@ def test_scores_are_means_over_subjects_of_means_over_frames():
     assert list(means.index) == ["LV", "RV", "Mean"]
     assert means["Fine-tuned"].tolist() == [0.75, 0.25, 0.5]
     assert means["From scratch"].tolist() == [0, 1, 0.5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_a_desktop_and_a_phone(finished, tmp_path, width):
+    found = seen(Path("demo/report.html"), width, tmp_path)
+    assert found["width"] <= found["room"] <= width

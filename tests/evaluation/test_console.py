@@ -27,3 +27,15 @@ def test_the_terminal_has_the_numbers_of_the_summary(dataset, predict, tmp_path,
     (line,) = (line for line in lines if line.startswith("  better: ") and "missed" not in line)
     assert line.startswith(f"  better: {row['difference']:+.3f} (")
     assert f"better on {row['n_better']} of {row['n_subjects']} subjects; p " in line
+
+
+def test_few_subjects_have_no_p_value_and_the_terminal_says_why(dataset, predict, tmp_path, capsys):
+    """The test takes six subjects; these are five."""
+    models = [predict(name, shift) for name, shift in (("base", 2.0), ("better", 1.0))]
+    for folder in (*models, dataset / "labelsTs"):
+        for file in folder.glob("*T[567]_frame*"):
+            file.unlink()
+    assert run("114 -np 1 --no-report -o", tmp_path / "out", *models) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("  better: ") and "missed" not in line)
+    assert line.endswith(" of 5 subjects; no p value, which takes 6 subjects")

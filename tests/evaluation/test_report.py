@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from nnunet_ssp.evaluation import report
+from tests.browser import WIDTHS, seen
 from tests.evaluation.conftest import (
     Document,
     heart,
@@ -96,32 +93,12 @@ def test_the_page_has_every_part_and_asks_for_nothing(reports):
         assert len(document.all("img")) == 1 + overlays + 8 * models + 3
 
 
-def test_the_page_fits_a_phone(reports, tmp_path):
-    """In a headless browser, if there is one, only boxes that scroll are wider than the page."""
-    browser = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if browser is None:
-        pytest.skip("there is no Chromium here")
-    measure = """<script>onload = () => {
-      const page = document.querySelector('iframe').contentDocument, root = page.documentElement;
-      const images = [...page.images];
-      document.body.textContent = JSON.stringify({width: root.scrollWidth, room: root.clientWidth,
-        drawn: images.filter(i => i.complete && i.naturalWidth > 0).length, all: images.length,
-        text: parseFloat(page.defaultView.getComputedStyle(page.querySelector('td')).fontSize)});
-    }</script>"""
-    for number, path in enumerate(reports.values()):
-        inner = path.read_text(encoding="utf-8").replace('"', "&quot;")
-        page = f'{measure}<iframe width="360" height="800" style="border: 0" srcdoc="{inner}">'
-        outer = tmp_path / f"outer{number}.html"
-        outer.write_text(f'<!doctype html><meta charset="utf-8">{page}</iframe>', encoding="utf-8")
-        command = [browser, "--headless=new", "--disable-gpu", "--virtual-time-budget=10000"]
-        command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", outer.as_uri()]
-        if hasattr(os, "geteuid") and os.geteuid() == 0:
-            command.insert(1, "--no-sandbox")
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        body = done.stdout.partition("<body>")[2].partition("</body>")[0]
-        seen = json.loads(body)
-        assert seen["width"] <= seen["room"] <= 360
-        assert seen["drawn"] == seen["all"] > 0
-        assert seen["text"] >= 14
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_a_desktop_and_a_phone(reports, tmp_path, width):
+    """Only boxes that scroll are wider than the page."""
+    for path in reports.values():
+        page = seen(path, width, tmp_path)
+        assert page["width"] <= page["room"] <= width
+        assert page["drawn"] == page["all"] > 0
+        assert page["text"] >= 14

@@ -228,3 +228,13 @@ def test_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):
     page.write(path)
     assert path.read_text(encoding="utf-8") == page.html()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_each_figure_is_counted_as_it_is_drawn():
+    counts: list[int] = []
+    page = Page("Figures", drawn=counts.append)
+    page.plot(lambda canvas: canvas.subplots(), alt="one")
+    page.gallery(
+        [(lambda canvas: canvas.subplots(), "two"), (lambda canvas: canvas.subplots(), "three")]
+    )
+    assert counts == [1, 2, 3]

@@ -82,7 +82,9 @@ def test_a_store_of_another_time_is_refused(data):
 
 
 def test_without_plans(data):
-    with pytest.raises(FileNotFoundError, match=r"other\.json is missing: run nnunet-ssp prepare"):
+    with pytest.raises(
+        FileNotFoundError, match=r"make it: nnunet-ssp prepare 114 -overwrite_plans_name other$"
+    ):
         open_data(114, "other")
     write_json(data.dataset.prepared / "3d.json", {"configurations": {"3d_fullres": {}}})
     with pytest.raises(

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
-import importlib.util
 import os
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
+from nnunet_ssp.cli import _parser as parser
 from nnunet_ssp.cli import main
 from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.nnunet import dataset_folder
+from nnunet_ssp.study import preparing
+from nnunet_ssp.study.command import STUDIES
+from nnunet_ssp.study.command import _asked_for as asked_for
+from nnunet_ssp.study.spec import read_study
+from tests.cine_trees import add_acdc
 from tests.cohort.conftest import write_dataset
 from tests.cohort.test_few import acdc
 from tests.cohort.test_folds import make_cases, numbered
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("snakemake") is None, reason="Snakemake needs Python 3.11"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +71,28 @@ def test_dry_run_ends_with_an_error_where_folds_cannot_be_made(
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def test_plans_that_the_study_makes(nnunet_folders, tmp_path, monkeypatch, capsys):
+    """A dry run says with which line; a real run starts that very line."""
+    write_dataset(tmp_path / "raw" / "Dataset114_Toy", acdc())
+    started = []
+    monkeypatch.setattr(preparing, "_command", lambda words, folder: started.append(words))
+    monkeypatch.setattr(preparing, "folds_that_cannot_be_made", lambda study, dataset: "")
+    how = "--patch 96 96 --width 0.5 --batch 12 -overwrite_plans_name few96"
+    for given, arguments in (("few96", how), ("own", f"{how} -overwrite_plans_name own")):
+        assert main(["study", "acdc-few", "-d", "114", "-p", given, "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        line = f"nnunet-ssp prepare 114 {arguments}"
+        assert (
+            f"Dataset114_Toy has no plans {given} yet: the study makes them, with {line}\n" in said
+        )
+        assert "is missing" not in said and "with the sizes that the file gives" in said
+        study = read_study(STUDIES / "acdc-few.yaml", "cpu")
+        preparing.make_plans(asked_for(study, "114", given, None, None))
+        assert started[-1] == shlex.split(line)
+        words = parser().parse_args(started[-1][1:])
+        assert words.overwrite_plans_name == given
+
+
 def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):
     """The published sizes are 100 epochs of 90,618 slices for each method, and 1000 passes over the labelled slices."""
     monkeypatch.chdir(tmp_path)
@@ -98,7 +125,12 @@ def test_dry_run_of_a_method_of_ones_own(tmp_path, capsys, monkeypatch):
     write_json(tmp_path / "speeds.json", speeds)
     monkeypatch.setattr("nnunet_ssp.study.estimate.SHIPPED", tmp_path / "speeds.json")
     assert main(["study", "demooij", "--dry-run"]) == 0
-    assert "Hours: unknown for DINO. nnunet-ssp bench --json" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    line = re.search(r"Hours: unknown for DINO\. (nnunet-ssp bench .*) measures", said)[1]
+    assert parser().parse_args(shlex.split(line)[1:]).file == Path("bench.json")
+    (option,) = re.findall("then add (.*)\\.$", said, re.MULTILINE)
+    words = ["study", "demooij", "--dry-run", *shlex.split(option)]
+    assert parser().parse_args(words).bench == Path("bench.json")
 
 
 @pytest.mark.parametrize(("size", "epochs"), [("cpu", "42 precision=bf16"), ("gpu", "100")])
@@ -163,10 +195,21 @@ def test_shipped_studies_have_hours_without_the_data(
     assert "hours of one NVIDIA A100 (estimated)" in capsys.readouterr().out
 
 
-def test_hours_with_natural_images_need_their_dataset(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("size", ["pipelines", "resnet50"])
+def test_hours_with_natural_images_need_no_dataset(tmp_path, capsys, monkeypatch, size):
+    """Theirs: ImageNet's 1,281,167 training images, from which BYOL goes on to the slices."""
     monkeypatch.chdir(tmp_path)
-    assert main(["study", "kalapos", "--dry-run", "--size", "pipelines"]) == 0
-    assert "Hours: unknown without the data set" in capsys.readouterr().out
+    speeds = {
+        "setting": {"name": "a card", "date": "2026-01-01", "side": 256},
+        "methods": {"BYOL": {"end_to_end_images_per_s": 1000.0}},
+        "finetuning_images_per_s": 500.0,
+    }
+    write_json(tmp_path / "bench.json", speeds)
+    assert main(["study", "kalapos", "--dry-run", "--size", size, "--bench", "bench.json"]) == 0
+    said = capsys.readouterr().out
+    # 400 epochs each: of natural images, of slices, and of slices after natural images.
+    images = 400 * (1281167 // 128 * 128 + 2 * (20000 // 128 * 128))
+    assert f": {images * 0.875 / 1000 / 3600:,.0f} of pretraining, " in said
 
 
 def test_a_named_dataset_must_exist(tmp_path, capsys, monkeypatch):
@@ -183,3 +226,16 @@ def test_a_named_dataset_must_exist(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("nnUNet_raw")
     assert main(["study", "demooij", "-d", "999", "--dry-run"]) == 1
     assert "nnUNet_raw is not set" in capsys.readouterr().err
+
+
+def test_a_named_dataset_is_made_by_the_line(nnunet_folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    add_acdc(tmp_path / "my data", "training", 1)
+    assert main(["study", "demooij", "-d", "999", "--dry-run"]) == 1
+    said = capsys.readouterr().err
+    convert, prepare = re.search(r"To make it: (.*?) \(", said)[1].split(" && ")
+    convert = convert.replace("FOLDER", "'my data'")
+    assert main(shlex.split(convert)[1:]) == 0
+    made = dataset_folder(tmp_path / "raw", 999)
+    assert f"Next: {prepare}" in capsys.readouterr().out.replace(made.name, "999")
+    assert parser().parse_args(shlex.split(prepare)[1:]).dataset == "999"

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from nnunet_ssp.study.report import write_results
+from tests.browser import WIDTHS, seen
 from tests.evaluation.conftest import Document
 
 HOSTILE = "<b onclick='x()'>a & b</b>"
@@ -165,3 +166,11 @@ def test_the_same_results_are_the_same_files(miniature):
     first = [(mini.output / name).read_bytes() for name in files]
     write(mini)
     assert [(mini.output / name).read_bytes() for name in files] == first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_a_desktop_and_a_phone(miniature, tmp_path, width):
+    page = write_results(miniature(**PARTS).finish().results, ["export a=b"])
+    found = seen(page, width, tmp_path)
+    assert found["width"] <= found["room"] <= width

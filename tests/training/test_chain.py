@@ -62,11 +62,14 @@ def test_files_of_before_there_were_chains():
 
 
 def test_a_test_subject_of_any_link_is_refused_by_name():
-    cases: Any = {"c": SimpleNamespace(split="test", subject_key="acdc-c")}
-    message = r"seen test subject acdc-c in link 2 of 2, MIM: every result would be wrong\. Pretrain again"
+    about = {"split": "test", "subject_key": "acdc-c", "subject": "c", "source": "acdc"}
+    cases: Any = {"c": SimpleNamespace(**about)}
+    message = (
+        r"seen test subject c in link 2 of 2, MIM: every result would be wrong\. Pretrain again"
+    )
     with pytest.raises(ValueError, match=message):
         refuse_test_subjects(links_of(SPECIALIST), cases)
-    with pytest.raises(ValueError, match="seen test subject acdc-c: every result would be wrong"):
+    with pytest.raises(ValueError, match="seen test subject c: every result would be wrong"):
         refuse_test_subjects(links_of(SPECIALIST)[1:], cases)
     refuse_test_subjects(links_of(GENERALIST), cases)
 

@@ -328,7 +328,7 @@ def test_the_dataset_is_not_there(prepared: Path, ours: Path):
 def test_the_plans_are_not_there(prepared: Path, ours: Path):
     (prepared / "nnUNetPlans.json").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"none.json is missing: run nnunet-ssp prepare 907"
+        FileNotFoundError, match=r"make it with nnunet-ssp prepare 907 -overwrite_plans_name none$"
     ):
         inspect(ours, "907", "none")
 

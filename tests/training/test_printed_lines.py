@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import zipfile
 from collections.abc import Callable
 from importlib.resources import files
 from multiprocessing.pool import ThreadPool
@@ -23,6 +24,8 @@ from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.slices.store import read_index, store_folder, write_index
+from nnunet_ssp.study.data import open_data
 from nnunet_ssp.training.advice import advice
 from tests.natural_images import write_tree
 from tests.preparation.conftest import quicken_fingerprint
@@ -151,8 +154,11 @@ def test_an_imported_pretraining_goes_on_by_its_lines(mine, pretrained_once, pas
     (mine / "raw" / DATASET).rename(other)
     shutil.rmtree(mine / "preprocessed" / DATASET)
     capfd.readouterr()
-    assert main(["import", str(shared), "-d", "908"]) == 0
-    said = capfd.readouterr().out
+    with zipfile.ZipFile(shared) as content:
+        (card,) = (name for name in content.namelist() if name.endswith(".md"))
+        page = content.read(card).decode()
+    line = re.search(r"nnunet-ssp import THIS_ZIP -d DATASET(?= +#)", page)[0]
+    said = paste(line.replace("THIS_ZIP", str(shared)).replace("DATASET", "908"))
     paste(line_after(said, "Next: "))
     further = line_after(said, "Then, to pretrain further: ")
     assert "Pretraining done" in paste(further, FEW)
@@ -248,11 +254,68 @@ def test_plans_that_are_missing_are_made_by_the_line(mine, dataset, paste, capfd
     assert main(["prepare", "950", "--plans-from", "901"]) == 0
 
 
+def test_plans_of_a_name_are_made_by_the_lines(dataset, pretrained_once, paste, capfd):
+    (dataset / "tiny.json").unlink()  # the checkpoint's own plans would be named instead
+    said = refusal(capfd, "inspect", pretrained_once(), "-d", 901, "-p", "mine")
+    paste(line_after(said, "make it with "))
+    assert (dataset / "mine.json").is_file()
+    how = "--patch 32 32 --width 0.125 -overwrite_plans_name narrow"
+    with pytest.raises(FileNotFoundError, match="or make it: ") as refused:
+        open_data(901, "narrow", how)
+    paste(line_after(str(refused.value), "or make it: "))
+    assert open_data(901, "narrow").patch_size == (32, 32)
+
+
+def test_a_study_has_another_dataset_prepared_by_its_line(mine, paste):
+    source = write_tree(mine / "my images", 4)
+    assert main(["convert", "images", "-i", str(source), "-d", "950"]) == 0
+    data = open_data(901, "tiny")
+    with pytest.raises(FileNotFoundError, match=r"tiny\.json is missing: ") as refused:
+        data.source(950)
+    paste(line_after(str(refused.value), "is missing: "))
+    assert data.source(950).n_slices == 4
+
+
+def test_a_study_has_its_dataset_prepared_again_by_its_line(dataset, paste):
+    data = open_data("Dataset901_Phantom", "tiny")
+    store = store_folder(dataset, data.configuration["data_identifier"])
+    preprocessing, stored = read_index(store)
+    lost = data.dataset.folds[0].train[0]
+    write_index(store, preprocessing, {name: stored[name] for name in stored if name != lost})
+    with pytest.raises(ValueError, match=f"{lost} is in only one of") as refused:
+        data.labelled_slices(data.dataset.folds[0].name)
+    paste(line_after(str(refused.value), "Prepare it again: "))
+    again = open_data("Dataset901_Phantom", "tiny")
+    assert again.labelled_slices(again.dataset.folds[0].name) > 0
+
+
+def test_a_study_has_folds_listed_by_its_line(mine, paste):
+    data = open_data(901, "tiny")
+    with pytest.raises(ValueError, match="must have a fold called seven; ") as refused:
+        data.fold("seven")
+    line = line_after(str(refused.value), "called seven; ").removesuffix(" lists them.")
+    assert data.dataset.folds[0].name in paste(line)
+
+
+def test_a_finished_conversion_is_prepared_by_the_line(mine, prepared, dataset, paste, capfd):
+    source = ["-i", prepared / "source", "-d", 901, "--name", "Phantom"]
+    said = refusal(capfd, "convert", "mnms", *source)
+    paste(line_after(said, "Else go on: "))
+    assert (dataset / "nnUNetPlans.json").is_file()
+
+
 def test_folds_that_do_not_exist_are_listed_by_the_line(dataset, trained, paste):
     with pytest.raises(ValueError, match="lists them") as refused:
         trained.run("nnUNetTrainerMIMPretrain", FEW, fold=77)
     line = re.search(r"nnunet-ssp folds \S+", str(refused.value))[0]
     assert "5-fold-0" in paste(line) or "fold-0" in paste(line)
+
+
+def test_a_fold_that_is_no_number_is_listed_by_the_line(mine, paste, capfd):
+    trainer = ("-tr", "nnUNetTrainerMIMPretrain", "-device", "cpu")
+    said = refusal(capfd, "train", 901, "2d", "al", *trainer)
+    line = re.search(r"fold \(=al\) must be a number, or all; (.*) lists them\.", said)[1]
+    assert "fold-0" in paste(line)
 
 
 def test_folds_of_a_dataset_that_differ_are_copied_by_the_line(mine, dataset, trained, paste):

@@ -1,0 +1,40 @@
+"""Pages in a headless browser, at the width of a desktop and of a phone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WIDTHS = (1280, 400)
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_MEASURE = """<script>onload = () => {
+  const page = document.querySelector('iframe').contentDocument, root = page.documentElement;
+  const images = [...page.images];
+  document.body.textContent = JSON.stringify({width: root.scrollWidth, room: root.clientWidth,
+    drawn: images.filter(i => i.complete && i.naturalWidth > 0).length, all: images.length,
+    text: parseFloat(page.defaultView.getComputedStyle(page.querySelector('td')).fontSize)});
+}</script>"""
+
+
+def seen(page: Path, width: int, scratch: Path) -> dict[str, Any]:
+    """Measure a page in a frame of some width; skips the test where there is no browser."""
+    browser = next(filter(None, map(shutil.which, _NAMES)), None)
+    if browser is None:
+        pytest.skip("no Chromium here: the pages are not looked at")
+    inner = page.read_text(encoding="utf-8").replace('"', "&quot;")
+    frame = f'<iframe width="{width}" height="800" style="border: 0" srcdoc="{inner}"></iframe>'
+    outer = scratch / f"outer{width}.html"
+    outer.write_text(f'<!doctype html><meta charset="utf-8">{_MEASURE}{frame}', encoding="utf-8")
+    command = [browser, "--headless=new", "--disable-gpu", "--virtual-time-budget=10000"]
+    command += [f"--user-data-dir={scratch / 'profile'}", "--dump-dom", outer.as_uri()]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.insert(1, "--no-sandbox")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.partition("<body>")[2].partition("</body>")[0])
+    return found
