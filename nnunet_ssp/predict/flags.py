@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from nnunet_ssp.evaluation.volumes import LARGEST
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.predict.curves import minima, smooth
 
@@ -141,6 +142,16 @@ def _two_minima(measured: Measured) -> str:
     return f"frames {', '.join(map(str, found))}" if len(found) > 1 else ""
 
 
+def _volume(measured: Measured) -> str:
+    found = [
+        f"{structure} of {curve[frame]:.0f} ml at {phase}"
+        for structure, curve in measured.volumes.items()
+        for phase, frame in measured.phases.items()
+        if curve[frame] > LARGEST
+    ]
+    return ", ".join(found)
+
+
 def _ef(measured: Measured) -> str:
     if measured.ef is None or EF[0] <= measured.ef <= EF[1]:
         return ""
@@ -204,6 +215,7 @@ FLAGS = (
         ("LV",),
         _two_minima,
     ),
+    Flag("volume", f"no heart holds more than {LARGEST} ml: is the spacing right?", (), _volume),
     Flag("EF", f"the LV's EF is outside of {EF[0]:.0f} to {EF[1]:.0f} %", ("LV",), _ef),
     Flag("edge", "ES is the first or the last frame: is this a whole beat?", ("LV",), _edge),
     Flag(

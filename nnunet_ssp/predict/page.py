@@ -28,7 +28,8 @@ MARGIN = 0.5  # of the heart's size, around it
 SHARP = 3  # pixels of the page for one of the image
 MS = 40.0  # from frame to frame, where the header does not tell
 ACROSS = 4  # slices in a row of a contact sheet
-PAINT = {"LV": COLOURS[5], "MYO": COLOURS[2], "RV": COLOURS[1]}
+# As `evaluate` draws them, for a dataset whose labels are in this order.
+PAINT = {"LV": COLOURS[0], "MYO": COLOURS[1], "RV": COLOURS[2]}
 
 
 # -- a run -----------------------------------------------------------------------------------------

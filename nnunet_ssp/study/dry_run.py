@@ -43,31 +43,20 @@ def list_runs(
     """
     if named and study.dataset is not None:
         _require_dataset(study.dataset)
-    from nnunet_ssp.study.data import open_data
     from nnunet_ssp.study.jobs import study_jobs
     from nnunet_ssp.study.preparing import (
         folds_that_cannot_be_made,
         missing_files,
         missing_folds,
         phantom_name,
-        plans_to_be_made,
     )
     from nnunet_ssp.study.results import Results
     from nnunet_ssp.study.runs import only, study_runs
 
-    data, notes, reason = None, [], ""
+    notes: list[str] = []
+    reason = ""
     dataset = phantom_name(study) if study.phantom else study.dataset
-    try:
-        if dataset is None:
-            raise FileNotFoundError("no dataset is named: give it with -d.")
-        if plans := plans_to_be_made(study):
-            notes += plans
-        else:
-            data = open_data(dataset, study.plans, study.prepare)
-            list(map(data.of, study.plans_of_runs()))  # refuses those that are missing
-    except (FileNotFoundError, RuntimeError) as error:
-        data = None
-        notes.append(f"Without the data set: {error}")
+    data = _open(study, dataset, notes)
     if dataset is not None and not study.phantom:
         with suppress(FileNotFoundError, RuntimeError):  # noted above
             reason = folds_that_cannot_be_made(study, dataset)
@@ -98,6 +87,25 @@ def list_runs(
     if reason:
         raise ValueError(f"this dataset cannot carry the study. {reason}")
     return 0
+
+
+def _open(study: Study, dataset: str | int | None, notes: list[str]) -> Data | None:
+    """Open the study's dataset; where that is not possible, note why."""
+    from nnunet_ssp.study.data import open_data
+    from nnunet_ssp.study.preparing import plans_to_be_made
+
+    try:
+        if dataset is None:
+            raise FileNotFoundError("no dataset is named: give it with -d.")
+        if plans := plans_to_be_made(study):
+            notes += plans
+            return None
+        data = open_data(dataset, study.plans, study.prepare)
+        list(map(data.of, study.plans_of_runs()))  # refuses those that are missing
+    except (FileNotFoundError, RuntimeError) as error:
+        notes.append(f"Without the data set: {error}")
+        return None
+    return data
 
 
 def _counted(pretrainings: int, trainings: int, done: int) -> str:

@@ -136,9 +136,8 @@ def fuse(network: nn.Module, joined: bool) -> str:
     for norm in norms:
         norm.__class__, norm.slope = FusedNorm, slopes.get(norm)  # type: ignore[assignment]
     together = f", {len(slopes)} of them together with LeakyReLU" if joined else ""
-    return (
-        f"{count_of(len(norms), 'InstanceNorm')} computed as group norm{together}." if norms else ""
-    )
+    said = f"{count_of(len(norms), 'InstanceNorm')} computed as group norm{together}"
+    return f"fused_norm: {said}; the results are the same." if norms else ""
 
 
 def _pairs(network: nn.Module) -> list[tuple[nn.Module, nn.LeakyReLU]]:

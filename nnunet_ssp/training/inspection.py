@@ -116,7 +116,10 @@ def reveal(file: Path, trust: bool, strip: Path | None) -> int:
     if strip is not None:
         transfer.save(strip, privacy.stripped(content))
         left = privacy.findings(checkpoints.load(strip, trust))
-        lines += [f"{strip}, written without:", *(map(_line, left) if left else [_NOTHING])]
+        lines += [
+            f"{strip}, written without these; what it still reveals:",
+            *(map(_line, left) if left else [_NOTHING]),
+        ]
     elif removed:
         words = ("nnunet-ssp", "inspect", file, "--strip", file.with_stem(f"{file.stem}_stripped"))
         lines.append(f"To write a checkpoint without: {shlex.join(map(str, words))}")

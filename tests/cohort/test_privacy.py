@@ -163,7 +163,10 @@ def test_a_stripped_file_says_nothing_and_is_as_good(
     before = copy.deepcopy(read(earlier))
     assert main(["inspect", str(earlier), "--strip", str(out)]) == 0
     said = capsys.readouterr().out
-    assert f"{out}, written without:\n  subjects 3 hashes in `ssp.subjects`" in said
+    assert (
+        f"{out}, written without these; what it still reveals:\n  subjects 3 hashes in `ssp.subjects`"
+        in said
+    )
     texts = texts_of(out)
     assert not [word for word in PRIVATE if word in texts]
     after = read(out)
@@ -206,7 +209,7 @@ def test_a_plain_nnunet_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     file = write_plain(tmp_path / "plain.pth")
     assert main(["inspect", str(file), "--strip", str(tmp_path / "out.pth")]) == 0
     assert (
-        "out.pth, written without:\n  nothing about persons or the institution"
+        "out.pth, written without these; what it still reveals:\n  nothing about persons or the institution"
         in capsys.readouterr().out
     )
     assert "Dataset907" not in texts_of(tmp_path / "out.pth")

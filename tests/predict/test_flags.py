@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel
@@ -139,9 +140,16 @@ def test_a_stack_that_ends_within_the_heart(reverse: int) -> None:
     assert "cover" in flags(cut[:, :, ::reverse])
 
 
-@pytest.mark.parametrize("spacing", [(1.5, 1.5, 80.0), (0.1, 0.1, 8.0), (1.5, 7.0, 8.0)])
+@pytest.mark.parametrize("spacing", [(1.5, 1.5, 25.0), (0.1, 0.1, 8.0), (1.5, 4.5, 8.0)])
 def test_an_implausible_spacing(spacing: tuple[float, ...]) -> None:
     assert flags(heart(), spacing) == ["spacing"]
+
+
+def test_a_volume_that_no_heart_has() -> None:
+    """With a spacing that a scanner may have."""
+    found = measure(heart().repeat(2, 0).repeat(2, 1), (3.5, 3.5, 16.0), ALL).flags
+    assert list(found) == ["volume"]
+    assert re.match(r"LV of \d{4} ml at ED", found["volume"])
 
 
 def test_an_unknown_spacing() -> None:

@@ -76,7 +76,7 @@ def test_a_subject_has_curves_player_and_sheets(subject: PhantomSubject, study: 
     assert grey.shape == (subject.image.shape[2] * height, n_frames * width)
     assert lines.shape == (*grey.shape, 4)
     assert {tuple(colour) for colour in lines[lines[..., 3] > 0]} == {
-        (213, 94, 0, 255),
+        (230, 159, 0, 255),
         (0, 158, 115, 255),
         (86, 180, 233, 255),
     }

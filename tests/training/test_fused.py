@@ -96,7 +96,7 @@ def test_a_network_computes_and_learns_the_same(make_network, kind, joined):
     said = fuse(other, joined)
     norms = [m for m in other.modules() if isinstance(m, FusedNorm)]
     together = sum(norm.slope is not None for norm in norms)
-    assert said.startswith(f"{len(norms)} InstanceNorms computed as group norm")
+    assert said.startswith(f"fused_norm: {len(norms)} InstanceNorms computed as group norm")
     assert not any(type(m) is nn.InstanceNorm2d for m in other.modules())
     # A residual block activates after its sum.
     if not joined:
@@ -226,7 +226,7 @@ def test_a_norm_before_another_activation_is_a_group_norm(activation):
     x = torch.randn(2, 2, 4, 4)
     expected = network(x)
     said = fuse(network, joined=True)
-    assert said == "1 InstanceNorm computed as group norm, 0 of them together with LeakyReLU."
+    assert ", 0 of them together with LeakyReLU;" in said
     assert not isinstance(activation, Fused)
     torch.testing.assert_close(network(x), expected)
 
@@ -252,7 +252,7 @@ def test_what_several_norms_share_is_left_as_it_is():
     )
     x = torch.randn(2, 2, 5, 5)
     expected = shared(x)
-    assert fuse(shared, joined=True).endswith(", 1 of them together with LeakyReLU.")
+    assert fuse(shared, joined=True).count(", 1 of them together with LeakyReLU;")
     torch.testing.assert_close(shared(x), expected)
 
 
