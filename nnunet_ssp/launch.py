@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
 import shutil
@@ -181,10 +182,12 @@ def planning_command(number: int, plans: str, how: str = "") -> str:
     Args:
         number: The dataset's id.
         plans: Their name.
-        how: Arguments of `nnunet-ssp prepare` that make plans of this name; by default nnU-Net's way.
+        how: Arguments of `nnunet-ssp prepare` that make plans of this name; by default nnU-Net's way, or for the small
+            plans that `small_plans_hint` names, theirs.
     """
     if not how and plans != NNUNET_PLANS:
         how = f"-overwrite_plans_name {shlex.quote(plans)}"
+        how = SMALL_PLANS if SMALL_PLANS.endswith(f" {how}") else how
     return f"nnunet-ssp prepare {number} {how}".rstrip()
 
 
@@ -195,15 +198,22 @@ def training_command(prepared: Path, fold: int | str, trainer: str, plans: str =
         prepared: The dataset's folder in nnUNet_preprocessed; where it does not exist, `prepare` comes first.
         fold: Number of the fold, or `all`.
         trainer: Name of the trainer.
-        plans: Name of the plans; by default nnU-Net's, or without these the first that the dataset has.
+        plans: Name of the plans; by default those that data are prepared with, among them nnU-Net's first.
     """
     number = int(prepared.name[7:10])
     there = names_of_plans(prepared)
     if not plans:
-        plans = NNUNET_PLANS if NNUNET_PLANS in there or not there else there[0]
+        ready = [name for name in there if any(_files_of(prepared, name))] or there
+        plans = NNUNET_PLANS if NNUNET_PLANS in ready or not ready else ready[0]
     flag = "" if plans == NNUNET_PLANS else f" -p {shlex.quote(plans)}"
     before = "" if there else f"nnunet-ssp prepare {number} && "
     return f"{before}nnUNetv2_train {number} 2d {fold}{flag} -tr {trainer}{device_flag()}"
+
+
+def _files_of(prepared: Path, plans: str) -> Iterator[Path]:
+    """Yield what was prepared for the 2d configuration of plans: labelled cases, and the slice store."""
+    for folder in prepared.glob(f"{glob.escape(plans)}_2d*"):
+        yield from folder.glob("*")
 
 
 def find_command(name: str) -> str:

@@ -202,3 +202,9 @@ def test_a_training_command_names_plans_that_are_there(tmp_path: Path):
     assert training_command(folder, 3, "nnUNetTrainerScratch") == end.format("-p small ")
     (folder / "nnUNetPlans.json").write_text('{"configurations": {}}')
     assert training_command(folder, 3, "nnUNetTrainerScratch") == end.format("")
+    (folder / "nnUNetPlans_2d").mkdir()  # an interrupted prepare
+    (folder / "wide_2d_slices").mkdir()
+    (folder / "wide_2d_slices" / "index.json").write_text("{}")
+    assert training_command(folder, 3, "nnUNetTrainerScratch") == end.format("-p wide ")
+    (folder / "nnUNetPlans_2d" / "case.pkl").touch()
+    assert training_command(folder, 3, "nnUNetTrainerScratch") == end.format("")

@@ -220,7 +220,8 @@ EXPECTED = {
         "_say_next() asks training_command()": LINES + "test_images_take_the_plans_by_the_line"
     },
     "nnunet_ssp/preparation/moved_plans.py": {
-        "nnunet-ssp prepare {} first": LINES + "test_plans_that_are_missing_are_made_by_the_line"
+        "_find() asks planning_command()": LINES
+        + "test_plans_that_are_missing_are_made_by_the_line"
     },
     "nnunet_ssp/preparation/raw.py": {"nnunet-ssp convert again": WORD},
     "nnunet_ssp/preparation/raw_checks.py": {
@@ -303,7 +304,8 @@ EXPECTED = {
     "nnunet_ssp/training/advice.py": {
         "nnunet-ssp doctor lists ours": WORD,
         "nnunet-ssp prepare ID prepares one": WORD,
-        "nnunet-ssp prepare {}": LINES + "test_an_unprepared_dataset_is_prepared_by_the_line",
+        "_file() asks planning_command()": LINES
+        + "test_an_unprepared_dataset_is_prepared_by_the_line",
     },
     "nnunet_ssp/training/base.py": {
         "_on_cpu() asks command()": CHAIN,

@@ -18,8 +18,8 @@ from nnunet_ssp.files.nnunet import (
     read_plans,
     require_preparing,
 )
-from nnunet_ssp.launch import NNUNET_PLANS
-from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
+from nnunet_ssp.launch import NNUNET_PLANS, planning_command
+from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.preparation.raw_checks import Rules
 
 BY_CHANNEL = ("normalization_schemes", "use_mask_for_norm")
@@ -98,7 +98,8 @@ def _find(source: str, dataset: str, plans_name: str | None) -> tuple[dict[str, 
         raise ValueError(f"--plans-from (={source}) must be another dataset; its own plans: -p.")
     names = names_of_plans(folder)
     if not names:
-        raise FileNotFoundError(f"{folder} has no plans: run nnunet-ssp prepare {source} first.")
+        command = planning_command(dataset_id(folder.name), plans_name or NNUNET_PLANS)
+        raise FileNotFoundError(f"{folder} has no plans: run {command} first.")
     chosen = plans_name or (names[0] if len(names) == 1 else NNUNET_PLANS)
     if chosen not in names:
         near = "" if plans_name is None else nearest(chosen, names)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nnunet_ssp.console import nearest
 from nnunet_ssp.files.nnunet import names_of_plans
-from nnunet_ssp.launch import trainers_folder
-from nnunet_ssp.nnunet import has_tilde, without_tilde
+from nnunet_ssp.launch import planning_command, trainers_folder
+from nnunet_ssp.nnunet import dataset_id, has_tilde, without_tilde
 
 
 def advice(error: BaseException) -> str:
@@ -48,5 +48,6 @@ def _file(file: Path) -> str:
         return ""
     plans = names_of_plans(folder)
     if not plans:
-        return f"{folder.name} is not prepared: nnunet-ssp prepare {folder.name}"
+        command = planning_command(dataset_id(folder.name), file.stem)
+        return f"{folder.name} is not prepared: {command}"
     return f"{folder.name} has no plans called {file.stem}; choose with -p: {', '.join(plans)}"

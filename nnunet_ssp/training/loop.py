@@ -137,6 +137,10 @@ class LoopTrainer(nnUNetTrainer):
             self.on_train_start()
             self._refuse_lost_weights()
             self._pace = Pace(self.print_to_log_file, self.batch_size)
+            if self.current_epoch or self.outputs:
+                done, steps = len(self.outputs), self.num_iterations_per_epoch
+                after = f", after {done} of its {steps} steps" if done else ""
+                self.print_to_log_file(f"Goes on with epoch {self.current_epoch}{after}.")
             while self.current_epoch < self.num_epochs and not self._stops_early():
                 self._run_epoch()
             self.on_train_end()

@@ -9,6 +9,8 @@ hold aliases (`...all_modules.*`); aliases share storage, dtype and origin.
 from __future__ import annotations
 
 import io
+import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from nnunet_ssp.files.bundles import DRAWN
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.files.nnunet import NATURAL, resolve
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts
+from nnunet_ssp.nnunet import has_tilde
 from nnunet_ssp.training import interchange, snapshots
 from nnunet_ssp.training.adapters import Adaptation, Channels, adapt
 from nnunet_ssp.training.foreign import name_foreign
@@ -209,8 +212,12 @@ def read(file: str | Path, trust: bool = False) -> Pretrained:
         ValueError: The file is not a checkpoint of nnU-Net's form, or would run code.
     """
     file = Path(file)
-    if not file.exists() and (said := snapshots.hint(file)):
-        raise FileNotFoundError(f"Checkpoint {file} does not exist.{said}")
+    if not file.exists():
+        said = snapshots.hint(file)
+        if has_tilde(str(file)):
+            said = f" In quotes ~ is a folder of that name: {shlex.quote(os.path.expanduser(file))}"
+        if said:
+            raise FileNotFoundError(f"Checkpoint {file} does not exist.{said}")
     if file.is_file() and (foreign := name_foreign(file)):
         raise ValueError(f"{file} is {foreign}.")
     content = checkpoints.load(file, trust)

@@ -30,9 +30,7 @@ def test_missing_plans_are_answered_by_those_there(prepared: Path):
         "Dataset007_Heart has no plans called nnUNetPlans; choose with -p: small"
     )
     (prepared / "small.json").unlink()
-    assert advice(missing) == (
-        "Dataset007_Heart is not prepared: nnunet-ssp prepare Dataset007_Heart"
-    )
+    assert advice(missing) == ("Dataset007_Heart is not prepared: nnunet-ssp prepare 7")
 
 
 def test_a_tilde_in_quotes_is_why_no_dataset_is_found(prepared: Path, monkeypatch):

@@ -55,6 +55,7 @@ def test_a_checkpoint_of_an_earlier_version(runs, log, trainer):
     assert settings["fused_norm"] == "no", "what came later computes as nothing did then"
     assert (rest.current_epoch, rest.num_epochs, rest.num_iterations_per_epoch) == (2, 2, 1)
     assert "Settings that were not named come from checkpoint_latest.pth: num_epochs:" in log(rest)
+    assert "Goes on with epoch 1." in log(rest)
 
 
 def test_named_settings_must_be_the_same(runs):

@@ -357,6 +357,10 @@ def test_read_plain_nnunet_with_numpy_numbers(make_network, tmp_path):
 
 
 def test_a_missing_file(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"In quotes ~ is a folder of that name: /.*/x\.pth"
+    ):
+        read("~/x.pth")
     with pytest.raises(FileNotFoundError, match=r"Checkpoint .*none\.pth does not exist"):
         read(tmp_path / "none.pth")
 
