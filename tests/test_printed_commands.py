@@ -327,6 +327,7 @@ EXPECTED = {
     },
     "nnunet_ssp/training/finetuning.py": {
         "_check_preprocessed() asks prepare_command()": STORE,
+        "build() asks prepare_command()": STORE,
         "perform_actual_validation() asks command()": CHAIN,
     },
     "nnunet_ssp/training/imagenet.py": {"nnunet-ssp prepare -pl TimmPlanner": WORD},

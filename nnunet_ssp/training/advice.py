@@ -37,7 +37,7 @@ def _dataset(number: str) -> str:
             f"no dataset {number}: nnU-Net takes ~ for a folder of that name. "
             f"{without_tilde('nnUNet_preprocessed')}"
         )
-    there = sorted(folder.name for folder in base.glob("Dataset*"))
+    there = sorted(folder.name for folder in base.glob("Dataset*") if names_of_plans(folder))
     return f"no dataset {number}; prepared are: {', '.join(there) or 'none'}. nnunet-ssp prepare ID prepares one."
 
 

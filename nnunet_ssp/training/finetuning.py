@@ -29,6 +29,7 @@ from nnunet_ssp.signals import ending_at_once
 from nnunet_ssp.slices.intact import prepare_command
 from nnunet_ssp.slices.store import (
     INDEX,
+    PREPROCESSED,
     is_preprocessed,
     read_index,
     read_missing,
@@ -95,13 +96,18 @@ class FinetuningTrainer(StartingTrainer):
         """Build the network with the run's seed; check the pretrained file before its tensors are loaded.
 
         Raises:
-            ValueError: The dataset has no labels, or the pretrained file does not fit; says what differs.
+            ValueError: The dataset has no labels, nothing was preprocessed, or the pretrained file does not fit; says
+                what differs.
         """
         if not self.label_manager.foreground_labels and not self.label_manager.has_regions:
             raise ValueError(
                 f"{self.plans_manager.dataset_name} has no labels (dataset.json names only background): "
                 f"{type(self).__name__} has nothing to learn. Pretrain on it, or convert labelled subjects."
             )
+        folder = Path(self.preprocessed_dataset_folder)
+        if not any(file.name.endswith(PREPROCESSED) for file in folder.glob("*")):
+            command = prepare_command(store_folder(folder.parent, folder.name))
+            raise ValueError(f"{folder}: no case is preprocessed: run {command}.")
         file = self.pretrained_argument()
         if file is not None and not self.needs_weights:
             raise ValueError(

@@ -133,3 +133,13 @@ def test_a_second_training_in_a_fold_is_refused(preprocessed, runs):
     assert not (folder / LOCK).exists()
     assert json.loads((folder / "settings.json").read_text())["trainer"] == PRETRAIN
     assert os.environ["nnUNet_results"] in str(folder)
+
+
+def test_what_an_interrupted_prepare_left_is_named(own_copy, runs):
+    """nnU-Net says there that it found more than one ending."""
+    for file in (own_copy / "tiny_2d").iterdir():
+        file.unlink()
+    trainer = runs.make(SCRATCH, SHORT)
+    said = "tiny_2d: no case is preprocessed: run nnunet-ssp prepare 901 -p tiny"
+    with pytest.raises(ValueError, match=said):
+        trainer.initialize()
