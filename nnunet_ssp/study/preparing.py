@@ -74,7 +74,7 @@ def make_plans(study: Study) -> None:
     assert study.dataset is not None
     for plans, arguments in _missing_plans(study).items():
         print(f"Preparing {study.dataset} with plans {plans} ...", flush=True)
-        _command(shlex.split(_planning(study, plans, arguments)), Path.cwd())
+        _command(tuple(shlex.split(_planning(study, plans, arguments))), Path.cwd())
 
 
 def plans_to_be_made(study: Study) -> list[str]:

@@ -177,7 +177,7 @@ def test_a_file_beside_folders_of_subjects_is_spoken_of(root: Path):
         ("training/patient001/Info.cfg", "acdc -i ROOT -d ID"),
         ("database/training/patient001/Info.cfg", "acdc -i ROOT/database -d ID"),
         ("testing/patient001_frame01_gt.nii.gz", "acdc -i ROOT -d ID"),
-        ("testing/mine/more/patient001/Info.cfg", "acdc, takes a folder"),
+        ("testing/mine/patient001/Info.cfg", "acdc, takes a folder"),
         ("patient001/Info.cfg", "acdc, takes a folder with training/ or testing/"),
         ("patient001/patient001_frame01_gt.nii.gz", "acdc, takes a folder with training/"),
         ("patient001_frame01_gt.nii.gz", "acdc, takes a folder with training/ or testing/"),

@@ -158,7 +158,7 @@ def test_an_imported_pretraining_goes_on_by_its_lines(mine, pretrained_once, pas
         (card,) = (name for name in content.namelist() if name.endswith(".md"))
         page = content.read(card).decode()
     line = re.search(r"nnunet-ssp import THIS_ZIP -d DATASET(?= +#)", page)[0]
-    said = paste(line.replace("THIS_ZIP", str(shared)).replace("DATASET", "908"))
+    said = paste(line.replace("THIS_ZIP", shlex.quote(str(shared))).replace("DATASET", "908"))
     paste(line_after(said, "Next: "))
     further = line_after(said, "Then, to pretrain further: ")
     assert "Pretraining done" in paste(further, FEW)
