@@ -169,10 +169,16 @@ def test_a_run_goes_on_from_a_file_with_names(runs, preprocessed):
 @pytest.mark.parametrize(
     ("name", "recipe"),
     [
-        *((name, "paper") for name in (MIM, *INPAINTING)),
-        (MIM, "deep"),
-        (INPAINTING[1], "deep"),
+        (MIM, "paper"),
         (DENSE, "paper"),  # has none: another trainer's setting
+        *(
+            pytest.param(name, recipe, marks=[pytest.mark.slow, pytest.mark.heavy])
+            for name, recipe in (
+                *((name, "paper") for name in INPAINTING),
+                (MIM, "deep"),
+                (INPAINTING[1], "deep"),
+            )
+        ),
     ],
 )
 def test_resume_is_exact(runs, name, recipe):

@@ -227,6 +227,8 @@ def test_losses_that_are_no_numbers_leave_the_weights(runs, pretrained, log):
 # -- interruptions ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("trainer", "settings", "second_stage"),
     [
