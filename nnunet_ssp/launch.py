@@ -176,6 +176,22 @@ def small_plans_hint(number: int) -> str:
     )
 
 
+def preparing_lines(number: int) -> str:
+    """Return what follows a conversion: the command that prepares, where there is no GPU with small plans.
+
+    Args:
+        number: The dataset's id.
+    """
+    usual = f"nnunet-ssp prepare {number}"
+    if not device_flag():
+        return f"Next: {usual}"
+    return (
+        f"Next: {usual} {SMALL_PLANS}\n"
+        "These are small plans, as there is no GPU here, where nnU-Net's usual ones train for days. "
+        f"For a machine with a GPU: {usual}"
+    )
+
+
 def planning_command(number: int, plans: str, how: str = "") -> str:
     """Return the command that makes plans of a name.
 

@@ -68,7 +68,7 @@ def test_each_printed_command_works_as_it_is(shell, tmp_path: Path):
     said = shell(convert)
     prepare = after(said, "Next: ")[0]
     if not torch.cuda.is_available():
-        small = after(said, "Small ones: ")[0]
+        small, prepare = prepare, after(said, "For a machine with a GPU: ")[0]
         assert small == f"{prepare} {SMALL_PLANS}"
         assert " -p ssp128 " in after(shell(small), "Next: ")[0]
     said = shell(prepare)
@@ -147,7 +147,6 @@ EXPECTED = {
     "nnunet_ssp/cohort/repeats.py": {"nnunet-ssp folds --check compares their images": WORD},
     "nnunet_ssp/console.py": {"run_command() asks command()": NAME},
     "nnunet_ssp/conversion/convert.py": {
-        "nnunet-ssp prepare {}": CHAIN,
         "nnunet-ssp folds {}": "tests/conversion/test_convert.py::"
         "test_deleted_folds_are_named_also_after_an_interruption",
         "nnunet-ssp {}": NAME,
@@ -201,6 +200,7 @@ EXPECTED = {
         "export {}={}/{}": ITSELF,
         "nnunet-ssp env": DOCTOR,
         "nnunet-ssp prepare {} &&": LINES + "test_an_unprepared_dataset_is_prepared_by_the_line",
+        "nnunet-ssp prepare {}": CHAIN,
         "nnUNetv2_train {} 2d {}{} -tr {}{}": FOLDS,
         "nnunet-ssp prepare {} {}": LINES + "test_plans_of_a_name_are_made_by_the_lines",
     },

@@ -71,7 +71,7 @@ from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.files.names import WORDS as NAME_RULE
 from nnunet_ssp.files.names import is_plain
 from nnunet_ssp.files.nifti import read_header, unpacked_copies, write_nifti
-from nnunet_ssp.launch import small_plans_hint
+from nnunet_ssp.launch import preparing_lines
 from nnunet_ssp.nnunet import check_dataset_id, nnunet_folder
 from nnunet_ssp.parallel import number_of_workers, process, worker_died
 
@@ -189,7 +189,7 @@ def convert_subjects(
         lines = _convert_all(target, new, subjects, read, workers, remarks, deleted)
     print("\n".join(lines))
     print(f"\nConverted to {target}")
-    print(f"{small_plans_hint(new.dataset_id)}Next: nnunet-ssp prepare {new.dataset_id}")
+    print(preparing_lines(new.dataset_id))
     return target
 
 
