@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from nnunet_ssp.cli import main
 from nnunet_ssp.files.grids import Array
 
 
@@ -29,3 +30,21 @@ def write_tree(folder: Path, number: int, rows: int = 48, columns: int = 64) -> 
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture(n, rows, columns + n % 3)).save(file)
     return folder
+
+
+def prepare_cine_and_images(base: Path, source: Path, plans: str) -> None:
+    """Convert and prepare cine (114) for a narrow network, and nine natural images (150) under its plans.
+
+    Args:
+        base: Folder for the images' files; nnU-Net's folders are set.
+        source: Cine in the layout of M&Ms.
+        plans: Name of the plans.
+    """
+    sizes = ["--patch", "32", "32", "--width", "0.125", "--batch", "2"]
+    for words in (
+        ["convert", "mnms", "-i", str(source), "-d", "114"],
+        ["prepare", "114", *sizes, "-overwrite_plans_name", plans],
+        ["convert", "images", "-i", str(write_tree(base / "pictures", 9)), "-d", "150"],
+        ["prepare", "150", "--plans-from", "114", "-p", plans],
+    ):
+        assert main(words) == 0, words

@@ -137,7 +137,7 @@ def fuse(network: nn.Module, joined: bool) -> str:
         norm.__class__, norm.slope = FusedNorm, slopes.get(norm)  # type: ignore[assignment]
     together = f", {len(slopes)} of them together with LeakyReLU" if joined else ""
     said = f"{count_of(len(norms), 'InstanceNorm')} computed as group norm{together}"
-    return f"fused_norm: {said}; the results are the same." if norms else ""
+    return f"fused_norm: {said}; the results are the same up to rounding." if norms else ""
 
 
 def _pairs(network: nn.Module) -> list[tuple[nn.Module, nn.LeakyReLU]]:

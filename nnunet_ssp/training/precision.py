@@ -185,11 +185,10 @@ class PrecisionTrainer(LoopTrainer):
 
     def fuse_norms(self) -> None:
         """Compute InstanceNorm faster, or with LeakyReLU in less memory, on a CPU without a compiler; say so."""
-        how, plain_cpu = (
-            self.settings.fused_norm,
-            self.device.type == "cpu" and not self._do_i_compile(),
-        )
-        if how != "no" and plain_cpu and (said := fuse(self.network, joined=how == "yes")):
+        how = self.settings.fused_norm
+        if how == "no" or self.device.type != "cpu" or self._do_i_compile():
+            return
+        if said := fuse(self.network, joined=how == "yes"):
             self.print_to_log_file(said)
 
     def _settle_precision(self, planned: nn.Module, suits: bool) -> None:

@@ -19,13 +19,13 @@ NOT_STORED = "not stored"
 def inspect_two(first: Path, second: Path, trust: bool = False) -> int:
     """Print, for each part of the network, how many tensors are equal, changed, of another shape, or in one file only.
 
+    A shared pretraining stores what was trained. Tensors that a file does not store are none of its content, and no
+    difference.
+
     Args:
         first: A checkpoint, a shared pretraining or a file of safetensors.
         second: Another.
         trust: Whether to run code that the files ask for, see `checkpoints.load`.
-
-    A shared pretraining stores what was trained. Tensors that a file does not store are none of its content, and no
-    difference.
 
     Returns:
         0 if all tensors that both store are equal, else 1.

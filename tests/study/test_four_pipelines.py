@@ -15,11 +15,10 @@ import torch
 import yaml
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunet_ssp.cli import main
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.study.command import STUDIES
 from nnunet_ssp.study.expansion import StrictLoader
-from tests.natural_images import write_tree
+from tests.natural_images import prepare_cine_and_images
 from tests.own_folders import use_own_folders
 from tests.warm import scripts
 
@@ -58,12 +57,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., str]) 
     source = write_mnms(base / "source", **counts, matrix=48, frames=4, slices=4)
     with pytest.MonkeyPatch.context() as patch:
         use_own_folders(patch, base, command, processes=1)
-        assert main(["convert", "mnms", "-i", str(source), "-d", "114"]) == 0
-        sizes = ["--patch", "32", "32", "--width", "0.125", "--batch", "2"]
-        assert main(["prepare", "114", *sizes, "-overwrite_plans_name", PLANS]) == 0
-        write_tree(base / "pictures", 9)
-        assert main(["convert", "images", "-i", str(base / "pictures"), "-d", "150"]) == 0
-        assert main(["prepare", "150", "--plans-from", "114", "-p", PLANS]) == 0
+        prepare_cine_and_images(base, source, PLANS)
         yield base
 
 

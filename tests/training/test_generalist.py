@@ -13,7 +13,7 @@ import torch
 
 from nnunet_ssp.cli import main
 from nnunet_ssp.phantom import write_mnms
-from tests.natural_images import write_tree
+from tests.natural_images import prepare_cine_and_images
 from tests.own_folders import use_own_folders
 
 pytestmark = [pytest.mark.slow, pytest.mark.heavy]
@@ -39,12 +39,7 @@ def home(
         source = request.getfixturevalue("real_data") / "sunnybrook_mnms"
     with pytest.MonkeyPatch.context() as patch:
         use_own_folders(patch, base, command, processes=1)
-        assert main(["convert", "mnms", "-i", str(source), "-d", "114"]) == 0
-        sizes = ["--patch", "32", "32", "--width", "0.125", "--batch", "2"]
-        assert main(["prepare", "114", *sizes, "-overwrite_plans_name", PLANS]) == 0
-        write_tree(base / "pictures", 9)
-        assert main(["convert", "images", "-i", str(base / "pictures"), "-d", "150"]) == 0
-        assert main(["prepare", "150", "--plans-from", "114", "-p", PLANS]) == 0
+        prepare_cine_and_images(base, source, PLANS)
         yield base / "raw" / "Dataset114_MNMs"
 
 

@@ -313,10 +313,7 @@ def test_plans_with_an_encoder_of_timm(planned, runs, log, file, state, command,
     which = ("-p", PLANS, "-tr", "nnUNetTrainerFewSteps", "-device", "cpu")
     command("nnUNetv2_train", "901", "2d", "0", *which, **ours)
     images = Path(os.environ["nnUNet_raw"]) / planned.name / "imagesTs"
-    where = ("-i", images, "-o", tmp_path / "predicted", "-npp", "1", "-nps", "1", "--disable_tta")
-    command("nnUNetv2_predict", "-d", "901", "-c", "2d", "-f", "0", *which, *where, **ours)
-    wanted = {file.name.replace("_0000", "") for file in images.glob("*.nii.gz")}
-    assert wanted == {file.name for file in (tmp_path / "predicted").glob("*.nii.gz")} != set()
+    every_image_is_predicted(command, images, tmp_path / "predicted", *which, "-f", "0", **ours)
 
     # The same for a model that was fine-tuned from the file, by command; it predicts without our trainers.
     which = ("-p", PLANS, "-tr", FINETUNE, "-device", "cpu")
@@ -324,10 +321,16 @@ def test_plans_with_an_encoder_of_timm(planned, runs, log, file, state, command,
     settings = f"{SHORT} adapt=yes"
     said = command("nnUNetv2_train", "901", "2d", "1", *which, *given, nnUNet_ssp_settings=settings)
     assert "3 input channels summed" in said
-    where = ("-i", images, "-o", tmp_path / "tuned", "-npp", "1", "-nps", "1", "--disable_tta")
-    which = ("-f", "1", *which)
-    command("nnUNetv2_predict", "-d", "901", "-c", "2d", *which, *where, nnUNet_extTrainer="")
-    assert wanted == {file.name for file in (tmp_path / "tuned").glob("*.nii.gz")}
+    alone = {"nnUNet_extTrainer": ""}
+    every_image_is_predicted(command, images, tmp_path / "tuned", *which, "-f", "1", **alone)
+
+
+def every_image_is_predicted(command, images: Path, to: Path, *which: str, **environment: str):
+    """Run nnU-Net's own prediction of dataset 901; each image has its mask."""
+    where = ("-i", images, "-o", to, "-npp", "1", "-nps", "1", "--disable_tta")
+    command("nnUNetv2_predict", "-d", "901", "-c", "2d", *which, *where, **environment)
+    wanted = {file.name.replace("_0000", "") for file in images.glob("*.nii.gz")}
+    assert wanted == {file.name for file in to.glob("*.nii.gz")} != set()
 
 
 @pytest.mark.slow
@@ -341,10 +344,7 @@ def test_resnet_50_with_nothing_but_nnunet_s_own(own_copy, command, tmp_path):
     stock = {"nnUNet_extTrainer": "", "PYTHONPATH": ""}
     command("nnUNetv2_train", "901", "2d", "0", *which, **stock)
     images = Path(os.environ["nnUNet_raw"]) / own_copy.name / "imagesTs"
-    where = ("-i", images, "-o", tmp_path / "predicted", "-npp", "1", "-nps", "1", "--disable_tta")
-    command("nnUNetv2_predict", "-d", "901", "-c", "2d", "-f", "0", *which, *where, **stock)
-    wanted = {file.name.replace("_0000", "") for file in images.glob("*.nii.gz")}
-    assert wanted == {file.name for file in (tmp_path / "predicted").glob("*.nii.gz")} != set()
+    every_image_is_predicted(command, images, tmp_path / "predicted", *which, "-f", "0", **stock)
     # 250 steps on a phantom find its heart.
     results = Path(os.environ["nnUNet_results"]) / own_copy.name
     (summary,) = results.glob("*/fold_0/validation/summary.json")
