@@ -88,7 +88,7 @@ def test_plans_that_the_study_makes(nnunet_folders, tmp_path, monkeypatch, capsy
         assert "is missing" not in said and "with the sizes that the file gives" in said
         study = read_study(STUDIES / "acdc-few.yaml", "cpu")
         preparing.make_plans(asked_for(study, "114", given, None, None))
-        assert started[-1] == shlex.split(line)
+        assert list(started[-1]) == shlex.split(line)
         words = parser().parse_args(started[-1][1:])
         assert words.overwrite_plans_name == given
 
