@@ -1,15 +1,18 @@
-"""Write `nnunet_ssp/training/measured.csv` from the scores in `docs/results/acdc-few`.
+"""Write what was measured, from the scores in `docs/results/acdc-few`: `measured.csv` and a column of README.md.
 
-`python docs/make_results.py` writes the table; `--check` only says whether it is current. The scores are the folders
-`models` or, where models were chosen and reported, `reported-models` of a study's folder.
+`python docs/make_results.py` writes `nnunet_ssp/training/measured.csv` and the last column of README's table of
+methods; `--check` only says whether they are current. The scores are the folders `models` or, where models were chosen
+and reported, `reported-models` of a study's folder. README's column compares all methods on the patients of `models`.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -18,11 +21,32 @@ from nnunet_ssp.training import evidence
 
 SCORES = Path(__file__).with_name("results") / "acdc-few"
 TABLE = Path(evidence.__file__).with_name(evidence.TABLE)
-# Method of the pretraining, file of the model, file of its control, steps of both.
+README = Path(__file__).parents[1] / "README.md"
+SHOWN = 5  # labelled patients of README's column
+
+
+class Pair(NamedTuple):
+    """A model and its control from scratch."""
+
+    method: str
+    model: str  # file of its scores, as that of the control
+    control: str = "scratch"
+    steps: int = 500
+    settings: str = ""  # of the pretraining, where they are not the defaults
+
+
 PAIRS = (
-    ("Dense", "Dense", "scratch", 500),
-    ("Dense", "Dense-long", "scratch-long", 1500),
-    ("MIM", "MIM-deep", "scratch", 500),
+    Pair("Dense", "Dense"),
+    Pair("Dense", "Dense-long", "scratch-long", 1500),
+    Pair("MIM", "MIM"),
+    Pair("MIM", "MIM-deep", settings="recipe=deep"),
+    Pair("SimCLR", "SimCLR"),
+    Pair("PCL", "PCL"),
+    Pair("DINO", "DINO"),
+    Pair("BYOL", "BYOL"),
+    Pair("ContextPrediction", "context-prediction"),
+    Pair("ContextRestoration", "context-restoration"),
+    Pair("Inpainting", "context-restoration"),  # another name of it
 )
 DATA = {
     "reported-models": "12 other patients of ACDC",
@@ -34,19 +58,53 @@ NETWORK = "a network of half widths, patches of 96x96"
 def measured(folder: Path = SCORES) -> pd.DataFrame:
     """Compute the table: `method, data, labelled, seeds, scratch, pretrained`; mean 3D Dice over seeds and subjects."""
     rows = []
-    for method, name, control, steps in PAIRS:
-        kind = next((kind for kind in DATA if (folder / kind / f"{name}.csv").is_file()), None)
+    for pair in PAIRS:
+        kind = next(
+            (kind for kind in DATA if (folder / kind / f"{pair.model}.csv").is_file()), None
+        )
         if kind is None:
             continue
-        scratch, pretrained = (_means(folder / kind / f"{model}.csv") for model in (control, name))
-        both = pd.concat({"scratch": scratch, "pretrained": pretrained}, axis=1).dropna()
-        for labelled, own in both.groupby("fold"):
+        how = ", ".join(filter(None, (NETWORK, pair.settings, f"{pair.steps} steps")))
+        for labelled, own in _common(folder / kind, pair).groupby("fold"):
             seeds = own.index.get_level_values("seed").nunique()
             means = [f"{value:.3f}" for value in own[["scratch", "pretrained"]].mean()]
-            data = f"{DATA[kind]} ({NETWORK}, {steps} steps)"
-            rows.append([method, data, labelled, seeds, *means])
+            rows.append([pair.method, f"{DATA[kind]} ({how})", labelled, seeds, *means])
     columns = ["method", "data", "labelled", "seeds", "scratch", "pretrained"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def with_gains(readme: str, folder: Path = SCORES) -> str:
+    """Return README with the gains in the last column of its table of methods.
+
+    A gain is that with `SHOWN` labelled patients and 500 steps on the patients that methods are chosen on, over the
+    seeds that every model has.
+    """
+    pairs = [pair for pair in PAIRS if pair.steps == 500]
+    found = {
+        pair: _common(folder / "models", pair).xs(SHOWN, level="fold")
+        for pair in pairs
+        if (folder / "models" / f"{pair.model}.csv").is_file()
+    }
+    seeds = set.intersection(*(set(table.index) for table in found.values()))
+    cells: dict[str, list[str]] = {}
+    for pair, table in found.items():
+        scratch, pretrained = table.loc[sorted(seeds)].mean()[["scratch", "pretrained"]]
+        gain = f"{pretrained - scratch:+.3f}"
+        named = f"`{pair.settings}` {gain}" if pair.settings else gain
+        cells.setdefault(f"nnUNetTrainer{pair.method}Pretrain", []).append(named)
+
+    def filled(row: re.Match[str]) -> str:
+        return f"{row[1]} {', '.join(cells.get(row[2], ['not measured']))} |"
+
+    return re.sub(
+        r"^(\|[^|\n]*\| `(nnUNetTrainer\w+Pretrain)`.*\|)[^|\n]*\|$", filled, readme, flags=re.M
+    )
+
+
+def _common(folder: Path, pair: Pair) -> pd.DataFrame:
+    """Return the mean Dice of both models by fold and seed, where both have it."""
+    scratch, pretrained = (_means(folder / f"{model}.csv") for model in (pair.control, pair.model))
+    return pd.concat({"scratch": scratch, "pretrained": pretrained}, axis=1).dropna()
 
 
 def _means(file: Path) -> pd.Series:
@@ -58,17 +116,21 @@ def _means(file: Path) -> pd.Series:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the table, or check it; 1 if it is not current."""
+    """Write both, or check them; 1 if one is not current."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
-    text = measured().to_csv(index=False, lineterminator="\n")
-    if not check:
-        TABLE.write_text(text, encoding="utf-8")
-    elif TABLE.read_text(encoding="utf-8") != text:
-        print(f"{TABLE} is not current: run python docs/make_results.py", file=sys.stderr)
-        return 1
-    return 0
+    texts = {
+        TABLE: measured().to_csv(index=False, lineterminator="\n"),
+        README: with_gains(README.read_text(encoding="utf-8")),
+    }
+    outdated = [file for file, text in texts.items() if file.read_text(encoding="utf-8") != text]
+    for file in outdated:
+        if check:
+            print(f"{file} is not current: run python docs/make_results.py", file=sys.stderr)
+        else:
+            file.write_text(texts[file], encoding="utf-8")
+    return 1 if check and outdated else 0
 
 
 if __name__ == "__main__":

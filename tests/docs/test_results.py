@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -51,6 +52,28 @@ def test_means_over_frames_subjects_and_the_seeds_that_both_have(
     assert "chosen on" in long["data"] and "1500 steps" in long["data"]
 
 
+def test_readme_has_the_gains_over_the_seeds_that_all_models_have(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    def scores(gain: float, seeds: int) -> dict[tuple[int, int, str, str], float]:
+        return {(5, seed, "a", "ED"): 0.5 + 0.1 * seed + gain for seed in range(seeds)}
+
+    models = {"scratch": (0, 5), "Dense": (0.04, 5), "MIM": (0.01, 3), "MIM-deep": (-0.02, 3)}
+    for name, (gain, seeds) in models.items():
+        rows = scores(gain, seeds)
+        if name == "Dense":  # seeds 3 and 4, which MIM lacks, must not count
+            rows |= {(5, 3, "a", "ED"): 0.0, (5, 4, "a", "ED"): 0.0}
+        write(tmp_path / f"models/{name}.csv", rows | {(2, 0, "a", "ED"): 0.1})
+    names = ("MIM", "Dense", "SimCLR")
+    rows = "".join(f"| name | `nnUNetTrainer{name}Pretrain` | a | b | old |\n" for name in names)
+    other = "| name | `nnUNetTrainerFinetune` | old |\n"
+    cells = ("+0.010, `recipe=deep` -0.020", "+0.040", "not measured")
+    wanted = rows
+    for cell in cells:
+        wanted = wanted.replace("| old |", f"| {cell} |", 1)
+    assert script.with_gains(rows + other, tmp_path) == wanted + other
+
+
 def test_an_outdated_table_is_noticed_and_written_anew(
     script: ModuleType,
     tmp_path: Path,
@@ -61,7 +84,13 @@ def test_an_outdated_table_is_noticed_and_written_anew(
     table = tmp_path / "measured.csv"
     table.write_text("method\n", encoding="utf-8")
     monkeypatch.setattr(script, "TABLE", table)
+    readme = tmp_path / "README.md"
+    whole = script.README.read_text(encoding="utf-8")
+    readme.write_text(re.sub(r"[+-]0\.\d{3} \|$", "+9.999 |", whole, flags=re.M), encoding="utf-8")
+    monkeypatch.setattr(script, "README", readme)
     assert script.main(["--check"]) == 1
-    assert capsys.readouterr().err == f"{table} is not current: run python docs/make_results.py\n"
+    wanted = [f"{file} is not current: run python docs/make_results.py" for file in (table, readme)]
+    assert capsys.readouterr().err.splitlines() == wanted
     assert script.main([]) == 0
     assert table.read_text(encoding="utf-8") == current
+    assert readme.read_text(encoding="utf-8") == whole
