@@ -58,7 +58,7 @@ def read_speeds(file: Path) -> Speeds:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{file} must be what nnunet-ssp bench --json writes: {error!r} is missing or wrong."
+            f"{file} must be what nnunet-ssp bench --json writes: {error} is missing or wrong."
         ) from None
 
 
