@@ -198,7 +198,9 @@ def list_tasks(
         ValueError: The names of the labels are empty or not unique, or no subject has a series of `series`.
     """
     if not label_names or len({*label_names, "background"}) <= len(label_names):
-        raise ValueError(f"`label_names` (={list(label_names)}) must be unique names of classes.")
+        raise ValueError(
+            f"`label_names` (={', '.join(label_names)}) must be unique names of classes."
+        )
     root, masks_in = Path(folder), Path(folder if labels is None else labels)
     for needed in (root, masks_in):
         check_is_folder(needed)

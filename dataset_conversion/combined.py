@@ -230,9 +230,11 @@ def _all_subjects(sources: Sequence[Source]) -> tuple[Sequence[Task], Mapping[st
     first = sources[0]
     for source in sources:
         if dict(source.labels) != dict(first.labels):
+            own, wanted = (
+                ", ".join(f"{n} {v}" for n, v in s.labels.items()) for s in (source, first)
+            )
             raise ValueError(
-                f"{source.folder}: labels (={dict(source.labels)}) must be those of "
-                f"{first.folder} (={dict(first.labels)})."
+                f"{source.folder}: labels (={own}) must be those of {first.folder} (={wanted})."
             )
     tasks, refused = combine(sources) if len(sources) > 1 else (first.tasks, first.refused)
     if not tasks:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,11 @@ def some(names: Collection[str], limit: int = 10) -> str:
     ordered = names if isinstance(names, Sequence) else sorted(names)
     more = [f"... ({len(names)} in all)"] if len(names) > limit else []
     return ", ".join([*ordered[:limit], *more])
+
+
+def shape_in_words(shape: Iterable[int]) -> str:
+    """Return a shape in words: `8 x 256 x 256`."""
+    return " x ".join(map(str, shape))
 
 
 class Paced:

@@ -7,7 +7,6 @@ that no trainer knows and a value of the wrong kind are refused.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
@@ -109,6 +108,8 @@ class PretrainingSettings(TrainingSettings):
     num_epochs: int = 100
     # none: one pass over all slices, as in the paper.
     iterations_per_epoch: int | None = None
+    # Batches of the validation loss, as far as there are slices. none: those of 256 slices.
+    val_iterations_per_epoch: int | None = None
     # Slices, over all ranks.
     batch_size: int = 128
     # lars: with momentum, trust coefficient 0.02 and clipped rates, as in solo-learn 1.0.6.
@@ -145,6 +146,8 @@ class PretrainingSettings(TrainingSettings):
         super().__post_init__()
         steps = self.iterations_per_epoch
         require(steps is None or steps >= 1, "iterations_per_epoch", steps, "be none or at least 1")
+        steps, rule = self.val_iterations_per_epoch, "be none or at least 1"
+        require(steps is None or steps >= 1, "val_iterations_per_epoch", steps, rule)
         require(self.batch_size >= 1, "batch_size", self.batch_size, "be at least 1")
         require(0 <= self.momentum < 1, "momentum", self.momentum, "lie in [0, 1)")
         nesterov_works = not self.nesterov or self.momentum > 0
@@ -248,79 +251,6 @@ class EncoderSettings(FinetuningSettings):
 
 
 @dataclass(frozen=True)
-class FrozenSettings(FinetuningSettings):
-    """Settings of freezing, then fine-tuning (Dominic et al.): loaded weights are frozen in the first stage."""
-
-    # Epochs of the first stage; auto: until the validation loss stops improving, at most half of the run.
-    frozen_epochs: int | Literal["auto"] = "auto"
-    # Epochs without improvement by early_stopping_delta that end the first stage; theirs.
-    frozen_patience: int = 10
-    # Learning rate of the first stage: nnU-Net's, for new layers. The second stage has initial_lr.
-    frozen_lr: float = 0.01
-
-    recipes: ClassVar[dict[str, dict[str, Any]]] = {
-        **FinetuningSettings.recipes,
-        "few": {**FinetuningSettings.recipes["few"], "frozen_lr": 0.003},
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_no_warmup(self)
-        epochs = self.frozen_epochs
-        require(
-            epochs == "auto" or 0 <= epochs < self.num_epochs,
-            "frozen_epochs",
-            epochs,
-            f"be auto or lie in [0, num_epochs={self.num_epochs})",
-        )
-        patience = self.frozen_patience
-        require(patience >= 1, "frozen_patience", patience, "be at least 1")
-        require(self.frozen_lr > 0, "frozen_lr", self.frozen_lr, "be positive")
-
-    @property
-    def longest_frozen(self) -> int:
-        """Number of epochs after which the first stage ends in any case."""
-        epochs = self.frozen_epochs
-        return self.num_epochs // 2 if epochs == "auto" else epochs
-
-
-@dataclass(frozen=True)
-class WarmupSettings(FinetuningSettings):
-    """Settings of warming up the decoder alone, then everything."""
-
-    initial_lr: float = 1e-3
-    # Epochs of the two warm-ups; auto: 50 (12,500 steps) each, a twentieth of a run shorter than 1000.
-    warmup_decoder_epochs: int | Literal["auto"] = "auto"
-    warmup_all_epochs: int | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_no_warmup(self)
-        for name in ("warmup_decoder_epochs", "warmup_all_epochs"):
-            epochs = getattr(self, name)
-            rule = "be auto or not negative"
-            require(epochs == "auto" or epochs >= 0, name, epochs, rule)
-        total = sum(self.warmups)
-        rule = f"be below num_epochs={self.num_epochs}"
-        require(total < self.num_epochs, "warmup_decoder_epochs + warmup_all_epochs", total, rule)
-
-    @property
-    def warmups(self) -> tuple[int, int]:
-        """Numbers of epochs of the two warm-ups."""
-        auto = min(50, math.ceil(self.num_epochs / 20), (self.num_epochs - 1) // 2)
-        decoder, everything = self.warmup_decoder_epochs, self.warmup_all_epochs
-        return (
-            auto if decoder == "auto" else decoder,
-            auto if everything == "auto" else everything,
-        )
-
-
-def _require_no_warmup(settings: FinetuningSettings) -> None:
-    rule = "be 0 for fine-tuning in two stages, which have learning rates of their own"
-    require(settings.warmup_epochs == 0, "warmup_epochs", settings.warmup_epochs, rule)
-
-
-@dataclass(frozen=True)
 class AveragedSettings(FinetuningSettings):
     """Settings of training whose result is the moving average of the weights."""
 
@@ -369,17 +299,15 @@ class SemiSettings(AveragedSettings):
         return self.num_epochs / 4 if self.rampup_epochs == "auto" else self.rampup_epochs
 
 
-# Settings of this module that trainers have. Those of the methods, which import this module, are looked up by name.
+# Settings of this module that trainers have. Those of modules that import this one are looked up by name.
 SETTINGS: tuple[type[Settings], ...] = (
     PretrainingSettings,
     FinetuningSettings,
     EncoderSettings,
-    FrozenSettings,
-    WarmupSettings,
     AveragedSettings,
     SemiSettings,
 )
-METHODS = "nnunet_ssp.methods"
+ELSEWHERE = ("nnunet_ssp.staged_settings", "nnunet_ssp.methods")
 
 S = TypeVar("S", bound=Settings)
 
@@ -491,7 +419,7 @@ def _is_of_others(recipe: str | None, settings: Settings) -> bool:
 
 
 def _all_settings() -> tuple[type[Settings], ...]:
-    return (*SETTINGS, *import_module(METHODS).SETTINGS)
+    return (*SETTINGS, *(cls for name in ELSEWHERE for cls in import_module(name).SETTINGS))
 
 
 def _types(cls: type[Settings]) -> dict[str, Any]:

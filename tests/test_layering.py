@@ -18,8 +18,8 @@ FOLDERS = {
 # From the pure parts up; a room imports from those of the lines before it. A room or module on a line with another is
 # its equal: neither imports the other, but for the pairs in SAME_LINE.
 RANKS = (
-    "files console parallel network schedules timm_unet distributed heart phantom setting_values settings signals "
-    "nnunet launch",
+    "files console parallel network schedules timm_unet distributed heart phantom setting_values settings "
+    "staged_settings signals nnunet launch",
     "cohort",
     "slices conversion reporting methods.parts",
     "cohort.dataset cohort.command methods preparation",
@@ -36,6 +36,7 @@ SAME_LINE = {
     ("settings", "console"),
     ("settings", "files"),
     ("settings", "setting_values"),
+    ("staged_settings", "settings"),
     ("launch", "files"),
     ("launch", "nnunet"),
     ("launch", "parallel"),

@@ -9,11 +9,9 @@ from nnunet_ssp.methods import MIMSettings
 from nnunet_ssp.settings import (
     ENVIRONMENT_VARIABLE,
     FinetuningSettings,
-    FrozenSettings,
     PretrainingSettings,
     SemiSettings,
     TrainingSettings,
-    WarmupSettings,
     differences,
     from_environment,
     override,
@@ -89,13 +87,13 @@ def test_an_unknown_name_is_refused_with_the_list():
 
 
 def test_a_name_of_another_trainer_is_ignored_and_reported():
-    text = "num_epochs=3 mask_ratio=0.6 val_iterations_per_epoch=7"
+    text = "num_epochs=3 mask_ratio=0.6 val_iterations_per_epoch=7 final_validation=no"
     finetuning, foreign = override(FinetuningSettings(), text)
     assert (finetuning.num_epochs, finetuning.val_iterations_per_epoch) == (3, 7)
     assert foreign == ["mask_ratio"]
     mim, foreign = override(MIMSettings(), text)
-    assert (mim.num_epochs, mim.mask_ratio) == (3, 0.6)
-    assert foreign == ["val_iterations_per_epoch"]
+    assert (mim.num_epochs, mim.mask_ratio, mim.val_iterations_per_epoch) == (3, 0.6, 7)
+    assert foreign == ["final_validation"]
 
 
 def test_a_foreign_value_is_not_judged():
@@ -166,6 +164,10 @@ def test_a_name_given_twice_is_refused():
         ("early_stopping=0", "`early_stopping` (=0) must be none or at least 1."),
         ("early_stopping_delta=-1", "`early_stopping_delta` (=-1.0) must not be negative."),
         ("iterations_per_epoch=0", "`iterations_per_epoch` (=0) must be none or at least 1."),
+        (
+            "val_iterations_per_epoch=0",
+            "`val_iterations_per_epoch` (=0) must be none or at least 1.",
+        ),
         ("batch_size=0", "`batch_size` (=0) must be at least 1."),
         ("momentum=1", "`momentum` (=1.0) must lie in [0, 1)."),
         ("momentum=-0.1", "`momentum` (=-0.1) must lie in [0, 1)."),
@@ -225,55 +227,6 @@ def test_ranges_of_finetunings_optimiser(text, message):
         override(FinetuningSettings(), text)
 
 
-@pytest.mark.parametrize("defaults", [FrozenSettings(), WarmupSettings()])
-def test_stages_have_learning_rates_of_their_own(defaults):
-    override(defaults, "optimizer=adamw weight_decay=0.1 encoder_lr_factor=0.5 l2_sp=0.01")
-    with pytest.raises(ValueError, match=r"`warmup_epochs` \(=1\) must be 0 for .* two stages"):
-        override(defaults, "warmup_epochs=1")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("transfer=decoder", "`transfer` (=decoder) must be all or encoder."),
-        ("frozen_epochs=soon", "`frozen_epochs` (=soon) must be an integer or auto."),
-        ("frozen_epochs=-1", "`frozen_epochs` (=-1) must be auto or lie in [0, num_epochs=1000)."),
-        (
-            "frozen_epochs=5 num_epochs=5",
-            "`frozen_epochs` (=5) must be auto or lie in [0, num_epochs=5).",
-        ),
-        ("frozen_patience=0", "`frozen_patience` (=0) must be at least 1."),
-        ("frozen_lr=0", "`frozen_lr` (=0.0) must be positive."),
-    ],
-)
-def test_ranges_of_freezing(text, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        override(FrozenSettings(), text)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "warmup_decoder_epochs=-1",
-            "`warmup_decoder_epochs` (=-1) must be auto or not negative.",
-        ),
-        ("warmup_all_epochs=-1", "`warmup_all_epochs` (=-1) must be auto or not negative."),
-        (
-            "num_epochs=5 warmup_decoder_epochs=2 warmup_all_epochs=3",
-            "`warmup_decoder_epochs + warmup_all_epochs` (=5) must be below num_epochs=5.",
-        ),
-        (
-            "num_epochs=5 warmup_decoder_epochs=4",
-            "`warmup_decoder_epochs + warmup_all_epochs` (=5) must be below num_epochs=5.",
-        ),
-    ],
-)
-def test_ranges_of_warming_up(text, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        override(WarmupSettings(), text)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -296,31 +249,6 @@ def test_the_ramp_is_a_quarter_of_the_run_or_what_is_asked_for():
     assert override(SemiSettings(), "num_epochs=10 rampup_epochs=0")[0].rampup == 0
 
 
-@pytest.mark.parametrize(
-    ("num_epochs", "frozen", "warmup"),
-    [(1000, 500, 50), (2000, 1000, 50), (100, 50, 5), (30, 15, 2), (5, 2, 1), (2, 1, 0), (1, 0, 0)],
-)
-def test_stages_of_a_length_of_its_own(num_epochs, frozen, warmup):
-    """At least one epoch is left for what follows."""
-    assert FrozenSettings(num_epochs=num_epochs).longest_frozen == frozen < num_epochs
-    assert WarmupSettings(num_epochs=num_epochs).warmups == (warmup, warmup)
-    assert 2 * warmup < num_epochs
-
-
-def test_stages_of_a_given_length():
-    frozen, _ = override(FrozenSettings(), "num_epochs=5 frozen_epochs=4")
-    assert frozen.longest_frozen == 4
-    text = "num_epochs=9 warmup_decoder_epochs=0 warmup_all_epochs=8"
-    assert override(WarmupSettings(), text)[0].warmups == (0, 8)
-
-
-def test_settings_of_the_stages_are_of_other_trainers():
-    text = "frozen_epochs=3 warmup_all_epochs=4 transfer=encoder"
-    settings, foreign = override(FinetuningSettings(), text)
-    assert settings.transfer == "encoder"
-    assert foreign == ["frozen_epochs", "warmup_all_epochs"]
-
-
 def test_one_variable_serves_pretraining_and_finetuning():
     settings, _ = override(FinetuningSettings(), "iterations_per_epoch=none mask_ratio=0.5")
     assert settings.iterations_per_epoch is None
@@ -339,11 +267,6 @@ def test_a_recipe_replaces_defaults_and_single_settings_win_in_any_order():
         settings, _ = override(MIMSettings(), text)
         assert (settings.initial_lr, settings.optimizer) == (0.5, "adamw")
     assert override(MIMSettings(), "recipe=paper")[0] == MIMSettings()
-
-
-def test_few_lowers_the_rates_of_both_stages_for_adamw():
-    few = override(FrozenSettings(), "recipe=few")[0]
-    assert (few.optimizer, few.frozen_lr, few.initial_lr) == ("adamw", 0.003, 0.003)
 
 
 def test_a_recipe_of_other_trainers_is_ignored_and_named():
@@ -373,8 +296,6 @@ def test_the_papers_values_are_the_defaults():
     assert (mim.weight_decay, mim.warmup_epochs) == (3e-5, 0)
     assert (mim.mask_ratio, mim.mask_patch, mim.fill) == (0.75, "auto", 0.0)
     assert FinetuningSettings().initial_lr == 0.005
-    assert FrozenSettings().frozen_patience == 10  # Dominic et al.'s code
-    assert WarmupSettings().initial_lr == 1e-3 and WarmupSettings().warmups == (50, 50)
 
 
 def test_the_environment(monkeypatch):

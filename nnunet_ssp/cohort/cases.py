@@ -19,6 +19,8 @@ from nnunet_ssp.files.tables import read_table, whole_number
 SPLITS = ("train", "test")
 PHASES = ("", "ED", "ES")
 BASES = ("first", "last", "unknown")
+# Data sets as people call them, by the `source` of `cases.csv`.
+NAMES = {"mm1": "M&Ms", "mm2": "M&Ms-2", "acdc": "ACDC", "cine": "own cine"}
 
 
 @dataclass(frozen=True)

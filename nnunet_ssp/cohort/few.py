@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from nnunet_ssp.cohort.cases import Case
+from nnunet_ssp.cohort.cases import NAMES, Case
 from nnunet_ssp.cohort.folds import Fold, make_fold, subset_name
 from nnunet_ssp.cohort.membership import training_cases
 from nnunet_ssp.console import some
@@ -87,7 +87,11 @@ def few_folds(cases: Mapping[str, Case]) -> list[Fold]:
     """
     labelled = {case.subject for case in cases.values() if case.trainable}
     if other := sorted({case.source for case in cases.values()} - {SOURCE}):
-        raise ValueError(f"the split `few` must be of ACDC alone, without {', '.join(other)}.")
+        named = ", ".join(NAMES.get(source, source) for source in other)
+        raise ValueError(
+            f"the split `few` is one of ACDC, by its patients' numbers; this dataset is of {named}. Label subsets of "
+            "any dataset: --subsets 10 5 2."
+        )
     sides: dict[Side, list[str]] = {"train": [], "choose": [], "report": []}
     for subject in sorted({cases[name].subject for name in training_cases(cases)}):
         sides[side_of(subject)].append(subject)

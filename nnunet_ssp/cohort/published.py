@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from nnunet_ssp.cohort.cases import Case
+from nnunet_ssp.cohort.cases import NAMES, Case
 from nnunet_ssp.cohort.folds import Fold, draw_subjects, is_from, make_fold
 from nnunet_ssp.cohort.membership import is_trainable, shuffled, subjects_of, test_subjects
 from nnunet_ssp.console import count_of
@@ -166,7 +166,7 @@ def paper_folds(cases: Mapping[str, Case]) -> tuple[list[Fold], list[str]]:
     others = Counter(source for key, source in development.items() if key not in subjects)
     if is_published("development", subjects):
         notes += [
-            f"{count_of(n, 'subject')} of {source} in no fold; pretraining takes all of them in."
+            f"{count_of(n, 'subject')} of {NAMES.get(source, source)} in no fold; pretraining takes all of them in."
             for source, n in sorted(others.items())
         ]
     labelled = subjects_of((name for name in cases if is_trainable(cases[name])), cases)

@@ -307,7 +307,7 @@ def training_steps(
     pretraining = (
         f"num_epochs={EPOCHS} "
         f"iterations_per_epoch={iterations(PRETRAINING_IMAGES, PRETRAINING_BATCH)} "
-        f"batch_size={PRETRAINING_BATCH} seed={seed}"
+        f"batch_size={PRETRAINING_BATCH} val_iterations_per_epoch=5 seed={seed}"
     )
     finetuning = (
         f"num_epochs={EPOCHS} "

@@ -50,7 +50,7 @@ def evaluation_page(evaluation: Evaluation, tell: Callable[[str], None] | None =
     )
     page.paragraph(introduction(evaluation))
     for note in evaluation.notes:
-        page.paragraph(note if note.startswith("WARNING") else f"Note: {note}")
+        page.remark(note)
     _add_scores(page, evaluation)
     if len(models) > 1:
         _add_comparisons(page, evaluation)

@@ -201,8 +201,9 @@ def _check_2d(plans: dict[str, Any], configuration: str, where: str) -> None:
     check_plans(plans, where)
     resolved = configuration_of(plans, configuration, where, ("patch_size", "architecture"))
     if len(resolved["patch_size"]) != 2:
+        patch = " x ".join(map(str, resolved["patch_size"]))
         raise ValueError(
-            f"{where}: configuration {shown(configuration)} must be 2D: its patch is {resolved['patch_size']}."
+            f"{where}: configuration {shown(configuration)} must be 2D: its patch is {patch}."
         )
 
 

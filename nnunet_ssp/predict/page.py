@@ -130,7 +130,7 @@ def subject_page(
         sheet = _contact_sheet(study.voxels[..., frame], mask[..., frame], labels, window)
         page.image(sheet, alt=f"All slices at {phase} with contours", wide=True)
     for note in record["notes"]:
-        page.paragraph(f"Note: {note}.")
+        page.remark(f"{note}.")
     return page
 
 

@@ -165,8 +165,8 @@ def _repeated(values: Sequence[Any], channels: int, key: str, where: str) -> lis
         return list(values)
     if any(value != values[0] for value in values):
         raise ValueError(
-            f"{where}: `{key}` (={list(values)}) must be one for all channels, as the images to prepare have "
-            f"{count_of(channels, 'channel')}."
+            f"{where}: `{key}` (={', '.join(map(str, values))}) must be one for all channels, as the images to "
+            f"prepare have {count_of(channels, 'channel')}."
         )
     return [values[0]] * channels
 

@@ -56,7 +56,7 @@ body { max-width: 58rem; margin: 0 auto; padding: 1rem 1rem 4rem; background: va
   color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 1.4rem 0 .6rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-.notice { margin: 0; padding: .7rem .9rem; border-radius: .4rem; background: var(--notice); }
+.notice { margin: .7rem 0; padding: .7rem .9rem; border-radius: .4rem; background: var(--notice); }
 /* A wide table shows that it scrolls: a bar, and shadows that its ends cover. */
 .scroll { overflow-x: auto; scrollbar-width: thin; background:
   linear-gradient(to right, var(--paper) 1rem, transparent) 0 0 / 2rem 100% no-repeat local,
@@ -132,6 +132,13 @@ class Page:
     def heading(self, text: str) -> None:
         """Start a section."""
         self._parts.append(f"<h2>{html.escape(text)}</h2>")
+
+    def remark(self, note: str) -> None:
+        """Add a note; one that begins with WARNING stands out as what must be read."""
+        if note.startswith("WARNING"):
+            self._parts.append(f'<p class="notice" role="note">{html.escape(note)}</p>')
+        else:
+            self.paragraph(f"Note: {note}")
 
     def paragraph(self, *text: str | Link) -> None:
         """Add a paragraph of text and links."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssp.cohort import privacy
+from nnunet_ssp.console import shape_in_words
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.bundles import FINGERPRINT, Bundle, write_bundle
 from nnunet_ssp.files.contents import read_json
@@ -95,7 +96,7 @@ def _network_of(arguments: dict[str, Any], file: Path) -> tuple[dict[str, Any], 
     configuration = configuration_of(plans, name, where, needed)
     if len(configuration["patch_size"]) != 2:
         raise ValueError(
-            f"{file}: configuration {name} must be 2D: its patch is {configuration['patch_size']}."
+            f"{file}: configuration {name} must be 2D: its patch is {shape_in_words(configuration['patch_size'])}."
         )
     return plans | {"configurations": {name: configuration}}, configuration
 

@@ -93,7 +93,8 @@ def import_bundle(
     _check_network(pretrained, make())
     lines = content_in_words(pretrained)
     if licences := bundle.card["data"].get("licences"):
-        lines.append(f"licences of the data: {shown(licences)}")
+        named = licences if isinstance(licences, list) else [licences]
+        lines.append(f"licences of the data: {'; '.join(map(shown, named))}")
     if bundle.card.get("measured"):
         lines.append(f"gains that were measured: in {PAGE if file.is_file() else ON_A_HUB[PAGE]}")
     adaptation = None

@@ -74,7 +74,7 @@ class SliceStore:
         channels = {entry.shape[1] for entry in self.cases}
         if len(channels) > 1:
             raise ValueError(
-                f"{self.folder}: cases must have equal channels, not {sorted(channels)}."
+                f"{self.folder}: cases must have equal channels, not {' and '.join(map(str, sorted(channels)))}."
             )
         self.channels = channels.pop() if channels else 0
         lengths = np.array([entry.shape[0] for entry in self.cases], dtype=np.int64)

@@ -183,7 +183,8 @@ def run(
     if dry_run:
         from nnunet_ssp.study.dry_run import list_runs
 
-        return list_runs(study, output, bench, models, folds, named=dataset is not None)
+        named, on_cpu = dataset is not None, _is_for_cpu(study, size, device, profile)
+        return list_runs(study, output, bench, models, folds, named=named, on_cpu=on_cpu)
     call = _Call(
         source=source,
         output=output,
@@ -226,6 +227,13 @@ def _asked_for(
             if name not in known:
                 raise ValueError(f"`{option}` (={name}) must be of {', '.join(known)}.")
     return study
+
+
+def _is_for_cpu(study: Study, size: str | None, device: str | None, profile: str | None) -> bool:
+    """Whether hours are those of a CPU: asked for, or by the name of the size, or a phantom's."""
+    if device or profile:
+        return device == "cpu"
+    return size == "cpu" or study.phantom is not None
 
 
 def _set_environment(own: Path | None, output: Path, profile: str | None) -> None:

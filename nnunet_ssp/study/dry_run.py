@@ -25,6 +25,7 @@ def list_runs(
     models: Sequence[str] | None = None,
     folds: Sequence[str] | None = None,
     named: bool = False,
+    on_cpu: bool = False,
 ) -> int:
     """Print every run, or those of some models and folds, and how long all of them take.
 
@@ -35,6 +36,7 @@ def list_runs(
         models: Models to list, by default all.
         folds: The study's folds to list, by default all.
         named: Whether the user named the dataset, which then must exist.
+        on_cpu: Whether the study is meant for a CPU.
 
     Raises:
         FileNotFoundError: The dataset that was named does not exist.
@@ -83,7 +85,7 @@ def list_runs(
     print("\n".join(_listing(study, pretrainings, trainings)))
     done = len(pretrainings) + len(trainings) - len(left)
     print(f"\n{_counted(len(pretrainings), len(trainings), done)}")
-    print("\n".join([*notes, *_estimate(study, untrained, data, bench)]))
+    print("\n".join([*notes, *_estimate(study, untrained, data, bench, on_cpu)]))
     if reason:
         raise ValueError(f"this dataset cannot carry the study. {reason}")
     return 0
@@ -155,14 +157,18 @@ def _listing(study: Study, pretrainings: Sequence[Run], trainings: Sequence[Run]
 
 
 def _estimate(
-    study: Study, untrained: tuple[list[Run], list[Run]], data: Data | None, bench: Path | None
+    study: Study,
+    untrained: tuple[list[Run], list[Run]],
+    data: Data | None,
+    bench: Path | None,
+    on_cpu: bool,
 ) -> list[str]:
-    from nnunet_ssp.study.estimate import SHIPPED, hours, method_of, read_speeds
+    from nnunet_ssp.study.estimate import SHIPPED, SHIPPED_CPU, hours, method_of, read_speeds
 
     measure = (
         "nnunet-ssp bench --json bench.json measures the speeds here; then add --bench bench.json."
     )
-    speeds = read_speeds(bench or SHIPPED)
+    speeds = read_speeds(bench or (SHIPPED_CPU if on_cpu else SHIPPED))
     unknown = {method_of(run) for run in untrained[0]} - speeds.methods.keys()
     if bench is None and unknown:
         return [f"Hours: unknown for {some(unknown)}. {measure}"]
@@ -171,13 +177,21 @@ def _estimate(
         return [f"Hours: unknown without the data set. {measure}"]
     pretraining, finetuning = found
     sizes = "" if data else ", with the sizes that the file gives"
-    total, first, second = map(_hours, (pretraining + finetuning, pretraining, finetuning))
-    return [
-        f"About {total} hours of one {speeds.device}{sizes}: {first} of pretraining, {second} of training for what is "
-        "not done. Validations, predictions and evaluations are not included. Early stopping takes less, and so do "
-        "nnU-Net's worker processes, which the bench does not use.",
-        *([] if bench else [f"That is an estimate from {speeds.source}; {measure}"]),
-    ]
+    others = len(untrained[1]) * speeds.each / 3600
+    parts = (pretraining + finetuning + others, pretraining, finetuning, others)
+    total, first, second, third = map(_hours, parts)
+    said = f"About {total} hours of one {speeds.device}{sizes}: {first} of pretraining, {second} of training"
+    if speeds.each:
+        said += (
+            f", {third} of predictions, evaluations and starts, for what is not done. --jobs N on as many free cores "
+            "divides them by N."
+        )
+    else:
+        said += (
+            " for what is not done. Validations, predictions and evaluations are not included. Early stopping takes "
+            "less, and so do nnU-Net's worker processes, which the bench does not use."
+        )
+    return [said, *([] if bench else [f"That is an estimate from {speeds.source}; {measure}"])]
 
 
 def _hours(number: float) -> str:

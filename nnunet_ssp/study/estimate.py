@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from nnunet_ssp.study.runs import Run, find_trainer
 from nnunet_ssp.study.spec import Study
 from nnunet_ssp.training.finetuning import STOCK_ITERATIONS
 
-# Speeds of a GPU that were not measured with this package; the file says where they come from.
+# Speeds of a GPU that were not measured with this package, and of a CPU core; the files say where they come from.
 SHIPPED = Path(__file__).parent / "speeds.json"
+SHIPPED_CPU = Path(__file__).parent / "speeds_cpu.json"
+STAGE_WIDTH = 32  # features of the first stage that nnU-Net plans
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Speeds:
         methods: Speed by method.
         finetuning: Speed of fine-tuning.
         source: Origin of the numbers, in words; empty for measured ones.
+        width: Features of the measured networks, as a multiple of nnU-Net's; None if they are those of the plans.
+        each: Seconds that each training takes besides, for its prediction and evaluation, and to start; 0 if unknown.
     """
 
     device: str
@@ -37,6 +42,8 @@ class Speeds:
     methods: dict[str, float]
     finetuning: float
     source: str = ""
+    width: float | None = None
+    each: float = 0.0
 
 
 def read_speeds(file: Path) -> Speeds:
@@ -55,10 +62,12 @@ def read_speeds(file: Path) -> Speeds:
             methods={name: float(f["end_to_end_images_per_s"]) for name, f in methods},
             finetuning=float(content["finetuning_images_per_s"]),
             source=str(setting.get("source", "")),
+            width=setting.get("width"),
+            each=float(setting.get("seconds_of_each_training", 0)),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{file} must be what nnunet-ssp bench --json writes: {error!r} is missing or wrong."
+            f"{file} must be what nnunet-ssp bench --json writes: {error} is missing or wrong."
         ) from None
 
 
@@ -67,7 +76,8 @@ def hours(
 ) -> tuple[float, float] | None:
     """Estimate the hours of all pretrainings and of all fine-tunings, without predictions and evaluations.
 
-    Time is in proportion to the number of pixels, since the bench's images may differ from the planned patch.
+    Time is in proportion to the number of pixels, since the bench's images may differ from the planned patch, and where
+    the table's networks are of other widths, to the square of these.
 
     Returns:
         The hours; None where the sizes of the data are unknown.
@@ -79,6 +89,8 @@ def hours(
     if patch is None:
         return None
     pixels = math.prod(patch) / speeds.side**2
+    if speeds.width is not None:
+        pixels *= (_width(study, data) / speeds.width) ** 2
     pretraining, finetuning = runs
     known = study.sizes.other_datasets if study.sizes else {}
     if data is None and any(run.dataset and run.dataset not in known for run in pretraining):
@@ -91,6 +103,16 @@ def hours(
     for run in finetuning:
         seconds[1] += _finetuning_images(study, run, data) / speeds.finetuning
     return seconds[0] * pixels / 3600, seconds[1] * pixels / 3600
+
+
+def _width(study: Study, data: Data | None) -> float:
+    """Return the features of the planned network as a multiple of nnU-Net's."""
+    if data is not None:
+        arguments = data.configuration.get("architecture", {}).get("arch_kwargs", {})
+        features = arguments.get("features_per_stage", [STAGE_WIDTH])
+        return float(features[0]) / STAGE_WIDTH
+    words = shlex.split(study.prepare)
+    return float(words[words.index("--width") + 1]) if "--width" in words else 1.0
 
 
 def _pretraining_images(study: Study, run: Run, data: Data | None) -> float:

@@ -23,6 +23,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoD
 )
 from torch import Tensor
 
+from nnunet_ssp.console import shape_in_words
 from nnunet_ssp.methods.parts.views import ViewSettings
 
 __all__ = ["CineAugmentation", "NoAugmentation"]
@@ -78,7 +79,7 @@ class CineAugmentation(nnUNetTrainer):
         if len(patch_size) != 2:
             raise ValueError(
                 f"configuration (={self.configuration_name}) must be 2D: {type(self).__name__} has the augmentation "
-                f"of a 2D paper, this patch is {list(patch_size)}."
+                f"of a 2D paper, this patch is {shape_in_words(patch_size)}."
             )
         return FULL_TURN, dummy_2d, loaded_size(patch_size)[0], mirror
 

@@ -34,7 +34,7 @@ from nnunet_ssp.slices.store import (
     require_preprocessing,
 )
 
-VALIDATION_SLICES = 256  # at most; fixed for the whole run
+VALIDATION_SLICES = 256  # at most, where no setting says how many; fixed for the whole run
 SHOWN_SLICES = 6  # rows of a picture
 
 
@@ -122,7 +122,9 @@ class Batches:
         self.per_epoch = settings.iterations_per_epoch or n // size
         # Every rank needs a slice of every batch, some methods more than one; too few slices are repeated.
         smallest = max(method.smallest_batch, world_size())
-        number = max(min(len(self._shown), VALIDATION_SLICES), smallest)
+        wanted = settings.val_iterations_per_epoch
+        most = VALIDATION_SLICES if wanted is None else wanted * size
+        number = max(min(len(self._shown), most), smallest)
         self.fixed = np.linspace(0, len(self._shown) - 1, number).round().astype(np.int64)
         self.frames = self._frames_of(store)
         if self.frames is not None and self.frames.counts.max(initial=0) < 2:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from nnunet_ssp.console import shape_in_words
 from nnunet_ssp.files.contents import NAMES, check, read_json, shown
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import check_dataset, check_plans, configuration_of
@@ -131,7 +132,7 @@ def refuse_unsuitable(trainer: Any) -> None:
     if len(patch_size) != 2:
         raise ValueError(
             f"configuration (={configuration}) must be 2D: {name} pretrains the planned 2D network, this one has the "
-            f"patch {list(patch_size)}. Use: {trainer.command(configuration='2d')}"
+            f"patch {shape_in_words(patch_size)}. Use: {trainer.command(configuration='2d')}"
         )
     if trainer.is_cascaded:
         raise ValueError(f"configuration (={configuration}) must not be a cascade.")

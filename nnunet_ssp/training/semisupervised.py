@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.membership import check_stored, sides, subjects_by_case, validated_on
 from nnunet_ssp.cohort.repeats import doubts
-from nnunet_ssp.console import count_of
+from nnunet_ssp.console import count_of, shape_in_words
 from nnunet_ssp.distributed import mean_over_steps, world_size
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.schedules import gaussian_rampup
@@ -78,7 +78,7 @@ class SemiTrainer(AveragedTrainer):
         if len(patch_size) != 2 or self.is_cascaded:
             raise ValueError(
                 f"configuration (={name}) must be 2D and no cascade: {type(self).__name__} draws unlabelled slices, "
-                f"this patch is {list(patch_size)}."
+                f"this patch is {shape_in_words(patch_size)}."
             )
         super().build()
         self.logger.local_logger.my_fantastic_logging.update({key: [] for key in CURVES})

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssp.network import in_encoder, is_alias
 from nnunet_ssp.schedules import EarlyStopping, polynomial
-from nnunet_ssp.settings import FrozenSettings, WarmupSettings
+from nnunet_ssp.staged_settings import FrozenSettings, WarmupSettings
 from nnunet_ssp.training.finetuning import FinetuningTrainer
 from nnunet_ssp.training.freezing import freeze, hold_statistics
 from nnunet_ssp.training.optimizers import EpochRates

@@ -265,7 +265,10 @@ def test_the_folds_of_acdc_few(raw: Path, capsys: pytest.CaptureFixture[str]):
     [
         ("115", r"raw: no dataset 115 here; found Dataset114_Toy"),
         ("114 --subsets 99", r"a subset \(=99\) must be within 1 to 12, the number of training"),
-        ("114 --few", "the split `few` must be of ACDC alone, without mm1"),
+        (
+            "114 --few",
+            "the split `few` is one of ACDC, by its patients' numbers; this dataset is of M&Ms",
+        ),
         ("114 --paper --phase ED", "choose one of --paper, --few, --from and"),
         ("114 --seeds 1", "--unit and --seeds must come with --subsets"),
         ("114 --of 1", "--of must come with --subsets, --vendors or --phase"),

@@ -104,7 +104,9 @@ def test_what_is_no_dataset_for_this_split():
     one = next(case for case in cases.values() if case.subject == name(17))
     with pytest.raises(ValueError, match=r"patient017 must be test subjects.*acdc --few"):
         few_folds(cases | {one.case: replace(one, split="train")})
-    with pytest.raises(ValueError, match="of ACDC alone, without mm1"):
+    with pytest.raises(
+        ValueError, match="one of ACDC, by its patients' numbers; this dataset is of M&Ms"
+    ):
         few_folds(cases | {one.case: replace(one, source="mm1")})
     with pytest.raises(ValueError, match="must have labelled patients"):
         few_folds(acdc(13))

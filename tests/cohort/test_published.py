@@ -124,7 +124,7 @@ def test_other_sources_are_in_no_published_fold(real_data: Path):
     cases = published_cases(real_data) | make_cases(numbered(3), "acdc")
     cases |= make_cases({"T": "GE"}, "acdc", split="test")
     folds, notes = paper_folds(cases)
-    assert notes == ["3 subjects of acdc in no fold; pretraining takes all of them in."]
+    assert notes == ["3 subjects of ACDC in no fold; pretraining takes all of them in."]
     assert all(cases[name].source != "acdc" for fold in folds for name in fold.train)
     assert checksum(published.published_test_subjects(cases)) == PUBLISHED["test"][1]
 

@@ -164,7 +164,8 @@ def test_what_is_no_source(trees: Path, text: str):
 
 def test_other_labels_are_refused(trees: Path):
     with pytest.raises(
-        ValueError, match=r"mm1: labels \(=.*LVBP.*\) must be those of .*acdc \(=.*MLV"
+        ValueError,
+        match=r"mm1: labels \(=background 0, LVBP 1, LVM 2, RV 3\) must be those of .*acdc \(=.*MLV",
     ):
         acdc.convert(trees / "acdc", 116, add=[f"mnms:{trees / 'mm1'}"], keep_labels=True)
 

@@ -203,7 +203,7 @@ ARCHITECTURE = make_plans()["configurations"]["2d"]["architecture"]
         (with_card(configuration="3d"), "`configuration` .=3d. must be one"),
         (with_card(configuration="../2d"), "`configuration`.*one plain name"),
         (with_card(data=None), "`data` is missing"),
-        (with_plans(patch_size=[8, 32, 32]), "must be 2D: its patch is .8, 32, 32."),
+        (with_plans(patch_size=[8, 32, 32]), "must be 2D: its patch is 8 x 32 x 32"),
         (
             with_plans(architecture=ARCHITECTURE | {"network_class_name": "os.system"}),
             "`network_class_name` .=os.system. must be a network",

@@ -97,6 +97,15 @@ def test_code_and_images_can_be_shown_closed():
     assert document.text == ["closed", HOSTILE, "a\nb", "more"]
 
 
+def test_a_warning_stands_out_among_notes():
+    page = Page("title")
+    page.remark("WARNING: no result.")
+    page.remark("so it is.")
+    document = Document(page.html())
+    assert document.text == ["title", "WARNING: no result.", "Note: so it is."]
+    assert [p.get("class") for p in document.all("p")] == ["notice", None]
+
+
 def test_notice_comes_first():
     assert Document(Page("title", notice="read this").html()).text == ["read this", "title"]
     assert Document(Page("title").html()).text == ["title"]

@@ -196,7 +196,7 @@ def test_a_3d_network_is_refused(environment: Path, capsys) -> None:
     content["init_args"]["plans"]["configurations"]["2d"]["patch_size"] = [8, 32, 32]
     transfer.save(environment / "x.pth", content)
     assert main(["export", str(environment / "x.pth"), "-o", str(environment / "y")]) == 1
-    assert "must be 2D: its patch is [8, 32, 32]" in capsys.readouterr().err
+    assert "must be 2D: its patch is 8 x 32 x 32" in capsys.readouterr().err
 
 
 def test_a_network_that_diverged_is_refused(environment: Path, capsys) -> None:

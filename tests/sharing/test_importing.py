@@ -57,6 +57,15 @@ def test_the_dataset_gets_the_plans(file: Path, other: Path, environment: Path, 
         assert words in said
 
 
+def test_licences_are_said_in_words(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "heart.zip"
+    licences = ("M&Ms: CC BY-NC-SA 4.0", "ACDC: none")
+    assert main(["export", str(checkpoint), "-o", str(file), "--data-licence", *licences]) == 0
+    assert main(["import", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "licences of the data: M&Ms: CC BY-NC-SA 4.0; ACDC: none\n" in said
+
+
 @pytest.mark.parametrize(("folds", "cases", "first"), [(None, 5, "0"), (2, 1, "0"), (0, 9, "all")])
 def test_the_printed_fold_exists(file: Path, other: Path, capsys, folds, cases, first) -> None:
     content = json.loads((other / "dataset.json").read_text())

@@ -115,6 +115,43 @@ def test_dry_run_estimates_the_hours(tmp_path, capsys, monkeypatch):
     assert "hours of one a card, 2026-01-01, with the sizes that the file gives" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "device"),
+    [
+        ("acdc-few", "CPU core"),
+        ("acdc-few --size gpu", "A100"),
+        ("acdc-few --device cuda", "A100"),
+        ("acdc-few --size gpu --device cpu", "CPU core"),
+        ("demooij --device cpu", "CPU core"),
+        ("demooij", "A100"),
+        ("phantom", "CPU core"),
+    ],
+)
+def test_hours_are_those_of_the_device_that_it_is_meant_for(
+    tmp_path, capsys, monkeypatch, words, device
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *words.split(), "--dry-run"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if " hours of one " in line)
+    assert ("CPU core" in line, "A100" in line) == (device == "CPU core", device == "A100")
+
+
+def test_hours_of_a_cpu_by_its_table(tmp_path, capsys, monkeypatch):
+    """Dense shows 42 epochs of 50 batches of 12 slices; trainings 25 of 20 of 12 images, with a prediction each."""
+    monkeypatch.chdir(tmp_path)
+    some = ["--models", "scratch", "Dense", "--folds", "2", "10"]
+    assert main(["study", "acdc-few", "--dry-run", *some]) == 0
+    said = capsys.readouterr().out
+    first, second, third = (
+        42 * 50 * 12 / 18.7 / 3600,
+        12 * 25 * 20 * 12 / 25 / 3600,
+        12 * 120 / 3600,
+    )
+    parts = f"{first:.2g} of pretraining, {second:.2g} of training, {third:.2g} of predictions"
+    assert f"About {first + second + third:.2g} hours of one CPU core" in said and parts in said
+    assert "That is an estimate from what ran on ACDC (docs/results.md" in said
+
+
 def test_dry_run_of_a_method_of_ones_own(tmp_path, capsys, monkeypatch):
     """Without --bench the shipped speeds know none."""
     speeds = {

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.launch import trainers_folder
-from nnunet_ssp.study.estimate import SHIPPED, hours, read_speeds
+from nnunet_ssp.study.estimate import SHIPPED, SHIPPED_CPU, hours, read_speeds
+from nnunet_ssp.study.spec import Sizes
 from tests.study.conftest import BATCH, SLICES_OF_A_CASE, SUBJECTS
 from tests.study.test_runs import planned
+
+SIZES = Sizes(pretraining_slices=100, labelled_slices={}, batch_size=4, patch_size=(64, 64))
 
 
 def test_hours(tmp_path, data):
@@ -47,8 +52,23 @@ def test_hours(tmp_path, data):
         read_speeds(file)
 
 
-def test_the_shipped_table_has_every_method():
-    speeds = read_speeds(SHIPPED)
+def test_wide_networks_take_longer(tmp_path, data):
+    study, *runs = planned(tmp_path, data, settings={"pretraining": {"num_epochs": 3}})
+    speeds = replace(read_speeds(SHIPPED), width=None)
+    plain = hours(study, tuple(runs), data, speeds)
+    narrow = {"architecture": {"arch_kwargs": {"features_per_stage": [16, 32, 64]}}}
+    narrower = replace(data, configuration={**data.configuration, **narrow})
+    quarter = hours(study, tuple(runs), narrower, replace(speeds, width=1.0))
+    assert quarter == pytest.approx([part / 4 for part in plain or ()])
+    sized = study.model_copy(update={"prepare": "--width 0.5", "sizes": SIZES})
+    assert hours(sized, tuple(runs), None, replace(speeds, width=0.5)) == pytest.approx(
+        hours(sized, tuple(runs), None, speeds)
+    )
+
+
+@pytest.mark.parametrize("table", [SHIPPED, SHIPPED_CPU])
+def test_the_shipped_tables_have_every_method(table):
+    speeds = read_speeds(table)
     trainers = {file.stem for file in trainers_folder().glob("nnUNetTrainer*Pretrain.py")}
     assert {f"nnUNetTrainer{name}Pretrain" for name in speeds.methods} == trainers
     assert "estimated" in speeds.device and speeds.source

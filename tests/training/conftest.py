@@ -173,7 +173,9 @@ def pretrained_once(prepared: Path, tmp_path_factory: pytest.TempPathFactory) ->
                     "nnUNet_extTrainer": files("nnunet_ssp.trainers"),
                 }.items():
                     patch.setenv(name, str(value))
-                settings = "num_epochs=1 iterations_per_epoch=2 batch_size=4"
+                settings = (
+                    "num_epochs=1 iterations_per_epoch=2 batch_size=4 val_iterations_per_epoch=1"
+                )
                 trainer = Runs(patch).run("nnUNetTrainerMIMPretrain", settings)
                 made.append(Path(trainer.output_folder) / "checkpoint_final.pth")
         return made[0]

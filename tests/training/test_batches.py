@@ -92,6 +92,14 @@ def test_validation_is_the_same_in_every_epoch_and_run(make):
     assert sum(len(batch) for batch in rounds[:2]) == 9
 
 
+@pytest.mark.parametrize(("asked", "batches", "slices"), [(1, 1, 4), (2, 2, 8), (9, 2, 9)])
+def test_as_many_validation_batches_as_asked_for(make, asked, batches, slices):
+    """As far as there are slices, of which there are nine."""
+    made = make(replace(SETTINGS, val_iterations_per_epoch=asked))
+    assert made.n_validation() == batches
+    assert sum(len(batch) for batch in islice(made.validation(), batches)) == slices
+
+
 def test_the_fold_validates_on_slices_of_its_own(make, make_store, store):
     other = SliceStore(store.folder, ["case1"], {})
     batches = make(validation=other)

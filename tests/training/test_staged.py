@@ -10,7 +10,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
 from nnunet_ssp.network import in_encoder
 from nnunet_ssp.schedules import EarlyStopping, polynomial
-from nnunet_ssp.settings import FrozenSettings, WarmupSettings
+from nnunet_ssp.staged_settings import FrozenSettings, WarmupSettings
 from nnunet_ssp.training.optimizers import EpochRates
 from nnunet_ssp.training.staged import (
     FrozenTrainer,
