@@ -83,6 +83,7 @@ def build_network(
                 architecture["_kw_requires_import"],
                 channels,
                 classes,
+                allow_init=device != "meta",  # which has no numbers, but takes four times as long
                 deep_supervision=True,
             )
     except Exception as error:  # whatever a network's constructor may raise
