@@ -239,7 +239,7 @@ EXPECTED = {
         "nnUNetv2_export_model_to_zip shares models that segment": WORD
     },
     "nnunet_ssp/sharing/importing.py": {
-        "nnUNet_ssp_settings=adapt=yes": "tests/sharing/test_importing.py::test_other_channels_are_adapted",
+        "nnUNet_ssp_settings={}": "tests/sharing/test_importing.py::test_other_channels_are_adapted",
         "nnUNetv2_train {} {} {} -p {}": LINES
         + "test_an_imported_pretraining_goes_on_by_its_lines",
         "nnunet-ssp prepare {} -c {} -p {}": LINES

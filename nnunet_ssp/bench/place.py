@@ -226,12 +226,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def resident(which: str) -> int | None:
-    """Read the bytes that this process holds (VmRSS) or held at most (VmHWM); None without Linux's table."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(which):
-                return int(line.split()[1]) * 1024
-    return None

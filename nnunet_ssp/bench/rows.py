@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssp.bench.counting import Floor, LiveBytes
+from nnunet_ssp.bench.memory import resident
 from nnunet_ssp.bench.place import (
     NARROW,
     PLANS,
@@ -29,7 +30,6 @@ from nnunet_ssp.bench.place import (
     in_turns,
     one_thread,
     ratio,
-    resident,
 )
 from nnunet_ssp.methods.base import Method
 from nnunet_ssp.methods.parts.chunks import eager

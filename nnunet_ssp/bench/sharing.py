@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunet_ssp.bench.place import PLANS, Bench, in_turns, ratio, resident
+from nnunet_ssp.bench.memory import growth_of_sharing
+from nnunet_ssp.bench.place import PLANS, Bench, in_turns, ratio
 from nnunet_ssp.files.atomic import atomic_write, write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.nnunet import read_plans
@@ -30,7 +31,6 @@ from nnunet_ssp.training import transfer
 CHECKPOINT, SHARED, TAKEN = "checkpoint_final.pth", "shared.zip", "taken.pth"
 FOUND = "found.json"  # what the process has measured
 SMALL = "small"  # folder of a checkpoint whose size does not count
-CLEAR = Path("/proc/self/clear_refs")
 CPU = torch.device("cpu")
 
 
@@ -98,9 +98,12 @@ def measure_sharing(folder: Path, seconds: float) -> dict[str, Any]:
     """Measure in this process, with the wall clock: copies wait for the disk."""
     found: dict[str, Any] = {"shared_bytes": (folder / CHECKPOINT).stat().st_size}
     for work, _ in works_in(folder / SMALL).values():
-        work()  # loads the libraries, whose memory is not the tensors'
+        work()  # loads the libraries, whose seconds are not those of the bytes
     for name, (work, written) in works_in(folder).items():
-        grown = growth_of(work)
+        source = folder / (CHECKPOINT if name == "export" else SHARED)
+        target = folder / written
+        target.unlink(missing_ok=True)
+        grown = growth_of_sharing(name, source, target)
         size = tensors_bytes(transfer.read(folder / written).weights)
         found[f"{name}_memory_over_tensors"] = None if grown is None else grown / size
         works: dict[str, Callable[[], object]] = {
@@ -132,18 +135,6 @@ def _copy(file: Path) -> None:
     """Copy as safely as we write."""
     with atomic_write(file.with_suffix(".copy")) as temporary:
         shutil.copyfile(file, temporary)
-
-
-def growth_of(work: Callable[[], object]) -> int | None:
-    """Return the bytes by which this process grows at most while it works; None where the system does not tell."""
-    try:
-        CLEAR.write_text("5")  # the largest size so far becomes the present one
-    except OSError:
-        return None
-    before = resident("VmRSS")
-    work()
-    after = resident("VmHWM")
-    return None if before is None or after is None else after - before
 
 
 if __name__ == "__main__":

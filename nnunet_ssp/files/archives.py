@@ -9,9 +9,8 @@ import os
 import re
 import zipfile
 import zlib
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -26,7 +25,7 @@ PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".npy", ".npz", ".
 # A zip must not unpack to more than so many times its own bytes, and some room for texts: weights hardly compress.
 MOST_UNPACKED, ROOM_FOR_TEXTS = 4, 2**24
 LONGEST_TEXT = 2**26  # bytes
-PIECE, MOST_WAITING = 2**22, 8  # bytes that are summed at a time, and such pieces that may wait
+PIECE = 2**22  # bytes that are summed at a time
 HEADER = 30  # bytes before the name of a file in a zip
 
 Writer = Callable[[Sink], object]
@@ -35,24 +34,27 @@ Writer = Callable[[Sink], object]
 class Summed:
     """A stream that takes the checksum of what goes through it, in a thread beside reading or writing.
 
-    What was read or written must not change until the `with` block ends, when `sum` is known.
+    What was read or written must not change until `sum` has returned, which may be called after the `with` block.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
-        self.sum = ""
         self._sum = hashlib.sha256()
         self._thread = ThreadPoolExecutor(1)  # begins with the first piece
-        self._waiting: deque[Future[None]] = deque()
 
     def __enter__(self) -> Summed:
         """Return the stream."""
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Let the thread end; after an error at once, as nobody will ask for the checksum."""
+        failed = kind is not None
+        self._thread.shutdown(wait=failed, cancel_futures=failed)
+
+    def sum(self) -> str:
         """Wait for the checksum."""
         self._thread.shutdown()
-        self.sum = self._sum.hexdigest()
+        return self._sum.hexdigest()
 
     def write(self, data: Any, /) -> object:
         """Write bytes."""
@@ -76,9 +78,7 @@ class Summed:
         return data
 
     def _add(self, data: bytes | memoryview) -> None:
-        if len(self._waiting) == MOST_WAITING:  # what waits is held in memory
-            self._waiting.popleft().result()
-        self._waiting.append(self._thread.submit(self._sum.update, data))
+        self._thread.submit(self._sum.update, data)
 
 
 class _Stored(io.RawIOBase):
@@ -131,12 +131,12 @@ def write_folder(target: Path, parts: Mapping[str, Writer]) -> None:
 
 
 def _write(parts: Mapping[str, Writer], opened: Callable[[str], IO[bytes]]) -> None:
-    lines = []
+    sums = {}
     for name, write in parts.items():
-        with opened(name) as stream, Summed(stream) as summed:
-            write(summed)
-        lines.append(f"{summed.sum}  {name}\n")
+        with opened(name) as stream, Summed(stream) as sums[name]:
+            write(sums[name])
     with opened(SUMS) as stream:
+        lines = [f"{summed.sum()}  {name}\n" for name, summed in sums.items()]
         stream.write("".join(lines).encode())
 
 
@@ -152,7 +152,7 @@ class Archive:
         self.path = path
         self.sizes = sizes
         self._opened = opened
-        self._sums: dict[str, str] = {}
+        self._sums: dict[str, Summed] = {}
 
     @contextmanager
     def stream(self, name: str) -> Iterator[Summed]:
@@ -164,7 +164,7 @@ class Archive:
             # At its end a compressed file is compared with the zip's own sum.
             while summed.readinto(memoryview(bytearray(2**16))):
                 pass
-        self._sums[name] = summed.sum
+        self._sums[name] = summed
 
     def text(self, name: str) -> bytes:
         """Read a short file."""
@@ -190,23 +190,26 @@ class Archive:
             )
         return content
 
-    def check_sums(self, but: Collection[str] = ()) -> None:
-        """Compare the files that were read with the checksums that came with them.
+    def listed_sums(self) -> dict[str, str]:
+        """Read the checksums that came with the files."""
+        lines = self.text(SUMS).decode("utf-8", "replace").splitlines()
+        return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+    def check_sums(self, listed: Mapping[str, str], but: Collection[str] = ()) -> None:
+        """Compare the files that were read with checksums; the archive may be closed by then.
 
         Args:
+            listed: From `listed_sums`.
             but: Names of files that may have been edited.
 
         Raises:
             ValueError: Names a file that was altered, is missing or has no checksum.
         """
-        read, listed = dict(self._sums), {}
-        for line in self.text(SUMS).decode("utf-8", "replace").splitlines():
-            digest, _, name = line.partition("  ")
-            listed[name] = digest
+        read = {name: summed for name, summed in self._sums.items() if name != SUMS}
         for name in sorted(read.keys() | listed.keys()):
             if name not in read:
                 raise ValueError(f"{self.path}: not whole: {shown(name)} is missing.")
-            if name not in but and listed.get(name) != read[name]:
+            if name not in but and listed.get(name) != read[name].sum():
                 raise ValueError(
                     f"{self.path}: {name} was altered, or damaged on its way: its checksum is not that in {SUMS}."
                 )

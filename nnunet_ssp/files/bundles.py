@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,21 @@ def read_bundle(file: Path) -> Bundle:
         FileNotFoundError: There is no such file.
         ValueError: It is no shared pretraining, altered, not whole, of a later version, or holds what does not belong.
     """
+    with unverified_bundle(file) as bundle:
+        pass
+    return bundle
+
+
+@contextmanager
+def unverified_bundle(file: Path) -> Iterator[Bundle]:
+    """Yield a pretraining that somebody shared while the checksums of its weights are still taken.
+
+    They are compared when the block ends, also by an error, which an altered file may be the reason of. Until then
+    nothing may change the weights, and nothing of the file may be kept or believed.
+
+    Args:
+        file: As for `read_bundle`, which raises the same errors.
+    """
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist.")
     names = ON_A_HUB if file.is_dir() else {}
@@ -181,10 +196,15 @@ def read_bundle(file: Path) -> Bundle:
         with archive.stream(weights_file) as stream:
             size = archive.sizes[weights_file]
             weights, drawn = _read_weights(stream, size, f"{file}, {weights_file}")
-        # People edit the page of a hub.
-        archive.check_sums(but=(page,) if file.is_dir() else ())
-    _check_2d(plans, card["configuration"], f"{file}, {PLANS}")
-    return Bundle(weights, card, plans, fingerprint, drawn)
+        listed = archive.listed_sums()
+    edited = (page,) if file.is_dir() else ()  # people edit the page of a hub
+    try:
+        _check_2d(plans, card["configuration"], f"{file}, {PLANS}")
+        yield Bundle(weights, card, plans, fingerprint, drawn)
+    except Exception:
+        archive.check_sums(listed, edited)
+        raise
+    archive.check_sums(listed, edited)
 
 
 def _check_card(card: dict[str, Any], where: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_ssp.console import count_of, nearest
 from nnunet_ssp.files.atomic import write_json
@@ -20,7 +20,9 @@ from nnunet_ssp.files.nnunet import (
 )
 from nnunet_ssp.launch import NNUNET_PLANS, planning_command
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
-from nnunet_ssp.preparation.raw_checks import Rules
+
+if TYPE_CHECKING:  # it loads nnU-Net's readers of images, 150 MB
+    from nnunet_ssp.preparation.raw_checks import Rules
 
 BY_CHANNEL = ("normalization_schemes", "use_mask_for_norm")
 NEEDED = ("patch_size", "spacing", *BY_CHANNEL)  # of a configuration

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from nnunet_ssp.console import path
+from nnunet_ssp.console import decimal, path
+from nnunet_ssp.settings import TrainingSettings
 
 EXPORT = """Pack a pretraining for others: one zip with weights, plans and a card.
 
@@ -52,7 +53,7 @@ def _export(args: argparse.Namespace) -> None:
 def _import(args: argparse.Namespace) -> None:
     from nnunet_ssp.sharing.importing import import_bundle
 
-    import_bundle(args.file, args.dataset, args.plans_name, args.pth, args.adapt)
+    import_bundle(args.file, args.dataset, args.plans_name, args.pth, args.adapt, args.least)
 
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,4 +111,12 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fit the weights to the dataset where they do not: other channels, or with -p its own plans; as adapt=yes "
         "in training",
+    )
+    parser.add_argument(
+        "--min-transferred",
+        dest="least",
+        metavar="SHARE",
+        type=decimal,
+        help="least share of the encoder's parameters that --adapt must take from the file, as min_transferred in "
+        f"training (default: {TrainingSettings.min_transferred:g})",
     )

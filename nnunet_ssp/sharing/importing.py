@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.cases import read_cases
@@ -16,16 +19,19 @@ from nnunet_ssp.cohort.splits import first_fold
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import write_json
-from nnunet_ssp.files.bundles import ON_A_HUB, PAGE, PLANS, Bundle, read_bundle
+from nnunet_ssp.files.bundles import ON_A_HUB, PAGE, PLANS, Bundle, unverified_bundle
 from nnunet_ssp.files.contents import printable, read_json, shown
 from nnunet_ssp.files.names import must_name_plans
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.launch import device_flag
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.preparation.moved_plans import plans_for
+from nnunet_ssp.setting_values import as_word
+from nnunet_ssp.settings import TrainingSettings
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.adapters import Adaptation
 from nnunet_ssp.training.fitting import (
+    Asking,
     Planned,
     adapt_misfit,
     adaptation_in_words,
@@ -35,7 +41,7 @@ from nnunet_ssp.training.fitting import (
 )
 from nnunet_ssp.training.inspection import content_in_words
 
-OPTION = "The option --adapt"
+OPTION = Asking("The option", "--adapt", "--min-transferred ")
 BY_IMAGE = ("spacing", "normalization_schemes")
 
 
@@ -62,6 +68,7 @@ def import_bundle(
     plans_name: str | None = None,
     pth: Path | None = None,
     adapt: bool = False,
+    least: float | None = None,
 ) -> None:
     """Check a shared pretraining, show its card, and print how to go on with it.
 
@@ -72,6 +79,8 @@ def import_bundle(
             dataset has, and which stay.
         pth: New file for a checkpoint with its weights, which with `adapt` fits the dataset's plans.
         adapt: Whether weights that do not fit are adapted, as by `adapt=yes` in training.
+        least: Least share of the encoder's parameters that must then come from the file, as `min_transferred` in
+            training, whose default holds here, too.
 
     Raises:
         FileExistsError: `pth`, or other plans of that name, exist.
@@ -80,42 +89,71 @@ def import_bundle(
     """
     if pth is not None and pth.exists():
         raise FileExistsError(f"{pth} exists already: choose another name for --pth.")
+    asked = _asked(dataset, adapt, least)
+    with ExitStack() as kept:  # at its end the checkpoint moves to its place
+        with unverified_bundle(file) as bundle:
+            content = bundle.as_checkpoint()
+            checkpoints.check_content(content, file)
+            pretrained = transfer.Pretrained(
+                *(file, bundle.weights, content["ssp"], bundle.plans, bundle.card["configuration"]),
+                transfer.channel_names(bundle.card),
+            )
+            make = partial(_planned, bundle, file)
+            _check_network(pretrained, make())
+            lines = _described(pretrained, bundle)
+            target = adaptation = None
+            if dataset is not None:
+                name = plans_name or bundle.card["name"]
+                target = _choose(pretrained, bundle, dataset, name, adapt)
+                make = partial(_planned_there, target, pretrained.configuration)
+                adaptation, said = _fit(pretrained, make(), asked)
+                if adaptation is not None:
+                    content |= _adapted_content(content, target, said[0])
+                lines += [*said, *_next(bundle, file, target, asked if adaptation else None)]
+            if pth is not None:
+                content["network_weights"] = _weights(pretrained, make, adaptation)
+                kept.enter_context(transfer.saved(pth, content))
+                line = f"For nnU-Net's own trainers: -pretrained_weights {shlex.quote(str(pth))}"
+                lines += ["", line]
+        if target is not None and not target.file.exists():
+            write_json(target.file, target.plans)
+    print("\n".join(map(printable, lines)))
+
+
+def _asked(dataset: str | None, adapt: bool, least: float | None) -> TrainingSettings:
+    """Return the settings of adapting; a number that is not given is training's own."""
     if adapt and dataset is None:
         raise ValueError("--adapt fits weights to the plans of a dataset: name it with -d.")
-    bundle = read_bundle(file)
-    content = bundle.as_checkpoint()
-    checkpoints.check_content(content, file)
-    pretrained = transfer.Pretrained(
-        *(file, bundle.weights, content["ssp"], bundle.plans, bundle.card["configuration"]),
-        transfer.channel_names(bundle.card),
-    )
-    make = partial(_planned, bundle, file)
-    _check_network(pretrained, make())
+    if least is None:
+        return TrainingSettings(adapt=adapt)
+    if not adapt:
+        raise ValueError(
+            f"--min-transferred (={least:g}) is for weights that --adapt fits: add it."
+        )
+    return TrainingSettings(adapt=True, min_transferred=least)
+
+
+def _described(pretrained: transfer.Pretrained, bundle: Bundle) -> list[str]:
+    """Return lines on what was imported."""
     lines = content_in_words(pretrained)
     if licences := bundle.card["data"].get("licences"):
         named = licences if isinstance(licences, list) else [licences]
         lines.append(f"licences of the data: {'; '.join(map(shown, named))}")
     if bundle.card.get("measured"):
-        lines.append(f"gains that were measured: in {PAGE if file.is_file() else ON_A_HUB[PAGE]}")
-    adaptation = None
-    if dataset is not None:
-        target = _choose(pretrained, bundle, dataset, plans_name or bundle.card["name"], adapt)
-        make = partial(_planned_there, target, pretrained.configuration)
-        adaptation, said = _fit(pretrained, make(), adapt)
-        if adaptation is not None:
-            content |= _adapted_content(content, target, said[0])
-        if not target.file.exists():
-            write_json(target.file, target.plans)
-        lines += [*said, *_next(bundle, file, target, adaptation is not None)]
-    if pth is not None:
-        if adaptation is None and pretrained.encoder_alone:  # nnU-Net's loader asks for a decoder
-            network = make().network
-            adaptation = transfer.adapted(pretrained, network, {}, encoder_only=True)
-        if adaptation is not None:
-            content["network_weights"] = filled_weights(make("cpu"), adaptation)
-        transfer.save(pth, content)
-        lines += ["", f"For nnU-Net's own trainers: -pretrained_weights {shlex.quote(str(pth))}"]
-    print("\n".join(map(printable, lines)))
+        page = PAGE if pretrained.file.is_file() else ON_A_HUB[PAGE]
+        lines.append(f"gains that were measured: in {page}")
+    return lines
+
+
+def _weights(
+    pretrained: transfer.Pretrained, make: Callable[..., Planned], adaptation: Adaptation | None
+) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint: the file's own, or those of a network that some of them fill."""
+    if adaptation is None and not pretrained.encoder_alone:
+        return pretrained.weights
+    if adaptation is None:  # nnU-Net's loader asks for a decoder
+        adaptation = transfer.adapted(pretrained, make().network, {}, encoder_only=True)
+    return filled_weights(make("cpu"), adaptation)
 
 
 def _planned(bundle: Bundle, file: Path, device: str = "meta") -> Planned:
@@ -167,14 +205,15 @@ def _choose(
 
 
 def _fit(
-    pretrained: transfer.Pretrained, planned: Planned, adapt: bool
+    pretrained: transfer.Pretrained, planned: Planned, asked: TrainingSettings
 ) -> tuple[Adaptation | None, list[str]]:
     """Return the tensors to take if the weights must be adapted, and what to say of it."""
     comparison = planned.compare(pretrained)
     adaptation = adapt_misfit(
         *(pretrained, comparison, planned.network, planned.dataset_json),
-        wanted=adapt,
-        option=OPTION,
+        wanted=asked.adapt,
+        least=asked.min_transferred,
+        asking=OPTION,
     )
     if adaptation is None:
         return None, []
@@ -228,8 +267,10 @@ def _plans_for(
     return plans_for(bundle.plans, only, dataset, name, channels, reader.__name__, PLANS)
 
 
-def _next(bundle: Bundle, file: Path, target: Target, adapted: bool) -> list[str]:
-    """Return the commands that go on with the plans of a dataset."""
+def _next(
+    bundle: Bundle, file: Path, target: Target, adapted: TrainingSettings | None
+) -> list[str]:
+    """Return the commands that go on with the plans of a dataset, with the settings by which weights are adapted."""
     folder, dataset_json, plans = target.folder, target.dataset_json, target.plans
     number = dataset_id(folder.name)
     name, configuration = plans["plans_name"], bundle.card["configuration"]
@@ -239,7 +280,10 @@ def _next(bundle: Bundle, file: Path, target: Target, adapted: bool) -> list[str
     fold = first_fold(
         folder / "splits_final.json", dataset_json.get("numTraining", 0) if labelled else 0
     )
-    setting = "nnUNet_ssp_settings=adapt=yes " if adapted else ""
+    settings = ["adapt=yes"] if adapted else []
+    if adapted and adapted.min_transferred != TrainingSettings.min_transferred:
+        settings.append(f"min_transferred={as_word(adapted.min_transferred)}")
+    setting = f"nnUNet_ssp_settings={shlex.quote(' '.join(settings))} " if settings else ""
     train = f"{setting}nnUNetv2_train {number} {configuration} {fold} -p {shlex.quote(name)}"
     weights = f"-pretrained_weights {shlex.quote(str(file.resolve()))}{device_flag()}"
     own = configuration_of(bundle.plans, configuration, str(file), BY_IMAGE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,22 @@ from nnunet_ssp.settings import TrainingSettings
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.adapters import Adaptation
 
-SETTING = "The setting adapt=yes"  # by which a training adapts
+
+class Asking(NamedTuple):
+    """How users ask for weights to be adapted.
+
+    Attributes:
+        kind: What it is that they type.
+        adapt: It.
+        least: Beginning of how they give the least share of the encoder's parameters.
+    """
+
+    kind: str
+    adapt: str
+    least: str
+
+
+SETTING = Asking("The setting", "adapt=yes", "min_transferred=")  # of a training
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,7 @@ def build_network(
                 architecture["_kw_requires_import"],
                 channels,
                 classes,
+                allow_init=device != "meta",  # which has no numbers, but takes four times as long
                 deep_supervision=True,
             )
     except Exception as error:  # whatever a network's constructor may raise
@@ -117,7 +133,7 @@ def adapt_misfit(
     encoder_only: bool = False,
     wanted: bool = True,
     least: float = TrainingSettings.min_transferred,
-    option: str = SETTING,
+    asking: Asking = SETTING,
 ) -> Adaptation | None:
     """Fit a file to a network if it does not fit as it is.
 
@@ -129,7 +145,7 @@ def adapt_misfit(
         encoder_only: Whether only the encoder's weights are wanted.
         wanted: Whether the user has asked for it.
         least: Least share of the encoder's parameters that must come from the file.
-        option: How to ask for it.
+        asking: How to ask for it.
 
     Returns:
         The tensors to take; None if the file fits.
@@ -144,23 +160,23 @@ def adapt_misfit(
     if not comparison.adaptable:
         raise ValueError(refused)
     if not wanted:
-        raise ValueError(f"{refused} {option} takes what can be made to fit.")
+        raise ValueError(f"{refused} {asking.kind} {asking.adapt} takes what can be made to fit.")
     adaptation = transfer.adapted(pretrained, network, dataset_json, encoder_only)
     if not adaptation.tensors or adaptation.share < least:
         table = "\n".join(f"  {line}" for line in adaptation.table())
         raise ValueError(
-            f"{refused} With {option.split()[-1]} {adaptation.share:.0%} of the encoder's parameters come from the "
-            f"file, min_transferred={least} asks for more:\n{table}"
+            f"{refused} With {asking.adapt} {adaptation.share:.0%} of the encoder's parameters come from the file, "
+            f"{asking.least}{least:g} asks for more:\n{table}"
         )
     return adaptation
 
 
 def adaptation_in_words(
-    comparison: transfer.Comparison, adaptation: Adaptation, option: str
+    comparison: transfer.Comparison, adaptation: Adaptation, asking: Asking = SETTING
 ) -> list[str]:
     """Return what was adapted and why, with a line for each tensor."""
     return [
-        f"{option.split()[-1]}: {'; '.join(comparison.refusals)}",
+        f"{asking.adapt}: {'; '.join(comparison.refusals)}",
         *(f"  {line}" for line in adaptation.table()),
         f"Adapted: {adaptation.summary}.",
     ]

@@ -95,7 +95,7 @@ class StartingTrainer(SettingsTrainer):
             settings.min_transferred,
         )
         if adaptation is not None:
-            lines = fitting.adaptation_in_words(comparison, adaptation, fitting.SETTING)
+            lines = fitting.adaptation_in_words(comparison, adaptation)
             self.print_to_log_file("\n".join(lines))
         return adaptation
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import io
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,18 @@ def save(file: str | Path, checkpoint: Mapping[str, Any]) -> None:
     Raises:
         OSError: The file cannot be written, for example because the disk is full; names the file.
     """
-    # Given a path, torch reports a full disk as an error of its writer's inner state.
-    with atomic_write(file) as temporary, _Written(temporary) as stream:
-        torch.save(dict(checkpoint), stream)
+    with saved(file, checkpoint):
+        pass
+
+
+@contextmanager
+def saved(file: str | Path, checkpoint: Mapping[str, Any]) -> Iterator[None]:
+    """Write a checkpoint beside its place, to which it moves if the block ends without an error."""
+    with atomic_write(file) as temporary:
+        # Given a path, torch reports a full disk as an error of its writer's inner state.
+        with _Written(temporary) as stream:
+            torch.save(dict(checkpoint), stream)
+        yield
 
 
 class _Written(io.FileIO):

@@ -28,6 +28,7 @@ from nnunet_ssp.files.bundles import (
     Bundle,
     is_shared,
     read_bundle,
+    unverified_bundle,
     write_bundle,
 )
 from nnunet_ssp.files.tensors import write_tensors
@@ -224,6 +225,11 @@ def test_an_altered_file_is_refused(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.safetensors was altered"):
         read_bundle(folder)
+    with pytest.raises(ValueError, match=r"was altered"), unverified_bundle(folder) as read:
+        assert read.card["name"] == "heart"  # until the block ends
+    # What an altered file leads to is no reason of its own.
+    with pytest.raises(ValueError, match=r"was altered"), unverified_bundle(folder):
+        raise KeyError
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:

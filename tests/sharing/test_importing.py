@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,7 @@ def test_a_name_by_which_nnunet_splits(file: Path, other: Path, capsys) -> None:
 
 
 FIRST = "encoder.stages.0.0.convs.0.conv.weight"
+LAST = "encoder.stages.2.0.convs.0.conv.weight"
 
 
 def with_channels(other: Path, *names: str) -> dict[str, Any]:
@@ -250,6 +253,66 @@ def test_adapting_needs_a_dataset(file: Path, capsys) -> None:
     assert "name it with -d" in refusal(capsys, file, "--adapt")
 
 
+@pytest.fixture
+def wide(file: Path, other: Path, environment: Path) -> Path:
+    """Plans `own` of the dataset, whose last stage is wider: little of it can come from the file."""
+    assert main(["import", str(file), "-d", "908", "-p", "own"]) == 0
+    theirs = environment / "preprocessed" / OTHER / "own.json"
+    plans = json.loads(theirs.read_text())
+    plans["configurations"]["2d"] |= narrow(features_per_stage=[4, 8, 32])
+    write_json(theirs, plans)
+    return theirs
+
+
+def test_too_little_of_the_network(file: Path, wide: Path, environment: Path, capsys) -> None:
+    """The rule of training, with its default; the option lowers it as the setting does there."""
+    target = environment / "x.pth"
+    words = (file, "-d", "908", "-p", "own", "--pth", target, "--adapt")
+    said = refusal(capsys, *words)
+    share = re.search(r"With --adapt (\d+)% of the encoder's parameters come from the file", said)
+    assert share is not None and 0 < int(share[1]) < 50
+    assert "--min-transferred 0.5 asks for more:\n" in said
+    assert f"{LAST}  32x8x3x3  fresh: 8x8x3x3 in the file" in said
+    assert not target.exists()
+    assert main(["import", *map(str, words), "--min-transferred", "0.05"]) == 0
+    said = capsys.readouterr().out
+    assert f"{share[1]}% of the encoder's parameters come from the file" in said
+    lines = [line for line in said.splitlines() if "nnUNetv2_train 908 2d" in line]
+    assert len(lines) == 2
+    for line in lines:
+        variable, _, value = shlex.split(line.partition(": ")[2])[0].partition("=")
+        assert variable == ENVIRONMENT_VARIABLE
+        asked = override(FinetuningSettings(), value)[0]
+        assert asked.adapt and asked.min_transferred == 0.05
+    got = transfer.read(target).weights
+    assert got[LAST].shape == (32, 8, 3, 3) and LAST in transfer.fresh_keys(got)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--min-transferred", "0.4"), "--min-transferred (=0.4) is for weights that --adapt fits"),
+        (("--min-transferred", "1.5", "--adapt"), "`min_transferred` (=1.5) must lie in [0, 1]."),
+    ],
+)
+def test_a_share_without_meaning(file: Path, other: Path, capsys, options, words) -> None:
+    assert words in refusal(capsys, file, "-d", 908, *options)
+
+
+def test_another_number_of_classes(file: Path, other: Path, environment: Path, capsys) -> None:
+    """Output layers are no part of a pretraining: weights fit any number of labels."""
+    content = json.loads((other / "dataset.json").read_text())
+    labels = {"background": 0, "RV": 1, "MYO": 2, "LV": 3, "atrium": 4}
+    write_json(other / "dataset.json", content | {"labels": labels})
+    assert main(["import", str(file), "-d", "908"]) == 0
+    assert "adapt" not in capsys.readouterr().out
+    shutil.copy(other / "dataset.json", environment / "preprocessed" / OTHER)
+    comparison, adaptation = compare_with_dataset(transfer.read(file), OTHER, "heart", "2d")
+    assert comparison.refusals == []
+    shapes = {fate.key: fate.shape for fate in adaptation.fates if "seg_layers" in fate.key}
+    assert {shape[0] for shape in shapes.values()} == {5}
+
+
 def test_an_encoder_alone_for_the_stock_trainers(
     file: Path, checkpoint: Path, environment: Path, capsys
 ) -> None:
@@ -303,15 +366,19 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def replace_weights(file: Path) -> None:
-    """Weights that the zip's own sums know, and the list of checksums does not."""
+def replace_end(file: Path, change: Callable[[bytes], bytes]) -> None:
+    """Other last numbers of the weights, which the zip's own sums know, and the list of checksums does not."""
     with zipfile.ZipFile(file) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     name = "weights.safetensors"
-    parts[name] = parts[name][:-1] + bytes([parts[name][-1] ^ 1])
+    parts[name] = parts[name][:-4] + change(parts[name][-4:])
     with zipfile.ZipFile(file, "w") as archive:
         for member, content in parts.items():
             archive.writestr(member, content)
+
+
+ALTERED = "weights.safetensors was altered, or damaged on its way: its checksum"
+NAN = b"\0\0\xc0\x7f"  # which says nothing on the training
 
 
 def add_bomb(file: Path) -> None:
@@ -324,7 +391,8 @@ def add_bomb(file: Path) -> None:
     [
         (cut, "not whole, or altered"),
         (flip, "altered"),
-        (replace_weights, "weights.safetensors was altered, or damaged on its way: its checksum"),
+        (partial(replace_end, change=lambda end: bytes([end[0] ^ 1]) + end[1:]), ALTERED),
+        (partial(replace_end, change=lambda end: NAN), ALTERED),
         (partial(rewritten, change=with_card(version=2)), "Update nnunet-ssp"),
         (partial(rewritten, change=with_plans(patch_size=[8, 32, 32])), "must be 2D: its patch"),
         (add_bomb, "would unpack to"),
@@ -341,6 +409,7 @@ def test_a_zip_that_is_refused(
     said = refusal(capsys, file, "-d", 908, "--pth", target)
     assert words in said and str(file) in said and "Traceback" not in said
     assert not target.exists() and not (environment / "preprocessed" / OTHER).exists()
+    assert not list(environment.glob(".ssp-tmp*"))  # where the checkpoint was begun
 
 
 def test_a_checkpoint_is_not_imported(checkpoint: Path, capsys) -> None:

@@ -35,20 +35,32 @@ METHODS = {
     # normalisation over five slices.
     "BYOL": f"{DISTILLED} {RATE} {BYOL_HEADS}",
 }
-# Other optimisers, for one step.
+# Other optimisers, for one step: METHOD:OPTIMIZER.
 OPTIMIZERS = {"BYOL:lars": f"{DISTILLED} {AT_ONCE} {BYOL_HEADS}", "MIM:adamw": METHODS["MIM"]}
+# For one step, too: pooling, head norm and network in the file as they are by default, whose gradients are small next
+# to rounding; and what changes how a rank goes through its slices.
+OTHERS = {
+    "SimCLR:sgd:defaults": f"{RATE} head_width=16",
+    "PCL:sgd:defaults": f"{RATE} head_width=16 threshold=0.3",
+    "DINO:sgd:defaults": f"{AT_ONCE} head_width=16 head_bottleneck=8 out_dim=32 local_crops=2",
+    "BYOL:sgd:defaults": f"{AT_ONCE} {BYOL_HEADS}",
+    "MIM:sgd:chunks": f"{RATE} chunk_size=1",
+    "SimCLR:sgd:chunks": f"{METHODS['SimCLR']} chunk_size=1 pairs=frame",
+    "BYOL:sgd:chunks": f"{DISTILLED} {AT_ONCE} {BYOL_HEADS} chunk_size=1 pairs=frame",
+    "ContextPrediction:sgd:augment": f"{RATE} augment=yes loss_region=corrupted",
+}
 AFTER_ONE_STEP = "after_one_step.pth"
 
 
 def name_of(run: str) -> str:
-    """Name of the trainer of METHOD or METHOD:OPTIMIZER."""
-    return f"nnUNetTrainer{run.partition(':')[0]}Pretrain"
+    """Name of the trainer of METHOD, METHOD:OPTIMIZER or METHOD:OPTIMIZER:VARIANT."""
+    return f"nnUNetTrainer{run.split(':')[0]}Pretrain"
 
 
 def settings_of(run: str) -> str:
-    optimizer = run.partition(":")[2]
+    _, optimizer, *_ = [*run.split(":"), ""]
     steps = 1 if optimizer else 20
-    own = (METHODS | OPTIMIZERS)[run]
+    own = (METHODS | OPTIMIZERS | OTHERS)[run]
     return f"num_epochs={steps} optimizer={optimizer or 'sgd'} {COMMON} {own}"
 
 
@@ -57,6 +69,20 @@ def keep_first(trainer: Any) -> None:
     latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
     if trainer.local_rank == 0 and trainer.current_epoch == 1 < trainer.num_epochs:
         shutil.copy(latest, latest.with_name(AFTER_ONE_STEP))
+
+
+def keep_variant(run: str) -> None:
+    """Keep the end of a run whose folder the next run of its method will take."""
+    from nnunet_ssp.distributed import rank
+
+    if run in OTHERS and rank() == 0:
+        results = Path(os.environ["nnUNet_results"])
+        (final,) = results.glob(f"*/{name_of(run)}__*/fold_0/checkpoint_final.pth")
+        final.replace(results / kept_name(run))
+
+
+def kept_name(run: str) -> str:
+    return f"{run.replace(':', '-')}.pth"
 
 
 def main() -> None:
@@ -82,6 +108,7 @@ def main() -> None:
             os.environ["nnUNet_ssp_settings"] = settings_of(method)
             options = ("tiny", None, goes_on, False, torch.device("cpu"))
             launched._train("901", "2d", "0", name_of(method), *options)
+            keep_variant(method)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # gloo's threads may abort a process that ends in another way

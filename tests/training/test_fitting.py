@@ -9,6 +9,7 @@ import torch
 
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.fitting import (
+    Asking,
     adapt_misfit,
     adaptation_in_words,
     build_network,
@@ -60,13 +61,15 @@ def test_another_number_of_channels(tmp_path: Path):
     given = (pretrained, comparison, planned.network, DATASET)
     with pytest.raises(ValueError, match=r"have 2\. The setting adapt=yes takes what can be made"):
         adapt_misfit(*given, wanted=False)
-    with pytest.raises(ValueError, match=r"With --adapt 100% .*min_transferred=1\.1 asks for more"):
-        adapt_misfit(*given, least=1.1, option="The option --adapt")
+    asking = Asking("The option", "--adapt", "--min-transferred ")
+    with pytest.raises(
+        ValueError, match=r"With --adapt 100% .*--min-transferred 1\.1 asks for more"
+    ):
+        adapt_misfit(*given, least=1.1, asking=asking)
     adaptation = adapt_misfit(*given)
     assert adaptation is not None
-    assert adaptation_in_words(comparison, adaptation, "The option --adapt")[0].startswith(
-        "--adapt: channels: "
-    )
+    first = adaptation_in_words(comparison, adaptation, asking)[0]
+    assert first.startswith("--adapt: channels: ")
     weights = filled_weights(planned, adaptation)
     half = pretrained.weights[FIRST] / 2
     assert torch.equal(weights[FIRST], torch.cat([half, half], 1))

@@ -27,7 +27,9 @@ from tests.training.on_ranks import (
     AFTER_ONE_STEP,
     METHODS,
     OPTIMIZERS,
+    OTHERS,
     keep_first,
+    kept_name,
     name_of,
     settings_of,
 )
@@ -130,7 +132,7 @@ LEAST_MOVED = 2e-6
 
 @pytest.mark.slow
 @pytest.mark.heavy
-@pytest.mark.parametrize("run", [*METHODS, *OPTIMIZERS])
+@pytest.mark.parametrize("run", [*METHODS, *OPTIMIZERS, *OTHERS])
 def test_the_first_step_moves_the_weights(runs, no_pictures, one_thread, monkeypatch, run):
     trainer = runs.make(name_of(run), settings_of(run))
     begins, start = trainer.on_train_start, {}
@@ -179,6 +181,23 @@ def test_other_optimizers_on_two_machines(two_nodes, runs, tmp_path, no_pictures
         for name in ("exp_avg", "exp_avg_sq"):
             moments = [{str(n): one[name] for n, one in state.items()} for state in states]
             assert apart(*moments) <= 1e-4, name
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_other_settings_on_two_machines(two_nodes, runs, tmp_path, no_pictures, one_thread):
+    """One step with the methods' own pooling and head norm, with chunks, second frames and augmentation."""
+    nodes = two_nodes("-m", "tests.training.on_ranks", *OTHERS)
+    assert [node.wait(15 * MINUTE) for node in nodes] == [0, 0], said(tmp_path)[-4000:]
+    for run in OTHERS:
+        theirs = tmp_path / "results" / kept_name(run)
+        alone = runs.run(name_of(run), settings_of(run))
+        final = Path(alone.output_folder) / "checkpoint_final.pth"
+        logs = [torch.load(file, weights_only=True)["logging"] for file in (theirs, final)]
+        for curve in ("train_losses", "val_losses"):
+            assert len(logs[0][curve]) == 1
+            assert logs[0][curve] == pytest.approx(logs[1][curve], rel=1e-5, abs=1e-6), run
+        assert_near(theirs, final, 1e-6)
 
 
 @pytest.mark.slow
