@@ -18,9 +18,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import IO
 
+from nnunet_ssp import guard
 from nnunet_ssp.files.nnunet import names_of_plans
 from nnunet_ssp.nnunet import NNUNET_FOLDERS
 from nnunet_ssp.parallel import small_machine_environment
+from nnunet_ssp.warm import VARIABLE, WarmCommand, start_warm
 
 NNUNET_PLANS = "nnUNetPlans"  # the name where none is given
 SMALL_PLANS = (
@@ -29,44 +31,8 @@ SMALL_PLANS = (
 SHELLS = ("sh", "fish", "powershell", "cmd")  # sh: also bash and zsh
 TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
 
-# The guard runs the command that its arguments name. When its standard input closes, because the process at the other
-# end has gone, it kills the command with all that it started; nnU-Net's workers would go on alone. Signals go to the
-# command alone: a training ends its workers itself, once it has saved. What is left after that is killed, too.
-# SIGUSR1, which asks to save, waits for the handlers here. It is kept from a command that has none yet, such as one
-# that still imports, which would die of it.
-GUARD = """
-import os, signal, subprocess, sys, threading
-
-process, ends = None, False
-
-def watch():
-    os.read(0, 1)
-    os.killpg(0, signal.SIGKILL)
-
-def handles(number):
-    try:
-        with open(f"/proc/{process.pid}/status") as lines:
-            caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
-    except (OSError, StopIteration):
-        return True
-    return int(caught, 16) >> (number - 1) & 1
-
-def pass_on(number, frame):
-    global ends
-    ends = ends or number != signal.SIGUSR1
-    if process is not None and (number != signal.SIGUSR1 or handles(number)):
-        process.send_signal(number)
-
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-    signal.signal(number, pass_on)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-threading.Thread(target=watch, daemon=True).start()
-process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-status = process.wait()
-if ends:
-    os.killpg(0, signal.SIGKILL)
-os._exit(status if status >= 0 else 128 - status)
-"""
+# Not on Windows, which has no process groups.
+GUARD = [sys.executable, "-I", guard.__file__] if hasattr(os, "killpg") else []
 SECONDS_TO_END = 30  # after a signal: a training saves
 
 
@@ -273,33 +239,43 @@ def run_logged(
         FileNotFoundError: The environment has no such command.
     """
     words = [find_command(command[0]), *command[1:]]
-    guard = [sys.executable, "-I", "-c", GUARD] if hasattr(os, "killpg") else []  # not on Windows
-    with _without_warnings() if guard else nullcontext():
-        process = subprocess.Popen(
-            [*guard, *words],
+    variables = {name: value for name, value in environment.items() if name != VARIABLE}
+    process = start_warm(words, log, variables) or _start_cold(words, log, variables)
+    try:
+        while not _ended(process, seconds=0.5):
+            number = watch()
+            if number is not None and GUARD:
+                process.send_signal(number)
+    except (KeyboardInterrupt, SystemExit):
+        if GUARD:
+            process.send_signal(signal.SIGTERM)
+            _ended(process, SECONDS_TO_END)
+        raise
+    finally:
+        if isinstance(process, WarmCommand):
+            process.close()
+        else:
+            assert process.stdin is not None
+            process.stdin.close()
+            if not GUARD:
+                process.kill()
+        process.wait()
+    assert process.returncode is not None
+    return process.returncode
+
+
+def _start_cold(
+    words: Sequence[str], log: IO[bytes], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    with _without_warnings() if GUARD else nullcontext():
+        return subprocess.Popen(
+            [*GUARD, *words],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=dict(environment),
             start_new_session=True,
         )
-    assert process.stdin is not None
-    try:
-        while not _ended(process, seconds=0.5):
-            number = watch()
-            if number is not None and guard:
-                process.send_signal(number)
-    except (KeyboardInterrupt, SystemExit):
-        if guard:
-            process.send_signal(signal.SIGTERM)
-            _ended(process, SECONDS_TO_END)
-        raise
-    finally:
-        process.stdin.close()
-        if not guard:
-            process.kill()
-        process.wait()
-    return process.returncode
 
 
 @contextmanager
@@ -318,7 +294,7 @@ def last_lines(log: Path, number: int) -> str:
         return "".join(deque(lines, maxlen=number)).rstrip()
 
 
-def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+def _ended(process: subprocess.Popen[bytes] | WarmCommand, seconds: float) -> bool:
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:

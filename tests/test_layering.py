@@ -19,7 +19,7 @@ FOLDERS = {
 # its equal: neither imports the other, but for the pairs in SAME_LINE.
 RANKS = (
     "files console parallel network schedules timm_unet distributed heart phantom setting_values settings "
-    "staged_settings signals nnunet launch",
+    "staged_settings signals nnunet guard warm launch",
     "cohort",
     "slices conversion reporting methods.parts",
     "cohort.dataset cohort.command methods preparation",
@@ -40,6 +40,9 @@ SAME_LINE = {
     ("launch", "files"),
     ("launch", "nnunet"),
     ("launch", "parallel"),
+    ("launch", "guard"),
+    ("launch", "warm"),
+    ("warm", "guard"),
     ("bench", "dataset_conversion"),  # reads the phantom with the converter
     ("bench", "predict"),  # measures its network alone
     ("predict", "dataset_conversion"),  # reads what the converter reads

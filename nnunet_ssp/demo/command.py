@@ -10,7 +10,6 @@ import argparse
 import math
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any
 from nnunet_ssp import __version__
 from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.console import decimal, path, whole
+from nnunet_ssp.demo.progress import WEIGHTS, ProgressBar
 from nnunet_ssp.demo.report import (
     CAVEAT,
     DATASET_ID,
@@ -43,6 +43,7 @@ from nnunet_ssp.launch import (
     last_lines,
     run_logged,
 )
+from nnunet_ssp.warm import NO_WARM, WARM_HELP, WARM_SAID, warm_runner
 
 MARKER = ".nnunet-ssp-demo"  # a demo may start over in a folder that holds this file
 INTERMEDIATE = ("phantom", "nnUNet_raw", "nnUNet_preprocessed", "imagesVal")
@@ -51,7 +52,6 @@ COSTS = (
     "The demo takes about ten minutes on two CPU cores, less on a GPU, and half a gigabyte in {output}. It downloads "
     "nothing. If it is interrupted, the same command goes on."
 )
-SECONDS_BETWEEN_LINES = 20  # where the output is no terminal, which shows a bar
 
 PLAN_FLAGS = ("-gpu_memory_target", "0.1", "-overwrite_plans_name", PLANS)
 
@@ -64,18 +64,6 @@ PRETRAINING_BATCH = 12
 EPOCHS = 10
 
 TAIL = 25  # lines of a log that are shown when its step failed
-
-# Share of each step in the progress bar: about its seconds on two cores.
-WEIGHTS = {
-    "phantom": 10,
-    "convert": 10,
-    "prepare": 20,
-    "pretrain": 270,
-    "finetune": 150,
-    "scratch": 150,
-    "predict_finetune": 25,
-    "predict_scratch": 25,
-}
 
 
 @dataclass
@@ -144,11 +132,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also keep the phantom, its prepared data and the intermediate checkpoints "
         "(with --data they always stay)",
     )
+    parser.add_argument(NO_WARM, dest="warm", action="store_false", help=WARM_HELP)
 
 
 def run_arguments(arguments: argparse.Namespace) -> int:
     """Run the demo with arguments that were parsed by the parser of `add_arguments`."""
-    names = ("data", "output", "device", "length", "seed", "keep")
+    names = ("data", "output", "device", "length", "seed", "keep", "warm")
     return run(**{name: getattr(arguments, name) for name in names})
 
 
@@ -159,6 +148,7 @@ def run(
     length: float = 1.0,
     seed: int = 0,
     keep: bool = False,
+    warm: bool = True,
     execute: Callable[[Step], None] | None = None,
 ) -> int:
     """Convert, prepare, pretrain, fine-tune, predict and score, then write `report.html`.
@@ -170,6 +160,7 @@ def run(
         length: Factor on the number of training steps.
         seed: Seed of the phantom, the initial weights and the order of the data.
         keep: Keep the phantom, its prepared data and the intermediate checkpoints.
+        warm: Start the commands from one process that has imported everything, where that is possible.
         execute: Runs a step; None runs its command in a process.
 
     Returns:
@@ -190,11 +181,17 @@ def run(
     open_folder(output, data, goes_on=bool(done.seconds))
     layout = Layout(output, "Phantom" if data is None else "MNMs")
 
-    with ProgressBar(sum(WEIGHTS.values()) - (WEIGHTS["phantom"] if data else 0)) as progress:
+    environment = demo_environment(output)
+    with (
+        ProgressBar(sum(WEIGHTS.values()) - (WEIGHTS["phantom"] if data else 0)) as progress,
+        warm_runner(environment, warm and execute is None) as is_warm,
+    ):
         progress.say(f"{COSTS.format(output=output)}\n")
         progress.say(f"Device: {device}. What the commands say goes to {output / 'logs'}\n")
         progress.say("\n".join(environment_lines(output)))
-        command_runner = CommandRunner(demo_environment(output), output / "logs", progress)
+        if is_warm:
+            progress.say(f"\n{WARM_SAID}")
+        command_runner = CommandRunner(environment, output / "logs", progress)
         do = StepTimer(execute or command_runner, progress, done, layout)
         if data is None:
             do(phantom_step(output, seed))
@@ -381,64 +378,6 @@ def read_demo_data(layout: Layout) -> DemoData:
         images=images,
         references=references,
     )
-
-
-class ProgressBar:
-    """Progress bar over all steps; printed lines go above it.
-
-    Args:
-        total: Sum of the steps' weights.
-        clock: Returns the time in seconds.
-    """
-
-    def __init__(self, total: float, clock: Callable[[], float] = time.monotonic) -> None:
-        from tqdm import tqdm
-
-        self._clock = clock
-        self._done = 0.0
-        # Whether what is shown next was done by an earlier call, which tells nothing about the time left.
-        self._earlier = False
-        self._said = clock()
-        self._bar = tqdm(
-            total=total,
-            disable=None,  # no bar where the output is no terminal
-            bar_format="{percentage:3.0f}% |{bar}| {elapsed}, about {remaining} left  {desc}",
-        )
-        self._bar.initial = 0.0  # a bar that is not shown has none
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def say(self, text: str) -> None:
-        """Print above the bar."""
-        self._said = self._clock()
-        self._bar.write(text)
-        sys.stdout.flush()
-
-    def goes_on(self) -> None:
-        """Take the next part that is shown as done by an earlier call."""
-        self._earlier = True
-
-    def show(self, name: str, part: float, last: str = "") -> None:
-        """Name the running step, of which `part` (0 to 1) is done; of other steps, show the last line of the log."""
-        if part and self._earlier:
-            self._bar.initial += WEIGHTS[name] * part
-            self._earlier = False
-        step = f"{name} {part:.0%}" if part else name
-        self._bar.set_description_str(step, refresh=False)
-        self._bar.n = self._done + WEIGHTS[name] * part
-        self._bar.refresh()
-        if self._bar.disable and self._clock() - self._said >= SECONDS_BETWEEN_LINES:
-            words = f": {last}" if last and not part else ""
-            self.say(f"  {step}, {self._bar.n / self._bar.total:.0%} of the demo{words}")
-
-    def finish(self, name: str) -> None:
-        """Count a step as done."""
-        self.show(name, 1)
-        self._done += WEIGHTS[name]
 
 
 class CommandRunner:

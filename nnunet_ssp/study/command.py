@@ -20,6 +20,7 @@ from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import choose_device, command_environment, environment_lines
 from nnunet_ssp.study.workflow import WORKFLOW, run_workflow, unfinished, write_workflow
+from nnunet_ssp.warm import NO_WARM, WARM_HELP, WARM_SAID, warm_runner
 
 if TYPE_CHECKING:
     from nnunet_ssp.study.data import Data
@@ -103,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ARGUMENTS",
         help='more arguments for Snakemake, such as --snakemake="--retries 2"',
     )
+    parser.add_argument(NO_WARM, dest="warm", action="store_false", help=WARM_HELP)
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
@@ -140,6 +142,7 @@ def run(
     folds: Sequence[str] | None = None,
     choose: Sequence[str] | None = None,
     report: Path | None = None,
+    warm: bool = True,
 ) -> int:
     """Run a study, or the rest of it, and make its tables and figures.
 
@@ -160,6 +163,7 @@ def run(
         folds: The study's folds to run, by its own names, by default all.
         choose: Models to name for the report; nothing runs.
         report: File that names the models to score on the test subjects, seen from the study's folder.
+        warm: Start the commands from one process that has imported everything, on one machine.
 
     Returns:
         The exit status: 1 when a run is missing.
@@ -198,6 +202,7 @@ def run(
         folds=folds,
         choose=choose,
         report=None if report is None else output / report,
+        warm=warm and profile is None,
     )
     if results:  # also while the study runs
         return _run(study, call)
@@ -307,6 +312,7 @@ class _Call:
     folds: Sequence[str] | None
     choose: Sequence[str] | None
     report: Path | None
+    warm: bool
 
 
 def _run(study: Study, call: _Call) -> int:
@@ -366,7 +372,11 @@ def _run(study: Study, call: _Call) -> int:
         if todo:
             print(f"{len(todo)} of {len(planned)} commands to run in {output}", flush=True)
             write_workflow(planned, output)
-            if not run_workflow(output, call.jobs, call.profile, arguments):
+            with warm_runner(os.environ, call.warm) as is_warm:
+                if is_warm:
+                    print(WARM_SAID, flush=True)
+                done = run_workflow(output, call.jobs, call.profile, arguments)
+            if not done:
                 log = output / ".snakemake" / "log"
                 print(f"Snakemake ended with errors; its own log is in {log}")
     from nnunet_ssp.study.report import write_results

@@ -13,6 +13,7 @@ from nnunet_ssp import phantom
 from nnunet_ssp.cli import main
 from nnunet_ssp.demo import command as demo
 from nnunet_ssp.demo import report as demo_report
+from nnunet_ssp.demo.progress import ProgressBar
 from tests.demo.conftest import Commands
 
 
@@ -204,7 +205,7 @@ def test_environment_keeps_the_users_folders_out_and_his_numbers_in(tmp_path, mo
 
 @pytest.fixture
 def runner(tmp_path):
-    with demo.ProgressBar(100) as progress:
+    with ProgressBar(100) as progress:
         yield demo.CommandRunner({"GREETING": "hello", "PYTHONUNBUFFERED": "1"}, tmp_path, progress)
 
 
@@ -252,26 +253,10 @@ def test_import_is_light():
     assert not {"torch", "numpy", "pandas", "matplotlib", "SimpleITK", "tqdm"} & set(modules)
 
 
-def test_where_there_is_no_bar_a_line_says_how_far_it_is(tmp_path, capsys):
-    """Every 20 seconds: a training's part, or what the running command said last."""
+def test_the_last_line_of_a_log_is_that_of_a_terminal(tmp_path):
     log = tmp_path / "log"
     log.write_bytes(b"Planning\n\rpreparing:  10%\rpreparing:  50%\n\n")
     assert demo.last_said(log) == "preparing:  50%"
-    now = [0.0]
-    with demo.ProgressBar(sum(demo.WEIGHTS.values()), clock=lambda: now[0]) as progress:
-        for second in range(41):
-            now[0] = second
-            progress.show("phantom", 0, demo.last_said(log))
-        progress.finish("phantom")
-        for name in ("convert", "prepare"):
-            progress.finish(name)
-        now[0] = 60
-        progress.show("pretrain", 0.5, "Epoch 5")
-        now[0] = 79
-        progress.show("pretrain", 0.6, "Epoch 6")
-    line = "  phantom, 0% of the demo: preparing:  50%\n"
-    # 10 + 10 + 20 of 660, and half of 270.
-    assert capsys.readouterr().out == f"{line}{line}  pretrain 50%, 27% of the demo\n"
 
 
 def test_the_last_line_of_a_command_is_shown_while_it_runs(tmp_path, monkeypatch):

@@ -57,22 +57,3 @@ def test_a_training_with_a_checkpoint_goes_on_from_it(tmp_path):
     assert continued(step, layout) == Step("finetune", tuple(shlex.split(resumed)), "seed=0")
     other = Step("prepare", ("nnunet-ssp", "prepare", "999"))
     assert continued(other, layout) == other
-
-
-def test_the_time_left_of_a_second_call_counts_only_its_own_work():
-    with demo.ProgressBar(sum(demo.WEIGHTS.values())) as progress:
-        for name in ("phantom", "convert"):
-            progress.goes_on()
-            progress.finish(name)
-        done = demo.WEIGHTS["phantom"] + demo.WEIGHTS["convert"]
-        assert progress._bar.n == progress._bar.initial == done
-        progress.finish("prepare")
-        assert progress._bar.initial == done
-        # A training that goes on begins in its middle.
-        progress.goes_on()
-        progress.show("pretrain", 0)
-        progress.show("pretrain", 0.5)
-        progress.show("pretrain", 0.75)
-        earlier = done + demo.WEIGHTS["pretrain"] * 0.5
-        assert progress._bar.initial == pytest.approx(earlier)
-        assert progress._bar.n == done + demo.WEIGHTS["prepare"] + demo.WEIGHTS["pretrain"] * 0.75
