@@ -449,24 +449,16 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from nnunet_ssp.bench import modes
+
     parser = commands.add_parser(
         "bench", help="speed and memory of every method on a phantom, as a table of ratios"
     )
-    parser.add_argument(
-        "--methods", nargs="+", metavar="METHOD", help="e.g. MIM SimCLR (default: all)"
-    )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: cuda when there is a GPU"
-    )
-    parser.add_argument(
-        "--json", dest="file", type=path, metavar="FILE", help="also write all numbers to this file"
-    )
+    modes.add_arguments(parser)
 
     def run(args: argparse.Namespace) -> None:
         _suit_this_machine()
-        from nnunet_ssp.bench.command import run
-
-        run(**_without_run(args))
+        modes.run(**_without_run(args))
 
     parser.set_defaults(run=run)
 

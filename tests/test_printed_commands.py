@@ -112,8 +112,9 @@ PIP = "an extra of ours, or what we need"
 
 # What a line that is new in the sources needs: the test that runs it, or one of the words above.
 EXPECTED = {
+    "nnunet_ssp/bench/running.py": {"() begins with nnunet-ssp": NAME},
+    "nnunet_ssp/bench/gpu.py": {"study() begins with nnunet-ssp": ITSELF},
     "nnunet_ssp/bench/command.py": {
-        "() begins with nnunet-ssp": NAME,
         "pip install 'nnunet-ssp[bench]'": PIP,
         "nnUNetv2_predict": WORD,
     },

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import pytest
 
@@ -9,10 +9,8 @@ from nnunet_ssp.methods import MIMSettings
 from nnunet_ssp.settings import (
     ENVIRONMENT_VARIABLE,
     FinetuningSettings,
-    PretrainingSettings,
     SemiSettings,
     TrainingSettings,
-    differences,
     from_environment,
     override,
     require,
@@ -303,21 +301,6 @@ def test_the_environment(monkeypatch):
     assert from_environment(TrainingSettings()) == (TrainingSettings(), [])
     monkeypatch.setenv("nnUNet_ssp_settings", "seed=3 mask_ratio=0.6")
     assert from_environment(TrainingSettings()) == (TrainingSettings(seed=3), ["mask_ratio"])
-
-
-def test_differences_name_old_and_new():
-    old = asdict(PretrainingSettings(num_epochs=3))
-    assert differences(old, PretrainingSettings(num_epochs=3)) == []
-    del old["nesterov"]
-    old["retired"] = 1
-    # A version without a setting did what is the default now.
-    assert differences(old, PretrainingSettings(num_epochs=3)) == ["retired: 1 -> none"]
-    lines = differences(old, PretrainingSettings(num_epochs=3, gradient_clip=None, nesterov=True))
-    assert sorted(lines) == [
-        "gradient_clip: 12.0 -> none",
-        "nesterov: no -> yes",
-        "retired: 1 -> none",
-    ]
 
 
 def test_require():

@@ -6,27 +6,16 @@ compared run in turns, so that a busy machine slows both sides. The result is th
 
 from __future__ import annotations
 
-import os
-import platform
-import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nnunet_ssp.bench import files, predicting, rows, sharing
-from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Workload, method_names
-from nnunet_ssp.console import count_of
+from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Workload, chosen_methods, found_device
+from nnunet_ssp.bench.running import announce, heading, setting, terminable
 from nnunet_ssp.files.atomic import write_json
-from nnunet_ssp.parallel import available_cores
 
-PACKAGES = ("nnunet-ssp", "nnunetv2", "torch", "batchgeneratorsv2", "lightly")
 MIB = 2**20
 OPENED = 5  # seconds in which a store must be open
 
@@ -51,66 +40,23 @@ def run(
     Raises:
         ValueError: A method is unknown, or the device is not there.
     """
-    known = {name.lower(): name for name in method_names()}
-    unknown = [name for name in methods or () if name.lower() not in known]
-    if unknown:
-        names = ", ".join(known.values())
-        raise ValueError(f"`--methods` (={unknown[0]}) must be some of {names}.")
-    chosen = [known[name.lower()] for name in methods or known]
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("`--device` (=cuda) must be a device that PyTorch finds here: cpu.")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if where.type == "cuda":  # as nnUNetv2_train
-        torch.set_num_threads(1)
-        torch.backends.cudnn.benchmark = True
+    chosen = chosen_methods(methods)
+    where = found_device(device)
     workload = workload or (ON_CUDA if where.type == "cuda" else ON_CPU)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
 
-    with _terminable(), tempfile.TemporaryDirectory(prefix="nnunet-ssp-bench-") as folder:
-        _say("a phantom")
+    with terminable(), tempfile.TemporaryDirectory(prefix="nnunet-ssp-bench-") as folder:
+        announce("a phantom")
         with Bench.prepared(Path(folder), where, workload) as bench:
-            metrics = {"setting": _setting(where, workload)}
+            metrics = {
+                "setting": setting(where) | {"side": workload.side, "narrow": workload.narrow}
+            }
             for _ in _measure(bench, chosen, metrics):
                 if file is not None:  # each row, so that a run that is cut short is not lost
                     write_json(file, metrics)
     print("\n".join(table(metrics)))
     return metrics
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end this process as an error does, so that temporary folders are removed."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _say(text: str) -> None:
-    print(f"bench: {text} ...", file=sys.stderr, flush=True)
-
-
-def _setting(device: torch.device, workload: Workload) -> dict[str, Any]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    cuda = device.type == "cuda"
-    return {
-        "date": date.today().isoformat(),
-        "device": device.type,
-        "name": torch.cuda.get_device_name(device) if cuda else platform.machine(),
-        "cores": available_cores(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "versions": versions,
-        "side": workload.side,
-        "narrow": workload.narrow,
-    }
 
 
 def _measure(bench: Bench, methods: Sequence[str], metrics: dict[str, Any]) -> Iterator[None]:
@@ -119,7 +65,7 @@ def _measure(bench: Bench, methods: Sequence[str], metrics: dict[str, Any]) -> I
     metrics |= {"methods": {}, "rates": {}, "simclr_peak_memory_bytes": {}}
     seconds = workload.seconds / len(methods)
     for name in methods:
-        _say(name)
+        announce(name)
         found = rows.method_row(bench, name, metrics["rates"], seconds)
         if on_gpu:
             found |= rows.from_host(bench, name, 2 * seconds)
@@ -128,11 +74,11 @@ def _measure(bench: Bench, methods: Sequence[str], metrics: dict[str, Any]) -> I
         found |= {"peak_memory_bytes": peak, "peak_memory_batch_size": batch}
         metrics["methods"][name] = found
         yield
-    _say("SimCLR's memory")
+    announce("SimCLR's memory")
     for size in workload.batches:
         metrics["simclr_peak_memory_bytes"][str(size)] = rows.peak_memory(bench, "SimCLR", size)[1]
     yield
-    _say("the slice store's growth")
+    announce("the slice store's growth")
     metrics["growth"] = rows.growth(workload.growth, bench.device)
     yield
     others: dict[str, Callable[[Bench], dict[str, Any]]] = {
@@ -145,7 +91,7 @@ def _measure(bench: Bench, methods: Sequence[str], metrics: dict[str, Any]) -> I
         "predict": predicting.predicting_over_stock,
     }
     for title, row in others.items():
-        _say(title)
+        announce(title)
         metrics |= row(bench)
         yield
 
@@ -154,11 +100,7 @@ def table(metrics: dict[str, Any]) -> Iterator[str]:
     """Write the metrics as Markdown; absolute times stand there for a GPU only, since those of a CPU say little."""
     s = metrics["setting"]
     on_gpu = s["device"] == "cuda"
-    versions = ", ".join(f"{name} {version}" for name, version in s["versions"].items())
-    yield (
-        f"{s['date']}, {s['device']} ({s['name']}), {s['cores']} cores, "
-        f"PyTorch with {count_of(s['threads'], 'thread')}, load {s['load']}; {versions}."
-    )
+    yield heading(s)
     yield ""
     patch = f"Patch {s['side']}x{s['side']}, nnU-Net's planned network"
     narrow = f" (1/{s['narrow']} of its widths for memory and lightly)" if s["narrow"] > 1 else ""

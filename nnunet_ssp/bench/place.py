@@ -73,6 +73,35 @@ def method_names() -> list[str]:
     return sorted(match[1] for match in found if match)
 
 
+def chosen_methods(methods: Sequence[str] | None) -> list[str]:
+    """Return methods by their names, in upper or lower case; all for None.
+
+    Raises:
+        ValueError: A method is unknown.
+    """
+    known = {name.lower(): name for name in method_names()}
+    unknown = [name for name in methods or () if name.lower() not in known]
+    if unknown:
+        names = ", ".join(known.values())
+        raise ValueError(f"`--methods` (={unknown[0]}) must be some of {names}.")
+    return [known[name.lower()] for name in methods or known]
+
+
+def found_device(device: str | None) -> torch.device:
+    """Return the device to measure: the GPU when there is one, unless another is named.
+
+    Raises:
+        ValueError: There is no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("`--device` (=cuda) must be a device that PyTorch finds here: cpu.")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if where.type == "cuda":  # as nnUNetv2_train
+        torch.set_num_threads(1)
+        torch.backends.cudnn.benchmark = True
+    return where
+
+
 @dataclass
 class Bench:
     """A prepared phantom, and trainers on it as `nnUNetv2_train` makes them.
@@ -131,9 +160,22 @@ class Bench:
 
     @contextmanager
     def pretraining(
-        self, method: str, plans: str = PLANS, batch: int | None = None, **settings: object
+        self,
+        method: str,
+        plans: str = PLANS,
+        batch: int | None = None,
+        settle: bool = False,
+        **settings: object,
     ) -> Iterator[Any]:
-        """Make a pretraining trainer at its first step; without `batch` it has the method's own batch size."""
+        """Make a pretraining trainer at its first step.
+
+        Args:
+            method: Its name.
+            plans: Name of its plans.
+            batch: Slices in a step; None leaves the method's own.
+            settle: Whether `auto` chooses how to compute, as in a run. Else it is float32 on a CPU, and contiguous.
+            settings: Other settings.
+        """
         gc.collect()  # nnU-Net's trainers refer to themselves, so the one before may still be there
         settings["iterations_per_epoch"] = 1000  # schedules are those of a long run
         if batch is not None:
@@ -141,7 +183,11 @@ class Bench:
         text = " ".join(f"{key}={value}" for key, value in settings.items())
         trainer = self.trainer(f"{STOCK}{method}Pretrain", plans, text)
         with quiet():
-            trainer.fuse_norms()
+            if settle:
+                suits = trainer.method_class.half_precision == "bf16"
+                trainer.settle_computing(trainer.method.network, suits)
+            else:
+                trainer.fuse_norms()
             trainer.dataloader_train, _ = trainer.get_dataloaders()
             trainer.on_train_epoch_start()
         with contextlib.closing(trainer.dataloader_train):

@@ -90,6 +90,7 @@ SSP = {
     "adapted": TEXT,
     "weights_from": TEXT,
     "precision": TEXT,
+    "memory_format": TEXT,
     "settings": NAMES,
     "versions": NAMES,
     "subjects": TEXTS,

@@ -37,8 +37,6 @@ from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.settings import (
     ENVIRONMENT_VARIABLE,
     TrainingSettings,
-    differences,
-    from_checkpoint,
     from_environment,
 )
 from nnunet_ssp.slices.intact import prepare_command
@@ -46,10 +44,11 @@ from nnunet_ssp.slices.store import PREPROCESSED, read_missing
 from nnunet_ssp.training import snapshots, transfer
 from nnunet_ssp.training.advice import advice
 from nnunet_ssp.training.checks import check_files, require_device
+from nnunet_ssp.training.computing import ComputingTrainer
 from nnunet_ssp.training.finite import StepGuard, first_not_finite
 from nnunet_ssp.training.handover import ARGUMENT, hand_over_shared, loading_frame
 from nnunet_ssp.training.loop import BEST, FINAL, LATEST, WITHOUT_EFFECT
-from nnunet_ssp.training.precision import PrecisionTrainer, precision_name
+from nnunet_ssp.training.recorded_settings import differences, from_checkpoint
 from nnunet_ssp.training.threads import follow_threads
 
 SECONDS_BETWEEN_SAVES = 300  # a preempted job loses at most this and one epoch
@@ -62,7 +61,7 @@ STEPS = "ssp_state.epoch.outputs"
 end_in_words(advice)
 
 
-class SettingsTrainer(PrecisionTrainer):
+class SettingsTrainer(ComputingTrainer):
     """An `nnUNetTrainer` with settings; its constructor is exactly nnU-Net's.
 
     Attributes:
@@ -341,14 +340,14 @@ class SettingsTrainer(PrecisionTrainer):
     def _differences(self, ssp: dict[str, Any]) -> list[str]:
         """Return the differences between a record's settings and this run's, without those that have no effect.
 
-        A precision that is named now does not differ from `auto` that chose it.
+        A precision or layout that is named now does not differ from `auto` that chose it.
         """
         old = ssp.get("settings", {})
         now = asdict(self.settings)
         kept = {name: value for name, value in now.items() if name in WITHOUT_EFFECT}
-        chosen = self.precision_of(ssp) if old.get("precision", "auto") == "auto" else None
-        if self.settings.precision == chosen:
-            kept["precision"] = chosen
+        for name, chosen in self.computed(ssp).items():
+            if now[name] == chosen and old.get(name, "auto") == "auto":
+                kept[name] = chosen
         return differences({**old, **kept}, self.settings)
 
     def open_checkpoint(self, source: dict[str, Any] | str) -> dict[str, Any]:
@@ -389,14 +388,14 @@ class SettingsTrainer(PrecisionTrainer):
                 "--c must go on with the settings of the checkpoint, but these differ: "
                 + "; ".join(changed)
             )
-        self.go_on_in(self.precision_of(ssp))
+        self.go_on_as(ssp)
 
     def record(self) -> dict[str, Any]:
         """Return the run's record for checkpoints (key `ssp`) and `settings.json`: no subjects' names, no paths."""
         return {
             "trainer": type(self).__name__,
             "settings": asdict(self.settings),
-            "precision": precision_name(self.autocast_dtype),
+            **self.computes(),
             **privacy.origin(self.weights_from),
             "versions": {
                 "nnunet_ssp": nnunet_ssp.__version__,

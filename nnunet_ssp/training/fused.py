@@ -1,11 +1,4 @@
-"""InstanceNorm as a group norm, alone or in one operation with LeakyReLU that keeps its result alone.
-
-PyTorch's group norm with one channel a group is the same function and faster on a CPU. It rounds the weight's gradient
-more coarsely where a channel's mean outweighs its deviation: in float32 by 3e-5 of itself at 100 to 1.
-
-nnU-Net's blocks keep two maps of each layer for the backward pass: what InstanceNorm got, and what LeakyReLU made of
-it, which the next convolution keeps, too. Both functions can be inverted, so the first map can be computed from the
-second (in-place activated BatchNorm, Rota Bulò et al., CVPR 2018, https://arxiv.org/abs/1712.02616, section 3).
+"""The networks' InstanceNorms in the operations of `instance_norm`.
 
 The classes of the network's own modules change, and nothing else: parameters, names and results stay.
 """
@@ -14,74 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nnunet_ssp.console import count_of
+from nnunet_ssp.training.instance_norm import instance_norm
 
-# A map is inverted only where |bias| is at most so many times |weight|, by which the inversion magnifies rounding: an
-# error of 2**-6 of a standard deviation in bfloat16, of 2**-14 in float32.
-MOST = {torch.bfloat16: 8, torch.float32: 2**10, torch.float64: 2**10}
-LEAST = 1e-6  # |weight|; its square and its inverse stay far from the ends of every type
-
-
-class _NormThenLeakyReLU(torch.autograd.Function):
-    """LeakyReLU of the InstanceNorm of (B, C, X, Y), which keeps the result, or the input where that is inexact."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
-    ) -> Tensor:
-        x = x.contiguous()
-        n, c = x.shape[:2]
-        y, mean, rstd = torch.native_group_norm(
-            x, weight, bias, n, c, x.shape[2] * x.shape[3], c, eps
-        )
-        functional.leaky_relu_(y, slope)
-        kept = (None, None) if _can_invert(weight, bias, x.dtype) else (x, mean)
-        ctx.save_for_backward(y, weight, bias, rstd, *kept)
-        ctx.slope = slope
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, weight, bias, rstd, x, mean = ctx.saved_tensors
-        n, c = y.shape[:2]
-        grad = torch.ops.aten.leaky_relu_backward(grad.contiguous(), y, ctx.slope, True)
-        # The norm's input, or in its place its output weight * x̂ + bias: then the gradient of x̂ is that of an input
-        # with mean `bias` and deviation `weight`, and the chain rule adds weight * rstd.
-        factor = weight.expand(n, c)
-        if x is None:
-            x, mean, rstd, factor = (
-                functional.leaky_relu(y, 1 / ctx.slope),
-                bias.expand(n, c),
-                (1 / weight).expand(n, c),
-                factor.square() * rstd.view(n, c),
-            )
-        # As one image of B * C channels, so that each channel of each image has a factor of its own.
-        one = (1, n * c, y.shape[2] * y.shape[3])
-        flat = [t.reshape(1, n * c).to(rstd.dtype) for t in (mean, rstd)]
-        of_x, of_weight, of_bias = torch.ops.aten.native_group_norm_backward(
-            grad.view(one),
-            x.view(one),
-            *flat,
-            factor.reshape(-1),
-            *(1, one[1], one[2], one[1]),
-            [True, True, True],
-        )
-        return of_x.view_as(y), of_weight.view(n, c).sum(0), of_bias.view(n, c).sum(0), None, None
-
-
-def _can_invert(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> bool:
-    size = weight.abs()
-    return bool(((size >= LEAST) & (bias.abs() <= MOST.get(dtype, 0) * size)).all())
+# Of maps; heads have others.
+NORMS = (nn.modules.instancenorm._InstanceNorm, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
 
 
 class FusedNorm(nn.InstanceNorm2d):
-    """InstanceNorm as a group norm; with a `slope` followed by LeakyReLU.
+    """InstanceNorm in one operation; with a `slope` followed by LeakyReLU.
 
     Attributes:
         slope: Of LeakyReLU for negative values; None for none.
@@ -99,12 +36,7 @@ class FusedNorm(nn.InstanceNorm2d):
             raise ValueError(
                 f"InstanceNorm needs more than one pixel in training, got {input.shape}."
             )
-        if self.slope is None:
-            return functional.group_norm(input, self.num_features, self.weight, self.bias, self.eps)
-        fused: Tensor = _NormThenLeakyReLU.apply(
-            input, self.weight, self.bias, self.eps, self.slope
-        )
-        return fused
+        return instance_norm(input, self.weight, self.bias, self.eps, self.slope)
 
 
 class Fused(nn.LeakyReLU):
@@ -116,17 +48,17 @@ class Fused(nn.LeakyReLU):
 
 
 def fuse(network: nn.Module, joined: bool) -> str:
-    """Let a network on a CPU compute its InstanceNorms as `FusedNorm`.
+    """Let a network compute its InstanceNorms as `FusedNorm`.
 
-    Left as they are: norms without parameters or with running statistics, and those with hooks, which see the map
-    between norm and LeakyReLU.
+    Left as they are: other norms, norms without parameters or with running statistics, and those with hooks, which see
+    the map between norm and LeakyReLU.
 
     Args:
         network: Any module; its modules change their classes, not their parameters.
         joined: Compute a LeakyReLU that follows a norm together with it.
 
     Returns:
-        What was changed, in words; nothing where there was nothing to do.
+        What was changed and what was left, in words; nothing where there is no norm, or all were changed before.
     """
     norms = [module for module in network.modules() if _fusible(module)]
     slopes: dict[nn.Module, float] = {}
@@ -135,9 +67,16 @@ def fuse(network: nn.Module, joined: bool) -> str:
         activation.__class__ = Fused
     for norm in norms:
         norm.__class__, norm.slope = FusedNorm, slopes.get(norm)  # type: ignore[assignment]
-    together = f", {len(slopes)} of them together with LeakyReLU" if joined else ""
-    said = f"{count_of(len(norms), 'InstanceNorm')} computed as group norm{together}"
-    return f"fused_norm: {said}; the results are the same up to rounding." if norms else ""
+    others = Counter(type(m).__name__ for m in network.modules() if _is_left(m))
+    said = []
+    if norms:
+        together = f", {len(slopes)} of them together with LeakyReLU" if joined else ""
+        said.append(f"{count_of(len(norms), 'InstanceNorm')} computed as group norm{together}")
+    if others:
+        names = ", ".join(f"{number} {name}" for name, number in others.items())
+        said.append(f"left as they are: {names}")
+    same = "; the results are the same up to rounding" if norms else ""
+    return f"fused_norm: {'; '.join(said)}{same}." if said else ""
 
 
 def _pairs(network: nn.Module) -> list[tuple[nn.Module, nn.LeakyReLU]]:
@@ -164,6 +103,10 @@ def _fusible(module: nn.Module | None) -> bool:
         and not module.track_running_stats
         and not _watched(module)
     )
+
+
+def _is_left(module: nn.Module) -> bool:
+    return isinstance(module, NORMS) and not isinstance(module, FusedNorm)
 
 
 def _watched(module: nn.Module) -> bool:

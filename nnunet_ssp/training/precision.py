@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nnunet_ssp.training.fused import fuse
+from nnunet_ssp.training import trials
 from nnunet_ssp.training.loop import LoopTrainer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LEAST_GAIN = 1.25  # of bf16 over fp32, for `auto` to give up precision on a CPU
-# Networks with fewer parameters spend their time between operations: one trial would say little.
-FEWEST_PARAMETERS = 100_000
-ROUNDS = 4  # of a step in each precision; the first does not count
 IMAGES = 2  # in a step
 
 
@@ -64,7 +61,7 @@ def choose_on_cpu(network: nn.Module, shape: Sequence[int]) -> tuple[torch.dtype
     """
     if not has_bf16():
         return None, "this processor has no instructions for bfloat16"
-    if len(shape) != 3 or sum(p.numel() for p in network.parameters()) < FEWEST_PARAMETERS:
+    if len(shape) != 3 or sum(p.numel() for p in network.parameters()) < trials.FEWEST_PARAMETERS:
         return None, "only 2D networks of the usual size are timed in bfloat16"
     gain = bf16_gain(network, shape)
     said = f"a step of the planned network takes {gain:.2f} times as long in float32 as in bfloat16"
@@ -80,37 +77,21 @@ def has_bf16() -> bool:
 
 
 def bf16_gain(network: nn.Module, shape: Sequence[int]) -> float:
-    """Time forward and backward pass in float32 and bfloat16 in turns; return the ratio of the shortest times.
-
-    Core-seconds of one thread hardly depend on what else the machine does: threads that wait for each other count as
-    busy. So all trainings on a machine choose alike. Neither the network nor the run's random numbers change.
+    """Time a step in float32 and bfloat16; return the ratio of the shortest times, see `trials`.
 
     Args:
         network: The planned network, on the CPU.
         shape: Channels and sides of its patch, without the batch.
     """
     image = torch.rand(IMAGES, *shape, generator=torch.Generator().manual_seed(0))
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    took: dict[torch.dtype | None, list[float]] = {None: [], torch.bfloat16: []}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            for _ in range(ROUNDS):
-                for dtype, seconds in took.items():
-                    start = time.process_time()
-                    with torch.autocast("cpu", dtype, enabled=dtype is not None):
-                        output = network(image)
-                    outputs = output if isinstance(output, list | tuple) else [output]
-                    loss = torch.stack([x.float().square().mean() for x in outputs]).sum()
-                    torch.autograd.grad(loss, parameters, allow_unused=True)
-                    seconds.append(time.process_time() - start)
-    finally:
-        torch.set_num_threads(threads)
-        for buffer, before in buffers:
-            buffer.copy_(before)
-    return min(took[None][1:]) / min(took[torch.bfloat16][1:])
+    took = trials.shortest_times(
+        image,
+        {
+            dtype: (network, partial(torch.autocast, "cpu", dtype, enabled=dtype is not None))
+            for dtype in (None, torch.bfloat16)
+        },
+    )
+    return took[None] / took[torch.bfloat16]
 
 
 class InPrecision(nn.Module):
@@ -172,26 +153,15 @@ class PrecisionTrainer(LoopTrainer):
             scales = dtype is not torch.float16 or self.device.type == "cuda"
             self.use_precision(dtype if scales else None)
 
-    def settle_computing(self, planned: nn.Module, suits: bool = True) -> None:
-        """Choose before the first step what `precision=auto` computes in, and fuse norms; say both.
+    def settle_precision(self, planned: nn.Module, suits: bool) -> None:
+        """Choose before the first step what `precision=auto` computes in, and say so.
 
         Args:
             planned: The planned network.
             suits: Whether bfloat16 is exact enough here.
         """
-        if self.settings.precision == "auto":
-            self._settle_precision(planned, suits)
-        self.fuse_norms()
-
-    def fuse_norms(self) -> None:
-        """Compute InstanceNorm faster, or with LeakyReLU in less memory, on a CPU without a compiler; say so."""
-        how = self.settings.fused_norm
-        if how == "no" or self.device.type != "cpu" or self._do_i_compile():
+        if self.settings.precision != "auto":
             return
-        if said := fuse(self.network, joined=how == "yes"):
-            self.print_to_log_file(said)
-
-    def _settle_precision(self, planned: nn.Module, suits: bool) -> None:
         if self._began_in is not None:
             why = f"the run began in {self._began_in}"
         elif self.device.type != "cpu":

@@ -42,3 +42,25 @@ def bench(own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     for name in (PLANS, NARROW):
         (own_copy / f"{name}.json").write_text(json.dumps({**tiny, "plans_name": name}))
     return Bench(own_copy, CPU, TINY)
+
+
+class Prepared:
+    """Stand-in for `Bench.prepared`."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def __enter__(self) -> Bench:
+        return self.bench
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder in which the command makes its temporary ones."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder

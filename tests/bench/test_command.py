@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,8 @@ from nnunet_ssp.bench.place import (
     ON_CUDA,
     Bench,
 )
-from tests.bench.conftest import CPU, TINY
+from nnunet_ssp.bench.running import setting
+from tests.bench.conftest import CPU, TINY, Prepared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,28 +52,6 @@ SHARING = {
     "import_memory_over_tensors": None,
     "shared_bytes": 5e8,
 }
-
-
-class Prepared:
-    """Stand-in for `Bench.prepared`."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-
-    def __enter__(self) -> Bench:
-        return self.bench
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder in which the command makes its temporary ones."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    return folder
 
 
 @pytest.mark.slow
@@ -135,7 +113,9 @@ def test_absolute_times_come_from_a_gpu():
     method = {key: 0.5 for key in KEYS} | {"batch_size": 9, "peak_memory_batch_size": 9}
     metrics = {
         "setting": {
-            **command._setting(CPU, ON_CUDA),
+            **setting(CPU),
+            "side": ON_CUDA.side,
+            "narrow": ON_CUDA.narrow,
             "device": "cuda",
         },
         "methods": {

@@ -11,7 +11,8 @@ from nnunet_ssp.methods.inpainting import BANK, view_settings
 from nnunet_ssp.methods.parts.chunks import Chunks
 from nnunet_ssp.methods.parts.squares import cover
 from nnunet_ssp.methods.parts.views import ViewSettings
-from nnunet_ssp.settings import differences, from_checkpoint, override
+from nnunet_ssp.settings import override
+from nnunet_ssp.training.recorded_settings import differences, from_checkpoint
 from tests.gradients import corrupted_views, gradients, relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_ssp.training import precision
+from nnunet_ssp.training import layout, precision, trials
 from tests.saved import final, load
 
 MIM, FINETUNE, SCRATCH = "nnUNetTrainerMIMPretrain", "nnUNetTrainerFinetune", "nnUNetTrainerScratch"
@@ -26,7 +26,8 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 def trial(monkeypatch):
     """Sets what the trial finds, on a processor with bfloat16 where the tiny network counts as large."""
     monkeypatch.setattr(precision, "has_bf16", lambda: True)
-    monkeypatch.setattr(precision, "FEWEST_PARAMETERS", 0)
+    monkeypatch.setattr(trials, "FEWEST_PARAMETERS", 0)
+    monkeypatch.setattr(layout, "layout_gain", lambda *_: 1.0)
     return lambda gain: monkeypatch.setattr(precision, "bf16_gain", lambda *_: gain)
 
 

@@ -37,6 +37,7 @@ class Chunks:
         size: Images at a time, None for the whole batch, 0 until `auto` has chosen.
         note: Words for the log on how `auto` chose.
         draws: Whether the network draws at random (dropout), which a recomputation must repeat.
+        adds_up: Whether `weighted_sum` may add the gradients of chunks; if not, it computes them again.
         scaled: Whether the loss is scaled before its backward pass, as in float16. `weighted_sum` computes again then:
             gradients that it takes before could underflow.
 
@@ -53,6 +54,7 @@ class Chunks:
                 "or take plans with InstanceNorm."
             )
         self.network = network
+        self.adds_up = True
         self.scaled = False
         self.size = 0 if setting == "auto" and not batchnorm else None
         if isinstance(setting, int):
@@ -107,7 +109,8 @@ class Chunks:
         """
         pieces = self._pieces(function, n, device)
         wanted = [parameter for parameter in parameters if parameter.requires_grad]
-        if len(pieces) > 1 and torch.is_grad_enabled() and wanted and not self.scaled:
+        several = len(pieces) > 1 and torch.is_grad_enabled() and bool(wanted)
+        if several and self.adds_up and not self.scaled:
             loss, sums = _Accumulated.apply(function, pieces, weights, *wanted)
             return loss, sums
         total = torch.stack(self.run(function, n, device)).sum(0)
