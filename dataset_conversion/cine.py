@@ -44,7 +44,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -311,6 +311,7 @@ def look(task: CineTask) -> Look:
         warnings=choice.warnings,
         notes=[f"short axis of {size}", *seen.notes, *choice.notes],
         patient=choice.patient,
+        inventory=asdict(choice.inventory),
     )
 
 
@@ -405,7 +406,9 @@ def read_subject(task: CineTask) -> Cine:
     frames = {case.frame: voxels[..., case.frame] for case in cases}
     labels = {frame: masks[frame] for frame in phases}
     patient = stack.patient if stack else ""
-    return Cine(frames, labels, affine, cases, corrections, images.warnings, notes, patient)
+    found = asdict(stack.inventory) if stack else {}
+    told = (corrections, images.warnings, notes, patient, found)
+    return Cine(frames, labels, affine, cases, *told)
 
 
 def _phases(

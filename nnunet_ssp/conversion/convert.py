@@ -395,6 +395,7 @@ def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -
             "warnings": cine.warnings,
             "notes": cine.notes,
             "patient": cine.patient,
+            "inventory": cine.inventory,
         }
         write_json(record, {"stamp": stamp, **done})
     cases = [Case(**case) for case in done.pop("cases")]
@@ -415,7 +416,9 @@ def _read_done(record: Path) -> dict[str, Any] | None:
         content = read_json(record, dict)
     except (FileNotFoundError, ValueError):
         return None
-    kinds = {"stamp": list, "corrections": list, "warnings": list, "notes": list, "patient": str}
+    content.setdefault("inventory", {})  # of a conversion that an earlier version began
+    kinds: dict[str, type] = dict.fromkeys(("stamp", "corrections", "warnings", "notes"), list)
+    kinds |= {"patient": str, "inventory": dict}
     whole = content.keys() == {*kinds, "cases"} and isinstance(content["cases"], list)
     whole = whole and all(isinstance(content[key], kind) for key, kind in kinds.items())
     fitting = whole and all(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, TypedDict, TypeVar, get_args
+from typing import Any, Generic, Literal, TypedDict, TypeVar, get_args
 
 from nnunet_ssp.cohort.cases import (
     Case,
@@ -78,6 +78,8 @@ class Cine:
     notes: list[str] = field(default_factory=list)
     # A digest that is equal for subjects of one patient; empty if unknown
     patient: str = ""
+    # What the subject's DICOM files are, see `dicom.inventory`; empty for others
+    inventory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,8 +93,9 @@ class Outcome:
     corrections: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    # As in `Cine`
+    # As in `Cine`, like the next
     patient: str = ""
+    inventory: dict[str, Any] = field(default_factory=dict)
     # The reason
     refused: str = ""
 
@@ -111,8 +114,9 @@ class Look:
     every_frame: bool = True
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    # As in `Cine`
+    # As in `Cine`, like the next
     patient: str = ""
+    inventory: dict[str, Any] = field(default_factory=dict)
     # The reason
     refused: str = ""
 

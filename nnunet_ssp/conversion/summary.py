@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from nnunet_ssp.cohort.cases import SPLITS
 from nnunet_ssp.console import count_of, some
+from nnunet_ssp.conversion.dicom.inventory import inventory_lines
 from nnunet_ssp.conversion.subjects import Look, Outcome
 
 
@@ -56,6 +57,7 @@ def summary_lines(
             sum(bool(outcome.refused) for outcome in mine),
         )
         lines.append(_row(name, numbers))
+    lines += _inventories(outcomes)
     folds = count_of(n_folds, "fold") if n_folds else "no folds, only `all`"
     lines += [f"\nCross-validation by subject: {folds}", *_remarks(remarks)]
     for title, kind in (("Corrected", "corrections"), ("WARNING", "warnings"), ("Notes", "notes")):
@@ -78,6 +80,7 @@ def dry_summary_lines(
         frames = sum(look.n_frames for look in usable)
         numbers = (len(usable), masks, len(usable) - masks, frames, len(mine) - len(usable))
         lines.append(_row(name, numbers))
+    lines += _inventories(looks)
     lines.append("\nOnly headers were read: a mask may turn out to be empty, a file to be damaged.")
     if not all(look.every_frame for look in looks):
         lines.append("Only the labelled frames of test subjects will be converted.")
@@ -129,6 +132,11 @@ def _groups(
             mine = [o for o in outcomes if o.subject.startswith(f"{prefix}-") and o.split == split]
             if mine:
                 yield f"{prefix} {name}", mine
+
+
+def _inventories(outcomes: Iterable[Outcome | Look]) -> list[str]:
+    of_dicom = [outcome for outcome in outcomes if outcome.inventory and not outcome.refused]
+    return inventory_lines([o.inventory for o in of_dicom], [o.patient for o in of_dicom])
 
 
 def _said(outcomes: Iterable[Outcome | Look], title: str, kind: str) -> list[str]:

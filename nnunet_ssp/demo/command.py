@@ -349,6 +349,7 @@ def read_demo_data(layout: Layout) -> DemoData:
     """
     from nnunet_ssp.cohort.membership import tested_cases
     from nnunet_ssp.cohort.splits import read_splits
+    from nnunet_ssp.evaluation.labels import structure_of
 
     cases = read_cases(layout.raw / "cases.csv")
     splits_file = layout.raw / "splits_final.json"
@@ -371,7 +372,7 @@ def read_demo_data(layout: Layout) -> DemoData:
     return DemoData(
         cases=cases,
         fold=splits[0],
-        labels={name: value for name, value in dataset["labels"].items() if value != 0},
+        labels={structure_of(n): value for n, value in dataset["labels"].items() if value != 0},
         ending=dataset["file_ending"],
         tested=tested,
         tested_what=what,

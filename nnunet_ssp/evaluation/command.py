@@ -202,7 +202,7 @@ def _measure(
     about = _about_cases({pair.case for pair in pairs}, known, subject_pattern, home)
 
     scores = score_pairs(pairs, labels, workers)
-    frames, slices, unlabelled = _with_cases(scores, about)
+    frames, slices, unlabelled = _with_cases(scores, about, labels)
     nominal = "the spacing is nominal (--spacing-unknown)" if spacing_unknown else ""
     if ending in WITHOUT_SPACING:
         nominal = f"{ending} files hold no spacing"
@@ -337,7 +337,7 @@ def _about_cases(
 
 
 def _with_cases(
-    scores: Scores, about: pd.DataFrame
+    scores: Scores, about: pd.DataFrame, labels: Labels
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """Add the columns of cases.csv to the tables of scores, and drop classes that are not labelled.
 
@@ -361,9 +361,12 @@ def _with_cases(
     for name in dict.fromkeys(name for name, _ in unlabelled):
         phases = [phase for own, phase in unlabelled if own == name]
         where = "" if name not in groups[groups > 0] else f" at {' and '.join(phases)}"
-        notes.append(f"{name} is in no reference{where}, so it is left out{where and ' there'}.")
+        notes.append(
+            f"{labels.shown(name)} is in no reference{where}, so it is left out{where and ' there'}."
+        )
         own = frames[(frames["class"] == name) & frames["phase"].isin(phases)]
-        others = [other for other, phase in groups[groups > 0].index if phase in phases]
+        left = groups[groups > 0].index
+        others = [labels.shown(other) for other, phase in left if phase in phases]
         if where and others:
             notes[-1] += (
                 f" The mean over classes is that of {', '.join(dict.fromkeys(others))} there."

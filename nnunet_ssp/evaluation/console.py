@@ -15,7 +15,8 @@ def summary_text(evaluation: Evaluation) -> str:
     columns = ["model", "class", "Dice", "95 % CI", *["HD95 mm", "ASSD mm"] * distances, "missed"]
     rows = [columns]
     for row in evaluation.overall.to_dict("records"):
-        cells = [row["model"], row["class"], f"{row['dice_mean']:.3f}", interval(row, "dice")]
+        name = evaluation.labels.shown(row["class"])
+        cells = [row["model"], name, f"{row['dice_mean']:.3f}", interval(row, "dice")]
         if distances:
             cells += [rounded(row["hd95_mm_mean"], 1), rounded(row["assd_mm_mean"], 1)]
         rows.append([*cells, str(row["missed"])])

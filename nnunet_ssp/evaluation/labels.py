@@ -41,6 +41,11 @@ class Labels:
         ignored = set() if self.ignore is None else {self.ignore}
         return {0}.union(ignored, *self.classes.values())
 
+    def shown(self, name: str) -> str:
+        """Return what people read of a class: LV, MYO or RV for one that is taken for it; others keep their name."""
+        structure = next((s for s, own in self.structures.items() if own == name), name)
+        return name if structure in self.classes else structure
+
     @property
     def overlap(self) -> str:
         """Say why volumes are wrong: two structures share a label value; empty if none do."""
@@ -53,6 +58,16 @@ class Labels:
                     f"--{one.lower()} or --{other.lower()}"
                 )
         return ""
+
+
+def structure_of(name: str) -> str:
+    """Return LV, MYO or RV for any of its names in use; others stay as they are.
+
+    >>> [structure_of(name) for name in ("LVBP", "LV cavity", "LVM", "scar")]
+    ['LV', 'LV', 'MYO', 'scar']
+    """
+    letters = re.sub("[^a-z]", "", name.lower())
+    return next((known for known, names in SYNONYMS.items() if letters in names.split()), name)
 
 
 def read_labels(dataset_json: Path, named: Mapping[str, str | None] | None = None) -> Labels:

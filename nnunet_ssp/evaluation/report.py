@@ -70,7 +70,8 @@ def _add_scores(page: Page, evaluation: Evaluation) -> None:
     columns += [*["SD seeds"] * seeds, "Missed", *["HD95 (mm)", "ASSD (mm)"] * distances]
     rows: list[list[Cell]] = []
     for row in evaluation.overall.to_dict("records"):
-        cells = [row["model"], row["class"], row["dice_mean"], row["dice_nan_mean"]]
+        name = evaluation.labels.shown(row["class"])
+        cells = [row["model"], name, row["dice_mean"], row["dice_nan_mean"]]
         cells += [interval(row, "dice"), row["dice_sd_subjects"], *[row["dice_sd_seeds"]] * seeds]
         means = [rounded(row[f"{s}_mean"], 1) for s in ("hd95_mm", "assd_mm") if distances]
         rows.append([*cells, row["missed"], *means])
@@ -107,7 +108,9 @@ def _box_groups(evaluation: Evaluation) -> dict[str, dict[str, np.ndarray]]:
         if len(series) == 1 and evaluation.phases:
             own, series = own.assign(model=own["phase"]), evaluation.phases
         means = subject_means(own, "dice").reindex(columns=series)
-        groups[name] = {str(model): means[model].to_numpy() for model in means}
+        groups[evaluation.labels.shown(name)] = {
+            str(model): means[model].to_numpy() for model in means
+        }
     return groups
 
 
@@ -166,7 +169,8 @@ def _add_groups(page: Page, evaluation: Evaluation) -> None:
             page,
             evaluation,
             [
-                *(group.capitalize(), "Model", "Subjects", *evaluation.classes),
+                *(group.capitalize(), "Model", "Subjects"),
+                *map(evaluation.labels.shown, evaluation.classes),
                 *["HD95 (mm)", "Missed"] * distances,
             ],
             sorted(rows, key=lambda row: str(row[0])),
@@ -188,10 +192,11 @@ def _add_positions(page: Page, evaluation: Evaluation) -> None:
             own = table[(table["class"] == name) & (table["model"] == model)].set_index("bin")
             middles = (own.index.to_numpy() + 0.5) / POSITION_BINS
             curves[model] = middles, own["mean"].to_numpy(), own[["low", "high"]].to_numpy().T
+        shown = evaluation.labels.shown(str(name))
         plots.append(
             (
-                curves_with_bands(curves, "base (0) to apex (1)", "2D Dice", str(name)),
-                f"Dice of {name} by position in the stack.",
+                curves_with_bands(curves, "base (0) to apex (1)", "2D Dice", shown),
+                f"Dice of {shown} by position in the stack.",
             )
         )
     page.gallery(
@@ -262,7 +267,8 @@ def _described(evaluation: Evaluation, case: str, models: list[str]) -> str:
     for model in models:
         dice = own[own["model"] == model].set_index("class")["dice"]
         named = f"{model}: " if len(evaluation.models) > 1 else ""
-        lines.append(f"{named}{', '.join(f'{name} {value:.2f}' for name, value in dice.items())}")
+        shown = evaluation.labels.shown
+        lines.append(f"{named}{', '.join(f'{shown(str(n))} {d:.2f}' for n, d in dice.items())}")
     where = ", ".join(word for word in (case, own["phase"].iloc[0]) if word)
     return f"{where}. Dice of {'; '.join(lines)}."
 
@@ -285,7 +291,8 @@ def _overlay(evaluation: Evaluation, case: str, models: list[str]) -> bytes:
         for row, (name, labels) in enumerate(maps.items())
     }
     columns = titles.get(base, [f"slice {i + 1}" for i in z])
-    return overlay_grid(rows, columns, evaluation.labels.classes)
+    labels = evaluation.labels
+    return overlay_grid(rows, columns, {labels.shown(n): v for n, v in labels.classes.items()})
 
 
 def _add_clinical(page: Page, evaluation: Evaluation) -> None:
@@ -383,12 +390,15 @@ def _add_subjects(page: Page, evaluation: Evaluation) -> None:
 
 def _add_methods(page: Page, evaluation: Evaluation) -> None:
     page.heading("How it was measured")
-    structures = ", ".join(f"{s} is {name}" for s, name in evaluation.labels.structures.items())
+    own = evaluation.labels.structures.items()
+    structures = ", ".join(f"{name} for {s}" for s, name in own if name != s)
+    if structures:
+        structures = f"The dataset, and with it the tables beside this page, say {structures}."
     page.paragraph(
         "Dice is that of whole 3D frames. HD95 and ASSD are distances between the surface voxels of prediction and "
         "reference in mm: the larger of the two directions’ 95th percentiles, and the mean over both surfaces. "
         "Confidence intervals: percentile bootstrap over subjects, 10,000 resamples, seed 0. Class “mean”: the mean "
-        f"of the classes of each frame. {structures + '.' if structures else ''}"
+        f"of the classes of each frame. {structures}"
     )
     page.table(
         ["Model", "Predictions"],

@@ -119,7 +119,7 @@ class Evaluation:
             if self.frames[score].notna().any():
                 add(f"{title}, {MEAN}", self.frames, score, SCORES[score])
                 for name, own in self.frames.groupby("class", sort=False):
-                    add(f"{title}, {name}", own, score, SCORES[score])
+                    add(f"{title}, {self.labels.shown(str(name))}", own, score, SCORES[score])
         errors = self.clinical.assign(
             error=self.clinical["error"].abs(),
             missed=self.clinical["reference"].notna() & self.clinical["predicted"].isna(),

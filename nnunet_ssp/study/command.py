@@ -173,10 +173,7 @@ def run(
         RuntimeError: A package is missing, or another process works in the folder.
         ValueError: The file does not follow the schema, or does not fit the dataset or `chosen.json`.
     """
-    if jobs < 1:
-        raise ValueError(f"`--jobs` (={jobs}) must be at least 1.")
-    if not dry_run:
-        _check_installed()
+    _check_call(jobs, dry_run)
     from nnunet_ssp.study.spec import first_size, read_study
 
     source = find_study(file)
@@ -188,7 +185,7 @@ def run(
         from nnunet_ssp.study.dry_run import list_runs
 
         named, on_cpu = dataset is not None, _is_for_cpu(study, size, device, profile)
-        return list_runs(study, output, bench, models, folds, named=named, on_cpu=on_cpu)
+        return list_runs(study, output, bench, models, folds, named, on_cpu)
     call = _Call(
         source=source,
         output=output,
@@ -283,7 +280,12 @@ def find_profile(name: str) -> Path:
     raise FileNotFoundError(f"`--profile` (={name}) must be a folder, or one of {shipped}.")
 
 
-def _check_installed() -> None:
+def _check_call(jobs: int, dry_run: bool) -> None:
+    """Refuse a call without a job at a time, or without Snakemake, which a dry run does not need."""
+    if jobs < 1:
+        raise ValueError(f"`--jobs` (={jobs}) must be at least 1.")
+    if dry_run:
+        return
     try:
         import snakemake  # noqa: F401
     except ImportError:

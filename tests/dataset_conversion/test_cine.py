@@ -236,9 +236,14 @@ def test_kinds_may_be_mixed(root: Path):
     assert {case.subject for case in cases.values()} == {"D1", "N1", "N2"}
 
 
-def test_nothing_of_the_patient_gets_out(root: Path):
+def test_nothing_of_the_patient_gets_out(root: Path, capsys: pytest.CaptureFixture[str]):
     series(root / "S1", SeriesDescription="Secret description", StudyID="Secret")
+    convert(root, 120, dry_run=True)
     target = convert(root, 120)
+    said = capsys.readouterr().out
+    found = "DICOM of 1 subject (1 PatientID): 1 study, 1 series, 40 images"
+    assert said.count(found) == 2 and said.count("  scanner: Maker Model, 1.5 T (1 subject)") == 2
+    assert not any(word in said for word in ("Secret", "19010203", "P1", "20200101"))
     for file in target.rglob("*"):
         if file.suffix in (".csv", ".json"):
             text = file.read_text()
@@ -1044,6 +1049,8 @@ def test_a_dry_run_chooses_the_stack(root: Path, others: bool, capsys: pytest.Ca
     assert output.splitlines()[2].split() == (
         ["train", "3", "0", "3", "32", "1"] if others else ["train", "2", "0", "2", "20", "1"]
     )
+    found = "DICOM of 2 subjects (2 PatientIDs): 2 studies, 3 series, 104 images\n"
+    assert found in output and "  left out: 1 series (long axis)\n" in output
     assert f"  {prefix}D1: short axis of 4 slices x 10 frames\n" in output
     assert f"  {prefix}D1: left out 1 series of 1 slice x 10 frames: long axis\n" in output
     assert f"  {prefix}D2: {root / 'D2'}: no short-axis cine" in output

@@ -36,6 +36,7 @@ def test_a_model_from_its_folder_to_its_report(dataset: Path, predict: Predict, 
     assert printed.startswith("16 frames (8 ED, 8 ES) of 8 subjects, predicted by mim.\n")
     assert printed.endswith(f"\nReport: {output / 'report.html'}\n")
     assert "LV EF (%)" in printed
+    assert "LVBP" not in printed and "MYO" in printed, "the dataset's names are those of the tables"
 
     metrics, slices, clinical, summary = tables(output)
     assert len(metrics) == 8 * 2 * 3
@@ -230,7 +231,7 @@ def test_classes_that_were_not_labelled_are_left_out_and_said_so(
     assert found == {"LVBP": ["ED", "ES"], "LVM": ["ED"]}
     assert set(clinical["figure"]) == {"LV EDV", "LV ESV", "LV SV", "LV EF", "LV mass"}
     printed = capsys.readouterr().out
-    assert "Note: LVM is in no reference at ES, so it is left out there." in printed
+    assert "Note: MYO is in no reference at ES, so it is left out there." in printed
     assert "there. It is in 8 of 8 predictions." in printed
     assert (
         "Note: RV is in no reference, so it is left out. It is in 16 of 16 predictions" in printed
@@ -356,7 +357,7 @@ def test_real_sunnybrook_has_what_its_labels_allow(real_data: Path, nnunet: Path
     assert volumes.between(100, 500).all()
     assert 0.7 < summary["scores"]["all"][0]["dice_mean"] < 1
     printed = capsys.readouterr().out
-    assert "Note: LVM is in no reference at ES" in printed and "Note: RV is in no" in printed
+    assert "Note: MYO is in no reference at ES" in printed and "Note: RV is in no" in printed
 
 
 def test_real_acdc_has_nominal_spacing(real_data: Path, nnunet: Path, capsys):

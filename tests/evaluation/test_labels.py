@@ -56,6 +56,15 @@ def test_structures_that_share_a_label_value_are_said_so(tmp_path):
     assert read(tmp_path, labels).overlap == ""
 
 
+def test_people_read_one_name_for_a_structure(tmp_path):
+    """Whatever the dataset calls it; a name that another class has stays that class's."""
+    found = read(tmp_path, {"background": 0, "LVBP": 1, "LVM": 2, "RV": 3, "scar": 4})
+    assert [found.shown(name) for name in found.classes] == ["LV", "MYO", "RV", "scar"]
+    assert found.shown("mean") == "mean"
+    other = read(tmp_path, {"background": 0, "LV": 1, "cavity": 2}, LV="cavity")
+    assert [other.shown(name) for name in other.classes] == ["LV", "cavity"]
+
+
 def test_no_name_stands_for_two_structures():
     names = [name for words in SYNONYMS.values() for name in words.split()]
     assert len(names) == len(set(names))

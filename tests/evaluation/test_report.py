@@ -41,10 +41,11 @@ def test_captions_say_which_seed_is_shown(dataset, predict, tmp_path, with_page)
     page = Document((tmp_path / "out/report.html").read_text("utf-8"))
     text = " ".join(page.text)
     assert "of all classes, models and seeds; shown is the first seed of each model." in text
+    assert text.count("LVBP") == 1 and "say LVBP for LV, LVM for MYO." in text
     assert "Missed: frames with the class in only one of the two, summed over seeds;" in text
     for title in ("Best", "Median", "Worst"):
         (caption,) = (line for line in page.text if line.startswith(f"{title}: "))
-        assert caption.endswith("Dice of LVBP 1.00, LVM 1.00, RV 1.00, mean 1.00.")
+        assert caption.endswith("Dice of LV 1.00, MYO 1.00, RV 1.00, mean 1.00.")
     assert "Means over the subjects that have the metric in reference and prediction" in text
 
 

@@ -122,7 +122,7 @@ def test_models_are_compared_by_subject(dataset, predict, tmp_path, capsys):
     assert row["p_holm"] == pytest.approx(2 * row["p"])
     assert rows["mim", "HD95 (mm), mean"]["difference"] < 0
     assert rows["mim", "HD95 (mm), mean"]["n_better"] == 8
-    assert rows["mim", "HD95 (mm), LVBP"]["n_better"] == 8
+    assert rows["mim", "HD95 (mm), LV"]["n_better"] == 8
     assert ("mim", "LV EF (%), absolute error") in rows
 
     scratch = metrics[metrics["model"] == "scratch"]

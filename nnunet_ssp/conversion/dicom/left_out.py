@@ -26,8 +26,12 @@ from nnunet_ssp.conversion.dicom.volumes import (
 
 def left_out(
     images: Iterable[Image], runs: Iterable[SliceRun], stack: Sequence[SliceRun], chosen: bool
-) -> list[str]:
-    """Return a line on each kind of series that is not in the stack, and on slices acquired again."""
+) -> tuple[list[str], dict[str, int]]:
+    """Say which series are not in the stack.
+
+    Returns:
+        A line on each kind of series, and on slices acquired again; and the number of series by reason.
+    """
     repeated = 0
     unused: dict[tuple[str, tuple[str, str]], list[int]] = {}  # frames of each run
     for run in runs:
@@ -49,7 +53,7 @@ def left_out(
     notes = [f"left out {n} series {text}" for text, n in sorted(series.items())]
     if repeated:
         notes.append(f"{count_of(repeated, 'slice')} acquired again: the last run is used")
-    return notes
+    return notes, dict(Counter(why for why, _ in [*unused, *problems]))
 
 
 def _why_left_out(run: SliceRun, stack: Sequence[SliceRun], chosen: bool) -> str:

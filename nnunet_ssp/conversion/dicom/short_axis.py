@@ -34,6 +34,7 @@ from nnunet_ssp.conversion.dicom.acquisitions import (
     without_copies,
 )
 from nnunet_ssp.conversion.dicom.headers import NO_POSITION, Image, read_headers
+from nnunet_ssp.conversion.dicom.inventory import Inventory, take_inventory
 from nnunet_ssp.conversion.dicom.left_out import (
     difference_from_stack,
     left_out,
@@ -90,6 +91,7 @@ class ShortAxis:
     frame_time: float | None
     # By slice and frame, where the voxels come from
     images: Sequence[Sequence[Image]]
+    inventory: Inventory
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Choice:
     patient: str
     warnings: list[str]
     notes: list[str]
+    inventory: Inventory
 
     @property
     def n_frames(self) -> int:
@@ -138,6 +141,7 @@ def read_short_axis(
         choice.notes,
         *_beat(choice.runs),
         [run.images for run in choice.runs],
+        choice.inventory,
     )
 
 
@@ -165,6 +169,7 @@ def choose_short_axis(
         raise ValueError(
             f"{where}: must hold the images of one patient, not of {len(patients)} (PatientID)."
         )
+    every = images
     images, copies = without_copies(images)
     notes += copies
     usable = [image for image in images if not image.problem]
@@ -172,9 +177,11 @@ def choose_short_axis(
     stack = found.runs if found else []
     runs = _all_runs(usable, found)
     lost = lost_slices(runs, stack)
+    reasons: dict[str, int] = {}
     if not rivals:
         others = [run for run in runs if run not in lost.values()]
-        notes += left_out(images, others, stack, chosen)
+        said, reasons = left_out(images, others, stack, chosen)
+        notes += said
     warnings = [*(found.warnings if found else []), *name_lost(lost, stack)]
     if fault := (found.fault if found else rivals) or _fault(stack, images, runs):
         whole = stack and not (found and found.fault)
@@ -187,7 +194,11 @@ def choose_short_axis(
             "numbers no longer hold: add the missing files, or leave out the masks."
         )
     return Choice(
-        stack, _patient_digest(*patients), warnings + _concerns(stack), notes + _notes_on(stack)
+        stack,
+        _patient_digest(*patients),
+        warnings + _concerns(stack),
+        notes + _notes_on(stack),
+        take_inventory(every, [run.images for run in stack], reasons),
     )
 
 

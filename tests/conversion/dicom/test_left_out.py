@@ -131,7 +131,9 @@ def test_without_a_stack_all_series_are_listed(tmp_path: Path):
     series(tmp_path, [0], directions=FOUR_CHAMBER, uid="1.1", number=1)
     series(tmp_path, [0, 1], uid="1.2", number=2)
     series(tmp_path, [0], frames=3, uid="1.3", number=3)
-    assert left_out(*runs_of(tmp_path), [], chosen=False) == [
+    lines, reasons = left_out(*runs_of(tmp_path), [], chosen=False)
+    assert reasons == {"long axis": 1, "fewer than 10 frames": 1, "too few slices": 1}
+    assert lines == [
         "left out 1 series of 1 slice x 10 frames: long axis",
         "left out 1 series of 1 slice x 3 frames: fewer than 10 frames",
         "left out 1 series of 2 slices x 10 frames: too few slices",

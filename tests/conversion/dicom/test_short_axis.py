@@ -357,7 +357,8 @@ def test_frames_without_position_are_no_stack(tmp_path: Path):
 def test_nothing_but_the_scanner_is_handed_on(tmp_path: Path):
     series(tmp_path)
     stack = read(tmp_path)
-    unshared = ("voxels", "affine", "images")  # the last for DICOM Segmentations alone
+    # `images` is for DICOM Segmentations alone, `inventory` counts
+    unshared = ("voxels", "affine", "images", "inventory")
     texts = [getattr(stack, f.name) for f in fields(stack) if f.name not in unshared]
     assert texts == ["Maker", "Model", "1.5", stack.patient, [], [], None, 0.04]
     assert re.fullmatch("[0-9a-f]{10}", stack.patient)
