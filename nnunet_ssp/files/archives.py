@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import mmap
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -26,7 +28,13 @@ PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".npy", ".npz", ".
 MOST_UNPACKED, ROOM_FOR_TEXTS = 4, 2**24
 LONGEST_TEXT = 2**26  # bytes
 PIECE = 2**22  # bytes that are summed at a time
-HEADER = 30  # bytes before the name of a file in a zip
+HEADER, ZIP64 = (
+    30,
+    20,
+)  # bytes before the name of a file in a zip, and of its long sizes behind the name
+# Behind that zipalign's field pads, so that the file begins at a multiple of so many bytes and its numbers can be used
+# where they lie.
+PADDING, ALIGNED = 0xD935, 64
 
 Writer = Callable[[Sink], object]
 
@@ -71,6 +79,17 @@ class Summed:
         self._add(place[:number])
         return number
 
+    def take(self, number: int) -> memoryview:
+        """Return the next bytes in memory, fewer at the end: where they lie in the zip, or else read."""
+        if isinstance(self.stream, _Stored) and (place := self.stream.mapped(number)) is not None:
+            for begin in range(0, len(place), PIECE):
+                self._add(place[begin : begin + PIECE])
+            return place
+        place, filled = memoryview(bytearray(number)), 0
+        while more := self.readinto(place[filled:]):
+            filled += more
+        return place[:filled]
+
     def read(self) -> bytes:
         """Read all."""
         data = self.stream.read()
@@ -91,6 +110,7 @@ class _Stored(io.RawIOBase):
         super().__init__()
         self._file: Any = file
         self._left = member.file_size
+        self._pages: memoryview | None = None
         file.seek(member.header_offset)
         header = file.read(HEADER)
         lengths = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
@@ -98,6 +118,20 @@ class _Stored(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def mapped(self, number: int) -> memoryview | None:
+        """Return the next bytes as pages of the file, of which this process may change its own copy; None without."""
+        number = min(number, self._left)
+        begin = self._file.tell()
+        if self._pages is None:
+            try:
+                pages = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except OSError:  # some file systems have none
+                return None
+            self._pages = memoryview(pages)
+        self._file.seek(number, os.SEEK_CUR)
+        self._left -= number
+        return self._pages[begin : begin + number]
 
     def readinto(self, place: Any, /) -> int:
         number = self._file.readinto(memoryview(place)[: self._left]) or 0
@@ -118,10 +152,21 @@ def write_zip(target: Path, parts: Mapping[str, Writer]) -> None:
     """
     with (
         atomic_write(target) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+        open(temporary, "wb") as stream,
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive,
     ):
-        # A ZipInfo without a time says 1980: no dates, and equal files for equal contents.
-        _write(parts, lambda name: archive.open(zipfile.ZipInfo(name), "w", force_zip64=True))
+        _write(
+            parts, lambda name: archive.open(_member(name, stream.tell()), "w", force_zip64=True)
+        )
+
+
+def _member(name: str, at: int) -> zipfile.ZipInfo:
+    """Describe a file whose entry begins `at` in the zip, so that its content is aligned."""
+    member = zipfile.ZipInfo(name)  # without a time it says 1980: equal files for equal contents
+    field = struct.calcsize("<HHH")
+    zeros = -(at + HEADER + len(name.encode()) + ZIP64 + field) % ALIGNED
+    member.extra = struct.pack("<HHH", PADDING, 2 + zeros, ALIGNED) + bytes(zeros)
+    return member
 
 
 def write_folder(target: Path, parts: Mapping[str, Writer]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,13 +163,13 @@ def read_bundle(file: Path) -> Bundle:
         FileNotFoundError: There is no such file.
         ValueError: It is no shared pretraining, altered, not whole, of a later version, or holds what does not belong.
     """
-    with unverified_bundle(file) as bundle:
+    with unverified_bundle(file, mapped=False) as bundle:
         pass
     return bundle
 
 
 @contextmanager
-def unverified_bundle(file: Path) -> Iterator[Bundle]:
+def unverified_bundle(file: Path, mapped: bool = True) -> Iterator[Bundle]:
     """Yield a pretraining that somebody shared while the checksums of its weights are still taken.
 
     They are compared when the block ends, also by an error, which an altered file may be the reason of. Until then
@@ -177,10 +177,12 @@ def unverified_bundle(file: Path) -> Iterator[Bundle]:
 
     Args:
         file: As for `read_bundle`, which raises the same errors.
+        mapped: Whether the weights of a zip may stay in its pages; they must not be used after the block then.
     """
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist.")
     names = ON_A_HUB if file.is_dir() else {}
+    before = file.stat()
     page, weights_file = names.get(PAGE, PAGE), names.get(WEIGHTS, WEIGHTS)
     with open_archive(file) as archive:
         if CARD not in archive.sizes:
@@ -195,7 +197,8 @@ def unverified_bundle(file: Path) -> Iterator[Bundle]:
         fingerprint = archive.names_and_values(FINGERPRINT) if FINGERPRINT in archive.sizes else {}
         with archive.stream(weights_file) as stream:
             size = archive.sizes[weights_file]
-            weights, drawn = _read_weights(stream, size, f"{file}, {weights_file}")
+            place = f"{file}, {weights_file}"
+            weights, drawn = _read_weights(stream, size, place, stream.take if mapped else None)
         listed = archive.listed_sums()
     edited = (page,) if file.is_dir() else ()  # people edit the page of a hub
     try:
@@ -205,6 +208,10 @@ def unverified_bundle(file: Path) -> Iterator[Bundle]:
         archive.check_sums(listed, edited)
         raise
     archive.check_sums(listed, edited)
+    after = file.stat()
+    alike = (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
+    if file.is_file() and not alike:
+        raise ValueError(f"{file}: somebody has changed it while it was read: try again.")
 
 
 def _check_card(card: dict[str, Any], where: str) -> None:
@@ -269,10 +276,10 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
 
 
 def _read_weights(
-    stream: Spring, size: int, where: str
+    stream: Spring, size: int, where: str, take: Callable[[int], memoryview] | None = None
 ) -> tuple[dict[str, Tensor], frozenset[str]]:
     """Read a network's weights under all of its names, and which of these are drawn; another's file as it is."""
-    stored, metadata = read_tensors(stream, size, where)
+    stored, metadata = read_tensors(stream, size, where, take)
     if LAYOUT not in metadata:
         return stored, frozenset()
     place = f"{where}, `{LAYOUT}`"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from nnunet_ssp.files.contents import NAMES, Rule, check, is_whole, nests_too_deeply, shown
 
 METADATA = "__metadata__"
+EARLY = "not whole: it ends early."
 LENGTH = 8  # bytes of the header's length, with which a file begins
 LONGEST_HEADER = 2**26
 LARGEST_SIDE, MOST_AXES = 2**31, 8
@@ -95,13 +96,16 @@ def write_tensors(
         stream.write(_bytes_of(tensor.detach().contiguous()))
 
 
-def read_tensors(stream: Spring, size: int, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(
+    stream: Spring, size: int, where: str, take: Callable[[int], memoryview] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors; memory is taken only for bytes that are there.
 
     Args:
         stream: At the beginning of a file.
         size: Bytes of the file.
         where: The file, for messages.
+        take: Returns the next bytes of the stream in memory that the tensors may have, fewer where it ends early.
 
     Returns:
         The tensors by name, and the texts about the file.
@@ -131,9 +135,19 @@ def read_tensors(stream: Spring, size: int, where: str) -> tuple[dict[str, Tenso
     for _, name in places:
         entry = header[name]
         begin, end = entry["data_offsets"]
-        memory = np.empty(end - begin, np.uint8)  # of large pages where it can, unlike PyTorch's
-        _fill(stream, memory.data, where)
-        tensors[name] = torch.from_numpy(memory).view(TYPES[entry["dtype"]]).view(entry["shape"])
+        dtype = TYPES[entry["dtype"]]
+        if take is None:
+            memory = np.empty(
+                end - begin, np.uint8
+            )  # of large pages where it can, unlike PyTorch's
+            _fill(stream, memory.data, where)
+        else:
+            memory = np.frombuffer(take(end - begin), np.uint8)
+            if len(memory) < end - begin:
+                raise ValueError(f"{where}: {EARLY}")
+            if memory.ctypes.data % dtype.itemsize:  # of another's zip
+                memory = memory.copy()
+        tensors[name] = torch.from_numpy(memory).view(dtype).view(entry["shape"])
     return tensors, metadata
 
 
@@ -190,5 +204,5 @@ def _fill(stream: Spring, place: memoryview, where: str) -> None:
     while place:
         number = stream.readinto(place)
         if not number:
-            raise ValueError(f"{where}: not whole: it ends early.")
+            raise ValueError(f"{where}: {EARLY}")
         place = place[number:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -230,6 +231,41 @@ def test_an_altered_file_is_refused(tmp_path: Path) -> None:
     # What an altered file leads to is no reason of its own.
     with pytest.raises(ValueError, match=r"was altered"), unverified_bundle(folder):
         raise KeyError
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_weights_may_stay_in_the_pages_of_the_zip(tmp_path: Path, aligned: bool) -> None:
+    """Ours begin at a multiple of their numbers' size; those of another's zip are copied where they do not."""
+    file, want = shared(tmp_path), bundle().weights
+    if not aligned:
+        parts = members(file) | {"SHA256SUMS": zipfile.ZipFile(file).read("SHA256SUMS")}
+        for length in range(1, 9):  # of the zip's first name, by which all else moves
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, content in parts.items():
+                    member = zipfile.ZipInfo(name)
+                    if name == CARD:
+                        member.extra = b"\xff\xff" + bytes([length, 0]) + bytes(length)
+                    archive.writestr(member, content)
+                at = archive.getinfo(WEIGHTS).header_offset + 30 + len(WEIGHTS)
+            if at % 4:
+                break
+        assert at % 4
+    with unverified_bundle(file) as got:
+        kept = {name for name, tensor in want.items() if tensor.dtype != torch.float16}
+        assert all(torch.equal(got.weights[name], want[name]) for name in kept)
+        assert all(t.data_ptr() % t.element_size() == 0 for t in got.weights.values())
+    with zipfile.ZipFile(shared(tmp_path)) as archive:
+        member = archive.getinfo(WEIGHTS)
+        archive.fp.seek(member.header_offset + 26)
+        lengths = archive.fp.read(4)
+        begin = member.header_offset + 30 + sum(memoryview(lengths).cast("H"))
+    assert begin % 64 == 0
+
+
+def test_a_zip_that_somebody_changes_meanwhile(tmp_path: Path) -> None:
+    file = shared(tmp_path)
+    with pytest.raises(ValueError, match="changed it while it was read"), unverified_bundle(file):
+        os.utime(file, (1, 1))
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_other_settings_on_two_machines(two_nodes, runs, tmp_path, no_pictures, 
             assert len(logs[0][curve]) == 1
             assert logs[0][curve] == pytest.approx(logs[1][curve], rel=1e-5, abs=1e-6), run
         assert_near(theirs, final, 1e-6)
+        shutil.rmtree(final.parent)  # the next run of this method has other settings
 
 
 @pytest.mark.slow
