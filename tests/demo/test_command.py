@@ -134,6 +134,7 @@ def test_arguments_are_the_keywords_of_run(monkeypatch):
         "length": 1.0,
         "seed": 0,
         "keep": False,
+        "warm": True,
     }
     line = "--data a --output b --device mps --length 2 --seed 3 --keep"
     assert demo.run_arguments(parser.parse_args(line.split())) == {
