@@ -322,9 +322,9 @@ def training_steps(
 
 
 def prediction_steps(layout: Layout, device: str, dataset: DemoData) -> list[Step]:
-    """List the predictions of both models, without mirroring, which would take four times as long."""
+    """List the predictions of both models, without mirroring, which would take four times as long, and without workers."""
     model = ("-d", DATASET_ID, "-c", "2d", "-f", "0", "-p", PLANS, "-tr")
-    flags = ("--disable_tta", "-npp", "1", "-nps", "1", "-device", device)
+    flags = ("--disable_tta", "-npp", "0", "-nps", "0", "-device", device)
 
     def predict(name: str, trainer: str) -> Step:
         folders = ("-i", str(dataset.images), "-o", str(layout.predictions(trainer)))
