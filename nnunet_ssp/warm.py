@@ -24,7 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import CodeType
@@ -64,7 +64,7 @@ NO_WARM = "--no-warm"
 WARM_HELP = (
     "start each command by itself, not from one process with all libraries loaded, as on Linux"
 )
-WARM_SAID = (
+SAID = (
     "Commands start from one process that has imported everything, which takes 0.6 GB of memory; "
     f"{NO_WARM} starts each by itself."
 )
@@ -74,7 +74,11 @@ WARM_SAID = (
 
 
 @contextmanager
-def warm_runner(environment: Mapping[str, str], wanted: bool = True) -> Iterator[bool]:
+def warm_runner(
+    environment: Mapping[str, str],
+    wanted: bool = True,
+    say: Callable[[str], object] = lambda text: None,
+) -> Iterator[bool]:
     """Keep a warm runner for the commands that this process and its children start within the block.
 
     It costs nothing before the first command comes. It ends with this process, and not before its last command.
@@ -82,6 +86,7 @@ def warm_runner(environment: Mapping[str, str], wanted: bool = True) -> Iterator
     Args:
         environment: Environment variables of the commands.
         wanted: Whether to keep one.
+        say: Called with a line on its memory.
 
     Yields:
         Whether there is one: on Linux, with enough free memory.
@@ -106,6 +111,7 @@ def warm_runner(environment: Mapping[str, str], wanted: bool = True) -> Iterator
                 start_new_session=True,
             )
             os.environ[VARIABLE] = listener.getsockname()
+            say(SAID)
         yield runner is not None
     finally:
         os.environ.pop(VARIABLE, None)

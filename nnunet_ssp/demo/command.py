@@ -43,7 +43,7 @@ from nnunet_ssp.launch import (
     last_lines,
     run_logged,
 )
-from nnunet_ssp.warm import NO_WARM, WARM_HELP, WARM_SAID, warm_runner
+from nnunet_ssp.warm import NO_WARM, WARM_HELP, warm_runner
 
 MARKER = ".nnunet-ssp-demo"  # a demo may start over in a folder that holds this file
 INTERMEDIATE = ("phantom", "nnUNet_raw", "nnUNet_preprocessed", "imagesVal")
@@ -184,13 +184,11 @@ def run(
     environment = demo_environment(output)
     with (
         ProgressBar(sum(WEIGHTS.values()) - (WEIGHTS["phantom"] if data else 0)) as progress,
-        warm_runner(environment, warm and execute is None) as is_warm,
+        warm_runner(environment, warm and execute is None, progress.say),
     ):
         progress.say(f"{COSTS.format(output=output)}\n")
         progress.say(f"Device: {device}. What the commands say goes to {output / 'logs'}\n")
         progress.say("\n".join(environment_lines(output)))
-        if is_warm:
-            progress.say(f"\n{WARM_SAID}")
         command_runner = CommandRunner(environment, output / "logs", progress)
         do = StepTimer(execute or command_runner, progress, done, layout)
         if data is None:
@@ -215,12 +213,16 @@ def run(
     print(f"\n{class_means(scores).round(3).to_string()}\n\n{CAVEAT}")
     print(f"Report: {output / 'report.html'}")
     if data is None and not keep:
-        for name in INTERMEDIATE:
-            remove(output / name)
-        for trainer in (PRETRAINER, FINETUNER, SCRATCH):
-            for name in ("checkpoint_latest.pth", "checkpoint_best.pth"):
-                remove(layout.fold(trainer) / name)
+        _remove_intermediate(layout)
     return 0
+
+
+def _remove_intermediate(layout: Layout) -> None:
+    for name in INTERMEDIATE:
+        remove(layout.output / name)
+    for trainer in (PRETRAINER, FINETUNER, SCRATCH):
+        for name in ("checkpoint_latest.pth", "checkpoint_best.pth"):
+            remove(layout.fold(trainer) / name)
 
 
 def open_folder(output: Path, data: Path | None = None, goes_on: bool = False) -> None:
@@ -320,9 +322,9 @@ def training_steps(
 
 
 def prediction_steps(layout: Layout, device: str, dataset: DemoData) -> list[Step]:
-    """List the predictions of both models, without mirroring, which would take four times as long."""
+    """List the predictions of both models, without mirroring, which would take four times as long, and without workers."""
     model = ("-d", DATASET_ID, "-c", "2d", "-f", "0", "-p", PLANS, "-tr")
-    flags = ("--disable_tta", "-npp", "1", "-nps", "1", "-device", device)
+    flags = ("--disable_tta", "-npp", "0", "-nps", "0", "-device", device)
 
     def predict(name: str, trainer: str) -> Step:
         folders = ("-i", str(dataset.images), "-o", str(layout.predictions(trainer)))

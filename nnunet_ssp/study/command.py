@@ -12,6 +12,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import choose_device, command_environment, environment_lines
 from nnunet_ssp.study.workflow import WORKFLOW, run_workflow, unfinished, write_workflow
-from nnunet_ssp.warm import NO_WARM, WARM_HELP, WARM_SAID, warm_runner
+from nnunet_ssp.warm import NO_WARM, WARM_HELP, warm_runner
 
 if TYPE_CHECKING:
     from nnunet_ssp.study.data import Data
@@ -343,8 +344,7 @@ def _run(study: Study, call: _Call) -> int:
             _must_have_files(asked, output)
         make_plans(study)
     data = open_data(study.dataset, study.plans, study.prepare)
-    if not call.only_results:
-        data = make_folds(study, data)
+    data = data if call.only_results else make_folds(study, data)
     runs = study_runs(study, data, output)
     results = Results(study, *runs, data, output)
     results.check()
@@ -374,9 +374,7 @@ def _run(study: Study, call: _Call) -> int:
         if todo:
             print(f"{len(todo)} of {len(planned)} commands to run in {output}", flush=True)
             write_workflow(planned, output)
-            with warm_runner(os.environ, call.warm) as is_warm:
-                if is_warm:
-                    print(WARM_SAID, flush=True)
+            with warm_runner(os.environ, call.warm, partial(print, flush=True)):
                 done = run_workflow(output, call.jobs, call.profile, arguments)
             if not done:
                 log = output / ".snakemake" / "log"

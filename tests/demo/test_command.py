@@ -27,7 +27,7 @@ def test_runs_each_command_once_in_order(finished):
         "final_validation=no seed=0'"
     )
     predict = "nnUNetv2_predict -d 999 -c 2d -f 0 -p demoPlans -tr"
-    flags = "--disable_tta -npp 1 -nps 1 -device cpu"
+    flags = "--disable_tta -npp 0 -nps 0 -device cpu"
     images = "demo/nnUNet_raw/Dataset999_Phantom/imagesTs"
     assert lines == [
         "nnunet-ssp phantom demo/phantom --labelled 4 --unlabelled 12 --testing 4 --matrix 96 --frames 10 --seed 0",
@@ -135,8 +135,9 @@ def test_arguments_are_the_keywords_of_run(monkeypatch):
         "length": 1.0,
         "seed": 0,
         "keep": False,
+        "warm": True,
     }
-    line = "--data a --output b --device mps --length 2 --seed 3 --keep"
+    line = "--data a --output b --device mps --length 2 --seed 3 --keep --no-warm"
     assert demo.run_arguments(parser.parse_args(line.split())) == {
         "data": Path("a"),
         "output": Path("b"),
@@ -144,6 +145,7 @@ def test_arguments_are_the_keywords_of_run(monkeypatch):
         "length": 2.0,
         "seed": 3,
         "keep": True,
+        "warm": False,
     }
 
 
