@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
 
 from nnunet_ssp.bench.place import (
     NARROW,
@@ -131,7 +132,8 @@ def steps_over_plain(bench: Bench, method: str, seconds: float) -> dict[str, Any
 
     Returns:
         The ratio `steps_over_plain`; `bf16_over_plain`, where the processor has bfloat16; `computes`, what the
-        defaults came to; `seconds_per_image`; and the `activations_per_image` in bytes, also with `fused_norm=yes`.
+        defaults came to; `seconds_per_image`; the `activations_per_image` in bytes, also with `fused_norm=yes`; and the
+        `share_of_convolutions` in a step.
     """
     ways: dict[str, dict[str, Any]] = {"plain": PLAIN, "default": {}}
     if has_bf16():
@@ -144,11 +146,12 @@ def steps_over_plain(bench: Bench, method: str, seconds: float) -> dict[str, Any
             works[name] = partial(_step, trainer)
         took = in_turns(works, bench.device, seconds)
         default = trainers["default"]
+        shares = {name: convolutions(work) for name, work in works.items()}
         kept = ways | {"default": default.computes(), "joined": {"fused_norm": "yes"}}
         if "bf16" in ways:
             kept["joined in bf16"] = {"fused_norm": "yes", "precision": "bf16"}
         found = {name: _activations(bench, method, settings) for name, settings in kept.items()}
-        return _row(took, default.batch_size, default.computes(), found)
+        return _row(took, default.batch_size, default.computes(), found, shares)
 
 
 def chunks_over_plain(bench: Bench, batch: int, seconds: float) -> dict[str, Any]:
@@ -162,7 +165,8 @@ def chunks_over_plain(bench: Bench, batch: int, seconds: float) -> dict[str, Any
             trainer.method.chunks.adds_up = name == "default"
             works[name] = partial(_step, trainer)
         took = in_turns(works, bench.device, seconds)
-        return _row(took, batch, trainer.computes(), {})
+        shares = {name: convolutions(work) for name, work in works.items()}
+        return _row(took, batch, trainer.computes(), {}, shares)
 
 
 def finetuning_over_plain(bench: Bench, seconds: float) -> dict[str, Any]:
@@ -185,7 +189,17 @@ def finetuning_over_plain(bench: Bench, seconds: float) -> dict[str, Any]:
             for n in (1, 2)
         ]
         kept[name] = sizes[1] - sizes[0]
-    return _row(took, len(batch["data"]), trainers["default"].computes(), kept)
+    shares = {name: convolutions(work) for name, work in works.items()}
+    return _row(took, len(batch["data"]), trainers["default"].computes(), kept, shares)
+
+
+def convolutions(step: Callable[[], object]) -> float:
+    """Return the share of convolutions, forward and backward, in the operators' own time of a step."""
+    step()  # what the first step makes does not count
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step()
+    own = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    return sum(took for name, took in own.items() if "conv" in name) / sum(own.values())
 
 
 def _row(
@@ -193,6 +207,7 @@ def _row(
     images: int,
     computes: dict[str, str],
     activations: Mapping[str, float],
+    shares: Mapping[str, float],
 ) -> dict[str, Any]:
     per_image = {name: min(seconds) / images for name, seconds in took.items()}
     half = ratio("bf16_over_plain", took["plain"], took["bf16"]) if "bf16" in took else {}
@@ -202,6 +217,7 @@ def _row(
         "seconds_per_image": per_image,
         "computes": computes,
         "activations_per_image": activations,
+        "share_of_convolutions": shares,
     }
 
 
@@ -253,7 +269,16 @@ def _step(trainer: Any) -> None:
 
 def steps_table(found: dict[str, Any]) -> Iterator[str]:
     """Write the rows as Markdown: ratios of core-seconds, with quartiles, and activations."""
-    columns = ("step", "size", "by default", "quartiles", "computes in", "in bf16", "activations")
+    columns = (
+        "step",
+        "size",
+        "by default",
+        "quartiles",
+        "computes in",
+        "in bf16",
+        "convolutions",
+        "activations",
+    )
     yield f"| {' | '.join(columns)} |"
     yield f"|{' --- |' * len(columns)}"
     for size, rows in found.items():
@@ -266,5 +291,6 @@ def steps_table(found: dict[str, Any]) -> Iterator[str]:
             half = row.get("bf16_over_plain")
             yield (
                 f"| {name} | {size} | {row['steps_over_plain']:.2f}x | {low:.2f} to {high:.2f} | "
-                f"{', '.join(row['computes'].values())} | {f'{half:.2f}x' if half else '-'} | {memory or '-'} |"
+                f"{', '.join(row['computes'].values())} | {f'{half:.2f}x' if half else '-'} | "
+                f"{row['share_of_convolutions']['default']:.0%} | {memory or '-'} |"
             )

@@ -164,5 +164,8 @@ def _of_maps(values: Tensor) -> Tensor:
 
 
 def _can_invert(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the result tells the input exactly enough; another device than the CPU would be waited for to tell."""
+    if not _is_on_cpu(weight):
+        return False
     size = weight.abs()
     return bool(((size >= LEAST) & (bias.abs() <= MOST.get(dtype, 0) * size)).all())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from nnunet_ssp.bench import steps
 from nnunet_ssp.bench.place import Bench
@@ -37,6 +38,7 @@ def test_each_row_is_written_when_it_is_there(bench, scratch, tmp_path, monkeypa
         assert row["steps_over_plain_rounds"] == 3
         assert row["computes"] == {"precision": "fp32", "memory_format": "contiguous"}
         assert all(seconds > 0 for seconds in row["seconds_per_image"].values())
+        assert all(0 < share < 1 for share in row["share_of_convolutions"].values())
     kept = rows["MIM"]["activations_per_image"]
     assert kept["joined"] < 0.75 * kept["plain"] and kept["default"] < 1.05 * kept["plain"]
     said = capsys.readouterr()
@@ -61,6 +63,13 @@ def test_a_table_with_bfloat16_and_without_activations():
         "bf16_over_plain": 2.0,
         "computes": {"precision": "bf16", "memory_format": "channels_last"},
         "activations_per_image": {},
+        "share_of_convolutions": {"plain": 0.5, "default": 0.75},
     }
     *_, line = steps.steps_table({"96x96": {"MIM": row}})
-    assert line == "| MIM | 96x96 | 1.50x | 1.25 to 1.75 | bf16, channels_last | 2.00x | - |"
+    assert line == "| MIM | 96x96 | 1.50x | 1.25 to 1.75 | bf16, channels_last | 2.00x | 75% | - |"
+
+
+def test_the_share_of_convolutions():
+    convolution, x = torch.nn.Conv2d(8, 8, 3, padding=1), torch.randn(2, 8, 32, 32)
+    assert steps.convolutions(lambda: convolution(x).sum().backward()) > 0.5
+    assert steps.convolutions(lambda: (x * x).sum()) == 0

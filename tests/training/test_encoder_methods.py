@@ -381,7 +381,7 @@ def test_all_that_is_drawn_is_pinned(runs, name, monkeypatch):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("place", ["device", "host"])
 @pytest.mark.parametrize("name", [*TRAINERS, *RECONSTRUCTING])
 def test_no_step_waits_for_the_gpu(runs, name, place):

@@ -152,3 +152,43 @@ def test_both_layouts_are_timed(large, monkeypatch):
     assert layout_gain(large, large, SHAPE, CPU, SINGLE) == 1.5
     assert not large.encoder.stages[0]._forward_pre_hooks
     assert not any(m._forward_pre_hooks for m in large.modules())
+
+
+# -- on a GPU --------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", ["auto", "yes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_computes_the_same_with_channels_last(make_network, how, dtype):
+    network = make_network("plain").cuda()
+    other = copy.deepcopy(network)
+    fuse(other, joined=how == "yes")
+    use_channels_last(other)
+    x = torch.randn(3, 1, 32, 32, device="cuda")
+    with torch.autocast("cuda", dtype, enabled=dtype is not torch.float32):
+        expected, found = gradients_of(network, x), gradients_of(other, x)
+    assert relative_error(found, expected) < (1e-2 if dtype is torch.float32 else 0.1)
+
+
+@pytest.mark.gpu
+def test_a_gpu_does_not_wait_for_fused_norms(make_network):
+    network = make_network("plain").cuda()
+    fuse(network, joined=True)
+    use_channels_last(network)
+    x = torch.randn(3, 1, 32, 32, device="cuda")
+    gradients_of(network, x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gradients_of(network, x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_a_trial_on_a_gpu(make_network, monkeypatch):
+    monkeypatch.setattr(trials, "FEWEST_PARAMETERS", 0)
+    network = make_network("plain").cuda()
+    half = partial(torch.autocast, "cuda", torch.float16)
+    name, why = choose_layout(network, (64, 1, 64, 64), torch.device("cuda"), half, False)
+    assert name in ("contiguous", "channels_last") and "a step takes " in why
