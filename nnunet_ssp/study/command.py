@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -185,8 +186,8 @@ def run(
     if dry_run:
         from nnunet_ssp.study.dry_run import list_runs
 
-        named, on_cpu = dataset is not None, _is_for_cpu(study, size, device, profile)
-        return list_runs(study, output, bench, models, folds, named, on_cpu)
+        on_cpu = _is_for_cpu(study, size, device, profile)
+        return list_runs(study, output, bench, models, folds, dataset is not None, on_cpu)
     call = _Call(
         source=source,
         output=output,
@@ -202,9 +203,7 @@ def run(
         report=None if report is None else output / report,
         warm=warm and profile is None,
     )
-    if results:  # also while the study runs
-        return _run(study, call)
-    with locked(output, create=True):
+    with nullcontext() if results else locked(output, create=True):  # results also while it runs
         return _run(study, call)
 
 
