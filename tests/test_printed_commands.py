@@ -285,8 +285,8 @@ EXPECTED = {
         "open_data() asks planning_command()": LINES + "test_plans_of_a_name_are_made_by_the_lines",
     },
     "nnunet_ssp/study/dry_run.py": {
-        "nnunet-ssp bench --json bench.json measures the speeds here": DRY
-        + "test_dry_run_of_a_method_of_ones_own",
+        "nnunet-ssp bench --json bench.json measures the speeds here": "tests/bench/test_command.py::"
+        "test_the_line_of_a_dry_run_measures_what_it_then_estimates_from",
         "nnunet-ssp convert acdc -i FOLDER -d {} && nnunet-ssp prepare {}": DRY
         + "test_a_named_dataset_is_made_by_the_line",
         "nnunet-ssp convert --help lists": WORD,
