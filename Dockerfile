@@ -1,7 +1,7 @@
 # nnunet-ssp with nnU-Net and PyTorch; see docs/platforms.md. Written without a way to build it: linted by hadolint, untested.
 FROM python:3.12-slim
 
-# `cpu` takes PyTorch without CUDA: 2 GB in place of 7.
+# `cpu` takes PyTorch without CUDA: 1.8 GB in place of 6.5.
 ARG TORCH=cuda
 
 WORKDIR /opt/nnunet-ssp

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 for an error, 130 when interrupted.
     """
+    # timm's, at its import, which is nnU-Net's: users can do nothing about it.
+    warnings.filterwarnings("ignore", r"`torch\.jit\.interface` is deprecated", FutureWarning)
     parsed = _parser().parse_args(arguments)
     return run_command(lambda: parsed.run(parsed))
 

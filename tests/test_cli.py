@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -372,6 +373,15 @@ def test_numbers_are_in_plain_digits(words: str, number: str, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(words.format(number).split())
     assert number in capsys.readouterr().err
+
+
+def test_one_warning_of_what_nnunet_imports_is_silent(capsys):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert main(["env"]) == 0
+        warnings.warn("`torch.jit.interface` is deprecated. Please use", FutureWarning, 1)
+        warnings.warn("`torch.jit.script` is deprecated. Please use", FutureWarning, 1)
+    assert [str(warning.message)[:18] for warning in seen] == ["`torch.jit.script`"]
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

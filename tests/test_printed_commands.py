@@ -1,4 +1,6 @@
-"""Every command that we print is run by a test, or at least read by the command's own parser.
+"""Every command that we print is run by a test; only pip, which needs a network, is not: what it is told is checked.
+
+What is no whole command but the name of one in a sentence is looked up in the command's own parser.
 
 The longest chain is here: from a phantom to an evaluation, each line pasted as it is, in folders with spaces.
 """
@@ -104,9 +106,7 @@ FOLDS = LINES + "test_folds_are_trained_on_by_their_lines"
 DRY = "tests/study/test_dry_run.py::"
 DOCTOR = "tests/test_doctor.py::test_the_lines_for_folders_work_as_they_are"
 NAME = "no command: the name of the package, or of a command in a sentence"
-WORD = (
-    "a command in a sentence, in help or with words to replace: its parser knows it and its options"
-)
+WORD = "the name of a command in a sentence, no line to paste: its parser knows it and its options"
 ITSELF = "run by what prints it"
 PIP = "an extra of ours, or what we need"
 
@@ -137,7 +137,9 @@ EXPECTED = {
         "nnunet-ssp convert again": WORD,
         "nnunet-ssp convert writes it": WORD,
     },
-    "nnunet_ssp/cohort/few.py": {"nnunet-ssp convert acdc --few": WORD},
+    "nnunet_ssp/cohort/few.py": {
+        "nnunet-ssp convert acdc --few": "tests/dataset_conversion/test_acdc.py::test_the_split_of_acdc_few"
+    },
     "nnunet_ssp/cohort/leaks.py": {"nnunet-ssp prepare": WORD},
     "nnunet_ssp/cohort/membership.py": {"nnunet-ssp prepare again": WORD},
     "nnunet_ssp/cohort/privacy.py": {
@@ -145,7 +147,9 @@ EXPECTED = {
         "nnunet-ssp has written the file": NAME,
         "nnunet-ssp path": NAME,
     },
-    "nnunet_ssp/cohort/repeats.py": {"nnunet-ssp folds --check compares their images": WORD},
+    "nnunet_ssp/cohort/repeats.py": {
+        "nnunet-ssp folds --check compares their images": "tests/cohort/test_command.py::test_the_folds_of_acdc_few"
+    },
     "nnunet_ssp/console.py": {"run_command() asks command()": NAME},
     "nnunet_ssp/conversion/convert.py": {
         "nnunet-ssp folds {}": "tests/conversion/test_convert.py::"
@@ -210,7 +214,10 @@ EXPECTED = {
         "export {}=/data/{}": WORD,
         "export {}={}": DOCTOR,
     },
-    "nnunet_ssp/methods/reconstruction.py": {'nnUNet_ssp_settings="recipe=deep"': WORD},
+    "nnunet_ssp/methods/reconstruction.py": {
+        'nnUNet_ssp_settings="recipe=deep"': "tests/training/test_settings_of_checkpoints.py::"
+        "test_a_recipe_whose_values_have_changed"
+    },
     "nnunet_ssp/predict/arguments.py": {"nnUNetv2_find_best_configuration": WORD},
     "nnunet_ssp/predict/dicom_seg.py": {
         "() begins with nnunet-ssp": NAME,
@@ -229,8 +236,10 @@ EXPECTED = {
         "nnunet-ssp convert cine makes one file of each frame of a cine": WORD
     },
     "nnunet_ssp/sharing/arguments.py": {
-        "nnunet-ssp export fold_0/checkpoint_final.pth -o heart-mim": WORD,
-        "nnunet-ssp import heart-mim.zip -d 114": WORD,
+        "nnunet-ssp export fold_0/checkpoint_final.pth -o heart-mim": LINES
+        + "test_an_imported_pretraining_goes_on_by_its_lines",
+        "nnunet-ssp import heart-mim.zip -d 114": LINES
+        + "test_an_imported_pretraining_goes_on_by_its_lines",
     },
     "nnunet_ssp/sharing/card.py": {
         "nnunet-ssp import THIS_{} -d DATASET": LINES
@@ -277,8 +286,8 @@ EXPECTED = {
         "open_data() asks planning_command()": LINES + "test_plans_of_a_name_are_made_by_the_lines",
     },
     "nnunet_ssp/study/dry_run.py": {
-        "nnunet-ssp bench --json bench.json measures the speeds here": DRY
-        + "test_dry_run_of_a_method_of_ones_own",
+        "nnunet-ssp bench --json bench.json measures the speeds here": "tests/bench/test_command.py::"
+        "test_the_line_of_a_dry_run_measures_what_it_then_estimates_from",
         "nnunet-ssp convert acdc -i FOLDER -d {} && nnunet-ssp prepare {}": DRY
         + "test_a_named_dataset_is_made_by_the_line",
         "nnunet-ssp convert --help lists": WORD,
@@ -346,7 +355,9 @@ EXPECTED = {
         "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST": (
             "tests/training/test_launched.py::test_two_machines_equal_one_process"
         ),
-        "nnunet-ssp train 114 2d 0 -tr nnUNetTrainerMIMPretrain": WORD,
+        "nnunet-ssp train 114 2d 0 -tr nnUNetTrainerMIMPretrain": (
+            "tests/training/test_launched.py::test_one_process_trains_as_nnunets_command"
+        ),
         "nnUNetv2_train -num_gpus N does the same": WORD,
         "nnUNetv2_train does": WORD,
     },

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 import signal
 import time
 from typing import Any
@@ -16,6 +18,7 @@ from nnunet_ssp.bench.place import (
     Bench,
 )
 from nnunet_ssp.bench.running import setting
+from nnunet_ssp.cli import main
 from tests.bench.conftest import CPU, TINY, Prepared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -107,6 +110,33 @@ def test_the_table_and_the_metrics(bench, scratch, tmp_path, monkeypatch, capsys
     for word in (*words, "Predicting 20 frames of 10 slices with 1.2 million parameters"):
         assert word in said.out
     assert "bench: PCL ..." in said.err
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the line measures the GPU")
+def test_the_line_of_a_dry_run_measures_what_it_then_estimates_from(
+    bench, scratch, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "demooij", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    line = re.search(r"(nnunet-ssp bench \S+ \S+) measures the speeds here", said)[1]
+    (option,) = re.findall(r"then add (.*)\.$", said, re.MULTILINE)
+    monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
+    monkeypatch.setattr(command, "ON_CPU", TINY)
+    monkeypatch.setattr(rows, "over_lightly", lambda _: {})
+    monkeypatch.setattr(rows, "peak_memory", lambda *_: (9, 512))
+    monkeypatch.setattr(predicting, "predicting_over_stock", lambda _: PREDICTING)
+    monkeypatch.setattr(files, "files_over_zlib", lambda _: FILES)
+    monkeypatch.setattr(sharing, "sharing_over_copy", lambda _: SHARING)
+    assert main(shlex.split(line)[1:]) == 0
+    capsys.readouterr()
+    assert main(["study", "demooij", "--dry-run", *shlex.split(option)]) == 0
+    said = capsys.readouterr().out
+    setting = json.loads(Path("bench.json").read_text())["setting"]
+    assert f" hours of one {setting['name']}, {setting['date']}" in said
+    assert "That is an estimate" not in said
 
 
 def test_absolute_times_come_from_a_gpu():

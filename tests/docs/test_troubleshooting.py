@@ -29,7 +29,7 @@ def strings(file: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def printed() -> str:
-    """All texts of this package and of the files of nnU-Net's that print what the page quotes."""
+    """All texts of this package and of the files of others that print what the page quotes."""
     files = [
         file
         for folder in ("nnunet_ssp", "dataset_conversion")
@@ -39,6 +39,7 @@ def printed() -> str:
         "nnunetv2.utilities.find_objects",
         "nnunetv2.run.load_pretrained_weights",
         "nnunetv2.run.run_training",
+        "torch.jit._script",
         "batchgenerators.dataloading.nondet_multi_threaded_augmenter",
     ):
         spec = find_spec(name)

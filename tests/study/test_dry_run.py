@@ -6,6 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from nnunet_ssp.cli import _parser as parser
@@ -20,6 +22,7 @@ from tests.cine_trees import add_acdc
 from tests.cohort.conftest import write_dataset
 from tests.cohort.test_few import acdc
 from tests.cohort.test_folds import make_cases, numbered
+from tests.preparation.conftest import quicken_fingerprint
 
 
 @pytest.fixture(autouse=True)
@@ -265,9 +268,17 @@ def test_a_named_dataset_must_exist(tmp_path, capsys, monkeypatch):
     assert "nnUNet_raw is not set" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_named_dataset_is_made_by_the_line(nnunet_folders, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    add_acdc(tmp_path / "my data", "training", 1)
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    quicken_fingerprint(monkeypatch)
+    for number in (1, 2):
+        add_acdc(tmp_path / "my data", "training", number)
+    for file in (tmp_path / "my data").rglob("*.nii*"):  # planes that can be planned for
+        image = nibabel.load(file)
+        voxels = np.asarray(image.dataobj).repeat(8, axis=0).repeat(8, axis=1)
+        nibabel.save(nibabel.Nifti1Image(voxels, image.affine, image.header), file)
     assert main(["study", "demooij", "-d", "999", "--dry-run"]) == 1
     said = capsys.readouterr().err
     convert, prepare = re.search(r"To make it: (.*?) \(", said)[1].split(" && ")
@@ -275,4 +286,5 @@ def test_a_named_dataset_is_made_by_the_line(nnunet_folders, tmp_path, capsys, m
     assert main(shlex.split(convert)[1:]) == 0
     made = dataset_folder(tmp_path / "raw", 999)
     assert f"Next: {prepare}" in capsys.readouterr().out.replace(made.name, "999")
-    assert parser().parse_args(shlex.split(prepare)[1:]).dataset == "999"
+    assert main(shlex.split(prepare)[1:]) == 0
+    assert (tmp_path / "preprocessed" / made.name / "nnUNetPlans.json").is_file()

@@ -396,6 +396,6 @@ def test_what_it_does_not_train(preprocessed, capsys, monkeypatch, words, messag
 
 def test_one_process_trains_as_nnunets_command(runs, capsys, monkeypatch, no_pictures, one_thread):
     monkeypatch.setenv("nnUNet_ssp_settings", "num_epochs=1 iterations_per_epoch=1 batch_size=4")
-    words = ["train", "901", "2d", "0", "-p", "tiny", *MIM]
+    words = ["train", "Dataset901_Phantom", "2d", "0", "-p", "tiny", *MIM]
     assert main(words) == 0
     assert "Fine-tune with:\nnnUNetv2_train 901 2d 0 -p tiny" in capsys.readouterr().out
