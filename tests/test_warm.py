@@ -289,6 +289,7 @@ def test_an_interruption_ends_a_command_and_its_children(run, runner, tmp_path):
     assert (tmp_path / "log").read_text() == "asked\n"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_commands_end_with_a_runner_that_is_killed(environment, sleeping, run, number):
     with warm_runner(environment):
@@ -300,6 +301,7 @@ def test_commands_end_with_a_runner_that_is_killed(environment, sleeping, run, n
         assert run("import sys; print('torch' in sys.modules)") == (0, "False\n")
 
 
+@pytest.mark.heavy
 def test_a_command_outlives_a_study_that_is_killed(environment, sleeping, monkeypatch):
     """The runner waits for it, and leaves nothing behind."""
     code = f"""
