@@ -94,10 +94,10 @@ def warm_runner(
     if not wanted or sys.platform != "linux" or _free_memory_mb() < MEMORY_MB:
         yield False
         return
-    place = tempfile.mkdtemp(prefix="nnunet-ssp-")  # which nobody else may enter
-    runner = None
+    place, runner = "", None
     try:
         with suppress(OSError), socket.socket(socket.AF_UNIX) as listener:
+            place = tempfile.mkdtemp(prefix="nnunet-ssp-")  # which nobody else may enter
             listener.bind(os.path.join(place, "warm"))
             listener.listen()
             fileno = listener.fileno()

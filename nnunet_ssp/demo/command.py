@@ -322,7 +322,7 @@ def training_steps(
 
 
 def prediction_steps(layout: Layout, device: str, dataset: DemoData) -> list[Step]:
-    """List the predictions of both models, without mirroring, which would take four times as long, and without workers."""
+    """List the predictions of both models, without mirroring, which would take four times as long, or workers."""
     model = ("-d", DATASET_ID, "-c", "2d", "-f", "0", "-p", PLANS, "-tr")
     flags = ("--disable_tta", "-npp", "0", "-nps", "0", "-device", device)
 
