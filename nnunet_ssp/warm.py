@@ -86,18 +86,22 @@ def warm_runner(
     Args:
         environment: Environment variables of the commands.
         wanted: Whether to keep one.
-        say: Called with a line on its memory.
+        say: Called with a line on memory.
 
     Yields:
         Whether there is one: on Linux, with enough free memory.
     """
-    if not wanted or sys.platform != "linux" or _free_memory_mb() < MEMORY_MB:
+    wanted = wanted and sys.platform == "linux"
+    if wanted and (free := _free_memory_mb()) < MEMORY_MB:
+        say(f"Little memory is free ({free:.0f} MB), so each command starts by itself.")
+        wanted = False
+    if not wanted:
         yield False
         return
-    place = tempfile.mkdtemp(prefix="nnunet-ssp-")  # which nobody else may enter
-    runner = None
+    place, runner = "", None
     try:
         with suppress(OSError), socket.socket(socket.AF_UNIX) as listener:
+            place = tempfile.mkdtemp(prefix="nnunet-ssp-")  # which nobody else may enter
             listener.bind(os.path.join(place, "warm"))
             listener.listen()
             fileno = listener.fileno()

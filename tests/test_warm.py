@@ -289,6 +289,7 @@ def test_an_interruption_ends_a_command_and_its_children(run, runner, tmp_path):
     assert (tmp_path / "log").read_text() == "asked\n"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_commands_end_with_a_runner_that_is_killed(environment, sleeping, run, number):
     with warm_runner(environment):
@@ -300,6 +301,7 @@ def test_commands_end_with_a_runner_that_is_killed(environment, sleeping, run, n
         assert run("import sys; print('torch' in sys.modules)") == (0, "False\n")
 
 
+@pytest.mark.heavy
 def test_a_command_outlives_a_study_that_is_killed(environment, sleeping, monkeypatch):
     """The runner waits for it, and leaves nothing behind."""
     code = f"""
@@ -330,8 +332,10 @@ def test_there_is_a_runner_only_where_it_is_safe_and_wanted(monkeypatch):
     with warm_runner({}, wanted=False) as there:
         assert not there and VARIABLE not in os.environ
     monkeypatch.setattr(warm, "_free_memory_mb", lambda: 1000.0)
-    with warm_runner({}) as there:
+    said: list[str] = []
+    with warm_runner({}, say=said.append) as there:
         assert not there
+    assert said == ["Little memory is free (1000 MB), so each command starts by itself."]
     monkeypatch.undo()
     assert warm._free_memory_mb() > 0
     monkeypatch.setattr(sys, "platform", "darwin")
