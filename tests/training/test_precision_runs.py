@@ -41,15 +41,29 @@ def losses(trainer: Any) -> torch.Tensor:
 def test_the_loss_follows_that_of_float32(runs, same_batches, trainer):
     """50 steps from one seed, in epochs of 5; the mean of three epochs differs by less than 2 percent."""
     settings = SHORT[trainer].replace("iterations_per_epoch=2", "iterations_per_epoch=5", 1)
+    ways = {
+        "fp32": "precision=fp32 fused_norm=no memory_format=contiguous",
+        "bf16": "precision=bf16",
+        "all": "precision=bf16 fused_norm=yes memory_format=channels_last",
+    }
     curves = {}
-    for name in ("fp32", "bf16"):
-        run = runs.run(trainer, f"{settings} num_epochs=10 precision={name}")
-        assert final(run)["ssp"]["precision"] == name
+    for name, how in ways.items():
+        run = runs.run(trainer, f"{settings} num_epochs=10 {how}")
+        assert final(run)["ssp"]["precision"] == how[10:14]
         curves[name] = losses(run).unfold(0, 3, 1).mean(1)
         shutil.rmtree(run.output_folder)
-    assert not torch.equal(curves["fp32"], curves["bf16"])
-    assert ((curves["bf16"] - curves["fp32"]) / curves["fp32"]).abs().max() < 0.02
+    for name in ("bf16", "all"):
+        assert not torch.equal(curves["fp32"], curves[name])
+        assert ((curves[name] - curves["fp32"]) / curves["fp32"]).abs().max() < 0.02, name
     assert curves["fp32"][-1] < curves["fp32"][0]
+
+
+def test_a_processor_without_bfloat16_falls_back(runs, log, monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda: False)
+    run = runs.run(MIM, f"{SHORT[MIM]} num_epochs=1")
+    said = "precision=auto computes in fp32: this processor has no instructions for bfloat16."
+    assert log(run).count(said) == 1
+    assert final(run)["ssp"]["precision"] == "fp32"
 
 
 @pytest.mark.slow

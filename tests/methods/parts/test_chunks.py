@@ -123,11 +123,12 @@ def test_a_weighted_sum_in_chunks_has_the_gradient_of_one_pass(encoder, size, fa
     assert asked == [(start, min(start + size, 10)) for start in range(0, 10, size)]  # each once
 
 
-def test_gradients_of_a_scaled_loss_are_taken_after_scaling(encoder):
-    """In float16 what is taken before would underflow, so chunks run again in the backward pass."""
+@pytest.mark.parametrize(("switch", "value"), [("scaled", True), ("adds_up", False)])
+def test_gradients_of_a_scaled_loss_are_taken_after_scaling(encoder, switch, value):
+    """In float16 what is taken before would underflow, so chunks run again; also where a switch says so."""
     chunks, x = Chunks(4, encoder), images(8)
     *_, expected, once = weighted(chunks, x)
-    chunks.scaled = True
+    setattr(chunks, switch, value)
     *_, found, twice = weighted(chunks, x)
     assert len(once) == 2 and len(twice) == 4
     for one, other in zip(found, expected, strict=True):
