@@ -1,8 +1,9 @@
-"""Write what was measured, from the scores in `docs/results/acdc-few`: `measured.csv` and a column of README.md.
+"""Write what was measured, from the scores in `docs/results/acdc-few`.
 
-`python docs/make_results.py` writes `nnunet_ssp/training/measured.csv` and the last column of README's table of
-methods; `--check` only says whether they are current. The scores are the folders `models` or, where models were chosen
-and reported, `reported-models` of a study's folder. README's column compares all methods on the patients of `models`.
+`python docs/make_results.py` writes `nnunet_ssp/training/measured.csv`, the last column of README's table of methods
+and the table of all models in results.md; `--check` only says whether they are current. The scores are the folders
+`models` or, where models were chosen and reported, `reported-models` of a study's folder. README and results.md compare
+all on the patients of `models`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,45 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from nnunet_ssp.evaluation.statistics import MEAN
+from nnunet_ssp.evaluation.signed_rank import signed_rank_p
+from nnunet_ssp.evaluation.statistics import DIFFERENCE_DIGITS, MEAN, two_level_interval
 from nnunet_ssp.training import evidence
 
 SCORES = Path(__file__).with_name("results") / "acdc-few"
 TABLE = Path(evidence.__file__).with_name(evidence.TABLE)
 README = Path(__file__).parents[1] / "README.md"
-SHOWN = 5  # labelled patients of README's column
+PAGE = Path(__file__).with_name("results.md")
+SHOWN = 5  # labelled patients of README's column and of the table
+CLASSES = (MEAN, "LVBP", "LVM", "RV")
+# Rows of the table in results.md, with the file of the scores; the first is what the others are compared with.
+ROWS = {
+    "from scratch": "scratch",
+    "Dense": "Dense",
+    "Dense on 9,600 images": "Dense-short-pretraining",
+    "Dense on 252,000 images": "Dense-long-pretraining",
+    "its contrast of points alone (`movement=0`)": "contrast-alone",
+    "its movement alone (`contrast=0`)": "movement-alone",
+    "MIM": "MIM",
+    "MIM, `recipe=deep`": "MIM-deep",
+    "SimCLR": "SimCLR",
+    "PCL": "PCL",
+    "DINO": "DINO",
+    "BYOL": "BYOL",
+    "context prediction": "context-prediction",
+    "context restoration": "context-restoration",
+    "from scratch, averaged weights": "scratch-averaged",
+    "Dense, averaged weights": "Dense-averaged",
+    "from scratch, with a teacher": "scratch-teacher",
+    "Dense, with a teacher": "Dense-teacher",
+    "Dense, encoder at a tenth of the rate": "Dense-slow-encoder",
+    "Dense, decoder first": "Dense-frozen-first",
+    "Dense, warm-up": "Dense-warm-up",
+    "Dense, drawn back to the start (L2-SP)": "Dense-L2-SP",
+}
+BEGIN, END = "<!-- written by make_results.py -->\n", "<!-- end -->"
 
 
 class Pair(NamedTuple):
@@ -101,6 +132,55 @@ def with_gains(readme: str, folder: Path = SCORES) -> str:
     )
 
 
+def with_table(page: str, folder: Path = SCORES) -> str:
+    """Return results.md with the table of all models that were tried with `SHOWN` labelled patients.
+
+    Each is compared with training from scratch, all on the seeds that every model has. p values are not corrected.
+    """
+    head = (
+        "model",
+        "seeds",
+        "mean",
+        "LV",
+        "MYO",
+        "RV",
+        "difference",
+        "95 % over seeds and patients",
+    )
+    head += ("better on", "seeds better", "p")
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---|' * (len(head) - 1)}"]
+    files = {name: folder / "models" / f"{file}.csv" for name, file in ROWS.items()}
+    scores = {name: _scores(file) for name, file in files.items() if file.is_file()}
+    control, *_ = scores.values()
+    seeds = sorted(
+        set.intersection(*(set(table.index.unique("seed")) for table in scores.values()))
+    )
+    for name, table in scores.items():
+        own = table.loc[seeds]
+        spread = own[MEAN].groupby("seed").mean().std()
+        cells = [str(len(seeds)), f"{own[MEAN].mean():.3f} ± {spread:.3f}"]
+        cells += [f"{own[label].mean():.3f}" for label in CLASSES[1:]]
+        if table is not control:
+            gains = (own[MEAN] - control.loc[seeds, MEAN]).unstack("subject")
+            low, high = two_level_interval(gains.to_numpy())
+            patients = gains.mean().to_numpy().round(DIFFERENCE_DIGITS)
+            better, better_seeds = (int(np.sum(gains.mean(axis=axis) > 0)) for axis in (0, 1))
+            cells += [f"{gains.to_numpy().mean():+.3f}", f"{low:+.3f} to {high:+.3f}"]
+            cells += [f"{better} of {len(patients)}", f"{better_seeds} of {len(seeds)}"]
+            cells += [f"{signed_rank_p(patients):.2g}"]
+        cells += [""] * (len(head) - 1 - len(cells))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
+    return page[:begin] + "\n".join(lines) + "\n" + page[end:]
+
+
+def _scores(file: Path) -> pd.DataFrame:
+    """Return the Dice with `SHOWN` labelled patients by seed and subject, the mean of the frames; a column a class."""
+    frames = pd.read_csv(file)
+    frames = frames[frames["fold"] == SHOWN]
+    return frames.groupby(["seed", "subject", "class"])["dice"].mean().unstack("class")
+
+
 def _common(folder: Path, pair: Pair) -> pd.DataFrame:
     """Return the mean Dice of both models by fold and seed, where both have it."""
     scratch, pretrained = (_means(folder / f"{model}.csv") for model in (pair.control, pair.model))
@@ -116,13 +196,14 @@ def _means(file: Path) -> pd.Series:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write both, or check them; 1 if one is not current."""
+    """Write all three, or check them; 1 if one is not current."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
     texts = {
         TABLE: measured().to_csv(index=False, lineterminator="\n"),
         README: with_gains(README.read_text(encoding="utf-8")),
+        PAGE: with_table(PAGE.read_text(encoding="utf-8")),
     }
     outdated = [file for file, text in texts.items() if file.read_text(encoding="utf-8") != text]
     for file in outdated:

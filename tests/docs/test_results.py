@@ -74,6 +74,45 @@ def test_readme_has_the_gains_over_the_seeds_that_all_models_have(
     assert script.with_gains(rows + other, tmp_path) == wanted + other
 
 
+def test_the_page_has_all_models_over_the_seeds_of_all(script: ModuleType, tmp_path: Path) -> None:
+    def frames(gain: float, seeds: int) -> pd.DataFrame:
+        """Seven patients, each with a gain of its own; the second seed is 0.1 better, RV 0.2 worse."""
+        rows = [
+            (
+                5,
+                seed,
+                f"p{n}",
+                phase,
+                name,
+                0.5 + 0.1 * seed + 0.01 * n * gain - 0.2 * (name == "RV"),
+            )
+            for seed in range(seeds)
+            for n in range(1, 8)
+            for phase in ("ED", "ES")
+            for name in ("LVBP", "LVM", "RV", "mean")
+        ]
+        other = [(2, 0, "p1", "ED", "mean", 0.0)]  # with other labels, which must not count
+        return pd.DataFrame(
+            rows + other, columns=["fold", "seed", "subject", "phase", "class", "dice"]
+        )
+
+    (tmp_path / "models").mkdir()
+    for name, gain, seeds in (("scratch", 0, 3), ("Dense", 1, 3), ("MIM-deep", -1, 2)):
+        frames(gain, seeds).to_csv(tmp_path / f"models/{name}.csv", index=False)
+    page = f"before\n{script.BEGIN}old\n{script.END}\nafter\n"
+    lines = script.with_table(page, tmp_path).splitlines()
+    assert (lines[0], lines[-1], "old" in lines) == ("before", "after", False)
+    scratch, dense, mim = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:7])
+    # Seeds 0 and 1: 0.5 and 0.6; gains of 0.01 to 0.07, so 0.04 in the mean.
+    assert scratch[:6] == ["from scratch", "2", "0.550 ± 0.071", "0.550", "0.550", "0.350"]
+    assert scratch[6:] == [""] * 5
+    assert dense[:4] == ["Dense", "2", "0.590 ± 0.071", "0.590"] and dense[6] == "+0.040"
+    assert dense[8:] == ["7 of 7", "2 of 2", f"{2**-7:.2g}"]  # all seven signs by chance
+    assert mim[6] == "-0.040" and mim[8:] == ["0 of 7", "0 of 2", "1"]
+    low, high = map(float, dense[7].split(" to "))
+    assert 0.01 < low < 0.04 < high < 0.07
+
+
 def test_an_outdated_table_is_noticed_and_written_anew(
     script: ModuleType,
     tmp_path: Path,
@@ -88,9 +127,15 @@ def test_an_outdated_table_is_noticed_and_written_anew(
     whole = script.README.read_text(encoding="utf-8")
     readme.write_text(re.sub(r"[+-]0\.\d{3} \|$", "+9.999 |", whole, flags=re.M), encoding="utf-8")
     monkeypatch.setattr(script, "README", readme)
+    page = tmp_path / "results.md"
+    results = script.PAGE.read_text(encoding="utf-8")
+    page.write_text(results.replace("| from scratch | ", "| from scratch | 9"), encoding="utf-8")
+    monkeypatch.setattr(script, "PAGE", page)
     assert script.main(["--check"]) == 1
-    wanted = [f"{file} is not current: run python docs/make_results.py" for file in (table, readme)]
+    files = (table, readme, page)
+    wanted = [f"{file} is not current: run python docs/make_results.py" for file in files]
     assert capsys.readouterr().err.splitlines() == wanted
     assert script.main([]) == 0
     assert table.read_text(encoding="utf-8") == current
     assert readme.read_text(encoding="utf-8") == whole
+    assert page.read_text(encoding="utf-8") == results
