@@ -329,6 +329,8 @@ with warm_runner(dict(os.environ)):
 
 
 def test_there_is_a_runner_only_where_it_is_safe_and_wanted(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)  # of the other tests' runner
+    free_memory = warm._free_memory_mb
     with warm_runner({}, wanted=False) as there:
         assert not there and VARIABLE not in os.environ
     monkeypatch.setattr(warm, "_free_memory_mb", lambda: 1000.0)
@@ -336,7 +338,7 @@ def test_there_is_a_runner_only_where_it_is_safe_and_wanted(monkeypatch):
     with warm_runner({}, say=said.append) as there:
         assert not there
     assert said == ["Little memory is free (1000 MB), so each command starts by itself."]
-    monkeypatch.undo()
+    monkeypatch.setattr(warm, "_free_memory_mb", free_memory)
     assert warm._free_memory_mb() > 0
     monkeypatch.setattr(sys, "platform", "darwin")
     with warm_runner({}) as there:

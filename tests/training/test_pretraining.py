@@ -344,8 +344,8 @@ def test_unknown_setting(runs):
 
 
 def test_settings_of_other_trainers_are_ignored_with_a_note(runs, log):
-    trainer = runs.make(MIM, "val_iterations_per_epoch=3 num_epochs=2")
-    assert "Settings of other trainers, ignored here: val_iterations_per_epoch" in log(trainer)
+    trainer = runs.make(MIM, "final_validation=no num_epochs=2")
+    assert "Settings of other trainers, ignored here: final_validation" in log(trainer)
 
 
 def test_3d_is_refused(runs):
