@@ -89,7 +89,7 @@ def few_folds(cases: Mapping[str, Case]) -> list[Fold]:
     if other := sorted({case.source for case in cases.values()} - {SOURCE}):
         named = ", ".join(NAMES.get(source, source) for source in other)
         raise ValueError(
-            f"the split `few` is one of ACDC, by its patients' numbers; this dataset is of {named}. Label subsets of "
+            f"the split `few` is made for ACDC, by its patients' numbers; this dataset is of {named}. Label subsets of "
             "any dataset: --subsets 10 5 2."
         )
     sides: dict[Side, list[str]] = {"train": [], "choose": [], "report": []}
