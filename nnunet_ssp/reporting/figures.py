@@ -127,9 +127,10 @@ def box_plot(
                     manage_ticks=False,
                 )
                 spread = jitter.uniform(-0.2, 0.2, len(values)) * width
-                dots = {"color": colours[name], "markersize": 3, "alpha": 0.7}
-                (own,) = axes.plot(x + spread, values, ".", **dots)
-                for artist in (own, *(part for parts in drawn.values() for part in parts)):
+                dots = axes.plot(
+                    x + spread, values, ".", color=colours[name], markersize=3, alpha=0.7
+                )
+                for artist in (*dots, *(part for parts in drawn.values() for part in parts)):
                     artist.set_clip_on(False)  # a Dice of 1 lies on the axes' edge
         room = int(LETTERS_PER_INCH * figure.get_figwidth() / len(groups)) - 2
         axes.set_xticks(range(len(groups)), [textwrap.fill(name, max(room, 4)) for name in groups])
