@@ -37,7 +37,7 @@ def number_of(subject: str) -> int:
     match = re.fullmatch(r"patient(\d{3})", subject)
     if match is None:
         raise ValueError(
-            f"{subject}: the split `few` is one of ACDC, whose patients are patient001 to patient150."
+            f"{subject}: the split `few` is made for ACDC, whose patients are patient001 to patient150."
         )
     return int(match[1])
 
