@@ -152,6 +152,7 @@ def convert(
         by_patient_id=by_patient_id,
         series=series,
         workers=common.get("workers"),
+        dataset_id=dataset_id,
     )
     values = {"background": 0} | {label: value for value, label in enumerate(label_names, 1)}
     return combined.convert_sources(
@@ -179,6 +180,7 @@ def list_tasks(
     by_patient_id: bool = False,
     series: Sequence[str] = (),
     workers: int | None = None,
+    dataset_id: int | None = None,
 ) -> tuple[list[CineTask], dict[str, str]]:
     """Find the subjects, all of them for training.
 
@@ -189,6 +191,7 @@ def list_tasks(
         by_patient_id: Whether PatientID tells DICOM subjects apart.
         series: The DICOM series to take.
         workers: Number of processes for reading DICOM headers.
+        dataset_id: For messages.
 
     Returns:
         The subjects, and those that cannot be used with the reason.
@@ -204,7 +207,7 @@ def list_tasks(
     root, masks_in = Path(folder), Path(folder if labels is None else labels)
     for needed in (root, masks_in):
         check_is_folder(needed)
-    refuse_public(root, tuple(label_names) != LABEL_NAMES)
+    refuse_public(root, tuple(label_names) != LABEL_NAMES, dataset_id)
     found = find_cines(root, masks_in, by_patient_id, number_of_workers(workers), one_frame=False)
     if not found:
         raise FileNotFoundError(

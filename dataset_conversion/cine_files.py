@@ -75,12 +75,15 @@ class CineTask(Task):
         return False
 
 
-def refuse_public(root: Path, names_own_labels: bool = False) -> None:
+def refuse_public(
+    root: Path, names_own_labels: bool = False, dataset_id: int | None = None
+) -> None:
     """Refuse a public data set, whose labels, phases and test subjects only its own converter knows.
 
     Args:
         root: Folder to convert.
         names_own_labels: Whether the user has named the labels; files that are only called as in ACDC pass then.
+        dataset_id: Number of the dataset that it was to become, if known.
 
     Raises:
         ValueError: The folder, or one in it, is laid out like a public data set.
@@ -94,11 +97,12 @@ def refuse_public(root: Path, names_own_labels: bool = False) -> None:
             for sign in root.glob(place):
                 raise ValueError(
                     f"{root} is laid out as {name} ({sign.relative_to(root)}), with other labels or its own test "
-                    f"subjects. {_own_command(converter, sign)} If it is your own data, {way.format(sign.name)}."
+                    f"subjects. If it is your own data, {way.format(sign.name)}. "
+                    + _own_command(converter, sign, dataset_id)
                 )
 
 
-def _own_command(converter: str, sign: Path) -> str:
+def _own_command(converter: str, sign: Path, dataset_id: int | None) -> str:
     """Return in words the command that converts a public set, by a file that it was recognised by."""
     folder: Path | None = sign.parent  # M&Ms and M&Ms-2: that of the table
     if converter == "acdc":
@@ -109,7 +113,8 @@ def _own_command(converter: str, sign: Path) -> str:
             "Its own converter, nnunet-ssp convert acdc, takes a folder with training/ or testing/, which hold the "
             "patients' folders."
         )
-    return f"Its own converter: nnunet-ssp convert {converter} -i {shlex.quote(str(folder))} -d ID."
+    number = "ID" if dataset_id is None else dataset_id
+    return f"Its own converter: nnunet-ssp convert {converter} -i {shlex.quote(str(folder))} -d {number}"
 
 
 def find_cines(

@@ -381,9 +381,10 @@ EXPECTED = {
         "perform_actual_validation() asks command()": CHAIN,
     },
     "nnunet_ssp/training/semisupervised.py": {"nnunet-ssp prepare again": WORD},
+    "nnunet_ssp/warm.py": {"start_warm() begins with nnunet-ssp": NAME},
     "dataset_conversion/cine_files.py": {
         "nnunet-ssp convert acdc": WORD,
-        "nnunet-ssp convert {} -i {} -d ID": (
+        "nnunet-ssp convert {} -i {} -d {}": (
             "tests/dataset_conversion/test_printed_lines.py::test_the_command_for_a_public_set"
         ),
     },

@@ -37,7 +37,7 @@ def number_of(subject: str) -> int:
     match = re.fullmatch(r"patient(\d{3})", subject)
     if match is None:
         raise ValueError(
-            f"{subject}: the split `few` is one of ACDC, whose patients are patient001 to patient150."
+            f"{subject}: the split `few` is made for ACDC, whose patients are patient001 to patient150."
         )
     return int(match[1])
 
@@ -89,7 +89,7 @@ def few_folds(cases: Mapping[str, Case]) -> list[Fold]:
     if other := sorted({case.source for case in cases.values()} - {SOURCE}):
         named = ", ".join(NAMES.get(source, source) for source in other)
         raise ValueError(
-            f"the split `few` is one of ACDC, by its patients' numbers; this dataset is of {named}. Label subsets of "
+            f"the split `few` is made for ACDC, by its patients' numbers; this dataset is of {named}. Label subsets of "
             "any dataset: --subsets 10 5 2."
         )
     sides: dict[Side, list[str]] = {"train": [], "choose": [], "report": []}

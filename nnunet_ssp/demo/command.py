@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,11 +183,12 @@ def run(
     layout = Layout(output, "Phantom" if data is None else "MNMs")
 
     environment = demo_environment(output)
-    with (
-        ProgressBar(sum(WEIGHTS.values()) - (WEIGHTS["phantom"] if data else 0)) as progress,
-        warm_runner(environment, warm and execute is None, progress.say),
-    ):
+    with ExitStack() as stack:
+        progress = stack.enter_context(
+            ProgressBar(sum(WEIGHTS.values()) - (WEIGHTS["phantom"] if data else 0))
+        )
         progress.say(f"{COSTS.format(output=output)}\n")
+        stack.enter_context(warm_runner(environment, warm and execute is None, progress.say))
         progress.say(f"Device: {device}. What the commands say goes to {output / 'logs'}\n")
         progress.say("\n".join(environment_lines(output)))
         command_runner = CommandRunner(environment, output / "logs", progress)

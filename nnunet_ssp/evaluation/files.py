@@ -130,8 +130,10 @@ def find_pairs(
             if missing := [case for case in expected if case not in files]:
                 raise FileNotFoundError(f"{folder} has no prediction for {case_list(missing)}.")
             if extra := [case for case in files if case not in expected]:
+                # By name: the page, which is shared, has no paths.
+                where = model if len(folders) == 1 else f"{model}, {folder.name}"
                 notes.append(
-                    f"{folder}: left out, as no reference is asked for: {case_list(extra)}."
+                    f"{where}: left out, as no reference is asked for: {case_list(extra)}."
                 )
             found.append({case: (files[case], expected[case]) for case in expected})
         for seed, folder_files in zip(_seeds(model, found), found, strict=True):

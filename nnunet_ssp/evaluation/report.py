@@ -91,12 +91,18 @@ def _add_scores(page: Page, evaluation: Evaluation) -> None:
         collapse_above=40,
     )
     page.plot(
-        box_plot(_box_groups(evaluation), "3D Dice", ends=(0, 1)),
+        box_plot(_box_groups(evaluation), "3D Dice", (0, 1), _figure_title(evaluation)),
         alt="Box plots of the Dice of each class.",
         caption="A dot is a subject"
         + ("." if len(evaluation.models) > 1 or not evaluation.phases else " at ED or at ES."),
         size=(OVERLAY_WIDTH, 3.2),
     )
+
+
+def _figure_title(evaluation: Evaluation) -> str:
+    """Name the dataset, and a single model, which no legend names."""
+    single = evaluation.models if len(evaluation.models) == 1 else ()
+    return ", ".join([evaluation.dataset, *single])
 
 
 def _box_groups(evaluation: Evaluation) -> dict[str, dict[str, np.ndarray]]:

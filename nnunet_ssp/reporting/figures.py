@@ -88,6 +88,7 @@ def box_plot(
     groups: Mapping[str, Mapping[str, Array]],
     ylabel: str,
     ends: tuple[float | None, float | None] = (None, None),
+    title: str = "",
 ) -> Callable[[Figure], None]:
     """Make boxes (quartiles; whiskers to 1.5 times their distance) with every value as a dot.
 
@@ -95,7 +96,8 @@ def box_plot(
         groups: Values by group (a place on the x axis) and series (a colour), each of shape (n,). NaN are left
             out.
         ylabel: Name of the values.
-        ends: Ends of the y axis; by default matplotlib's.
+        ends: Ends of the y axis, between which all values lie; by default matplotlib's.
+        title: Title of the axes.
 
     Returns:
         A function that draws on an empty figure.
@@ -112,7 +114,7 @@ def box_plot(
                 values = group.get(name, np.empty(0))
                 values = values[np.isfinite(values)]
                 x = place + (number - (len(series) - 1) / 2) * width
-                axes.boxplot(
+                drawn = axes.boxplot(
                     [values],
                     positions=[x],
                     widths=0.8 * width,
@@ -125,12 +127,15 @@ def box_plot(
                     manage_ticks=False,
                 )
                 spread = jitter.uniform(-0.2, 0.2, len(values)) * width
-                axes.plot(x + spread, values, ".", color=colours[name], markersize=3, alpha=0.7)
+                dots = axes.plot(
+                    x + spread, values, ".", color=colours[name], markersize=3, alpha=0.7
+                )
+                for artist in (*dots, *(part for parts in drawn.values() for part in parts)):
+                    artist.set_clip_on(False)  # a Dice of 1 lies on the axes' edge
         room = int(LETTERS_PER_INCH * figure.get_figwidth() / len(groups)) - 2
         axes.set_xticks(range(len(groups)), [textwrap.fill(name, max(room, 4)) for name in groups])
         axes.set_xlim(-0.5, len(groups) - 0.5)
-        axes.set_ylabel(ylabel)
-        axes.set_ylim(*ends)
+        axes.set(ylabel=ylabel, ylim=ends, title=title)
         axes.grid(False, axis="x")
         if len(series) > 1:
             _legend(figure, colours)
@@ -157,7 +162,7 @@ def curves_with_bands(
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for name, (x, mean, limits) in curves.items():
-            axes.plot(x, mean, color=colours[name], marker="o", markersize=3)
+            axes.plot(x, mean, color=colours[name], marker="o", markersize=3, clip_on=False)
             axes.fill_between(x, *limits, color=colours[name], alpha=0.2, linewidth=0)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=xlabel, ylabel=ylabel, title=title)
         if len(curves) > 1:

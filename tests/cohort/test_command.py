@@ -267,7 +267,7 @@ def test_the_folds_of_acdc_few(raw: Path, capsys: pytest.CaptureFixture[str]):
         ("114 --subsets 99", r"a subset \(=99\) must be within 1 to 12, the number of training"),
         (
             "114 --few",
-            "the split `few` is one of ACDC, by its patients' numbers; this dataset is of M&Ms",
+            "the split `few` is made for ACDC, by its patients' numbers; this dataset is of M&Ms",
         ),
         ("114 --paper --phase ED", "choose one of --paper, --few, --from and"),
         ("114 --seeds 1", "--unit and --seeds must come with --subsets"),

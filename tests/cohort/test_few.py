@@ -105,10 +105,10 @@ def test_what_is_no_dataset_for_this_split():
     with pytest.raises(ValueError, match=r"patient017 must be test subjects.*acdc --few"):
         few_folds(cases | {one.case: replace(one, split="train")})
     with pytest.raises(
-        ValueError, match="one of ACDC, by its patients' numbers; this dataset is of M&Ms"
+        ValueError, match="made for ACDC, by its patients' numbers; this dataset is of M&Ms"
     ):
         few_folds(cases | {one.case: replace(one, source="mm1")})
     with pytest.raises(ValueError, match="must have labelled patients"):
         few_folds(acdc(13))
-    with pytest.raises(ValueError, match=r"A1B2: the split `few` is one of ACDC"):
+    with pytest.raises(ValueError, match=r"A1B2: the split `few` is made for ACDC"):
         side_of("A1B2")

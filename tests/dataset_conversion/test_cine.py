@@ -174,15 +174,15 @@ def test_a_file_beside_folders_of_subjects_is_spoken_of(root: Path):
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("training/patient001/Info.cfg", "acdc -i ROOT -d ID"),
-        ("database/training/patient001/Info.cfg", "acdc -i ROOT/database -d ID"),
-        ("testing/patient001_frame01_gt.nii.gz", "acdc -i ROOT -d ID"),
+        ("training/patient001/Info.cfg", "acdc -i ROOT -d 120"),
+        ("database/training/patient001/Info.cfg", "acdc -i ROOT/database -d 120"),
+        ("testing/patient001_frame01_gt.nii.gz", "acdc -i ROOT -d 120"),
         ("testing/mine/patient001/Info.cfg", "acdc, takes a folder"),
         ("patient001/Info.cfg", "acdc, takes a folder with training/ or testing/"),
         ("patient001/patient001_frame01_gt.nii.gz", "acdc, takes a folder with training/"),
         ("patient001_frame01_gt.nii.gz", "acdc, takes a folder with training/ or testing/"),
-        ("211230_M&Ms_Dataset_information_diagnosis_opendataset.csv", "mnms -i ROOT -d ID"),
-        ("dataset_information.csv", "mnms2 -i ROOT -d ID"),
+        ("211230_M&Ms_Dataset_information_diagnosis_opendataset.csv", "mnms -i ROOT -d 120"),
+        ("dataset_information.csv", "mnms2 -i ROOT -d 120"),
     ],
 )
 def test_a_public_set_is_left_to_its_converter(root: Path, file: str, words: str):
@@ -1071,7 +1071,7 @@ def test_own_cine_beside_another_data_set(root: Path):
         assert {case.subject_key for case in cases.values()} == {"acdc-patient001", "cine-D1"}
         assert np.array_equal(cine_in(target, "cine-D1"), voxels)
         assert cases["cine-D1_frame00"].vendor == "Philips"
-    with pytest.raises(ValueError, match=r"labels .* must be those of .* .*'a': 1"):
+    with pytest.raises(ValueError, match=r"LVBP 1, .* must be those of .* \(=background 0, a 1\)"):
         convert(root, 121, add=[f"acdc:{image.parents[2]}"], label_names=["a"])
 
 

@@ -51,6 +51,8 @@ def test_prints_each_command_and_the_result(finished):
     for step in commands.steps:
         assert f"\n$ {step.line}\n" in printed
     assert 'export nnUNet_raw="$PWD"/demo/nnUNet_raw\n' in printed
+    costs = printed.index("The demo takes about")
+    assert costs < printed.index("nnunet-ssp phantom")
     assert demo_report.CAVEAT in printed
     assert printed.endswith("Report: demo/report.html\n")
 

@@ -80,6 +80,22 @@ def test_boxes_are_the_quartiles_of_what_is_finite():
     assert axes.get_ylim() == (0, 1)
 
 
+def test_a_dice_of_1_is_drawn_whole():
+    """The edge of the axes does not cut dots and boxes that lie on it."""
+
+    def height(values: list[float]) -> int:
+        png = render(box_plot({"LV": {"a": np.array(values)}}, "Dice", (0, 1)), size=(3, 3))
+        coloured = np.ptp(pixels(png)[..., :3], axis=2) > 0.2
+        return int(coloured.any(axis=1).sum())
+
+    assert height([1.0, 1.0]) == pytest.approx(height([0.5, 0.5]), abs=1)
+
+
+def test_a_box_plot_has_a_title():
+    (axes,) = drawn(box_plot({"LV": {"a": np.ones(3)}}, "Dice", (0, 1), "Dataset1, a")).axes
+    assert axes.get_title() == "Dataset1, a"
+
+
 def test_one_series_needs_no_legend():
     assert drawn(box_plot({"LV": {"a": np.ones(3)}}, "Dice")).legends == []
     two = drawn(box_plot({"LV": {"a": np.ones(3), "b": np.ones(3)}}, "Dice"))
