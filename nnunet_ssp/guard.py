@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) if os.name == "posix" else ()
 
@@ -31,12 +32,15 @@ def stand_guard(start: Callable[[], int], *channels: int) -> int:
     """
     pid = 0
     ends = False
+    early: list[int] = []  # signals that came while the command was being started
 
     def pass_on(number: int, _: object) -> None:
         nonlocal ends
         ends = ends or number != signal.SIGUSR1
         # SIGUSR1 asks to save. A command that has no handler yet, such as one that still imports, would die of it.
-        if pid and (number != signal.SIGUSR1 or _handles(pid, number)):
+        if not pid:
+            early.append(number)
+        elif number != signal.SIGUSR1 or _handles(pid, number):
             os.kill(pid, number)
 
     for number in SIGNALS:
@@ -45,6 +49,8 @@ def stand_guard(start: Callable[[], int], *channels: int) -> int:
     pid = start()
     if pid == 0:
         return 0
+    for signaled in early:
+        pass_on(signaled, None)
     for channel in channels:
         threading.Thread(target=_watch, args=(channel,), daemon=True).start()
     _, status = os.waitpid(pid, 0)
@@ -57,8 +63,9 @@ def stand_guard(start: Callable[[], int], *channels: int) -> int:
 def _watch(channel: int) -> None:
     main = threading.main_thread().ident
     assert main is not None
-    while number := os.read(channel, 1):
-        signal.pthread_kill(main, number[0])
+    with suppress(OSError):  # a launcher that was killed before it read all that it was sent
+        while number := os.read(channel, 1):
+            signal.pthread_kill(main, number[0])
     os.killpg(0, signal.SIGKILL)
 
 

@@ -47,10 +47,8 @@ PRELOADED = (
     "scipy.spatial",
     "scipy.stats",
 )
-OF_THE_START = (
-    "PYTHON",
-    "LD_",
-)  # variables that Python and the loader have read before the first command comes
+# Variables that Python, the loader and the C library have read before the first command comes.
+OF_THE_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_")
 # Leaves nothing in `__main__`, where the script of a command will run; takes no modules of the folder.
 PROGRAM = (
     "import sys; sys.path[:] = filter(None, sys.path); del sys; "
@@ -128,6 +126,11 @@ def warm_runner(
         shutil.rmtree(place, ignore_errors=True)
 
 
+def _script(words: Sequence[str]) -> CodeType:
+    """Compile a console script, named by the first word, as Python does: with none of this module's `__future__`."""
+    return compile(Path(words[0]).read_bytes(), words[0], "exec", dont_inherit=True)
+
+
 def _free_memory_mb() -> float:
     with suppress(OSError), open("/proc/meminfo", encoding="ascii") as lines:
         for line in lines:
@@ -188,10 +191,13 @@ def start_warm(
     name = Path(words[0]).name
     if VARIABLE not in os.environ or not (name == "nnunet-ssp" or name.startswith("nnUNetv2_")):
         return None
-    order = json.dumps({"words": words, "environment": dict(environment), "folder": os.getcwd()})
     guard = socket.socket(socket.AF_UNIX)
     try:
-        with suppress(OSError):
+        with suppress(OSError, SyntaxError, ValueError):
+            _script(words)  # a wrapper in another language starts cold
+            order = json.dumps(
+                {"words": words, "environment": dict(environment), "folder": os.getcwd()}
+            )
             guard.connect(os.environ[VARIABLE])
             socket.send_fds(guard, [f"{len(order)}\n".encode()], [log.fileno()])
             guard.sendall(order.encode())
@@ -221,14 +227,17 @@ def serve(descriptor: int) -> CodeType:
     runner, held = os.pipe()  # closes when this process ends
     first: dict[str, Any] = {}
     while 0 not in select.select([0, listener], [], [])[0]:
-        launcher, _ = listener.accept()
+        try:
+            launcher, _ = listener.accept()
+        except OSError:  # it has gone, or no more files may be open
+            continue
         order, log = _receive(launcher)
         if not first and log >= 0 and _starts_alike(order):
             first = order
             _preload(order)
         while _forget_child(os.WNOHANG):
             pass
-        if log >= 0 and _differs_little(order, first) and _has_one_thread() and os.fork() == 0:
+        if log >= 0 and _differs_little(order, first) and _has_one_thread() and _forks():
             os.close(held)
             listener.close()
             return _guarded(order, log, launcher, runner)
@@ -308,6 +317,13 @@ def _preload(order: Mapping[str, Any]) -> None:
         sys.exit("CUDA was started")
 
 
+def _forks() -> bool:
+    """Fork; return whether this is the new process. If there cannot be one, others that run must not end for it."""
+    with suppress(OSError):
+        return os.fork() == 0
+    return False
+
+
 def _has_one_thread() -> bool:
     return len(os.listdir("/proc/self/task")) == 1
 
@@ -318,7 +334,6 @@ def _has_one_thread() -> bool:
 def _guarded(order: Mapping[str, Any], log: int, launcher: socket.socket, runner: int) -> CodeType:
     """Start a command and guard it; return its script in its own process alone."""
     os.setsid()
-    launcher.sendall(STARTED)
     script: list[CodeType] = []
 
     def start() -> int:
@@ -331,6 +346,9 @@ def _guarded(order: Mapping[str, Any], log: int, launcher: socket.socket, runner
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             script.append(_become(order, log))
+        else:
+            with suppress(OSError):  # a launcher that has gone; the guard sees that, too
+                launcher.sendall(STARTED)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
 
@@ -348,14 +366,16 @@ def _become(order: Mapping[str, Any], log: int) -> CodeType:
     import numpy as np
     import torch
 
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
     os.environ.clear()
     os.environ.update(order["environment"])
-    script = str(order["words"][0])
-    sys.argv[:] = order["words"]
+    words = order["words"]
+    script = str(words[0])
+    sys.argv[:] = words
     if not getattr(sys.flags, "safe_path", False):  # Python 3.11
         sys.path.insert(0, os.path.dirname(script))
     vars(sys.modules["__main__"]).update(__file__=script, __cached__=None)
@@ -363,4 +383,4 @@ def _become(order: Mapping[str, Any], log: int) -> CodeType:
     # Else each command would draw the same numbers; Python's own generator is seeded at each fork.
     np.random.seed()
     torch.default_generator.seed()
-    return compile(Path(script).read_bytes(), script, "exec")
+    return _script(words)

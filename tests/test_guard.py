@@ -3,8 +3,10 @@ from __future__ import annotations
 import ast
 import os
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,51 @@ subprocess.run([sys.executable, "-c", {child!r}])
         process.stdin.close()
         assert process.wait() == -signal.SIGKILL
         assert process.stdout.read() == ""  # the child had it open, too
+
+
+# A guard whose command sleeps; `early` runs while the command is being started.
+SLEEPER = """
+import os, signal, subprocess, sys, time
+sys.path.insert(0, {folder!r})
+from guard import stand_guard
+
+def start():
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    {early}
+    return sleeper.pid
+
+os._exit(stand_guard(start, *map(int, sys.argv[1:])))
+"""
+
+
+def sleeper(early: str) -> list[str]:
+    code = SLEEPER.format(folder=str(Path(guard.__file__).parent), early=early)
+    return [sys.executable, "-Ic", code]
+
+
+def status_of(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(30)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_signal_that_comes_while_the_command_is_being_started_ends_it():
+    words = sleeper("os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1)")
+    with subprocess.Popen(words, start_new_session=True) as process:
+        assert status_of(process) == -signal.SIGKILL  # with its group, once the command has ended
+
+
+def test_a_launcher_that_is_killed_before_it_has_read_all_ends_the_command():
+    """The system then reports an error in place of the end."""
+    ours, theirs = socket.socketpair()
+    words = [*sleeper("os.write(int(sys.argv[1]), b'+')"), str(theirs.fileno())]
+    with subprocess.Popen(words, pass_fds=[theirs.fileno()], start_new_session=True) as process:
+        theirs.close()
+        assert ours.recv(1, socket.MSG_PEEK) == b"+"
+        ours.close()
+        assert status_of(process) == -signal.SIGKILL
 
 
 def test_a_warning_is_kept_from_a_command_without_a_handler():

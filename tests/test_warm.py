@@ -31,7 +31,7 @@ warm = "torch" in sys.modules
 import json, multiprocessing, os, signal, threading
 
 
-def work(number):
+def work(number: int):
     return number * 2, os.environ["nnUNet_results"], sys.argv
 
 
@@ -64,6 +64,7 @@ if __name__ == "__main__":
         "results": str(nnUNet_results),
         "threads": torch.get_num_threads(),
         "python threads": threading.active_count(),
+        "annotations": str(work.__annotations__),
         "open": sorted(int(n) for n in os.listdir("/proc/self/fd") if int(n) < 3),
     }
     drawn = [random.random(), np.random.rand(), torch.rand(1).item()]
@@ -287,6 +288,68 @@ def test_an_interruption_ends_a_command_and_its_children(run, runner, tmp_path):
         run(SLEEPS, str(file), "handles", watch=watch)
     wait_until_gone(*pids[:3])
     assert (tmp_path / "log").read_text() == "asked\n"
+
+
+LOCKS = """
+import sys, time
+from pathlib import Path
+
+from nnunet_ssp.files.lock import locked
+
+with locked(Path(sys.argv[1])):
+    if len(sys.argv) > 2:
+        with open(sys.argv[2], "w") as pipe:
+            print("held", file=pipe)
+        time.sleep(600)
+print("had it")
+"""
+
+
+def test_a_killed_command_gives_its_lock_back(run, runner, environment, tmp_path):
+    """The lock names its command; while that runs another is refused, and afterwards the next one takes it."""
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    folder.mkdir()
+    os.mkfifo(pipe)
+    with open(os.devnull, "wb") as log:
+        command = start_warm([script(tmp_path, LOCKS), str(folder), str(pipe)], log, environment)
+    assert command is not None
+    assert pipe.read_text() == "held\n"
+    status, said = run(LOCKS, str(folder))
+    assert status == 1
+    assert f"is in use by `nnUNetv2_script {folder} {pipe}`" in said
+    command.close()
+    assert command.wait(20) == -signal.SIGKILL
+    assert run(LOCKS, str(folder)) == (0, "had it\n")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_a_long_order_arrives(run, runner, size):
+    """Many words and variables, in bytes that are not UTF-8, too."""
+    words = ["é\udcff" * 10_000] * 10 if size > 1 else ["é"]
+    text = f"import os, sys; print('torch' in sys.modules, sys.argv[1:] == {words!r}, len(os.environ['nnUNet_x']))"
+    size = min(size, 100_000)  # the system's limit for one variable
+    assert run(text, *words, more={"nnUNet_x": "x" * size}) == (0, f"True True {size}\n")
+
+
+def test_a_wrapper_in_another_language_starts_cold(run, runner, tmp_path, environment, monkeypatch):
+    file = tmp_path / "nnUNetv2_wrapper"
+    file.write_text("#!/bin/sh\necho hello $1\n")
+    file.chmod(0o755)
+    with open(tmp_path / "log", "wb") as log:
+        assert start_warm([str(file)], log, environment) is None
+        assert run_logged([str(file), "you"], log, environment) == 0
+    assert (tmp_path / "log").read_text() == "hello you\n"
+
+
+def test_a_runner_that_cannot_fork_goes_on(monkeypatch):
+    """Else all commands that run would end with it."""
+
+    def fork() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    assert not warm._forks()
 
 
 @pytest.mark.heavy
