@@ -32,6 +32,7 @@ RANKS = (
 SAME_LINE = {
     ("phantom", "heart"),
     ("timm_unet", "console"),
+    ("files", "parallel"),
     ("nnunet", "files"),
     ("settings", "console"),
     ("settings", "files"),

@@ -10,11 +10,13 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+import torch
 
 from nnunet_ssp import parallel
 from nnunet_ssp.parallel import (
     available_cores,
     number_of_workers,
+    one_thread,
     process,
     small_machine_environment,
     worker_died,
@@ -158,3 +160,15 @@ def test_ctrl_c_is_held_back_from_workers_from_their_first_line():
     found = list(parallel.process(blocked_signals, [1, 2, 3], 2, "Looking", "number"))
     assert all(signal.SIGINT in masks for masks in found)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_pytorch_gets_its_threads_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError), one_thread():
+            assert torch.get_num_threads() == 1
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

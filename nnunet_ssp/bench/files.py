@@ -13,11 +13,12 @@ from unittest import mock
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nnunet_ssp.bench.place import PLANS, Bench, core_seconds, in_turns, one_thread, ratio
+from nnunet_ssp.bench.place import PLANS, Bench, core_seconds, in_turns, ratio
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.files import compression
 from nnunet_ssp.files.nnunet import read_plans
 from nnunet_ssp.nnunet import NNUNET_FOLDERS, environment, quiet
+from nnunet_ssp.parallel import one_thread
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation import packing, preprocessing
 from nnunet_ssp.preparation.raw import list_jobs, read_dataset_json

@@ -261,14 +261,3 @@ def core_seconds(device: torch.device) -> float:
     """Read the seconds that this process has kept cores busy, including its waits for the device."""
     now(device)
     return time.process_time()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep PyTorch to one core for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

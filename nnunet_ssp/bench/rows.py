@@ -28,13 +28,12 @@ from nnunet_ssp.bench.place import (
     both_clocks,
     core_seconds,
     in_turns,
-    one_thread,
     ratio,
 )
 from nnunet_ssp.methods.base import Method
 from nnunet_ssp.methods.parts.chunks import eager
 from nnunet_ssp.nnunet import environment, quiet
-from nnunet_ssp.parallel import start_worker
+from nnunet_ssp.parallel import one_thread, start_worker
 from nnunet_ssp.slices.drawing import SliceStore, batch_indices
 from nnunet_ssp.slices.store import StoredCase, write_index
 from nnunet_ssp.training.precision import has_bf16

@@ -26,12 +26,12 @@ from nnunet_ssp.bench.place import (
     Workload,
     chosen_methods,
     in_turns,
-    one_thread,
     ratio,
 )
 from nnunet_ssp.bench.running import announce, heading, setting, terminable
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.nnunet import quiet
+from nnunet_ssp.parallel import one_thread
 from nnunet_ssp.training.precision import has_bf16
 
 PLAIN = {"precision": "fp32", "fused_norm": "no", "memory_format": "contiguous"}

@@ -31,6 +31,7 @@ from nnunet_ssp.files.contents import (
     optional,
     printable,
 )
+from nnunet_ssp.parallel import one_thread
 
 # Pickles of NumPy 1 and of NumPy 2 call the function that makes a number by these names.
 SCALAR = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -172,12 +173,13 @@ def non_finite(weights: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the tensors that hold NaN or infinity; what several names share is looked at once."""
     found: dict[Any, bool] = {}
     wrong = []
-    for name, tensor in weights.items():
-        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        if key not in found:
-            found[key] = _is_lost(tensor)
-        if found[key]:
-            wrong.append(name)
+    with one_thread():  # several wait for each other on cores that have other work, as checksums
+        for name, tensor in weights.items():
+            key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+            if key not in found:
+                found[key] = _is_lost(tensor)
+            if found[key]:
+                wrong.append(name)
     return wrong
 
 

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from nnunet_ssp.parallel import one_thread
+
 ROUNDS = 4  # of a step each way; the first does not count
 LONGEST = 10.0  # seconds after which no further round begins, once one counts
 # Networks with fewer parameters spend their time between operations: one trial would say little.
@@ -63,11 +65,9 @@ def shortest_times(
 def _untouched(networks: Iterable[nn.Module]) -> Iterator[None]:
     """Keep PyTorch to one thread for a while, and give the networks their buffers back."""
     buffers = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers()]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        yield
+        with one_thread():
+            yield
     finally:
-        torch.set_num_threads(threads)
         for buffer, before in buffers:
             buffer.copy_(before)

@@ -278,6 +278,20 @@ def test_inspect_says_that_weights_are_not_finite(tmp_path, capsys, value):
         checkpoints.refuse_non_finite("a.pth", content["network_weights"])
 
 
+def test_numbers_are_looked_at_on_one_core(monkeypatch):
+    """Beside a thread that takes checksums, several would wait for each other."""
+    weights, asked = good()["network_weights"], []
+    monkeypatch.setattr(checkpoints, "_is_lost", lambda tensor: asked.append(threads()) or False)
+    threads = torch.get_num_threads
+    before = threads()
+    torch.set_num_threads(2)
+    try:
+        assert checkpoints.non_finite(weights) == []
+        assert asked == [1] * len(weights) and threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_text_of_a_file_cannot_command_the_terminal(tmp_path, capsys):
     content = good()
     content["ssp"]["papers"] = ["\x1b[2Jfalse\r\nverdict: fits"]
