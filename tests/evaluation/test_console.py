@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 from nnunet_ssp.evaluation.console import _aligned
+from nnunet_ssp.evaluation.labels import structure_of
 from tests.evaluation.running import run
 
 
@@ -22,7 +23,7 @@ def test_the_terminal_has_the_numbers_of_the_summary(dataset, predict, tmp_path,
     words = [line.split() for line in reversed(lines)]
     shown = {(one, two): three for one, two, three, *_ in (w for w in words if len(w) > 2)}
     for row in summary["scores"]["all"]:
-        assert shown[row["model"], row["class"]] == f"{row['dice_mean']:.3f}"
+        assert shown[row["model"], structure_of(row["class"])] == f"{row['dice_mean']:.3f}"
     (row,) = (row for row in summary["comparisons"] if row["score"] == "Dice, mean")
     (line,) = (line for line in lines if line.startswith("  better: ") and "missed" not in line)
     assert line.startswith(f"  better: {row['difference']:+.3f} (")
