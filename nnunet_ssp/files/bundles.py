@@ -197,11 +197,17 @@ def unverified_bundle(file: Path, mapped: bool = True) -> Iterator[Bundle]:
         fingerprint = archive.names_and_values(FINGERPRINT) if FINGERPRINT in archive.sizes else {}
         with archive.stream(weights_file) as stream:
             size = archive.sizes[weights_file]
-            place = f"{file}, {weights_file}"
-            weights, drawn = _read_weights(stream, size, place, stream.take if mapped else None)
+            place, take = f"{file}, {weights_file}", stream.take if mapped else None
+            try:
+                weights, drawn = _read_weights(stream, size, place, take)
+                wrong = None
+            except ValueError as error:
+                wrong = error
         listed = archive.listed_sums()
     edited = (page,) if file.is_dir() else ()  # people edit the page of a hub
     try:
+        if wrong is not None:
+            raise wrong
         _check_2d(plans, card["configuration"], f"{file}, {PLANS}")
         yield Bundle(weights, card, plans, fingerprint, drawn)
     except Exception:

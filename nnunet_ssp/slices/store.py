@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_ssp.console import shape_in_words
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write, write_json
 from nnunet_ssp.files.contents import NAMES, Rule, check, is_whole, read_json
 from nnunet_ssp.files.names import must_all_be_plain, must_be_plain
@@ -289,7 +288,7 @@ def _entry(case: str, content: dict[str, Any]) -> StoredCase:
     """
     shape, first, depth = tuple(content["shape"]), content["first_slice"], content["n_slices"]
     if any(shape) and not all(shape):  # all are 0 where no slices are stored, as for 3D
-        raise ValueError(f"case {case}: `shape` (={shape_in_words(shape)}) must be above 0")
+        raise ValueError(f"case {case}: `shape` (={list(shape)}) must be above 0")
     if first + shape[0] > depth:
         raise ValueError(
             f"case {case}: {shape[0]} slices from `first_slice` (={first}) must be within `n_slices` (={depth})"
