@@ -13,7 +13,7 @@ from nnunet_ssp.files.grids import Array
 from nnunet_ssp.predict.flags import FLAGS, rule_of
 from nnunet_ssp.predict.inputs import InputCine
 from nnunet_ssp.predict.results import ENDINGS, REPORT, in_short
-from nnunet_ssp.reporting.figures import COLOURS, count_along
+from nnunet_ssp.reporting.figures import COLOUR_WORDS, COLOURS, count_along
 from nnunet_ssp.reporting.page import Link, Page
 from nnunet_ssp.reporting.player import Sprites
 
@@ -29,7 +29,9 @@ SHARP = 3  # pixels of the page for one of the image
 MS = 40.0  # from frame to frame, where the header does not tell
 ACROSS = 4  # slices in a row of a contact sheet
 # As `evaluate` draws them, for a dataset whose labels are in this order.
-PAINT = {"LV": COLOURS[0], "MYO": COLOURS[1], "RV": COLOURS[2]}
+PAINTED = ("LV", "MYO", "RV")
+PAINT = dict(zip(PAINTED, COLOURS, strict=False))
+PAINT_IN_WORDS = ", ".join(map(" ".join, zip(PAINTED, COLOUR_WORDS, strict=False)))
 
 
 # -- a run -----------------------------------------------------------------------------------------
@@ -121,9 +123,7 @@ def subject_page(
     page.table(["Metric", "Value"], shown, digits=1, collapse_above=5, caption="All metrics")
     window = _window(mask)
     page.heading("Cine")
-    page.paragraph(
-        "Contours: LV orange, myocardium green, RV blue. Slices count from 1, row by row."
-    )
+    page.paragraph(f"Contours: {PAINT_IN_WORDS}. Slices count from 1, row by row.")
     page.player(_sprites(study, mask, labels, window, phases))
     for frame, phase in phases.items():
         page.heading(f"All slices at {phase}, frame {frame}")

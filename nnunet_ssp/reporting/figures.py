@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 
 # Okabe and Ito's colours: told apart by colour-blind readers, on white and on black.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
+COLOUR_WORDS = ("orange", "sky blue", "green", "pink", "blue", "red")  # what people call these
 # For more than six curves: each as far as possible from all before it, in CIELAB.
 MORE_COLOURS = ("#8811FF", "#00EE00", "#FF11CC", "#FF0066", "#DDCCAA", "#77AA11", "#776622")
 

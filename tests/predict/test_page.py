@@ -3,16 +3,18 @@ from __future__ import annotations
 import base64
 import io
 import re
+from colorsys import rgb_to_hsv
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.phantom import PhantomSubject
 from nnunet_ssp.predict.inputs import InputCine
-from nnunet_ssp.predict.page import run_page, subject_page
+from nnunet_ssp.predict.page import PAINT, run_page, subject_page
 
 LABELS = Labels(
     {"LV": (1,), "MYO": (2,), "RV": (3,)}, structures={n: n for n in ("LV", "MYO", "RV")}
@@ -85,6 +87,18 @@ def test_a_subject_has_curves_player_and_sheets(subject: PhantomSubject, study: 
     mask = subject.labels[:, :, 2, 1].T > 0
     for axis in (0, 1):
         assert np.ptp(np.flatnonzero(tile.any(axis))) == np.ptp(np.flatnonzero(mask.any(axis)))
+
+
+def test_colours_are_called_what_they_are(study: InputCine, subject: PhantomSubject) -> None:
+    hues = {"orange": (25, 50), "sky blue": (190, 215), "green": (140, 175)}  # degrees
+    page = subject_page("s", record(subject.image.shape[3]), study, subject.labels, LABELS).html()
+    (said,) = re.findall(r"Contours: (.*?)\.", page)
+    words = dict(part.split(" ", 1) for part in said.split(", "))
+    assert words.keys() == PAINT.keys() == {"LV", "MYO", "RV"}
+    for structure, word in words.items():
+        hue, saturation, _ = rgb_to_hsv(to_rgb(PAINT[structure]))
+        low, high = hues[word]
+        assert low < 360 * hue < high and saturation > 0.5
 
 
 def test_a_mask_without_heart_and_one_frame_have_a_page(study: InputCine, tmp_path: Path) -> None:
