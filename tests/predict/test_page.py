@@ -96,7 +96,7 @@ def test_colours_are_called_what_they_are(study: InputCine, subject: PhantomSubj
     words = dict(part.split(" ", 1) for part in said.split(", "))
     assert words.keys() == PAINT.keys() == {"LV", "MYO", "RV"}
     for structure, word in words.items():
-        hue, saturation, _ = rgb_to_hsv(to_rgb(PAINT[structure]))
+        hue, saturation, _ = rgb_to_hsv(*to_rgb(PAINT[structure]))
         low, high = hues[word]
         assert low < 360 * hue < high and saturation > 0.5
 

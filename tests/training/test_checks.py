@@ -110,7 +110,7 @@ def test_planned_2d_networks_are_suitable():
     [
         (
             {"configuration_manager": SimpleNamespace(patch_size=[8, 32, 32])},
-            r"must be 2D: SimpleNamespace pretrains .*\[8, 32, 32\]\. Use: nnUNetv2_train 901 2d",
+            r"must be 2D: SimpleNamespace pretrains .* 8 x 32 x 32\. Use: nnUNetv2_train 901 2d",
         ),
         ({"is_cascaded": True}, "must not be a cascade"),
     ],
