@@ -110,7 +110,8 @@ def _phases(curve: Array, choices: Choices) -> tuple[int, int | None]:
     choices.check(len(curve))
     if choices.frames is not None:
         return choices.frames
-    return find_phases(curve) if len(curve) > 1 else (0, None)
+    # Without LV in any frame no frame is end-systole, whatever the RV does.
+    return find_phases(curve) if len(curve) > 1 and curve.any() else (0, None)
 
 
 def _metrics(

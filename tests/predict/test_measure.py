@@ -92,6 +92,15 @@ def test_one_frame_has_volumes_only() -> None:
     assert not {"es_frame", "lv_esv_ml", "lv_sv_ml", "lv_ef_percent", "rv_sv_ml"} & found.keys()
 
 
+def test_without_lv_no_frame_is_end_systole() -> None:
+    """An RV that beats alone has no EF, as ED and ES are the LV's; the flag says why, and none speaks of ES."""
+    found = measure(mask(*((0, 0, rv) for _, _, rv in BEAT)), SPACING, LABELS)
+    assert found.subject["ed_frame"] == 0 and "es_frame" not in found.subject
+    assert found.subject["rv_edv_ml"] == pytest.approx(9)
+    assert not {"rv_ef_percent", "rv_esv_ml", "lv_ef_percent"} & found.subject.keys()
+    assert "no LV" in found.flags and "edge" not in found.flags
+
+
 def test_a_missing_class_has_no_columns_and_an_empty_one_no_ef() -> None:
     only = Labels({"cavity": (1,)}, structures={"LV": "cavity"})
     found = measure(mask(*BEAT), SPACING, only)
