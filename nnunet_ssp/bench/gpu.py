@@ -33,6 +33,7 @@ from nnunet_ssp.bench.place import (
     ratio,
 )
 from nnunet_ssp.bench.running import announce, heading, setting, terminable
+from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.launch import command_environment, last_lines, run_logged
 from nnunet_ssp.nnunet import environment
@@ -333,6 +334,7 @@ def run(
 
     Raises:
         ValueError: A method is unknown, the device is not there, or the time is not positive.
+        RuntimeError: A row failed; all rows were measured, printed and written before.
     """
     if minutes <= 0:
         raise ValueError(f"`--minutes` (={minutes:g}) must be positive.")
@@ -353,6 +355,8 @@ def run(
                     file.parent.mkdir(parents=True, exist_ok=True)
                     write_json(file, metrics)
     print("\n".join([heading(metrics["setting"]), "", *gpu_table(metrics["rows"])]))
+    if failed := [name for name, row in metrics["rows"].items() if row.get("failed")]:
+        raise RuntimeError(f"{count_of(len(failed), 'row')} failed: {some(failed)}.")
     return metrics
 
 

@@ -198,22 +198,20 @@ def unverified_bundle(file: Path, mapped: bool = True) -> Iterator[Bundle]:
         with archive.stream(weights_file) as stream:
             size = archive.sizes[weights_file]
             place, take = f"{file}, {weights_file}", stream.take if mapped else None
+            wrong: ValueError | None = None
             try:
                 weights, drawn = _read_weights(stream, size, place, take)
-                wrong = None
             except ValueError as error:
-                wrong = error
+                wrong = error  # to be raised when the checksums agree
         listed = archive.listed_sums()
-    edited = (page,) if file.is_dir() else ()  # people edit the page of a hub
     try:
         if wrong is not None:
             raise wrong
         _check_2d(plans, card["configuration"], f"{file}, {PLANS}")
         yield Bundle(weights, card, plans, fingerprint, drawn)
-    except Exception:
-        archive.check_sums(listed, edited)
-        raise
-    archive.check_sums(listed, edited)
+    finally:
+        # People edit the page of a hub.
+        archive.check_sums(listed, (page,) if file.is_dir() else ())
     after = file.stat()
     alike = (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
     if file.is_file() and not alike:

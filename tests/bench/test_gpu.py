@@ -123,7 +123,10 @@ def test_rows_after_the_time_and_rows_that_fail_cost_no_others(
         yield "study", lambda: take(1)
 
     monkeypatch.setattr(gpu.GpuRun, "rows", rows)
-    found = gpu.run(["MIM"], "cpu", None, 3, tmp_path, TINY)["rows"]
+    file = tmp_path / "rows.json"
+    with pytest.raises(RuntimeError, match=r"^1 row failed: broken\.$"):
+        gpu.run(["MIM"], "cpu", file, 3, tmp_path, TINY)
+    found = json.loads(file.read_text())["rows"]
     assert found["first"]["passed"] == 3
     assert found["broken"]["failed"] == "ZeroDivisionError: division by zero"
     assert found["late"] == {"left_out": "the time was over"}

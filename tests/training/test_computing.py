@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from nnunet_ssp.training import layout, trials
-from tests.saved import final, load
+from tests.saved import final
+from tests.training.automatic import MIM, SCRATCH, forget, goes_on_exactly, losses
+from tests.training.automatic import SHORT as IN_AUTO
 
-MIM, SCRATCH = "nnUNetTrainerMIMPretrain", "nnUNetTrainerScratch"
-SHORT = {
-    MIM: "iterations_per_epoch=2 batch_size=4 precision=fp32",
-    SCRATCH: "iterations_per_epoch=2 val_iterations_per_epoch=1 final_validation=no precision=fp32",
-}
+SHORT = {trainer: f"{settings} precision=fp32" for trainer, settings in IN_AUTO.items()}
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -27,10 +24,6 @@ def trial(monkeypatch):
     """Sets what the trial finds; the tiny network counts as large."""
     monkeypatch.setattr(trials, "FEWEST_PARAMETERS", 0)
     return lambda gain: monkeypatch.setattr(layout, "layout_gain", lambda *_: gain)
-
-
-def losses(trainer: Any) -> torch.Tensor:
-    return torch.tensor(trainer.logger.local_logger.my_fantastic_logging["train_losses"])
 
 
 @pytest.mark.parametrize("trainer", [MIM, SCRATCH])
@@ -75,19 +68,9 @@ def test_every_method_computes_the_same_with_channels_last(runs, same_batches, n
 def test_a_run_goes_on_as_it_began(runs, trial, same_batches, monkeypatch, log, first, later):
     monkeypatch.setattr("nnunet_ssp.training.base.SECONDS_BETWEEN_SAVES", -1)
     name = "channels_last" if first > 1 else "contiguous"
-    settings = f"{SHORT[MIM]} num_epochs=2"
-    trial(first)
-    whole = runs.run(MIM, settings)
-    expected = final(whole)
-    shutil.rmtree(whole.output_folder)
-    runs.interrupt(MIM, settings)
-    trial(later)
-    rest = runs.run(MIM, settings, resume=True)
+    rest, whole = goes_on_exactly(runs, MIM, f"{SHORT[MIM]} num_epochs=2", trial, first, later)
     assert f"memory_format=auto computes in {name}: the run began in {name}." in log(rest)
-    found = final(rest)
-    assert found["ssp"]["memory_format"] == name
-    for key, tensor in expected["network_weights"].items():
-        assert torch.equal(found["network_weights"][key], tensor), key
+    assert final(rest)["ssp"]["memory_format"] == whole["ssp"]["memory_format"] == name
 
 
 def test_a_layout_that_is_named_later(runs, trial):
@@ -103,11 +86,7 @@ def test_a_layout_that_is_named_later(runs, trial):
 def test_a_checkpoint_without_its_layout_was_contiguous(runs, trial, monkeypatch):
     monkeypatch.setattr("nnunet_ssp.training.base.SECONDS_BETWEEN_SAVES", -1)
     settings = f"{SHORT[SCRATCH]} num_epochs=2"
-    stopped = runs.interrupt(SCRATCH, settings)
-    file = Path(stopped.output_folder) / "checkpoint_latest.pth"
-    content = load(file)
-    del content["ssp"]["memory_format"], content["ssp"]["settings"]["memory_format"]
-    torch.save(content, file)
+    forget(runs.interrupt(SCRATCH, settings), "memory_format")
     trial(1.8)
     rest = runs.run(SCRATCH, settings, resume=True)
     assert final(rest)["ssp"]["memory_format"] == "contiguous"

@@ -5,19 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from nnunet_ssp.training import layout, precision, trials
-from tests.saved import final, load
-
-MIM, FINETUNE, SCRATCH = "nnUNetTrainerMIMPretrain", "nnUNetTrainerFinetune", "nnUNetTrainerScratch"
-SHORT = {
-    MIM: "iterations_per_epoch=2 batch_size=4",
-    SCRATCH: "iterations_per_epoch=2 val_iterations_per_epoch=1 final_validation=no",
-}
+from tests.saved import final
+from tests.training.automatic import MIM, SCRATCH, SHORT, forget, goes_on_exactly, losses
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -29,10 +23,6 @@ def trial(monkeypatch):
     monkeypatch.setattr(trials, "FEWEST_PARAMETERS", 0)
     monkeypatch.setattr(layout, "layout_gain", lambda *_: 1.0)
     return lambda gain: monkeypatch.setattr(precision, "bf16_gain", lambda *_: gain)
-
-
-def losses(trainer: Any) -> torch.Tensor:
-    return torch.tensor(trainer.logger.local_logger.my_fantastic_logging["train_losses"])
 
 
 @pytest.mark.slow
@@ -131,28 +121,15 @@ def test_a_run_goes_on_as_it_began(
 ):
     monkeypatch.setattr("nnunet_ssp.training.base.SECONDS_BETWEEN_SAVES", -1)
     settings = f"{SHORT[trainer]} num_epochs=2"
-    trial(first)
-    whole = runs.run(trainer, settings)
-    expected = final(whole)
-    shutil.rmtree(whole.output_folder)
-    runs.interrupt(trainer, settings)
-    trial(later)
-    rest = runs.run(trainer, settings, resume=True)
+    rest, whole = goes_on_exactly(runs, trainer, settings, trial, first, later)
     assert f"precision=auto computes in {name}: the run began in {name}." in log(rest)
-    found = final(rest)
-    assert found["ssp"]["precision"] == expected["ssp"]["precision"] == name
-    for key, tensor in expected["network_weights"].items():
-        assert torch.equal(found["network_weights"][key], tensor), key
+    assert final(rest)["ssp"]["precision"] == whole["ssp"]["precision"] == name
 
 
 def test_a_checkpoint_without_its_precision_was_float32(runs, trial, monkeypatch):
     monkeypatch.setattr("nnunet_ssp.training.base.SECONDS_BETWEEN_SAVES", -1)
     settings = f"{SHORT[SCRATCH]} num_epochs=2"
-    stopped = runs.interrupt(SCRATCH, settings)
-    file = Path(stopped.output_folder) / "checkpoint_latest.pth"
-    content = load(file)
-    del content["ssp"]["precision"], content["ssp"]["settings"]["precision"]
-    torch.save(content, file)
+    forget(runs.interrupt(SCRATCH, settings), "precision")
     trial(1.8)
     assert final(runs.run(SCRATCH, settings, resume=True))["ssp"]["precision"] == "fp32"
 
