@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import nibabel
+import numpy as np
 import pytest
 import timm
 import torch
@@ -345,7 +347,12 @@ def test_resnet_50_with_nothing_but_nnunet_s_own(own_copy, command, tmp_path):
     command("nnUNetv2_train", "901", "2d", "0", *which, **stock)
     images = Path(os.environ["nnUNet_raw"]) / own_copy.name / "imagesTs"
     every_image_is_predicted(command, images, tmp_path / "predicted", *which, "-f", "0", **stock)
-    # 250 steps on a phantom find its heart.
+    # 250 steps without a seed find the phantom's heart: its Dice is well above that of any guess that is blind to the
+    # image, which is at most 2f / (1 + f) for a class that fills a fraction f of the voxels.
     results = Path(os.environ["nnUNet_results"]) / own_copy.name
     (summary,) = results.glob("*/fold_0/validation/summary.json")
-    assert json.loads(summary.read_text())["foreground_mean"]["Dice"] > 0.3
+    labels = (images.parent / "labelsTr").glob("*.nii.gz")
+    masks = [np.asarray(nibabel.load(file).dataobj) for file in labels]
+    fractions = [np.mean([(mask == label).mean() for mask in masks]) for label in (1, 2, 3)]
+    blind = np.mean([2 * fraction / (1 + fraction) for fraction in fractions])
+    assert json.loads(summary.read_text())["foreground_mean"]["Dice"] > 2 * blind > 0

@@ -131,11 +131,11 @@ def test_encoder_methods_learn(
     assert losses[-1] < losses[0]
     nearness = found["relative alignment"]
     assert len(nearness) == 5
-    if (
-        trainer == "nnUNetTrainerDINOPretrain"
-    ):  # takes longer to draw views together: the student follows its teacher
-        distance = [float(x) for x in re.findall(r"kl: train ([\d.]+)", said)]
-        assert distance[-1] < 0.85 * distance[0]
+    if trainer == "nnUNetTrainerDINOPretrain":
+        losses = [float(x) for x in re.findall(r"kl: train ([\d.]+)", said)]
+    if trainer in ("nnUNetTrainerBYOLPretrain", "nnUNetTrainerDINOPretrain"):
+        # Takes longer than 50 steps to draw views together: the student follows its teacher.
+        assert losses[-1] < 0.85 * losses[0]
     else:  # Views of one slice come nearer to each other than views of any two
         assert nearness[-1] < nearness[0] < 1
     # ... and the features do not collapse.
