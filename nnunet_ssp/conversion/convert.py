@@ -166,10 +166,12 @@ def convert_subjects(
             check_folder(target, settings, overwrite)
         looks = [Look(subject, "", refused=reason) for subject, reason in refused.items()]
         looks += process(look, tasks, workers, "Looking", "subject")
-        said = [*remarks.about(looks), *same_patients(looks)]
-        if rename is not None:
-            said.append("Local subjects will get pseudonyms; --keep-ids keeps names.")
-        print("\n".join(dry_summary_lines(looks, target, said, remarks.prefixes)))
+        said = [*remarks.about(looks), *same_patients(looks), *remarks.local]
+        said += ["Local subjects will get pseudonyms; --keep-ids keeps names."] * (
+            rename is not None
+        )
+        lines = dry_summary_lines(looks, target, said, remarks.prefixes, remarks.unlabelled)
+        print("\n".join(lines))
         return target
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
         check_folder(target, settings, overwrite)
@@ -247,7 +249,7 @@ def _convert_all(
     said = remarks.about(outcomes)
     shared = {"remarks": [*said, *same_patients(outcomes)], **as_log(outcomes)}
     outcomes = in_own_names(outcomes, subjects.names)
-    said += same_patients(outcomes)
+    said += [*same_patients(outcomes), *remarks.local]
     if subjects.key is not None:
         log = write_log(subjects.key, {"remarks": said, **as_log(outcomes)})
         shared = without_texts(shared, subjects.names, f"see {log.parent.name}/{log.name}")
@@ -262,6 +264,8 @@ def _convert_all(
         )
     write_json(target / "dataset.json", _dataset_json(cases.values(), new.labels, new.description))
     _remove_temporary(target)
+    if not any(case.labelled for case in cases.values()):
+        warnings += [f"\n{line}" for line in remarks.unlabelled]
     return [*summary_lines(outcomes, n_folds, said, remarks.prefixes), *warnings]
 
 
