@@ -166,12 +166,7 @@ def convert_subjects(
             check_folder(target, settings, overwrite)
         looks = [Look(subject, "", refused=reason) for subject, reason in refused.items()]
         looks += process(look, tasks, workers, "Looking", "subject")
-        said = [*remarks.about(looks), *same_patients(looks), *remarks.local]
-        said += ["Local subjects will get pseudonyms; --keep-ids keeps names."] * (
-            rename is not None
-        )
-        lines = dry_summary_lines(looks, target, said, remarks.prefixes, remarks.unlabelled)
-        print("\n".join(lines))
+        print("\n".join(_dry_lines(looks, target, remarks, renames=rename is not None)))
         return target
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
         check_folder(target, settings, overwrite)
@@ -193,6 +188,13 @@ def convert_subjects(
     print(f"\nConverted to {target}")
     print(preparing_lines(new.dataset_id))
     return target
+
+
+def _dry_lines(looks: Sequence[Look], target: Path, remarks: Remarks, renames: bool) -> list[str]:
+    said = [*remarks.about(looks), *same_patients(looks), *remarks.local]
+    if renames:
+        said.append("Local subjects will get pseudonyms; --keep-ids keeps names.")
+    return dry_summary_lines(looks, target, said, remarks.prefixes, remarks.unlabelled)
 
 
 @contextmanager
