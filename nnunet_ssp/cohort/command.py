@@ -23,6 +23,7 @@ from nnunet_ssp.cohort.consistency import (
 from nnunet_ssp.cohort.dataset import Dataset, check_plain, open_dataset
 from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.cohort.membership import is_trainable, subjects_of
+from nnunet_ssp.cohort.recommending import pretraining_line
 from nnunet_ssp.cohort.splits import (
     FOLD_SOURCE,
     copy_tables,
@@ -207,7 +208,7 @@ def _print_advice(data: Dataset, wanted: _Wanted, replaced: Sequence[int]) -> No
     """Say which fold to pretrain on, and which folds have results of another division."""
     if wanted.few:
         number, fold = _find(data.folds, few_patients.FEW)
-        command = training_command(data.prepared, number, "nnUNetTrainerMIMPretrain")
+        command = pretraining_line(data, number, at_most=max(few_patients.SIZES))
         print(
             f"Pretrain on fold {number} ({fold.name}), fine-tune on any of its subsets:\n{command}"
         )
@@ -216,7 +217,7 @@ def _print_advice(data: Dataset, wanted: _Wanted, replaced: Sequence[int]) -> No
         print(
             f"Pretrain on fold {number} ({fold.name}): on a fold of some vendors, pretraining sees the validation "
             "subjects of the others. Fine-tune on any.\n"
-            + training_command(data.prepared, number, "nnUNetTrainerMIMPretrain")
+            + pretraining_line(data, number, paper=wanted.paper)
         )
     if replaced:
         listed = ", ".join(map(str, replaced))

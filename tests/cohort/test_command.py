@@ -253,7 +253,7 @@ def test_the_folds_of_acdc_few(raw: Path, capsys: pytest.CaptureFixture[str]):
     output = capsys.readouterr().out
     assert "Wrote folds 5 to 20." in output
     assert "Pretrain on fold 5 (few), fine-tune on any of its subsets:\nnnunet-ssp prep" in output
-    assert "nnUNetv2_train 200 2d 5 -tr nnUNetTrainerMIMPretrain" in output
+    assert "nnUNetv2_train 200 2d 5 -tr nnUNetTrainerDensePretrain" in output
     assert folds(200, few=True, check=True) == 0
 
 

@@ -202,7 +202,7 @@ def test_folds_are_trained_on_by_their_lines(mine, dataset, paste, capfd, no_pic
     number = int(shlex.split(scratch)[3])
     assert number == len(read_splits(dataset / "splits_final.json")) - 1
     paste(scratch, f"{TUNE} final_validation=no")
-    pretrain = next(line for line in said.splitlines() if "MIMPretrain" in line)
+    pretrain = next(line for line in said.splitlines() if "DensePretrain" in line)
     assert "Pretraining done" in paste(pretrain, FEW)
 
 
