@@ -137,6 +137,11 @@ EXPECTED = {
         "nnunet-ssp env": DOCTOR,
         "nnunet-ssp convert mnms {}": CHAIN,
     },
+    "nnunet_ssp/command_line.py": {
+        "nnunet-ssp convert {} -i FOLDER -d ID": (
+            "tests/test_command_line.py::test_the_source_that_is_meant_is_named"
+        ),
+    },
     "nnunet_ssp/cohort/command.py": {
         "_outcome() asks training_command()": FOLDS,
     },
