@@ -50,12 +50,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ssp.console import count_of, path
+from nnunet_ssp.console import count_of, nearest, path
 from nnunet_ssp.conversion.convert import look_at_headers
 from nnunet_ssp.conversion.geometry import base_of_stack, clean_affine
 from nnunet_ssp.conversion.phases import LABELS, label_phases
 from nnunet_ssp.conversion.stacks import NiftiStack, look_at_nifti_stack, read_nifti_stack
 from nnunet_ssp.conversion.subjects import Cine, Common, Look, make_cases, without_labels
+from nnunet_ssp.conversion.summary import Remarks
 from nnunet_ssp.dataset_conversion import combined
 from nnunet_ssp.dataset_conversion.cine_files import (
     CineTask,
@@ -68,7 +69,17 @@ from nnunet_ssp.dataset_conversion.cine_files import (
     stem_of,
     with_shared_patients,
 )
-from nnunet_ssp.dataset_conversion.cine_masks import MASK_VALUES, is_like_a_mask, read_masks
+from nnunet_ssp.dataset_conversion.cine_masks import (
+    MASK_VALUES,
+    check_frames,
+    is_like_a_mask,
+    read_masks,
+)
+from nnunet_ssp.dataset_conversion.mask_names import (
+    remarks_on_masks,
+    require_some,
+    unlabelled_lines,
+)
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (
     check_cine,
@@ -166,6 +177,10 @@ def convert(
             "by_patient_id": by_patient_id,
             **({"series": list(series)} if series else {}),
         },
+        remarks=Remarks(
+            local=[] if labels is None else remarks_on_masks(Path(labels), source.tasks),
+            unlabelled=unlabelled_lines(labels, source.tasks),
+        ),
         **common,
     )
 
@@ -215,10 +230,10 @@ def list_tasks(
         )
     if series:
         found = keep_series(found, series, number_of_workers(workers))
-    masks = find_masks(masks_in)
-    if labels is not None and not masks and any(masks_in.rglob("*.nii*")):
-        raise FileNotFoundError(f"{masks_in}: no masks here. Their names end in _gt, see --help.")
-    return make_tasks(found, root, masks, label_names)
+    tasks, refused = make_tasks(found, root, find_masks(masks_in), label_names)
+    if labels is not None:
+        require_some(masks_in, tasks)
+    return tasks, refused
 
 
 def make_tasks(
@@ -274,7 +289,12 @@ def make_tasks(
                 )
             )
     for subject, files in masks.items():
-        refused.setdefault(_as_file_name(subject), f"{files[0]}: a mask without an image.")
+        more = f" (and {len(files) - 1} more)" * (len(files) > 1)
+        near = nearest(subject, {*names, *(entry.name for entry in found)})
+        refused.setdefault(
+            _as_file_name(subject),
+            f"{files[0]}{more}: a mask without an image: no subject is called {subject}.{near}",
+        )
     return sorted(tasks, key=lambda task: task.subject), refused
 
 
@@ -295,6 +315,7 @@ def look(task: CineTask) -> Look:
     if stem_of(task.images[0]):
         try:
             n_frames, place = look_at_nifti_stack(task.images)
+            check_frames(task, n_frames)
         except ValueError as error:
             return replace(seen, refused=str(error))
         notes = dict.fromkeys([*seen.notes, *place.corrections, *place.notes])
@@ -305,6 +326,7 @@ def look(task: CineTask) -> Look:
         choice = choose_short_axis(
             task.images, task.place, task.hint, chosen=task.chosen, masks=bool(task.masks)
         )
+        check_frames(task, choice.n_frames)
     except ValueError as error:
         return replace(seen, refused=str(error))
     size = f"{count_of(len(choice.runs), 'slice')} x {count_of(choice.n_frames, 'frame')}"

@@ -17,6 +17,11 @@ from nnunet_ssp.parallel import process
 
 _NIFTI = re.compile(r"(?P<stem>.+)\.nii(\.gz)?", re.IGNORECASE)
 MASK = re.compile(r"(?P<subject>.+?)(_sa)?(_frame(?P<frame>\d+))?_gt", re.IGNORECASE)
+# Words that people and tools write for a mask
+MASK_WORD = re.compile(
+    r"(?<![a-z])(gt|segs?|segmentations?|segmented|masks?|labels?|rois?|contours?|annotations?|manual)(?![a-z])",
+    re.IGNORECASE,
+)
 _SHORT_AXIS = re.compile("_sa$", re.IGNORECASE)
 _PHASE = re.compile(
     r"(?P<name>.+)_t(?P<ms>\d+)"
@@ -323,8 +328,11 @@ def choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...],
     called = {name.casefold() for name in names}
     named = [file for file in files if stem_of(file).casefold() in called]
     if len(named) == 1:
-        others = [file.name for file in files if file != named[0]]
-        return (named[0],), f"left out {', '.join(others)}" if others else ""
+        others = [file for file in files if file != named[0]]
+        said = f"left out {', '.join(file.name for file in others)}"
+        if any(sounds_like_a_mask(file) for file in others):
+            said += f"; a mask of {named[0].name} is called {stem_of(named[0])}_gt.nii.gz"
+        return (named[0],), said if others else ""
     if len(files) == 1:
         return (files[0],), ""
     paths = [file.relative_to(folder).as_posix() for file in files]
@@ -336,7 +344,18 @@ def choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...],
     return (), (
         f"must hold one 4D file called {' or '.join(names)}, or 3D frames whose names differ "
         f"only in numbers, not {paths[0]} and {paths[-1]}."
+        + " Names of masks end in _gt."
+        * any(map(sounds_like_a_mask, files))
     )
+
+
+def sounds_like_a_mask(file: Path) -> bool:
+    """Whether the name of a NIfTI file has a word that people write for a mask.
+
+    >>> [sounds_like_a_mask(Path(f"{stem}.nii.gz")) for stem in ("p1_seg", "LabelsOf p1", "p1_2ch")]
+    [True, False, False]
+    """
+    return bool(MASK_WORD.search(stem_of(file)))
 
 
 def _philips_phases(files: Sequence[Path]) -> tuple[Path, ...]:

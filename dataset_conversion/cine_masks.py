@@ -21,6 +21,7 @@ from nnunet_ssp.files.nifti import (
     as_cine,
     as_frame,
     integer_labels,
+    read_header,
     read_image,
 )
 
@@ -60,8 +61,7 @@ def read_masks(
             raise ValueError(
                 f"{file}: must be a mask of the whole stack, not of one of its slices."
             )
-        if frame is not None and frame >= n_frames:
-            raise ValueError(f"{file}: frame (={frame}) must be within 0 to {n_frames - 1}.")
+        _require_frame(file, frame, n_frames)
         mask = mask if frame is None else as_frame(mask)
         if nifti and nifti.source and same_grid(stored, nifti.source):
             mask = nifti.place.move(mask)
@@ -85,6 +85,29 @@ def read_masks(
             if labelled.any():
                 masks[t] = labelled
     return masks, ["axes of the masks turned to those of the image"] if turned else []
+
+
+def check_frames(task: CineTask, n_frames: int) -> None:
+    """Refuse masks of frames that are not there, from the headers alone.
+
+    Args:
+        task: The subject.
+        n_frames: Frames of its cine.
+
+    Raises:
+        ValueError: There is such a mask, or it is not clear which frame it is of.
+    """
+    first = task.images[0]
+    frames_apart = stem_of(first) and len(task.images) > 1 and 1 not in read_header(first)[0][:3]
+    single = task.images if frames_apart else ()
+    for file in task.masks:
+        shape, _ = read_header(file)
+        _require_frame(file, _frame_of(file, single, shape), n_frames)
+
+
+def _require_frame(file: Path, frame: int | None, n_frames: int) -> None:
+    if frame is not None and frame >= n_frames:
+        raise ValueError(f"{file}: frame (={frame}) must be within 0 to {n_frames - 1}.")
 
 
 def _frame_of(file: Path, images: Sequence[Path], shape: Sequence[int]) -> int | None:

@@ -126,8 +126,7 @@ def convert_sources(
     workers: int | None = None,
     dry_run: bool = False,
     keep_ids: bool = False,
-    remarks: Sequence[str] = (),
-    remark: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: [],
+    remarks: Remarks = Remarks(),  # noqa: B008 (immutable)
 ) -> Path:
     """Convert one source, or several as one dataset, and return its folder.
 
@@ -145,8 +144,7 @@ def convert_sources(
         dry_run: Write nothing.
         keep_ids: Keep the names of own cine. By default they get random ones, with a key apart from the dataset; a
             conversion that was begun with names keeps them.
-        remarks: Texts for the user about the dataset as a whole.
-        remark: Gives texts about the converted subjects, from the split of each.
+        remarks: Texts for the user about the dataset.
 
     Raises:
         FileExistsError: The id is taken.
@@ -158,7 +156,7 @@ def convert_sources(
     if test_frames not in TEST_FRAMES:
         raise ValueError(f"`test_frames` (={test_frames}) must be one of {', '.join(TEST_FRAMES)}.")
     added = [_parse_source(text) for text in add]
-    general = [*remarks, *_overlap(sources, added)]
+    general = [*remarks.general, *_overlap(sources, added)]
     sources = [*sources, *(open_source(converter, folder) for converter, folder in added)]
     several = len(sources) > 1
     read, look = _readers(sources)
@@ -188,7 +186,7 @@ def convert_sources(
         workers=workers,
         dry_run=dry_run,
         look=look,
-        remarks=Remarks(general, remark, _names_of(sources) if several else ()),
+        remarks=replace(remarks, general=general, prefixes=_names_of(sources) if several else ()),
         rename=partial(_rename, heads=heads) if renames else None,
     )
 

@@ -21,6 +21,7 @@ import numpy as np
 from nnunet_ssp.cohort.published import PAPER, PUBLISHED, is_published
 from nnunet_ssp.console import count_of
 from nnunet_ssp.conversion.subjects import Common
+from nnunet_ssp.conversion.summary import Remarks
 from nnunet_ssp.dataset_conversion import combined, mnms, mnms2
 from nnunet_ssp.dataset_conversion.combined import Source
 
@@ -78,8 +79,7 @@ def convert(
         "2023, 10.1109/JBHI.2023.3267857)",
         options={"mnms2": str(folders[1].resolve())},
         **common,
-        remarks=remarks,
-        remark=compare_published if published else lambda splits: [],
+        remarks=Remarks(remarks, compare_published if published else lambda splits: []),
     )
 
 

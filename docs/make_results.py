@@ -87,7 +87,7 @@ NETWORK = "a network of half widths, patches of 96x96"
 
 
 def measured(folder: Path = SCORES) -> pd.DataFrame:
-    """Compute the table: `method, data, labelled, seeds, scratch, pretrained`; mean 3D Dice over seeds and subjects."""
+    """Compute the table; its scores are mean 3D Dice over seeds and subjects."""
     rows = []
     for pair in PAIRS:
         kind = next(
@@ -95,12 +95,13 @@ def measured(folder: Path = SCORES) -> pd.DataFrame:
         )
         if kind is None:
             continue
-        how = ", ".join(filter(None, (NETWORK, pair.settings, f"{pair.steps} steps")))
+        how = f"{NETWORK}, {pair.steps} steps"
         for labelled, own in _common(folder / kind, pair).groupby("fold"):
             seeds = own.index.get_level_values("seed").nunique()
             means = [f"{value:.3f}" for value in own[["scratch", "pretrained"]].mean()]
-            rows.append([pair.method, f"{DATA[kind]} ({how})", labelled, seeds, *means])
-    columns = ["method", "data", "labelled", "seeds", "scratch", "pretrained"]
+            what = [pair.method, pair.settings, f"{DATA[kind]} ({how})"]
+            rows.append([*what, labelled, seeds, *means])
+    columns = ["method", "settings", "data", "labelled", "seeds", "scratch", "pretrained"]
     return pd.DataFrame(rows, columns=columns)
 
 

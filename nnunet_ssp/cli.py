@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import nnunet_ssp
+from nnunet_ssp.command_line import CommandParser
 from nnunet_ssp.console import decimal, path, run_command, whole
 from nnunet_ssp.training.launched import add_train
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = CommandParser(
         prog="nnunet-ssp",
         description="Self-supervised pretraining of nnU-Net's planned 2D network on cine MRI. "
         "Training and prediction are nnU-Net's own commands: nnUNetv2_train, nnUNetv2_predict.",

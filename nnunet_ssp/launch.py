@@ -30,6 +30,7 @@ SMALL_PLANS = (
 )
 SHELLS = ("sh", "fish", "powershell", "cmd")  # sh: also bash and zsh
 TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
+SETTINGS_VARIABLE = "nnUNet_ssp_settings"
 
 # Not on Windows, which has no process groups.
 GUARD = [sys.executable, "-I", guard.__file__] if hasattr(os, "killpg") else []
@@ -83,7 +84,7 @@ def command_environment(output: Path | None = None, here: bool = True) -> dict[s
             environment[name] = str(Path(environment[name]).resolve())
     environment[TRAINERS_VARIABLE] = with_trainers()
     environment["PYTHONUNBUFFERED"] = "1"  # logs can be followed
-    environment.pop("nnUNet_ssp_settings", None)
+    environment.pop(SETTINGS_VARIABLE, None)
     return environment
 
 
@@ -173,7 +174,9 @@ def planning_command(number: int, plans: str, how: str = "") -> str:
     return f"nnunet-ssp prepare {number} {how}".rstrip()
 
 
-def training_command(prepared: Path, fold: int | str, trainer: str, plans: str = "") -> str:
+def training_command(
+    prepared: Path, fold: int | str, trainer: str, plans: str = "", settings: str = ""
+) -> str:
     """Return the command that trains on a fold, as it works on this machine.
 
     Args:
@@ -181,6 +184,7 @@ def training_command(prepared: Path, fold: int | str, trainer: str, plans: str =
         fold: Number of the fold, or `all`.
         trainer: Name of the trainer.
         plans: Name of the plans; by default those that data are prepared with, among them nnU-Net's first.
+        settings: Of `nnUNet_ssp_settings`, if any.
     """
     number = int(prepared.name[7:10])
     there = names_of_plans(prepared)
@@ -189,7 +193,8 @@ def training_command(prepared: Path, fold: int | str, trainer: str, plans: str =
         plans = NNUNET_PLANS if NNUNET_PLANS in ready or not ready else ready[0]
     flag = "" if plans == NNUNET_PLANS else f" -p {shlex.quote(plans)}"
     before = "" if there else f"nnunet-ssp prepare {number} && "
-    return f"{before}nnUNetv2_train {number} 2d {fold}{flag} -tr {trainer}{device_flag()}"
+    given = f"{SETTINGS_VARIABLE}={shlex.quote(settings)} " if settings else ""
+    return f"{before}{given}nnUNetv2_train {number} 2d {fold}{flag} -tr {trainer}{device_flag()}"
 
 
 def _files_of(prepared: Path, plans: str) -> Iterator[Path]:

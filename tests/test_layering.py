@@ -19,7 +19,7 @@ FOLDERS = {
 # its equal: neither imports the other, but for the pairs in SAME_LINE.
 RANKS = (
     "files console parallel network schedules timm_unet distributed heart phantom setting_values settings "
-    "staged_settings signals nnunet guard warm launch",
+    "staged_settings signals nnunet guard warm launch recommended command_line",
     "cohort",
     "slices conversion reporting methods.parts",
     "cohort.dataset cohort.command methods preparation",
@@ -32,6 +32,7 @@ RANKS = (
 SAME_LINE = {
     ("phantom", "heart"),
     ("timm_unet", "console"),
+    ("command_line", "console"),
     ("files", "parallel"),
     ("nnunet", "files"),
     ("settings", "console"),

@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 
 from nnunet_ssp.cli import _parser
 from nnunet_ssp.launch import SMALL_PLANS, with_trainers
+from nnunet_ssp.recommended import FEW_SETTINGS
 from tests.printed import HOLE, ROOT, all_mentions, mentions
 
 SETTINGS = "num_epochs=1 iterations_per_epoch=2 batch_size=4 val_iterations_per_epoch=1 final_validation=no"
@@ -76,9 +77,16 @@ def test_each_printed_command_works_as_it_is(shell, tmp_path: Path):
     said = shell(prepare)
     pretrain = after(said, "Next: ")[0]
     assert torch.cuda.is_available() or after(said, "Small ones: ")[0] == small
+    assert "-tr nnUNetTrainerDensePretrain" in pretrain
     finetune = after(shell(pretrain), "Fine-tune with:\n")[0]
+    few = f"nnUNet_ssp_settings={shlex.quote(FEW_SETTINGS)} "
+    assert finetune.startswith(few)
 
-    said = shell(finetune)
+    short = finetune.replace(
+        "num_epochs=25 iterations_per_epoch=20", "num_epochs=1 iterations_per_epoch=2"
+    )
+    shell(short.replace("nnUNetTrainerFinetune ", "nnUNetTrainerFinetuneEncoder "))
+    said = shell(finetune.removeprefix(few))  # 500 steps would take too long here
     assert "Of the same variable, this training takes: num_epochs=1" in said
     predict, evaluate = after(said, "Predict the test subjects with:\n")[:2]
     validate = after(said, "To do it later:\n")[0]
@@ -129,8 +137,12 @@ EXPECTED = {
         "nnunet-ssp env": DOCTOR,
         "nnunet-ssp convert mnms {}": CHAIN,
     },
+    "nnunet_ssp/command_line.py": {
+        "nnunet-ssp convert {} -i FOLDER -d ID": (
+            "tests/test_command_line.py::test_the_source_that_is_meant_is_named"
+        ),
+    },
     "nnunet_ssp/cohort/command.py": {
-        "_print_advice() asks training_command()": FOLDS,
         "_outcome() asks training_command()": FOLDS,
     },
     "nnunet_ssp/cohort/dataset.py": {
@@ -142,6 +154,7 @@ EXPECTED = {
     },
     "nnunet_ssp/cohort/leaks.py": {"nnunet-ssp prepare": WORD},
     "nnunet_ssp/cohort/membership.py": {"nnunet-ssp prepare again": WORD},
+    "nnunet_ssp/cohort/recommending.py": {"pretraining_line() asks training_command()": FOLDS},
     "nnunet_ssp/cohort/privacy.py": {
         "nnunet-ssp subject {}": NAME,
         "nnunet-ssp has written the file": NAME,
@@ -372,13 +385,13 @@ EXPECTED = {
         "last_good() asks command()": LINES + "test_an_interrupted_training_goes_on_by_its_line",
     },
     "nnunet_ssp/training/next_steps.py": {
+        "finetuning_command() asks command()": CHAIN,
         "after_finetuning() begins with nnunet-ssp": LINES
         + "test_without_test_subjects_the_validation_is_evaluated_by_its_line",
         "after_finetuning() begins with nnUNetv2_predict": CHAIN,
     },
     "nnunet_ssp/training/pretraining.py": {
         "nnunet-ssp prepare again": WORD,
-        "perform_actual_validation() asks command()": CHAIN,
     },
     "nnunet_ssp/training/semisupervised.py": {"nnunet-ssp prepare again": WORD},
     "nnunet_ssp/warm.py": {"start_warm() begins with nnunet-ssp": NAME},

@@ -23,15 +23,16 @@ from nnunet_ssp.cohort.consistency import (
 from nnunet_ssp.cohort.dataset import Dataset, check_plain, open_dataset
 from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.cohort.membership import is_trainable, subjects_of
+from nnunet_ssp.cohort.recommending import pretraining_line
+from nnunet_ssp.cohort.removal import without
 from nnunet_ssp.cohort.splits import (
-    FOLD_SOURCE,
     copy_tables,
     read_copy,
     read_splits,
     trained_folds,
     write_splits,
 )
-from nnunet_ssp.console import nearest, some
+from nnunet_ssp.console import nearest
 from nnunet_ssp.files.atomic import remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.launch import training_command
@@ -87,7 +88,7 @@ def folds(
         ValueError: Options that do not fit each other or the dataset, or a fold that names what is no case.
     """
     wanted = _Wanted(paper, few, files, amounts, unit, seeds, base, vendors, phase)
-    wanted.check(alone=bool(remove), others=verify or check)
+    wanted.check(remove, ["--verify"] * verify + ["--check"] * check)
     dry_run = dry_run or verify
     if check and not (wanted.any or verify) and (plain := _plain_home(dataset)):
         return int(check_plain(plain, subject_pattern))
@@ -103,7 +104,7 @@ def folds(
         else:
             notes = _try_to_repair(data, overwrite, dry_run)
         new, said = wanted.make(data)
-        merged = splits.merge(data.folds, new, overwrite) if not remove else _without(data, remove)
+        merged = without(splits.merge(data.folds, new, overwrite), remove, data.results)
         changed = {
             n for n, fold in enumerate(merged) if n >= len(data.folds) or fold != data.folds[n]
         }
@@ -143,23 +144,46 @@ class _Wanted:
         """Whether any fold is asked for."""
         return self.paper or self.few or bool(self.files) or self.derives
 
-    def check(self, alone: bool, others: bool) -> None:
+    @property
+    def given(self) -> dict[str, str]:
+        """The options that append, as they were typed, by what cannot come together."""
+        parts = (
+            f"{option} {' '.join(map(str, values))}"
+            for option, values in (("--subsets", self.amounts), ("--vendors", self.vendors))
+            if values
+        )
+        derived = " ".join([*parts, *([f"--phase {self.phase}"] if self.phase else [])])
+        found = {
+            "--paper": "--paper" * self.paper,
+            "--few": "--few" * self.few,
+            "--from": f"--from {' '.join(map(str, self.files))}" if self.files else "",
+            "--subsets": derived,
+        }
+        return {kind: typed for kind, typed in found.items() if typed}
+
+    def check(self, remove: Sequence[int], others: Sequence[str]) -> None:
         """Refuse options that do not fit each other.
 
         Args:
-            alone: Whether folds are removed.
-            others: Whether folds are verified or checked.
+            remove: Folds to remove.
+            others: Options that verify or check.
         """
-        if alone and (self.any or others):
-            raise ValueError("--remove must come without options that append, verify or check.")
-        if self.paper + self.few + bool(self.files) + self.derives > 1:
+        if remove and (self.any or others):
             raise ValueError(
-                "choose one of --paper, --few, --from and (--subsets, --vendors, --phase) at a time."
+                f"--remove {' '.join(map(str, remove))} must come without options that append, verify or check: "
+                f"{', '.join([*self.given.values(), *others])}."
+            )
+        if len(self.given) > 1:
+            raise ValueError(
+                f"{' and '.join(self.given.values())}: choose one of --paper, --few, --from and (--subsets, --vendors, "
+                "--phase) at a time."
             )
         if (self.unit or self.seeds) and not self.amounts:
-            raise ValueError("--unit and --seeds must come with --subsets.")
+            typed = [f"--unit {self.unit}"] if self.unit else []
+            typed += [f"--seeds {' '.join(map(str, self.seeds))}"] if self.seeds else []
+            raise ValueError(f"{' and '.join(typed)} must come with --subsets.")
         if self.base and not self.derives:
-            raise ValueError("--of must come with --subsets, --vendors or --phase.")
+            raise ValueError(f"--of {self.base} must come with --subsets, --vendors or --phase.")
 
     def make(self, data: Dataset) -> tuple[list[Fold], list[str]]:
         """Return the folds, with remarks."""
@@ -176,38 +200,15 @@ class _Wanted:
 def _refuse_pattern(pattern: str | None) -> None:
     if pattern is not None:
         raise ValueError(
-            "--subject-pattern must come with --check, for a dataset without cases.csv."
+            f"--subject-pattern {pattern!r} must come with --check, for a dataset without cases.csv."
         )
-
-
-def _without(data: Dataset, numbers: Collection[int]) -> list[Fold]:
-    """Return the folds without the last ones.
-
-    Raises:
-        FileExistsError: Results were trained on one of them.
-        ValueError: They are not the last folds, whose removal changes no other's number, or are the cross-validation.
-    """
-    kept = len(data.folds) - len(set(numbers))
-    if set(numbers) != set(range(kept, len(data.folds))):
-        raise ValueError(
-            f"`--remove` (={some([str(n) for n in numbers])}) must be the last of the folds, up to "
-            f"{len(data.folds) - 1}: no other fold may change its number."
-        )
-    if any(fold.source == FOLD_SOURCE for fold in data.folds[kept:]):
-        raise ValueError("`--remove` must leave the folds of the cross-validation.")
-    trained = [n for n in range(kept, len(data.folds)) if any(data.results.glob(f"*/fold_{n}"))]
-    if trained:
-        raise FileExistsError(
-            f"{data.results}: results were trained on fold {', '.join(map(str, trained))}, which therefore stays."
-        )
-    return list(data.folds[:kept])
 
 
 def _print_advice(data: Dataset, wanted: _Wanted, replaced: Sequence[int]) -> None:
     """Say which fold to pretrain on, and which folds have results of another division."""
     if wanted.few:
         number, fold = _find(data.folds, few_patients.FEW)
-        command = training_command(data.prepared, number, "nnUNetTrainerMIMPretrain")
+        command = pretraining_line(data, number, at_most=max(few_patients.SIZES))
         print(
             f"Pretrain on fold {number} ({fold.name}), fine-tune on any of its subsets:\n{command}"
         )
@@ -216,7 +217,7 @@ def _print_advice(data: Dataset, wanted: _Wanted, replaced: Sequence[int]) -> No
         print(
             f"Pretrain on fold {number} ({fold.name}): on a fold of some vendors, pretraining sees the validation "
             "subjects of the others. Fine-tune on any.\n"
-            + training_command(data.prepared, number, "nnUNetTrainerMIMPretrain")
+            + pretraining_line(data, number, paper=wanted.paper)
         )
     if replaced:
         listed = ", ".join(map(str, replaced))

@@ -6,7 +6,9 @@ except those of subjects with a case in the fold's validation list. Fold `all` h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,30 @@ def held_out(
 ) -> set[str]:
     """Return the subjects with a case in a fold's validation list, none of whose cases may be trained on."""
     return set(subjects_by_case(validation, cases, pattern).values())
+
+
+def count_for_advice(
+    fold: int | str,
+    labelled: Collection[str],
+    splits: Sequence[Mapping[str, Sequence[str]]],
+    cases: Mapping[str, Case],
+) -> tuple[int, bool]:
+    """Return how many subjects a fold has labels of to train on, and whether some subject has several frames.
+
+    Args:
+        fold: Number of the fold, or `all`.
+        labelled: The labelled training cases.
+        splits: The folds; without any nnU-Net draws five by case.
+        cases: The table of cases; without it each case counts as a subject of one frame.
+    """
+    numbered = str(fold).isdecimal()
+    known = numbered and int(fold) < len(splits)
+    train = {*splits[int(fold)]["train"]} & {*labelled} if known else labelled
+    n_subjects = len({*subjects_by_case(train, cases).values()})
+    if numbered and not splits:
+        n_subjects -= math.ceil(n_subjects / 5)
+    frames = Counter(case.subject_key for case in cases.values())
+    return n_subjects, max(frames.values(), default=0) > 1
 
 
 def validated_on(fold: int | str, train: Collection[str], val: Collection[str]) -> list[str]:

@@ -166,10 +166,7 @@ def convert_subjects(
             check_folder(target, settings, overwrite)
         looks = [Look(subject, "", refused=reason) for subject, reason in refused.items()]
         looks += process(look, tasks, workers, "Looking", "subject")
-        said = [*remarks.about(looks), *same_patients(looks)]
-        if rename is not None:
-            said.append("Local subjects will get pseudonyms; --keep-ids keeps names.")
-        print("\n".join(dry_summary_lines(looks, target, said, remarks.prefixes)))
+        print("\n".join(_dry_lines(looks, target, remarks, renames=rename is not None)))
         return target
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
         check_folder(target, settings, overwrite)
@@ -191,6 +188,13 @@ def convert_subjects(
     print(f"\nConverted to {target}")
     print(preparing_lines(new.dataset_id))
     return target
+
+
+def _dry_lines(looks: Sequence[Look], target: Path, remarks: Remarks, renames: bool) -> list[str]:
+    said = [*remarks.about(looks), *same_patients(looks), *remarks.local]
+    if renames:
+        said.append("Local subjects will get pseudonyms; --keep-ids keeps names.")
+    return dry_summary_lines(looks, target, said, remarks.prefixes, remarks.unlabelled)
 
 
 @contextmanager
@@ -247,7 +251,7 @@ def _convert_all(
     said = remarks.about(outcomes)
     shared = {"remarks": [*said, *same_patients(outcomes)], **as_log(outcomes)}
     outcomes = in_own_names(outcomes, subjects.names)
-    said += same_patients(outcomes)
+    said += [*same_patients(outcomes), *remarks.local]
     if subjects.key is not None:
         log = write_log(subjects.key, {"remarks": said, **as_log(outcomes)})
         shared = without_texts(shared, subjects.names, f"see {log.parent.name}/{log.name}")
@@ -262,6 +266,8 @@ def _convert_all(
         )
     write_json(target / "dataset.json", _dataset_json(cases.values(), new.labels, new.description))
     _remove_temporary(target)
+    if not any(case.labelled for case in cases.values()):
+        warnings += [f"\n{line}" for line in remarks.unlabelled]
     return [*summary_lines(outcomes, n_folds, said, remarks.prefixes), *warnings]
 
 

@@ -24,6 +24,10 @@ class Remarks:
     of_splits: Callable[[Mapping[str, str]], Sequence[str]] = lambda splits: []
     # For each of these, the summary counts the subjects `<prefix>-...` apart
     prefixes: Sequence[str] = ()
+    # Printed and kept beside the key, never in `convert.json`: they hold names of the user's files
+    local: Sequence[str] = ()
+    # Last lines where no frame is labelled: how labels are given
+    unlabelled: Sequence[str] = ()
 
     def about(self, outcomes: Iterable[Outcome | Look]) -> list[str]:
         """Return the remarks on these subjects."""
@@ -69,9 +73,13 @@ def summary_lines(
 
 
 def dry_summary_lines(
-    looks: Sequence[Look], target: Path, remarks: Sequence[str], prefixes: Sequence[str]
+    looks: Sequence[Look],
+    target: Path,
+    remarks: Sequence[str],
+    prefixes: Sequence[str],
+    unlabelled: Sequence[str] = (),
 ) -> list[str]:
-    """Return the lines of a dry run, from the headers alone."""
+    """Return the lines of a dry run, from the headers alone; `unlabelled` where no subject has a mask."""
     columns = ("subjects", "with masks", "without", "frames", "refused")
     lines = ["", _row("", columns)]
     for name, mine in _groups(looks, prefixes):
@@ -89,12 +97,17 @@ def dry_summary_lines(
         subjects = [look.subject for look in looks if look.split == split and not look.refused]
         if subjects:
             lines.append(f"\n{split}: {some(subjects)}")
+    bare = [look.subject for look in looks if not (look.has_masks or look.refused)]
+    masked = any(look.has_masks for look in looks if not look.refused)
+    if bare and masked:
+        lines.append(f"\nwithout masks: {some(bare)}")
     for title, kind in (("WARNING", "warnings"), ("Notes", "notes")):
         lines += _said(looks, title, kind)
     if any(look.refused for look in looks):
         lines += ["\nWould be REFUSED:", *refusals(looks, limit=None)]
     if all(look.refused for look in looks):
         return [*lines, "\nDry run: nothing was written, and no subject could be converted."]
+    lines += [] if masked else [f"\n{line}" for line in unlabelled]
     lines.append(f"\nDry run: nothing was written. The dataset would be {target}")
     if (target / "dataset.json").exists():
         lines.append("That folder holds a finished dataset: choose another id to keep it.")

@@ -184,6 +184,7 @@ def _measure(
         find_references,
     )
     from nnunet_ssp.evaluation.labels import read_labels
+    from nnunet_ssp.evaluation.overlooked import overlooked
     from nnunet_ssp.evaluation.results import Evaluation
     from nnunet_ssp.evaluation.scoring import score_pairs
     from nnunet_ssp.evaluation.volumes import implausible
@@ -221,7 +222,10 @@ def _measure(
         slices=slices,
         clinical=clinical,
         refused=refused,
-        notes=[*notes, *unlabelled, *_too_good(frames), *implausible(clinical)],
+        notes=[
+            *(*notes, *unlabelled, *_too_good(frames)),
+            *(*overlooked(frames, pairs, labels), *implausible(clinical)),
+        ],
     )
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ssp.cohort.splits import copy_tables, first_fold
+from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.cohort.membership import count_for_advice
+from nnunet_ssp.cohort.splits import copy_tables, first_fold, read_splits
 from nnunet_ssp.console import count_of, writing_failed
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write, remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
@@ -38,12 +40,14 @@ from nnunet_ssp.preparation.planning import (
 )
 from nnunet_ssp.preparation.preprocessing import copy_labels, preprocess
 from nnunet_ssp.preparation.raw import (
+    CaseJob,
     check_folds,
     check_subjects,
     list_jobs,
     read_dataset_json,
 )
 from nnunet_ssp.preparation.raw_checks import Rules, problem_lines
+from nnunet_ssp.recommended import recommended
 
 
 def prepare(
@@ -120,7 +124,7 @@ def prepare(
         prepared.record(target, {job.case for job in jobs})
         _clear_temporary(target)
     _require_none(problems)
-    _say_next(target, configurations, len(labelled), plans_name, usual)
+    _say_next(target, configurations, jobs, plans_name, usual)
     return target
 
 
@@ -132,16 +136,27 @@ def _begin(raw: Path, target: Path, cases: set[str]) -> None:
 
 
 def _say_next(
-    target: Path, configurations: Sequence[str], n_labelled: int, plans_name: str, usual: bool
+    target: Path,
+    configurations: Sequence[str],
+    jobs: Sequence[CaseJob],
+    plans_name: str,
+    usual: bool,
 ) -> None:
     """Print the command that pretrains; where there is no GPU and the plans are the usual ones, how to plan smaller."""
     print(f"Prepared {target}")
     if "2d" not in configurations:
         return
-    fold = first_fold(target / "splits_final.json", n_labelled)
-    command = training_command(target, fold, "nnUNetTrainerMIMPretrain", plans_name)
+    labelled = {job.case for job in jobs if job.label}
+    splits, table = target / "splits_final.json", target / "cases.csv"
+    fold = first_fold(splits, len(labelled))
+    folds = read_splits(splits) if splits.is_file() else []
+    cases = read_cases(table) if table.is_file() else {}
+    n_labelled, frames = count_for_advice(fold, labelled, folds, cases)
+    advice = recommended(n_labelled, len(jobs) - len(labelled), frames)
+    command = training_command(target, fold, advice.trainer, plans_name, advice.settings)
     hint = small_plans_hint(dataset_id(target.name)) if usual else ""
-    print(f"{hint}Next: {command}")
+    reason = f"{advice.reason}\n" if advice.reason else ""
+    print(f"{hint}{reason}Next: {command}")
 
 
 def _require_none(problems: Sequence[str]) -> None:

@@ -76,7 +76,8 @@ def export_checkpoint(
             f"--subjects: the names of the subjects are not known: {checkpoint} holds hashes, and nnUNet_preprocessed "
             "has no dataset with these subjects, frames and slices."
         )
-    measured = measured_gains(checkpoint, content["ssp"]["method"])
+    record = content["ssp"]
+    measured = measured_gains(checkpoint, record["method"], record.get("settings"))
     card = card_of(name, public, seen, data_licence or (), subjects, measured)
     fresh = transfer.fresh_keys(weights) | {key for key in weights if is_output_layer(key)}
     bundle = Bundle(weights, card, plans, _fingerprint(checkpoint, prepared))

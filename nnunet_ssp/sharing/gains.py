@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunet_ssp.files.tables import read_table
-from nnunet_ssp.training.evidence import WHERE, read_measured
+from nnunet_ssp.training.evidence import WHERE, read_measured, rows_of
 
 COMPARISONS = "comparisons.csv"  # of a study's folder
 REPORTED = "reported-"  # before the names of what is scored once, on the test subjects
@@ -26,12 +26,15 @@ THESE, OTHERS = "these weights", f"other weights of this method, see {WHERE} of 
 PRIVATE = ("subject_pattern=",)
 
 
-def measured_gains(checkpoint: Path, method: str) -> dict[str, Any]:
+def measured_gains(
+    checkpoint: Path, method: str, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return what was measured, for a card.
 
     Args:
         checkpoint: A pretraining's; if a study has made it, that study's comparisons count.
         method: Name of its method, for which the package may know figures of other weights.
+        settings: Those that it recorded; figures of another recipe do not count.
 
     Returns:
         `of`, the weights that were measured, and `rows`, one per comparison; nothing if nothing was measured.
@@ -43,8 +46,7 @@ def measured_gains(checkpoint: Path, method: str) -> dict[str, Any]:
         return {"of": THESE, "rows": rows}
     rows = [
         {name: value for name, value in row.items() if name != "method"}
-        for row in read_measured()
-        if row["method"] == method
+        for row in rows_of(read_measured(), method, settings)
     ]
     return {"of": OTHERS, "rows": rows} if rows else {}
 

@@ -49,6 +49,10 @@ def check_files(
     configuration_of(plans, configuration, f"plans {name}")
     check_dataset(dataset_json, f"dataset.json of {plans['dataset_name']}", ("labels",))
     must_be_plain(str(fold), "fold")
+    if not isinstance(fold, int) and fold != "all":
+        raise ValueError(
+            f"fold (={fold}) must be a number, 0 or above, or all: nnU-Net knows folds by their numbers."
+        )
 
 
 def refuses_other_content(load: Callable[[T, Any], None]) -> Callable[[T, Any], None]:

@@ -1,22 +1,114 @@
 """What a pretraining gained over training from scratch, as measured with this package.
 
-`measured.csv` is computed by `docs/make_results.py` from the scores that the study `acdc-few` wrote.
+`measured.csv` is computed by `docs/make_results.py` from the scores that the study `acdc-few` wrote. A row holds for a
+method with its default settings, but for those that the row names and for the length of the run.
 """
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
+from typing import Any
+
+from nnunet_ssp.console import some
+from nnunet_ssp.files.contents import shown
+from nnunet_ssp.methods import METHODS
+from nnunet_ssp.setting_values import as_word
+from nnunet_ssp.settings import Settings, override, setting_types
 
 TABLE = "measured.csv"
 WHERE = "docs/results.md"
+# Settings that a row does not fix: the length of a run, its data, and how a machine computes it.
+LENGTH_AND_MACHINE = {
+    *(
+        "num_epochs",
+        "iterations_per_epoch",
+        "val_iterations_per_epoch",
+        "batch_size",
+        "warmup_epochs",
+        "seed",
+    ),
+    *("early_stopping", "early_stopping_delta", "subject_pattern", "snapshot_epochs"),
+    *("chunk_size", "data_device", "precision", "fused_norm", "memory_format"),
+    *("probe", "trust", "adapt", "min_transferred"),
+}
 
 
-def gain_in_words(method: str) -> str:
-    """Say what was measured for files of a pretraining method, such as "Dense"."""
+def gain_in_words(method: str, settings: Mapping[str, Any] | None = None) -> str:
+    """Say what was measured for files of a pretraining method, such as "Dense".
+
+    Args:
+        method: Name of the method.
+        settings: Those that the pretraining recorded; None where the file does not say.
+    """
     rows = [row for row in read_measured() if row["method"] == method]
     if not rows:
         return f"measured: no gain of {method} over training from scratch yet, see {WHERE}"
+    fitting = rows_of(rows, method, settings)
+    if not fitting:
+        nearest = [row for row in rows if row["settings"] == rows[0]["settings"]]
+        return (
+            f"measured: no gain of {method} with recipe={recipe_of(method, settings)} over training from scratch yet; "
+            f"nearest is {_named(method, nearest)}, {_gains(nearest)}, see {WHERE}"
+        )
+    other = _others(method, fitting[0]["settings"], settings)
+    differ = f"not with your {some(other, 3)}" if other else "yours will differ"
+    return f"measured: {_named(method, fitting)}, {_gains(fitting)}; {differ}, see {WHERE}"
+
+
+def gain_of(record: Mapping[str, Any]) -> str:
+    """Say what was measured for a pretraining, by the record in its file."""
+    settings = record.get("settings")
+    return gain_in_words(shown(record["method"]), settings if isinstance(settings, dict) else None)
+
+
+def rows_of(
+    rows: Sequence[Mapping[str, str]], method: str, settings: Mapping[str, Any] | None
+) -> list[Mapping[str, str]]:
+    """Return the rows of a method that were measured with a run's recipe; all where its settings are unknown."""
+    mine = [row for row in rows if row["method"] == method]
+    if settings is None:
+        return mine
+    own = recipe_of(method, settings)
+    return [row for row in mine if recipe_of(method, _as_measured(method, row["settings"])) == own]
+
+
+def recipe_of(method: str, settings: Mapping[str, Any] | None) -> str:
+    """Return the recipe that settings of a method have; that of its defaults if they name none."""
+    default = getattr(_defaults(method), "recipe", "")
+    return shown((settings or {}).get("recipe", default))
+
+
+def _others(method: str, row: str, settings: Mapping[str, Any] | None) -> list[str]:
+    """Return the method's own settings, and those of its optimiser, that are not as in a row."""
+    defaults = _defaults(method)
+    if defaults is None or settings is None:
+        return []
+    compared = {*setting_types(type(defaults))} - LENGTH_AND_MACHINE
+    measured = _as_measured(method, row)
+    return sorted(
+        n for n in compared if as_word(settings.get(n, measured[n])) != as_word(measured[n])
+    )
+
+
+def _defaults(method: str) -> Settings | None:
+    return next((m.settings_class() for m in METHODS if m.__name__ == method), None)
+
+
+def _as_measured(method: str, row: str) -> dict[str, Any]:
+    """Return the settings of a method that a row names, with the defaults of the others."""
+    defaults = _defaults(method)
+    return {} if defaults is None else asdict(override(defaults, row)[0])
+
+
+def _named(method: str, rows: Sequence[Mapping[str, str]]) -> str:
+    settings = ", ".join(dict.fromkeys(row["settings"] for row in rows if row["settings"]))
+    return f"{method} with {settings}" if settings else method
+
+
+def _gains(rows: Sequence[Mapping[str, str]]) -> str:
     found: dict[str, list[str]] = {}
     for row in rows:
         gain = (
@@ -24,10 +116,10 @@ def gain_in_words(method: str) -> str:
         )
         found.setdefault(row["data"], []).append(gain)
     gains = "; ".join(f"{', '.join(several)}, on {data}" for data, several in found.items())
-    return f"measured: {method}, mean 3D Dice {gains}; yours will differ, see {WHERE}"
+    return f"mean 3D Dice {gains}"
 
 
 def read_measured() -> list[dict[str, str]]:
-    """Read the table, one row for each method and number of labelled patients."""
+    """Read the table, one row for each method, its settings and number of labelled patients."""
     text = (files(__package__) / TABLE).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))

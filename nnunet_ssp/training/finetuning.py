@@ -21,7 +21,6 @@ from torch import Tensor
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.membership import subjects_by_case, validated_on
 from nnunet_ssp.console import count_of, some
-from nnunet_ssp.files.contents import shown
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.schedules import polynomial
 from nnunet_ssp.settings import EncoderSettings, FinetuningSettings
@@ -39,7 +38,7 @@ from nnunet_ssp.slices.store import (
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.chain import last_pattern, subjects_seen
 from nnunet_ssp.training.checks import refuses_other_content
-from nnunet_ssp.training.evidence import gain_in_words
+from nnunet_ssp.training.evidence import gain_of
 from nnunet_ssp.training.loop import BEST, FINAL, LATEST
 from nnunet_ssp.training.monitor import learning_curve, write_curves
 from nnunet_ssp.training.next_steps import after_finetuning
@@ -148,7 +147,7 @@ class FinetuningTrainer(StartingTrainer):
     def _check_pretrained(self, pretrained: transfer.Pretrained) -> None:
         """Check file and chain; load what only `adapt=yes` makes fit, the rest is left to nnU-Net."""
         if "method" in pretrained.ssp:
-            self.print_to_log_file(gain_in_words(shown(pretrained.ssp["method"])))
+            self.print_to_log_file(gain_of(pretrained.ssp))
         encoder_only = self.settings.transfer == "encoder"
         adaptation = self.compare_pretrained(pretrained, self.network_module, encoder_only)
         if adaptation is None and pretrained.encoder_alone:  # nnU-Net's loader asks for a decoder

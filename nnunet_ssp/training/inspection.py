@@ -18,7 +18,7 @@ from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.training import chain, snapshots, transfer
 from nnunet_ssp.training.adapters import Adaptation
-from nnunet_ssp.training.evidence import gain_in_words
+from nnunet_ssp.training.evidence import gain_of
 from nnunet_ssp.training.fitting import planned_network
 from nnunet_ssp.training.two_files import inspect_two
 
@@ -147,7 +147,7 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
         lines.append(what if fresh else f"{what}: every tensor counts as trained")
     if "method" in ssp:
         seen = chain.data_in_words(ssp) or "unknown data"
-        lines += [f"method: {ssp['method']}, pretrained on {seen}", gain_in_words(ssp["method"])]
+        lines += [f"method: {ssp['method']}, pretrained on {seen}", gain_of(ssp)]
     elif ssp:
         trainer, source = (ssp.get(name, "unknown") for name in ("trainer", "weights_from"))
         average = ", averaged weights" if ssp.get("exported") == "average" else ""

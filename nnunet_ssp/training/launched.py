@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from nnunet_ssp.console import path
@@ -75,6 +76,7 @@ def train(
     Raises:
         ValueError: The trainer is none of pretraining, the fold is no number, or the ranks differ.
     """
+    _require_number(fold, dataset)
     from nnunet_ssp.launch import TRAINERS_VARIABLE, with_trainers
     from nnunet_ssp.parallel import small_machine_environment
 
@@ -101,6 +103,21 @@ def train(
         )
 
 
+def _require_number(fold: str, dataset: str) -> None:
+    """Refuse a fold that nnU-Net cannot read, before anything is imported; of a fold's name, tell the number."""
+    if fold == "all" or (fold.isascii() and fold.isdecimal()):
+        return
+    from nnunet_ssp.cohort.dataset import open_dataset  # here, as every command imports this module
+
+    named = ""
+    with suppress(OSError, RuntimeError, ValueError):  # no such dataset, or one without our tables
+        folds = open_dataset(dataset).folds
+        named = "".join(f"; {f.name} is {n}" for n, f in enumerate(folds) if f.name == fold)
+    raise ValueError(
+        f"fold (={fold}) must be a number, 0 or above, or all{named}; nnunet-ssp folds {dataset} lists them."
+    )
+
+
 def _train(
     dataset: str,
     configuration: str,
@@ -118,10 +135,6 @@ def _train(
     if not hasattr(recursive_find_trainer_class_by_name(trainer), "method_class"):
         raise ValueError(
             f"-tr (={trainer}) must be one of our trainers of pretraining; for others there is nnUNetv2_train."
-        )
-    if fold != "all" and not fold.isdecimal():
-        raise ValueError(
-            f"fold (={fold}) must be a number, or all; nnunet-ssp folds {dataset} lists them."
         )
     run_training(
         *(dataset, configuration, fold, trainer, plans_name),

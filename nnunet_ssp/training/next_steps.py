@@ -5,6 +5,33 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
+from typing import Any
+
+from nnunet_ssp.cohort.membership import count_for_advice
+from nnunet_ssp.cohort.splits import read_copy
+from nnunet_ssp.recommended import finetuning_settings
+
+
+def finetuning_command(trainer: Any, file: Path) -> str:
+    """Return the command that fine-tunes from a pretraining's file, with the settings for so many labels.
+
+    Args:
+        trainer: A `PretrainingTrainer`.
+        file: Its checkpoint.
+    """
+    prepared = Path(trainer.preprocessed_dataset_folder_base)
+    splits = read_copy(prepared) or []
+    ending = trainer.dataset_json["file_ending"]
+    masks = (prepared / "gt_segmentations").glob(f"*{ending}")
+    labelled = {file.name.removesuffix(ending) for file in masks}
+    n_labelled, _ = count_for_advice(trainer.fold, labelled, splits, trainer.cases)
+    return str(
+        trainer.command(
+            *("-pretrained_weights", str(file)),
+            trainer="nnUNetTrainerFinetune",
+            settings=finetuning_settings(n_labelled),
+        )
+    )
 
 
 def next_step(command: str, unlabelled: str = "") -> str:

@@ -194,3 +194,13 @@ def test_the_log_of_a_plain_dataset():
         "  left out for validation: nobody",
         "  test subjects, never in the store: none known",
     ]
+
+
+def test_the_labels_of_a_fold_are_counted_by_subject():
+    from nnunet_ssp.cohort.membership import count_for_advice
+
+    cases = ["a", "b", "c", "d", "e", "f"]
+    splits = [{"train": ["a", "b", "x"], "val": ["c"]}]
+    assert count_for_advice(0, cases, splits, {}) == (2, False)
+    assert count_for_advice("all", cases, splits, {}) == (6, False)
+    assert count_for_advice("0", cases, [], {}) == (4, False)  # nnU-Net's own five folds

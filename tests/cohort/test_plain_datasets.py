@@ -124,7 +124,7 @@ def test_a_pattern_where_a_table_names_the_subjects(raw: Path, capsys: pytest.Ca
     (raw / "cases.csv").touch()
     status, output = check(capsys, "--subject-pattern", "x")
     assert status == 1
-    assert "--subject-pattern must come with --check, for a dataset without cases.csv" in output
+    assert " must come with --check, for a dataset without cases.csv" in output
 
 
 def test_a_dataset_json_that_is_none(raw: Path, capsys: pytest.CaptureFixture[str]):

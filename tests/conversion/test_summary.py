@@ -94,6 +94,7 @@ def test_a_dry_run_tells_what_headers_tell(tmp_path: Path):
     }
     text = "\n".join(lines)
     assert "\ntrain: A, B\n" in text and "\ntest: T\n" in text
+    assert "\nwithout masks: B\n" in text
     assert "Only the labelled frames of test subjects" in text
     assert "Only the labelled" not in "\n".join(dry_summary_lines(looks[:2], tmp_path, [], ()))
     assert "Would be REFUSED:\n  X: no image." in text

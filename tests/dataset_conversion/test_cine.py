@@ -813,8 +813,72 @@ def test_an_image_of_another_format_is_named(root: Path):
 def test_a_folder_of_masks_must_hold_some(root: Path):
     save(frames(), root / "S1.nii.gz")
     save(drawn(ED), root.parent / "masks" / "S1.nii.gz")
-    with pytest.raises(FileNotFoundError, match=r"masks: no masks here\. Their names end in _gt"):
+    save(drawn(ED), root.parent / "masks" / "S2_gt.nii.gz")
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"masks: no masks here of 1 subject\. Their names end in _gt.* "
+        r"nothing: S1\.nii\.gz \(call it S1_gt\.nii\.gz\), S2_gt\.nii\.gz\.$",
+    ):
         convert(root, 121, labels=root.parent / "masks")
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_files_among_the_masks_that_are_used_for_nothing_are_named(
+    root: Path, dry_run: bool, capsys: pytest.CaptureFixture[str]
+):
+    masks = root.parent / "masks"
+    for number in (1, 2, 3):
+        save(frames(number), root / f"patient{number}.nii.gz")
+    save(drawn(ED, ES), masks / "patient1_gt.nii.gz")
+    save(drawn(ED, ES), masks / "Patient2_seg.nii.gz")
+    save(drawn(ED, ES), masks / "pateint3_gt.nii.gz")
+    target = convert(root, 121, labels=masks, dry_run=dry_run)
+    said = capsys.readouterr().out
+    assert (
+        f"WARNING: 1 file in {masks} is used for nothing, as the names are not those of masks: "
+        "Patient2_seg.nii.gz (call it patient2_gt.nii.gz). Their names end in _gt: <subject>_gt"
+    ) in said
+    assert "no subject is called pateint3. Perhaps patient3" in said
+    if dry_run:
+        assert "\nwithout masks: patient2, patient3\n" in said
+    else:
+        assert "Patient2_seg" not in (target / "convert.json").read_text()
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_without_any_mask_the_last_lines_say_how_masks_are_given(
+    root: Path, dry_run: bool, capsys: pytest.CaptureFixture[str]
+):
+    save(frames(), root / "S1" / "S1.nii.gz")
+    save(drawn(ED), root / "S1" / "S1_seg.nii.gz")
+    convert(root, 121, dry_run=dry_run)
+    said = capsys.readouterr().out
+    last = said[said.index("\nNothing is labelled: there is no mask beside the images") :]
+    assert (
+        "they go to --labels FOLDER, after a conversion with --overwrite. Their names end in _gt"
+        in last
+    )
+    assert len(last.splitlines()) <= 7
+    if not dry_run:  # which reads no names of files
+        assert "left out S1_seg.nii.gz; a mask of S1.nii.gz is called S1_gt.nii.gz" in said
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_dry_run_refuses_a_mask_of_a_frame_that_is_not_there(
+    root: Path, several: bool, capsys: pytest.CaptureFixture[str]
+):
+    save(frames(1), root / "A.nii.gz")
+    for t in range(12):
+        if several:
+            save(frames()[..., t], root / "S1" / f"frame{t + 1:02}.nii.gz")
+    if not several:
+        save(frames(), root / "S1.nii.gz")
+    save(drawn(ED)[..., ED], root / "S1_frame13_gt.nii.gz")
+    convert(root, 121, dry_run=True)
+    wrong = (
+        "there must be one image of frame 13" if several else "frame (=13) must be within 0 to 11"
+    )
+    assert f"S1: {root}/S1_frame13_gt.nii.gz: {wrong}." in capsys.readouterr().out
 
 
 # -- what refuses one subject ----------------------------------------------------------------------
@@ -1019,7 +1083,10 @@ def test_missing_folders_are_named(root: Path):
     with pytest.raises(FileNotFoundError, match="labels: no such folder"):
         convert(root, 120, labels=root / "labels")
     (root / "labels").mkdir()
-    target = convert(root, 120, labels=root / "labels")
+    with pytest.raises(FileNotFoundError, match=r"labels: no masks here of 1 .*folder is empty"):
+        convert(root, 120, labels=root / "labels")
+    (root / "labels").rmdir()
+    target = convert(root, 120)
     assert log(target)["refused"] == {}
 
 

@@ -88,7 +88,8 @@ def test_a_second_run_does_nothing_again(
     assert "12 of 12 cases are up to date" in output
     assert "Slice store: 12 frames (6 labelled), 36 slices in" in output
     assert output.endswith(
-        f"Next: nnUNetv2_train 901 2d 0 -tr nnUNetTrainerMIMPretrain{device_flag()}\n"
+        "measured it (docs/choosing.md).\n"
+        f"Next: nnUNetv2_train 901 2d 0 -tr nnUNetTrainerDensePretrain{device_flag()}\n"
     )
 
 
@@ -101,6 +102,7 @@ def test_nnunet_does_not_chatter(base: Path, capfd: pytest.CaptureFixture[str]):
         "Slice store",
         "Prepared",
         *(hint if device_flag() else []),
+        "2 labelled subjects to train on",
         "Next",
     ]
 

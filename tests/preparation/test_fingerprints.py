@@ -41,7 +41,9 @@ def test_a_dataset_without_any_label(
     target = prepare(902, workers=1)
     assert len(index(target)) == 3
     assert not (target / "nnUNetPlans_2d").exists() and not (target / "gt_segmentations").exists()
-    assert "Next: nnUNetv2_train 902 2d all -tr nnUNetTrainerMIMPretrain" in capsys.readouterr().out
+    assert (
+        "Next: nnUNetv2_train 902 2d all -tr nnUNetTrainerDensePretrain" in capsys.readouterr().out
+    )
 
 
 def test_the_fingerprint_without_labels_is_nnunets_with_the_foreground_labelled(

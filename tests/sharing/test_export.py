@@ -84,11 +84,11 @@ def test_the_card_says_what_was_seen(checkpoint: Path, dataset: Path, capsys) ->
 def test_the_card_says_what_was_gained(checkpoint: Path, dataset: Path, monkeypatch) -> None:
     row = {"labelled": "5", "scratch": "0.625", "pretrained": "0.673"}
     monkeypatch.setattr(
-        "nnunet_ssp.sharing.gains.read_measured", lambda: [{"method": "MIM", **row}]
+        "nnunet_ssp.sharing.gains.read_measured", lambda: [{"method": "MIM", "settings": "", **row}]
     )
     file = export(checkpoint, "heart")
-    assert card_in(file)["measured"] == {"of": OTHERS, "rows": [row]}
-    assert "| labelled | scratch | pretrained |\n| --- | --- | --- |\n| 5 | 0.625 |" in texts(file)
+    assert card_in(file)["measured"] == {"of": OTHERS, "rows": [{"settings": "", **row}]}
+    assert "| 5 | 0.625 | 0.673 |" in texts(file)
     assert main(["import", str(file)]) == 0
 
 

@@ -54,6 +54,8 @@ def test_without_a_study_the_method_counts(study: Path) -> None:
     assert found["of"] == OTHERS
     assert found["rows"][0]["scratch"] == read_measured()[0]["scratch"]
     assert measured_gains(elsewhere, "PCL") == {}
+    assert measured_gains(elsewhere, "MIM", {"recipe": "paper"}) == {}
+    assert len(measured_gains(elsewhere, "MIM", {"recipe": "deep"})["rows"]) == 1
     write(study / COMPARISONS)
     assert measured_gains(study / FILE, "PCL") == {}
 

@@ -398,4 +398,6 @@ def test_one_process_trains_as_nnunets_command(runs, capsys, monkeypatch, no_pic
     monkeypatch.setenv("nnUNet_ssp_settings", "num_epochs=1 iterations_per_epoch=1 batch_size=4")
     words = ["train", "Dataset901_Phantom", "2d", "0", "-p", "tiny", *MIM]
     assert main(words) == 0
-    assert "Fine-tune with:\nnnUNetv2_train 901 2d 0 -p tiny" in capsys.readouterr().out
+    line = capsys.readouterr().out.split("Fine-tune with:\n")[1]
+    assert line.startswith("nnUNet_ssp_settings='recipe=few num_epochs=25")  # two labelled subjects
+    assert " nnUNetv2_train 901 2d 0 -p tiny" in line

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from nnunet_ssp.training.next_steps import after_finetuning, next_step
+from nnunet_ssp.recommended import FEW_SETTINGS
+from nnunet_ssp.training.next_steps import after_finetuning, finetuning_command, next_step
 
 DATASET = "Dataset007_Heart"
 
@@ -53,3 +56,34 @@ def test_without_test_subjects_the_validation_is_evaluated(folder: Path):
 def test_a_pretraining_ends_with_the_command_of_the_fine_tuning():
     assert next_step("train") == "Pretraining done. Fine-tune with:\ntrain"
     assert "in place of 7: Fine-tune with:\ntrain" in next_step("train", unlabelled=DATASET)
+
+
+@pytest.mark.parametrize(
+    ("n_masks", "fold", "settings"),
+    [
+        (0, "all", ""),
+        (10, "all", FEW_SETTINGS),
+        (11, "all", ""),
+        (11, 0, FEW_SETTINGS),
+        (13, 1, ""),
+    ],
+)
+def test_few_labels_are_fine_tuned_with_what_was_measured(
+    tmp_path: Path, n_masks: int, fold: int | str, settings: str
+):
+    """What a fold trains on counts, not the dataset; of each fold the last case is held out."""
+    cases = [f"s{n:02}" for n in range(n_masks)]
+    (tmp_path / "gt_segmentations").mkdir()
+    for case in cases:
+        (tmp_path / "gt_segmentations" / f"{case}.nii.gz").touch()
+    splits = [{"train": cases[:-1], "val": cases[-1:]}] * 2
+    (tmp_path / "splits_final.json").write_text(json.dumps(splits))
+    trainer = SimpleNamespace(
+        preprocessed_dataset_folder_base=str(tmp_path),
+        dataset_json={"file_ending": ".nii.gz"},
+        fold=fold,
+        cases={},
+        command=lambda *more, trainer, settings: f"{settings}|{trainer}|{more[-1]}",
+    )
+    said = finetuning_command(trainer, Path("x.pth"))
+    assert said == f"{settings}|nnUNetTrainerFinetune|x.pth"

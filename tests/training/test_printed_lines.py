@@ -202,7 +202,7 @@ def test_folds_are_trained_on_by_their_lines(mine, dataset, paste, capfd, no_pic
     number = int(shlex.split(scratch)[3])
     assert number == len(read_splits(dataset / "splits_final.json")) - 1
     paste(scratch, f"{TUNE} final_validation=no")
-    pretrain = next(line for line in said.splitlines() if "MIMPretrain" in line)
+    pretrain = next(line for line in said.splitlines() if "DensePretrain" in line)
     assert "Pretraining done" in paste(pretrain, FEW)
 
 
@@ -314,8 +314,12 @@ def test_folds_that_do_not_exist_are_listed_by_the_line(dataset, trained, paste)
 def test_a_fold_that_is_no_number_is_listed_by_the_line(mine, paste, capfd):
     trainer = ("-tr", "nnUNetTrainerMIMPretrain", "-device", "cpu")
     said = refusal(capfd, "train", 901, "2d", "al", *trainer)
-    line = re.search(r"fold \(=al\) must be a number, or all; (.*) lists them\.", said)[1]
-    assert "fold-0" in paste(line)
+    line = re.search(r"fold \(=al\) must be a number, 0 or above, or all; (.*) lists them\.", said)[
+        1
+    ]
+    name = re.search(r"\d-fold-0", paste(line))[0]
+    said = refusal(capfd, "train", 901, "2d", name, *trainer)
+    assert f"fold (={name}) must be a number, 0 or above, or all; {name} is 0; nnunet-ssp" in said
 
 
 def test_folds_of_a_dataset_that_differ_are_copied_by_the_line(mine, dataset, trained, paste):

@@ -35,7 +35,7 @@ class Chunks:
 
     Attributes:
         size: Images at a time, None for the whole batch, 0 until `auto` has chosen.
-        note: Words for the log on how `auto` chose.
+        note: Words for the log on how `auto` chose, where a batch is passed in several chunks.
         draws: Whether the network draws at random (dropout), which a recomputation must repeat.
         adds_up: Whether `weighted_sum` may add the gradients of chunks; if not, it computes them again.
         scaled: Whether the loss is scaled before its backward pass, as in float16. `weighted_sum` computes again then:
@@ -133,10 +133,11 @@ class Chunks:
         fitting = max(1, int(SHARE * free / max(each, 1)))
         # A power of two, so that a little more or less free memory changes nothing.
         self.size = 2 ** int(math.log2(fitting))
-        self.note = (
-            f"chunk_size=auto: {self.size} images at a time "
-            f"({each / 2**20:.1f} MiB of activations each, {free / 2**30:.1f} GiB free)"
-        )
+        if self.size < n:
+            self.note = (
+                f"chunk_size=auto: {n} images pass in {math.ceil(n / self.size)} chunks of {self.size}, which memory "
+                f"has room for ({each / 2**20:.1f} MiB of activations an image, {free / 2**30:.1f} GiB free)"
+            )
 
     def _saved_bytes(self, function: Callable[[slice], Tensor], n: int) -> int:
         """Count the bytes that autograd keeps for the backward pass of n images, without the weights."""

@@ -1,0 +1,78 @@
+"""README, docs/choosing.md, what is printed and what was measured give one advice."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssp.recommended import FEW, FEW_SETTINGS, MANY, finetuning_settings, recommended
+from nnunet_ssp.settings import FinetuningSettings, override
+from nnunet_ssp.training.evidence import read_measured
+
+ROOT = Path(__file__).parents[1]
+DENSE, MIM = "nnUNetTrainerDensePretrain", "nnUNetTrainerMIMPretrain"
+
+
+@pytest.mark.parametrize(
+    ("labelled", "frames", "trainer", "settings", "finetuning"),
+    [
+        (0, True, DENSE, "", ""),  # labels come later: nothing to count the steps by
+        (1, True, DENSE, "", FEW_SETTINGS),
+        (FEW, True, DENSE, "", FEW_SETTINGS),
+        (FEW, False, MIM, "recipe=deep", FEW_SETTINGS),  # no second frames to compare
+        (FEW + 1, True, MIM, "", ""),
+        (MANY + 1, True, MIM, "", ""),
+    ],
+)
+def test_the_rule(labelled: int, frames: bool, trainer: str, settings: str, finetuning: str):
+    found = recommended(labelled, 100, frames)
+    assert (found.trainer, found.settings, found.finetuning) == (trainer, settings, finetuning)
+
+
+def test_the_reason_is_said():
+    assert "5 labelled subjects to train on" in recommended(5, 9).reason
+    assert "expect less" not in recommended(5, 9).reason
+    assert "no unlabelled images" in recommended(1, 0).reason
+    assert recommended(FEW + 1, 9).reason == recommended(0, 9).reason == ""
+    assert "nnUNetTrainerScratch" in recommended(MANY + 1, 9).reason
+
+
+def test_the_settings_for_few_labels_are_those_that_were_measured():
+    settings, ignored = override(FinetuningSettings(), FEW_SETTINGS)
+    assert not ignored
+    assert settings.num_epochs * settings.iterations_per_epoch == 500
+    assert (settings.optimizer, settings.initial_lr) == ("adamw", 0.003)
+    assert finetuning_settings(FEW) == FEW_SETTINGS
+
+
+def test_the_rule_follows_what_was_measured():
+    rows = read_measured()
+    gains: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        gain = float(row["pretrained"]) - float(row["scratch"])
+        if "500 steps" in row["data"]:
+            gains.setdefault((int(row["labelled"]), row["method"]), []).append(gain)
+    assert max(n for n, method in gains if method == "Dense") == FEW
+    for (n, method), found in gains.items():
+        if method != "Dense" and (n, "Dense") in gains:
+            assert max(gains[n, "Dense"]) >= max(found)
+        assert max(found) > 0
+
+
+def test_the_pages_agree_with_the_rule():
+    choosing = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([^|]*label[^|]*|\d+ to \d+|more) \| ([^|]*) \|", choosing, re.M))
+    few, some, many = (
+        rows[key] for key in (f"up to {FEW} labelled subjects", f"{FEW + 1} to {MANY}", "more")
+    )
+    assert few.split("`")[1] == recommended(FEW, 1).trainer and FEW_SETTINGS.split()[0] in few
+    assert f"`{MIM}` with `recipe=deep`" in few
+    assert some.split("`")[1] == recommended(FEW + 1, 1).trainer
+    assert "nnUNetTrainerScratch" in many and recommended(MANY + 1, 1).trainer in many
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (bullet,) = re.findall(r"^\* \*\*Ten labelled patients or fewer.*$", readme, re.M)
+    assert DENSE in bullet and f'nnUNet_ssp_settings="{FEW_SETTINGS}"' in bullet
+    (third,) = re.findall(r"^nnUNetv2_train 114 2d 0 -tr (\w+)$", readme, re.M)
+    assert third == recommended(MANY + 1, 1).trainer  # of M&Ms' 150
