@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from nnunet_ssp.reporting.names import wrapped
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -131,7 +132,7 @@ def box_plot(
                 for artist in drawn:
                     artist.set_clip_on(False)  # a Dice of 1 lies on the axes' edge
         room = int(LETTERS_PER_INCH * figure.get_figwidth() / len(groups)) - 2
-        axes.set_xticks(range(len(groups)), [textwrap.fill(name, max(room, 4)) for name in groups])
+        axes.set_xticks(range(len(groups)), [wrapped(name, max(room, 4)) for name in groups])
         axes.set_xlim(-0.5, len(groups) - 0.5)
         axes.set(ylabel=ylabel, ylim=ends, title=title)
         axes.grid(False, axis="x")
@@ -269,7 +270,7 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """
     room = int(LETTERS_PER_INCH * figure.get_figwidth())
     for handle in handles:
-        handle.set_label(textwrap.fill(str(handle.get_label()), room - 8))
+        handle.set_label(wrapped(str(handle.get_label()), room - 8))
     # As many columns as fit the width; long names take more room.
     names = [str(handle.get_label()).splitlines() for handle in handles]
     longest = max(len(line) for name in names for line in name)
@@ -319,11 +320,11 @@ def overlay_grid(
         for line, (name, overlays) in zip(grid, rows.items(), strict=True):
             for axes, overlay in zip(line, overlays, strict=True):
                 _draw_overlay(axes, overlay, {colours[name]: labels[name] for name in labels})
-            line[0].set_ylabel(textwrap.fill(name, 18))
+            line[0].set_ylabel(wrapped(name, 18))
         for axes, column in zip(grid[0], columns, strict=True):
             axes.set_title(column)
         if title:
-            figure.suptitle(textwrap.fill(title, int(LETTERS_PER_INCH * OVERLAY_WIDTH)))
+            figure.suptitle(wrapped(title, int(LETTERS_PER_INCH * OVERLAY_WIDTH)))
         if there:
             _overlay_legend(figure, {name: colours[name] for name in there}, outlined)
 
@@ -335,9 +336,9 @@ def _overlay_legend(figure: Figure, colours: Mapping[str, str], outlined: bool) 
     from matplotlib.patches import Patch
 
     patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    if outlined:  # white as on the images, on their grey
-        white: dict[str, Any] = {"facecolor": "#444", "edgecolor": "white", "linewidth": 1.5}
-        patches.append(Patch(label="outline: reference", **white))
+    if outlined:  # a white line, as on the images
+        white: dict[str, Any] = {"facecolor": "#444", "edgecolor": "white", "linewidth": 0}
+        patches.append(Patch(label="outline: reference", hatch="--", **white))
     legend(figure, patches)
 
 

@@ -11,7 +11,6 @@ import hashlib
 import html
 import math
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,12 +18,12 @@ from urllib.parse import quote
 
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.reporting.figures import render
+from nnunet_ssp.reporting.names import LONG, pieces
 from nnunet_ssp.reporting.player import SCRIPT, Sprites, markup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LONG = 20  # letters of a cell in a column of words, and of the longest word
 SHORT_NAME = 10  # letters of a name that needs no break
 SHORT = 30  # letters of a text that is set as a number: 0.89 ± 0.01
 PIXELS_PER_INCH = 110  # of the page; images have more, for sharper screens
@@ -76,7 +75,7 @@ th, td { padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); t
 th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 td:not(:last-child) { white-space: nowrap; }
 /* A long name takes lines in place of the table's width, and breaks where `_breakable` lets it. */
-td:first-child:not(.number), td.words { white-space: normal; overflow-wrap: normal; min-width: 9ch; }
+td:first-child:not(.number), td.words { white-space: normal; overflow-wrap: normal; min-width: 13ch; }
 th:last-child, td:last-child { padding-right: 0; }
 /* What is left for the last column on a phone is no ribbon of words. */
 td:last-child:not(.number) { overflow-wrap: normal; min-width: 9rem; }
@@ -86,7 +85,8 @@ td:first-child .note { white-space: normal; }
 tr:target { background: var(--notice); }
 a { color: var(--link); text-decoration-thickness: 1px; text-underline-offset: .15em; }
 td a { color: inherit; text-decoration-color: var(--soft); }
-.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; }
+td.number { white-space: nowrap; }
 details, figure, .scroll { margin: 1rem 0; }
 summary { cursor: pointer; }
 img { display: block; max-width: 100%; height: auto; }
@@ -130,11 +130,11 @@ class Page:
         self._moves = False
         if notice:
             self._parts.append(f'<p class="notice">{html.escape(notice)}</p>')
-        self._parts.append(f"<h1>{html.escape(title)}</h1>")
+        self._parts.append(f"<h1>{_breakable(title)}</h1>")
 
     def heading(self, text: str) -> None:
         """Start a section."""
-        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+        self._parts.append(f"<h2>{_breakable(text)}</h2>")
 
     def remark(self, note: str) -> None:
         """Add a note; one that begins with WARNING stands out as what must be read."""
@@ -377,13 +377,8 @@ def _breakable(text: str) -> str:
 
 
 def _breakable_name(name: str) -> str:
-    if len(name) <= SHORT_NAME:
-        return html.escape(name)
-    pieces: list[str] = []
-    for piece in re.split(r"(?<=[_/=+.-])(?=[^\W_])|(?<=[a-z])(?=[A-Z])", name):
-        # A longer one is no word, but letters and digits such as a hash.
-        pieces += [piece] if len(piece) <= LONG else textwrap.wrap(piece, LONG)
-    return "<wbr>".join(map(html.escape, pieces))
+    parts = [name] if len(name) <= SHORT_NAME else pieces(name)
+    return "<wbr>".join(map(html.escape, parts))
 
 
 def _is_numeric(cells: Sequence[Cell], text: bool) -> bool:

@@ -92,8 +92,8 @@ def test_notes_stand_below_what_they_are_of():
     ("name", "parts"),
     [
         ("Mustermann_5", ["Mustermann_", "5"]),
-        ("nnUNetTrainerMIMPretrain", ["nn", "UNet", "Trainer", "MIMPretrain"]),
-        ("nnUNet_results/Dataset120", ["nn", "UNet_", "results/", "Dataset120"]),
+        ("nnUNetTrainerMIMPretrain", ["nnUNet", "Trainer", "MIMPretrain"]),
+        ("nnUNet_results/Dataset120", ["nnUNet_", "results/", "Dataset120"]),
         ("short_one", ["short_one"]),
         ("supercalifragilistic", ["supercalifragilistic"]),
         ("0f" * 16, ["0f" * 10, "0f" * 6]),
