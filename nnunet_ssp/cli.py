@@ -16,6 +16,7 @@ from typing import Any
 import nnunet_ssp
 from nnunet_ssp.command_line import CommandParser
 from nnunet_ssp.console import decimal, path, run_command, whole
+from nnunet_ssp.heartbeat import signs_of_life, work
 from nnunet_ssp.training.launched import add_train
 
 
@@ -27,8 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # timm's, at its import, which is nnU-Net's: users can do nothing about it.
     warnings.filterwarnings("ignore", r"`torch\.jit\.interface` is deprecated", FutureWarning)
-    parsed = _parser().parse_args(arguments)
-    return run_command(lambda: parsed.run(parsed))
+    words = sys.argv[1:] if arguments is None else arguments
+    parsed = _parser().parse_args(words)
+    with signs_of_life(words[0]):
+        return run_command(lambda: parsed.run(parsed))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -432,7 +435,9 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     def run(args: argparse.Namespace) -> int:
         _suit_this_machine()
-        from nnunet_ssp.predict.command import predict
+        print("Loading PyTorch and nnU-Net ...", file=sys.stderr, flush=True)
+        with work("loading PyTorch and nnU-Net"):
+            from nnunet_ssp.predict.command import predict
 
         return predict(**_without_run(args))
 

@@ -13,6 +13,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import TypeVar
 
+from nnunet_ssp.heartbeat import work
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -96,7 +98,8 @@ def process(
 
     workers = min(workers, len(items))
     if workers <= 1:
-        yield from bar(map(function, items))
+        with work(f"{label[:1].lower()}{label[1:]}"):
+            yield from bar(map(function, items))
         return
     # Spawned, not forked: the caller may have threads, and a fork copies their locks as they are.
     with ProcessPoolExecutor(
@@ -104,7 +107,8 @@ def process(
     ) as pool:
         with _holding_ctrl_c():
             results = pool.map(function, items)  # starts the workers
-        yield from bar(results)
+        with work(f"{label[:1].lower()}{label[1:]}"):
+            yield from bar(results)
 
 
 @contextmanager

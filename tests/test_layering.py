@@ -18,7 +18,7 @@ FOLDERS = {
 # From the pure parts up; a room imports from those of the lines before it. A room or module on a line with another is
 # its equal: neither imports the other, but for the pairs in SAME_LINE.
 RANKS = (
-    "files console parallel network schedules timm_unet distributed heart phantom setting_values settings "
+    "heartbeat files console parallel network schedules timm_unet distributed heart phantom setting_values settings "
     "staged_settings signals nnunet guard warm launch recommended command_line",
     "cohort",
     "slices conversion reporting methods.parts",
@@ -34,6 +34,7 @@ SAME_LINE = {
     ("timm_unet", "console"),
     ("command_line", "console"),
     ("files", "parallel"),
+    ("parallel", "heartbeat"),
     ("nnunet", "files"),
     ("settings", "console"),
     ("settings", "files"),

@@ -317,11 +317,12 @@ def overlays(layout: Layout, dataset: DemoData, limit: int = 4) -> bytes:
         maps = [read_array(path / f"{case}{dataset.ending}") for path in folders.values()]
         (z,), window = slices_to_show(maps[0], 1), label_window(maps[0])
         reference = maps[0][z][window]
-        rows[subject] = [
+        rows[f"{subject}, slice {z + 1}"] = [
             Overlay(image[z][window], labels[z][window], reference if i else None)
             for i, labels in enumerate(maps)
         ]
-    return overlay_grid(rows, list(folders), dataset.labels)
+    title = f"{layout.dataset}: first labelled frame of each subject"
+    return overlay_grid(rows, list(folders), dataset.labels, title)
 
 
 def versions(device: str) -> list[tuple[str, str]]:

@@ -23,6 +23,7 @@ from nnunet_ssp.evaluation.signed_rank import METHOD
 from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST, subject_means
 from nnunet_ssp.reporting.figures import (
     OVERLAY_WIDTH,
+    VALUES_FOR_A_BOX,
     Overlay,
     bland_altman,
     box_plot,
@@ -94,7 +95,8 @@ def _add_scores(page: Page, evaluation: Evaluation) -> None:
         box_plot(_box_groups(evaluation), "3D Dice", (0, 1), _figure_title(evaluation)),
         alt="Box plots of the Dice of each class.",
         caption="A dot is a subject"
-        + ("." if len(evaluation.models) > 1 or not evaluation.phases else " at ED or at ES."),
+        + ("." if len(evaluation.models) > 1 or not evaluation.phases else " at ED or at ES.")
+        + f" No box for fewer than {VALUES_FOR_A_BOX}.",
         size=(OVERLAY_WIDTH, 3.2),
     )
 
@@ -275,8 +277,7 @@ def _described(evaluation: Evaluation, case: str, models: list[str]) -> str:
         named = f"{model}: " if len(evaluation.models) > 1 else ""
         shown = evaluation.labels.shown
         lines.append(f"{named}{', '.join(f'{shown(str(n))} {d:.2f}' for n, d in dice.items())}")
-    where = ", ".join(word for word in (case, own["phase"].iloc[0]) if word)
-    return f"{where}. Dice of {'; '.join(lines)}."
+    return f"{_frame(evaluation, case)}. Dice of {'; '.join(lines)}."
 
 
 def _overlay(evaluation: Evaluation, case: str, models: list[str]) -> bytes:
@@ -288,7 +289,7 @@ def _overlay(evaluation: Evaluation, case: str, models: list[str]) -> bytes:
     maps = {"Reference": reference, **predictions}
     z, window = slices_to_show(reference, 3), label_window(reference)
     base = evaluation.frames.loc[evaluation.frames["case"] == case, "base"].iloc[0]
-    titles = {"first": ["basal", "middle", "apical"], "last": ["apical", "middle", "basal"]}
+    along = {"first": ("basal", "middle", "apical"), "last": ("apical", "middle", "basal")}
     rows = {
         name: [
             Overlay(image[i][window], labels[i][window], reference[i][window] if row else None)
@@ -296,9 +297,19 @@ def _overlay(evaluation: Evaluation, case: str, models: list[str]) -> bytes:
         ]
         for row, (name, labels) in enumerate(maps.items())
     }
-    columns = titles.get(base, [f"slice {i + 1}" for i in z])
+    numbers = [f"slice {i + 1}" for i in z]
+    places = along.get(base)
+    columns = [f"{p}, {n}" for p, n in zip(places, numbers, strict=True)] if places else numbers
     labels = evaluation.labels
-    return overlay_grid(rows, columns, {labels.shown(n): v for n, v in labels.classes.items()})
+    painted = {labels.shown(n): v for n, v in labels.classes.items()}
+    return overlay_grid(rows, columns, painted, _frame(evaluation, case))
+
+
+def _frame(evaluation: Evaluation, case: str) -> str:
+    """Name a case with its phase."""
+    scores = evaluation.scores
+    phase = scores.loc[scores["case"] == case, "phase"].iloc[0]
+    return ", ".join(word for word in (case, phase) if word)
 
 
 def _add_clinical(page: Page, evaluation: Evaluation) -> None:

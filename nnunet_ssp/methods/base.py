@@ -76,12 +76,15 @@ class Pictures:
         title: Words above the images; `{slices}` stands for the kind of slices, `{epoch}` for the finished epochs.
         change: Whether training changes the images. Those that it does not change are drawn once, before it.
         caption: Words below the images.
+        own_scale: Column whose grey scale it and those behind it have; the others have that of `target`, else of the
+            first column.
     """
 
     file: str = "views.png"
     title: str = "{slices} slices as the encoder sees them"
     change: bool = False
     caption: str = ""
+    own_scale: str = ""
 
 
 class Method(nn.Module, ABC):

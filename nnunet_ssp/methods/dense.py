@@ -105,7 +105,12 @@ class Dense(Method):
     second_frames_by = "movement"
     other_frames = True
     pictures = Pictures(
-        "movement/epoch_{epoch:03d}.png", "{slices} slices after {epoch} epochs", change=True
+        "movement/epoch_{epoch:03d}.png",
+        "{slices} slices after {epoch} epochs",
+        change=True,
+        caption="movement: how much each pixel of the first view differs in another frame. output: what the network "
+        "says of it, from the first view alone. Both have one grey scale.",
+        own_scale="movement",
     )
     paper = (
         "Chaitanya, Erdil, Karani, Konukoglu: Contrastive learning of global and local features for medical image "

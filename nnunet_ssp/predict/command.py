@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from nnunet_ssp.console import count_of, writing_failed
+from nnunet_ssp.console import count_of, some, writing_failed
 from nnunet_ssp.conversion.convert import input_stamp
 from nnunet_ssp.dataset_conversion.cine_files import CineTask
 from nnunet_ssp.evaluation.labels import Labels
@@ -111,12 +112,14 @@ def predict(
     place = model if model is not None else results_folder(str(dataset), wanted)
     device = choose_device(device)
     steps = read_postprocessing(postprocessing) if postprocessing is not None else []
+    _say(f"Looking for cines in {some([str(place) for place in inputs], 3)} ...")
     tasks, refused = find_studies(inputs, by_patient_id, series, number_of_workers(workers))
     with (
         _failures_in_words(output),
         locked(output, create=True),
         _unpacked(place, wanted, output) as folder,
     ):
+        _say(f"Reading the model {place} ...")
         checked = check_model(folder, folds, checkpoint, {"LV": lv, "MYO": myo, "RV": rv}, trust)
 
         def load() -> Segments:
@@ -130,6 +133,11 @@ def predict(
         made_by = {"digest": checked.digest, "mirror": mirror, "postprocessing": list(steps)}
         refused = run(tasks, refused, Output(output), job, made_by, overwrite)
     return int(bool(refused))
+
+
+def _say(text: str) -> None:
+    """Say at once what is done now; results go to stdout, this does not."""
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from nnunet_ssp.files.grids import Array
 from nnunet_ssp.predict.flags import FLAGS, rule_of
 from nnunet_ssp.predict.inputs import InputCine
 from nnunet_ssp.predict.results import ENDINGS, REPORT, in_short
-from nnunet_ssp.reporting.figures import COLOUR_WORDS, COLOURS, count_along
+from nnunet_ssp.reporting.figures import COLOUR_WORDS, STRUCTURE_COLOURS, count_along
 from nnunet_ssp.reporting.page import Link, Page
 from nnunet_ssp.reporting.player import Sprites
 
@@ -28,10 +28,8 @@ MARGIN = 0.5  # of the heart's size, around it
 SHARP = 3  # pixels of the page for one of the image
 MS = 40.0  # from frame to frame, where the header does not tell
 ACROSS = 4  # slices in a row of a contact sheet
-# As `evaluate` draws them, for a dataset whose labels are in this order.
-PAINTED = ("LV", "MYO", "RV")
-PAINT = dict(zip(PAINTED, COLOURS, strict=False))
-PAINT_IN_WORDS = ", ".join(map(" ".join, zip(PAINTED, COLOUR_WORDS, strict=False)))
+PAINT = STRUCTURE_COLOURS
+PAINT_IN_WORDS = ", ".join(map(" ".join, zip(PAINT, COLOUR_WORDS, strict=False)))
 
 
 # -- a run -----------------------------------------------------------------------------------------
@@ -50,23 +48,24 @@ def run_page(records: Mapping[str, Mapping[str, Any]], refused: Mapping[str, str
         page.table(["Subject", "Reason"], list(refused.items()))
     page.heading("Subjects")
     page.paragraph("The most flags first, then the largest disagreement.")
+    # Flags second, so that a phone shows them without scrolling
     columns = [
         "Subject",
+        "Flags",
         "EDV ml",
         "ESV ml",
         "EF %",
         "Mass g",
         "RV EF %",
         "Disagreement %",
-        "Flags",
     ]
     names = ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "lv_mass_g", "rv_ef_percent")
     rows = [
         [
             Link(subject, f"{subject}{ENDINGS['page']}"),
+            ", ".join(record["flags"]) or "none",
             *(_number(record["subject"].get(name)) for name in names),
             _number(record["subject"].get("disagreement_percent")),
-            ", ".join(record["flags"]) or None,
         ]
         for subject, record in sorted(records.items(), key=_doubt)
     ]

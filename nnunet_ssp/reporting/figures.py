@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from nnunet_ssp.reporting.names import wrapped
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -22,11 +23,15 @@ Array = npt.NDArray[Any]
 # Okabe and Ito's colours: told apart by colour-blind readers, on white and on black.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
 COLOUR_WORDS = ("orange", "sky blue", "green", "pink", "blue", "red")  # what people call these
+# Structures of the heart, the same in every picture; curves and boxes begin with the other colours.
+STRUCTURE_COLOURS = dict(zip(("LV", "MYO", "RV"), COLOURS, strict=False))
+SERIES_COLOURS = ("#0072B2", "#D55E00", "#CC79A7", *COLOURS[:3])
 # For more than six curves: each as far as possible from all before it, in CIELAB.
 MORE_COLOURS = ("#8811FF", "#00EE00", "#FF11CC", "#FF0066", "#DDCCAA", "#77AA11", "#776622")
 
 PIXELS = 190  # of an inch; the width of a page's text is 4.8 inches of a picture
 LETTERS_PER_INCH = 12  # of text in matplotlib's default size
+VALUES_FOR_A_BOX = 5  # of fewer, quartiles say less than the values
 OVERLAY_WIDTH = 4.8  # inches; a wider picture would have tiny letters on a phone
 
 
@@ -60,7 +65,7 @@ def render(
         "axes.facecolor": paper,
         "axes.grid": True,
         "axes.labelcolor": ink,
-        "axes.prop_cycle": cycler(color=COLOURS),
+        "axes.prop_cycle": cycler(color=SERIES_COLOURS),
         "axes.spines.right": False,
         "axes.spines.top": False,
         "axes.titlesize": "medium",
@@ -93,6 +98,8 @@ def box_plot(
 ) -> Callable[[Figure], None]:
     """Make boxes (quartiles; whiskers to 1.5 times their distance) with every value as a dot.
 
+    A series of fewer than `VALUES_FOR_A_BOX` values has no box, and larger dots.
+
     Args:
         groups: Values by group (a place on the x axis) and series (a colour), each of shape (n,). NaN are left
             out.
@@ -115,26 +122,17 @@ def box_plot(
                 values = group.get(name, np.empty(0))
                 values = values[np.isfinite(values)]
                 x = place + (number - (len(series) - 1) / 2) * width
-                drawn = axes.boxplot(
-                    [values],
-                    positions=[x],
-                    widths=0.8 * width,
-                    showfliers=False,
-                    patch_artist=True,
-                    boxprops={"facecolor": (colours[name], 0.35), "edgecolor": colours[name]},
-                    medianprops={"color": colours[name], "linewidth": 2},
-                    whiskerprops={"color": colours[name]},
-                    capprops={"color": colours[name]},
-                    manage_ticks=False,
-                )
+                few = len(values) < VALUES_FOR_A_BOX
+                drawn = [] if few else _box(axes, values, x, 0.8 * width, colours[name])
                 spread = jitter.uniform(-0.2, 0.2, len(values)) * width
-                dots = axes.plot(
-                    x + spread, values, ".", color=colours[name], markersize=3, alpha=0.7
+                style: dict[str, Any] = (
+                    {"markersize": 9} if few else {"markersize": 3, "alpha": 0.7}
                 )
-                for artist in (*dots, *(part for parts in drawn.values() for part in parts)):
+                drawn += axes.plot(x + spread, values, ".", color=colours[name], **style)
+                for artist in drawn:
                     artist.set_clip_on(False)  # a Dice of 1 lies on the axes' edge
         room = int(LETTERS_PER_INCH * figure.get_figwidth() / len(groups)) - 2
-        axes.set_xticks(range(len(groups)), [textwrap.fill(name, max(room, 4)) for name in groups])
+        axes.set_xticks(range(len(groups)), [wrapped(name, max(room, 4)) for name in groups])
         axes.set_xlim(-0.5, len(groups) - 0.5)
         axes.set(ylabel=ylabel, ylim=ends, title=title)
         axes.grid(False, axis="x")
@@ -142,6 +140,22 @@ def box_plot(
             _legend(figure, colours)
 
     return draw
+
+
+def _box(axes: Axes, values: Array, x: float, width: float, colour: str) -> list[Artist]:
+    drawn = axes.boxplot(
+        [values],
+        positions=[x],
+        widths=width,
+        showfliers=False,
+        patch_artist=True,
+        boxprops={"facecolor": (colour, 0.35), "edgecolor": colour},
+        medianprops={"color": colour, "linewidth": 2},
+        whiskerprops={"color": colour},
+        capprops={"color": colour},
+        manage_ticks=False,
+    )
+    return [part for parts in drawn.values() for part in parts]
 
 
 def curves_with_bands(
@@ -194,7 +208,7 @@ def bland_altman(
             (reference + predicted) / 2,
             predicted - reference,
             "o",
-            color=COLOURS[4],
+            color=SERIES_COLOURS[0],
             markersize=4,
             alpha=0.6,
             markeredgewidth=0,
@@ -202,7 +216,7 @@ def bland_altman(
         for value, style in zip(lines, ("--", "-", "--"), strict=True):
             if np.isnan(value):  # a single subject has no limits
                 continue
-            axes.axhline(value, color=COLOURS[5], linestyle=style, linewidth=1.2)
+            axes.axhline(value, color=SERIES_COLOURS[1], linestyle=style, linewidth=1.2)
             axes.annotate(
                 f"{value:+.1f}",
                 (1, value),
@@ -210,7 +224,7 @@ def bland_altman(
                 xycoords=("axes fraction", "data"),
                 textcoords="offset points",
                 va="center",
-                color=COLOURS[5],
+                color=SERIES_COLOURS[1],
             )
         axes.set(
             title=name,
@@ -230,7 +244,15 @@ def count_along(axes: Axes, first: int, last: int) -> None:
 
 
 def _colours(names: Iterable[str]) -> dict[str, str]:
-    return dict(zip(names, itertools.cycle(COLOURS + MORE_COLOURS), strict=False))
+    return dict(zip(names, itertools.cycle(SERIES_COLOURS + MORE_COLOURS), strict=False))
+
+
+def class_colours(names: Collection[str]) -> dict[str, str]:
+    """Return the colours of classes: those of LV, MYO and RV are the same whatever else there is."""
+    own = {name: STRUCTURE_COLOURS[name] for name in names if name in STRUCTURE_COLOURS}
+    free = [c for c in (*COLOURS[3:], *COLOURS[:3], *MORE_COLOURS) if c not in own.values()]
+    others = (name for name in names if name not in own)
+    return {**own, **dict(zip(others, itertools.cycle(free), strict=False))}
 
 
 def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
@@ -248,7 +270,7 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """
     room = int(LETTERS_PER_INCH * figure.get_figwidth())
     for handle in handles:
-        handle.set_label(textwrap.fill(str(handle.get_label()), room - 8))
+        handle.set_label(wrapped(str(handle.get_label()), room - 8))
     # As many columns as fit the width; long names take more room.
     names = [str(handle.get_label()).splitlines() for handle in handles]
     longest = max(len(line) for name in names for line in name)
@@ -275,18 +297,21 @@ def overlay_grid(
     rows: Mapping[str, Sequence[Overlay]],
     columns: Sequence[str],
     labels: Mapping[str, int | tuple[int, ...]],
+    title: str = "",
 ) -> bytes:
-    """Draw label maps in colour on images.
+    """Draw label maps in colour on images; the legend says what each colour means.
 
     Args:
         rows: Panels by the row's name, one for each column.
         columns: The columns' titles.
         labels: Name and value, or values, of each class to paint.
+        title: Title of the whole, such as case and frame.
 
     Returns:
         The content of a PNG file.
     """
-    colours = _colours(labels)
+    colours = class_colours(labels)
+    outlined = any(o.outline is not None for overlays in rows.values() for o in overlays)
     maps = [overlay.labels for overlays in rows.values() for overlay in overlays]
     there = [name for name, values in labels.items() if any(np.isin(m, values).any() for m in maps)]
 
@@ -295,14 +320,26 @@ def overlay_grid(
         for line, (name, overlays) in zip(grid, rows.items(), strict=True):
             for axes, overlay in zip(line, overlays, strict=True):
                 _draw_overlay(axes, overlay, {colours[name]: labels[name] for name in labels})
-            line[0].set_ylabel(textwrap.fill(name, 18))
-        for axes, title in zip(grid[0], columns, strict=True):
-            axes.set_title(title)
+            line[0].set_ylabel(wrapped(name, 18))
+        for axes, column in zip(grid[0], columns, strict=True):
+            axes.set_title(column)
+        if title:
+            figure.suptitle(wrapped(title, int(LETTERS_PER_INCH * OVERLAY_WIDTH)))
         if there:
-            _legend(figure, {name: colours[name] for name in there})
+            _overlay_legend(figure, {name: colours[name] for name in there}, outlined)
 
-    size = OVERLAY_WIDTH, OVERLAY_WIDTH / len(columns) * len(rows) + 0.6
+    size = OVERLAY_WIDTH, OVERLAY_WIDTH / len(columns) * len(rows) + (0.9 if title else 0.6)
     return render(draw, size=size, theme="both")
+
+
+def _overlay_legend(figure: Figure, colours: Mapping[str, str], outlined: bool) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    if outlined:  # a white line, as on the images
+        white: dict[str, Any] = {"facecolor": "#444", "edgecolor": "white", "linewidth": 0}
+        patches.append(Patch(label="outline: reference", hatch="--", **white))
+    legend(figure, patches)
 
 
 def _draw_overlay(axes: Axes, overlay: Overlay, paint: Mapping[str, int | tuple[int, ...]]) -> None:

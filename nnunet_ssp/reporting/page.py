@@ -18,11 +18,13 @@ from urllib.parse import quote
 
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.reporting.figures import render
+from nnunet_ssp.reporting.names import LONG, pieces
 from nnunet_ssp.reporting.player import SCRIPT, Sprites, markup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SHORT_NAME = 10  # letters of a name that needs no break
 SHORT = 30  # letters of a text that is set as a number: 0.89 ± 0.01
 PIXELS_PER_INCH = 110  # of the page; images have more, for sharper screens
 
@@ -70,20 +72,21 @@ table { min-width: min(100%, 26rem); border-collapse: collapse;
 figcaption, summary, .note { color: var(--soft); font-size: .9rem; text-align: left; }
 th, td { padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
-th { border-bottom: 2px solid var(--soft); }
-th, td:not(:last-child) { white-space: nowrap; }
-/* A long name takes lines in place of the table's width; one without blanks breaks anywhere. */
-td:first-child:not(.number) { white-space: normal; overflow-wrap: anywhere;
-  min-width: 9ch; }
+th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
+td:not(:last-child) { white-space: nowrap; }
+/* A long name takes lines in place of the table's width, and breaks where `_breakable` lets it. */
+td:first-child:not(.number), td.words { white-space: normal; overflow-wrap: normal; min-width: 13ch; }
 th:last-child, td:last-child { padding-right: 0; }
-/* Long paths break, and what is left for the last column on a phone is no ribbon of words. */
-td:last-child:not(.number) { overflow-wrap: anywhere; min-width: 9rem; }
+/* What is left for the last column on a phone is no ribbon of words. */
+td:last-child:not(.number) { overflow-wrap: normal; min-width: 9rem; }
 td .note { display: block; white-space: nowrap; }
+td:first-child .note { white-space: normal; }
 .number .note { text-align: right; }
 tr:target { background: var(--notice); }
 a { color: var(--link); text-decoration-thickness: 1px; text-underline-offset: .15em; }
 td a { color: inherit; text-decoration-color: var(--soft); }
-.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; }
+td.number { white-space: nowrap; }
 details, figure, .scroll { margin: 1rem 0; }
 summary { cursor: pointer; }
 img { display: block; max-width: 100%; height: auto; }
@@ -127,11 +130,11 @@ class Page:
         self._moves = False
         if notice:
             self._parts.append(f'<p class="notice">{html.escape(notice)}</p>')
-        self._parts.append(f"<h1>{html.escape(title)}</h1>")
+        self._parts.append(f"<h1>{_breakable(title)}</h1>")
 
     def heading(self, text: str) -> None:
         """Start a section."""
-        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+        self._parts.append(f"<h2>{_breakable(text)}</h2>")
 
     def remark(self, note: str) -> None:
         """Add a note; one that begins with WARNING stands out as what must be read."""
@@ -185,10 +188,10 @@ class Page:
                     f"`row` (={list(row)}) must have one cell for each of the {len(columns)} "
                     f"columns, has {len(row)}."
                 )
-        numeric = [_is_numeric([row[i] for row in rows], text=i > 0) for i in range(len(columns))]
+        last = len(columns) - 1
+        marks = [_mark([row[i] for row in rows], i, last) for i in range(len(columns))]
 
         def line(cells: Sequence[Cell], tag: str, name: str = "") -> str:
-            marks = (' class="number"' if number else "" for number in numeric)
             inner = (
                 f"<{tag}{mark}>{_content(cell, digits)}</{tag}>"
                 for cell, mark in zip(cells, marks, strict=True)
@@ -196,11 +199,12 @@ class Page:
             target = f' id="{html.escape(name)}"' if name else ""
             return f"<tr{target}>{''.join(inner)}</tr>"
 
+        headings = [name.replace(" %", "\u00a0%") for name in columns]
         collapsed = len(rows) > collapse_above
         named = zip(rows, names or [""] * len(rows), strict=True)
         body = "\n".join(line(row, "td", name) for row, name in named)
         table = (
-            f'<div class="scroll"><table><thead>{line(columns, "th")}</thead>\n'
+            f'<div class="scroll"><table><thead>{line(headings, "th")}</thead>\n'
             f"<tbody>{body}</tbody></table></div>"
         )
         if collapsed:
@@ -344,17 +348,37 @@ def _content(cell: Cell, digits: int) -> str:
     """Write a cell as HTML."""
     if isinstance(cell, Noted):
         lines = (" · ".join(map(_inline, parts)) for parts in cell.lines)
-        return _inline(cell.text) + "".join(f'<span class="note">{line}</span>' for line in lines)
-    return _inline(cell if isinstance(cell, Link) else _text(cell, digits))
+        shown = _inline(cell.text, _breakable)
+        return shown + "".join(f'<span class="note">{line}</span>' for line in lines)
+    return _inline(cell if isinstance(cell, Link) else _text(cell, digits), _breakable)
 
 
-def _inline(text: str | Link) -> str:
+def _inline(text: str | Link, escape: Callable[[str], str] = html.escape) -> str:
     if isinstance(text, str):
-        return html.escape(text)
+        return escape(text)
     # Links lead only to files beside the page, so that they still work when all are moved together.
     if re.match(r"[a-zA-Z][\w+.-]*:|/", text.target):
         raise ValueError(f"`target` (={text.target}) must be a relative path or # and a name.")
-    return f'<a href="{html.escape(quote(text.target, safe="/#+,="))}">{html.escape(text.text)}</a>'
+    return f'<a href="{html.escape(quote(text.target, safe="/#+,="))}">{escape(text.text)}</a>'
+
+
+def _mark(cells: Sequence[Cell], place: int, last: int) -> str:
+    """Return the class of a column's cells: numbers, or words within the table that may take several lines."""
+    if _is_numeric(cells, text=place > 0):
+        return ' class="number"'
+    texts = [cell.text if isinstance(cell, Link) else cell for cell in cells]
+    long = any(isinstance(text, str) and len(text) > LONG for text in texts)
+    return ' class="words"' if long and 0 < place < last else ""
+
+
+def _breakable(text: str) -> str:
+    """Return a text as HTML whose long names can break: behind signs, before capitals, and never within a word."""
+    return " ".join(_breakable_name(word) for word in text.split(" "))
+
+
+def _breakable_name(name: str) -> str:
+    parts = [name] if len(name) <= SHORT_NAME else pieces(name)
+    return "<wbr>".join(map(html.escape, parts))
 
 
 def _is_numeric(cells: Sequence[Cell], text: bool) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.statistics import MEAN
 from nnunet_ssp.evaluation.volumes import UNITS
-from nnunet_ssp.reporting.figures import COLOURS, MORE_COLOURS, legend
+from nnunet_ssp.reporting.figures import MORE_COLOURS, SERIES_COLOURS, legend
 from nnunet_ssp.reporting.page import Cell
 from nnunet_ssp.study.results import Results, Value
 from nnunet_ssp.study.spec import CURVE_SCORES, Axis, Figure
@@ -114,8 +114,10 @@ def add_seeds(axes: Axes, points: Sequence[tuple[float, Value]], colour: str) ->
 
 def styles(names: Sequence[str]) -> Styles:
     """Choose a colour and a marker for each curve, whether or not the others are drawn."""
-    colours = itertools.cycle(COLOURS + MORE_COLOURS)
-    markers = (MARKERS[number // len(COLOURS) % len(MARKERS)] for number in itertools.count())
+    colours = itertools.cycle(SERIES_COLOURS + MORE_COLOURS)
+    markers = (
+        MARKERS[number // len(SERIES_COLOURS) % len(MARKERS)] for number in itertools.count()
+    )
     return {
         name: {"color": colour, "marker": marker, "markersize": 5}
         for name, colour, marker in zip(names, colours, markers, strict=False)

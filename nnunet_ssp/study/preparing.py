@@ -15,6 +15,7 @@ from pathlib import Path
 from nnunet_ssp.cohort.dataset import open_dataset
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.heartbeat import work
 from nnunet_ssp.launch import find_command, planning_command
 from nnunet_ssp.nnunet import NNUNET_FOLDERS, dataset_id, environment
 from nnunet_ssp.study.data import Data, open_data, planned
@@ -223,16 +224,17 @@ def _command(command: Sequence[str], folder: Path) -> None:
     Raises:
         RuntimeError: It failed.
     """
-    done = subprocess.run(
-        [find_command(command[0]), *command[1:]],
-        cwd=folder,
-        env=dict(os.environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    with work(f"running {shlex.join(command)}"):
+        done = subprocess.run(
+            [find_command(command[0]), *command[1:]],
+            cwd=folder,
+            env=dict(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
     if done.returncode != 0:
         tail = "\n".join(done.stdout.splitlines()[-15:])
         raise RuntimeError(f"{shlex.join(command)} failed:\n{tail}")

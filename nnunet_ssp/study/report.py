@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
@@ -15,7 +15,8 @@ from nnunet_ssp.evaluation.statistics import SUBJECTS_FOR_A_TEST
 from nnunet_ssp.files.atomic import atomic_write, write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import is_plain
-from nnunet_ssp.reporting.figures import render
+from nnunet_ssp.reporting.figures import LETTERS_PER_INCH, render
+from nnunet_ssp.reporting.names import wrapped
 from nnunet_ssp.reporting.page import GAP, Cell, Link, Noted, Page
 from nnunet_ssp.reporting.wording import duration, interval, listing, p_value, rounded
 from nnunet_ssp.sharing.gains import COMPARISONS, REPORTED
@@ -36,6 +37,9 @@ from nnunet_ssp.study.tables import (
     markdown,
     tidy,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
 
 PAGE = "report.html"
 FORMATS: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
@@ -70,12 +74,14 @@ def write_results(results: Results, setup: Sequence[str], notes: Sequence[str] =
     figures = [drawn(figure, results) for figure in study.figures]
     pictures = [(figure.title, plot) for figure in figures for plot in figure.plots]
     names = _names([f"{title} {plot.name}".strip() for title, plot in pictures])
+    titles = {plot: title for title, plot in pictures}
     files = {plot: name for (_, plot), name in zip(pictures, names, strict=True)}
     models = dict(model_tables(results))
     for name, filled in tables.items():
         _write_table(filled, name, output, own, results.anchors)
     for plot, name in files.items():
-        _write_plot(plot, name, output / own.figures)
+        title = f"{titles[plot]}, {results.data.name}"
+        _write_plot(plot, title, name, output / own.figures)
     for name, table in models.items():
         _write_csv(table, output / own.models / f"{name}.csv")
     written = [f"{own.tables}/{name}.{ending}" for name in tables for ending in TABLE_FORMATS]
@@ -169,10 +175,16 @@ def _write_table(filled: Filled, name: str, output: Path, own: Written, links: L
     _write_text(latex(filled, name), folder / f"{name}.tex")
 
 
-def _write_plot(plot: Plot, name: str, folder: Path) -> None:
+def _write_plot(plot: Plot, title: str, name: str, folder: Path) -> None:
+    """Write the files of a plot, with a title: they stand without the page."""
+
+    def draw(canvas: Canvas) -> None:
+        plot.draw(canvas)
+        canvas.suptitle(wrapped(title, int(LETTERS_PER_INCH * SIZE[0])))
+
     for ending in FORMATS:
         with atomic_write(folder / f"{name}.{ending}") as temporary:
-            temporary.write_bytes(render(plot.draw, size=SIZE, format=ending))
+            temporary.write_bytes(render(draw, size=SIZE, format=ending))
 
 
 def _cells(results: Results, tables: Sequence[Filled]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.lock import locked
+from nnunet_ssp.heartbeat import paused
 from nnunet_ssp.launch import TRAINERS_VARIABLE
 from nnunet_ssp.nnunet import NNUNET_FOLDERS
 from nnunet_ssp.signals import ENDS, SAVES, woken_by_signals
@@ -107,7 +108,7 @@ def run_workflow(output: Path, jobs: int, profile: Path | None, more: Sequence[s
         os.environ.pop("SNAKEMAKE_PROFILE", None)
     before = Path.cwd()
     try:
-        with passing_on_signals(output / SIGNALS) as received:
+        with passing_on_signals(output / SIGNALS) as received, paused():  # the jobs speak
             main([*arguments, "--rerun-triggers=mtime", *more])
     except SystemExit as end:
         if received:

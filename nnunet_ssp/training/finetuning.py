@@ -428,8 +428,9 @@ class FinetuningTrainer(StartingTrainer):
         if self.settings.final_validation:
             saved = f"the training is finished and {FINAL} saved; validate with: {validate}"
             later = "nothing was saved" if self.disable_checkpointing else saved
-            with ending_at_once(lambda: later):
-                self._announce_validation(len(self.do_split()[1]))
+            n_cases = len(self.do_split()[1])
+            with ending_at_once(lambda: later), self.alive_in_validation(n_cases):
+                self._announce_validation(n_cases)
                 super().perform_actual_validation(save_probabilities)
             self.repeat_warnings()
         elif not self.disable_checkpointing:

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, NoReturn
 
 import torch
 import torch.distributed as dist
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -33,6 +32,7 @@ from nnunet_ssp.schedules import EarlyStopping
 from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.settings import ENVIRONMENT_VARIABLE, TrainingSettings
 from nnunet_ssp.signals import ENDS
+from nnunet_ssp.training.alive import AliveTrainer
 from nnunet_ssp.training.finite import Skipped, StepGuard, first_not_finite
 from nnunet_ssp.training.interruption import GRACE, Interruption
 from nnunet_ssp.training.pace import Pace
@@ -42,7 +42,7 @@ LATEST, BEST, FINAL = (f"checkpoint_{name}.pth" for name in ("latest", "best", "
 WITHOUT_EFFECT = ("data_device", "chunk_size", "final_validation", "trust")
 
 
-class LoopTrainer(nnUNetTrainer):
+class LoopTrainer(AliveTrainer):
     """An `nnUNetTrainer` whose training can end between any two steps without loss.
 
     Attributes:
@@ -133,7 +133,11 @@ class LoopTrainer(nnUNetTrainer):
         """
         if self._aside is not None:
             self.network, self._aside = self._aside, None
-        with self._refusing(), self._ending_in_words(), self._folder_lock():
+        with ExitStack() as stack:
+            stack.enter_context(self._refusing())
+            stack.enter_context(self._ending_in_words())
+            stack.enter_context(self._folder_lock())
+            stack.enter_context(self.alive(self._what))
             self.on_train_start()
             self._refuse_lost_weights()
             self._pace = Pace(self.print_to_log_file, self.batch_size)
@@ -181,11 +185,21 @@ class LoopTrainer(nnUNetTrainer):
                 validated.append(self.validation_step(next(self.dataloader_val)))
                 self._pace.step(len(validated), self.num_val_iterations_per_epoch)
             self._pace.end()
+            if self.heartbeat is not None:
+                self.heartbeat.seconds = self._pace.between + 1
             self.on_validation_epoch_end(self._finite_validation(validated))
         self.outputs = []
         self.guard.skipped.clear()
         self._check_folder()
         self.on_epoch_end()
+
+    def _what(self) -> str:
+        """Say what is being done, for signs of life."""
+        steps = self.num_iterations_per_epoch
+        if not self.outputs and not self.current_epoch:
+            return "preparing the first step"
+        where = f"after step {len(self.outputs)} of {steps}" if self.outputs else "between steps"
+        return f"at work in epoch {self.current_epoch}, {where}"
 
     def batch_cases(self, step: int, batch: Any) -> Callable[[], list[str]]:
         """Return a function that names the cases of a batch.

@@ -224,7 +224,9 @@ def _draw_panel(axis: Any, panel: Panel, logging: Mapping[str, Sequence[Any]]) -
     axis.grid(alpha=0.3)
 
 
-def plot_images(file: Path, columns: Mapping[str, Tensor], title: str, caption: str = "") -> None:
+def plot_images(
+    file: Path, columns: Mapping[str, Tensor], title: str, caption: str = "", own_scale: str = ""
+) -> None:
     """Draw the first channel of images as a table: one row per slice, one column per kind.
 
     Args:
@@ -232,6 +234,7 @@ def plot_images(file: Path, columns: Mapping[str, Tensor], title: str, caption: 
         columns: (B, C, X, Y) by title; `target`, else the first column, sets the grey scale of each row.
         title: Title of the picture.
         caption: Words below it.
+        own_scale: Column that sets the grey scale of itself and of those behind it.
     """
     from matplotlib.figure import Figure
 
@@ -246,9 +249,10 @@ def plot_images(file: Path, columns: Mapping[str, Tensor], title: str, caption: 
     if axes.shape != (n, len(images)):
         axes = axes.reshape(n, len(images))
     scale = images.get("target", next(iter(images.values())))
-    for row in range(n):
-        low, high = np.percentile(scale[row], (0.5, 99.5))
-        for column, (name, stack) in enumerate(images.items()):
+    for column, (name, stack) in enumerate(images.items()):
+        scale = stack if name == own_scale else scale
+        for row in range(n):
+            low, high = np.percentile(scale[row], (0.5, 99.5))
             axis = axes[row, column]
             axis.imshow(stack[row], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
             axis.set_axis_off()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nnunet_ssp.reporting.wording import duration
 
 # Between two lines, in the first epoch of a process and in the others, whose length is known by then.
-SECONDS, LATER = 20.0, 60.0
+SECONDS, LATER = 15.0, 60.0
 
 
 class Pace:

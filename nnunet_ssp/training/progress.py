@@ -223,7 +223,7 @@ class Progress:
         pictures = self.method.pictures
         file = self.folder / pictures.file.format(epoch=epochs)
         title = pictures.title.format(slices=self.validates_on, epoch=epochs)
-        plot_images(file, columns, f"{self.name}: {title}", pictures.caption)
+        plot_images(file, columns, f"{self.name}: {title}", pictures.caption, pictures.own_scale)
 
 
 def begin_progress(trainer: Any, untrained: float) -> Progress:

@@ -67,11 +67,15 @@ class Document(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[str] = []
+        self._goes_on = False
         self._open: list[str] = []
         self.feed(page)
         assert self._open == []
 
     def handle_starttag(self, tag, attrs):
+        if tag == "wbr":  # within a name
+            self._goes_on = True
+            return
         self.elements.append((tag, dict(attrs)))
         if tag not in ("meta", "link", "img", "source"):
             self._open.append(tag)
@@ -81,7 +85,10 @@ class Document(HTMLParser):
 
     def handle_data(self, data):
         if data.strip() and self._open[-1] not in ("style", "title"):
+            if self._goes_on:
+                data = self.text.pop() + data
             self.text.append(data)
+        self._goes_on = False
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]

@@ -190,6 +190,14 @@ def test_the_command_from_images_to_tables(
     assert main([*map(str, words), "--disable_tta"]) == 1
     said, progress = capsys.readouterr()
     assert "Segmenting" in progress and "/3 [" in progress  # frames
+    # What takes long is said before it begins, the first at once
+    beginnings = (
+        "Loading PyTorch and nnU-Net",
+        f"Looking for cines in {inputs}",
+        "Reading the model",
+    )
+    places = [progress.index(text) for text in (*beginnings, "Segmenting")]
+    assert places == sorted(places) and places[0] == 0
     assert said.count("fold 0, 1") == 1  # loaded once
     assert "bad: refused." in said and "none: refused." in said
     assert "2 subjects refused, see volumes.csv" in said

@@ -46,6 +46,10 @@ def test_the_most_doubtful_come_first() -> None:
     page = run_page(records, {"none": "no cine <i>"}).html()
     order = re.findall(r'href="(\w+)_seg\.html"', page)
     assert order == ["bad", "unsure", "calm"]
+    # On a phone the columns before the numbers are in sight
+    heads = re.findall("<th[^>]*>([^<]+)</th>", page)
+    assert heads[heads.index("Subject", 2) : heads.index("EDV ml")] == ["Subject", "Flags"]
+    assert page.index("EF, hole") < page.index("3.0")
     assert "no cine &lt;i&gt;" in page and "a slice without LV between two" in page
     assert "identifies patients" in page and "no medical device" in page
     assert "Refused" not in run_page(records, {}).html()

@@ -10,9 +10,12 @@ from matplotlib.image import imread
 
 from nnunet_ssp.reporting.figures import (
     PIXELS,
+    SERIES_COLOURS,
+    STRUCTURE_COLOURS,
     Overlay,
     bland_altman,
     box_plot,
+    class_colours,
     count_along,
     curves_with_bands,
     label_window,
@@ -89,6 +92,25 @@ def test_a_dice_of_1_is_drawn_whole():
         return int(coloured.any(axis=1).sum())
 
     assert height([1.0, 1.0]) == pytest.approx(height([0.5, 0.5]), abs=1)
+
+
+@pytest.mark.parametrize(("n", "boxes"), [(1, 0), (4, 0), (5, 1)])
+def test_few_values_are_dots_without_a_box(n: int, boxes: int):
+    (axes,) = drawn(box_plot({"LV": {"a": np.linspace(0.2, 0.8, n)}}, "Dice", (0, 1))).axes
+    (dots,) = [own for own in axes.lines if own.get_marker() == "."]
+    assert len(dots.get_ydata()) == n
+    assert len(axes.patches) == boxes
+    assert dots.get_markersize() == (3 if boxes else 9)
+
+
+@pytest.mark.parametrize("labels", [("LV", "MYO", "RV"), ("RV", "MYO", "LV"), ("scar", "RV", "LV")])
+def test_a_structure_has_one_colour_whatever_the_order_of_the_labels(labels: tuple[str, ...]):
+    painted = class_colours(labels)
+    assert list(painted) != [] and len(set(painted.values())) == 3
+    for name in {"LV", "MYO", "RV"} & set(labels):
+        assert painted[name] == STRUCTURE_COLOURS[name]
+    # Curves and boxes of models or phases do not begin with a structure's colour.
+    assert not set(SERIES_COLOURS[:3]) & set(STRUCTURE_COLOURS.values())
 
 
 def test_a_box_plot_has_a_title():

@@ -88,6 +88,32 @@ def test_notes_stand_below_what_they_are_of():
     assert [cell.get("class") for cell in document.all("td")] == [None, "number"] * 2
 
 
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("Mustermann_5", ["Mustermann_", "5"]),
+        ("nnUNetTrainerMIMPretrain", ["nnUNet", "Trainer", "MIMPretrain"]),
+        ("nnUNet_results/Dataset120", ["nnUNet_", "results/", "Dataset120"]),
+        ("short_one", ["short_one"]),
+        ("supercalifragilistic", ["supercalifragilistic"]),
+        ("0f" * 16, ["0f" * 10, "0f" * 6]),
+        ("two unbreakable words", ["two unbreakable words"]),
+    ],
+)
+def test_names_break_behind_signs_and_never_within_a_word(name: str, parts: list[str]):
+    page = Page("names")
+    page.table(["Name", "n"], [[name, 1]])
+    assert f"<td>{'<wbr>'.join(parts)}</td>" in page.html()
+
+
+def test_a_column_of_long_words_within_a_table_may_take_several_lines():
+    page = Page("words")
+    words = "no LV, pieces, edge, heart too small"
+    page.table(["Name", "Flags", "n", "Why"], [["a", words, 1.0, words], ["b", "none", 2.0, "x"]])
+    cells = Document(page.html()).all("td")
+    assert [cell.get("class") for cell in cells[:4]] == [None, "words", "number", None]
+
+
 def test_code_and_images_can_be_shown_closed():
     page = Page("closed")
     page.code("a\nb", summary=HOSTILE)

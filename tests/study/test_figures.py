@@ -112,7 +112,7 @@ def test_curves_keep_their_colours_when_others_are_missing(miniature):
     for kind in ("labels", "learning"):
         plots = drawn(figure(kind=kind), mini.results).plots
         colours += [axes_of(plot)[1].lines[0].get_color() for plot in plots]
-    assert colours == ["#56B4E9"] * 3
+    assert colours == ["#D55E00"] * 3
 
 
 def test_one_seed_has_no_band(miniature):

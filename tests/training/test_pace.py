@@ -29,8 +29,8 @@ def test_a_long_epoch_says_how_far_it_is(clock: Callable[[float], None]):
         pace.step(done, planned=10)
     # Every second step makes a line; the end of the epoch speaks for itself.
     assert said == [
-        "step 6 of 10, 1.2 images/s, about 40 s left in this epoch's training",
-        "step 8 of 10, 1.2 images/s, about 20 s left in this epoch's training",
+        "step 6 of 10, 1.6 images/s, about 30 s left in this epoch's training",
+        "step 8 of 10, 1.6 images/s, about 15 s left in this epoch's training",
     ]
 
 
@@ -57,9 +57,9 @@ def test_a_long_validation_says_how_far_it_is(clock: Callable[[float], None]):
         clock(SECONDS)
         pace.step(done, planned=4)
     assert said == [
-        "validation step 1 of 4, about 60 s left in this epoch's validation",
-        "validation step 2 of 4, about 40 s left in this epoch's validation",
-        "validation step 3 of 4, about 20 s left in this epoch's validation",
+        "validation step 1 of 4, about 45 s left in this epoch's validation",
+        "validation step 2 of 4, about 30 s left in this epoch's validation",
+        "validation step 3 of 4, about 15 s left in this epoch's validation",
     ]
 
 
