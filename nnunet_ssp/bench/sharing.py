@@ -20,6 +20,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_ssp.bench.memory import growth_of_sharing
 from nnunet_ssp.bench.place import PLANS, Bench, in_turns, ratio
+from nnunet_ssp.files import saving
 from nnunet_ssp.files.atomic import atomic_write, write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.nnunet import read_plans
@@ -85,7 +86,7 @@ def write_checkpoint(folder: Path, plans_file: Path, size: int) -> None:
         },
         "ssp": {**record, "counts": {"subjects": 0, "frames": 0, "slices": 0}},
     }
-    transfer.save(folder / CHECKPOINT, content)
+    saving.save(folder / CHECKPOINT, content)
 
 
 def tensors_bytes(weights: dict[str, torch.Tensor]) -> int:

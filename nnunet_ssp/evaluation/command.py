@@ -155,10 +155,10 @@ def evaluate(
         subject_pattern=subject_pattern,
         workers=number_of_workers(workers),
     )
+    print(summary_text(evaluation), flush=True)  # before the page, which takes as long as scoring
     if report:
         print("Drawing the report ...", file=sys.stderr, flush=True)
     _write(evaluation, output, report)
-    print(summary_text(evaluation))
     print(f"\nReport: {output / PAGE}" if report else f"\nTables: {output}")
     return output
 

@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 
 from nnunet_ssp.files.atomic import atomic_write, write_together
 from nnunet_ssp.files.contents import DEEPEST, nests_too_deeply, shown
+from nnunet_ssp.files.crc import HEADER, StoredMember
 from nnunet_ssp.files.soundness import is_lfs_pointer
 from nnunet_ssp.files.tensors import Sink
 
@@ -28,10 +29,7 @@ PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".npy", ".npz", ".
 MOST_UNPACKED, ROOM_FOR_TEXTS = 4, 2**24
 LONGEST_TEXT = 2**26  # bytes
 PIECE = 2**22  # bytes that are summed at a time
-HEADER, ZIP64 = (
-    30,
-    20,
-)  # bytes before the name of a file in a zip, and of its long sizes behind the name
+ZIP64 = 20  # bytes of a file's long sizes in a zip, behind its name
 # Behind that zipalign's field pads, so that the file begins at a multiple of so many bytes and its numbers can be used
 # where they lie.
 PADDING, ALIGNED = 0xD935, 64
@@ -157,9 +155,18 @@ def write_zip(target: Path, parts: Mapping[str, Writer]) -> None:
         open(temporary, "wb") as stream,
         zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive,
     ):
-        _write(
-            parts, lambda name: archive.open(_member(name, stream.tell()), "w", force_zip64=True)
-        )
+
+        def opened(name: str) -> IO[bytes]:
+            member = _member(name, stream.tell())
+            return cast(IO[bytes], StoredMember(archive, member))
+
+        def settle() -> None:
+            stream.flush()
+            os.fsync(stream.fileno())
+
+        sums = _written(parts, opened, settle)
+        with archive.open(_member(SUMS, stream.tell()), "w", force_zip64=True) as last:
+            last.write(sums)
 
 
 def _member(name: str, at: int) -> zipfile.ZipInfo:
@@ -174,17 +181,28 @@ def _member(name: str, at: int) -> zipfile.ZipInfo:
 def write_folder(target: Path, parts: Mapping[str, Writer]) -> None:
     """Write the same files into a folder."""
     with write_together(target) as folder:
-        _write(parts, lambda name: (folder / name).open("wb"))
+        sums = _written(parts, lambda name: (folder / name).open("wb"))
+        (folder / SUMS).write_bytes(sums)
 
 
-def _write(parts: Mapping[str, Writer], opened: Callable[[str], IO[bytes]]) -> None:
+def _written(
+    parts: Mapping[str, Writer],
+    opened: Callable[[str], IO[bytes]],
+    settle: Callable[[], object] = lambda: None,
+) -> bytes:
+    """Write files, and return the list of their checksums.
+
+    Args:
+        parts: What writes each file, by name.
+        opened: Opens a file to be written.
+        settle: Called when all are written, while the checksums are still taken.
+    """
     sums = {}
     for name, write in parts.items():
         with opened(name) as stream, Summed(stream) as sums[name]:
             write(sums[name])
-    with opened(SUMS) as stream:
-        lines = [f"{summed.sum()}  {name}\n" for name, summed in sums.items()]
-        stream.write("".join(lines).encode())
+    settle()
+    return "".join(f"{summed.sum()}  {name}\n" for name, summed in sums.items()).encode()
 
 
 class Archive:

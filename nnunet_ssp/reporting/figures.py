@@ -6,7 +6,8 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,12 @@ MORE_COLOURS = ("#8811FF", "#00EE00", "#FF11CC", "#FF0066", "#DDCCAA", "#77AA11"
 PIXELS = 190  # of an inch; the width of a page's text is 4.8 inches of a picture
 LETTERS_PER_INCH = 12  # of text in matplotlib's default size
 VALUES_FOR_A_BOX = 5  # of fewer, quartiles say less than the values
+# Ink, paper and lines of a page's themes.
+THEMES = {
+    "light": ("#1c2126", "#fff", "#d6dbe0"),
+    "dark": ("#d5dae0", "#101316", "#333a42"),
+    "both": ("#7b8794", "none", "#7b8794"),
+}
 OVERLAY_WIDTH = 4.8  # inches; a wider picture would have tiny letters on a phone
 
 
@@ -51,15 +58,33 @@ def render(
             a background, which are legible on both.
         format: Format of the file.
     """
+    with _style(theme):
+        figure = _drawn(draw, size)
+        if format == "png":
+            return _png(figure)
+        buffer = io.BytesIO()
+        # Without a date the same figure gives the same file.
+        figure.savefig(buffer, format=format, dpi=PIXELS, metadata={"CreationDate": None})
+        return buffer.getvalue()
+
+
+def render_light_and_dark(
+    draw: Callable[[Figure], None], size: tuple[float, float] = (5.6, 2.8)
+) -> tuple[bytes, bytes]:
+    """Draw a figure once, and return the PNG images for light and for dark pages, see `render`."""
+    with _style("light"):
+        figure = _drawn(draw, size)
+        light = _png(figure)
+    with _style("dark"):
+        _recolour(figure, THEMES["light"], THEMES["dark"])
+        return light, _png(figure)
+
+
+def _style(theme: str) -> AbstractContextManager[None]:
     from cycler import cycler
     from matplotlib import style
-    from matplotlib.figure import Figure
 
-    ink, paper, line = {
-        "light": ("#1c2126", "#fff", "#d6dbe0"),
-        "dark": ("#d5dae0", "#101316", "#333a42"),
-        "both": ("#7b8794", "none", "#7b8794"),
-    }[theme]
+    ink, paper, line = THEMES[theme]
     settings: dict[Any, Any] = {
         "axes.edgecolor": line,
         "axes.facecolor": paper,
@@ -78,16 +103,50 @@ def render(
         "xtick.color": ink,
         "ytick.color": ink,
     }
+    # The style starts from matplotlib's own, because nnU-Net's progress.png leaves seaborn's behind.
+    return cast(AbstractContextManager[None], style.context(["default", settings]))
+
+
+def _drawn(draw: Callable[[Figure], None], size: tuple[float, float]) -> Figure:
+    from matplotlib.figure import Figure
+
+    # Without pyplot no display is needed and nothing stays open.
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    """Return a figure's image, and keep its layout for a second one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(PIXELS)
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     buffer = io.BytesIO()
-    # Without pyplot no display is needed and nothing stays open. The style starts from matplotlib's own, because
-    # nnU-Net's progress.png leaves seaborn's behind.
-    with style.context(["default", settings]):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
-        # Without a date the same figure gives the same file.
-        undated = {"CreationDate": None} if format == "pdf" else None
-        figure.savefig(buffer, format=format, dpi=PIXELS, metadata=undated)
+    # `savefig` draws all twice, the first time for a layout.
+    canvas.print_png(buffer)
     return buffer.getvalue()
+
+
+def _recolour(figure: Figure, before: Sequence[str], after: Sequence[str]) -> None:
+    """Give a figure the colours of another theme."""
+    from matplotlib.colors import to_rgba
+
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_facecolor(after[1])  # no other white is the paper's
+    replaced = {to_rgba(before[place]): after[place] for place in (0, 2)}
+    for artist in figure.findobj():
+        for name in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+            get, put = (getattr(artist, f"{way}_{name}", None) for way in ("get", "set"))
+            colour = get() if get and put else None
+            if colour is None or isinstance(colour, np.ndarray):  # those of a collection
+                continue
+            new = None if colour == "none" else replaced.get(to_rgba(colour))
+            if new is not None and put is not None:
+                put(new)
 
 
 def box_plot(

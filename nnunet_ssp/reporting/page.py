@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from nnunet_ssp.files.atomic import atomic_write
-from nnunet_ssp.reporting.figures import render
+from nnunet_ssp.reporting.figures import render_light_and_dark
 from nnunet_ssp.reporting.names import LONG, pieces
 from nnunet_ssp.reporting.player import SCRIPT, Sprites, markup
 
@@ -325,8 +325,7 @@ def _plot(
     size: tuple[float, float],
     wide: bool = False,
 ) -> str:
-    light = _data_uri(render(draw, size=size))
-    dark = _data_uri(render(draw, size=size, theme="dark"))
+    light, dark = map(_data_uri, render_light_and_dark(draw, size))
     image = (
         f'<img width="{round(PIXELS_PER_INCH * size[0])}" src="{light}" alt="{html.escape(alt)}">'
     )

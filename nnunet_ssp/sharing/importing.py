@@ -17,7 +17,7 @@ from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.membership import test_subjects
 from nnunet_ssp.cohort.splits import first_fold
 from nnunet_ssp.console import count_of, some
-from nnunet_ssp.files import checkpoints
+from nnunet_ssp.files import checkpoints, saving
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.bundles import ON_A_HUB, PAGE, PLANS, Bundle, unverified_bundle
 from nnunet_ssp.files.contents import printable, read_json, shown
@@ -112,7 +112,7 @@ def import_bundle(
                 lines += [*said, *_next(bundle, file, target, asked if adaptation else None)]
             if pth is not None:
                 content["network_weights"] = _weights(pretrained, make, adaptation)
-                kept.enter_context(transfer.saved(pth, content))
+                kept.enter_context(saving.saved(pth, content))
                 line = f"For nnU-Net's own trainers: -pretrained_weights {shlex.quote(str(pth))}"
                 lines += ["", line]
         if target is not None and not target.file.exists():

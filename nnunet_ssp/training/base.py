@@ -27,7 +27,7 @@ from nnunet_ssp.cohort.membership import is_trainable
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.console import count_of, end_in_words, some
 from nnunet_ssp.distributed import device_of_rank
-from nnunet_ssp.files import checkpoints
+from nnunet_ssp.files import checkpoints, saving
 from nnunet_ssp.files.atomic import remove_half_written, write_json
 from nnunet_ssp.files.contents import check
 from nnunet_ssp.files.lock import holder_of, in_use
@@ -485,4 +485,4 @@ class SettingsTrainer(ComputingTrainer):
             self._stop_not_finite(
                 f"{lost} is not finite after {self._last_batch()}; {Path(file).name} was not written"
             )
-        transfer.save(file, content)
+        saving.save(file, content)

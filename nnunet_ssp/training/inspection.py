@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.console import count_of
-from nnunet_ssp.files import checkpoints
+from nnunet_ssp.files import checkpoints, saving
 from nnunet_ssp.files.bundles import DRAWN, ENDING
 from nnunet_ssp.files.contents import printable
 from nnunet_ssp.files.names import is_plain, must_be_plain
@@ -114,7 +114,7 @@ def reveal(file: Path, trust: bool, strip: Path | None) -> int:
     removed = [finding for finding in found if not finding.remains]
     lines = [f"{file}:", *(map(_line, found) if found else [_NOTHING])]
     if strip is not None:
-        transfer.save(strip, privacy.stripped(content))
+        saving.save(strip, privacy.stripped(content))
         left = privacy.findings(checkpoints.load(strip, trust))
         lines += [
             f"{strip}, written without these; what it still reveals:",

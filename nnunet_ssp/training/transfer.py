@@ -8,11 +8,9 @@ hold aliases (`...all_modules.*`); aliases share storage, dtype and origin.
 
 from __future__ import annotations
 
-import io
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from torch import Tensor, nn
 
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files import checkpoints
-from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.bundles import DRAWN
 from nnunet_ssp.files.contents import shown
 from nnunet_ssp.files.nnunet import NATURAL, resolve
@@ -115,49 +112,6 @@ def to_cpu(value: Any, moved: dict[Any, Tensor] | None = None) -> Any:
     if isinstance(value, Mapping):
         return {k: to_cpu(v, moved) for k, v in value.items()}
     return [to_cpu(v, moved) for v in value] if isinstance(value, list | tuple) else value
-
-
-def save(file: str | Path, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint as a whole or not at all.
-
-    Raises:
-        OSError: The file cannot be written, for example because the disk is full; names the file.
-    """
-    with saved(file, checkpoint):
-        pass
-
-
-@contextmanager
-def saved(file: str | Path, checkpoint: Mapping[str, Any]) -> Iterator[None]:
-    """Write a checkpoint beside its place, to which it moves if the block ends without an error."""
-    with atomic_write(file) as temporary:
-        # Given a path, torch reports a full disk as an error of its writer's inner state.
-        with _Written(temporary) as stream:
-            torch.save(dict(checkpoint), stream)
-        yield
-
-
-class _Written(io.FileIO):
-    """A file whose `with` block raises its first write error, which torch replaces by one of its own."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "wb")
-        self.failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            left = memoryview(data).cast("B")
-            while left:  # a raw file may write only a part
-                left = left[super().write(left) :]
-        except OSError as error:
-            self.failure = self.failure or error
-            raise
-        return memoryview(data).nbytes
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        if self.failure is not None:
-            raise self.failure from None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 from nnunet_ssp.cli import main
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.files import checkpoints
-from nnunet_ssp.training.transfer import read, save
+from nnunet_ssp.files.saving import save
+from nnunet_ssp.training.transfer import read
 from tests.training.test_inspection import SSP, make_plans, write_checkpoint, write_plain
 
 HASH_OF_A = "s1:" + hashlib.sha256(b"nnunet-ssp subject 1\nmm1-A1D9Z7").hexdigest()[:32]

@@ -21,6 +21,7 @@ from nnunet_ssp.reporting.figures import (
     label_window,
     overlay_grid,
     render,
+    render_light_and_dark,
     slices_to_show,
 )
 
@@ -41,8 +42,8 @@ def line(figure: Figure) -> None:
 
 
 def drawn(draw) -> Figure:
-    """Draw and also render a figure, which finds more faults than drawing alone."""
-    render(draw)
+    """Draw and also render a figure for both themes, which finds more faults than drawing alone."""
+    assert render_light_and_dark(draw) == (render(draw), render(draw, theme="dark"))
     figure = Figure()
     draw(figure)
     return figure
@@ -66,6 +67,26 @@ def test_themes_have_the_ground_of_their_page():
     assert corner["light"][:3].min() == 1
     assert corner["dark"][:3].max() < 0.15
     assert corner["both"][3] == 0
+
+
+def test_both_themes_are_as_if_drawn_apart():
+    """Text, ticks, legends, white marks and the colours of the data included."""
+
+    def draw(figure: Figure) -> None:
+        for axes in figure.subplots(1, 2):
+            axes.plot([0, 1], [0, 1], "o-", markeredgecolor="white", label="a")
+            axes.errorbar([0, 1], [1, 0], [0.1, 0.2], capsize=3)
+            axes.axvline(0.5, color="grey")
+            axes.fill_between([0, 1], [0, 0], [1, 1], color="#fff", alpha=0.2)
+            axes.annotate("b", (0.5, 0.5))
+            axes.text(0, 1, "c", color="#E69F00")
+            axes.set(title="d", xlabel="e")
+        figure.legend(handles=axes.lines[:1], loc="outside lower center")
+
+    light, dark = render_light_and_dark(draw, (4, 3))
+    assert light == render(draw, size=(4, 3))
+    assert dark == render(draw, size=(4, 3), theme="dark")
+    assert light != dark
 
 
 def test_boxes_are_the_quartiles_of_what_is_finite():

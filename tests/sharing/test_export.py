@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nnunet_ssp.cli import main
-from nnunet_ssp.files import checkpoints
+from nnunet_ssp.files import checkpoints, saving
 from nnunet_ssp.network import is_output_layer
 from nnunet_ssp.sharing.gains import OTHERS
 from nnunet_ssp.training import transfer
@@ -162,7 +162,7 @@ def test_a_checkpoint_is_equal_to_its_export(
         assert f"all {44 if whole else 24} are equal; {4 if whole else 24} are not stored" in said
     content = torch.load(file, weights_only=True)
     content["network_weights"]["encoder.stages.0.0.convs.0.norm.weight"][0] = 3  # 2 of a norm of 2
-    transfer.save(folder / "altered.pth", content)
+    saving.save(folder / "altered.pth", content)
     assert main(["inspect", str(folder / "altered.pth"), str(shared)]) == 1
     said = capsys.readouterr().out
     assert f"1 of {44 if whole else 24} tensors differ" in said
@@ -194,7 +194,7 @@ def test_what_is_no_pretraining_is_refused(environment: Path, capsys) -> None:
 def test_a_3d_network_is_refused(environment: Path, capsys) -> None:
     content = torch.load(write_checkpoint(environment / "x.pth", make_plans()), weights_only=True)
     content["init_args"]["plans"]["configurations"]["2d"]["patch_size"] = [8, 32, 32]
-    transfer.save(environment / "x.pth", content)
+    saving.save(environment / "x.pth", content)
     assert main(["export", str(environment / "x.pth"), "-o", str(environment / "y")]) == 1
     assert "must be 2D: its patch is 8 x 32 x 32" in capsys.readouterr().err
 
@@ -202,7 +202,7 @@ def test_a_3d_network_is_refused(environment: Path, capsys) -> None:
 def test_a_network_that_diverged_is_refused(environment: Path, capsys) -> None:
     content = checkpoints.load(write_checkpoint(environment / "x.pth", make_plans()))
     next(iter(content["network_weights"].values())).fill_(float("nan"))
-    transfer.save(environment / "x.pth", content)
+    saving.save(environment / "x.pth", content)
     assert main(["export", str(environment / "x.pth"), "-o", str(environment / "y")]) == 1
     assert "that training diverged" in capsys.readouterr().err
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from nnunet_ssp.cli import main
+from nnunet_ssp.files import saving
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.bundles import read_bundle, write_bundle
 from nnunet_ssp.settings import ENVIRONMENT_VARIABLE, FinetuningSettings, override
@@ -320,7 +321,7 @@ def test_an_encoder_alone_for_the_stock_trainers(
     content = torch.load(checkpoint, weights_only=True)
     whole = content["network_weights"]
     content["network_weights"] = {k: t for k, t in whole.items() if k.startswith("encoder.")}
-    transfer.save(environment / "alone.pth", content)
+    saving.save(environment / "alone.pth", content)
     words = ["export", str(environment / "alone.pth"), "-o", str(environment / "alone")]
     assert main(words) == 0
     target = environment / "x.pth"

@@ -17,10 +17,11 @@ import torch
 
 from nnunet_ssp.cohort.cases import read_cases, write_cases
 from nnunet_ssp.cohort.privacy import findings, hashed_subject, stripped
+from nnunet_ssp.files.saving import save
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.training import finetuning
 from nnunet_ssp.training.starting import StartingTrainer
-from nnunet_ssp.training.transfer import pretrained_weights, save
+from nnunet_ssp.training.transfer import pretrained_weights
 from tests.saved import load
 
 FINETUNE, SCRATCH = "nnUNetTrainerFinetune", "nnUNetTrainerScratch"

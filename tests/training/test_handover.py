@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from nnunet_ssp.cli import main
+from nnunet_ssp.files import saving
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.bundles import ON_A_HUB, WEIGHTS, read_shared
 from nnunet_ssp.sharing.export import export_checkpoint
-from nnunet_ssp.training import transfer
 from nnunet_ssp.training.handover import hand_over_shared, loading_frame
 from tests.files.test_bundles import rewritten, with_plans
 from tests.training.conftest import DATASET
@@ -146,7 +146,7 @@ def test_nnunets_own_command_trains_from_what_import_writes(
     assert len(biases) > 12
     for tensor in biases.values():
         tensor.copy_(torch.rand_like(tensor) + 1)
-    transfer.save(tmp_path / "marked.pth", content)
+    saving.save(tmp_path / "marked.pth", content)
     shared, file = (
         export_checkpoint(tmp_path / "marked.pth", tmp_path / "x"),
         tmp_path / "taken.pth",

@@ -12,6 +12,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
+from nnunet_ssp.files import saving
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.tensors import write_tensors
 from nnunet_ssp.training import transfer
@@ -103,7 +104,7 @@ def write_checkpoint(
         "ssp": SSP | {"transfers": transfers},
         **entries,
     }
-    transfer.save(file, checkpoint)
+    saving.save(file, checkpoint)
     return file
 
 

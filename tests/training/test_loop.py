@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_ssp.training import transfer
+from nnunet_ssp.files import saving
 from tests.training.conftest import DATASET
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -185,14 +185,14 @@ def test_a_run_that_began_before_goes_on_with_its_random_numbers(runs):
 @pytest.mark.parametrize("trainer", [MIM, SCRATCH])
 def test_a_full_disk_leaves_the_last_checkpoint(runs, monkeypatch, trainer):
     made = runs.make(trainer, PRETRAIN if trainer == MIM else TUNE)
-    write = transfer._Written.write
+    write = saving._Written.write
 
     def full(stream: Any, data: Any) -> int:
         if made.current_epoch == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(stream, data)
 
-    monkeypatch.setattr(transfer._Written, "write", full)
+    monkeypatch.setattr(saving._Written, "write", full)
     rule = r"checkpoint_\w+\.pth: no space left; last good checkpoint .*checkpoint_\w+\.pth; continue with --c: nnUNet"
     with pytest.raises(SystemExit, match=rule) as ended:
         made.run_training()

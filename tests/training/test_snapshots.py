@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from nnunet_ssp.cohort.cases import read_cases, write_cases
+from nnunet_ssp.files.saving import save
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.training import snapshots
 from nnunet_ssp.training.inspection import inspect
 from nnunet_ssp.training.snapshots import BEFORE, FOLDER, Snapshot, snapshot_file
-from nnunet_ssp.training.transfer import save
 from tests.saved import final, load
 
 MIM, SIMCLR = "nnUNetTrainerMIMPretrain", "nnUNetTrainerSimCLRPretrain"

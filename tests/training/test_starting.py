@@ -13,9 +13,9 @@ import torch
 
 from nnunet_ssp.cohort.cases import read_cases, write_cases
 from nnunet_ssp.cohort.privacy import findings, hashed_subject, stripped
+from nnunet_ssp.files.saving import save
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.training.inspection import inspect
-from nnunet_ssp.training.transfer import save
 from tests.saved import final, load
 
 MIM, SIMCLR = "nnUNetTrainerMIMPretrain", "nnUNetTrainerSimCLRPretrain"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nnunet_ssp.cli import main
+from nnunet_ssp.files import saving
 from nnunet_ssp.files.tensors import write_tensors
-from nnunet_ssp.training import transfer
 
 Weights = dict[str, Tensor]
 
@@ -32,7 +32,7 @@ def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     def run(change: Callable[[Weights], object]) -> tuple[int, str]:
         other = weights()
         change(other)
-        transfer.save(tmp_path / "a.pth", {"network_weights": weights()})
+        saving.save(tmp_path / "a.pth", {"network_weights": weights()})
         with open(tmp_path / "b.safetensors", "wb") as stream:
             write_tensors(stream, other)
         status = main(["inspect", str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors")])
