@@ -15,7 +15,9 @@ def pieces(name: str) -> list[str]:
     (['nnUNet', 'Trainer', 'Scratch'], ['Mustermann_', '5'])
     """
     found: list[str] = []
-    for piece in re.split(r"(?<=[_/=+.-])(?=[^\W_])|(?<=[a-z]{3})(?=[A-Z])", name):
+    for piece in re.split(
+        r"(?<=[_/=+.-])(?=[^\W_])|(?<=nnUNet)(?=[A-Z])|(?<=[a-z]{3})(?=[A-Z])", name
+    ):
         # A longer one is no word, but letters and digits such as a hash.
         found += [piece] if len(piece) <= LONG else textwrap.wrap(piece, LONG)
     return found
@@ -25,7 +27,7 @@ def wrapped(text: str, width: int) -> str:
     r"""Break a text into lines, names where `pieces` lets them; a word wider than the lines breaks anywhere.
 
     >>> wrapped("nnUNetTrainerScratch of A", 15)
-    'nnUNetTrainer\\nScratch of A'
+    'nnUNetTrainer\nScratch of A'
     """
     lines = [""]
     for word in text.split():
