@@ -15,7 +15,9 @@ def pieces(name: str) -> list[str]:
     (['nnUNet', 'Trainer', 'Scratch'], ['Mustermann_', '5'])
     """
     found: list[str] = []
-    for piece in re.split(r"(?<=[_/=+.-])(?=[^\W_])|(?<=nnUNet)(?=[A-Z])|(?<=[a-z]{3})(?=[A-Z])", name):
+    for piece in re.split(
+        r"(?<=[_/=+.-])(?=[^\W_])|(?<=nnUNet)(?=[A-Z])|(?<=[a-z]{3})(?=[A-Z])", name
+    ):
         # A longer one is no word, but letters and digits such as a hash.
         found += [piece] if len(piece) <= LONG else textwrap.wrap(piece, LONG)
     return found
