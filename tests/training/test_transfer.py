@@ -12,6 +12,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import nn
 
+from nnunet_ssp.files.saving import save
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer
 from nnunet_ssp.training.transfer import (
     Pretrained,
@@ -21,7 +22,6 @@ from nnunet_ssp.training.transfer import (
     moved,
     pretrained_weights,
     read,
-    save,
     to_builtin,
     to_cpu,
 )
