@@ -22,6 +22,7 @@ from nnunet_ssp import guard
 from nnunet_ssp.files.nnunet import names_of_plans
 from nnunet_ssp.nnunet import NNUNET_FOLDERS
 from nnunet_ssp.parallel import small_machine_environment
+from nnunet_ssp.settings import ENVIRONMENT_VARIABLE
 from nnunet_ssp.warm import VARIABLE, WarmCommand, start_warm
 
 NNUNET_PLANS = "nnUNetPlans"  # the name where none is given
@@ -30,7 +31,6 @@ SMALL_PLANS = (
 )
 SHELLS = ("sh", "fish", "powershell", "cmd")  # sh: also bash and zsh
 TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
-SETTINGS_VARIABLE = "nnUNet_ssp_settings"
 
 # Not on Windows, which has no process groups.
 GUARD = [sys.executable, "-I", guard.__file__] if hasattr(os, "killpg") else []
@@ -84,7 +84,7 @@ def command_environment(output: Path | None = None, here: bool = True) -> dict[s
             environment[name] = str(Path(environment[name]).resolve())
     environment[TRAINERS_VARIABLE] = with_trainers()
     environment["PYTHONUNBUFFERED"] = "1"  # logs can be followed
-    environment.pop(SETTINGS_VARIABLE, None)
+    environment.pop(ENVIRONMENT_VARIABLE, None)
     return environment
 
 
@@ -193,7 +193,7 @@ def training_command(
         plans = NNUNET_PLANS if NNUNET_PLANS in ready or not ready else ready[0]
     flag = "" if plans == NNUNET_PLANS else f" -p {shlex.quote(plans)}"
     before = "" if there else f"nnunet-ssp prepare {number} && "
-    given = f"{SETTINGS_VARIABLE}={shlex.quote(settings)} " if settings else ""
+    given = f"{ENVIRONMENT_VARIABLE}={shlex.quote(settings)} " if settings else ""
     return f"{before}{given}nnUNetv2_train {number} 2d {fold}{flag} -tr {trainer}{device_flag()}"
 
 

@@ -147,6 +147,21 @@ def check_dataset_id(number: int, name: str) -> Path:
     return target
 
 
+def must_be_fold(fold: int | str, more: str = "") -> None:
+    """Refuse a fold that nnU-Net cannot read.
+
+    Args:
+        fold: What was given.
+        more: Words behind the rule.
+
+    Raises:
+        ValueError: It is neither a number nor `all`.
+    """
+    text = str(fold)
+    if text != "all" and not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"fold (={fold}) must be a number, 0 or above, or all{more}")
+
+
 def free_dataset_id(first: int = 114) -> int:
     """Return the first id from `first` on that no dataset has in those of nnU-Net's folders that are set."""
     bases = [Path(os.environ[name]) for name in NNUNET_FOLDERS if os.environ.get(name)]

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 FEW = 10  # labelled subjects of the fold's training side, up to which dense pretraining was measured to gain
 MANY = 50  # above it, de Mooij et al. see no gain
-FEW_SETTINGS = (
-    "recipe=few num_epochs=25 iterations_per_epoch=20 val_iterations_per_epoch=10"  # as measured
-)
+# As measured
+FEW_SETTINGS = "recipe=few num_epochs=25 iterations_per_epoch=20 val_iterations_per_epoch=10"
 WHERE = "docs/choosing.md"
 
 

@@ -43,6 +43,7 @@ SAME_LINE = {
     ("launch", "files"),
     ("launch", "nnunet"),
     ("launch", "parallel"),
+    ("launch", "settings"),
     ("launch", "guard"),
     ("launch", "warm"),
     ("warm", "guard"),

@@ -223,8 +223,11 @@ def _measure(
         clinical=clinical,
         refused=refused,
         notes=[
-            *(*notes, *unlabelled, *_too_good(frames)),
-            *(*overlooked(frames, pairs, labels), *implausible(clinical)),
+            *notes,
+            *unlabelled,
+            *_too_good(frames),
+            *overlooked(frames, pairs, labels),
+            *implausible(clinical),
         ],
     )
 

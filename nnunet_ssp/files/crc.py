@@ -16,10 +16,8 @@ crc32 = cast(Callable[..., int], isal_zlib.crc32 if WITH_ISAL else zlib.crc32)
 PIECE = 2**20  # bytes that are still in the processor's cache when they are written
 HEADER = 30  # bytes before the name of a file in a zip
 DESCRIBED = 8  # flag of a file whose sum also stands behind it
-DESCRIPTOR, ENTRY = (
-    b"PK\x07\x08",
-    b"PK\x01\x02",
-)  # behind such a file, and of a file in the directory
+DESCRIPTOR = b"PK\x07\x08"  # begins what stands behind such a file
+ENTRY = b"PK\x01\x02"  # begins a file's entry in the directory
 
 
 class StoredMember(io.RawIOBase):

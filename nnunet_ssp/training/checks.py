@@ -13,6 +13,7 @@ from nnunet_ssp.console import shape_in_words
 from nnunet_ssp.files.contents import NAMES, check, read_json, shown
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import check_dataset, check_plans, configuration_of
+from nnunet_ssp.nnunet import must_be_fold
 from nnunet_ssp.training import snapshots
 from nnunet_ssp.training.loop import FINAL
 from nnunet_ssp.training.transfer import Pretrained
@@ -49,10 +50,8 @@ def check_files(
     configuration_of(plans, configuration, f"plans {name}")
     check_dataset(dataset_json, f"dataset.json of {plans['dataset_name']}", ("labels",))
     must_be_plain(str(fold), "fold")
-    if not isinstance(fold, int) and fold != "all":
-        raise ValueError(
-            f"fold (={fold}) must be a number, 0 or above, or all: nnU-Net knows folds by their numbers."
-        )
+    if not isinstance(fold, int):  # the trainer says which numbers there are
+        must_be_fold(fold, ": nnU-Net knows folds by their numbers.")
 
 
 def refuses_other_content(load: Callable[[T, Any], None]) -> Callable[[T, Any], None]:

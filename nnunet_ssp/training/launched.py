@@ -105,17 +105,21 @@ def train(
 
 def _require_number(fold: str, dataset: str) -> None:
     """Refuse a fold that nnU-Net cannot read, before anything is imported; of a fold's name, tell the number."""
-    if fold == "all" or (fold.isascii() and fold.isdecimal()):
-        return
-    from nnunet_ssp.cohort.dataset import open_dataset  # here, as every command imports this module
+    # Here, as every command imports this module.
+    from nnunet_ssp.nnunet import must_be_fold
 
-    named = ""
-    with suppress(OSError, RuntimeError, ValueError):  # no such dataset, or one without our tables
-        folds = open_dataset(dataset).folds
-        named = "".join(f"; {f.name} is {n}" for n, f in enumerate(folds) if f.name == fold)
-    raise ValueError(
-        f"fold (={fold}) must be a number, 0 or above, or all{named}; nnunet-ssp folds {dataset} lists them."
-    )
+    try:
+        must_be_fold(fold)
+    except ValueError:
+        from nnunet_ssp.cohort.dataset import open_dataset
+
+        named = ""
+        with suppress(
+            OSError, RuntimeError, ValueError
+        ):  # no such dataset, or one without our tables
+            folds = open_dataset(dataset).folds
+            named = "".join(f"; {f.name} is {n}" for n, f in enumerate(folds) if f.name == fold)
+        must_be_fold(fold, f"{named}; nnunet-ssp folds {dataset} lists them.")
 
 
 def _train(
