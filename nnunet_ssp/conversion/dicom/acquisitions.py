@@ -104,8 +104,10 @@ def visit_of(image: Image) -> tuple[str, str]:
 def without_copies(images: Sequence[Image]) -> tuple[list[Image], list[str]]:
     """Leave out copies of images, under whatever UIDs, and say how many.
 
-    Copies agree in place, phase, time and pixels. Pixels are compared only where the headers agree.
+    Copies agree in place, phase, time and pixels. Pixels are compared only where the headers agree. Of copies in
+    several series that of the largest stays, so that a few images sent again as another series tear no hole in a stack.
     """
+    sizes = Counter((image.study, image.series) for image in images)
     groups: dict[object, list[Image]] = {}
     informative = _with_known_phases(images)
     for image in images:
@@ -114,6 +116,7 @@ def without_copies(images: Sequence[Image]) -> tuple[list[Image], list[str]]:
         groups.setdefault((*what, *kind_of(image), phase, image.problem), []).append(image)
     kept: set[Image] = set()
     for group in groups.values():
+        group.sort(key=lambda image: -sizes[image.study, image.series])
         kept.update(group if len(group) == 1 else _distinct(group))
     copies = len(images) - len(kept)
     notes = [f"{copies} images occur twice; used once"] if copies else []

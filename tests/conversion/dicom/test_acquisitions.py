@@ -79,6 +79,20 @@ def test_an_image_under_two_uids_is_used_once(tmp_path: Path):
     assert stack.notes == ["17 images occur twice; used once"]
 
 
+def test_a_few_copies_in_a_series_of_their_own_tear_no_hole(tmp_path: Path):
+    """Without trigger times the series tells the breath-hold, and a copy may come first by its name."""
+    voxels = series(tmp_path)
+    for file in tmp_path.iterdir():
+        z, t = place_of(file)
+        edit(file, TriggerTime=None, AcquisitionTime=f"1015{z:02}.{30 * t:03}")
+    for t in range(3):
+        copy = Path(shutil.copy(file_of(tmp_path, 1, t), tmp_path / f"0copy{t}"))
+        edit(copy, SOPInstanceUID=f"5.5.{t}", SeriesInstanceUID="5.6")
+    stack = read(tmp_path)
+    assert np.array_equal(stack.voxels, voxels)
+    assert "3 images occur twice; used once" in stack.notes
+
+
 def test_a_damaged_copy_does_no_harm(tmp_path: Path):
     voxels = series(tmp_path)
     file = file_of(tmp_path, 1, 2)
