@@ -1,0 +1,94 @@
+"""Draw what was measured, from the scores in `docs/results/acdc-few`.
+
+`python docs/draw_results.py` writes `docs/pictures/few-labels.png` (the patients that were reported) and
+`few-labels-curves.png` (those on which methods were chosen).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nnunet_ssp.evaluation.statistics import MEAN
+from nnunet_ssp.reporting.figures import SERIES_COLOURS, render
+from nnunet_ssp.study.convergence import SMOOTHED
+
+SCORES = Path(__file__).with_name("results") / "acdc-few"
+PICTURES = Path(__file__).with_name("pictures")
+MODELS = {
+    "from scratch": "scratch",
+    "after Dense": "Dense",
+    "after its movement alone": "movement-alone",
+}
+SHOWN = 5  # labelled patients of the curves
+
+
+def labels(folder: Path = SCORES) -> bytes:
+    """Draw the mean 3D Dice of the reported patients against the number of labelled ones; a dot a seed."""
+
+    def draw(canvas: Figure) -> None:
+        axes = _axes(canvas, "ACDC, twelve report patients", "labelled patients")
+        for (name, file), colour in zip(MODELS.items(), SERIES_COLOURS, strict=False):
+            frames = pd.read_csv(folder / "reported-models" / f"{file}.csv")
+            frames = frames[frames["class"] == MEAN]
+            subjects = frames.groupby(["fold", "seed", "subject"])["dice"].mean()
+            seeds = subjects.groupby(["fold", "seed"]).mean()
+            means = seeds.groupby("fold").mean()
+            axes.plot(means.index, means, "o-", color=colour, markersize=5, label=name)
+            axes.plot(seeds.index.get_level_values("fold"), seeds, ".", color=colour, alpha=0.5)
+        axes.set_xticks(means.index)
+        axes.legend(loc="lower right")
+
+    return render(draw, size=(4.8, 3.2))
+
+
+def curves(folder: Path = SCORES) -> bytes:
+    """Draw nnU-Net's pseudo Dice of the choosing patients by step: means of the seeds that all models have."""
+
+    def draw(canvas: Figure) -> None:
+        axes = _axes(canvas, f"ACDC, {SHOWN} labelled patients, nine choosing patients", "step")
+        axes.set_ylabel("pseudo Dice")
+        read = {
+            name: pd.read_csv(folder / "models" / f"{file}-curves.csv")
+            for name, file in MODELS.items()
+        }
+        own = {name: table[table["fold"] == SHOWN] for name, table in read.items()}
+        common = set.intersection(*(set(table["seed"]) for table in own.values()))
+        for (name, table), colour in zip(own.items(), SERIES_COLOURS, strict=False):
+            seeds = table[table["seed"].isin(common)].pivot(
+                index="step", columns="seed", values="pseudo_dice"
+            )
+            smooth = seeds.rolling(SMOOTHED, min_periods=1).mean()
+            axes.plot(smooth.index, smooth.mean(axis=1), color=colour, label=name)
+            axes.fill_between(
+                smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=colour, alpha=0.15
+            )
+        axes.legend(loc="lower right")
+
+    return render(draw, size=(4.8, 3.2))
+
+
+def _axes(canvas: Figure, title: str, x: str) -> Axes:
+    axes = canvas.subplots()
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel("mean 3D Dice")
+    return axes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write both pictures."""
+    argparse.ArgumentParser(description=__doc__).parse_args(arguments)
+    for name, picture in (("few-labels", labels()), ("few-labels-curves", curves())):
+        (PICTURES / f"{name}.png").write_bytes(picture)
+        print(PICTURES / f"{name}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

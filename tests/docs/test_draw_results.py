@@ -1,0 +1,49 @@
+"""The pictures of results.md show the scores in `docs/results`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from tests.docs.scripts import load_script
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Let the pictures be figures, not their pixels."""
+    script = load_script("draw_results")
+
+    def drawn(draw, size):
+        figure = Figure(size)
+        draw(figure)
+        return figure
+
+    monkeypatch.setattr(script, "render", drawn)
+    return script
+
+
+def test_each_curve_is_a_model_and_its_points_are_means_over_patients_and_seeds(script: ModuleType):
+    (axes,) = script.labels().axes
+    curves = {line.get_label(): line for line in axes.lines if line.get_label() in script.MODELS}
+    measured = pd.read_csv(script.SCORES.parents[2] / "nnunet_ssp/training/measured.csv")
+    measured = measured[measured["data"].str.startswith("12 other")]
+    for name, column, settings in (
+        ("from scratch", "scratch", "contrast=0"),
+        ("after its movement alone", "pretrained", "contrast=0"),
+        ("after Dense", "pretrained", ""),
+    ):
+        rows = measured[measured["settings"].fillna("") == settings]
+        assert list(curves[name].get_xdata()) == list(rows["labelled"]) == [2, 5, 10]
+        assert np.allclose(curves[name].get_ydata(), rows[column], atol=0.0005)
+
+
+def test_the_learning_curves_end_at_the_last_step(script: ModuleType):
+    (axes,) = script.curves().axes
+    assert [line.get_label() for line in axes.lines] == [*script.MODELS]
+    assert {line.get_xdata()[-1] for line in axes.lines} == {500}
+    ends = [line.get_ydata()[-1] for line in axes.lines]
+    assert ends == sorted(ends)  # scratch, Dense, movement: as the table says
