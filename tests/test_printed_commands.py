@@ -240,6 +240,11 @@ EXPECTED = {
     "nnunet_ssp/preparation/command.py": {
         "_say_next() asks training_command()": LINES + "test_images_take_the_plans_by_the_line"
     },
+    "nnunet_ssp/preparation/imported.py": {
+        "nnUNetv2_train {} {} {} -p {} -tr {} -pretrained_weights {}{}": LINES
+        + "test_an_imported_pretraining_goes_on_by_its_lines",
+        "next_lines() asks command()": LINES + "test_an_imported_pretraining_goes_on_by_its_lines",
+    },
     "nnunet_ssp/preparation/moved_plans.py": {
         "_find() asks planning_command()": LINES
         + "test_plans_that_are_missing_are_made_by_the_line"
@@ -262,9 +267,7 @@ EXPECTED = {
         "nnUNetv2_export_model_to_zip shares models that segment": WORD
     },
     "nnunet_ssp/sharing/importing.py": {
-        "nnUNet_ssp_settings={}": "tests/sharing/test_importing.py::test_other_channels_are_adapted",
-        "nnUNetv2_train {} {} {} -p {}": LINES
-        + "test_an_imported_pretraining_goes_on_by_its_lines",
+        "_next() asks command()": LINES + "test_an_imported_pretraining_goes_on_by_its_lines",
         "nnunet-ssp prepare {} -c {} -p {}": LINES
         + "test_an_imported_pretraining_goes_on_by_its_lines",
     },
