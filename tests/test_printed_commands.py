@@ -336,8 +336,6 @@ EXPECTED = {
     "nnunet_ssp/training/base.py": {
         "_on_cpu() asks command()": CHAIN,
         "folds() asks command()": LINES + "test_without_folds_all_is_trained_by_the_line",
-        "nnunet-ssp folds {} lists them": LINES
-        + "test_folds_that_do_not_exist_are_listed_by_the_line",
         "nnunet-ssp folds {}": LINES + "test_folds_of_a_dataset_that_differ_are_copied_by_the_line",
         "nnunet-ssp folds {} and": LINES
         + "test_folds_of_a_dataset_that_differ_are_copied_by_the_line",
@@ -346,6 +344,8 @@ EXPECTED = {
         + "test_a_damaged_checkpoint_is_replaced_by_the_line",
     },
     "nnunet_ssp/training/checks.py": {
+        "nnunet-ssp folds {} lists them": LINES
+        + "test_folds_that_do_not_exist_are_listed_by_the_line",
         "refuse_lost_start() asks command()": LINES
         + "test_a_training_that_lost_its_start_begins_again_by_the_line",
         "refuse_unsuitable() asks command()": LINES
