@@ -92,8 +92,13 @@ def test_each_printed_command_works_as_it_is(shell, tmp_path: Path):
     validate = after(said, "To do it later:\n")[0]
     assert "Mean Validation Dice" in shell(validate)
     shell(predict)
-    report = after(shell(evaluate), "Report: ")[0]
-    assert (tmp_path / report).is_file()
+    said = shell(evaluate)
+    assert (tmp_path / after(said, "Report: ")[0]).is_file()
+    measure = after(said, "For new patients: ")[0]
+    new = next((tmp_path / "my phantom" / "Testing").iterdir())
+    measure = measure.replace("FOLDER", shlex.quote(str(new))).replace("OUT", "'new patients'")
+    shell(measure)
+    assert (tmp_path / "new patients" / "volumes.csv").is_file()
 
     said = shell("nnunet-ssp folds 114 --subsets 1 --seeds 0 --of 0")
     scratch = after(said, "To train from scratch on the first: ")[0]
@@ -204,6 +209,9 @@ EXPECTED = {
     "nnunet_ssp/evaluation/command.py": {
         "nnUNetv2_predict or nnunet-ssp predict wrote": WORD,
         "nnUNetv2_predict -o named it": WORD,
+    },
+    "nnunet_ssp/evaluation/for_new_patients.py": {
+        "prediction_lines() begins with nnunet-ssp": CHAIN,
     },
     "nnunet_ssp/files/archives.py": {
         "nnUNetv2_export_model_to_zip is for nnUNetv2_install_pretrained_model_from_zip": WORD
