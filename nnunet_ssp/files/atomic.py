@@ -85,7 +85,8 @@ def flush(path: Path) -> None:
 def write_together(folder: str | Path) -> Iterator[Path]:
     """Yield a temporary folder whose files move into `folder` when the block ends without an error.
 
-    A full disk, an error or a kill inside the block leaves the files of `folder` as they were.
+    A full disk, an error or a kill inside the block leaves the files of `folder` as they were. All are on the disk
+    before the first is moved.
     Writing several files through `atomic_write` could end with some old and some new ones.
 
     Args:
@@ -101,8 +102,14 @@ def write_together(folder: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         folder.mkdir(parents=True, exist_ok=True)
-        for file in sorted(temporary.iterdir()):
+        written = sorted(temporary.iterdir())
+        for file in written:
+            if file.is_file():
+                flush(file)
+        for file in written:
             os.replace(file, folder / file.name)
+        with suppress(OSError):  # some file systems do not flush folders
+            flush(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -49,8 +49,13 @@ def gain_in_words(method: str, settings: Mapping[str, Any] | None = None) -> str
     fitting = rows_of(rows, method, settings)
     if not fitting:
         nearest = [row for row in rows if row["settings"] == rows[0]["settings"]]
+        own, theirs = (
+            _telling(rows, method, given)
+            for given in (settings, _as_measured(method, rows[0]["settings"]))
+        )
+        mine = ", ".join(f"{name}={own[name]}" for name in own if own[name] != theirs[name])
         return (
-            f"measured: no gain of {method} with recipe={recipe_of(method, settings)} over training from scratch yet; "
+            f"measured: no gain of {method} with {mine} over training from scratch yet; "
             f"nearest is {_named(method, nearest)}, {_gains(nearest)}, see {WHERE}"
         )
     other = _others(method, fitting[0]["settings"], settings)
@@ -67,18 +72,27 @@ def gain_of(record: Mapping[str, Any]) -> str:
 def rows_of(
     rows: Sequence[Mapping[str, str]], method: str, settings: Mapping[str, Any] | None
 ) -> list[Mapping[str, str]]:
-    """Return the rows of a method that were measured with a run's recipe; all where its settings are unknown."""
+    """Return the rows of a method that hold for a run; all where its settings are unknown.
+
+    Those hold whose telling settings are the run's: the recipe, and whatever a row of the method names.
+    """
     mine = [row for row in rows if row["method"] == method]
     if settings is None:
         return mine
-    own = recipe_of(method, settings)
-    return [row for row in mine if recipe_of(method, _as_measured(method, row["settings"])) == own]
+    own = _telling(mine, method, settings)
+    return [
+        row for row in mine if _telling(mine, method, _as_measured(method, row["settings"])) == own
+    ]
 
 
-def recipe_of(method: str, settings: Mapping[str, Any] | None) -> str:
-    """Return the recipe that settings of a method have; that of its defaults if they name none."""
-    default = getattr(_defaults(method), "recipe", "")
-    return shown((settings or {}).get("recipe", default))
+def _telling(
+    rows: Sequence[Mapping[str, str]], method: str, settings: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Return the settings by which rows of a method are told apart, as words; defaults where a run names none."""
+    defaults = _as_measured(method, "")
+    named = {word.partition("=")[0] for row in rows for word in row["settings"].split()}
+    names = sorted(({"recipe"} & {*defaults}) | named)
+    return {name: shown(as_word((settings or {}).get(name, defaults.get(name)))) for name in names}
 
 
 def _others(method: str, row: str, settings: Mapping[str, Any] | None) -> list[str]:

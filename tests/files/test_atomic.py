@@ -26,22 +26,36 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch):
-    """After a power cut there is the old file or the new one, and the name, too."""
-    file, flushed = tmp_path / "a.json", []
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note which path is flushed, and when a file gets its name."""
+    done: list[str] = []
     flush, replace_file = os.fsync, os.replace
 
     def fsync(descriptor: int) -> None:
-        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
         flush(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(
-        os, "replace", lambda a, b: (flushed.append("replaced"), replace_file(a, b))
-    )
-    with atomic_write(file) as path:
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replaced"), replace_file(a, b)))
+    return done
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, order: list[str]):
+    """After a power cut there is the old file or the new one, and the name, too."""
+    with atomic_write(tmp_path / "a.json") as path:
         path.write_text("new")
-    assert flushed == [str(path), "replaced", str(tmp_path)]
+    assert order == [str(path), "replaced", str(tmp_path)]
+
+
+def test_files_written_together_are_on_the_disk_before_the_first_has_its_name(
+    tmp_path: Path, order: list[str]
+):
+    with write_together(tmp_path / "out") as temporary:
+        for name in ("a", "b"):
+            (temporary / name).write_text("new")
+    files = [str(temporary / name) for name in ("a", "b")]
+    assert order == [*files, "replaced", "replaced", str(tmp_path / "out")]
 
 
 def test_an_error_of_the_disk_names_the_file(tmp_path: Path):

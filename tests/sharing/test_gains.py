@@ -15,7 +15,6 @@ from nnunet_ssp.sharing.gains import (
     THESE,
     measured_gains,
 )
-from nnunet_ssp.training.evidence import read_measured
 
 FILE = "pretraining/MIM/seed0-aa/results/fold_0/checkpoint_final.pth"
 ROW = dict.fromkeys(COLUMNS, "0.5") | {
@@ -48,11 +47,13 @@ def test_the_rows_of_these_weights_count(study: Path) -> None:
     assert first["settings"] == "num_epochs=5"
 
 
-def test_without_a_study_the_method_counts(study: Path) -> None:
+def test_without_a_study_the_method_counts(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = {"method": "MIM", "settings": "recipe=deep", "scratch": "0.600"}
+    rows = [{"method": "Dense", "settings": "", "scratch": "0.700"}, deep]
+    monkeypatch.setattr("nnunet_ssp.sharing.gains.read_measured", lambda: rows)
     elsewhere = study / "fold_0" / "checkpoint_final.pth"
     found = measured_gains(elsewhere, "Dense")
-    assert found["of"] == OTHERS
-    assert found["rows"][0]["scratch"] == read_measured()[0]["scratch"]
+    assert found == {"of": OTHERS, "rows": [{"settings": "", "scratch": "0.700"}]}
     assert measured_gains(elsewhere, "PCL") == {}
     assert measured_gains(elsewhere, "MIM", {"recipe": "paper"}) == {}
     assert len(measured_gains(elsewhere, "MIM", {"recipe": "deep"})["rows"]) == 1
