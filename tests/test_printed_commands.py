@@ -154,6 +154,10 @@ EXPECTED = {
         "nnunet-ssp convert again": WORD,
         "nnunet-ssp convert writes it": WORD,
     },
+    "nnunet_ssp/cohort/different.py": {
+        "lines_on_pairs() begins with nnunet-ssp": "tests/cohort/test_plain_datasets.py::"
+        "test_different_people_who_look_alike_pass_by_the_printed_line",
+    },
     "nnunet_ssp/cohort/few.py": {
         "nnunet-ssp convert acdc --few": "tests/dataset_conversion/test_acdc.py::test_the_split_of_acdc_few"
     },
