@@ -36,6 +36,8 @@ ROWS = {
     "Dense on 252,000 images": "Dense-long-pretraining",
     "its contrast of points alone (`movement=0`)": "contrast-alone",
     "its movement alone (`contrast=0`)": "movement-alone",
+    "movement alone on 9,600 images": "movement-alone-short-pretraining",
+    "movement alone on 252,000 images": "movement-alone-long-pretraining",
     "MIM": "MIM",
     "MIM, `recipe=deep`": "MIM-deep",
     "SimCLR": "SimCLR",
@@ -69,6 +71,8 @@ class Pair(NamedTuple):
 PAIRS = (
     Pair("Dense", "Dense"),
     Pair("Dense", "Dense-long", "scratch-long", 1500),
+    Pair("Dense", "contrast-alone", settings="movement=0"),
+    Pair("Dense", "movement-alone", settings="contrast=0"),
     Pair("MIM", "MIM"),
     Pair("MIM", "MIM-deep", settings="recipe=deep"),
     Pair("SimCLR", "SimCLR"),

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FEW = 10  # labelled subjects of the fold's training side, up to which dense pretraining was measured to gain
+FEW = 10  # labelled subjects of the fold's training side, up to which pretraining was measured to gain
 MANY = 50  # above it, de Mooij et al. see no gain
+MOVEMENT = "contrast=0"  # of dense pretraining: movement alone, its better half as measured
 # As measured
 FEW_SETTINGS = "recipe=few num_epochs=25 iterations_per_epoch=20 val_iterations_per_epoch=10"
 WHERE = "docs/choosing.md"
@@ -32,19 +33,21 @@ def recommended(n_labelled: int, n_unlabelled: int, frames: bool = True) -> Reco
     Args:
         n_labelled: Subjects whose labels the fold trains on; 0 where labels come later or are in another dataset.
         n_unlabelled: Images without labels.
-        frames: Whether some subject has several frames, which dense pretraining compares.
+        frames: Whether some subject has several frames, between which movement is seen.
 
-    >>> recommended(5, 300).trainer, recommended(5, 300).finetuning == FEW_SETTINGS
-    ('nnUNetTrainerDensePretrain', True)
+    >>> recommended(5, 300).trainer, recommended(5, 300).settings
+    ('nnUNetTrainerDensePretrain', 'contrast=0')
+    >>> recommended(5, 300).finetuning == recommended(5, 300, frames=False).finetuning == FEW_SETTINGS
+    True
     >>> recommended(5, 300, frames=False).trainer, recommended(5, 300, frames=False).settings
-    ('nnUNetTrainerMIMPretrain', 'recipe=deep')
+    ('nnUNetTrainerMIMPretrain', '')
     >>> recommended(11, 300)
     Recommended(trainer='nnUNetTrainerMIMPretrain', settings='', finetuning='', reason='')
     """
     few = n_labelled <= FEW
     dense = few and frames
     trainer = "nnUNetTrainerDensePretrain" if dense else "nnUNetTrainerMIMPretrain"
-    settings = "recipe=deep" if few and not frames else ""
+    settings = MOVEMENT if dense else ""
     return Recommended(
         trainer, settings, finetuning_settings(n_labelled), _reason(n_labelled, n_unlabelled, dense)
     )
@@ -64,7 +67,7 @@ def _reason(n_labelled: int, n_unlabelled: int, dense: bool) -> str:
     if not n_labelled or n_labelled > FEW:
         return ""
     subjects = "1 labelled subject" if n_labelled == 1 else f"{n_labelled} labelled subjects"
-    gained = "dense pretraining gained most" if dense else "MIM with recipe=deep gained"
+    gained = "telling what moves gained most" if dense else "MIM gained"
     said = f"{subjects} to train on: with so few, {gained} where we measured it ({WHERE})."
     if not n_unlabelled:
         said += " There are no unlabelled images, with which it was measured: expect less."

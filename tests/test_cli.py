@@ -348,7 +348,8 @@ def test_from_a_folder_to_a_prepared_dataset(
     output = capsys.readouterr().out
     assert "Slice store: 9 frames (0 labelled), 27 slices in" in output
     assert output.endswith(
-        f"Next: nnUNetv2_train 7 2d all -p mine -tr nnUNetTrainerDensePretrain{device_flag()}\n"
+        "Next: nnUNet_ssp_settings=contrast=0 nnUNetv2_train 7 2d all -p mine "
+        f"-tr nnUNetTrainerDensePretrain{device_flag()}\n"
     )
     (folders / "nnUNet_raw" / "Dataset007_A" / "dataset.json").unlink()
     assert main(["prepare", "7"]) == 1

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ssp.recommended import FEW, FEW_SETTINGS, MANY, finetuning_settings, recommended
+from nnunet_ssp.recommended import (
+    FEW,
+    FEW_SETTINGS,
+    MANY,
+    MOVEMENT,
+    finetuning_settings,
+    recommended,
+)
 from nnunet_ssp.settings import FinetuningSettings, override
 from nnunet_ssp.training.evidence import read_measured
 
@@ -18,10 +25,10 @@ DENSE, MIM = "nnUNetTrainerDensePretrain", "nnUNetTrainerMIMPretrain"
 @pytest.mark.parametrize(
     ("labelled", "frames", "trainer", "settings", "finetuning"),
     [
-        (0, True, DENSE, "", ""),  # labels come later: nothing to count the steps by
-        (1, True, DENSE, "", FEW_SETTINGS),
-        (FEW, True, DENSE, "", FEW_SETTINGS),
-        (FEW, False, MIM, "recipe=deep", FEW_SETTINGS),  # no second frames to compare
+        (0, True, DENSE, MOVEMENT, ""),  # labels come later: nothing to count the steps by
+        (1, True, DENSE, MOVEMENT, FEW_SETTINGS),
+        (FEW, True, DENSE, MOVEMENT, FEW_SETTINGS),
+        (FEW, False, MIM, "", FEW_SETTINGS),  # no second frames to compare
         (FEW + 1, True, MIM, "", ""),
         (MANY + 1, True, MIM, "", ""),
     ],
@@ -47,18 +54,26 @@ def test_the_settings_for_few_labels_are_those_that_were_measured():
     assert finetuning_settings(FEW) == FEW_SETTINGS
 
 
+def gains_in_readme() -> dict[tuple[str, str], float]:
+    """Return the gains of README's table, all on the same patients and seeds, by trainer and settings."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|[^|\n]*\| `(nnUNetTrainer\w+Pretrain)`.*\|([^|\n]*)\|$", readme, re.M)
+    assert rows
+    return {
+        (trainer, settings): float(gain)
+        for trainer, cell in rows
+        for settings, gain in re.findall(r"(?:`([^`]*)` )?([+-]\d\.\d+)", cell)
+    }
+
+
 def test_the_rule_follows_what_was_measured():
-    rows = read_measured()
-    gains: dict[tuple[int, str], list[float]] = {}
-    for row in rows:
-        gain = float(row["pretrained"]) - float(row["scratch"])
-        if "500 steps" in row["data"]:
-            gains.setdefault((int(row["labelled"]), row["method"]), []).append(gain)
-    assert max(n for n, method in gains if method == "Dense") == FEW
-    for (n, method), found in gains.items():
-        if method != "Dense" and (n, "Dense") in gains:
-            assert max(gains[n, "Dense"]) >= max(found)
-        assert max(found) > 0
+    gains = gains_in_readme()
+    assert gains[DENSE, MOVEMENT] == max(gains.values()) > 0
+    single = {trainer: gain for (trainer, settings), gain in gains.items() if trainer != DENSE}
+    alone = recommended(FEW, 1, frames=False)
+    assert gains[alone.trainer, alone.settings] == max(gains[MIM, ""], *single.values()) > 0
+    labelled = {int(row["labelled"]) for row in read_measured() if row["method"] == "Dense"}
+    assert max(labelled) == FEW
 
 
 def test_the_pages_agree_with_the_rule():
@@ -68,11 +83,12 @@ def test_the_pages_agree_with_the_rule():
         rows[key] for key in (f"up to {FEW} labelled subjects", f"{FEW + 1} to {MANY}", "more")
     )
     assert few.split("`")[1] == recommended(FEW, 1).trainer and FEW_SETTINGS.split()[0] in few
-    assert f"`{MIM}` with `recipe=deep`" in few
+    assert f"`{DENSE}` with `{MOVEMENT}`" in few and f"`{MIM}`" in few
     assert some.split("`")[1] == recommended(FEW + 1, 1).trainer
     assert "nnUNetTrainerScratch" in many and recommended(MANY + 1, 1).trainer in many
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (bullet,) = re.findall(r"^\* \*\*Ten labelled patients or fewer.*$", readme, re.M)
-    assert DENSE in bullet and f'nnUNet_ssp_settings="{FEW_SETTINGS}"' in bullet
+    assert f"nnUNet_ssp_settings={MOVEMENT} nnUNetv2_train" in bullet and DENSE in bullet
+    assert f'nnUNet_ssp_settings="{FEW_SETTINGS}"' in bullet
     (third,) = re.findall(r"^nnUNetv2_train 114 2d 0 -tr (\w+)$", readme, re.M)
     assert third == recommended(MANY + 1, 1).trainer  # of M&Ms' 150

@@ -30,10 +30,7 @@ def test_a_plain_nnunet_dataset_of_two_channels(
     assert names(target / "gt_segmentations") == ["a.b_0.nii.gz", "a.b_1.nii.gz"]
     assert not (target / "cases.csv").exists() and not (target / "splits_final.json").exists()
     # nnU-Net cannot draw five folds of two cases.
-    assert (
-        "Next: nnUNet_ssp_settings=recipe=deep nnUNetv2_train 903 2d all -tr"
-        in capsys.readouterr().out
-    )
+    assert "Next: nnUNetv2_train 903 2d all -tr nnUNetTrainerMIMPretrain" in capsys.readouterr().out
 
 
 def test_other_files_in_imagesun_are_no_cases(raw: Path, target: Path, preprocessed: list[str]):

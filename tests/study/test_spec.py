@@ -289,10 +289,11 @@ def test_acdc_few_has_one_grid_at_both_sizes():
         }
         for study in (cpu, gpu)
     }
-    assert images["few96"].pop("Dense short") == 9_600
-    assert images["few96"].pop("Dense long") == 252_000
-    assert images["nnUNetPlans"].pop("Dense short") == 50_000
-    assert images["nnUNetPlans"].pop("Dense long") == 1_250_000
+    for name in ("Dense", "movement"):
+        assert images["few96"].pop(f"{name} short") == 9_600
+        assert images["few96"].pop(f"{name} long") == 252_000
+        assert images["nnUNetPlans"].pop(f"{name} short") == 50_000
+        assert images["nnUNetPlans"].pop(f"{name} long") == 1_250_000
     assert set(images["few96"].values()) == {50_400}
     assert set(images["nnUNetPlans"].values()) == {250_000}
 

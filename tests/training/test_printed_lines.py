@@ -24,6 +24,7 @@ from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.recommended import MOVEMENT
 from nnunet_ssp.slices.store import read_index, store_folder, write_index
 from nnunet_ssp.study.data import open_data
 from nnunet_ssp.training.advice import advice
@@ -207,7 +208,7 @@ def test_folds_are_trained_on_by_their_lines(mine, dataset, paste, capfd, no_pic
     assert number == len(read_splits(dataset / "splits_final.json")) - 1
     paste(scratch, f"{TUNE} final_validation=no")
     pretrain = next(line for line in said.splitlines() if "DensePretrain" in line)
-    assert "Pretraining done" in paste(pretrain, FEW)
+    assert "Pretraining done" in paste(pretrain.replace(MOVEMENT, f"'{MOVEMENT} {FEW}'"))
 
 
 def test_an_unprepared_dataset_is_prepared_by_the_line(mine, dataset, paste, capfd, trained):
@@ -245,9 +246,7 @@ def test_images_take_the_plans_by_the_line(mine, dataset, paste, capfd):
     assert main(["convert", "images", "-i", str(source), "-d", "950"]) == 0
     line = line_after(capfd.readouterr().out, "in place of DATASET:")
     said = paste(line.replace("DATASET", "901"))
-    named = re.compile(r"nnUNet_ssp_settings=\S+")  # single frames are advised another recipe
-    shortened = named.sub(f'nnUNet_ssp_settings="recipe=deep {FEW}"', line_after(said, "Next: "))
-    assert "Pretraining done" in paste(shortened)
+    assert "Pretraining done" in paste(line_after(said, "Next: "), FEW)
 
 
 def test_plans_that_are_missing_are_made_by_the_line(mine, dataset, paste, capfd):
