@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_ssp.cohort.cases import Case, case_files, shown_subjects
+from nnunet_ssp.cohort.cases import Case, case_files, names_of_subjects, shown_subjects
 from nnunet_ssp.cohort.different import Different, declared, lines_on_pairs
 from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.cohort.lookalikes import SAME, UNSEEN, fingerprint, look_alikes
@@ -90,8 +90,7 @@ def report(
     Raises:
         ValueError: No subject has a name of `different`.
     """
-    names = {case.subject_key: "" for case in cases.values()}
-    names = {key: shown_subjects([key], cases)[0] for key in names}
+    names = names_of_subjects(cases)
     apart = declared(different, names.values())
     in_folds = list(leaks_in_folds(folds, cases, table))
     _print(f"{count_of(len(folds), 'fold')}: no subject on two sides, none of the test", in_folds)
@@ -129,10 +128,8 @@ def report(
         if {names[first], names[second]} in apart:
             said = f"{names[first]} and {names[second]} (similarity {likeness:.2f})"
             print(f"note    {said}: different people, as --different says")
-    shown = ([(names[key], images[key]) for key in pair[:2]] for pair in pairs)
-    for line in lines_on_pairs(
-        ((one, other) for one, other in shown), raw.name, pattern, different
-    ):
+    shown = [((names[a], images[a]), (names[b], images[b])) for a, b, _ in pairs]
+    for line in lines_on_pairs(shown, raw.name, pattern, different):
         print(f"--      {line}")
     if missing:
         print(f"--      {count_of(missing, 'subject')} without an image in {raw} to compare")
