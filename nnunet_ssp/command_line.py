@@ -21,36 +21,90 @@ SOURCES = {
 }
 
 
+# Paths that a command makes, which need not exist, by their names in the parsers
+MADE = {"output", "folder", "strip", "pth", "json"}
+
+
 class CommandParser(argparse.ArgumentParser):
     """Names the nearest choice for a wrong one, and paths with blanks that lack their quotes."""
 
     typed: Sequence[str] = ()
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse the command line, by default this process's."""
+        """Parse the command line, by default this process's.
+
+        Where several values may follow, parts of one path pass as several paths: they are refused here.
+        """
         self.typed = list(sys.argv[1:] if args is None else args)
-        return super().parse_args(args, namespace)
+        parsed = super().parse_args(args, namespace)
+        if joined := _split_path(self.typed):
+            super().error(f"{joined} lacks its quotes{_quoted(joined)}")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Print usage, message and hint, and exit with status 2."""
-        super().error(message + (_unquoted(message, self.typed) or _meant(message)))
+        super().error(message + (self._unquoted(message) or _meant(message)))
 
+    def _unquoted(self, message: str) -> str:
+        """Return a hint if words that nothing takes are parts of one path."""
+        if not message.startswith("unrecognized arguments: "):
+            return ""
+        untaken = message.split()[2:]
+        joined = _split_path(self.typed, untaken) or self._split_new_path(untaken)
+        return _quoted(joined) if joined else ""
 
-def _unquoted(message: str, typed: Sequence[str]) -> str:
-    """Return a hint if words that nothing takes are parts of one existing path."""
-    if not message.startswith("unrecognized arguments: "):
+    def _split_new_path(self, untaken: Sequence[str]) -> str:
+        """Return the path that a command is to make, if words that nothing takes are the end of it."""
+        parser, place = _parser_of(self, self.typed)
+        action = next((a for a in parser._actions if a.dest in MADE and not a.option_strings), None)
+        words: list[str] = []
+        for word in [*self.typed[place:], "-"]:
+            if not word.startswith("-"):
+                words.append(word)
+                continue
+            if action and action.dest in MADE and words[1:] and words[1:] == untaken:
+                return " ".join(words)
+            action, words = parser._option_string_actions.get(word), []
         return ""
+
+
+def _parser_of(
+    parser: argparse.ArgumentParser, typed: Sequence[str]
+) -> tuple[argparse.ArgumentParser, int]:
+    """Return the parser of the command that was typed, and the number of words that name it."""
+    place = 0
+    while place < len(typed):
+        choices = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        if not choices or typed[place] not in choices[0]:
+            break
+        parser, place = choices[0][typed[place]], place + 1
+    return parser, place
+
+
+def _split_path(typed: Sequence[str], untaken: Sequence[str] = ()) -> str:
+    """Return the existing path that consecutive words spell, if nothing takes one of them, or one is no path itself."""
     for first in range(len(typed)):
         for last in range(first + 2, len(typed) + 1):
             words = typed[first:last]
             if words[-1].startswith("-"):
                 break
             joined = " ".join(words)
-            if any(word in message.split()[2:] for word in words[1:]) and os.path.exists(
-                os.path.expanduser(joined)
-            ):
-                return f". A path with blanks needs quotes: {shlex.quote(joined)}"
+            own = words[words[0].isdecimal() :]  # a dataset's id is no path
+            apart = any(word in untaken for word in words[1:]) or not all(map(_exists, own))
+            if apart and _exists(joined):
+                return joined
     return ""
+
+
+def _exists(word: str) -> bool:
+    """Whether a word, or what follows `NAME=` in it, is a path that exists."""
+    name, _, place = word.partition("=")
+    places = [word] if " " in name else [word, place]
+    return any(place and os.path.exists(os.path.expanduser(place)) for place in places)
+
+
+def _quoted(path: str) -> str:
+    return f". A path with blanks needs quotes: {shlex.quote(path)}"
 
 
 def _meant(message: str) -> str:

@@ -94,8 +94,13 @@ def test_each_printed_command_works_as_it_is(shell, tmp_path: Path):
     validate = after(said, "To do it later:\n")[0]
     assert "Mean Validation Dice" in shell(validate)
     shell(predict)
-    report = after(shell(evaluate), "Report: ")[0]
-    assert (tmp_path / report).is_file()
+    said = shell(evaluate)
+    assert (tmp_path / after(said, "Report: ")[0]).is_file()
+    measure = after(said, "For new patients: ")[0]
+    new = next((tmp_path / "my phantom" / "Testing").iterdir())
+    measure = measure.replace("FOLDER", shlex.quote(str(new))).replace("OUT", "'new patients'")
+    shell(measure)
+    assert (tmp_path / "new patients" / "volumes.csv").is_file()
 
     said = shell("nnunet-ssp folds 114 --subsets 1 --seeds 0 --of 0")
     scratch = after(said, "To train from scratch on the first: ")[0]
@@ -150,6 +155,10 @@ EXPECTED = {
     "nnunet_ssp/cohort/dataset.py": {
         "nnunet-ssp convert again": WORD,
         "nnunet-ssp convert writes it": WORD,
+    },
+    "nnunet_ssp/cohort/different.py": {
+        "lines_on_pairs() begins with nnunet-ssp": "tests/cohort/test_plain_datasets.py::"
+        "test_different_people_who_look_alike_pass_by_the_printed_line",
     },
     "nnunet_ssp/cohort/few.py": {
         "nnunet-ssp convert acdc --few": "tests/dataset_conversion/test_acdc.py::test_the_split_of_acdc_few"
@@ -207,6 +216,9 @@ EXPECTED = {
         "nnUNetv2_predict or nnunet-ssp predict wrote": WORD,
         "nnUNetv2_predict -o named it": WORD,
     },
+    "nnunet_ssp/evaluation/for_new_patients.py": {
+        "prediction_lines() begins with nnunet-ssp": CHAIN,
+    },
     "nnunet_ssp/files/archives.py": {
         "nnUNetv2_export_model_to_zip is for nnUNetv2_install_pretrained_model_from_zip": WORD
     },
@@ -242,6 +254,11 @@ EXPECTED = {
     "nnunet_ssp/preparation/command.py": {
         "_say_next() asks training_command()": LINES + "test_images_take_the_plans_by_the_line"
     },
+    "nnunet_ssp/preparation/imported.py": {
+        "nnUNetv2_train {} {} {} -p {} -tr {} -pretrained_weights {}{}": LINES
+        + "test_an_imported_pretraining_goes_on_by_its_lines",
+        "next_lines() asks command()": LINES + "test_an_imported_pretraining_goes_on_by_its_lines",
+    },
     "nnunet_ssp/preparation/moved_plans.py": {
         "_find() asks planning_command()": LINES
         + "test_plans_that_are_missing_are_made_by_the_line"
@@ -264,9 +281,7 @@ EXPECTED = {
         "nnUNetv2_export_model_to_zip shares models that segment": WORD
     },
     "nnunet_ssp/sharing/importing.py": {
-        "nnUNet_ssp_settings={}": "tests/sharing/test_importing.py::test_other_channels_are_adapted",
-        "nnUNetv2_train {} {} {} -p {}": LINES
-        + "test_an_imported_pretraining_goes_on_by_its_lines",
+        "_next() asks command()": LINES + "test_an_imported_pretraining_goes_on_by_its_lines",
         "nnunet-ssp prepare {} -c {} -p {}": LINES
         + "test_an_imported_pretraining_goes_on_by_its_lines",
     },
@@ -335,8 +350,6 @@ EXPECTED = {
     "nnunet_ssp/training/base.py": {
         "_on_cpu() asks command()": CHAIN,
         "folds() asks command()": LINES + "test_without_folds_all_is_trained_by_the_line",
-        "nnunet-ssp folds {} lists them": LINES
-        + "test_folds_that_do_not_exist_are_listed_by_the_line",
         "nnunet-ssp folds {}": LINES + "test_folds_of_a_dataset_that_differ_are_copied_by_the_line",
         "nnunet-ssp folds {} and": LINES
         + "test_folds_of_a_dataset_that_differ_are_copied_by_the_line",
@@ -345,6 +358,8 @@ EXPECTED = {
         + "test_a_damaged_checkpoint_is_replaced_by_the_line",
     },
     "nnunet_ssp/training/checks.py": {
+        "nnunet-ssp folds {} lists them": LINES
+        + "test_folds_that_do_not_exist_are_listed_by_the_line",
         "refuse_lost_start() asks command()": LINES
         + "test_a_training_that_lost_its_start_begins_again_by_the_line",
         "refuse_unsuitable() asks command()": LINES

@@ -111,10 +111,14 @@ def shown_subjects(keys: Iterable[str], cases: Mapping[str, Case]) -> list[str]:
         keys: `Case.subject_key`, or what `subject_of` found for a case without a row.
         cases: Rows of `cases.csv`.
     """
-    if len({case.source for case in cases.values()}) > 1:
-        return sorted(keys)
-    codes = {case.subject_key: case.subject for case in cases.values()}
-    return sorted(codes.get(key, key) for key in keys)
+    names = names_of_subjects(cases)
+    return sorted(names.get(key, key) for key in keys)
+
+
+def names_of_subjects(cases: Mapping[str, Case]) -> dict[str, str]:
+    """Return the names of all subjects for a reader, by `Case.subject_key`."""
+    several = len({case.source for case in cases.values()}) > 1
+    return {c.subject_key: c.subject_key if several else c.subject for c in cases.values()}
 
 
 def subject_of(case: str, cases: Mapping[str, Case], pattern: str | None) -> str:

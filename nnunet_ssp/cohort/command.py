@@ -54,6 +54,7 @@ def folds(
     verify: bool = False,
     check: bool = False,
     subject_pattern: str | None = None,
+    different: Sequence[Sequence[str]] = (),
     dry_run: bool = False,
     overwrite: bool = False,
     remove: Sequence[int] = (),
@@ -74,6 +75,7 @@ def folds(
         verify: Compare the subjects with the published lists, and write nothing.
         check: Look for leaks, also between subjects that look alike.
         subject_pattern: Finds the subject in a case's name when a dataset without `cases.csv` is checked.
+        different: Pairs of subjects that `check` takes for different people, though they look alike.
         dry_run: Write nothing.
         overwrite: Replace folds of the same name, also when results were trained on them.
         remove: Remove these folds, the last ones.
@@ -91,8 +93,8 @@ def folds(
     wanted.check(remove, ["--verify"] * verify + ["--check"] * check)
     dry_run = dry_run or verify
     if check and not (wanted.any or verify) and (plain := _plain_home(dataset)):
-        return int(check_plain(plain, subject_pattern))
-    _refuse_pattern(subject_pattern)
+        return int(check_plain(plain, subject_pattern, different))
+    _refuse_of_check(subject_pattern, () if check else different)
     data = open_dataset(dataset)
     with ExitStack() as lock:
         if (wanted.any or remove) and not dry_run:
@@ -105,9 +107,7 @@ def folds(
             notes = _try_to_repair(data, overwrite, dry_run)
         new, said = wanted.make(data)
         merged = without(splits.merge(data.folds, new, overwrite), remove, data.results)
-        changed = {
-            n for n, fold in enumerate(merged) if n >= len(data.folds) or fold != data.folds[n]
-        }
+        changed = _changed(data.folds, merged)
         notes += [*said, *_faults(data, merged, refuse=bool(new))]
         replaced = _write_tables(data, merged, overwrite, dry_run) if changed or remove else []
     after = replace(data, folds=merged)
@@ -117,7 +117,7 @@ def folds(
     print("".join(f"{line}\n" for line in notes), end="")
     if not (dry_run and changed):  # else its commands name folds that are not there
         _print_advice(after, wanted, replaced)
-    return int(any([verify and _verify(after), check and _report_leaks(after)]))
+    return int(any([verify and _verify(after), check and _report_leaks(after, different)]))
 
 
 @dataclass(frozen=True)
@@ -197,11 +197,19 @@ class _Wanted:
         return _derive(data, base, self.vendors, phase, self.amounts, self.unit, seeds), []
 
 
-def _refuse_pattern(pattern: str | None) -> None:
+def _changed(before: Sequence[Fold], after: Sequence[Fold]) -> set[int]:
+    """Return the numbers of folds that are new or other than before."""
+    return {n for n, fold in enumerate(after) if n >= len(before) or fold != before[n]}
+
+
+def _refuse_of_check(pattern: str | None, different: Sequence[Sequence[str]]) -> None:
+    """Refuse options that only a check takes."""
     if pattern is not None:
         raise ValueError(
             f"--subject-pattern {pattern!r} must come with --check, for a dataset without cases.csv."
         )
+    if different:
+        raise ValueError(f"--different {' '.join(different[0])} must come with --check.")
 
 
 def _print_advice(data: Dataset, wanted: _Wanted, replaced: Sequence[int]) -> None:
@@ -479,8 +487,8 @@ def _in_fold(
     return "none", True
 
 
-def _report_leaks(data: Dataset) -> bool:
+def _report_leaks(data: Dataset, different: Sequence[Sequence[str]]) -> bool:
     """Print what leaks from training into validation or test; return whether anything does."""
     from nnunet_ssp.cohort.leaks import report
 
-    return report(data.raw, data.prepared, data.cases, data.folds)
+    return report(data.raw, data.prepared, data.cases, data.folds, different=different)

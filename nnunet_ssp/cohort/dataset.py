@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,13 +86,15 @@ def open_dataset(dataset: str | int) -> Dataset:
     )
 
 
-def check_plain(raw: Path, subject_pattern: str | None) -> bool:
+def check_plain(
+    raw: Path, subject_pattern: str | None, different: Sequence[Sequence[str]] = ()
+) -> bool:
     """Check a dataset of nnU-Net's own, which keeps its folds beside the preprocessed data."""
     from nnunet_ssp.cohort.leaks import report_plain
 
     prepared = nnunet_folder("nnUNet_preprocessed") / raw.name
     folds = read_folds(prepared) or read_folds(raw)
-    return report_plain(raw, prepared, subject_pattern, folds)
+    return report_plain(raw, prepared, subject_pattern, folds, different)
 
 
 def read_folds(folder: Path) -> list[Fold]:

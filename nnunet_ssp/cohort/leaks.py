@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_ssp.cohort.cases import Case, case_files, shown_subjects
+from nnunet_ssp.cohort.cases import Case, case_files, names_of_subjects, shown_subjects
+from nnunet_ssp.cohort.different import Different, declared, lines_on_pairs
 from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.cohort.lookalikes import SAME, UNSEEN, fingerprint, look_alikes
 from nnunet_ssp.cohort.membership import held_out, is_trainable, subjects_of, test_subjects
@@ -25,7 +26,13 @@ from nnunet_ssp.parallel import number_of_workers, process
 CASES = "cases.csv"  # the list of cases that messages name
 
 
-def report_plain(raw: Path, prepared: Path, pattern: str | None, folds: Sequence[Fold]) -> bool:
+def report_plain(
+    raw: Path,
+    prepared: Path,
+    pattern: str | None,
+    folds: Sequence[Fold],
+    different: Different = (),
+) -> bool:
     """Print every check of a dataset without `cases.csv`; only a pattern can tell its subjects.
 
     Args:
@@ -33,12 +40,13 @@ def report_plain(raw: Path, prepared: Path, pattern: str | None, folds: Sequence
         prepared: Its folder in nnUNet_preprocessed, which need not exist.
         pattern: Regular expression that finds the subject in a case's name; None takes each case as a subject.
         folds: Every fold.
+        different: Pairs of subjects that are different people, though they look alike.
 
     Returns:
         Whether there is a leak, or the copies of the folds differ.
     """
     cases = read_plain_cases(raw, pattern)
-    found = report(raw, prepared, cases, folds, "imagesTr")
+    found = report(raw, prepared, cases, folds, "imagesTr", different, pattern)
     for number, fold in enumerate(folds if pattern is None else ()):
         repeats = continuing_names(fold.train, fold.val)
         if repeats:
@@ -62,6 +70,8 @@ def report(
     cases: Mapping[str, Case],
     folds: Sequence[Fold],
     table: str = CASES,
+    different: Different = (),
+    pattern: str | None = None,
 ) -> bool:
     """Print every check and its findings.
 
@@ -71,10 +81,17 @@ def report(
         cases: Every case.
         folds: Every fold.
         table: Name of the list of cases, for messages.
+        different: Pairs of subjects that are different people, though they look alike.
+        pattern: Regular expression that found the subjects, where one was given.
 
     Returns:
         Whether there is a leak, or the copies of the folds differ.
+
+    Raises:
+        ValueError: No subject has a name of `different`.
     """
+    names = names_of_subjects(cases)
+    apart = declared(different, names.values())
     in_folds = list(leaks_in_folds(folds, cases, table))
     _print(f"{count_of(len(folds), 'fold')}: no subject on two sides, none of the test", in_folds)
 
@@ -98,7 +115,8 @@ def report(
     images = _representatives(raw, cases)
     workers = number_of_workers()
     prints = process(_fingerprint, list(images.values()), workers, "Comparing images", "subject")
-    pairs = look_alikes(dict(zip(images, prints, strict=True)))
+    found = look_alikes(dict(zip(images, prints, strict=True)))
+    pairs = [pair for pair in found if {names[pair[0]], names[pair[1]]} not in apart]
     alike = list(_judge(pairs, cases, folds))
     missing = len({case.subject_key for case in cases.values()}) - len(images)
     leaks = [line for line, leak in alike if leak]
@@ -106,6 +124,13 @@ def report(
         _print(f"{len(images)} subjects: none looks like one on another side", leaks)
         print(f"--      {UNSEEN}")
     print("".join(f"note    {line}\n" for line, leak in alike if not leak), end="")
+    for first, second, likeness in found:
+        if {names[first], names[second]} in apart:
+            said = f"{names[first]} and {names[second]} (similarity {likeness:.2f})"
+            print(f"note    {said}: different people, as --different says")
+    shown = [((names[a], images[a]), (names[b], images[b])) for a, b, _ in pairs]
+    for line in lines_on_pairs(shown, raw.name, pattern, different):
+        print(f"--      {line}")
     if missing:
         print(f"--      {count_of(missing, 'subject')} without an image in {raw} to compare")
     return bool(in_folds or in_stores or unequal or leaks)

@@ -138,6 +138,7 @@ def evaluate(
         ValueError: An argument breaks its rule, a file cannot be read, or the files of a case lie on different grids.
     """
     from nnunet_ssp.evaluation.console import summary_text
+    from nnunet_ssp.evaluation.for_new_patients import prediction_lines
 
     folders = _name_models(predictions)
     baseline = baseline or next(iter(folders))
@@ -145,12 +146,13 @@ def evaluate(
         raise ValueError(f"`--baseline` (={baseline}) must be one of {', '.join(folders)}.")
     output = _output_folder(output, folders, references)
     _refuse_references(folders, output, references)
+    structures = {"LV": lv, "MYO": myo, "RV": rv}
     evaluation = _measure(
         dataset,
         folders,
         baseline=baseline,
         references=references,
-        structures={"LV": lv, "MYO": myo, "RV": rv},
+        structures=structures,
         spacing_unknown=spacing_unknown,
         subject_pattern=subject_pattern,
         workers=number_of_workers(workers),
@@ -160,6 +162,9 @@ def evaluate(
         print("Drawing the report ...", file=sys.stderr, flush=True)
     _write(evaluation, output, report)
     print(f"\nReport: {output / PAGE}" if report else f"\nTables: {output}")
+    if "LV" in evaluation.labels.structures:  # of which `predict` makes its volumes
+        for line in prediction_lines(evaluation.dataset, folders, structures):
+            print(line)
     return output
 
 

@@ -187,7 +187,7 @@ def run(
     choices = asdict(job.choices) | {"structures": dict(job.labels.structures)}
     choices["frames"] = list(job.choices.frames) if job.choices.frames else None
     no_objects = without_dicom(tasks) if job.dicom_seg else {}
-    waiting = []
+    waiting, done = [], []
     for task in tasks:
         record = output.read(task.subject)
         same = record if record is not None and record["stamp"] == _stamp(task) else None
@@ -195,8 +195,10 @@ def run(
         whole = not objects or output.has_dicom(task.subject)
         if same is None or same["choices"] != choices or not whole:
             waiting.append((task, same))
-    if len(waiting) < len(tasks):
-        print(f"{count_of(len(tasks) - len(waiting), 'subject')} done before")
+        else:
+            done.append(_line(task.subject, same))
+    if done:
+        print("\n".join([f"{count_of(len(done), 'subject')} done before:", *done]))
     for subject, reason in refused.items():
         _say_refused(subject, reason)
     load = cache(job.load)

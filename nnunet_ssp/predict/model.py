@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from nnunet_ssp.evaluation.for_new_patients import segments
 from nnunet_ssp.evaluation.labels import Labels, read_labels
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import TEMPORARY
@@ -67,7 +68,7 @@ def results_folder(dataset: str, wanted: Wanted) -> Path:
     """
     base = dataset_folder(nnunet_folder("nnUNet_results"), dataset)
     held = sorted(f.name for f in base.iterdir() if f.is_dir() and (f / "plans.json").is_file())
-    fitting = [name for name in held if wanted.fits(name) and (wanted.trainer or _segments(name))]
+    fitting = [name for name in held if wanted.fits(name) and (wanted.trainer or segments(name))]
     return base / _only_one(fitting, held, base)
 
 
@@ -94,14 +95,9 @@ def models_in_words() -> str:
     base = os.environ.get("nnUNet_results")
     files = Path(base).glob("Dataset[0-9][0-9][0-9]_*/*/plans.json") if base else ()
     names = sorted((file.parts[-3][7:10], file.parts[-2]) for file in files)
-    kept = [(n, name) for n, name in names if Wanted().fits(name) and _segments(name)]
+    kept = [(n, name) for n, name in names if Wanted().fits(name) and segments(name)]
     listed = [f"-d {int(number)} {_words(name)}" for number, name in kept]
     return f"in nnUNet_results are: {'; '.join(listed) or 'none'}"
-
-
-def _segments(name: str) -> bool:
-    """Whether a folder of results is of a trainer that segments, as far as its name tells."""
-    return not name.partition("__")[0].endswith("Pretrain")
 
 
 @contextmanager

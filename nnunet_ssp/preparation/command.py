@@ -25,7 +25,7 @@ from nnunet_ssp.files.names import must_be_plain, must_name_plans
 from nnunet_ssp.launch import small_plans_hint, training_command
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.parallel import number_of_workers
-from nnunet_ssp.preparation import prepared
+from nnunet_ssp.preparation import imported, prepared
 from nnunet_ssp.preparation.fingerprints import make_fingerprint, with_median_spacing
 from nnunet_ssp.preparation.moved_plans import install_plans
 from nnunet_ssp.preparation.planes import check_plane
@@ -142,9 +142,14 @@ def _say_next(
     plans_name: str,
     usual: bool,
 ) -> None:
-    """Print the command that pretrains; where there is no GPU and the plans are the usual ones, how to plan smaller."""
+    """Print the commands that train: from the weights that the plans came with, and from none.
+
+    Where there is no GPU and the plans are the usual ones, it says how to plan smaller.
+    """
     print(f"Prepared {target}")
-    if "2d" not in configurations:
+    shared = imported.recorded_import(target, plans_name)
+    own = "2d" in configurations
+    if not own and (shared is None or shared.configuration not in configurations):
         return
     labelled = {job.case for job in jobs if job.label}
     splits, table = target / "splits_final.json", target / "cases.csv"
@@ -153,10 +158,18 @@ def _say_next(
     cases = read_cases(table) if table.is_file() else {}
     n_labelled, frames = count_for_advice(fold, labelled, folds, cases)
     advice = recommended(n_labelled, len(jobs) - len(labelled), frames)
-    command = training_command(target, fold, advice.trainer, plans_name, advice.settings)
-    hint = small_plans_hint(dataset_id(target.name)) if usual else ""
-    reason = f"{advice.reason}\n" if advice.reason else ""
-    print(f"{hint}{reason}Next: {command}")
+    number, lines = dataset_id(target.name), []
+    if shared is not None and shared.configuration in configurations:
+        lines = imported.next_lines(
+            shared, number, fold, plans_name, bool(labelled), advice.finetuning
+        )
+        print("\n".join(lines))
+    if own:
+        command = training_command(target, fold, advice.trainer, plans_name, advice.settings)
+        hint = small_plans_hint(number) if usual else ""
+        reason = f"{advice.reason}\n" if advice.reason else ""
+        again = any(line.startswith("Next") for line in lines)
+        print(f"{hint}{reason}{'Or, without these weights' if again else 'Next'}: {command}")
 
 
 def _require_none(problems: Sequence[str]) -> None:

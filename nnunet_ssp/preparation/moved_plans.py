@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_ssp.console import count_of, nearest
 from nnunet_ssp.files.atomic import write_json
-from nnunet_ssp.files.bundles import is_shared, read_bundle
+from nnunet_ssp.files.bundles import Bundle, is_shared, read_bundle
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import must_name_plans
 from nnunet_ssp.files.nnunet import (
@@ -20,6 +20,7 @@ from nnunet_ssp.files.nnunet import (
 )
 from nnunet_ssp.launch import NNUNET_PLANS, planning_command
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
+from nnunet_ssp.preparation.imported import Imported, record_import
 
 if TYPE_CHECKING:  # it loads nnU-Net's readers of images, 150 MB
     from nnunet_ssp.preparation.raw_checks import Rules
@@ -54,7 +55,7 @@ def install_plans(
         FileNotFoundError: There is no such dataset or file, or it has no such plans.
         ValueError: The plans do not suit the dataset.
     """
-    plans, name, where = _find(source, target.name, plans_name)
+    plans, name, where, bundle = _find(source, target.name, plans_name)
     name = new_name or name
     channels, reader = rules.channels, rules.reader
     for configuration in configurations:
@@ -74,6 +75,9 @@ def install_plans(
         before = configuration_of(plans, configuration, where, NEEDED)
         print(f"Plans {name} of {theirs}, {configuration}: {_rules(before, reader)}")
     there = len(configuration_of(plans, configurations[0], where, NEEDED)[BY_CHANNEL[0]])
+    if bundle is not None:
+        settings = "" if channels == there else "adapt=yes"
+        record_import(target, name, imported_from(bundle, Path(source), settings))
     if channels != there:
         print(
             f"note: the images have {count_of(channels, 'channel')}, those of {theirs} {there}: to train on with these "
@@ -82,14 +86,30 @@ def install_plans(
     return name
 
 
-def _find(source: str, dataset: str, plans_name: str | None) -> tuple[dict[str, Any], str, str]:
-    """Return the plans, their name, and where they are from."""
+def imported_from(bundle: Bundle, file: Path, settings: str) -> Imported:
+    """Return the record of a shared pretraining.
+
+    Args:
+        bundle: Its content.
+        file: The zip or folder.
+        settings: By which its weights fit.
+    """
+    trainer = str(bundle.card["record"].get("trainer", ""))
+    trainer = trainer if trainer.isidentifier() else ""
+    place = str(file.expanduser().resolve())
+    return Imported(place, bundle.card["configuration"], trainer, settings)
+
+
+def _find(
+    source: str, dataset: str, plans_name: str | None
+) -> tuple[dict[str, Any], str, str, Bundle | None]:
+    """Return the plans, their name, where they are from, and the pretraining that they came with."""
     path = Path(source).expanduser()
     if path.exists() and is_shared(path):
         if plans_name is not None:
             raise ValueError(f"{path} has plans of one name only: leave out -p {plans_name}.")
         bundle = read_bundle(path)
-        return bundle.plans, str(bundle.card["name"]), str(path)
+        return bundle.plans, str(bundle.card["name"]), str(path), bundle
     if path.suffix == ".zip":
         known = "is no shared pretraining" if path.exists() else "does not exist"
         raise FileNotFoundError(
@@ -109,7 +129,7 @@ def _find(source: str, dataset: str, plans_name: str | None) -> tuple[dict[str, 
             f"{folder} has no plans {chosen}: choose with -p, of {', '.join(names)}.{near}"
         )
     file = folder / f"{chosen}.json"
-    return read_plans(file), chosen, str(file)
+    return read_plans(file), chosen, str(file), None
 
 
 def plans_for(

@@ -23,9 +23,9 @@ from nnunet_ssp.files.bundles import ON_A_HUB, PAGE, PLANS, Bundle, unverified_b
 from nnunet_ssp.files.contents import printable, read_json, shown
 from nnunet_ssp.files.names import must_name_plans
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
-from nnunet_ssp.launch import device_flag
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
-from nnunet_ssp.preparation.moved_plans import plans_for
+from nnunet_ssp.preparation.imported import FINETUNING, record_import
+from nnunet_ssp.preparation.moved_plans import imported_from, plans_for
 from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.settings import TrainingSettings
 from nnunet_ssp.training import transfer
@@ -115,8 +115,12 @@ def import_bundle(
                 kept.enter_context(saving.saved(pth, content))
                 line = f"For nnU-Net's own trainers: -pretrained_weights {shlex.quote(str(pth))}"
                 lines += ["", line]
-        if target is not None and not target.file.exists():
-            write_json(target.file, target.plans)
+        if target is not None:
+            if not target.file.exists():
+                write_json(target.file, target.plans)
+            settings = _settings(asked if adaptation else None)
+            shared = imported_from(bundle, file, settings)
+            record_import(target.file.parent, target.file.stem, shared)
     print("\n".join(map(printable, lines)))
 
 
@@ -280,12 +284,7 @@ def _next(
     fold = first_fold(
         folder / "splits_final.json", dataset_json.get("numTraining", 0) if labelled else 0
     )
-    settings = ["adapt=yes"] if adapted else []
-    if adapted and adapted.min_transferred != TrainingSettings.min_transferred:
-        settings.append(f"min_transferred={as_word(adapted.min_transferred)}")
-    setting = f"nnUNet_ssp_settings={shlex.quote(' '.join(settings))} " if settings else ""
-    train = f"{setting}nnUNetv2_train {number} {configuration} {fold} -p {shlex.quote(name)}"
-    weights = f"-pretrained_weights {shlex.quote(str(file.resolve()))}{device_flag()}"
+    shared = imported_from(bundle, file, _settings(adapted))
     own = configuration_of(bundle.plans, configuration, str(file), BY_IMAGE)
     alike = all(set(map(str, own[key])) == set(map(str, planned[key])) for key in BY_IMAGE)
     lines = [
@@ -294,9 +293,17 @@ def _next(
         f"{', '.join(planned['normalization_schemes'])}, {'as' if alike else 'other than'} in the pretraining.",
         f"Next: nnunet-ssp prepare {number} -c {configuration} -p {shlex.quote(name)}",
     ]
-    trainer = bundle.card["record"].get("trainer", "")
-    if trainer.isidentifier():
-        lines.append(f"Then, to pretrain further: {train} -tr {trainer} {weights}")
+    if shared.trainer:
+        further = shared.command(number, fold, name, shared.trainer)
+        lines.append(f"Then, to pretrain further: {further}")
     if labelled:
-        lines.append(f"Or, to fine-tune: {train} -tr nnUNetTrainerFinetune {weights}")
+        lines.append(f"Or, to fine-tune: {shared.command(number, fold, name, FINETUNING)}")
     return lines
+
+
+def _settings(adapted: TrainingSettings | None) -> str:
+    """Return the settings by which weights are adapted; nothing for those that fit as they are."""
+    words = ["adapt=yes"] if adapted else []
+    if adapted and adapted.min_transferred != TrainingSettings.min_transferred:
+        words.append(f"min_transferred={as_word(adapted.min_transferred)}")
+    return " ".join(words)

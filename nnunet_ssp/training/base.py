@@ -43,7 +43,7 @@ from nnunet_ssp.slices.intact import prepare_command
 from nnunet_ssp.slices.store import PREPROCESSED, read_missing
 from nnunet_ssp.training import snapshots, transfer
 from nnunet_ssp.training.advice import advice
-from nnunet_ssp.training.checks import check_files, require_device
+from nnunet_ssp.training.checks import check_files, require_device, require_fold
 from nnunet_ssp.training.computing import ComputingTrainer
 from nnunet_ssp.training.finite import StepGuard, first_not_finite
 from nnunet_ssp.training.handover import ARGUMENT, hand_over_shared, loading_frame
@@ -116,6 +116,7 @@ class SettingsTrainer(ComputingTrainer):
             table = Path(self.preprocessed_dataset_folder_base) / "cases.csv"
             with self._refusing():
                 self.cases = read_cases(table) if table.is_file() else {}
+                self._require_fold()
         self.outputs = []
         self._saved_at = -math.inf
         # Whether this run repeats a finished one.
@@ -208,9 +209,19 @@ class SettingsTrainer(ComputingTrainer):
         """Return the subject of a case, see `cases.subject_of`."""
         return subject_of(case, self.cases, pattern)
 
+    @property
+    def splits_file(self) -> Path:
+        """The file of the folds that are trained on."""
+        return Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+
+    def _require_fold(self) -> None:
+        """Refuse a fold that does not exist before anything is built; without a file nnU-Net draws folds later."""
+        if isinstance(self.fold, int) and (self.cases or self.splits_file.is_file()):
+            require_fold(self.fold, self.folds(), self.splits_file, self.dataset)
+
     def folds(self) -> list[dict[str, list[str]]]:
         """Return the folds of `splits_final.json`; where it is missing, nnU-Net makes them by case."""
-        file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        file = self.splits_file
         if not file.is_file():
             if self.cases:
                 raise FileNotFoundError(
@@ -251,12 +262,7 @@ class SettingsTrainer(ComputingTrainer):
             train, val = super().do_split()
             return train, val
         splits = self.folds()
-        if not 0 <= fold < len(splits):
-            raise ValueError(
-                f"fold (={fold}) must be all or one of the {len(splits)} folds that "
-                f"{self.preprocessed_dataset_folder_base}/splits_final.json holds, counted from 0; "
-                f"nnunet-ssp folds {self.dataset} lists them."
-            )
+        require_fold(fold, splits, self.splits_file, self.dataset)
         prepared = Path(self.preprocessed_dataset_folder_base)
         wrong = unknown_names(splits[fold], self.known_cases())
         if wrong:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,6 +83,25 @@ def require_device(device: torch.device, command: str) -> None:
     """
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"PyTorch finds no CUDA GPU here; to train on the CPU: {command}")
+
+
+def require_fold(fold: int, folds: Sequence[object], file: Path, dataset: str) -> None:
+    """Refuse a number that no fold has.
+
+    Args:
+        fold: The number.
+        folds: All folds.
+        file: That holds them.
+        dataset: The dataset's id.
+
+    Raises:
+        ValueError: There are not so many.
+    """
+    if not 0 <= fold < len(folds):
+        raise ValueError(
+            f"fold (={fold}) must be all or one of the {len(folds)} folds that {file} holds, counted from 0; "
+            f"nnunet-ssp folds {dataset} lists them."
+        )
 
 
 def of_unfinished(pretrained: Pretrained) -> list[str]:

@@ -7,19 +7,24 @@ method with its default settings, but for those that the row names and for the l
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
 from nnunet_ssp.console import some
-from nnunet_ssp.files.contents import shown
+from nnunet_ssp.files.contents import is_whole, shown
 from nnunet_ssp.methods import METHODS
 from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.settings import Settings, override, setting_types
 
 TABLE = "measured.csv"
 WHERE = "docs/results.md"
+# Images that the pretrainings of the table have seen, as `acdc-few` with `--size cpu` makes them; where a method makes
+# two views of a slice, views.
+IMAGES = 50_400
+TWO_VIEWS = ("Dense", "SimCLR", "PCL", "DINO", "BYOL")
 # Settings that a row does not fix: the length of a run, its data, and how a machine computes it.
 LENGTH_AND_MACHINE = {
     *(
@@ -36,13 +41,18 @@ LENGTH_AND_MACHINE = {
 }
 
 
-def gain_in_words(method: str, settings: Mapping[str, Any] | None = None) -> str:
+def gain_in_words(
+    method: str, settings: Mapping[str, Any] | None = None, seen: int | None = None
+) -> str:
     """Say what was measured for files of a pretraining method, such as "Dense".
 
     Args:
         method: Name of the method.
         settings: Those that the pretraining recorded; None where the file does not say.
+        seen: Images that it has seen; None where the file does not say.
     """
+    few = seen is not None and 2 * seen < IMAGES
+    short = f"; yours saw {seen:,} images, the measured one {IMAGES:,}" if few else ""
     rows = [row for row in read_measured() if row["method"] == method]
     if not rows:
         return f"measured: no gain of {method} over training from scratch yet, see {WHERE}"
@@ -56,17 +66,41 @@ def gain_in_words(method: str, settings: Mapping[str, Any] | None = None) -> str
         mine = ", ".join(f"{name}={own[name]}" for name in own if own[name] != theirs[name])
         return (
             f"measured: no gain of {method} with {mine} over training from scratch yet; "
-            f"nearest is {_named(method, nearest)}, {_gains(nearest)}, see {WHERE}"
+            f"nearest is {_named(method, nearest)}, {_gains(nearest)}{short}, see {WHERE}"
         )
     other = _others(method, fitting[0]["settings"], settings)
     differ = f"not with your {some(other, 3)}" if other else "yours will differ"
-    return f"measured: {_named(method, fitting)}, {_gains(fitting)}; {differ}, see {WHERE}"
+    return f"measured: {_named(method, fitting)}, {_gains(fitting)}; {differ}{short}, see {WHERE}"
 
 
-def gain_of(record: Mapping[str, Any]) -> str:
-    """Say what was measured for a pretraining, by the record in its file."""
-    settings = record.get("settings")
-    return gain_in_words(shown(record["method"]), settings if isinstance(settings, dict) else None)
+def gain_of(record: Mapping[str, Any], epochs: int | None = None) -> str:
+    """Say what was measured for a pretraining, by the record in its file.
+
+    Args:
+        record: The record.
+        epochs: Epochs that are finished; by default all.
+    """
+    settings, method = record.get("settings"), shown(record["method"])
+    if not isinstance(settings, dict):
+        return gain_in_words(method)
+    return gain_in_words(method, settings, images_seen(record, epochs))
+
+
+def images_seen(record: Mapping[str, Any], epochs: int | None = None) -> int | None:
+    """Return how many images a pretraining has seen, as `IMAGES` counts; None where its record does not say.
+
+    Args:
+        record: Of the pretraining.
+        epochs: Epochs that are finished; by default all.
+    """
+    settings, counts = (record.get(name) or {} for name in ("settings", "counts"))
+    epochs = settings.get("num_epochs") if epochs is None else epochs
+    steps, batch = settings.get("iterations_per_epoch"), settings.get("batch_size")
+    # Without a number of steps, an epoch shows each slice once.
+    factors = (epochs, counts.get("slices")) if steps is None else (epochs, steps, batch)
+    if "iterations_per_epoch" not in settings or not all(map(is_whole, factors)):
+        return None
+    return math.prod(factors) * (2 if record["method"] in TWO_VIEWS else 1)
 
 
 def rows_of(

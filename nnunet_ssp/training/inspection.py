@@ -147,7 +147,7 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
         lines.append(what if fresh else f"{what}: every tensor counts as trained")
     if "method" in ssp:
         seen = chain.data_in_words(ssp) or "unknown data"
-        lines += [f"method: {ssp['method']}, pretrained on {seen}", gain_of(ssp)]
+        lines += [f"method: {ssp['method']}, pretrained on {seen}", gain_of(ssp, pretrained.epochs)]
     elif ssp:
         trainer, source = (ssp.get(name, "unknown") for name in ("trainer", "weights_from"))
         average = ", averaged weights" if ssp.get("exported") == "average" else ""

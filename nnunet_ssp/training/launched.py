@@ -104,22 +104,21 @@ def train(
 
 
 def _require_number(fold: str, dataset: str) -> None:
-    """Refuse a fold that nnU-Net cannot read, before anything is imported; of a fold's name, tell the number."""
+    """Refuse what is no fold before PyTorch is imported; of a fold's name, tell the number."""
     # Here, as every command imports this module.
+    from nnunet_ssp.cohort.dataset import open_dataset
     from nnunet_ssp.nnunet import must_be_fold
 
-    try:
-        must_be_fold(fold)
-    except ValueError:
-        from nnunet_ssp.cohort.dataset import open_dataset
-
-        named = ""
-        with suppress(
-            OSError, RuntimeError, ValueError
-        ):  # no such dataset, or one without our tables
-            folds = open_dataset(dataset).folds
-            named = "".join(f"; {f.name} is {n}" for n, f in enumerate(folds) if f.name == fold)
-        must_be_fold(fold, f"{named}; nnunet-ssp folds {dataset} lists them.")
+    names = []
+    with suppress(OSError, RuntimeError, ValueError):  # no such dataset, or one without our tables
+        names = [f.name for f in open_dataset(dataset).folds]
+    named = "".join(f"; {name} is {n}" for n, name in enumerate(names) if name == fold)
+    must_be_fold(fold, f"{named}; nnunet-ssp folds {dataset} lists them.")
+    if names and fold != "all" and int(fold) >= len(names):
+        raise ValueError(
+            f"fold (={fold}) must be all or one of the {len(names)} folds, counted from 0; nnunet-ssp folds {dataset} "
+            "lists them."
+        )
 
 
 def _train(

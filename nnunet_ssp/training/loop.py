@@ -184,9 +184,6 @@ class LoopTrainer(AliveTrainer):
                 self._heed_signals()
                 validated.append(self.validation_step(next(self.dataloader_val)))
                 self._pace.step(len(validated), self.num_val_iterations_per_epoch)
-            self._pace.end()
-            if self.heartbeat is not None:
-                self.heartbeat.seconds = self._pace.between + 1
             self.on_validation_epoch_end(self._finite_validation(validated))
         self.outputs = []
         self.guard.skipped.clear()

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from nnunet_ssp.reporting.wording import duration
 
-# Between two lines, in the first epoch of a process and in the others, whose length is known by then.
-SECONDS, LATER = 15.0, 60.0
+SECONDS = 15.0  # between two lines; shorter epochs have none
 
 
 class Pace:
@@ -20,7 +19,7 @@ class Pace:
     """
 
     def __init__(self, say: Callable[[str], None], images: int) -> None:
-        self.say, self.images, self.between = say, images, SECONDS
+        self.say, self.images = say, images
         self._first, self._started, self._said = 0, 0.0, 0.0
         self._part = ""
 
@@ -37,7 +36,7 @@ class Pace:
             planned: Its steps.
         """
         now = time.monotonic()
-        if now - self._said < self.between or done >= planned:
+        if now - self._said < SECONDS or done >= planned:
             return
         self._said = now
         seconds = (now - self._started) / (done - self._first)
@@ -46,10 +45,6 @@ class Pace:
             f"{'' if speed else f'{self._part} '}step {done} of {planned}, {speed}about "
             f"{duration(seconds * (planned - done))} left in this epoch's {self._part}"
         )
-
-    def end(self) -> None:
-        """End an epoch; in the next ones a line is due less often."""
-        self.between = LATER
 
 
 def time_left(seconds: float, epochs: int, ends_early: bool) -> str:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, rotate, zoom
 
 from nnunet_ssp.cohort.lookalikes import (
+    DIFFERENT_HEARTS,
+    ONE_HEART,
     SAME,
     SHAPE,
     SUSPECT,
@@ -167,7 +169,9 @@ def test_real_hearts_are_far_apart_and_their_copies_near(real_data: Path):
     same = np.eye(len(found), dtype=bool)
     for table in (similarity(prints, prints), similarity(prints, later)):
         assert table[~same].max() < SUSPECT - 0.05
-    assert similarity(prints, later)[same].min() > SAME
+        assert table[~same].max() < DIFFERENT_HEARTS + 0.005
+    assert DIFFERENT_HEARTS < SUSPECT < SAME < ONE_HEART
+    assert similarity(prints, later)[same].min() > ONE_HEART - 0.005
     for name, copy in COPIES.items():
         chosen = found[::4]
         copies = np.stack([fingerprint(copy(ed), spacing) for ed, _, spacing in chosen])

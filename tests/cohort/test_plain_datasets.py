@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import nibabel
@@ -103,6 +105,31 @@ def test_the_same_heart_under_two_names(
     (line,) = [line for line in output.splitlines() if line.startswith("LEAK")]
     assert one.split("/")[1] in line and other.split("/")[1] in line
     assert "look like one heart" in line and line.endswith(words)
+
+
+def test_different_people_who_look_alike_pass_by_the_printed_line(
+    raw: Path, capsys: pytest.CaptureFixture[str]
+):
+    for one, other in (
+        ("imagesTr/genius_0900", "imagesTs/tested"),
+        ("imagesTr/genius_0800", "imagesTr/genius_1000"),
+    ):
+        copy = nibabel.load(raw / f"{one}_0000.nii.gz").get_fdata()[::-1] * 3 + 7
+        save(raw / f"{other}_0000.nii.gz", copy.astype(np.float32))
+    status, output = check(capsys)
+    assert (status, output.count("LEAK")) == (1, 2)
+    assert output.count("look at both, in a viewer such as ITK-SNAP: ") == 2
+    for left in (1, 0):
+        line = re.search(r"If different: (nnunet-ssp folds .*)", output)[1]
+        status = main(shlex.split(line)[1:])
+        output = capsys.readouterr().out
+        assert (status, output.count("LEAK")) == (left, left)
+        assert output.count("different people, as --different says") == 2 - left
+    assert "similarity is how far" not in output
+    assert check(capsys, "--different", "tested", "nobody")[1].startswith(
+        "error: --different nobody: no subject"
+    )
+    assert main(["folds", "300", "--different", "tested", "nobody"]) == 1
 
 
 def test_subjects_by_a_pattern(raw: Path, capsys: pytest.CaptureFixture[str]):

@@ -106,6 +106,19 @@ def test_a_second_run_does_what_is_missing(go, inputs, subject, tmp_path) -> Non
     assert len(table(tmp_path / "out" / "volumes.csv")) == 3
 
 
+def test_a_second_run_prints_the_volumes_of_finished_subjects(go, inputs, capsys) -> None:
+    go()
+    first = [line for line in capsys.readouterr().out.splitlines() if ": EDV " in line]
+    assert [line.partition(":")[0] for line in first] == ["one", "two"]
+    go()
+    said = capsys.readouterr().out
+    assert said.startswith("\n".join(["2 subjects done before:", *first]))
+    os.utime(inputs / "one.nii.gz", (1, 1))  # another image, which is segmented again
+    go()
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == ["1 subject done before:", first[1], first[0]]
+
+
 def test_other_choices_measure_again_without_the_network(go, tmp_path) -> None:
     go()
     assert go(choices=Choices((0, 2))) == (0, {})

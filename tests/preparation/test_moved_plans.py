@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,7 @@ def zipped(target: Path, tmp_path: Path) -> Callable[..., Path]:
             plans.pop(name, None)
             plans["configurations"]["2d"].pop(name, None)
         whole = replace(bundle(), plans=plans)
+        whole.card["record"]["trainer"] = "nnUNetTrainerMIMPretrain"
         write_bundle(tmp_path / "heart.zip", whole, "# heart", FRESH, half=False, hub=False)
         return tmp_path / "heart.zip"
 
@@ -85,6 +87,10 @@ def test_the_plans_of_a_shared_pretraining(
     said = capsys.readouterr().out
     assert "Plans heart of heart.zip, 2d: " in said
     assert "normalised by ZScoreNormalization" in said
+    adapted = "Next, to pretrain heart.zip further: nnUNet_ssp_settings=adapt=yes nnUNetv2_train "
+    weights = f"-p heart -tr nnUNetTrainerMIMPretrain -pretrained_weights {shlex.quote(str(file))}"
+    assert f"{adapted}150 2d all {weights}" in said
+    assert "Or, without these weights: " in said
     theirs, ours = planned(target), planned(pictures, "heart")
     assert ours["dataset_name"] == pictures.name and ours["plans_name"] == "heart"
     for key in ("patch_size", "architecture", "batch_size"):

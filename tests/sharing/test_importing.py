@@ -80,7 +80,7 @@ def test_the_printed_fold_exists(file: Path, other: Path, capsys, folds, cases, 
 
 
 def test_the_commands_name_the_device(file: Path, other: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("nnunet_ssp.sharing.importing.device_flag", lambda: " -device cpu")
+    monkeypatch.setattr("nnunet_ssp.preparation.imported.device_flag", lambda: " -device cpu")
     assert main(["import", str(file), "-d", "908"]) == 0
     assert capsys.readouterr().out.count(f"{file} -device cpu\n") == 2
 

@@ -16,6 +16,7 @@ from nnunet_ssp.training.checks import (
     refuse_unsuitable,
     refuses_other_content,
     require_device,
+    require_fold,
 )
 from nnunet_ssp.training.transfer import Pretrained
 from tests.malformed.datasets import plans
@@ -133,3 +134,11 @@ def test_weights_of_an_unfinished_training_are_noted(tmp_path: Path):
     torch.save({"network_weights": weights, "current_epoch": 4}, final)  # stopped early
     assert of_unfinished(pretrained(file, ssp=ssp)) == []
     assert of_unfinished(pretrained(final, ssp=ssp)) == []
+
+
+@pytest.mark.parametrize("fold", [-1, 3, 9])
+def test_a_fold_that_does_not_exist(fold: int, tmp_path: Path):
+    file = tmp_path / "splits_final.json"
+    with pytest.raises(ValueError, match=rf"fold \(={fold}\) must be all or one of the 3 folds"):
+        require_fold(fold, [{}, {}, {}], file, "114")
+    require_fold(2, [{}, {}, {}], file, "114")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib.resources import files
 
 import pytest
+import yaml
 
 from nnunet_ssp.methods import METHODS, MIM, Dense
 from nnunet_ssp.methods.base import Method
@@ -92,6 +94,48 @@ def test_the_record_of_a_file_decides():
     record = {"method": "MIM", "settings": settings_of(MIM)}
     assert evidence.gain_of(record) == evidence.gain_in_words("MIM", record["settings"])
     assert evidence.gain_of({"method": "MIM", "settings": 5}) == evidence.gain_in_words("MIM")
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "epochs", "seen"),
+    [
+        ("MIM", {"num_epochs": 1, "iterations_per_epoch": 10}, None, 240),
+        ("Dense", {"num_epochs": 42, "iterations_per_epoch": 50, "batch_size": 12}, 42, 50_400),
+        ("MIM", {"num_epochs": 42, "iterations_per_epoch": 50}, 21, 25_200),
+        ("MIM", {"num_epochs": 3, "iterations_per_epoch": None}, None, 3 * 732),
+        ("DINO", {"num_epochs": 3, "iterations_per_epoch": None}, 2, 2 * 2 * 732),
+        ("MIM", {"num_epochs": "3"}, None, None),
+    ],
+)
+def test_the_images_that_a_run_has_seen(method, change, epochs, seen):
+    record = {"method": method, "settings": {"batch_size": 24} | change, "counts": {"slices": 732}}
+    assert evidence.images_seen(record, epochs) == seen
+    record["settings"].pop("iterations_per_epoch", None)  # an early file
+    assert evidence.images_seen(record) is None
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_short_run_is_told_how_short_it_is():
+    settings = settings_of(MIM, "recipe=deep num_epochs=1 iterations_per_epoch=10 batch_size=24")
+    record = {"method": "MIM", "settings": settings}
+    said = evidence.gain_of(record)
+    assert "; yours will differ; yours saw 240 images, the measured one 50,400, see docs" in said
+    settings |= {"num_epochs": 42, "iterations_per_epoch": 25}  # half as many are enough
+    assert "yours saw" not in evidence.gain_of(record)
+    assert "yours saw 24,600 images" in evidence.gain_of(record, epochs=41)
+    paper = settings_of(MIM, "num_epochs=1 iterations_per_epoch=10 batch_size=24")
+    said = evidence.gain_of({"method": "MIM", "settings": paper})
+    assert "no gain of MIM with recipe=paper" in said and "; yours saw 240 images" in said
+
+
+def test_the_measured_length_is_that_of_the_study():
+    study = files("nnunet_ssp.study") / "studies" / "acdc-few.yaml"
+    spec = yaml.safe_load(study.read_text(encoding="utf-8"))
+    run = spec["settings"]["pretraining"] | spec["by_size"]["cpu"]["settings"]["pretraining"]
+    for name in ("MIM", "Dense", "DINO"):
+        own = spec["by_size"]["cpu"]["pretraining"].get(name, {"settings": {}})
+        record = {"method": name, "settings": run | own["settings"]}
+        assert evidence.images_seen(record) == evidence.IMAGES
 
 
 def test_the_table_names_known_methods_and_real_scores():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import gc
 import json
+import os
 import shutil
 import weakref
 from collections.abc import Iterable
@@ -193,8 +194,11 @@ def test_other_settings_do_not_overwrite_a_finished_run(runs):
 @pytest.mark.parametrize("trainer", [FINETUNE, SCRATCH])
 def test_fold_out_of_range(runs, trainer, pretrained):
     weights = pretrained if trainer == FINETUNE else None
+    # Before anything is built, and without a folder left behind.
+    runs.monkeypatch.setattr("nnunet_ssp.training.base.require_device", pytest.fail)
     with pytest.raises(ValueError, match=r"fold \(=9\) must be all or one of the 4 folds"):
         runs.run(trainer, SHORT, fold=9, weights=weights)
+    assert not any(Path(os.environ["nnUNet_results"]).rglob("fold_*"))
 
 
 def test_early_stopping(runs):

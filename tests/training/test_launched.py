@@ -386,6 +386,7 @@ def test_machines_with_other_data_are_refused(two_nodes, preprocessed, tmp_path)
     [
         (("0", "-tr", "nnUNetTrainerFinetune"), "must be one of our trainers of pretraining"),
         (("x", "-tr", name_of("MIM")), "fold (=x) must be a number, 0 or above, or all"),
+        (("9", "-tr", name_of("MIM")), "fold (=9) must be all or one of the 4 folds"),
     ],
 )
 def test_what_it_does_not_train(preprocessed, capsys, monkeypatch, words, message):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from nnunet_ssp.training import pace as module
-from nnunet_ssp.training.pace import LATER, SECONDS, Pace, time_left
+from nnunet_ssp.training.pace import SECONDS, Pace, time_left
 
 
 @pytest.fixture
@@ -34,18 +34,26 @@ def test_a_long_epoch_says_how_far_it_is(clock: Callable[[float], None]):
     ]
 
 
-def test_later_epochs_have_fewer_lines(clock: Callable[[float], None]):
+def test_later_epochs_speak_as_often(clock: Callable[[float], None]):
     said: list[str] = []
     pace = Pace(said.append, images=1)
-    pace.begin(done=0)
-    pace.end()
-    pace.begin(done=0)
-    clock(LATER - 1)
-    pace.step(1, planned=9)
+    for _ in range(3):
+        pace.begin(done=0)
+        for done in (1, 2, 3):
+            clock(SECONDS - 1)
+            pace.step(done, planned=9)
+    # Two waits of 14 s each make a line; then one is left over.
+    assert len(said) == 3 and all(line.startswith("step 2 of 9") for line in said)
+
+
+def test_a_short_epoch_has_no_line(clock: Callable[[float], None]):
+    said: list[str] = []
+    pace = Pace(said.append, images=1)
+    for _ in range(9):
+        pace.begin(done=0)
+        clock(SECONDS - 1)
+        pace.step(1, planned=9)
     assert said == []
-    clock(1)
-    pace.step(2, planned=9)
-    assert len(said) == 1
 
 
 def test_a_long_validation_says_how_far_it_is(clock: Callable[[float], None]):

@@ -324,8 +324,11 @@ def test_batch_size_larger_than_the_data(runs):
 
 @pytest.mark.parametrize("fold", [4, 7, -1])
 def test_fold_out_of_range(runs, fold):
+    # Before anything is built, and without a folder left behind.
+    runs.monkeypatch.setattr("nnunet_ssp.training.base.require_device", pytest.fail)
     with pytest.raises(ValueError, match=rf"fold \(={fold}\) must be all or one of the 4 folds"):
         runs.run(MIM, SHORT, fold=fold)
+    assert not any(Path(os.environ["nnUNet_results"]).rglob("fold_*"))
 
 
 def test_missing_folds(runs, own_copy):

@@ -160,11 +160,15 @@ def test_an_imported_pretraining_goes_on_by_its_lines(mine, pretrained_once, pas
         page = content.read(card).decode()
     line = re.search(r"nnunet-ssp import THIS_ZIP -d DATASET(?= +#)", page)[0]
     said = paste(line.replace("THIS_ZIP", shlex.quote(str(shared))).replace("DATASET", "908"))
-    paste(line_after(said, "Next: "))
+    prepared = paste(line_after(said, "Next: "))
     further = line_after(said, "Then, to pretrain further: ")
+    assert line_after(prepared, "Or, to pretrain heart.zip further: ") == further
     assert "Pretraining done" in paste(further, FEW)
-    finetune = line_after(said, "Or, to fine-tune: ")
-    said = paste(finetune, f"{TUNE} final_validation=no")
+    finetune = line_after(prepared, "Next, to fine-tune from heart.zip: ")
+    assert finetune.endswith(line_after(said, "Or, to fine-tune: "))
+    assert "Or, without these weights: nnUNetv2_train 908 2d 0 -p heart -tr" in prepared
+    short = finetune[finetune.index("nnUNetv2_train") :]  # without the 500 steps for few labels
+    said = paste(short, f"{TUNE} final_validation=no")
     assert "Loaded" in said and "encoder 32 tensors" in said
 
 

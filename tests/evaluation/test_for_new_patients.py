@@ -1,0 +1,82 @@
+"""The command for new patients that follows an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssp.cli import _parser
+from nnunet_ssp.evaluation.for_new_patients import prediction_lines, segments
+
+DATASET = "Dataset114_MNMs"
+TUNED = "nnUNetTrainerFinetune__ssp128__2d"
+SCRATCH = "nnUNetTrainerScratch__ssp128__2d"
+BEGIN = "nnunet-ssp predict -i FOLDER -o OUT -d 114"
+WORDS = "-tr {} -p ssp128 -c 2d"
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Make the folder of a finished training."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+
+    def make(name: str, fold: str = "0") -> Path:
+        folder = tmp_path / "results" / DATASET / name / f"fold_{fold}"
+        folder.mkdir(parents=True)
+        (folder / "checkpoint_final.pth").touch()
+        return folder
+
+    return make
+
+
+def lines(*places: Path, **structures: str) -> list[str]:
+    return prediction_lines(DATASET, {f"m{n}": [p] for n, p in enumerate(places)}, structures)
+
+
+def test_the_only_model_is_named(train):
+    train(TUNED)
+    train("nnUNetTrainerMIMPretrain__ssp128__2d")
+    (line,) = lines(Path("predictions"))
+    assert line == f"For new patients: {BEGIN} {WORDS.format('nnUNetTrainerFinetune')}"
+    asked = _parser().parse_args(line.partition(": ")[2].split()[1:])
+    assert (asked.dataset, asked.trainer, asked.plans) == ("114", "nnUNetTrainerFinetune", "ssp128")
+
+
+def test_a_validation_folder_lies_in_its_model(train):
+    train(SCRATCH)
+    (line,) = lines(train(TUNED, "1") / "validation")
+    assert line.endswith(f"{WORDS.format('nnUNetTrainerFinetune')} -f 1")
+
+
+def test_folders_are_known_by_the_names_that_finetuning_prints(train):
+    for name in (SCRATCH, TUNED):
+        train(name, "0")
+    places = [Path(f"predictions/nnUNetTrainer{name}_fold_0") for name in ("Finetune", "Scratch")]
+    tuned, scratch = lines(*places)
+    finetune = WORDS.format("nnUNetTrainerFinetune")
+    assert tuned == f"For new patients, with m0: {BEGIN} {finetune} -f 0"
+    assert scratch.endswith(f"with m1: {BEGIN} {WORDS.format('nnUNetTrainerScratch')} -f 0")
+
+
+def test_a_model_that_cannot_be_told_is_asked_for(train):
+    for name in (SCRATCH, TUNED):
+        train(name)
+    said = f"For new patients, with one of the models that it lists: {BEGIN}"
+    assert lines(Path("predictions")) == [said]
+    assert lines(Path("nnUNetTrainerScratch_fold_7")) == [said]  # not trained
+
+
+def test_classes_that_were_named_are_named_again(train):
+    train(TUNED)
+    (line,) = lines(Path("x"), LV="my pool", MYO="")
+    assert f"{BEGIN} --lv 'my pool' -tr" in line and "--myo" not in line
+
+
+def test_without_a_model_nothing_is_said(train, tmp_path: Path, monkeypatch):
+    (tmp_path / "results" / DATASET / TUNED).mkdir(parents=True)
+    assert lines(Path("x")) == []
+    monkeypatch.delenv("nnUNet_results")
+    assert lines(Path("x")) == []
+    assert segments(TUNED) and not segments("nnUNetTrainerMIMPretrain__ssp128__2d")
