@@ -19,8 +19,8 @@ from nnunet_ssp.heartbeat import work
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Core-seconds in which a worker starts, measured: Python and NumPy, or PyTorch and nnU-Net, too.
-LIGHT, WITH_NNUNET = 0.3, 4.4
+# Seconds in which a worker starts. Measured on two cores: 0.6 core-seconds with SciPy, 4.4 with PyTorch and nnU-Net.
+LIGHT, WITH_NNUNET = 1.0, 4.4
 
 
 class AtMost(int):
