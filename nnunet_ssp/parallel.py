@@ -143,13 +143,13 @@ def _workers_pay(took: float, done: int, left: int, workers: int, start: float) 
     """Whether workers save twice the time in which they start, judged by the items that are done.
 
     Args:
-        took: Seconds of the items that are done, the first of which may have imported what workers import, too.
+        took: Seconds of the items that are done, of which the first may also have imported libraries.
         done: Their number.
         left: Number of the other items.
         workers: Number of workers.
         start: Seconds in which a worker starts.
     """
-    rest = left * max(0.0, took - start) / max(1, done)
+    rest = left * max(0.0, took - LIGHT) / max(1, done)
     return rest * (1 - 1 / min(workers, left)) > 2 * start
 
 

@@ -130,7 +130,7 @@ def test_workers_take_over_what_takes_long(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel.time, "monotonic", lambda: next(now))
     made = list(process(number_and_process, range(20), AtMost(2), "", "", start=11.0))
     assert [number for number, _ in made] == [*range(20)]
-    assert [pid == os.getpid() for _, pid in made] == [True, True] + [False] * 18
+    assert [pid == os.getpid() for _, pid in made] == [True] + [False] * 19
 
 
 def number_and_process(number: int) -> tuple[int, int]:
@@ -142,8 +142,8 @@ def number_and_process(number: int) -> tuple[int, int]:
     [
         (0.0, 0, 1000, 8, LIGHT, False),  # nothing is known yet
         (LIGHT, 1, 1000, 8, LIGHT, False),  # imports may have taken all of it
-        (1.3, 10, 5, 2, 0.3, False),  # half a second for the rest
-        (1.3, 10, 90, 2, 0.3, True),  # 9 s, of which two workers save half
+        (2.0, 10, 30, 2, LIGHT, False),  # 3 s for the rest
+        (2.0, 10, 90, 2, LIGHT, True),  # 9 s, of which two workers save half
         (8.8, 80, 20, 8, WITH_NNUNET, False),  # 120 frames of a short study
         (8.8, 80, 920, 2, WITH_NNUNET, True),
         (64.4, 1, 9, 8, WITH_NNUNET, True),  # a minute each
