@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -14,6 +15,9 @@ import torch
 
 from nnunet_ssp import parallel
 from nnunet_ssp.parallel import (
+    LIGHT,
+    WITH_NNUNET,
+    AtMost,
     available_cores,
     number_of_workers,
     one_thread,
@@ -106,6 +110,48 @@ def test_no_items_show_no_progress(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == ""
     assert list(process(math.sqrt, [4.0], 2, "root", "number")) == [2]
     assert "1/1" in capsys.readouterr().err
+
+
+def process_of(_: object) -> int:
+    return os.getpid()
+
+
+def test_few_items_need_no_process_unless_one_asks():
+    here = [os.getpid()] * 6
+    assert list(process(process_of, range(6), number_of_workers(), "", "")) == here
+    assert list(process(process_of, range(6), AtMost(8), "", "")) == here
+    asked = number_of_workers(2)
+    assert os.getpid() not in list(process(process_of, range(2), asked, "", ""))
+
+
+def test_workers_take_over_what_takes_long(monkeypatch: pytest.MonkeyPatch):
+    """The first items are done here, so that it is known how long one takes; none is lost or done twice."""
+    now = itertools.count(step=10.0)  # each item takes ten seconds
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: next(now))
+    made = list(process(number_and_process, range(20), AtMost(2), "", "", start=11.0))
+    assert [number for number, _ in made] == [*range(20)]
+    assert [pid == os.getpid() for _, pid in made] == [True] + [False] * 19
+
+
+def number_and_process(number: int) -> tuple[int, int]:
+    return number, os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("took", "done", "left", "workers", "start", "pays"),
+    [
+        (0.0, 0, 1000, 8, LIGHT, False),  # nothing is known yet
+        (LIGHT, 1, 1000, 8, LIGHT, False),  # imports may have taken all of it
+        (2.0, 10, 30, 2, LIGHT, False),  # 3 s for the rest
+        (2.0, 10, 90, 2, LIGHT, True),  # 9 s, of which two workers save half
+        (8.8, 80, 20, 8, WITH_NNUNET, False),  # 120 frames of a short study
+        (8.8, 80, 920, 2, WITH_NNUNET, True),
+        (64.4, 1, 9, 8, WITH_NNUNET, True),  # a minute each
+        (64.4, 1, 1, 8, WITH_NNUNET, False),  # no other process would do the last one sooner
+    ],
+)
+def test_workers_pay_where_they_save_twice_their_start(took, done, left, workers, start, pays):
+    assert parallel._workers_pay(took, done, left, workers, start) is pays
 
 
 SLEEPERS = """

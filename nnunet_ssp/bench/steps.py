@@ -170,14 +170,20 @@ def chunks_over_plain(bench: Bench, batch: int, seconds: float) -> dict[str, Any
 
 
 def finetuning_over_plain(bench: Bench, seconds: float) -> dict[str, Any]:
-    """Compare steps of fine-tuning on one batch, without its loader, with those of stock `nnUNetTrainer`."""
+    """Compare steps of fine-tuning on one batch, without its loader, with those of stock `nnUNetTrainer`.
+
+    Returns:
+        A row; `loader_seconds_per_image` is what nnU-Net's loader with its augmentation adds to each step of both.
+    """
     trainers = {
         "plain": bench.trainer(STOCK, NARROW),
         "default": bench.trainer(f"{STOCK}Scratch", NARROW),
     }
     with quiet():
         trainers["default"].settle_computing(trainers["default"].network_module)
-        whole = next(trainers["plain"].get_dataloaders()[0])
+        loader, _ = trainers["plain"].get_dataloaders()
+        whole = next(loader)
+    loading = in_turns({"loader": lambda: next(loader)}, bench.device, seconds / 4)["loader"]
     batch = _first(whole, bench.workload.batch or 8)
     works = {name: partial(trainer.train_step, batch) for name, trainer in trainers.items()}
     took = in_turns(works, bench.device, seconds)
@@ -190,7 +196,8 @@ def finetuning_over_plain(bench: Bench, seconds: float) -> dict[str, Any]:
         ]
         kept[name] = sizes[1] - sizes[0]
     shares = {name: convolutions(work) for name, work in works.items()}
-    return _row(took, len(batch["data"]), trainers["default"].computes(), kept, shares)
+    row = _row(took, len(batch["data"]), trainers["default"].computes(), kept, shares)
+    return row | {"loader_seconds_per_image": min(loading) / len(whole["data"])}
 
 
 def convolutions(step: Callable[[], object]) -> float:
@@ -294,3 +301,8 @@ def steps_table(found: dict[str, Any]) -> Iterator[str]:
                 f"{', '.join(row['computes'].values())} | {f'{half:.2f}x' if half else '-'} | "
                 f"{row['share_of_convolutions']['default']:.0%} | {memory or '-'} |"
             )
+    for size, rows in found.items():
+        for name, row in rows.items():
+            if loader := row.get("loader_seconds_per_image"):
+                part = loader / row["seconds_per_image"]["default"]
+                yield f"\nnnU-Net's loader adds {part:.2f}x the time of {name}, {size}, by default."

@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"write tables and summary only; drawing {PAGE} takes longer than scoring",
     )
     parser.add_argument(
-        "-np", dest="workers", metavar="N", type=whole, help="processes (default: cores, at most 8)"
+        "-np", dest="workers", metavar="N", type=whole, help="processes (default: as many as pay)"
     )
 
 

@@ -72,7 +72,7 @@ def prepare(
         planner: nnU-Net's experiment planner, e.g. nnUNetPlannerResEncM.
         gpu_memory_target: GB, as in nnU-Net.
         overwrite_plans_name: Name of the plans made, as in nnU-Net.
-        workers: Processes; by default `nnUNet_def_n_proc` or the cores, at most 8.
+        workers: Processes; by default as many as pay, at most `nnUNet_def_n_proc` or the cores, at most 8.
         overwrite: Replace folds that differ from those that results were trained on.
         any_plane: Accept 2D plans across the stack of slices, or with a patch below 32 x 32 pixels.
         size: Sizes of the 2D plans.

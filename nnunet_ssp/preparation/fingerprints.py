@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nnunet_ssp.console import count_of
 from nnunet_ssp.files.atomic import atomic_write, write_json
 from nnunet_ssp.files.contents import read_json
-from nnunet_ssp.parallel import process
+from nnunet_ssp.parallel import WITH_NNUNET, process
 from nnunet_ssp.preparation.raw_checks import (
     CheckedReader,
     RefusedError,
@@ -102,7 +102,7 @@ def make_fingerprint(
     if not labelled:
         n = max(1, min(SAMPLES_PER_CASE, SAMPLES // len(jobs)))
     describe = partial(_describe, rules=rules, n_samples=n)
-    found = list(process(describe, jobs, workers, "Fingerprint", "case"))
+    found = list(process(describe, jobs, workers, "Fingerprint", "case", WITH_NNUNET))
     cases = [entry for entry in found if isinstance(entry, CaseDescription)]
     problems = [entry for entry in found if isinstance(entry, str)]
     if labelled and cases:

@@ -19,7 +19,7 @@ from nnunet_ssp.cohort.membership import training_cases
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write
 from nnunet_ssp.files.nnunet import NATURAL
-from nnunet_ssp.parallel import process
+from nnunet_ssp.parallel import WITH_NNUNET, process
 from nnunet_ssp.preparation import prepared
 from nnunet_ssp.preparation.packing import (
     groups,
@@ -127,10 +127,10 @@ def _in_processes(
     packed = [job for job in todo if packs and job.label is None]
     single = [job for job in todo if not packs or job.label is not None]
     one = partial(preprocess_case, **shared)
-    yield from zip(single, process(one, single, workers, label, "case"), strict=True)
+    yield from zip(single, process(one, single, workers, label, "case", WITH_NNUNET), strict=True)
     parts = groups(packed, workers)
     many = partial(preprocess_pack, **shared)
-    results = process(many, parts, workers, label, "pack")
+    results = process(many, parts, workers, label, "pack", WITH_NNUNET)
     for jobs, entries in zip(parts, results, strict=True):
         yield from zip(jobs, entries, strict=True)
 

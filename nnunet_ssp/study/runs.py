@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunet_ssp.launch import trainer_paths
+from nnunet_ssp.launch import trainer_paths, trainers_folder
 from nnunet_ssp.nnunet import quiet
 from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.settings import override
@@ -328,9 +329,12 @@ def find_trainer(name: str) -> Any:
 
 @lru_cache
 def _find_trainer(name: str, folders: tuple[str, ...]) -> Any:
-    """Run nnU-Net's search in the folders of its variable, which is slow and prints much."""
+    """Take ours from their folder; else run nnU-Net's search, which imports all of its trainers and prints much."""
+    ours = trainers_folder()
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, at its import
+        if folders[:1] == (str(ours),) and name.isidentifier() and (ours / f"{name}.py").is_file():
+            return getattr(import_module(f"nnunet_ssp.trainers.{name}"), name)
         try:
             return recursive_find_trainer_class_by_name(name)
         except RuntimeError:

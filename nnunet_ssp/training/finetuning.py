@@ -46,6 +46,7 @@ from nnunet_ssp.training.optimizers import DecayToStart, EpochRates, finetuning_
 from nnunet_ssp.training.pace import time_left
 from nnunet_ssp.training.precision import InPrecision, choose_precision
 from nnunet_ssp.training.starting import StartingTrainer
+from nnunet_ssp.training.validation import needs_no_workers, validate_here
 
 STOCK_ITERATIONS = 250  # nnU-Net's steps per epoch
 # Way from the seed to random numbers. 1, in checkpoints without a number: seeded when the process starts.
@@ -431,7 +432,10 @@ class FinetuningTrainer(StartingTrainer):
             n_cases = len(self.do_split()[1])
             with ending_at_once(lambda: later), self.alive_in_validation(n_cases):
                 self._announce_validation(n_cases)
-                super().perform_actual_validation(save_probabilities)
+                if needs_no_workers(self):
+                    validate_here(self, save_probabilities)
+                else:
+                    super().perform_actual_validation(save_probabilities)
             self.repeat_warnings()
         elif not self.disable_checkpointing:
             self.print_to_log_file(

@@ -42,8 +42,12 @@ def test_each_row_is_written_when_it_is_there(bench, scratch, tmp_path, monkeypa
     kept = rows["MIM"]["activations_per_image"]
     assert kept["joined"] < 0.75 * kept["plain"] and kept["default"] < 1.05 * kept["plain"]
     said = capsys.readouterr()
-    header, _, *lines = said.out.splitlines()[2:]
+    header, _, *lines, empty, loader = said.out.splitlines()[2:]
     assert [line.count("|") for line in lines] == [header.count("|")] * 3
+    tuned = rows[steps.FINETUNING]
+    part = tuned["loader_seconds_per_image"] / tuned["seconds_per_image"]["default"]
+    assert part > 0 and empty == ""
+    assert loader.startswith(f"nnU-Net's loader adds {part:.2f}x the time of fine-tuning, 48x48")
     assert "bench: MIM, 128 in chunks, 48x48, 1/8 widths ..." in said.err
 
 
@@ -71,5 +75,6 @@ def test_a_table_with_bfloat16_and_without_activations():
 
 def test_the_share_of_convolutions():
     convolution, x = torch.nn.Conv2d(8, 8, 3, padding=1), torch.randn(2, 8, 32, 32)
-    assert steps.convolutions(lambda: convolution(x).sum().backward()) > 0.5
+    # Another program may take the core in the middle of a step.
+    assert max(steps.convolutions(lambda: convolution(x).sum().backward()) for _ in range(9)) > 0.5
     assert steps.convolutions(lambda: (x * x).sum()) == 0

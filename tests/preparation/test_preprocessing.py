@@ -18,6 +18,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 )
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+from nnunet_ssp import parallel
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.files.atomic import write_json
@@ -70,12 +71,31 @@ def test_unlabelled_slices_are_those_of_a_mask_that_is_resampled(
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_workers_give_the_same_as_one_process(base: Path, target: Path):
-    prepare(901, overwrite_plans_name="two", workers=2)
-    one, two = (SliceStore(target / f"{p}_2d_slices") for p in ("nnUNetPlans", "two"))
-    assert one.names == two.names
-    for number in range(len(one.names)):
-        np.testing.assert_array_equal(one.array(number), two.array(number))
+def test_workers_give_the_same_as_one_process(
+    base: Path, target: Path, extractions: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """Bit by bit: in processes that one asks for, in none, and from the second case on."""
+    before = (target / "dataset_fingerprint.json").read_bytes()
+
+    def prepared(name: str, workers: int | None) -> None:
+        (target / "dataset_fingerprint.sha256").unlink()
+        prepare(901, overwrite_plans_name=name, workers=workers)
+        assert (target / "dataset_fingerprint.json").read_bytes() == before
+        one, other = (SliceStore(target / f"{p}_2d_slices") for p in ("nnUNetPlans", name))
+        assert one.names == other.names
+        for number in range(len(one.names)):
+            assert one.array(number).tobytes() == other.array(number).tobytes()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("no process is needed")
+
+    prepared("two", 2)
+    monkeypatch.setenv("nnUNet_def_n_proc", "2")
+    with monkeypatch.context() as context:
+        context.setattr(parallel, "ProcessPoolExecutor", refuse)
+        prepared("none", None)
+    monkeypatch.setattr(parallel, "_workers_pay", lambda took, done, *_: done == 1)
+    prepared("later", None)
 
 
 def test_three_dimensional_configurations_store_no_slices(

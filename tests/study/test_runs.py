@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nnunet_ssp.launch import with_trainers
+from nnunet_ssp.study import runs
 from nnunet_ssp.study.data import Data
 from nnunet_ssp.study.jobs import study_jobs
 from nnunet_ssp.study.runs import Run, only, slug, study_runs
@@ -169,6 +172,26 @@ def test_without_data_the_runs_are_the_same(tmp_path, data):
         return [run.title for run in (*found[1], *found[2])]
 
     assert names(planned(tmp_path, None)) == names(planned(tmp_path, data))
+
+
+def test_our_trainers_need_no_search(tmp_path, monkeypatch):
+    """nnU-Net's search imports all of its own trainers; a folder that a user puts before ours is searched first."""
+    searched: list[str] = []
+
+    def search(name: str) -> type:
+        searched.append(name)
+        return int
+
+    monkeypatch.setattr(runs, "recursive_find_trainer_class_by_name", search)
+    monkeypatch.setattr(runs, "_find_trainer", runs._find_trainer.__wrapped__)
+    name = "nnUNetTrainerScratch"
+    monkeypatch.setenv("nnUNet_extTrainer", with_trainers())
+    found = runs.find_trainer(name)
+    assert (found.__name__, found.needs_weights, searched) == (name, False, [])
+    assert runs.find_trainer("nnUNetTrainer") is runs.find_trainer("../nnUNetTrainerScratch") is int
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path), with_trainers()]))
+    assert runs.find_trainer(name) is int
+    assert searched == ["nnUNetTrainer", "../nnUNetTrainerScratch", name]
 
 
 def test_slug():

@@ -10,6 +10,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssp.heartbeat import Heartbeat
 from nnunet_ssp.training import alive as module
+from nnunet_ssp.training import finetuning
 from nnunet_ssp.training.alive import AliveTrainer
 from nnunet_ssp.training.finetuning import FinetuningTrainer
 from nnunet_ssp.training.pace import SECONDS
@@ -70,6 +71,7 @@ def test_the_final_validation_says_how_far_it_is(
         long()  # the last case is written and all are scored
 
     monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", predict)
+    monkeypatch.setattr(finetuning, "needs_no_workers", lambda _: False)
     monkeypatch.setattr(FinetuningTrainer, "command", lambda *_, **__: "a command")
     monkeypatch.setattr(FinetuningTrainer, "do_split", lambda _: ([], ["a", "b"]))
     trainer = made(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ssp.schedules import average_momentum
+from nnunet_ssp.training import finetuning
 from tests.saved import final
 
 FINETUNE, SCRATCH = "nnUNetTrainerFinetuneAveraged", "nnUNetTrainerScratchAveraged"
@@ -163,12 +164,10 @@ def test_prediction_is_nnunets_own(runs, pretrained, monkeypatch):
 
 def test_the_final_validation_is_the_averages(runs, monkeypatch):
     """Also when it is all that is asked for."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
     validated: list[dict[str, Tensor]] = []
     monkeypatch.setattr(
-        nnUNetTrainer,
-        "perform_actual_validation",
+        finetuning,
+        "validate_here",
         lambda trainer, _: validated.append(weights(trainer.network_module)),
     )
     run = runs.run(SCRATCH, f"{STEPS} num_epochs=1".replace("final_validation=no", ""))

@@ -147,6 +147,7 @@ def test_the_final_validation_is_announced_with_the_way_out(monkeypatch, device,
         finetuning, "ending_at_once", lambda later: nullcontext(said.append(later()))
     )
     monkeypatch.setattr(StartingTrainer, "perform_actual_validation", lambda *_: None)
+    monkeypatch.setattr(finetuning, "needs_no_workers", lambda _: False)
     trainer.perform_actual_validation()
     kept = "the training is finished and checkpoint_final.pth saved; validate with: [] --val"
     assert said[0] == ("nothing was saved" if unsaved else kept)
