@@ -172,8 +172,7 @@ def convert_sources(
     given = _without_names({"test": chosen, **(options or {})}, renames)
     given |= _named_if_used(test_frames, added)
     tasks = [replace(task, test_frames=test_frames) for task in tasks]
-    if added:
-        description += f"; with {', '.join(converter for converter, _ in added)}"
+    description += f"; with {', '.join(converter for converter, _ in added)}" * bool(added)
     new = _new_dataset(dataset_id, name, description, sources, given)
     if stays and not dry_run and _is_whole(target, new):
         print(f"{target}: converted before, nothing to do. {NAMES_STAY}")
