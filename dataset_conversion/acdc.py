@@ -35,7 +35,7 @@ from nnunet_ssp.cohort.few import side_of
 from nnunet_ssp.conversion.geometry import compare_grids, place_stack
 from nnunet_ssp.conversion.phases import LABELS, frame_number, label_phases, nearest_frame
 from nnunet_ssp.conversion.subjects import Cine, Common, Task, make_cases, without_labels
-from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.dataset_conversion import combined, command
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (
     Nifti,
@@ -78,7 +78,7 @@ class AcdcTask(Task):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `convert`, under the same names."""
-    combined.add_arguments(
+    command.add_arguments(
         parser,
         folder="the ACDC folder: with training/ and, or, testing/",
         name="ACDC",
@@ -355,4 +355,4 @@ def _check_frame(
 if __name__ == "__main__":
     import sys
 
-    sys.exit(combined.main(__doc__, add_arguments, convert))
+    sys.exit(command.main(__doc__, add_arguments, convert))

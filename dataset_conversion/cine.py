@@ -35,35 +35,35 @@ there also in <subject>/:
                                                     frame<number>, <subject>_frame<number>_gt.nii.gz, too
 
 Of the labelled frames the one with the largest left ventricle is end-diastole (ED), the smallest end-systole
-(ES). Mask values are 1, 2, 3, ... in the order of --label-names. Columns and rows of DICOM stay as they are, its
-slices follow the cross product of row and column direction; masks with flipped or permuted axes are turned.
+(ES). Mask values are 1 = LV, 2 = MYO, 3 = RV. --label-values 3 2 1 is for masks in which 3 = LV, 2 = MYO, 1 = RV, and
+--label-values 85 170 255 for values of that kind; the dataset has 1, 2, 3. --label-names is for other classes.
+Columns and rows of DICOM stay as they are, its slices follow the cross product of row and column direction; masks with
+flipped or permuted axes are turned.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ssp.console import count_of, nearest, path
-from nnunet_ssp.conversion.convert import look_at_headers
+from nnunet_ssp.console import count_of, nearest, path, whole
 from nnunet_ssp.conversion.geometry import base_of_stack, clean_affine
-from nnunet_ssp.conversion.phases import LABELS, label_phases
-from nnunet_ssp.conversion.stacks import NiftiStack, look_at_nifti_stack, read_nifti_stack
-from nnunet_ssp.conversion.subjects import Cine, Common, Look, make_cases, without_labels
+from nnunet_ssp.conversion.phases import LABELS
+from nnunet_ssp.conversion.stacks import NiftiStack, read_nifti_stack
+from nnunet_ssp.conversion.subjects import Cine, Common, make_cases, without_labels
 from nnunet_ssp.conversion.summary import Remarks
-from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.dataset_conversion import cine_look, combined, command
 from nnunet_ssp.dataset_conversion.cine_files import (
     CineTask,
     Found,
     find_cines,
     find_masks,
-    holds_one_slice,
     keep_series,
     refuse_public,
     stem_of,
@@ -71,7 +71,7 @@ from nnunet_ssp.dataset_conversion.cine_files import (
 )
 from nnunet_ssp.dataset_conversion.cine_masks import (
     MASK_VALUES,
-    check_frames,
+    find_phases,
     is_like_a_mask,
     read_masks,
 )
@@ -79,6 +79,12 @@ from nnunet_ssp.dataset_conversion.mask_names import (
     remarks_on_masks,
     require_some,
     unlabelled_lines,
+)
+from nnunet_ssp.dataset_conversion.mask_values import (
+    check_values,
+    in_words,
+    rule_of_values,
+    warn_of_numbering,
 )
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (
@@ -95,7 +101,6 @@ if TYPE_CHECKING:
 
 SOURCE = "cine"
 LABEL_NAMES = tuple(name for name in LABELS if name != "background")
-LEFT_VENTRICLE = ("LVBP", "LV")
 # As M&Ms calls them, by the first word of DICOM's manufacturer ("GE MEDICAL SYSTEMS").
 VENDORS = {"SIEMENS": "Siemens", "PHILIPS": "Philips", "GE": "GE", "CANON": "Canon"}
 HINT = "Perhaps the folders are series of one patient: --by-patient-id."
@@ -104,7 +109,7 @@ LONGEST_NAME = 200  # a file system's 255, less what conversion and nnU-Net add
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `convert`, under the same names."""
-    combined.add_arguments(
+    command.add_arguments(
         parser, folder="a file or folder for each subject, see above", name="Cine", test="none"
     )
     parser.add_argument(
@@ -115,7 +120,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         nargs="+",
         default=list(LABEL_NAMES),
-        help=f"of the mask values 1, 2, ... [{' '.join(LABEL_NAMES)}]",
+        help=f"of the mask values 1, 2, ... [{' '.join(LABEL_NAMES)}: {in_words(LABEL_NAMES)}]",
+    )
+    parser.add_argument(
+        "--label-values",
+        metavar="VALUE",
+        nargs="+",
+        type=whole,
+        default=[],
+        help="the values that your masks have for LV, MYO and RV (or --label-names), in this order; they become 1, 2, "
+        "... [1 2 3]",
     )
     parser.add_argument(
         "--by-patient-id",
@@ -139,6 +153,7 @@ def convert(
     *,
     labels: str | Path | None = None,
     label_names: Sequence[str] = LABEL_NAMES,
+    label_values: Sequence[int] = (),
     by_patient_id: bool = False,
     series: Sequence[str] = (),
     **common: Unpack[Common],
@@ -151,6 +166,7 @@ def convert(
         name: Name of the new dataset.
         labels: Folder of the masks, if they are not beside the images.
         label_names: Names of the mask values 1, 2, ...; one called LVBP or LV gives the phases.
+        label_values: The values that the masks have for `label_names`, in this order; by default 1, 2, ...
         by_patient_id: Tell DICOM subjects apart by PatientID, wherever their files lie.
         series: The DICOM series to take where a subject has them, by number, UID or part of a folder's name.
         common: `test` lists names; by default there are none.
@@ -160,11 +176,13 @@ def convert(
         input_folder,
         labels=labels,
         label_names=label_names,
+        label_values=label_values,
         by_patient_id=by_patient_id,
         series=series,
         workers=common.get("workers"),
         dataset_id=dataset_id,
     )
+    masked = any(task.has_masks for task in source.tasks)
     values = {"background": 0} | {label: value for value, label in enumerate(label_names, 1)}
     return combined.convert_sources(
         [replace(source, labels=values)],
@@ -176,10 +194,12 @@ def convert(
             "label_names": list(label_names),
             "by_patient_id": by_patient_id,
             **({"series": list(series)} if series else {}),
+            **({"label_values": list(label_values)} if label_values else {}),
         },
         remarks=Remarks(
+            general=[rule_of_values(label_names, label_values)] * masked,
             local=[] if labels is None else remarks_on_masks(Path(labels), source.tasks),
-            unlabelled=unlabelled_lines(labels, source.tasks),
+            unlabelled=unlabelled_lines(labels, source.tasks, common.get("dry_run", False)),
         ),
         **common,
     )
@@ -196,6 +216,7 @@ def list_tasks(
     series: Sequence[str] = (),
     workers: int | None = None,
     dataset_id: int | None = None,
+    label_values: Sequence[int] = (),
 ) -> tuple[list[CineTask], dict[str, str]]:
     """Find the subjects, all of them for training.
 
@@ -207,18 +228,21 @@ def list_tasks(
         series: The DICOM series to take.
         workers: Number of processes for reading DICOM headers.
         dataset_id: For messages.
+        label_values: The values that the masks have for `label_names`; by default 1, 2, ...
 
     Returns:
         The subjects, and those that cannot be used with the reason.
 
     Raises:
         FileNotFoundError: A folder does not exist, or there is nothing in it, or no mask in `labels`.
-        ValueError: The names of the labels are empty or not unique, or no subject has a series of `series`.
+        ValueError: The names or values of the labels are empty or not unique, or no subject has a series of `series`.
     """
     if not label_names or len({*label_names, "background"}) <= len(label_names):
         raise ValueError(
             f"`label_names` (={', '.join(label_names)}) must be unique names of classes."
         )
+    if label_values:
+        check_values(label_values, label_names)
     root, masks_in = Path(folder), Path(folder if labels is None else labels)
     for needed in (root, masks_in):
         check_is_folder(needed)
@@ -230,7 +254,7 @@ def list_tasks(
         )
     if series:
         found = keep_series(found, series, number_of_workers(workers))
-    tasks, refused = make_tasks(found, root, find_masks(masks_in), label_names)
+    tasks, refused = make_tasks(found, root, find_masks(masks_in), label_names, label_values)
     if labels is not None:
         require_some(masks_in, tasks)
     return tasks, refused
@@ -241,6 +265,7 @@ def make_tasks(
     root: Path,
     masks: dict[str, list[Path]],
     label_names: Sequence[str] = LABEL_NAMES,
+    label_values: Sequence[int] = (),
 ) -> tuple[list[CineTask], dict[str, str]]:
     """Name the subjects found, and refuse those that cannot be used.
 
@@ -249,6 +274,7 @@ def make_tasks(
         root: The folder that they were found in, for messages.
         masks: Masks of each subject; those that are taken are removed.
         label_names: Names of the mask values.
+        label_values: These values, if they are not 1, 2, ...
 
     Returns:
         The subjects, all of them for training, and those that cannot be used with the reason.
@@ -286,6 +312,7 @@ def make_tasks(
                     notes=tuple(notes),
                     hint=HINT if entry.name in shared else "",
                     chosen=entry.chosen,
+                    label_values=tuple(label_values),
                 )
             )
     for subject, files in masks.items():
@@ -304,40 +331,7 @@ def _as_file_name(name: str) -> str:
 
 # -- reading one subject ---------------------------------------------------------------------------
 
-
-def look(task: CineTask) -> Look:
-    """Look at the headers of one subject; for DICOM up to the choice of the stack."""
-    first = task.images[0]
-    seen = look_at_headers(task, alike=not (stem_of(first) and holds_one_slice(first)))
-    seen.notes += task.notes
-    if seen.refused:
-        return seen
-    if stem_of(task.images[0]):
-        try:
-            n_frames, place = look_at_nifti_stack(task.images)
-            check_frames(task, n_frames)
-        except ValueError as error:
-            return replace(seen, refused=str(error))
-        notes = dict.fromkeys([*seen.notes, *place.corrections, *place.notes])
-        return replace(seen, n_frames=n_frames, notes=list(notes))
-    from nnunet_ssp.conversion.dicom.short_axis import choose_short_axis
-
-    try:
-        choice = choose_short_axis(
-            task.images, task.place, task.hint, chosen=task.chosen, masks=bool(task.masks)
-        )
-        check_frames(task, choice.n_frames)
-    except ValueError as error:
-        return replace(seen, refused=str(error))
-    size = f"{count_of(len(choice.runs), 'slice')} x {count_of(choice.n_frames, 'frame')}"
-    return replace(
-        seen,
-        n_frames=choice.n_frames,
-        warnings=choice.warnings,
-        notes=[f"short axis of {size}", *seen.notes, *choice.notes],
-        patient=choice.patient,
-        inventory=asdict(choice.inventory),
-    )
+look = cine_look.look
 
 
 @dataclass(frozen=True)
@@ -411,8 +405,9 @@ def read_subject(task: CineTask) -> Cine:
     masks, turned_masks = read_masks(task, voxels, affine, images.nifti)
     corrections += turned_masks
     phases: dict[int, str] = {}
+    warnings = [*images.warnings, *warn_of_numbering(masks.values(), task)]
     if masks:
-        phases, noted = _phases(masks, task.label_names)
+        phases, noted = find_phases(masks, task.label_names)
         notes += noted
     elif task.masks or task.split == "test":
         reason = "the masks are empty" if task.masks else "there is no mask"
@@ -432,25 +427,11 @@ def read_subject(task: CineTask) -> Cine:
     labels = {frame: masks[frame] for frame in phases}
     patient = stack.patient if stack else ""
     found = asdict(stack.inventory) if stack else {}
-    told = (corrections, images.warnings, notes, patient, found)
+    told = (corrections, warnings, notes, patient, found)
     return Cine(frames, labels, affine, cases, *told)
-
-
-def _phases(
-    masks: Mapping[int, Array], label_names: Sequence[str]
-) -> tuple[dict[int, str], list[str]]:
-    """Find ED and ES among the labelled frames, by the left ventricle if a label has its name."""
-    ventricle = [n for n, name in enumerate(label_names, 1) if name.upper() in LEFT_VENTRICLE]
-    others = len(label_names) + 1
-    as_in_mnms = {
-        t: np.where(np.isin(mask, ventricle), LABELS["LVBP"], (mask > 0) * others)
-        for t, mask in masks.items()
-    }
-    phases, _, notes = label_phases(as_in_mnms, "", "", where="")
-    return phases, notes
 
 
 if __name__ == "__main__":
     import sys
 
-    sys.exit(combined.main(__doc__, add_arguments, convert))
+    sys.exit(command.main(__doc__, add_arguments, convert))

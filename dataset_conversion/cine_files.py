@@ -73,6 +73,8 @@ class CineTask(Task):
     hint: str
     # The user says that the images are the short axis
     chosen: bool = False
+    # Of the masks, in the order of `label_names`; by default 1, 2, ...
+    label_values: tuple[int, ...] = ()
 
     @property
     def needs_labels(self) -> bool:

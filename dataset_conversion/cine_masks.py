@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_ssp.conversion.geometry import same_grid
+from nnunet_ssp.console import count_of
+from nnunet_ssp.conversion.geometry import place_stack, same_grid
+from nnunet_ssp.conversion.phases import LABELS, label_phases
 from nnunet_ssp.conversion.stacks import NiftiStack
 from nnunet_ssp.dataset_conversion.cine_files import (
     MASK,
     CineTask,
     stem_of,
 )
+from nnunet_ssp.dataset_conversion.mask_values import to_classes
 from nnunet_ssp.files.grids import Array, corner_distance
 from nnunet_ssp.files.nifti import (
     as_cine,
     as_frame,
-    integer_labels,
     read_header,
     read_image,
 )
@@ -28,6 +30,9 @@ from nnunet_ssp.files.nifti import (
 MASK_VALUES = (
     8  # at most, in a mask, all of them whole numbers from 0 to 255; MR images have hundreds
 )
+
+
+LEFT_VENTRICLE = ("LVBP", "LV")
 
 
 def is_like_a_mask(frame: Array) -> bool:
@@ -75,34 +80,65 @@ def read_masks(
             raise ValueError(
                 f"{file}: shape (={mask.shape}) must be that of the image (={expected}).{name}"
             )
-        mask = integer_labels(mask, file, range(len(task.label_names) + 1))
-        frames = range(n_frames) if frame is None else [frame]
-        for t, labelled in zip(
-            frames, np.moveaxis(mask.reshape(*mask.shape[:3], -1), 3, 0), strict=True
-        ):
-            if labelled.any() and t in masks:
-                raise ValueError(f"{file}: frame {t} has another mask already.")
-            if labelled.any():
-                masks[t] = labelled
+        _add_labelled(masks, to_classes(mask, file, task), frame, file)
     return masks, ["axes of the masks turned to those of the image"] if turned else []
 
 
-def check_frames(task: CineTask, n_frames: int) -> None:
-    """Refuse masks of frames that are not there, from the headers alone.
+def look_at_masks(task: CineTask, n_frames: int) -> dict[int, Array]:
+    """Return the labelled frames as a dry run sees them, without the image: uint8 `(X, Y, Z)`, slices last.
 
     Args:
         task: The subject.
         n_frames: Frames of its cine.
 
     Raises:
-        ValueError: There is such a mask, or it is not clear which frame it is of.
+        ValueError: A mask cannot be read, has other values than the labels or other frames than the cine, or it is not
+            clear which frame it is of.
     """
     first = task.images[0]
     frames_apart = stem_of(first) and len(task.images) > 1 and 1 not in read_header(first)[0][:3]
     single = task.images if frames_apart else ()
+    masks: dict[int, Array] = {}
     for file in task.masks:
         shape, _ = read_header(file)
         _require_frame(file, _frame_of(file, single, shape), n_frames)
+        stored = read_image(file)
+        mask = as_cine(stored.voxels)
+        frame = _frame_of(file, single, mask.shape)
+        mask = mask if frame is None else as_frame(mask)
+        if mask.shape[3:] != ((n_frames,) if frame is None else ()):
+            name = f" A mask of one frame is called {task.subject}_frame<TT>_gt.nii.gz."
+            raise ValueError(
+                f"{file}: shape (={mask.shape}) must be of the image's {count_of(n_frames, 'frame')}."
+                f"{name if frame is None else ''}"
+            )
+        mask = place_stack(stored.grid, mask.shape, file).move(mask)
+        _add_labelled(masks, to_classes(mask, file, task), frame, file)
+    return masks
+
+
+def find_phases(
+    masks: Mapping[int, Array], label_names: Sequence[str]
+) -> tuple[dict[int, str], list[str]]:
+    """Find ED and ES among the labelled frames, by the left ventricle if a label has its name; also notes."""
+    ventricle = [n for n, name in enumerate(label_names, 1) if name.upper() in LEFT_VENTRICLE]
+    others = len(label_names) + 1
+    as_in_mnms = {
+        t: np.where(np.isin(mask, ventricle), LABELS["LVBP"], (mask > 0) * others)
+        for t, mask in masks.items()
+    }
+    phases, _, notes = label_phases(as_in_mnms, "", "", where="")
+    return phases, notes
+
+
+def _add_labelled(masks: dict[int, Array], mask: Array, frame: int | None, file: Path) -> None:
+    """Add the labelled frames of a mask to those that were found before; `frame` is None for a mask of all."""
+    apart = np.moveaxis(mask.reshape(*mask.shape[:3], -1), 3, 0)
+    for t, labelled in enumerate(apart) if frame is None else [(frame, apart[0])]:
+        if labelled.any() and t in masks:
+            raise ValueError(f"{file}: frame {t} has another mask already.")
+        if labelled.any():
+            masks[t] = labelled
 
 
 def _require_frame(file: Path, frame: int | None, n_frames: int) -> None:

@@ -8,7 +8,6 @@ sources must have the same labels.
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from typing import Any
 from nnunet_ssp.cohort.cases import case_name
 from nnunet_ssp.cohort.privacy import PUBLIC, hashed_path
 from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, named_otherwise, read_key
-from nnunet_ssp.console import IdOrName, path, run_command, whole
+from nnunet_ssp.console import path
 from nnunet_ssp.conversion.convert import convert_subjects, look_at_headers
 from nnunet_ssp.conversion.record import NewDataset, is_finished, was_finished
 from nnunet_ssp.conversion.subjects import (
@@ -126,6 +125,7 @@ def convert_sources(
     workers: int | None = None,
     dry_run: bool = False,
     keep_ids: bool = False,
+    count_refused: Callable[[int], None] | None = None,
     remarks: Remarks = Remarks(),  # noqa: B008 (immutable)
 ) -> Path:
     """Convert one source, or several as one dataset, and return its folder.
@@ -144,6 +144,7 @@ def convert_sources(
         dry_run: Write nothing.
         keep_ids: Keep the names of own cine. By default they get random ones, with a key apart from the dataset; a
             conversion that was begun with names keeps them.
+        count_refused: Called with the number of refused subjects, also after a dry run.
         remarks: Texts for the user about the dataset.
 
     Raises:
@@ -171,8 +172,7 @@ def convert_sources(
     given = _without_names({"test": chosen, **(options or {})}, renames)
     given |= _named_if_used(test_frames, added)
     tasks = [replace(task, test_frames=test_frames) for task in tasks]
-    if added:
-        description += f"; with {', '.join(converter for converter, _ in added)}"
+    description += f"; with {', '.join(converter for converter, _ in added)}" * bool(added)
     new = _new_dataset(dataset_id, name, description, sources, given)
     if stays and not dry_run and _is_whole(target, new):
         print(f"{target}: converted before, nothing to do. {NAMES_STAY}")
@@ -188,6 +188,7 @@ def convert_sources(
         look=look,
         remarks=replace(remarks, general=general, prefixes=_names_of(sources) if several else ()),
         rename=partial(_rename, heads=heads) if renames else None,
+        count_refused=count_refused,
     )
 
 
@@ -407,90 +408,3 @@ def _read_test_subjects(file: Path, known: Iterable[str]) -> list[str]:
     if unknown := sorted({*names} - {*known}):
         raise ValueError(f"{file}: no subject is called {', '.join(unknown)}.")
     return names
-
-
-def add_arguments(
-    parser: argparse.ArgumentParser,
-    *,
-    folder: str,
-    name: str,
-    test: str,
-    metavar: str | tuple[str, ...] = "FOLDER",
-    nargs: int | None = None,
-) -> None:
-    """Add the arguments that all commands have.
-
-    Args:
-        parser: The command's parser.
-        folder: Help on the input folder.
-        name: Default name of the new dataset.
-        test: The division that a list of test subjects replaces, in words.
-        metavar: Name of the input folder, or of several.
-        nargs: Number of input folders, if there are several.
-    """
-    parser.add_argument(
-        "-i",
-        dest="input_folder",
-        metavar=metavar,
-        nargs=nargs,
-        type=path,
-        required=True,
-        help=folder,
-    )
-    parser.add_argument(
-        "-d",
-        dest="dataset_id",
-        metavar="ID",
-        action=IdOrName,
-        required=True,
-        help="new dataset's id, or its id and name: Dataset114_MNMs",
-    )
-    parser.add_argument("--name", default=name, help="new dataset's name [%(default)s]")
-    parser.add_argument(
-        "--test",
-        metavar="FILE",
-        type=path,
-        help=f"names of the test subjects, one a line, instead of {test}",
-    )
-    parser.add_argument(
-        "--test-frames",
-        choices=TEST_FRAMES,
-        default=TEST_FRAMES[0],
-        help="of test subjects: `all` keeps the unlabelled frames, too, in imagesTs, for prediction only [%(default)s]",
-    )
-    sources = ", ".join(SOURCES)
-    parser.add_argument(
-        "--add",
-        metavar="SOURCE:FOLDER",
-        action="append",
-        default=[],
-        help=f"another source for the same dataset ({sources}); may be repeated; names then begin with the source",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show what would be converted, write nothing"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="delete an earlier conversion of this id"
-    )
-    parser.add_argument(
-        "--keep-ids",
-        action="store_true",
-        help="keep the names of own cine; by default they become random ones, with the key in nnUNet_raw/.ssp-keys",
-    )
-    parser.add_argument(
-        "-np", dest="workers", metavar="N", type=whole, help="processes [one a core, at most 8]"
-    )
-
-
-def main(
-    description: str | None,
-    add_arguments: Callable[[argparse.ArgumentParser], None],
-    convert: Callable[..., object],
-) -> int:
-    """Run a converter as a script; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    arguments = vars(parser.parse_args())
-    return run_command(lambda: convert(**arguments))

@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", default="Images", help="new dataset's name [%(default)s]")
     parser.add_argument(
-        "--overwrite", action="store_true", help="delete an earlier conversion of this id"
+        "--overwrite",
+        action="store_true",
+        help="convert again under this id; deletes the earlier converted dataset, never your files",
     )
     parser.add_argument(
         "-np", dest="workers", metavar="N", type=whole, help="processes [one a core, at most 8]"

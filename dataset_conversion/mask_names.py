@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from nnunet_ssp.console import count_of
+from nnunet_ssp.conversion.record import OVERWRITES
 from nnunet_ssp.conversion.subjects import Task
 from nnunet_ssp.dataset_conversion.cine_files import MASK, MASK_WORD, CineTask, stem_of
 
@@ -101,12 +102,15 @@ def remarks_on_masks(folder: Path, tasks: Sequence[CineTask]) -> list[str]:
     ]
 
 
-def unlabelled_lines(labels: str | Path | None, tasks: Sequence[Task]) -> list[str]:
-    """Say how masks are given, for the end of a conversion without a label."""
+def unlabelled_lines(
+    labels: str | Path | None, tasks: Sequence[Task], dry_run: bool = False
+) -> list[str]:
+    """Say how masks are given, for the end of a conversion without a label, or of its dry run."""
     if any(task.has_masks for task in tasks):
         return ["Nothing is labelled: all masks are empty, so there is nothing to fine-tune with."]
     where = "beside the images" if labels is None else f"in {labels}"
+    again = "" if dry_run else f", with --overwrite: {OVERWRITES}"
     return [
         f"Nothing is labelled: there is no mask {where}, so this dataset can pretrain and not fine-tune. If there are "
-        f"masks elsewhere, they go to --labels FOLDER, after a conversion with --overwrite. {RULE}"
+        f"masks elsewhere: the same command with --labels FOLDER{again}. {RULE}"
     ]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from nnunet_ssp.conversion.geometry import base_of_stack, compare_grids, place_stack
 from nnunet_ssp.conversion.phases import LABELS, frame_number, label_phases
 from nnunet_ssp.conversion.subjects import Cine, Common, Task, make_cases, without_labels
-from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.dataset_conversion import combined, command
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (
     as_cine,
@@ -74,7 +74,7 @@ class MnmsTask(Task):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `convert`, under the same names."""
-    combined.add_arguments(
+    command.add_arguments(
         parser,
         folder="the M&Ms folder: with Training, Validation, Testing and the CSV, or with dataset/",
         name="MNMs",
@@ -251,4 +251,4 @@ def read_subject(task: MnmsTask) -> Cine:
 if __name__ == "__main__":
     import sys
 
-    sys.exit(combined.main(__doc__, add_arguments, convert))
+    sys.exit(command.main(__doc__, add_arguments, convert))

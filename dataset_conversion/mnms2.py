@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from nnunet_ssp.conversion.geometry import base_of_stack, compare_grids, place_stack
 from nnunet_ssp.conversion.phases import LABELS, frame_number, label_phases, nearest_frame
 from nnunet_ssp.conversion.subjects import Cine, Common, Task, make_cases, without_labels
-from nnunet_ssp.dataset_conversion import combined
+from nnunet_ssp.dataset_conversion import combined, command
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (
     as_cine,
@@ -63,7 +63,7 @@ class Mnms2Task(Task):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `convert`, under the same names."""
-    combined.add_arguments(
+    command.add_arguments(
         parser,
         folder="the M&Ms-2 folder: with dataset/ and dataset_information.csv",
         name="MNMs2",
@@ -270,4 +270,4 @@ def _find_frame(cine: Array, frame_file: Path, cine_file: Path) -> int:
 if __name__ == "__main__":
     import sys
 
-    sys.exit(combined.main(__doc__, add_arguments, convert))
+    sys.exit(command.main(__doc__, add_arguments, convert))

@@ -22,7 +22,7 @@ from nnunet_ssp.cohort.published import PAPER, PUBLISHED, is_published
 from nnunet_ssp.console import count_of
 from nnunet_ssp.conversion.subjects import Common
 from nnunet_ssp.conversion.summary import Remarks
-from nnunet_ssp.dataset_conversion import combined, mnms, mnms2
+from nnunet_ssp.dataset_conversion import combined, command, mnms, mnms2
 from nnunet_ssp.dataset_conversion.combined import Source
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ TEST_NUMBERS = range(281, 361)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `convert`, under the same names."""
-    combined.add_arguments(
+    command.add_arguments(
         parser,
         folder="the folder of M&Ms, then that of M&Ms-2, as for mnms and mnms2",
         name="MNMsAndMNMs2",
@@ -173,4 +173,4 @@ def compare_published(splits: Mapping[str, str]) -> list[str]:
 if __name__ == "__main__":
     import sys
 
-    sys.exit(combined.main(__doc__, add_arguments, convert))
+    sys.exit(command.main(__doc__, add_arguments, convert))

@@ -8,9 +8,8 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import nnunet_ssp
@@ -107,11 +106,13 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         converter.add_arguments(source)
-        source.set_defaults(run=partial(_convert, converter.convert))
+        source.set_defaults(run=partial(_convert, name))
 
 
-def _convert(convert: Callable[..., Path], args: argparse.Namespace) -> None:
-    convert(**_without_run(args))
+def _convert(converter: str, args: argparse.Namespace) -> int:
+    from nnunet_ssp.dataset_conversion.command import run
+
+    return run(converter, _without_run(args))
 
 
 def _add_folds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

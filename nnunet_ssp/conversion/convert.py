@@ -61,6 +61,7 @@ from nnunet_ssp.conversion.summary import (
     Remarks,
     as_log,
     dry_summary_lines,
+    lost_labels,
     refusals,
     same_patients,
     summary_lines,
@@ -105,11 +106,11 @@ def look_at_headers(task: Task, alike: bool = True) -> Look:
             place = place_stack(grid, (*shape, 1, 1, 1)[: max(3, len(shape))], images[0])
             notes += [*place.corrections, *place.notes]
     except ValueError as error:
-        return Look(task.subject, task.split, refused=str(error))
+        return Look(task.subject, task.split, task.has_masks, refused=str(error))
     cines = [math.prod(shape[3:]) for shape in shapes.values() if math.prod(shape[3:]) > 1]
     n_frames = max(cines, default=sum(file in shapes for file in images))
     every = task.split == "train" or task.test_frames == "all" or not task.has_masks
-    return Look(task.subject, task.split, task.has_masks, n_frames, every, notes=notes)
+    return Look(task.subject, task.split, task.has_masks, n_frames, every_frame=every, notes=notes)
 
 
 def convert_subjects(
@@ -124,6 +125,7 @@ def convert_subjects(
     look: Callable[[TaskT], Look] = look_at_headers,
     remarks: Remarks = Remarks(),  # noqa: B008 (immutable)
     rename: Callable[[Path, Sequence[TaskT], Mapping[str, str]], Renamed[TaskT]] | None = None,
+    count_refused: Callable[[int], None] | None = None,
 ) -> Path:
     """Convert all subjects to `nnUNet_raw/DatasetXXX_Name` and print a summary.
 
@@ -144,6 +146,7 @@ def convert_subjects(
         look: Looks at one subject in a dry run, instead of `read`; also a function of a module.
         remarks: Remarks on the data set, for the summary.
         rename: Gives local subjects pseudonyms; called with the dataset's folder, the subjects and those refused.
+        count_refused: Called with the number of refused subjects, also after a dry run.
 
     Returns:
         The dataset's folder, which does not exist after a dry run.
@@ -167,7 +170,7 @@ def convert_subjects(
         looks = [Look(subject, "", refused=reason) for subject, reason in refused.items()]
         looks += process(look, tasks, workers, "Looking", "subject")
         print("\n".join(_dry_lines(looks, target, remarks, renames=rename is not None)))
-        return target
+        return _told(count_refused, looks, target)
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
         check_folder(target, settings, overwrite)
     with failures_in_words(target), ExitStack() as lock:
@@ -183,10 +186,22 @@ def convert_subjects(
         deleted = _take_over(target, overwrite)
         marker = settings | {"version": __version__, "deleted_folds": deleted}
         write_json(target / "convert.json", marker)
-        lines = _convert_all(target, new, subjects, read, workers, remarks, deleted)
+        outcomes, lines = _convert_all(target, new, subjects, read, workers, remarks, deleted)
     print("\n".join(lines))
     print(f"\nConverted to {target}")
-    print(preparing_lines(new.dataset_id))
+    if not lost_labels(outcomes):  # else mending comes next, as the lines say
+        print(preparing_lines(new.dataset_id))
+    return _told(count_refused, outcomes, target)
+
+
+def _told(
+    count_refused: Callable[[int], None] | None,
+    outcomes: Sequence[Look] | Sequence[Outcome],
+    target: Path,
+) -> Path:
+    """Tell how many subjects are refused; return the dataset's folder."""
+    if count_refused is not None:
+        count_refused(sum(bool(outcome.refused) for outcome in outcomes))
     return target
 
 
@@ -233,8 +248,8 @@ def _convert_all(
     workers: int,
     remarks: Remarks,
     deleted: Sequence[str],
-) -> list[str]:
-    """Convert the subjects into a folder of ours and finish it; return the lines of the summary."""
+) -> tuple[list[Outcome], list[str]]:
+    """Convert the subjects into a folder of ours and finish it; return what came out and the lines of the summary."""
     outcomes = [Outcome(name, "", refused=reason) for name, reason in subjects.refused.items()]
     convert = partial(_convert_subject, read=read, target=target)
     outcomes += process(convert, subjects.tasks, workers, "Converting", "subject")
@@ -267,8 +282,9 @@ def _convert_all(
     write_json(target / "dataset.json", _dataset_json(cases.values(), new.labels, new.description))
     _remove_temporary(target)
     if not any(case.labelled for case in cases.values()):
-        warnings += [f"\n{line}" for line in remarks.unlabelled]
-    return [*summary_lines(outcomes, n_folds, said, remarks.prefixes), *warnings]
+        why = lost_labels(outcomes) or remarks.unlabelled
+        warnings += [f"\n{line}" for line in why]
+    return outcomes, [*summary_lines(outcomes, n_folds, said, remarks.prefixes), *warnings]
 
 
 def _write_cases_and_folds(target: Path, cases: Mapping[str, Case]) -> int:
@@ -393,7 +409,7 @@ def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -
         try:
             cine = read(task)
         except ValueError as error:
-            return Outcome(task.subject, task.split, refused=str(error))
+            return Outcome(task.subject, task.split, has_masks=task.has_masks, refused=str(error))
         _write_subject(cine, target, target / TEMPORARY / "writing" / task.subject)
         done = {
             "cases": [asdict(case) for case in cine.cases],
@@ -405,7 +421,7 @@ def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -
         }
         write_json(record, {"stamp": stamp, **done})
     cases = [Case(**case) for case in done.pop("cases")]
-    return Outcome(task.subject, task.split, cases=cases, **done)
+    return Outcome(task.subject, task.split, cases=cases, has_masks=task.has_masks, **done)
 
 
 def input_stamp(file: Path) -> str:

@@ -16,6 +16,7 @@ from nnunet_ssp.files.contents import TEXTS, check, read_json
 from nnunet_ssp.files.lock import LOCK
 from nnunet_ssp.files.tables import read_table
 
+OVERWRITES = "this deletes the converted dataset, never your files"
 KEY_NOTE = (
     "Local subjects have pseudonyms. The key is {key}. It names patients: keep it, but apart from all that you share. "
     "{log} beside it has the remarks on these subjects. --keep-ids keeps names."
@@ -97,15 +98,15 @@ def check_folder(target: Path, settings: Mapping[str, object], overwrite: bool) 
             return
         if (target / "dataset.json").exists():
             raise FileExistsError(
-                f"{target}: a finished dataset; --overwrite deletes it and converts again, as for new or mended "
-                f"subjects. Else go on: nnunet-ssp prepare {target.name}"
+                f"{target}: a finished dataset; --overwrite converts again, as for new or mended subjects: "
+                f"{OVERWRITES}. Else go on: nnunet-ssp prepare {target.name}"
             )
         earlier = with_hashed_paths(read_marker(target))
         for key, value in settings.items():
             if earlier.get(key) != value:
                 raise FileExistsError(
                     f"{target}: an unfinished conversion with another `{key}` "
-                    f"(={earlier.get(key)}, now {value}); --overwrite deletes it."
+                    f"(={earlier.get(key)}, now {value}); with --overwrite it begins again: {OVERWRITES}."
                 )
     elif target.exists() and any(
         not f.name.startswith((TEMPORARY, LOCK)) for f in target.iterdir()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypedDict, TypeVar, get_args
@@ -30,6 +30,7 @@ class Common(TypedDict, total=False):
     workers: int | None
     dry_run: bool
     keep_ids: bool
+    count_refused: Callable[[int], None] | None
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Outcome:
     # As in `Cine`, like the next
     patient: str = ""
     inventory: dict[str, Any] = field(default_factory=dict)
+    # Whether there are files with labels
+    has_masks: bool = False
     # The reason
     refused: str = ""
 
@@ -110,7 +113,9 @@ class Look:
     has_masks: bool = False
     # 0 also if it is unknown
     n_frames: int = 0
-    # Whether all of them would be converted
+    # Those that would be labelled; None if masks were not read
+    n_labelled: int | None = None
+    # Whether all frames would be converted
     every_frame: bool = True
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -11,7 +11,11 @@ from typing import TypeVar
 from nnunet_ssp.cohort.cases import SPLITS
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.conversion.dicom.inventory import inventory_lines
+from nnunet_ssp.conversion.record import OVERWRITES
 from nnunet_ssp.conversion.subjects import Look, Outcome
+
+# The file or folder that a reason begins with
+_FILE = re.compile(r"^(?P<file>(?:[^:\n]|:(?! ))*([/\\]|\.[A-Za-z])(?:[^:\n]|:(?! ))*): ")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ def summary_lines(
         lines += _said(outcomes, title, kind)
     if any(outcome.refused for outcome in outcomes):
         lines += ["\nREFUSED, not converted:", *refusals(outcomes)]
-        lines.append("Once they are mended, the same command with --overwrite converts all again.")
+        lines.append(
+            f"Once they are mended, the same command with --overwrite converts all again: {OVERWRITES}."
+        )
     return lines
 
 
@@ -89,7 +95,7 @@ def dry_summary_lines(
         numbers = (len(usable), masks, len(usable) - masks, frames, len(mine) - len(usable))
         lines.append(_row(name, numbers))
     lines += _inventories(looks)
-    lines.append("\nOnly headers were read: a mask may turn out to be empty, a file to be damaged.")
+    lines += ["", *_read_in_a_dry_run(looks)]
     if not all(look.every_frame for look in looks):
         lines.append("Only the labelled frames of test subjects will be converted.")
     lines += _remarks(remarks)
@@ -107,11 +113,46 @@ def dry_summary_lines(
         lines += ["\nWould be REFUSED:", *refusals(looks, limit=None)]
     if all(look.refused for look in looks):
         return [*lines, "\nDry run: nothing was written, and no subject could be converted."]
-    lines += [] if masked else [f"\n{line}" for line in unlabelled]
+    if not any(map(_is_labelled, looks)):
+        lines += [f"\n{line}" for line in lost_labels(looks) or unlabelled]
     lines.append(f"\nDry run: nothing was written. The dataset would be {target}")
     if (target / "dataset.json").exists():
-        lines.append("That folder holds a finished dataset: choose another id to keep it.")
+        lines.append(
+            f"That folder holds a finished dataset: choose another id to keep it, or --overwrite: {OVERWRITES}."
+        )
     return lines
+
+
+def _read_in_a_dry_run(looks: Sequence[Look]) -> list[str]:
+    """Say what a dry run has read, and how many frames are labelled where it has read masks."""
+    counted = [
+        look.n_labelled for look in looks if look.n_labelled is not None and not look.refused
+    ]
+    masked = [look for look in looks if look.has_masks and not look.refused]
+    if len(counted) < max(len(masked), 1):
+        return ["Only headers were read: a mask may turn out to be empty, a file to be damaged."]
+    subjects = count_of(sum(map(bool, counted)), "subject")
+    return [
+        f"Labelled frames: {sum(counted)}, of {subjects}. Masks were read, of images only headers: a file may turn out "
+        "to be damaged."
+    ]
+
+
+def lost_labels(outcomes: Sequence[Outcome] | Sequence[Look]) -> list[str]:
+    """Say that no frame is labelled because subjects with masks are refused; empty where that is not so."""
+    lost = sum(bool(o.refused) and o.has_masks for o in outcomes)
+    if not lost or any(map(_is_labelled, outcomes)):
+        return []
+    return [
+        f"Nothing is labelled: {count_of(lost, 'subject')} with masks {'is' if lost == 1 else 'are'} refused, for the "
+        "reasons above. Mend that first."
+    ]
+
+
+def _is_labelled(outcome: Outcome | Look) -> bool:
+    if isinstance(outcome, Look):
+        return outcome.has_masks and outcome.n_labelled != 0 and not outcome.refused
+    return any(case.labelled for case in outcome.cases)
 
 
 _Group = TypeVar("_Group", Outcome, Look)
@@ -169,7 +210,19 @@ def refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list
     """Return the refused subjects with their reasons, at most `limit` lines; numbers in names sort as numbers."""
     refused = [(o.subject, o.refused) for o in outcomes if o.refused]
     refused.sort(key=lambda pair: re.sub(r"\d+", lambda number: number[0].zfill(9), pair[0]))
-    return list(_grouped(refused, limit))
+    kinds: dict[str, list[str]] = {}
+    for _, text in refused:
+        kinds.setdefault(_FILE.sub("", text), []).append(text)
+
+    def one_of_a_kind(text: str) -> str:
+        """Return the reason without its file where it is that of others, too; the first file follows it."""
+        alike = kinds[_FILE.sub("", text)]
+        if len({*alike}) == 1:
+            return text
+        first = _FILE.match(alike[0])
+        return f"{_FILE.sub('', text)} The first: {first['file'] if first else ''}"
+
+    return list(_grouped([(name, one_of_a_kind(text)) for name, text in refused], limit))
 
 
 def _grouped(texts: Iterable[tuple[str, str]], limit: int | None = 20) -> Iterator[str]:

@@ -281,7 +281,8 @@ def phantom_step(output: Path, seed: int) -> Step:
 def convert_step(layout: Layout, data: Path) -> Step:
     """Make nnU-Net's raw dataset."""
     where = ("-i", str(data), "-d", DATASET_ID, "--name", layout.name)
-    return Step("convert", ("nnunet-ssp", "convert", "mnms", *where))
+    command = ("nnunet-ssp", "convert", "mnms", *where)
+    return Step("convert", command, made=layout.raw / "dataset.json")
 
 
 def training_steps(
@@ -415,7 +416,9 @@ class CommandRunner:
                 {**self.environment, **settings},
                 lambda: self.progress.show(step.name, trained_part(log), last_said(log)),
             )
-        if status != 0:
+        if status == 1 and step.made is not None and step.made.is_file():
+            self.progress.say(f"Subjects were refused and left out: see {log}")
+        elif status != 0:
             raise RuntimeError(
                 f"The step `{step.name}` failed with exit status {status}.\nCommand: {step.line}\n"
                 f"Log: {log}, which ends with:\n\n{last_lines(log, TAIL) or '(nothing)'}"

@@ -43,6 +43,8 @@ class Step:
     command: tuple[str, ...]
     # Value of nnUNet_ssp_settings.
     settings: str = ""
+    # Where it exists, exit status 1 means that a part was left out, as by a conversion that refuses subjects.
+    made: Path | None = None
 
     @property
     def line(self) -> str:

@@ -190,6 +190,7 @@ def _measure(
     )
     from nnunet_ssp.evaluation.labels import read_labels
     from nnunet_ssp.evaluation.overlooked import overlooked
+    from nnunet_ssp.evaluation.provenance import provenance_notes
     from nnunet_ssp.evaluation.results import Evaluation
     from nnunet_ssp.evaluation.scoring import score_pairs
     from nnunet_ssp.evaluation.volumes import implausible
@@ -201,6 +202,7 @@ def _measure(
     found = find_references(raw, prepared, ending, references)
     known = read_cases(home / "cases.csv") if (home / "cases.csv").is_file() else {}
     key = {} if raw is None else read_key(key_file(raw))
+    origin = provenance_notes(folders, home.name, labels)
     pairs, notes = find_pairs(folders, found, ending, subject_names(known, key))
     for model, own in folders.items():
         masks = {pair.case: pair.prediction for pair in pairs if pair.model == model}
@@ -228,6 +230,7 @@ def _measure(
         clinical=clinical,
         refused=refused,
         notes=[
+            *origin,
             *notes,
             *unlabelled,
             *_too_good(frames),

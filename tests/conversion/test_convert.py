@@ -518,7 +518,10 @@ def test_a_dry_run_finds_the_folder_taken(raw: Path, capsys: pytest.CaptureFixtu
     for overwrite in (False, True):
         run(tasks("A", "B"), dry_run=True, overwrite=overwrite)
         output = capsys.readouterr().out
-        assert "That folder holds a finished dataset: choose another id to keep it." in output
+        assert (
+            "That folder holds a finished dataset: choose another id to keep it, or --over"
+            in output
+        )
     assert files(target) == before
     with pytest.raises(FileExistsError, match="dataset id 901 is taken"):
         run(tasks("A"), dry_run=True, name="Other")

@@ -96,7 +96,10 @@ def test_only_equal_settings_continue(tmp_path: Path):
 def test_a_finished_dataset_is_refused(tmp_path: Path):
     write_json(tmp_path / "convert.json", NEW.settings())
     write_json(tmp_path / "dataset.json", {})
-    with pytest.raises(FileExistsError, match="a finished dataset; --overwrite deletes it"):
+    with pytest.raises(
+        FileExistsError,
+        match="mended subjects: this deletes the converted dataset, never your files",
+    ):
         check_folder(tmp_path, NEW.settings(), overwrite=False)
     assert not was_finished(tmp_path, NEW.settings())
     (tmp_path / ".ssp-tmp").mkdir()  # killed while it removed what is temporary

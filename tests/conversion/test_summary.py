@@ -8,6 +8,7 @@ from nnunet_ssp.conversion.summary import (
     Remarks,
     as_log,
     dry_summary_lines,
+    lost_labels,
     refusals,
     same_patients,
     summary_lines,
@@ -131,3 +132,45 @@ def test_the_log_holds_what_was_said():
         "warnings": {"B": ["lost"]},
         "notes": {"A": ["a note"]},
     }
+
+
+def test_refusals_of_one_kind_share_a_line_with_the_first_file():
+    texts = {n: f"/d/s{n}_gt.nii.gz: mask values (=85) must be among [0, 1]." for n in (1, 2, 3)}
+    texts |= {4: "/d/s4.nii.gz: is damaged.", 5: "/d: no file in it.", 6: "/d: no file in it."}
+    assert refusals([Outcome(f"s{n}", "", refused=text) for n, text in texts.items()]) == [
+        "  s1, s2, s3: mask values (=85) must be among [0, 1]. The first: /d/s1_gt.nii.gz",
+        "  s4: /d/s4.nii.gz: is damaged.",
+        "  s5, s6: /d: no file in it.",
+    ]
+
+
+def test_lost_labels_are_told_from_empty_masks():
+    refused = Outcome("R", "train", has_masks=True, refused="wrong values.")
+    bare = Outcome("B", "train")
+    (said,) = lost_labels([refused, bare])
+    assert said.startswith("Nothing is labelled: 1 subject with masks is refused, for the reasons")
+    assert lost_labels([bare]) == lost_labels([refused, outcome("A")]) == []
+    looks = [Look("R", "train", has_masks=True, refused="wrong values."), Look("B", "train")]
+    assert lost_labels(looks) == [said]
+    empty = Look("E", "train", has_masks=True, n_labelled=0)
+    assert lost_labels([looks[0], empty]) == [said]
+    assert lost_labels([looks[0], replace(empty, n_labelled=2)]) == []
+
+
+def test_a_dry_run_that_reads_masks_counts_labelled_frames(tmp_path: Path):
+    looks = [
+        Look("A", "train", has_masks=True, n_frames=25, n_labelled=2),
+        Look("B", "train", has_masks=True, n_frames=25, n_labelled=1),
+        Look("E", "train", has_masks=True, n_frames=25, n_labelled=0),
+        Look("N", "train", n_frames=25),
+        Look("R", "train", has_masks=True, refused="wrong values."),
+    ]
+    text = "\n".join(dry_summary_lines(looks, tmp_path, [], (), ["how"]))
+    assert "\nLabelled frames: 3, of 2 subjects. Masks were read, of images only headers:" in text
+    assert "how" not in text and "Only headers were read" not in text
+    (tmp_path / "dataset.json").touch()
+    lines = dry_summary_lines(looks[2:4], tmp_path, [], (), ["how"])
+    assert "\nhow" in lines
+    assert lines[-1].endswith(
+        "or --overwrite: this deletes the converted dataset, never your files."
+    )

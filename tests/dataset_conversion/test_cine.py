@@ -331,7 +331,7 @@ def test_a_folder_for_each_series_of_one_patient(root: Path):
     for z in range(4):
         series(root / f"series{z}", [z], uid=f"1.2.{z}", number=z)
     hint = "Perhaps the folders are series of one patient: --by-patient-id."
-    with pytest.raises(ValueError, match=rf"series3: no short-axis cine.* {hint}"):
+    with pytest.raises(ValueError, match=rf"series3: no short-axis cine.* {hint} The first:"):
         convert(root, 120)
     target = convert(root, 120, by_patient_id=True)
     assert {case.subject for case in cases_of(target).values()} == {"own"}
@@ -854,10 +854,8 @@ def test_without_any_mask_the_last_lines_say_how_masks_are_given(
     convert(root, 121, dry_run=dry_run)
     said = capsys.readouterr().out
     last = said[said.index("\nNothing is labelled: there is no mask beside the images") :]
-    assert (
-        "they go to --labels FOLDER, after a conversion with --overwrite. Their names end in _gt"
-        in last
-    )
+    again = ", with --overwrite: this deletes the converted dataset, never your files"
+    assert f"the same command with --labels FOLDER{again * (not dry_run)}. Their names" in last
     assert len(last.splitlines()) <= 7
     if not dry_run:  # which reads no names of files
         assert "left out S1_seg.nii.gz; a mask of S1.nii.gz is called S1_gt.nii.gz" in said

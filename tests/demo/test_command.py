@@ -232,6 +232,17 @@ def test_failed_step_shows_its_command_and_the_end_of_its_log(runner, tmp_path):
     assert "\n5\n" not in message
 
 
+def test_a_conversion_that_refuses_subjects_goes_on(runner, tmp_path, capsys):
+    made = tmp_path / "dataset.json"
+    step = demo.Step("convert", ("python", "-c", "raise SystemExit(1)"), made=made)
+    with pytest.raises(RuntimeError, match="`convert` failed with exit status 1"):
+        runner(step)
+    made.touch()
+    runner(step)
+    log = tmp_path / "2_convert.log"
+    assert f"Subjects were refused and left out: see {log}" in capsys.readouterr().out
+
+
 def test_failed_step_ends_the_demo(tmp_path):
     def fail(step: demo.Step) -> None:
         raise RuntimeError(f"The step `{step.name}` failed")

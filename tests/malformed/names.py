@@ -128,7 +128,7 @@ def entries() -> Iterator[Entry]:
             f"name in M&Ms' CSV: {name}",
             csv_code(code),
             r"REFUSED.*(elsewhere|\.\.|escaped|xxx)",
-            exits=0,
+            exits=1,
             writes=CONVERTED,
         )
     yield Entry(

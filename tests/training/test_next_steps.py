@@ -33,7 +33,7 @@ def test_test_subjects_are_predicted_and_evaluated(folder: Path, tmp_path: Path)
     fill(raw / "imagesTs")
     title, predict = after_finetuning(DATASET, folder, 3, "cpu").splitlines()
     assert title == "Predict the test subjects with:"
-    output = "predictions/nnUNetTrainerFinetune_fold_3"
+    output = f"predictions/{DATASET}/nnUNetTrainerFinetune_small_fold_3"
     assert shlex.split(predict) == [
         *("nnUNetv2_predict", "-d", "7", "-c", "2d", "-f", "3", "-p", "small"),
         *("-tr", "nnUNetTrainerFinetune", "-i", str(raw / "imagesTs"), "-o", output),
@@ -42,6 +42,24 @@ def test_test_subjects_are_predicted_and_evaluated(folder: Path, tmp_path: Path)
     fill(raw / "labelsTs")
     *_, evaluate = after_finetuning(DATASET, folder, 3, "cuda").splitlines()
     assert evaluate == f"nnunet-ssp evaluate 7 {output}"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "training", "fold", "output"),
+    [
+        (DATASET, "T__nnUNetPlans__2d", 0, "T_fold_0"),
+        ("Dataset123_Other", "T__nnUNetPlans__2d", 0, "T_fold_0"),
+        (DATASET, "T__ssp128__2d", "all", "T_ssp128_fold_all"),
+        (DATASET, "T__nnUNetPlans__3d_fullres", 1, "T_3d_fullres_fold_1"),
+    ],
+)
+def test_each_training_predicts_into_a_folder_of_its_own(
+    folder: Path, tmp_path: Path, dataset: str, training: str, fold: int | str, output: str
+):
+    fill(tmp_path / "my raw" / dataset / "imagesTs")
+    place = folder.parents[2] / dataset / training / f"fold_{fold}"
+    words = shlex.split(after_finetuning(dataset, place, fold, "cuda").splitlines()[1])
+    assert words[words.index("-o") + 1] == f"predictions/{dataset}/{output}"
 
 
 def test_without_test_subjects_the_validation_is_evaluated(folder: Path):

@@ -1,0 +1,63 @@
+"""A look at one subject of own cine, for a dry run: headers of the images, and the masks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from nnunet_ssp.console import count_of
+from nnunet_ssp.conversion.convert import look_at_headers
+from nnunet_ssp.conversion.stacks import look_at_nifti_stack
+from nnunet_ssp.conversion.subjects import Look, without_labels
+from nnunet_ssp.dataset_conversion.cine_files import CineTask, holds_one_slice, stem_of
+from nnunet_ssp.dataset_conversion.cine_masks import find_phases, look_at_masks
+from nnunet_ssp.dataset_conversion.mask_values import warn_of_numbering
+
+
+def look(task: CineTask) -> Look:
+    """Look at one subject: headers of its images, for DICOM up to the choice of the stack, and its masks."""
+    first = task.images[0]
+    seen = look_at_headers(task, alike=not (stem_of(first) and holds_one_slice(first)))
+    seen.notes += task.notes
+    if seen.refused:
+        return seen
+    if stem_of(task.images[0]):
+        try:
+            n_frames, place = look_at_nifti_stack(task.images)
+            notes = dict.fromkeys([*seen.notes, *place.corrections, *place.notes])
+            return _with_masks(task, replace(seen, n_frames=n_frames, notes=list(notes)))
+        except ValueError as error:
+            return replace(seen, refused=str(error))
+    from nnunet_ssp.conversion.dicom.short_axis import choose_short_axis
+
+    try:
+        choice = choose_short_axis(
+            task.images, task.place, task.hint, chosen=task.chosen, masks=bool(task.masks)
+        )
+        size = f"{count_of(len(choice.runs), 'slice')} x {count_of(choice.n_frames, 'frame')}"
+        chosen = replace(
+            seen,
+            n_frames=choice.n_frames,
+            warnings=choice.warnings,
+            notes=[f"short axis of {size}", *seen.notes, *choice.notes],
+            patient=choice.patient,
+            inventory=asdict(choice.inventory),
+        )
+        return _with_masks(task, chosen)
+    except ValueError as error:
+        return replace(seen, refused=str(error))
+
+
+def _with_masks(task: CineTask, seen: Look) -> Look:
+    """Look at the masks of a subject, too.
+
+    Raises:
+        ValueError: They cannot be used.
+    """
+    if not task.masks:
+        return seen
+    masks = look_at_masks(task, seen.n_frames)
+    if not masks:
+        note = without_labels(task, "the masks are empty", task.place)
+        return replace(seen, n_labelled=0, notes=[*seen.notes, note])
+    warnings = [*seen.warnings, *warn_of_numbering(masks.values(), task)]
+    return replace(seen, n_labelled=len(find_phases(masks, task.label_names)[0]), warnings=warnings)

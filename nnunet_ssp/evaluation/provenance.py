@@ -1,0 +1,149 @@
+"""Where predictions come from, by the files that nnU-Net writes beside them.
+
+`nnUNetv2_predict` writes three files into its output folder. They are of the last run only: masks of an earlier run
+into the same folder are replaced where a case has the same name, and stay otherwise.
+
+* `plans.json`: `dataset_name` is the dataset that the model was trained on. There is no trainer and no fold.
+* `dataset.json`: `labels` are the names and values of the masks.
+* `predict_from_raw_data_args.json`: `list_of_lists_or_source_folder` is the folder of the images, as it was typed.
+
+The validation folder of a fold has none of them. Two levels up are the training's `plans.json` and `dataset.json`,
+and its images are those of the same dataset.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from nnunet_ssp.evaluation.labels import Labels, structure_of
+from nnunet_ssp.files.contents import read_json, shown
+from nnunet_ssp.files.nnunet import check_dataset
+
+ARGUMENTS = "predict_from_raw_data_args.json"
+_DATASET = re.compile(r"Dataset\d{3}_.+")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the files beside predictions say; empty where they say nothing."""
+
+    # Name of the dataset that the model was trained on
+    model: str = ""
+    # Name of the dataset that the images are of
+    images: str = ""
+    # Values by the name of each class, as `Labels.classes`
+    classes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    # Whether they are of a training's validation
+    validates: bool = False
+    # Names of files that cannot be read
+    unread: tuple[str, ...] = ()
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """Read what nnU-Net wrote beside predictions; a damaged file of it is named and says nothing.
+
+    Args:
+        folder: Of predictions, or the validation folder of a fold.
+    """
+    validates = folder.name == "validation" and folder.parent.name.startswith("fold_")
+    place = folder.parents[1] if validates else folder
+    found: dict[str, dict[str, Any]] = {}
+    unread = []
+    for name in ("plans.json", "dataset.json", ARGUMENTS):
+        try:
+            found[name] = read_json(place / name, dict)
+            if name == "dataset.json":
+                check_dataset(found[name], name)
+        except FileNotFoundError:
+            found[name] = {}
+        except (OSError, ValueError):
+            found[name] = {}
+            unread.append(name)
+    model = _as_text(found["plans.json"].get("dataset_name"))
+    typed = _as_text(found[ARGUMENTS].get("list_of_lists_or_source_folder"))
+    # Typed on another machine, perhaps.
+    parts = (PureWindowsPath if "\\" in typed else PurePosixPath)(typed).parts
+    images = next((part for part in reversed(parts) if _DATASET.fullmatch(part)), "")
+    classes = {
+        name: tuple(value) if isinstance(value, list) else (value,)
+        for name, value in found["dataset.json"].get("labels", {}).items()
+        if name != "ignore" and value != 0
+    }
+    return Provenance(model, model if validates else images, classes, validates, tuple(unread))
+
+
+def provenance_notes(
+    folders: Mapping[str, Sequence[Path]], dataset: str, labels: Labels
+) -> list[str]:
+    """Compare where predictions come from with the dataset that they are scored on.
+
+    A model of another dataset that predicted this dataset's images is a test of how far it carries: a note. Images of
+    another dataset, or of an unknown one by a model of another, are a warning.
+
+    Args:
+        folders: Folders of predictions of each model.
+        dataset: Name of the dataset.
+        labels: Its labels.
+
+    Returns:
+        Notes, those that begin with WARNING first.
+
+    Raises:
+        ValueError: A structure has other values in the predictions than in the dataset.
+    """
+    warnings: list[str] = []
+    notes: list[str] = []
+    for name, own in folders.items():
+        for folder in own:
+            # By name: the page, which is shared, has no paths.
+            who = name if len(own) == 1 else f"{name}, {folder.name}"
+            said = read_provenance(folder)
+            _refuse_other_labels(folder, said, dataset, labels)
+            model = shown(said.model) if said.model else "an unknown dataset"
+            if said.unread:
+                notes.append(
+                    f"{who}: {', '.join(said.unread)} beside the masks cannot be read: not checked whose they are."
+                )
+            if said.validates and said.images and said.images != dataset:
+                warnings.append(
+                    f"WARNING: {who}: this is the validation of a training on {model}; its masks are scored here on "
+                    f"{dataset}. Evaluate {model}, or predict the images of {dataset}."
+                )
+            elif said.images and said.images != dataset:
+                warnings.append(
+                    f"WARNING: {who}: nnU-Net predicted last into this folder from the images of "
+                    f"{shown(said.images)}, with a model of {model}; they are scored here on {dataset}. Masks of this "
+                    "dataset that lay there were replaced. Predict again into a folder of its own."
+                )
+            elif said.model and said.model != dataset and not said.images:
+                warnings.append(
+                    f"WARNING: {who}: nnU-Net predicted last into this folder with a model of {model}; the masks are "
+                    f"scored here on {dataset}. If its images were not the ones predicted, predict again into a "
+                    "folder of its own."
+                )
+            elif said.model and said.model != dataset:
+                notes.append(f"{who}: the model was trained on {model}.")
+    return [*dict.fromkeys(warnings), *dict.fromkeys(notes)]
+
+
+def _refuse_other_labels(folder: Path, said: Provenance, dataset: str, labels: Labels) -> None:
+    """Refuse predictions in which a structure has none of the values that it has in the dataset."""
+    here = {structure: labels.classes[name] for structure, name in labels.structures.items()}
+    here |= {name: values for name, values in labels.classes.items() if name not in here}
+    for name, values in said.classes.items():
+        true = here.get(name, here.get(structure_of(name), values))
+        if not {*values} & {*true}:
+            numbers = [" ".join(map(str, each)) for each in (values, true)]
+            raise ValueError(
+                f"{folder}: {shown(name)} is label {numbers[0]} in these predictions (dataset.json, a model of "
+                f"{shown(said.model) if said.model else 'an unknown dataset'}) and {numbers[1]} in {dataset}: they "
+                "cannot be scored on its references. Predict with a model of these labels, or renumber the masks."
+            )
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else ""

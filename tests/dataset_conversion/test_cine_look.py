@@ -1,0 +1,73 @@
+"""A dry run's look at own cine: its masks are read as the conversion reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnunet_ssp.dataset_conversion.cine import make_tasks
+from nnunet_ssp.dataset_conversion.cine_files import find_cines, find_masks
+from nnunet_ssp.dataset_conversion.cine_look import look
+from nnunet_ssp.files.nifti import write_nifti
+from tests.dicom_files import series
+
+AFFINE = np.diag([1.5, 1.25, 8, 1])
+SHAPE = (6, 5, 4)
+
+
+def drawn(*frames: int, n_frames: int = 10) -> np.ndarray:
+    mask = np.zeros((*SHAPE, n_frames), np.uint8)
+    mask[1:3, 1:3, 1:3, list(frames)] = 1
+    return mask
+
+
+def seen(root: Path):
+    tasks, refused = make_tasks(find_cines(root, root, False, 1, False), root, find_masks(root))
+    assert not refused and len(tasks) == 1
+    return look(tasks[0])
+
+
+@pytest.mark.parametrize(
+    ("frames", "n_labelled"), [((), 0), ((3,), 1), ((0, 3), 2), ((0, 3, 5), 2)]
+)
+def test_labelled_frames_are_counted_as_they_will_be_used(
+    tmp_path: Path, frames: tuple[int, ...], n_labelled: int
+):
+    write_nifti(tmp_path / "a.nii.gz", np.arange(1200, dtype=np.int16).reshape(*SHAPE, 10), AFFINE)
+    write_nifti(tmp_path / "a_gt.nii.gz", drawn(*frames), AFFINE)
+    found = seen(tmp_path)
+    assert (found.refused, found.n_frames, found.n_labelled) == ("", 10, n_labelled)
+
+
+def test_without_masks_none_are_read(tmp_path: Path):
+    write_nifti(tmp_path / "a.nii.gz", np.arange(1200, dtype=np.int16).reshape(*SHAPE, 10), AFFINE)
+    assert seen(tmp_path).n_labelled is None
+
+
+@pytest.mark.parametrize(
+    ("mask", "name", "words"),
+    [
+        (drawn(0) * 7, "a_gt", "mask values (=7) must be among [0, 1, 2, 3]"),
+        (drawn(0, n_frames=9), "a_gt", "shape (=(6, 5, 4, 9)) must be of the image's 10 frames."),
+        (drawn(0)[..., 0], "a_gt", "called a_frame<TT>_gt.nii.gz"),
+        (drawn(0)[..., 0], "a_frame12_gt", "frame (=12) must be within 0 to 9."),
+    ],
+)
+def test_masks_that_the_conversion_refuses_are_refused(
+    tmp_path: Path, mask: np.ndarray, name: str, words: str
+):
+    write_nifti(tmp_path / "a.nii.gz", np.arange(1200, dtype=np.int16).reshape(*SHAPE, 10), AFFINE)
+    write_nifti(tmp_path / f"{name}.nii.gz", mask, AFFINE)
+    assert words in seen(tmp_path).refused
+
+
+def test_masks_of_dicom_are_read_too(tmp_path: Path):
+    voxels = series(tmp_path / "a")
+    mask = np.zeros(voxels.shape[:3], np.uint8)
+    mask[1:3, 1:3] = 9
+    write_nifti(tmp_path / "a_frame00_gt.nii.gz", mask, AFFINE)
+    assert "mask values (=9)" in seen(tmp_path).refused
+    write_nifti(tmp_path / "a_frame00_gt.nii.gz", mask // 9, AFFINE)
+    assert seen(tmp_path).n_labelled == 1

@@ -1,0 +1,121 @@
+"""Folders of predictions that hold what another dataset's model has written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_ssp.evaluation.labels import Labels
+from nnunet_ssp.evaluation.provenance import ARGUMENTS, provenance_notes, read_provenance
+from tests.evaluation.conftest import Document
+from tests.evaluation.running import Predict, run, tables
+
+HERE = "Dataset114_MNMs"
+LABELS = Labels(
+    {"LVBP": (1,), "LVM": (2,), "RV": (3,)}, structures={"LV": "LVBP", "MYO": "LVM", "RV": "RV"}
+)
+OURS: dict[str, Any] = {"background": 0, "LVBP": 1, "LVM": 2, "RV": 3}
+# As nnU-Net's conversion of ACDC calls and numbers them
+ACDCS: dict[str, Any] = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}
+
+
+def beside(
+    folder: Path, model: str = HERE, images: str = "", labels: dict[str, Any] | None = None
+) -> Path:
+    """Write the files that `nnUNetv2_predict` writes beside its masks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents: dict[str, Any] = {
+        "plans.json": {"dataset_name": model, "plans_name": "nnUNetPlans"},
+        "dataset.json": {"labels": labels or OURS, "file_ending": ".nii.gz"},
+        ARGUMENTS: {"list_of_lists_or_source_folder": images, "num_parts": 1},
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def said(folder: Path) -> list[str]:
+    return provenance_notes({"m": [folder]}, HERE, LABELS)
+
+
+def test_masks_of_another_dataset_are_warned_of_in_terminal_and_page(
+    predict: Predict, capsys, with_page
+):
+    folder = predict("mim", 1.0)
+    beside(folder, "Dataset123_Other", "/x/nnUNet_raw/Dataset123_Other/imagesTs")
+    assert run("114 -np 1", folder) == 0
+    warning = (
+        "WARNING: mim: nnU-Net predicted last into this folder from the images of Dataset123_Other, with a model of "
+        "Dataset123_Other; they are scored here on Dataset114_MNMs. Masks of this dataset that lay there were "
+        "replaced. Predict again into a folder of its own."
+    )
+    assert f"\n{warning}\n" in capsys.readouterr().out
+    output = folder.with_name("mim_evaluation")
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert warning in Document(page).text
+    *_, summary = tables(output)
+    assert summary["notes"][0] == warning
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "words"),
+    [
+        (HERE, f"/x/nnUNet_raw/{HERE}/imagesTs", ""),
+        (HERE, "/x/some/images", ""),
+        ("Dataset123_O", f"/x/{HERE}/imagesTs", "m: the model was trained on Dataset123_O."),
+        (
+            "Dataset123_O",
+            "/x/some/images",
+            "WARNING: m: nnU-Net predicted last into this folder with",
+        ),
+        (HERE, "C:\\raw\\Dataset123_O\\imagesTs", "WARNING: m: nnU-Net predicted last into this "),
+    ],
+)
+def test_images_and_model_of_another_dataset(tmp_path, model: str, images: str, words: str):
+    """A model of another dataset may be tested on this one's images; its own images are a mistake."""
+    notes = said(beside(tmp_path / "p", model, images))
+    assert len(notes) == bool(words)
+    assert "".join(notes).startswith(words)
+
+
+def test_labels_that_are_numbered_otherwise_are_refused(predict: Predict, capsys):
+    folder = predict("mim", 1.0)
+    beside(folder, "Dataset027_ACDC", "/x/Dataset114_MNMs/imagesTs", ACDCS)
+    assert run("114 -np 1", folder) == 1
+    printed = capsys.readouterr().err
+    assert (
+        "RV is label 1 in these predictions (dataset.json, a model of Dataset027_ACDC) and 3 in "
+        in printed
+    )
+    assert not folder.with_name("mim_evaluation").exists()
+
+
+def test_other_names_and_more_classes_of_the_same_numbers_are_the_same_labels(tmp_path):
+    labels = {"background": 0, "LV cavity": 1, "Myo": 2, "RV": [3, 4], "scar": 5, "ignore": 6}
+    assert said(beside(tmp_path / "p", labels=labels)) == []
+
+
+def test_a_validation_is_that_of_its_training(tmp_path):
+    model = beside(tmp_path / "Dataset123_O" / "T__P__2d", "Dataset123_O")
+    folder = model / "fold_0" / "validation"
+    folder.mkdir(parents=True)
+    assert read_provenance(folder).images == "Dataset123_O"
+    (note,) = said(folder)
+    assert note.startswith("WARNING: m: this is the validation of a training on Dataset123_O;")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"labels": {"a": "x"}}', b"\xff\xfe"])
+def test_damaged_files_are_named_and_say_nothing(tmp_path, content: bytes):
+    folder = beside(tmp_path / "p")
+    (folder / "dataset.json").write_bytes(content)
+    (note,) = said(folder)
+    assert note == "m: dataset.json beside the masks cannot be read: not checked whose they are."
+
+
+def test_without_these_files_nothing_is_said(tmp_path):
+    assert said(tmp_path) == []
+    (tmp_path / "plans.json").write_text('{"dataset_name": 7}')
+    assert said(tmp_path) == []
