@@ -98,7 +98,7 @@ img { display: block; max-width: 100%; height: auto; }
 .gallery figure { margin: .5rem 0; max-width: 29rem; }
 .gallery img { width: 100%; }
 .sheet { display: grid; gap: .5rem; margin: 1rem 0;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 10rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(45%, 18rem), 1fr)); }
 .sheet figure { margin: 0; }
 .sheet img { width: 100%; image-rendering: pixelated; }
 .sheet figcaption { margin: .1rem 0; }

@@ -145,3 +145,5 @@ def test_the_page_fits_a_desktop_and_a_phone(reports, tmp_path, width):
         assert page["width"] <= page["room"] <= width
         assert page["drawn"] == page["all"] > 0
         assert page["text"] >= 14
+        assert page["hidden"] == 0  # a table that scrolls has a bar
+        assert page["wide"] > 0 or width > 400
