@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from tests.docs.scripts import load_script
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "draw_methods.py"
 
@@ -25,3 +28,24 @@ def test_the_picture_of_the_methods(tmp_path: Path) -> None:
     difference = np.abs(np.asarray(drawn, float) - np.asarray(shown, float))
     assert difference.mean() < 5, "run python docs/draw_methods.py"
     assert script.PICTURE.stat().st_size < 300_000
+
+
+def test_the_pictures_of_the_results_show_the_scores(tmp_path: Path) -> None:
+    script = load_script("draw_results")
+    script.main(["--output", str(tmp_path)])
+    for name in ("few-labels.png", "few-labels-curves.png"):
+        drawn, shown = (
+            np.asarray(Image.open(folder / name).convert("L"), float)
+            for folder in (tmp_path, script.PICTURES)
+        )
+        assert drawn.shape == shown.shape
+        assert np.abs(drawn - shown).mean() < 3, "run python docs/draw_results.py"
+
+
+def test_the_curves_of_the_results_have_the_means_of_the_page() -> None:
+    script = load_script("draw_results")
+    page = (script.PICTURES.parent / "results.md").read_text(encoding="utf-8")
+    for n, scratch, dense in re.findall(r"^\| (\d+) \| \d \| (0\.\d+) \| (0\.\d+) \|", page, re.M):
+        for model, said in (("scratch", scratch), ("Dense", dense)):
+            assert f"{dict(script.points(model))[float(n)].mean:.3f}" == said
+    assert len(script.points("Dense")) == 3
