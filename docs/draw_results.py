@@ -83,10 +83,11 @@ def _axes(canvas: Figure, title: str, x: str) -> Axes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write both pictures."""
-    argparse.ArgumentParser(description=__doc__).parse_args(arguments)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=PICTURES, help="folder (%(default)s)")
+    output = parser.parse_args(arguments).output
     for name, picture in (("few-labels", labels()), ("few-labels-curves", curves())):
-        (PICTURES / f"{name}.png").write_bytes(picture)
-        print(PICTURES / f"{name}.png")
+        (output / f"{name}.png").write_bytes(picture)
     return 0
 
 

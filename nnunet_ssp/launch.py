@@ -26,9 +26,8 @@ from nnunet_ssp.settings import ENVIRONMENT_VARIABLE
 from nnunet_ssp.warm import VARIABLE, WarmCommand, start_warm
 
 NNUNET_PLANS = "nnUNetPlans"  # the name where none is given
-SMALL_PLANS = (
-    "-gpu_memory_target 0.1 -overwrite_plans_name ssp128"  # of README's path without a GPU
-)
+# Of README's path without a GPU: patches of 128x128, or as small as the images.
+SMALL_PLANS = "-gpu_memory_target 0.1 -overwrite_plans_name small"
 SHELLS = ("sh", "fish", "powershell", "cmd")  # sh: also bash and zsh
 TRAINERS_VARIABLE = "nnUNet_extTrainer"  # nnU-Net's spelling
 

@@ -16,8 +16,10 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _MEASURE = """<script>onload = () => {
   const page = document.querySelector('iframe').contentDocument, root = page.documentElement;
   const images = [...page.images];
+  const wide = [...page.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth);
   document.body.textContent = JSON.stringify({width: root.scrollWidth, room: root.clientWidth,
     drawn: images.filter(i => i.complete && i.naturalWidth > 0).length, all: images.length,
+    hidden: wide.filter(e => e.offsetHeight === e.clientHeight).length, wide: wide.length,
     text: parseFloat(page.defaultView.getComputedStyle(page.querySelector('td')).fontSize)});
 }</script>"""
 

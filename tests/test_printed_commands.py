@@ -73,7 +73,7 @@ def test_each_printed_command_works_as_it_is(shell, tmp_path: Path):
     if not torch.cuda.is_available():
         small, prepare = prepare, after(said, "For a machine with a GPU: ")[0]
         assert small == f"{prepare} {SMALL_PLANS}"
-        assert " -p ssp128 " in after(shell(small), "Next: ")[0]
+        assert " -p small " in after(shell(small), "Next: ")[0]
     said = shell(prepare)
     pretrain = after(said, "Next: ")[0]
     assert torch.cuda.is_available() or after(said, "Small ones: ")[0] == small

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODELS_PER_OVERLAY = 4
+SUBJECTS_FOR_LIMITS = 3  # of two, limits of agreement are noise
 
 
 def evaluation_page(evaluation: Evaluation, tell: Callable[[str], None] | None = None) -> Page:
@@ -193,20 +194,25 @@ def _add_positions(page: Page, evaluation: Evaluation) -> None:
     if table.empty:
         page.paragraph("None: no cases.csv says at which end of the stacks the base is.")
         return
+    # Models are the curves, or phases where there is a single model, as in the boxes.
+    single = len(evaluation.models) == 1
+    phases = sorted(table["phase"].unique())
     plots = []
-    for name in table["class"].unique():
-        curves = {}
-        for model in evaluation.models:
-            own = table[(table["class"] == name) & (table["model"] == model)].set_index("bin")
-            middles = (own.index.to_numpy() + 0.5) / POSITION_BINS
-            curves[model] = middles, own["mean"].to_numpy(), own[["low", "high"]].to_numpy().T
-        shown = evaluation.labels.shown(str(name))
-        plots.append(
-            (
-                curves_with_bands(curves, "base (0) to apex (1)", "2D Dice", shown),
-                f"Dice of {shown} by position in the stack.",
-            )
-        )
+    for name in evaluation.classes[:-1]:
+        for panel in [""] if single else phases:
+            curves = {}
+            for curve in phases if single else evaluation.models:
+                phase, model = (curve, next(iter(evaluation.models))) if single else (panel, curve)
+                chosen = (table["class"] == name) & (table["phase"] == phase)
+                own = table[chosen & (table["model"] == model)]
+                if len(own):
+                    middles = (own["bin"].to_numpy() + 0.5) / POSITION_BINS
+                    band = own[["low", "high"]].to_numpy().T
+                    curves[curve or "other frames"] = middles, own["mean"].to_numpy(), band
+            shown = ", ".join(filter(None, (evaluation.labels.shown(str(name)), panel)))
+            if curves:
+                draw = curves_with_bands(curves, "base (0) to apex (1)", "2D Dice", shown)
+                plots.append((draw, f"Dice of {shown} by position in the stack."))
     page.gallery(
         plots,
         caption="Slices from the first to the last one with any reference label. Mean over subjects and its 95 % "
@@ -222,7 +228,8 @@ def _add_overlays(page: Page, evaluation: Evaluation) -> None:
     while bad := [c for c in _best_median_worst(ranked).values() if not _has_image(evaluation, c)]:
         left_out += bad
         ranked = [case for case in ranked if case not in bad]
-    page.heading("Best, median and worst")
+    chosen = _best_median_worst(ranked)
+    page.heading(listing([*chosen]).capitalize() if chosen else "Best, median and worst")
     if not ranked and not left_out:
         page.paragraph("None: the images are not in imagesTs or imagesTr of nnUNet_raw.")
         return
@@ -236,7 +243,7 @@ def _add_overlays(page: Page, evaluation: Evaluation) -> None:
             "Note: left out, as the image cannot be read or has another size than the reference: "
             f"{case_list(left_out)}."
         )
-    for title, case in _best_median_worst(ranked).items():
+    for title, case in chosen.items():
         for models in _chunks(list(evaluation.models), MODELS_PER_OVERLAY):
             page.image(
                 _overlay(evaluation, case, models),
@@ -252,7 +259,9 @@ def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
 
 
 def _best_median_worst(ranked: list[str]) -> dict[str, str]:
-    """Pick from cases sorted from worst to best; two have no median, a single one is the best."""
+    """Pick from cases sorted from worst to best; two have no median, a single one is neither best nor worst."""
+    if len(ranked) == 1:
+        return {"The only frame": ranked[0]}
     places = {0: "Worst", len(ranked) // 2: "Median", len(ranked) - 1: "Best"}
     return {title: ranked[place] for place, title in reversed(places.items())} if ranked else {}
 
@@ -358,10 +367,18 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
         collapse_above=40,
     )
     for model in evaluation.models:
-        page.gallery(
-            list(_bland_altman_plots(evaluation, model)),
-            caption=f"{model}: difference to the reference against the mean of both, with bias and 95 % limits of "
-            "agreement. A dot is a subject and seed.",
+        if plots := list(_bland_altman_plots(evaluation, model)):
+            page.gallery(
+                plots,
+                caption=f"{model}: difference to the reference against the mean of both, with bias and 95 % limits of "
+                "agreement. A dot is a subject and seed.",
+            )
+    few = evaluation.agreement[evaluation.agreement["n_subjects"] < SUBJECTS_FOR_LIMITS]
+    if len(few):
+        every = len(few) == len(evaluation.agreement)
+        of = "" if every else f" of {listing(list(dict.fromkeys(few['figure'])))}"
+        page.paragraph(
+            f"No Bland-Altman plot{of}: it takes {SUBJECTS_FOR_LIMITS} subjects with the metric, and there are fewer."
         )
 
 
@@ -375,7 +392,7 @@ def _bland_altman_plots(
         line = rows.loc[metric]
         lines = (float(line["lower"]), float(line["bias"]), float(line["upper"]))
         own = own.dropna(subset="error")
-        if own.empty:
+        if line["n_subjects"] < SUBJECTS_FOR_LIMITS:
             continue
         yield (
             bland_altman(

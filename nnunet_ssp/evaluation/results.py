@@ -132,26 +132,28 @@ class Evaluation:
 
     @cached_property
     def positions(self) -> pd.DataFrame:
-        """Dice of slices from base (0) to apex (1), in `POSITION_BINS` equal parts.
+        """Dice of slices from base (0) to apex (1), in `POSITION_BINS` equal parts, at each phase.
 
         Slices with the class in neither label map are left out, as are stacks whose base is unknown.
 
         Returns:
-            One row per `model, class, bin`: `n_subjects`, `mean` over subjects, and its 95 % bootstrap interval
-            `low, high`.
+            One row per `model, class, phase, bin`, by rising bin: `n_subjects`, `mean` over subjects, and its 95 %
+            bootstrap interval `low, high`.
         """
         import pandas as pd
 
         known = self.slices.dropna(subset=["position", "dice_nan"])
         bins = np.minimum(known["position"] * POSITION_BINS, POSITION_BINS - 1).astype(int)
-        keys = ["model", "class", "bin"]
+        keys = ["model", "class", "phase", "bin"]
         subjects = known.assign(bin=bins).groupby([*keys, "subject"], sort=False)["dice_nan"].mean()
         rows = []
         for key, own in subjects.groupby(keys, sort=False):
             ((low,), (high,)) = bootstrap_interval(own.to_numpy()[:, None])
             numbers = {"n_subjects": len(own), "mean": own.mean(), "low": low, "high": high}
             rows.append(dict(zip(keys, key, strict=True)) | numbers)
-        return pd.DataFrame(rows, columns=[*keys, "n_subjects", "mean", "low", "high"])
+        table = pd.DataFrame(rows, columns=[*keys, "n_subjects", "mean", "low", "high"])
+        # Stable: models, classes and phases keep their order.
+        return table.sort_values("bin", kind="stable", ignore_index=True)
 
     def summary(self) -> dict[str, Any]:
         """Return the content of `summary.json`; unknown values are None."""

@@ -73,7 +73,7 @@ class Pictures:
 
     Attributes:
         file: Path below the results' folder; `{epoch}` stands for the finished epochs.
-        title: Words above the images; `{slices}` stands for the kind of slices, `{epoch}` for the finished epochs.
+        title: Words above the images; `{slices}` stands for the kind of slices, `{epochs}` for the finished epochs.
         change: Whether training changes the images. Those that it does not change are drawn once, before it.
         caption: Words below the images.
         own_scale: Column whose grey scale it and those behind it have; the others have that of `target`, else of the

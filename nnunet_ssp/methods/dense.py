@@ -106,7 +106,7 @@ class Dense(Method):
     other_frames = True
     pictures = Pictures(
         "movement/epoch_{epoch:03d}.png",
-        "{slices} slices after {epoch} epochs",
+        "{slices} slices after {epochs}",
         change=True,
         caption="movement: how much each pixel of the first view differs in another frame. output: what the network "
         "says of it, from the first view alone. Both have one grey scale.",

@@ -6,7 +6,7 @@ segmentation", https://arxiv.org/abs/2409.18100, section 2 and appendix A, and t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from nnunet_ssp.distributed import rank, world_size
 from nnunet_ssp.methods.base import Batch
 from nnunet_ssp.methods.parts.masking import FillName, draw_block_masks, fill, grid_shape, to_pixels
 from nnunet_ssp.methods.parts.views import BRIGHTNESS, BrightnessName, CropsName, ViewSettings
-from nnunet_ssp.methods.reconstruction import Reconstruction, ReconstructionSettings
+from nnunet_ssp.methods.reconstruction import COMPOSITE, Reconstruction, ReconstructionSettings
 from nnunet_ssp.settings import require
 
 
@@ -62,6 +62,11 @@ class MIM(Reconstruction):
 
     settings_class = MIMSettings
     settings: MIMSettings
+    pictures = replace(
+        Reconstruction.pictures,
+        caption=f"{COMPOSITE} What the raw output holds where the input is visible means nothing: no loss is taken "
+        "there.",
+    )
     paper = (
         "de Mooij, Pluim, Scannell: Self-supervised pretraining for cardiovascular magnetic resonance "
         "cine segmentation. arXiv 2409.18100 (2024)"

@@ -61,6 +61,9 @@ class ReconstructionSettings(PretrainingSettings):
         require(side == "auto" or side >= 1, "mask_patch", side, "be auto or at least 1")
 
 
+COMPOSITE = "composite: the output where the input was corrupted, the image elsewhere."
+
+
 class Reconstruction(Method):
     """Helpers for reconstructing a view from its corrupted copy with the whole planned U-Net.
 
@@ -75,10 +78,10 @@ class Reconstruction(Method):
     }
     pictures = Pictures(
         "reconstructions/epoch_{epoch:03d}.png",
-        "{slices} slices after {epoch} epochs",
+        "{slices} slices after {epochs}",
         change=True,
-        caption="composite: the output where the input was corrupted, the image elsewhere. "
-        "What the raw output holds where the input is visible means nothing for MIM, which takes no loss there.",
+        caption=f"{COMPOSITE} The loss is taken on the whole raw output, with loss_region=corrupted where the input "
+        "was corrupted.",
     )
 
     settings: ReconstructionSettings

@@ -25,9 +25,9 @@ NOTICE = (
     "the names of the input do."
 )
 MARGIN = 0.5  # of the heart's size, around it
+SUBJECTS_TO_COMPARE = 3  # for a median of their disagreements
 SHARP = 3  # pixels of the page for one of the image
 MS = 40.0  # from frame to frame, where the header does not tell
-ACROSS = 4  # slices in a row of a contact sheet
 PAINT = STRUCTURE_COLOURS
 PAINT_IN_WORDS = ", ".join(map(" ".join, zip(PAINT, COLOUR_WORDS, strict=False)))
 
@@ -47,7 +47,9 @@ def run_page(records: Mapping[str, Mapping[str, Any]], refused: Mapping[str, str
         page.heading("Refused")
         page.table(["Subject", "Reason"], list(refused.items()))
     page.heading("Subjects")
-    page.paragraph("The most flags first, then the largest disagreement.")
+    page.paragraph(
+        f"The most flags first, then the largest disagreement. {_about_doubt(records)}".strip()
+    )
     # Flags second, so that a phone shows them without scrolling
     columns = [
         "Subject",
@@ -77,6 +79,23 @@ def run_page(records: Mapping[str, Mapping[str, Any]], refused: Mapping[str, str
         shown = [*known, *sorted(raised.difference(known))]  # also those of an earlier version
         page.table(["Flag", "Raised by"], [[name, rule_of(name)] for name in shown])
     return page
+
+
+def _about_doubt(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Explain the column of disagreements, and say what is high among these."""
+    found = [record["subject"].get("disagreement_percent") for record in records.values()]
+    known = sorted(value for value in found if value is not None)
+    if not records:
+        return ""
+    if not known:
+        return "Disagreement is empty, as there was one fold without mirroring."
+    words = (
+        "Disagreement: of the voxels that are called heart, the part on which the folds, or the mirrored copies of the "
+        "image, differ. 0 % is none. What is high depends on model and images, and no limit was measured"
+    )
+    if len(known) < SUBJECTS_TO_COMPARE:
+        return f"{words}: compare with subjects whose masks you have looked at."
+    return f"{words}: the median here is {np.median(known):.1f} %, so look at those far above it."
 
 
 def _doubt(item: tuple[str, Mapping[str, Any]]) -> tuple[int, float, str]:
@@ -122,12 +141,12 @@ def subject_page(
     page.table(["Metric", "Value"], shown, digits=1, collapse_above=5, caption="All metrics")
     window = _window(mask)
     page.heading("Cine")
-    page.paragraph(f"Contours: {PAINT_IN_WORDS}. Slices count from 1, row by row.")
+    page.paragraph(f"Contours: {PAINT_IN_WORDS}. Slices count from 1.")
     page.player(_sprites(study, mask, labels, window, phases))
     for frame, phase in phases.items():
         page.heading(f"All slices at {phase}, frame {frame}")
-        sheet = _contact_sheet(study.voxels[..., frame], mask[..., frame], labels, window)
-        page.image(sheet, alt=f"All slices at {phase} with contours", wide=True)
+        sheet = _contact_sheet(study, mask, frame, labels, window)
+        page.sheet(sheet, f"With contours at {phase}")
     for note in record["notes"]:
         page.remark(f"{note}.")
     return page
@@ -221,23 +240,21 @@ def _sprites(
 
 
 def _contact_sheet(
-    voxels: Array, mask: Array, labels: Labels, window: tuple[slice, slice]
-) -> bytes:
-    """Draw all slices of a frame with contours, row by row; what is left of the last row is transparent."""
-    images, masks = _grey(voxels[window]), mask[window]
-    columns, rows, n_slices = images.shape
-    n_rows = -(-n_slices // ACROSS)
-    sheet = np.zeros((n_rows * rows, ACROSS * columns, 4), np.uint8)
-    inks = _inks()
-    for z in range(n_slices):
-        tile = np.repeat(images[:, :, z, None], 4, axis=2)
-        tile[..., 3] = 255
+    study: InputCine, mask: Array, frame: int, labels: Labels, window: tuple[slice, slice]
+) -> list[tuple[bytes, str]]:
+    """Draw each slice of a frame with contours, with its number; pixels are as high as they are wide in mm."""
+    images, masks = _grey(study.voxels[..., frame][window]), mask[..., frame][window]
+    stretch = study.spacing[1] / study.spacing[0]
+    inks, found = _inks(), []
+    for z in range(images.shape[2]):
+        tile = np.repeat(images[:, :, z, None], 3, axis=2)
         lines = _contours(masks[:, :, z], labels)
-        tile[lines > 0] = inks[lines[lines > 0]]
-        down, across = divmod(z, ACROSS)
-        place = np.s_[down * rows : (down + 1) * rows, across * columns : (across + 1) * columns]
-        sheet[place] = tile.transpose(1, 0, 2)
-    return _png(np.repeat(np.repeat(sheet, 2, axis=0), 2, axis=1))
+        tile[lines > 0] = inks[lines[lines > 0], :3]
+        tile = np.repeat(tile.transpose(1, 0, 2), 2, axis=1)
+        n_rows = max(1, round(2 * tile.shape[0] * stretch))
+        rows = (np.arange(n_rows) + 0.5) * tile.shape[0] / n_rows
+        found.append((_png(tile[rows.astype(int)]), f"slice {z + 1}"))
+    return found
 
 
 def _png(pixels: Array, inks: Array | None = None) -> bytes:

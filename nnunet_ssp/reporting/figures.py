@@ -33,11 +33,10 @@ MORE_COLOURS = ("#8811FF", "#00EE00", "#FF11CC", "#FF0066", "#DDCCAA", "#77AA11"
 PIXELS = 190  # of an inch; the width of a page's text is 4.8 inches of a picture
 LETTERS_PER_INCH = 12  # of text in matplotlib's default size
 VALUES_FOR_A_BOX = 5  # of fewer, quartiles say less than the values
-# Ink, paper and lines of a page's themes.
+# Ink, paper and lines of a page's themes. No grey has a contrast of 4.5 to both papers.
 THEMES = {
     "light": ("#1c2126", "#fff", "#d6dbe0"),
     "dark": ("#d5dae0", "#101316", "#333a42"),
-    "both": ("#7b8794", "none", "#7b8794"),
 }
 OVERLAY_WIDTH = 4.8  # inches; a wider picture would have tiny letters on a phone
 
@@ -46,7 +45,7 @@ def render(
     draw: Callable[[Figure], None],
     *,
     size: tuple[float, float] = (5.6, 2.8),
-    theme: Literal["light", "dark", "both"] = "light",
+    theme: Literal["light", "dark"] = "light",
     format: Literal["png", "pdf"] = "png",
 ) -> bytes:
     """Draw a figure, and return the content of its file.
@@ -54,8 +53,7 @@ def render(
     Args:
         draw: Draws on the empty figure it is given.
         size: Width and height in inches, at `PIXELS` each.
-        theme: Page of the figure: dark lines on white, light lines on the page's dark background, or grey lines without
-            a background, which are legible on both.
+        theme: Page of the figure: dark lines on white, or light lines on the page's dark background.
         format: Format of the file.
     """
     with _style(theme):
@@ -283,7 +281,6 @@ def bland_altman(
                 xycoords=("axes fraction", "data"),
                 textcoords="offset points",
                 va="center",
-                color=SERIES_COLOURS[1],
             )
         axes.set(
             title=name,
@@ -360,6 +357,8 @@ def overlay_grid(
 ) -> bytes:
     """Draw label maps in colour on images; the legend says what each colour means.
 
+    The ground is dark on every page, as where images are read.
+
     Args:
         rows: Panels by the row's name, one for each column.
         columns: The columns' titles.
@@ -388,7 +387,7 @@ def overlay_grid(
             _overlay_legend(figure, {name: colours[name] for name in there}, outlined)
 
     size = OVERLAY_WIDTH, OVERLAY_WIDTH / len(columns) * len(rows) + (0.9 if title else 0.6)
-    return render(draw, size=size, theme="both")
+    return render(draw, size=size, theme="dark")
 
 
 def _overlay_legend(figure: Figure, colours: Mapping[str, str], outlined: bool) -> None:

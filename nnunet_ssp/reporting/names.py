@@ -9,14 +9,16 @@ LONG = 20  # letters of the longest word
 
 
 def pieces(name: str) -> list[str]:
-    """Split a name where it may break.
+    """Split a name where it may break, which no number does.
 
     >>> pieces("nnUNetTrainerScratch"), pieces("Mustermann_5")
     (['nnUNet', 'Trainer', 'Scratch'], ['Mustermann_', '5'])
+    >>> pieces("0.657–0.762"), pieces("frame12.nii.gz")
+    (['0.657–0.762'], ['frame12.', 'nii.', 'gz'])
     """
     found: list[str] = []
     for piece in re.split(
-        r"(?<=[_/=+.-])(?=[^\W_])|(?<=nnUNet)(?=[A-Z])|(?<=[a-z]{3})(?=[A-Z])", name
+        r"(?<=[_/=+.-])(?!(?<=\d\.)\d)(?=[^\W_])|(?<=nnUNet)(?=[A-Z])|(?<=[a-z]{3})(?=[A-Z])", name
     ):
         # A longer one is no word, but letters and digits such as a hash.
         found += [piece] if len(piece) <= LONG else textwrap.wrap(piece, LONG)

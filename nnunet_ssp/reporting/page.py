@@ -50,23 +50,24 @@ Cell = str | int | float | Link | Noted | None
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2126; --soft: #5a646e; --paper: #fff; --line: #d6dbe0;
-  --panel: #f3f5f7; --notice: #fff3d1; --link: #0b5cad; --shadow: #0003; }
+  --panel: #f3f5f7; --notice: #fff3d1; --link: #0b5cad; --shadow: #0006; }
 @media (prefers-color-scheme: dark) { :root { --ink: #d5dae0; --soft: #97a1ac; --paper: #101316;
-  --line: #333a42; --panel: #1a1f24; --notice: #3a2f10; --link: #7db7f2; --shadow: #fff3; } }
+  --line: #333a42; --panel: #1a1f24; --notice: #3a2f10; --link: #7db7f2; --shadow: #fff6; } }
 * { box-sizing: border-box; }
 body { max-width: 58rem; margin: 0 auto; padding: 1rem 1rem 4rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 1.4rem 0 .6rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 .notice { margin: .7rem 0; padding: .7rem .9rem; border-radius: .4rem; background: var(--notice); }
-/* A wide table shows that it scrolls: a bar, and shadows that its ends cover. */
-.scroll { overflow-x: auto; scrollbar-width: thin; background:
+/* A wide table shows that it scrolls: a bar that stays, and shadows that its ends cover. */
+.scroll { overflow-x: auto; background:
   linear-gradient(to right, var(--paper) 1rem, transparent) 0 0 / 2rem 100% no-repeat local,
   linear-gradient(to left, var(--paper) 1rem, transparent) 100% 0 / 2rem 100% no-repeat local,
   linear-gradient(to right, var(--shadow), transparent) 0 0 / .8rem 100% no-repeat scroll,
   linear-gradient(to left, var(--shadow), transparent) 100% 0 / .8rem 100% no-repeat scroll; }
-.scroll::-webkit-scrollbar { height: .5rem; }
-.scroll::-webkit-scrollbar-thumb { background: var(--line); border-radius: .25rem; }
+.scroll::-webkit-scrollbar { height: .6rem; background: var(--line); border-radius: .3rem; }
+.scroll::-webkit-scrollbar-thumb { background: var(--soft); border-radius: .3rem; }
+@supports not selector(::-webkit-scrollbar) { .scroll { scrollbar-color: var(--soft) var(--line); } }
 table { min-width: min(100%, 26rem); border-collapse: collapse;
   font-variant-numeric: tabular-nums; }
 figcaption, summary, .note { color: var(--soft); font-size: .9rem; text-align: left; }
@@ -96,6 +97,11 @@ img { display: block; max-width: 100%; height: auto; }
   gap: 0 1.5rem; margin: 1rem 0; }
 .gallery figure { margin: .5rem 0; max-width: 29rem; }
 .gallery img { width: 100%; }
+.sheet { display: grid; gap: .5rem; margin: 1rem 0;
+  grid-template-columns: repeat(auto-fill, minmax(min(45%, 18rem), 1fr)); }
+.sheet figure { margin: 0; }
+.sheet img { width: 100%; image-rendering: pixelated; }
+.sheet figcaption { margin: .1rem 0; }
 .player canvas { display: block; width: 100%; max-width: 30rem; background: #000; }
 .player label { display: flex; gap: .6rem; align-items: center; max-width: 30rem; margin: .5rem 0; }
 .player label > span { min-width: 3rem; }
@@ -285,6 +291,19 @@ class Page:
         inner = "\n".join(drawn)
         note = f'<p class="note">{html.escape(caption)}</p>' if caption else ""
         self._parts.append(f'<div class="gallery">{inner}</div>{note}')
+
+    def sheet(self, images: Sequence[tuple[bytes, str]], alt: str) -> None:
+        """Add small images with captions: as many in a row as fit, two on a phone.
+
+        Args:
+            images: For each its PNG content and its caption.
+            alt: What all of them show.
+        """
+        figures = (
+            _figure(f'<img src="{_data_uri(png)}" alt="{html.escape(f"{alt}: {text}")}">', text)
+            for png, text in images
+        )
+        self._parts.append(f'<div class="sheet">{"".join(figures)}</div>')
 
     def _count_figure(self) -> None:
         self._n_drawn += 1

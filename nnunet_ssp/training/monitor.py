@@ -214,8 +214,9 @@ def _draw_panel(axis: Any, panel: Panel, logging: Mapping[str, Sequence[Any]]) -
         axis.plot(
             range(1, len(largest) + 1),
             [share * v for v in largest],
-            color="grey",
+            color="black",
             linestyle=":",
+            zorder=5,  # curves of stages may lie on it
             label=label,
         )
     axis.set_ylabel(panel.label)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nnunet_ssp.console import count_of
 from nnunet_ssp.methods.base import Batch, Method
 from nnunet_ssp.training.monitor import (
     Panel,
@@ -125,7 +126,7 @@ class Progress:
         """Write curves and pictures after this number of epochs; called once the checkpoint is safe."""
         if self.folder is not None:
             write_curves(self.folder / "monitor.csv", self._logging)
-            title = f"{self.name}, {epochs} of {self.epochs} epochs"
+            title = f"{self.name}, {epochs} of {count_of(self.epochs, 'epoch')}"
             plot_progress(self.folder / "progress.png", self._logging, self._panels(), title)
         if self._drawing and self.method.pictures.change:
             self._draw_pictures(epochs)
@@ -222,7 +223,7 @@ class Progress:
             return
         pictures = self.method.pictures
         file = self.folder / pictures.file.format(epoch=epochs)
-        title = pictures.title.format(slices=self.validates_on, epoch=epochs)
+        title = pictures.title.format(slices=self.validates_on, epochs=count_of(epochs, "epoch"))
         plot_images(file, columns, f"{self.name}: {title}", pictures.caption, pictures.own_scale)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.docs.scripts import load_script
+
 SCRIPT = Path(__file__).parents[2] / "docs" / "draw_methods.py"
 
 
@@ -25,3 +27,15 @@ def test_the_picture_of_the_methods(tmp_path: Path) -> None:
     difference = np.abs(np.asarray(drawn, float) - np.asarray(shown, float))
     assert difference.mean() < 5, "run python docs/draw_methods.py"
     assert script.PICTURE.stat().st_size < 300_000
+
+
+def test_the_pictures_of_the_results_show_the_scores(tmp_path: Path) -> None:
+    script = load_script("draw_results")
+    script.main(["--output", str(tmp_path)])
+    for name in ("few-labels.png", "few-labels-curves.png"):
+        drawn, shown = (
+            np.asarray(Image.open(folder / name).convert("L"), float)
+            for folder in (tmp_path, script.PICTURES)
+        )
+        assert drawn.shape == shown.shape
+        assert np.abs(drawn - shown).mean() < 3, "run python docs/draw_results.py"

@@ -11,10 +11,10 @@ from nnunet_ssp.cli import _parser
 from nnunet_ssp.evaluation.for_new_patients import prediction_lines, segments
 
 DATASET = "Dataset114_MNMs"
-TUNED = "nnUNetTrainerFinetune__ssp128__2d"
-SCRATCH = "nnUNetTrainerScratch__ssp128__2d"
+TUNED = "nnUNetTrainerFinetune__small__2d"
+SCRATCH = "nnUNetTrainerScratch__small__2d"
 BEGIN = "nnunet-ssp predict -i FOLDER -o OUT -d 114"
-WORDS = "-tr {} -p ssp128 -c 2d"
+WORDS = "-tr {} -p small -c 2d"
 
 
 @pytest.fixture
@@ -37,11 +37,11 @@ def lines(*places: Path, **structures: str) -> list[str]:
 
 def test_the_only_model_is_named(train):
     train(TUNED)
-    train("nnUNetTrainerMIMPretrain__ssp128__2d")
+    train("nnUNetTrainerMIMPretrain__small__2d")
     (line,) = lines(Path("predictions"))
     assert line == f"For new patients: {BEGIN} {WORDS.format('nnUNetTrainerFinetune')}"
     asked = _parser().parse_args(line.partition(": ")[2].split()[1:])
-    assert (asked.dataset, asked.trainer, asked.plans) == ("114", "nnUNetTrainerFinetune", "ssp128")
+    assert (asked.dataset, asked.trainer, asked.plans) == ("114", "nnUNetTrainerFinetune", "small")
 
 
 def test_a_validation_folder_lies_in_its_model(train):
@@ -79,4 +79,4 @@ def test_without_a_model_nothing_is_said(train, tmp_path: Path, monkeypatch):
     assert lines(Path("x")) == []
     monkeypatch.delenv("nnUNet_results")
     assert lines(Path("x")) == []
-    assert segments(TUNED) and not segments("nnUNetTrainerMIMPretrain__ssp128__2d")
+    assert segments(TUNED) and not segments("nnUNetTrainerMIMPretrain__small__2d")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nnunet_ssp.evaluation import report
@@ -49,6 +51,46 @@ def test_captions_say_which_seed_is_shown(dataset, predict, tmp_path, with_page)
     assert "Means over the subjects that have the metric in reference and prediction" in text
 
 
+def test_few_subjects_have_no_pictures_that_say_nothing(dataset, predict, tmp_path, with_page):
+    predictions = predict("mim", 1.0)
+    few, references = tmp_path / "few", tmp_path / "references"
+    for folder in (few, references):
+        folder.mkdir()
+    for n, path in enumerate(sorted(predictions.iterdir())[:2], 1):
+        shutil.copy(path, few)
+        shutil.copy(dataset / "labelsTs" / path.name, references)
+        assert run(f"114 {few} --references {references} -np 1") == 0
+        html = (tmp_path / "few_evaluation/report.html").read_text("utf-8")
+        assert ("<h2>Best and worst</h2>" in html) == (n == 2)
+        assert ("<h2>The only frame</h2>" in html) == (n == 1)
+        assert "Median" not in html and "Bland-Altman plot of" not in html
+        assert ("No Bland-Altman plot: it takes 3 subjects with the metric" in html) == (n == 2)
+
+
+def test_positions_have_a_curve_for_each_phase(dataset, predict, tmp_path, with_page, monkeypatch):
+    drawn = {}
+    draw = report.curves_with_bands
+    monkeypatch.setattr(
+        report,
+        "curves_with_bands",
+        lambda curves, *words: drawn.update({words[-1]: curves}) or draw(curves, *words),
+    )
+    one, two = predict("one", 1.0), predict("two", 2.0)
+    assert run("114 -np 1", one) == 0
+    assert {title: [*curves] for title, curves in drawn.items()} == {
+        name: ["ED", "ES"] for name in ("LV", "MYO", "RV")
+    }
+    drawn.clear()
+    assert run(f"114 {one} {two} -np 1 -o {tmp_path / 'out'}") == 0
+    titles = [f"{name}, {phase}" for name in ("LV", "MYO", "RV") for phase in ("ED", "ES")]
+    assert {title: [*curves] for title, curves in drawn.items()} == {
+        title: ["one", "two"] for title in titles
+    }
+    for curves in drawn.values():
+        for places, means, _ in curves.values():
+            assert len(places) == len(means) > 2 and (np.diff(places) > 0).all()
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Write the reports of one model and of two, with an overlay for each."""
@@ -91,7 +133,7 @@ def test_the_page_has_every_part_and_asks_for_nothing(reports):
         assert after[0] == "nnU-Net’s"
         assert after.index("Missed") < after.index("HD95 (mm)")
         models, overlays = (2, 6) if name == "two" else (1, 3)
-        assert len(document.all("img")) == 1 + overlays + 8 * models + 3
+        assert len(document.all("img")) == 1 + overlays + (8 + 3) * models
 
 
 @pytest.mark.slow
@@ -103,3 +145,5 @@ def test_the_page_fits_a_desktop_and_a_phone(reports, tmp_path, width):
         assert page["width"] <= page["room"] <= width
         assert page["drawn"] == page["all"] > 0
         assert page["text"] >= 14
+        assert page["hidden"] == 0  # a table that scrolls has a bar
+        assert page["wide"] > 0 or width > 400

@@ -74,8 +74,12 @@ def test_where_pictures_go_and_when(method: type[Method]) -> None:
     folder = "movement" if method is Dense else "reconstructions"
     file = f"{folder}/epoch_007.png" if method.reconstructs else "views.png"
     assert pictures.file.format(epoch=7) == file
+    assert ("means nothing: no loss" in pictures.caption) == (method.__name__ == "MIM")
     words = "after 7 epochs" if method.reconstructs else "as the encoder sees them"
-    assert pictures.title.format(slices="validation", epoch=7) == f"validation slices {words}"
+    assert (
+        pictures.title.format(slices="validation", epochs="7 epochs")
+        == f"validation slices {words}"
+    )
 
 
 def test_methods_import_no_nnunet() -> None:

@@ -55,6 +55,23 @@ def test_the_most_doubtful_come_first() -> None:
     assert "Refused" not in run_page(records, {}).html()
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((None, None), "Disagreement is empty"),
+        ((2.0, None), "compare with subjects whose masks you have looked at."),
+        ((1.0, 9.0, 2.5), "the median here is 2.5 %, so look at those far above it."),
+    ],
+)
+def test_the_page_says_what_disagreement_is_high(values: tuple, words: str) -> None:
+    records = {
+        f"s{i}": record(3, subject={"disagreement_percent": value})
+        for i, value in enumerate(values)
+    }
+    assert words in run_page(records, {}).html()
+    assert "Disagreement is" not in run_page({}, {"none": "no cine"}).html()
+
+
 @pytest.fixture
 def study(subject: PhantomSubject) -> InputCine:
     return InputCine(subject.image, subject.affine, None, (0, 1, 2), None, 0.05, [])
@@ -64,6 +81,10 @@ def test_a_subject_has_curves_player_and_sheets(subject: PhantomSubject, study: 
     n_frames = subject.image.shape[3]
     flags = {"EF": "3 %"}
     page = subject_page("s", record(n_frames, flags=flags), study, subject.labels, LABELS).html()
+    sheets = re.findall(r'<div class="sheet">(.*?)</div>', page)
+    assert [re.findall("<figcaption>(.*?)</figcaption>", sheet) for sheet in sheets] == [
+        [f"slice {z + 1}" for z in range(subject.image.shape[2])]
+    ] * 2
     assert page.count('class="player"') == 1 and 'data-ms="50"' in page
     assert "All slices at ED, frame 0" in page and f"All slices at ES, frame {n_frames - 1}" in page
     assert (

@@ -5,6 +5,7 @@ import io
 import matplotlib.style
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -12,6 +13,7 @@ from nnunet_ssp.reporting.figures import (
     PIXELS,
     SERIES_COLOURS,
     STRUCTURE_COLOURS,
+    THEMES,
     Overlay,
     bland_altman,
     box_plot,
@@ -63,10 +65,29 @@ def test_render_gives_the_same_pdf_each_time():
 
 
 def test_themes_have_the_ground_of_their_page():
-    corner = {t: pixels(render(line, theme=t))[0, 0] for t in ("light", "dark", "both")}
+    corner = {t: pixels(render(line, theme=t))[0, 0] for t in THEMES}
     assert corner["light"][:3].min() == 1
     assert corner["dark"][:3].max() < 0.15
-    assert corner["both"][3] == 0
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours as WCAG 2.2 defines it, from 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)
+        ]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_stands_out_from_its_ground():
+    assert contrast("#000", "#fff") == pytest.approx(21)
+    assert contrast("#7b8794", "#fff") == pytest.approx(3.66, abs=0.01)  # too pale
+    for ink, paper, _ in THEMES.values():
+        assert contrast(ink, paper) >= 4.5
 
 
 def test_both_themes_are_as_if_drawn_apart():

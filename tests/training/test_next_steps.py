@@ -49,7 +49,7 @@ def test_test_subjects_are_predicted_and_evaluated(folder: Path, tmp_path: Path)
     [
         (DATASET, "T__nnUNetPlans__2d", 0, "T_fold_0"),
         ("Dataset123_Other", "T__nnUNetPlans__2d", 0, "T_fold_0"),
-        (DATASET, "T__ssp128__2d", "all", "T_ssp128_fold_all"),
+        (DATASET, "T__small__2d", "all", "T_small_fold_all"),
         (DATASET, "T__nnUNetPlans__3d_fullres", 1, "T_3d_fullres_fold_1"),
     ],
 )

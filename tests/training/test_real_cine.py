@@ -17,7 +17,7 @@ from tests.own_folders import use_own_folders
 
 pytestmark = [pytest.mark.slow, pytest.mark.heavy]
 
-PLANS = ("-p", "ssp128")
+PLANS = ("-p", "small")
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,10 @@ def cine(
     with pytest.MonkeyPatch.context() as patch:
         use_own_folders(patch, base, command, processes=2)
         assert main(["convert", "mnms", "-i", str(real_data / "sunnybrook_mnms"), "-d", "114"]) == 0
-        small = ["-gpu_memory_target", "0.1", "-overwrite_plans_name", "ssp128"]
+        small = ["-gpu_memory_target", "0.1", "-overwrite_plans_name", "small"]
         assert main(["prepare", "114", *small]) == 0
         folder = base / "preprocessed" / "Dataset114_MNMs"
-        plans = json.loads((folder / "ssp128.json").read_text())
+        plans = json.loads((folder / "small.json").read_text())
         arguments = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
         arguments["features_per_stage"] = [n // 4 for n in arguments["features_per_stage"]]
         plans["plans_name"] = (
@@ -65,9 +65,9 @@ def test_whole_path(cine: Path, tmp_path: Path, command: Callable[..., str]) -> 
     assert hashed_subject("mm1-SCD0000401") in ssp["subjects"]  # unlabelled
     tests = {c.subject_key for c in cases.values() if c.split == "test"}
     assert not {*map(hashed_subject, tests)} & set(ssp["subjects"])
-    store = cine / "preprocessed" / "Dataset114_MNMs" / "ssp128_2d_slices"
+    store = cine / "preprocessed" / "Dataset114_MNMs" / "small_2d_slices"
     assert not list(store.glob("SCD0000501*"))
-    assert main(["inspect", str(weights), "-d", "114", "-p", "ssp128"]) == 0
+    assert main(["inspect", str(weights), "-d", "114", "-p", "small"]) == 0
 
     said = command(
         *("nnUNetv2_train", 114, "2d", 0, *PLANS, "-tr", "nnUNetTrainerFinetune", *device),
