@@ -116,8 +116,8 @@ def provenance_notes(
             elif said.images and said.images != dataset:
                 warnings.append(
                     f"WARNING: {who}: nnU-Net predicted last into this folder from the images of "
-                    f"{shown(said.images)}, with a model of {model}; they are scored here on {dataset}. Masks of this "
-                    "dataset that lay there were replaced. Predict again into a folder of its own."
+                    f"{shown(said.images)}, with a model of {model}; they are scored here on {dataset}. Masks of the "
+                    "same names that lay there before were replaced. Predict again into a folder of its own."
                 )
             elif said.model and said.model != dataset and not said.images:
                 warnings.append(

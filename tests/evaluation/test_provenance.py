@@ -49,8 +49,8 @@ def test_masks_of_another_dataset_are_warned_of_in_terminal_and_page(
     assert run("114 -np 1", folder) == 0
     warning = (
         "WARNING: mim: nnU-Net predicted last into this folder from the images of Dataset123_Other, with a model of "
-        "Dataset123_Other; they are scored here on Dataset114_MNMs. Masks of this dataset that lay there were "
-        "replaced. Predict again into a folder of its own."
+        "Dataset123_Other; they are scored here on Dataset114_MNMs. Masks of the same names that lay there "
+        "before were replaced. Predict again into a folder of its own."
     )
     assert f"\n{warning}\n" in capsys.readouterr().out
     output = folder.with_name("mim_evaluation")

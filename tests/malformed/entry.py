@@ -23,7 +23,7 @@ class Entry:
             `nnunet-ssp` command, or a function of ours. nnU-Net's three folders are `raw`, `preprocessed` and
             `results` in that folder.
         says: Pattern that the message must hold: file, place and rule.
-        exits: Status of the command; 0 where one part is left out in words and the rest goes on.
+        exits: Status of the command; 0 where nothing is refused, or one part is left out by its rule.
         writes: Pattern of the paths, relative to the folder, that may be written although the input is refused;
             by default none.
     """
