@@ -188,7 +188,7 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="name of the plans made; train with -p NAME",
     )
     parser.add_argument(
-        "-np", dest="workers", metavar="N", type=whole, help="processes (default: as many as pay)"
+        "-np", dest="workers", metavar="N", type=whole, help="N processes (default: as many as pay)"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace folds that results were trained on"

@@ -117,7 +117,7 @@ def _meant(message: str) -> str:
     choices = re.findall(r"[\w+&.-]+", found["choices"])
     if {*SOURCES} <= {*choices}:
         for source, names in SOURCES.items():
-            if found["wrong"].casefold() in names.split():
+            if found["wrong"].casefold().rstrip(":") in names.split():  # dicom: as in acdc:FOLDER
                 own = ", for DICOM and NIfTI of your own" if source == "cine" else ""
                 return f". That is {source}{own}: nnunet-ssp convert {source} -i FOLDER -d ID"
     return f".{near}" if (near := nearest(found["wrong"], choices, 1)) else ""

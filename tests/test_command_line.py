@@ -69,7 +69,8 @@ def test_without_such_a_path_nothing_is_added(tmp_path: Path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    ("name", "source"), [("dicom", "cine"), ("NIfTI", "cine"), ("png", "images"), ("m&ms", "mnms")]
+    ("name", "source"),
+    [("dicom", "cine"), ("dicom:", "cine"), ("NIfTI", "cine"), ("png", "images"), ("m&ms", "mnms")],
 )
 def test_the_source_that_is_meant_is_named(capsys, name: str, source: str):
     text = said(["convert", name, "-i", "x", "-d", "5"], capsys)

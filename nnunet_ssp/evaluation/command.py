@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"write tables and summary only; drawing {PAGE} takes longer than scoring",
     )
     parser.add_argument(
-        "-np", dest="workers", metavar="N", type=whole, help="processes (default: as many as pay)"
+        "-np", dest="workers", metavar="N", type=whole, help="N processes (default: as many as pay)"
     )
 
 
@@ -191,7 +191,7 @@ def _measure(
     from nnunet_ssp.evaluation.labels import read_labels
     from nnunet_ssp.evaluation.overlooked import overlooked
     from nnunet_ssp.evaluation.provenance import provenance_notes
-    from nnunet_ssp.evaluation.results import Evaluation
+    from nnunet_ssp.evaluation.results import Evaluation, worst_first
     from nnunet_ssp.evaluation.scoring import score_pairs
     from nnunet_ssp.evaluation.volumes import implausible
 
@@ -229,14 +229,16 @@ def _measure(
         slices=slices,
         clinical=clinical,
         refused=refused,
-        notes=[
-            *origin,
-            *notes,
-            *unlabelled,
-            *_too_good(frames),
-            *overlooked(frames, pairs, labels),
-            *implausible(clinical),
-        ],
+        notes=worst_first(
+            [
+                *origin,
+                *notes,
+                *unlabelled,
+                *_too_good(frames),
+                *overlooked(frames, pairs, labels),
+                *implausible(clinical),
+            ]
+        ),
     )
 
 

@@ -175,6 +175,15 @@ class Evaluation:
         }
 
 
+def worst_first(notes: Sequence[str]) -> list[str]:
+    """Sort notes: warnings first, each kind in its order.
+
+    >>> worst_first(["b is left out.", "WARNING: a", "c"])
+    ['WARNING: a', 'b is left out.', 'c']
+    """
+    return sorted(notes, key=lambda note: not note.startswith("WARNING"))
+
+
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a table, with six digits; NaN becomes None, since JSON has no NaN."""
 

@@ -133,7 +133,7 @@ def load(file: str | Path, trust: bool = False, mmap: bool = False) -> dict[str,
         raise FileNotFoundError(f"Checkpoint {file} does not exist.")
     shared = is_shared(file)
     if not (shared or file.is_file()):
-        raise ValueError(f"{file} is not a readable checkpoint (it is not a file).")
+        raise ValueError(f"{file} is not a readable checkpoint (it is not a file){_inside(file)}.")
     content = read_shared(file) if shared else _open(file, trust, mmap)
     if not shared and isinstance(content, dict):
         content.pop(DRAWN, None)
@@ -141,6 +141,16 @@ def load(file: str | Path, trust: bool = False, mmap: bool = False) -> dict[str,
         raise ValueError(f"{file} is not an nnU-Net checkpoint: it has no `network_weights`.")
     check_content(content, file)
     return content
+
+
+def _inside(folder: Path) -> str:
+    """Name the checkpoints of a folder, the final one first."""
+    found = sorted(f for pattern in ("*.pth", "*/*.pth") for f in folder.glob(pattern))
+    if not found:
+        return ": give a checkpoint, FOLDER/fold_0/checkpoint_final.pth for one"
+    first = min(found, key=lambda file: file.name != "checkpoint_final.pth")
+    more = f", or another of the {len(found)} in it" if len(found) > 1 else ""
+    return f": give {first}{more}"
 
 
 def check_content(content: dict[str, Any], file: str | Path) -> None:

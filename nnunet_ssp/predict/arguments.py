@@ -132,5 +132,9 @@ def _add_reading(reading: argparse._ArgumentGroup) -> None:
         help="the DICOM series to take as the short axis, see convert cine --help",
     )
     reading.add_argument(
-        "-np", dest="workers", metavar="N", type=whole, help="processes for reading headers"
+        "-np",
+        dest="workers",
+        metavar="N",
+        type=whole,
+        help="N processes that read headers (default: cores, max. 8)",
     )

@@ -153,7 +153,7 @@ def read_cine(task: CineTask) -> InputCine:
         order=stack.place.order if stack is not None and whole else (0, 1, 2),
         heart_rate=dicom.heart_rate if dicom else None,
         frame_time=dicom.frame_time if dicom else None,
-        notes=[*images.corrections, *images.warnings, *images.notes],
+        notes=[*images.warnings, *images.corrections, *images.notes],  # worst first
         sources=dicom.images if dicom else (),
     )
 

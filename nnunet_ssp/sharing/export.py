@@ -119,7 +119,9 @@ def _remarks(bundle: Bundle, known: bool, subjects: bool) -> list[str]:
     if not bundle.fingerprint:
         lines.append(f"no {FINGERPRINT} was found beside the checkpoint or in nnUNet_preprocessed")
     if not bundle.card["data"]["licences"]:
-        lines.append("the card states no licence of the data: --data-licence")
+        lines.append(
+            "the card states no licence of the data: export again with --data-licence 'SET: LICENCE'"
+        )
     if subjects:
         lines.append("the card names the subjects")
     return lines

@@ -39,6 +39,7 @@ from nnunet_ssp.training import transfer
 from nnunet_ssp.training.chain import last_pattern, subjects_seen
 from nnunet_ssp.training.checks import refuses_other_content
 from nnunet_ssp.training.evidence import gain_of
+from nnunet_ssp.training.finetuning_progress import own_picture
 from nnunet_ssp.training.loop import BEST, FINAL, LATEST
 from nnunet_ssp.training.monitor import learning_curve, write_curves
 from nnunet_ssp.training.next_steps import after_finetuning
@@ -333,13 +334,14 @@ class FinetuningTrainer(StartingTrainer):
         logging.update(transfer.to_builtin(logging))
         self.early_stopping.update(float(self.logger.get_value("val_losses", step=-1)))
         self.save_every = self.num_epochs + 1  # nnU-Net saves before it knows of a new best
-        super().on_epoch_end()
+        with own_picture(self):
+            super().on_epoch_end()
         if self.current_epoch < self.num_epochs:
             start, end = (logging[f"epoch_{which}_timestamps"][-1] for which in ("start", "end"))
             to_come = self.num_epochs - self.current_epoch
             early = bool(self.settings.early_stopping)
             self.print_to_log_file(time_left(end - start, to_come, early))
-        gc.collect()  # nnU-Net's plot leaves some 70 MB in reference cycles, which otherwise pile up over epochs
+        gc.collect()  # a plot leaves much in reference cycles, which otherwise pile up over epochs
         if self.current_epoch < self.num_epochs:
             self._keep_boundary()
         if self.local_rank == 0:

@@ -263,6 +263,12 @@ def test_what_is_no_checkpoint_is_refused_in_words(tmp_path, capsys, name):
 
 def test_a_folder_and_a_missing_file_are_refused_in_words(tmp_path, capsys):
     assert "is not a readable checkpoint (it is not a file)" in refused(tmp_path, capsys)
+    (tmp_path / "fold_0").mkdir()
+    for name in ("checkpoint_best.pth", "checkpoint_final.pth"):
+        (tmp_path / "fold_0" / name).touch()
+        one = tmp_path / "fold_0" / name
+        assert f"(it is not a file): give {one}" in refused(tmp_path, capsys)
+    assert f"give {one}, or another of the 2 in it." in refused(tmp_path, capsys)
     assert "none.pth does not exist" in refused(tmp_path / "none.pth", capsys)
 
 

@@ -23,7 +23,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.phantom import write_mnms
 from nnunet_ssp.preparation.command import prepare
-from nnunet_ssp.training import precision, progress
+from nnunet_ssp.training import finetuning_progress, precision, progress
 from tests.warm import scripts
 
 DATASET = "Dataset901_Phantom"
@@ -153,7 +153,8 @@ def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of the time of an epoch this short."""
     monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda *_: None)
-    monkeypatch.setattr(progress, "plot_progress", lambda *_: None)
+    for module in (progress, finetuning_progress):
+        monkeypatch.setattr(module, "plot_progress", lambda *_: None)
     monkeypatch.setattr(progress, "plot_images", lambda *_: None)
 
 
