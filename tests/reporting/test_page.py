@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ from matplotlib.image import imread
 
 from nnunet_ssp.reporting.figures import render
 from nnunet_ssp.reporting.page import Link, Noted, Page
+from tests.browser import measured
 from tests.evaluation.conftest import Document
 
 HOSTILE = "<script src='http://example.org/a.js'>alert(1)</script> & \"quotes\""
@@ -202,30 +200,14 @@ def test_a_gallery_holds_its_plots_and_one_caption():
 @pytest.mark.parametrize(("width", "row"), [(1280, 2), (400, 1)])
 def test_two_plots_of_a_gallery_take_the_width_of_the_text(tmp_path: Path, width: int, row: int):
     """In a headless browser, if there is one."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("there is no Chromium here")
     page = Page("gallery")
     page.gallery([(line, "first"), (line, "second")], caption="both")
-    measure = """<script>onload = () => {
-      const page = document.querySelector('iframe').contentDocument;
+    script = """
       const room = page.querySelector('.gallery').getBoundingClientRect();
       const boxes = [...page.images].map(image => image.getBoundingClientRect());
-      document.body.textContent = JSON.stringify({room: [room.left, room.right],
-        boxes: boxes.map(box => [box.left, box.right])});
-    }</script>"""
-    inner = page.html().replace('"', "&quot;")
-    outer = tmp_path / "outer.html"
-    outer.write_text(
-        f'<!doctype html><meta charset="utf-8">{measure}<iframe width="{width}" height="800" '
-        f'style="border: 0" srcdoc="{inner}"></iframe>',
-        encoding="utf-8",
-    )
-    command = [browser, "--no-sandbox", "--headless=new", "--disable-gpu"]
-    command += ["--virtual-time-budget=10000", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--dump-dom", outer.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    seen = json.loads(done.stdout.partition("<body>")[2].partition("</body>")[0])
+      return {room: [room.left, room.right], boxes: boxes.map(box => [box.left, box.right])};
+    """
+    seen = measured(page.html(), width, tmp_path, script)
     left, right = seen["room"]
     assert sum(b - a for a, b in seen["boxes"][:row]) > 0.93 * (right - left)
     assert all(left - 1 <= a < b <= right + 1 for a, b in seen["boxes"])
