@@ -166,7 +166,10 @@ def test_an_imported_pretraining_goes_on_by_its_lines(mine, pretrained_once, pas
     assert "Pretraining done" in paste(further, FEW)
     finetune = line_after(prepared, "Next, to fine-tune from heart.zip: ")
     assert finetune.endswith(line_after(said, "Or, to fine-tune: "))
-    assert "Or, without these weights: nnUNetv2_train 908 2d 0 -p heart -tr" in prepared
+    without = line_after(prepared, "Or, without these weights: ")
+    assert without.startswith(
+        f"nnUNet_ssp_settings={MOVEMENT} nnUNetv2_train 908 2d 0 -p heart -tr"
+    )
     short = finetune[finetune.index("nnUNetv2_train") :]  # without the 500 steps for few labels
     said = paste(short, f"{TUNE} final_validation=no")
     assert "Loaded" in said and "encoder 32 tensors" in said
