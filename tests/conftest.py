@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from hypothesis import settings
 from torch import nn
 
 from nnunet_ssp.methods import Batch, Method
@@ -18,7 +19,12 @@ from nnunet_ssp.slices.store import StoredCase, write_case, write_index
 
 
 def pytest_configure() -> None:
-    """Hear Ctrl-C as in a terminal: where a shell runs tests as `command &` it is ignored, also by what they start."""
+    """Hear Ctrl-C as in a terminal: where a shell runs tests as `command &` it is ignored, also by what they start.
+
+    No test fails because a machine is busy: Hypothesis' limit of 200 ms for an example is off.
+    """
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

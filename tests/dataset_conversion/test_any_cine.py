@@ -294,7 +294,9 @@ def assert_near_any(cine: Cine, reference: Reference, root: Path, way: dict) -> 
     near = NEAR if way["layout"] in ("file", "frames") or way["header"].sform else NEAR_QFORMS_OF_SLICES  # fmt: skip
     if way["layout"] in ("file", "frames"):
         image = min(file for file in root.rglob("*.nii*") if "_gt" not in file.name)
-        affines = stored_affines(image)[: 1 if way["header"].unit_scales else 2]
+        affines = stored_affines(image)
+        if way["header"].unit_scales:  # the sform has directions alone
+            affines[1][:3, :3] *= np.linalg.norm(affines[0][:3, :3], axis=0)
         # Back from the axes of the file to those of the reference.
         shape = tuple(reference.voxels.shape[axis] for axis in way["axes"])
         back = [way["axes"].index(axis) for axis in range(3)]
