@@ -236,6 +236,29 @@ def test_a_run_that_is_cut_short_keeps_its_rows(bench, scratch, tmp_path, monkey
     }
 
 
+def test_rows_of_whole_works_reach_file_and_table(scratch, tmp_path, monkeypatch, capsys):
+    bench = Bench(tmp_path, CPU, TINY)
+    monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
+    monkeypatch.setattr(rows, "method_row", lambda *_: {key: 0.5 for key in (*KEYS, "batch_size")})
+    monkeypatch.setattr(rows, "peak_memory", lambda *_: (9, 512))
+    monkeypatch.setattr(rows, "growth", lambda *_: {})
+    monkeypatch.setattr(rows, "over_lightly", lambda _: None)
+    monkeypatch.setattr(rows, "finetuning_over_stock", lambda _: {"finetuning_over_stock": 1.0})
+    monkeypatch.setattr(rows, "bf16_over_fp32", lambda _: {"bf16_over_fp32": 1.5})
+    monkeypatch.setattr(rows, "fused_over_plain", lambda _: {"fused_over_plain": {}})
+    without_commands(monkeypatch)
+    file = tmp_path / "bench.json"
+    command.run(["MIM"], "cpu", file, TINY)
+    found = json.loads(file.read_text())
+    whole = FILES | SCORING | PREPARING | STARTING | SHARING | PREDICTING
+    assert {name: found[name] for name in whole} == whole
+    said = capsys.readouterr()
+    for word in ("- Scoring 4 pairs", "4 labelled cases", "- Starting up", "- Predicting"):
+        assert word in said.out
+    for word in ("scoring", "prepare", "starting up"):
+        assert f"bench: {word} ..." in said.err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there():
     with pytest.raises(ValueError, match=r"`--device` \(=cuda\)"):
