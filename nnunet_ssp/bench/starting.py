@@ -49,6 +49,8 @@ def warm_over_cold() -> dict[str, Any]:
             return dict.fromkeys(START_NAMES)
         # The runner has ended, so that its commands count, too
         warm = (_core_seconds() - began - imports) / WARM_STARTS
+        if warm <= 0:  # it has not ended in time
+            return dict.fromkeys(START_NAMES)
         began = _core_seconds()
         run(words, log, here)
         cold = _core_seconds() - began

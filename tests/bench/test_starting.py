@@ -61,6 +61,13 @@ def test_where_there_is_no_runner(monkeypatch):
     assert set(found.values()) == {None} and len(found) == 4 and not commands.ran
 
 
+def test_a_runner_that_does_not_end_tells_nothing(monkeypatch):
+    commands = Commands(monkeypatch)
+    monkeypatch.setattr(starting, "seconds_of_runner", lambda: 9.0)  # more than all that has ended
+    assert set(starting.warm_over_cold().values()) == {None}
+    assert len(commands.ran) == starting.WARM_STARTS
+
+
 def test_prepare_beside_nnunets_command(tmp_path, monkeypatch):
     commands = Commands(monkeypatch)
     found = starting.prepare_over_nnunet(Bench(tmp_path, CPU, TINY))
