@@ -132,6 +132,12 @@ EXPECTED = {
     "nnunet_ssp/bench/command.py": {
         "pip install 'nnunet-ssp[bench]'": PIP,
         "nnUNetv2_predict": WORD,
+        "nnUNetv2_plan_and_preprocess -c 2d": WORD,
+    },
+    "nnunet_ssp/bench/starting.py": {
+        "() begins with nnUNetv2_train": ITSELF,
+        "prepare_over_nnunet() begins with nnUNetv2_plan_and_preprocess": ITSELF,
+        "prepare_over_nnunet() begins with nnunet-ssp": ITSELF,
     },
     "nnunet_ssp/bench/predicting.py": {
         "theirs() begins with nnUNetv2_predict": ITSELF,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssp.bench import files, predicting, rows, sharing
+from nnunet_ssp.bench import files, predicting, rows, scoring, sharing, starting
 from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench, Workload, chosen_methods, found_device
 from nnunet_ssp.bench.running import announce, heading, setting, terminable
 from nnunet_ssp.files.atomic import write_json
@@ -87,6 +87,9 @@ def _measure(bench: Bench, methods: Sequence[str], metrics: dict[str, Any]) -> I
         "bfloat16": rows.bf16_over_fp32,
         "fused norms": rows.fused_over_plain,
         "files": files.files_over_zlib,
+        "scoring": scoring.scoring_over_before,
+        "prepare": starting.prepare_over_nnunet,
+        "starting up": lambda _: starting.warm_over_cold(),
         "export and import": sharing.sharing_over_copy,
         "predict": predicting.predicting_over_stock,
     }
@@ -158,6 +161,7 @@ def table(metrics: dict[str, Any]) -> Iterator[str]:
             f"memory of a step {found['memory']:.2f}x."
         )
     yield _files(metrics)
+    yield from _commands(metrics)
     yield _sharing(metrics)
     yield _predicting(metrics, on_gpu)
 
@@ -179,6 +183,25 @@ def _files(m: dict[str, Any]) -> str:
     return (
         f"- Files per core-second: convert with ISA-L over zlib {by_isal}; unlabelled frames in prepare over "
         f"those with a resampled mask {m['unlabelled_over_resampled_mask']:.2f}x."
+    )
+
+
+def _commands(m: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"- Scoring {m['scoring_pairs']} pairs, pairs per core-second: {m['scoring_over_before']:.2f}x those without "
+        f"crop and with whole distance maps; {m['scoring_over_nnunet']:.2f}x nnU-Net's, which has Dice alone."
+    )
+    yield (
+        f"- Core-seconds of `prepare` for {m['prepare_cases']} labelled cases over nnUNetv2_plan_and_preprocess -c 2d: "
+        f"{m['prepare_over_nnunet']:.2f}x."
+    )
+    if m["start_cold_over_warm"] is None:
+        yield "- Starting up: there is no warm runner here (Linux, with 2 GB of free memory)."
+        return
+    imports = m["start_runner_s"] / m["start_cold_s"]
+    yield (
+        f"- Starting up, core-seconds of a command by itself over one of the warm runner: "
+        f"{m['start_cold_over_warm']:.1f}x; the runner takes those of {imports:.1f} commands by themselves, once."
     )
 
 

@@ -24,7 +24,7 @@ from nnunet_ssp.preparation import packing, preprocessing
 from nnunet_ssp.preparation.raw import list_jobs, read_dataset_json
 from nnunet_ssp.preparation.raw_checks import Rules, label_values
 
-ENLARGED = 4  # of the patch: the sides of clinical images
+ENLARGED, MATRIX = 4, 256  # times the patch, and at most: the sides of clinical images
 DATASET = 998
 
 
@@ -40,7 +40,7 @@ def files_over_zlib(bench: Bench) -> dict[str, Any]:
         variables = {name: str(base / name) for name in NNUNET_FOLDERS}
         for path in variables.values():
             Path(path).mkdir()
-        sizes = {"matrix": ENLARGED * bench.workload.side, "frames": frames, "slices": slices}
+        sizes = {"matrix": clinical_matrix(bench.workload.side), "frames": frames, "slices": slices}
         with environment(**variables), contextlib.redirect_stderr(io.StringIO()):
             source = write_mnms(base / "source", labelled=1, unlabelled=1, testing=0, **sizes)
             convert = partial(_convert, source)
@@ -50,6 +50,11 @@ def files_over_zlib(bench: Bench) -> dict[str, Any]:
         resampling = _replacing(packing, "WithoutMask", ConfigurationManager, prepare)
         found |= _compare("unlabelled_over_resampled_mask", bench, prepare, resampling)
     return found if compression.WITH_ISAL else found | {"convert_over_zlib": None}
+
+
+def clinical_matrix(side: int) -> int:
+    """Return rows and columns of images like clinical ones, for patches of a side; a card's are as large."""
+    return min(ENLARGED * side, MATRIX)
 
 
 def _compare(

@@ -196,10 +196,10 @@ def _clock_on(network: torch.nn.Module, device: torch.device) -> Iterator[Second
 
 def memory_of_children() -> int:
     """Return the bytes that all processes below this one hold, shared memory in parts; 0 without Linux's table."""
-    parents, total = dict(_parents()), 0
+    parent_of, total = dict(parents()), 0
     below = new = {os.getpid()}
     while new:
-        new = {pid for pid, parent in parents.items() if parent in new}
+        new = {pid for pid, parent in parent_of.items() if parent in new}
         below = below | new
     for pid in below - {os.getpid()}:
         with suppress(OSError):  # it has ended
@@ -208,7 +208,7 @@ def memory_of_children() -> int:
     return total
 
 
-def _parents() -> Iterator[tuple[int, int]]:
+def parents() -> Iterator[tuple[int, int]]:
     """Yield each process and its parent."""
     for file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_ssp.bench import command, files, predicting, rows, sharing
+from nnunet_ssp.bench import command, files, predicting, rows, scoring, sharing, starting
 from nnunet_ssp.bench.place import (
     ON_CUDA,
     Bench,
@@ -49,6 +49,20 @@ PREDICTING = {
 FILES = {"convert_over_zlib": 1.75, "unlabelled_over_resampled_mask": 1.5}
 
 
+SCORING = {"scoring_over_before": 1.5, "scoring_over_nnunet": 0.25, "scoring_pairs": 4}
+
+
+PREPARING = {"prepare_over_nnunet": 0.625, "prepare_cases": 4}
+
+
+STARTING = {
+    "start_cold_over_warm": 5.5,
+    "start_cold_s": 5.5,
+    "start_warm_s": 1.0,
+    "start_runner_s": 6.6,
+}
+
+
 SHARING = {
     "export_over_copy": 1.25,
     "import_over_copy": 1.375,
@@ -58,15 +72,23 @@ SHARING = {
 }
 
 
+def without_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the rows that run commands or large files by what they might have found."""
+    monkeypatch.setattr(predicting, "predicting_over_stock", lambda _: PREDICTING)
+    monkeypatch.setattr(files, "files_over_zlib", lambda _: FILES)
+    monkeypatch.setattr(scoring, "scoring_over_before", lambda _: SCORING)
+    monkeypatch.setattr(starting, "prepare_over_nnunet", lambda _: PREPARING)
+    monkeypatch.setattr(starting, "warm_over_cold", lambda: STARTING)
+    monkeypatch.setattr(sharing, "sharing_over_copy", lambda _: SHARING)
+
+
 @pytest.mark.slow
 @pytest.mark.heavy
 def test_the_table_and_the_metrics(bench, scratch, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
     peer = {name: {"images_over_lightly": x} for name, x in (("SimCLR", 1.25), ("DINO", 1.5))}
     monkeypatch.setattr(rows, "over_lightly", lambda _: peer)
-    monkeypatch.setattr(predicting, "predicting_over_stock", lambda _: PREDICTING)
-    monkeypatch.setattr(files, "files_over_zlib", lambda _: FILES)
-    monkeypatch.setattr(sharing, "sharing_over_copy", lambda _: SHARING)
+    without_commands(monkeypatch)
     file = tmp_path / "metrics" / "bench.json"
     metrics = command.run(["contextprediction", "PCL"], "cpu", file, TINY)
 
@@ -128,9 +150,7 @@ def test_the_line_of_a_dry_run_measures_what_it_then_estimates_from(
     monkeypatch.setattr(command, "ON_CPU", TINY)
     monkeypatch.setattr(rows, "over_lightly", lambda _: {})
     monkeypatch.setattr(rows, "peak_memory", lambda *_: (9, 512))
-    monkeypatch.setattr(predicting, "predicting_over_stock", lambda _: PREDICTING)
-    monkeypatch.setattr(files, "files_over_zlib", lambda _: FILES)
-    monkeypatch.setattr(sharing, "sharing_over_copy", lambda _: SHARING)
+    without_commands(monkeypatch)
     assert main(shlex.split(line)[1:]) == 0
     capsys.readouterr()
     assert main(["study", "demooij", "--dry-run", *shlex.split(option)]) == 0
@@ -166,6 +186,9 @@ def test_absolute_times_come_from_a_gpu():
         "fused_over_plain": {},
         **FILES,
         "convert_over_zlib": None,
+        **SCORING,
+        **PREPARING,
+        **STARTING,
         **SHARING,
         **PREDICTING,
         "predict_over_nnunet_outside": 2.5,
@@ -187,6 +210,11 @@ def test_absolute_times_come_from_a_gpu():
     found = "1.50x, outside of the forward passes 2.50x, host memory 0.25x, 7.0 frames/s."
     assert f"nnUNetv2_predict, start-up included: {found}" in text
     assert "of its widths" not in text
+    assert "1.50x those without crop and with whole distance maps; 0.25x nnU-Net's" in text
+    assert "for 4 labelled cases over nnUNetv2_plan_and_preprocess -c 2d: 0.62x." in text
+    assert "5.5x; the runner takes those of 1.2 commands by themselves, once." in text
+    cold = "\n".join(command.table(metrics | dict.fromkeys(STARTING)))
+    assert "- Starting up: there is no warm runner here" in cold
 
 
 def test_a_run_that_is_cut_short_keeps_its_rows(bench, scratch, tmp_path, monkeypatch):
@@ -206,6 +234,29 @@ def test_a_run_that_is_cut_short_keeps_its_rows(bench, scratch, tmp_path, monkey
         "4": 512,
         "8": 512,
     }
+
+
+def test_rows_of_whole_works_reach_file_and_table(scratch, tmp_path, monkeypatch, capsys):
+    bench = Bench(tmp_path, CPU, TINY)
+    monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
+    monkeypatch.setattr(rows, "method_row", lambda *_: {key: 0.5 for key in (*KEYS, "batch_size")})
+    monkeypatch.setattr(rows, "peak_memory", lambda *_: (9, 512))
+    monkeypatch.setattr(rows, "growth", lambda *_: {})
+    monkeypatch.setattr(rows, "over_lightly", lambda _: None)
+    monkeypatch.setattr(rows, "finetuning_over_stock", lambda _: {"finetuning_over_stock": 1.0})
+    monkeypatch.setattr(rows, "bf16_over_fp32", lambda _: {"bf16_over_fp32": 1.5})
+    monkeypatch.setattr(rows, "fused_over_plain", lambda _: {"fused_over_plain": {}})
+    without_commands(monkeypatch)
+    file = tmp_path / "bench.json"
+    command.run(["MIM"], "cpu", file, TINY)
+    found = json.loads(file.read_text())
+    whole = FILES | SCORING | PREPARING | STARTING | SHARING | PREDICTING
+    assert {name: found[name] for name in whole} == whole
+    said = capsys.readouterr()
+    for word in ("- Scoring 4 pairs", "4 labelled cases", "- Starting up", "- Predicting"):
+        assert word in said.out
+    for word in ("scoring", "prepare", "starting up"):
+        assert f"bench: {word} ..." in said.err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

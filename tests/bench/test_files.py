@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nnunet_ssp.bench import files
-from nnunet_ssp.bench.place import Bench
+from nnunet_ssp.bench.place import ON_CPU, ON_CUDA, Bench
 from nnunet_ssp.files import compression
 from nnunet_ssp.preparation import packing, preprocessing
 from nnunet_ssp.preparation.packing import WithoutMask
@@ -38,3 +38,8 @@ def test_both_ways_run_in_turns(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     assert {*ways[2:]} == {WithoutMask, files.ConfigurationManager}
     assert found["unlabelled_over_resampled_mask"] == 2.5
     assert found["convert_over_zlib"] == (2.5 if compression.WITH_ISAL else None)
+
+
+def test_images_are_as_large_as_clinical_ones():
+    """At the patch of a CPU and of a card."""
+    assert [files.clinical_matrix(side) for side in (ON_CPU.side, ON_CUDA.side)] == [256, 256]
