@@ -16,6 +16,7 @@ HIGHEST = 65535  # value of a mask
 # Parts of a label's border in the slices, see `warn_of_numbering`
 TOUCHING = 0.6
 ENCLOSED = 0.8
+LOOK = "Look at them. --label-values names the values of each structure."
 FEWEST = 50  # pairs of voxels on the border; fewer tell nothing
 
 
@@ -143,9 +144,11 @@ def _right_numbering(
         key=lambda pair: parts[pair] * (borders[pair[0]] >= FEWEST),
     )
     if parts[inside, around] < ENCLOSED or borders[inside] < FEWEST:
-        return "Look at them. --label-values names the values of each structure."
-    (rest,) = [n for n in known if n not in (inside, around)] or [0]
-    found = {"LV": inside, "MYO": around, "RV": rest}
+        return LOOK
+    rest = [n for n in known if n not in (inside, around)]
+    if len(rest) > 1:  # two parts of RV
+        return f"Label {values[inside - 1]} lies in label {values[around - 1]} as LV in MYO. {LOOK}"
+    found = {"LV": inside, "MYO": around, "RV": (*rest, 0)[0]}
     right = [values[found.get(name, n) - 1] for n, name in enumerate(names, 1)]
     return (
         f"Label {values[inside - 1]} lies in label {values[around - 1]} as LV in MYO: if that is so in your masks, "

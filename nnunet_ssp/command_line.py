@@ -23,6 +23,7 @@ SOURCES = {
 
 # Paths that a command makes, which need not exist, by their names in the parsers
 MADE = {"output", "folder", "strip", "pth", "json"}
+LONGEST = 4096  # characters of a path
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -83,14 +84,15 @@ def _parser_of(
 
 def _split_path(typed: Sequence[str], untaken: Sequence[str] = ()) -> str:
     """Return the existing path that consecutive words spell, if nothing takes one of them, or one is no path itself."""
-    for first in range(len(typed)):
-        for last in range(first + 2, len(typed) + 1):
-            words = typed[first:last]
-            if words[-1].startswith("-"):
+    # Once for each word: a shell may have put hundreds of paths in place of an asterisk.
+    there = [_exists(word) for word in typed]
+    for first, word in enumerate(typed):
+        joined, apart = word, not (there[first] or word.isdecimal())  # a dataset's id is no path
+        for last in range(first + 1, len(typed)):
+            joined += f" {typed[last]}"
+            if typed[last].startswith("-") or len(joined) > LONGEST:
                 break
-            joined = " ".join(words)
-            own = words[words[0].isdecimal() :]  # a dataset's id is no path
-            apart = any(word in untaken for word in words[1:]) or not all(map(_exists, own))
+            apart = apart or typed[last] in untaken or not there[last]
             if apart and _exists(joined):
                 return joined
     return ""

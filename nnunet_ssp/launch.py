@@ -196,6 +196,20 @@ def training_command(
     return f"{before}{given}nnUNetv2_train {number} 2d {fold}{flag} -tr {trainer}{device_flag()}"
 
 
+def predictions_folder(dataset: str, model: str, fold: int | str) -> str:
+    """Return the folder for a model's predictions, its own: nnU-Net replaces masks of the same name without a word.
+
+    Args:
+        dataset: Name of the dataset that it was trained on.
+        model: `TRAINER__PLANS__CONFIGURATION`.
+        fold: Number of the fold, or `all`.
+    """
+    trainer, plans, configuration = model.split("__")
+    own = [trainer, *([plans] if plans != NNUNET_PLANS else [])]
+    own += [configuration] if configuration != "2d" else []
+    return f"predictions/{dataset}/{'_'.join(own)}_fold_{fold}"
+
+
 def _files_of(prepared: Path, plans: str) -> Iterator[Path]:
     """Yield what was prepared for the 2d configuration of plans: labelled cases, and the slice store."""
     for folder in prepared.glob(f"{glob.escape(plans)}_2d*"):

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from nnunet_ssp.cli import _parser, main
-from nnunet_ssp.command_line import SOURCES
+from nnunet_ssp.command_line import LONGEST, SOURCES
 from nnunet_ssp.dataset_conversion import CONVERTERS
 
 
@@ -59,6 +60,22 @@ def test_parts_that_exist_by_themselves_are_meant(tmp_path: Path, monkeypatch):
     parsed = _parser().parse_args(["evaluate", "114", "a", "b"])
     assert parsed.predictions == ["a", "b"]
     assert _parser().parse_args(["predict", "-i", "a b", "-o", "x"]).inputs == [Path("a b")]
+
+
+def test_each_word_is_looked_up_once(tmp_path: Path, monkeypatch):
+    """A shell puts hundreds of paths in place of an asterisk."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"model{n}" for n in range(60)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    asked: list[str] = []
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: asked.append(path) or exists(path))
+    assert _parser().parse_args(["evaluate", "114", *names]).predictions == names
+    assert sorted(path for path in asked if path.startswith("model")) == sorted(names)
+    asked.clear()
+    _parser().parse_args(["evaluate", "114", *["no-such-model"] * 400])
+    assert max(map(len, asked)) <= LONGEST
 
 
 def test_without_such_a_path_nothing_is_added(tmp_path: Path, monkeypatch, capsys):

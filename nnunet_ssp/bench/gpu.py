@@ -229,7 +229,8 @@ class GpuRun:
             study = ["nnunet-ssp", "study", "acdc-few", "-d", STUDY_DATASET, "--size", "gpu"]
             study += ["--folds", "5", "--models", *STUDY_MODELS, "-o", str(output)]
             study += ["--device", self.bench.device.type]
-            if found["convert"]["rc"] == 0 and self.left > 0:
+            # Also without the subjects that are refused, of which the status 1 tells.
+            if any(base.glob("nnUNet_raw/*/dataset.json")) and self.left > 0:
                 found["study"] = self._command(study, self.left, base)
                 found["tables"] = {
                     str(file.relative_to(output)): file.read_text(encoding="utf-8")

@@ -212,12 +212,13 @@ def refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list
     refused.sort(key=lambda pair: re.sub(r"\d+", lambda number: number[0].zfill(9), pair[0]))
     kinds: dict[str, list[str]] = {}
     for _, text in refused:
-        kinds.setdefault(_FILE.sub("", text), []).append(text)
+        if _FILE.match(text):
+            kinds.setdefault(_FILE.sub("", text), []).append(text)
 
     def one_of_a_kind(text: str) -> str:
         """Return the reason without its file where it is that of others, too; the first file follows it."""
-        alike = kinds[_FILE.sub("", text)]
-        if len({*alike}) == 1:
+        alike = kinds[_FILE.sub("", text)] if _FILE.match(text) else []
+        if len({*alike}) <= 1:
             return text
         first = _FILE.match(alike[0])
         return f"{_FILE.sub('', text)} The first: {first['file'] if first else ''}"

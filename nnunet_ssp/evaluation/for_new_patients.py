@@ -8,8 +8,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nnunet_ssp.evaluation.provenance import read_provenance
+from nnunet_ssp.launch import predictions_folder
+
 NAMED = 3  # models whose commands are printed
 CHECKPOINT = "checkpoint_final.pth"
+# Folders that name a training, as `predictions_folder` makes them
+PRINTED = re.compile(r"nnUNetTrainer.*_fold_(all|\d+)")
 
 
 def segments(name: str) -> bool:
@@ -27,21 +32,28 @@ def prediction_lines(
         models: Folders of predictions of each model.
         structures: Class by structure, where the user has named it.
     """
-    base = Path(os.environ.get("nnUNet_results") or os.devnull) / dataset
-    trained = _trained(base)
-    words = ["nnunet-ssp", "predict", "-i", "FOLDER", "-o", "OUT", "-d", str(int(dataset[7:10]))]
-    for structure, own in structures.items():
-        words += [f"--{structure.lower()}", own] if own else []
+    results = Path(os.environ.get("nnUNet_results") or os.devnull)
+    named = [word for key, own in structures.items() if own for word in (f"--{key.lower()}", own)]
     found: dict[tuple[str, ...], str] = {}
+    foreign = True
     for model, places in models.items():
-        options = (_options(place, trained) for place in places)
-        if known := next((option for option in options if option is not None), None):
-            found.setdefault(known, model)
-    if trained and not found:
-        return [f"For new patients, with one of the models that it lists: {shlex.join(words)}"]
+        for place in places:
+            origin = read_provenance(place).model or dataset
+            foreign &= origin != dataset
+            if not re.match(r"Dataset\d{3}_", origin):
+                continue
+            options = _options(place, origin, _trained(results / origin), len(models) == 1)
+            if options is not None:
+                classes = named if origin == dataset else []
+                found.setdefault((str(int(origin[7:10])), *classes, *options), model)
+                break
+    begin = ["nnunet-ssp", "predict", "-i", "FOLDER", "-o", "OUT", "-d"]
+    if not found and not foreign and _trained(results / dataset):
+        command = shlex.join([*begin, str(int(dataset[7:10])), *named])
+        return [f"For new patients, with one of the models that it lists: {command}"]
     return [
-        f"For new patients{f', with {model}' if len(models) > 1 else ''}: {shlex.join([*words, *options])}"
-        for options, model in [*found.items()][:NAMED]
+        f"For new patients{f', with {model}' if len(models) > 1 else ''}: {shlex.join([*begin, *words])}"
+        for words, model in [*found.items()][:NAMED]
     ]
 
 
@@ -55,20 +67,38 @@ def _trained(base: Path) -> dict[str, set[str]]:
     return trained
 
 
-def _options(place: Path, trained: Mapping[str, set[str]]) -> tuple[str, ...] | None:
+def _options(
+    place: Path, dataset: str, trained: Mapping[str, set[str]], alone: bool
+) -> tuple[str, ...] | None:
     """Return the options that name the model behind predictions; None where it cannot be told.
 
-    A validation folder lies in its model. What a fine-tuning's last line names begins with the trainer.
+    A validation folder lies in its model. What a fine-tuning's last line names is known by its name; a folder of
+    another name may be of the only model, if no other one is evaluated.
+
+    Args:
+        place: The folder of predictions.
+        dataset: Name of the dataset that the model was trained on.
+        trained: Trained folds by model, of this dataset.
+        alone: Whether no other model is evaluated.
     """
-    inside = re.fullmatch(r"fold_(all|\d+)", place.parent.name)
-    named = re.fullmatch(r"(.+)_fold_(all|\d+)", place.name)
-    fitting, fold = list(trained), ""
-    if inside and place.name == "validation":
-        fitting, fold = [n for n in trained if n == place.parents[1].name], inside[1]
-    elif named and any(n.startswith(f"{named[1]}__") for n in trained):
-        fitting, fold = [n for n in trained if n.startswith(f"{named[1]}__")], named[2]
-    if len(fitting) != 1 or (fold and fold not in trained[fitting[0]]):
+    every = [(model, fold) for model in trained for fold in sorted(trained[model])]
+    if place.name == "validation" and place.parent.name.startswith("fold_"):
+        own = place.parents[1].name, place.parent.name.removeprefix("fold_")
+        fitting = [pair for pair in every if pair == own]
+    else:
+        fitting = [
+            pair for pair in every if Path(predictions_folder(dataset, *pair)).name == place.name
+        ]
+        # As it was printed before: by the trainer alone.
+        fitting = fitting or [
+            (model, fold)
+            for model, fold in every
+            if f"{model.partition('__')[0]}_fold_{fold}" == place.name
+        ]
+        if not fitting and alone and not PRINTED.fullmatch(place.name):
+            fitting = [(model, "") for model in trained]
+    if len(fitting) != 1:
         return None
-    trainer, plans, configuration = fitting[0].split("__")
-    folds = ("-f", fold) if fold else ()
-    return ("-tr", trainer, "-p", plans, "-c", configuration, *folds)
+    ((model, fold),) = fitting
+    trainer, plans, configuration = model.split("__")
+    return ("-tr", trainer, "-p", plans, "-c", configuration, *(("-f", fold) if fold else ()))

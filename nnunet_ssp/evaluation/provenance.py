@@ -132,10 +132,10 @@ def provenance_notes(
 
 def _refuse_other_labels(folder: Path, said: Provenance, dataset: str, labels: Labels) -> None:
     """Refuse predictions in which a structure has none of the values that it has in the dataset."""
-    here = {structure: labels.classes[name] for structure, name in labels.structures.items()}
-    here |= {name: values for name, values in labels.classes.items() if name not in here}
+    known = {structure: labels.classes[name] for structure, name in labels.structures.items()}
     for name, values in said.classes.items():
-        true = here.get(name, here.get(structure_of(name), values))
+        # A class before a structure: the user may have named another class than LV as the LV.
+        true = labels.classes.get(name, known.get(structure_of(name), values))
         if not {*values} & {*true}:
             numbers = [" ".join(map(str, each)) for each in (values, true)]
             raise ValueError(

@@ -373,13 +373,20 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
                 caption=f"{model}: difference to the reference against the mean of both, with bias and 95 % limits of "
                 "agreement. A dot is a subject and seed.",
             )
-    few = evaluation.agreement[evaluation.agreement["n_subjects"] < SUBJECTS_FOR_LIMITS]
-    if len(few):
-        every = len(few) == len(evaluation.agreement)
-        of = "" if every else f" of {listing(list(dict.fromkeys(few['figure'])))}"
-        page.paragraph(
-            f"No Bland-Altman plot{of}: it takes {SUBJECTS_FOR_LIMITS} subjects with the metric, and there are fewer."
-        )
+    for line in _without_plot(evaluation):
+        page.paragraph(line)
+
+
+def _without_plot(evaluation: Evaluation) -> Iterator[str]:
+    """Yield what has no Bland-Altman plot, and why: a line for each model where they differ."""
+    few = evaluation.agreement["n_subjects"] < SUBJECTS_FOR_LIMITS
+    why = f"it takes {SUBJECTS_FOR_LIMITS} subjects with the metric, and there are fewer"
+    if few.all():
+        yield f"No Bland-Altman plot: {why}."
+        return
+    for model, own in evaluation.agreement[few].groupby("model", sort=False):
+        whose = f" for {model}" if len(evaluation.models) > 1 else ""
+        yield f"No Bland-Altman plot of {listing([*own['figure']])}{whose}: {why}."
 
 
 def _bland_altman_plots(

@@ -88,7 +88,7 @@ def _about_doubt(records: Mapping[str, Mapping[str, Any]]) -> str:
     if not records:
         return ""
     if not known:
-        return "Disagreement is empty, as there was one fold without mirroring."
+        return "Disagreement is empty for one fold without mirroring, and where nothing is called heart."
     words = (
         "Disagreement: of the voxels that are called heart, the part on which the folds, or the mirrored copies of the "
         "image, differ. 0 % is none. What is high depends on model and images, and no limit was measured"

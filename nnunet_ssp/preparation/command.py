@@ -113,6 +113,7 @@ def prepare(
         rules = with_median_spacing(rules, target)
         if plans_name is None:
             plans_name = plan(dataset, planner_class, gpu_memory_target, overwrite_plans_name)
+            imported.record_import(target, plans_name, None)
         plans = read_planned(target, plans_name, configurations)
         _check_plans(plans, configurations, rules, target, raw, any_plane)
         _begin(raw, target, {job.case for job in jobs})

@@ -51,16 +51,20 @@ class Imported:
         )
 
 
-def record_import(folder: Path, plans: str, imported: Imported) -> None:
+def record_import(folder: Path, plans: str, imported: Imported | None) -> None:
     """Note which pretraining plans came with.
 
     Args:
         folder: The dataset's folder in nnUNet_preprocessed.
         plans: Name of the plans.
-        imported: The pretraining.
+        imported: The pretraining; None for plans that were made here, perhaps in place of imported ones.
     """
     known = _read(folder)
-    write_json(folder / RECORD, {"imported": known | {plans: asdict(imported)}})
+    entries = {name: entry for name, entry in known.items() if name != plans}
+    if imported is not None:
+        entries[plans] = asdict(imported)
+    if entries != known:
+        write_json(folder / RECORD, {"imported": entries})
 
 
 def recorded_import(folder: Path, plans: str) -> Imported | None:

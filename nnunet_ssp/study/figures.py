@@ -78,7 +78,7 @@ def _labels(figure: Figure, results: Results) -> Drawn:
                 curves[model] = sorted(points, key=lambda point: point[0])
         if curves:
             words = f"labelled {unit}", TITLES[score], title
-            draw = draw_labels(curves, styles(shown["models"]), *words)
+            draw = _draw_labels(curves, styles(shown["models"]), *words)
             plots.append(Plot(file, draw, f"{TITLES[score]} against labelled {unit}, {title}"))
     return Drawn(
         figure.title,
@@ -92,7 +92,7 @@ def _labels(figure: Figure, results: Results) -> Drawn:
     )
 
 
-def draw_labels(
+def _draw_labels(
     curves: Mapping[str, Sequence[tuple[float, Value]]],
     by_curve: Styles,
     xlabel: str,
@@ -305,7 +305,7 @@ def _learning(figure: Figure, results: Results) -> Drawn:
             runs = results.done.get((model, fold), {})
             found = (results.learning_curve(runs[seed]) for seed in seeds if seed in runs)
             if own := [curve for curve in found if curve is not None]:
-                curves[model] = mean_curve(own)
+                curves[model] = _mean_curve(own)
             value = results.value(Coordinates(model, fold, score=AREA), seeds)
             target = f"#{results.anchors[model, fold]}" if (model, fold) in results.anchors else ""
             text = _area_text(value)
@@ -313,7 +313,7 @@ def _learning(figure: Figure, results: Results) -> Drawn:
         if curves:
             file, title = (fold, fold) if len(shown["folds"]) > 1 else ("", "")
             alt = f"Learning curves on {fold}"
-            draw = draw_learning(curves, styles(shown["models"]), title)
+            draw = _draw_learning(curves, styles(shown["models"]), title)
             plots.append(Plot(file, draw, alt))
             rows.append(areas)
     return Drawn(
@@ -341,7 +341,7 @@ def _area_text(value: Value) -> str | None:
     return f"{rounded(value.mean, 3)}{spread}{missing}"
 
 
-def mean_curve(curves: Sequence[pd.DataFrame]) -> tuple[Array, Array, Array]:
+def _mean_curve(curves: Sequence[pd.DataFrame]) -> tuple[Array, Array, Array]:
     """Compute steps, mean and sample standard deviation over seeds, up to the last step of the shortest run.
 
     With `match=epochs` the seeds' epochs may differ in steps, so a curve is interpolated linearly between its epochs.
@@ -353,7 +353,7 @@ def mean_curve(curves: Sequence[pd.DataFrame]) -> tuple[Array, Array, Array]:
     return steps, table.mean().to_numpy(), table.std().to_numpy()
 
 
-def draw_learning(
+def _draw_learning(
     curves: Mapping[str, tuple[Array, Array, Array]], by_curve: Styles, title: str
 ) -> Draw:
     """Draw learning curves: steps, mean and standard deviation over seeds, by model."""

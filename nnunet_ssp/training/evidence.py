@@ -70,7 +70,12 @@ def gain_in_words(
         )
     other = _others(method, fitting[0]["settings"], settings)
     differ = f"not with your {some(other, 3)}" if other else "yours will differ"
-    return f"measured: {_named(method, fitting)}, {_gains(fitting)}; {differ}{short}, see {WHERE}"
+    kinds = [
+        [row for row in fitting if row["settings"] == given]
+        for given in dict.fromkeys(row["settings"] for row in fitting)
+    ]
+    gains = "; ".join(f"{_named(method, kind)}, {_gains(kind)}" for kind in kinds)
+    return f"measured: {gains}; {differ}{short}, see {WHERE}"
 
 
 def gain_of(record: Mapping[str, Any], epochs: int | None = None) -> str:

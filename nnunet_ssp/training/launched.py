@@ -106,12 +106,13 @@ def train(
 def _require_number(fold: str, dataset: str) -> None:
     """Refuse what is no fold before PyTorch is imported; of a fold's name, tell the number."""
     # Here, as every command imports this module.
-    from nnunet_ssp.cohort.dataset import open_dataset
+    from nnunet_ssp.cohort.dataset import open_dataset, read_folds
     from nnunet_ssp.nnunet import must_be_fold
 
     names = []
     with suppress(OSError, RuntimeError, ValueError):  # no such dataset, or one without our tables
-        names = [f.name for f in open_dataset(dataset).folds]
+        data = open_dataset(dataset)
+        names = [f.name for f in read_folds(data.prepared) or data.folds]  # what is trained on
     named = "".join(f"; {name} is {n}" for n, name in enumerate(names) if name == fold)
     must_be_fold(fold, f"{named}; nnunet-ssp folds {dataset} lists them.")
     if names and fold != "all" and int(fold) >= len(names):

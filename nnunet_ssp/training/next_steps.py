@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_ssp.cohort.membership import count_for_advice
 from nnunet_ssp.cohort.splits import read_copy
-from nnunet_ssp.launch import NNUNET_PLANS
+from nnunet_ssp.launch import predictions_folder
 from nnunet_ssp.recommended import finetuning_settings
 
 
@@ -69,10 +69,7 @@ def after_finetuning(dataset: str, folder: Path, fold: int | str, device: str) -
             return ""
         words = ["nnunet-ssp", "evaluate", number, str(validation)]
         return f"Evaluate the validation subjects with:\n{shlex.join(words)}"
-    # Of this training alone: nnU-Net replaces masks of the same name without a word.
-    own = [trainer, *([plans] if plans != NNUNET_PLANS else [])]
-    own += [configuration] if configuration != "2d" else []
-    output = f"predictions/{dataset}/{'_'.join(own)}_fold_{fold}"
+    output = predictions_folder(dataset, folder.parent.name, fold)
     words = ["nnUNetv2_predict", "-d", number, "-c", configuration, "-f", str(fold)]
     words += ["-p", plans, "-tr", trainer, "-i", str(raw / "imagesTs"), "-o", output]
     words += ["-device", device] if device != "cuda" else []

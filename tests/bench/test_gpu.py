@@ -15,6 +15,7 @@ from torch import nn
 from nnunet_ssp.bench import gpu
 from nnunet_ssp.bench.place import Bench, method_names
 from nnunet_ssp.bench.steps import METHODS
+from nnunet_ssp.launch import command_environment
 from tests.bench.conftest import CPU, TINY, Prepared
 
 STUDY = Path(gpu.__file__).parents[1] / "study" / "studies" / "acdc-few.yaml"
@@ -150,7 +151,8 @@ def test_a_command_is_asked_to_end_when_its_time_is_over(bench, tmp_path):
     assert found["command"].startswith("python -c ") and found["said"] == "begins"
 
 
-def test_the_study_at_the_end(bench, tmp_path, monkeypatch):
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_study_at_the_end(bench, tmp_path, monkeypatch, status: int):
     """`acdc-few` at size gpu, cut to a few models and five patients, on the folder that was given."""
     words: list[list[str]] = []
 
@@ -160,9 +162,17 @@ def test_the_study_at_the_end(bench, tmp_path, monkeypatch):
             tables = Path(command[command.index("-o") + 1], "tables")
             tables.mkdir(parents=True)
             (tables / "models.csv").write_text("a,b\n")
-        return {"rc": 0}
+        elif converts:
+            made = Path(command_environment(folder)["nnUNet_raw"], "Dataset027_ACDC")
+            made.mkdir(parents=True)
+            (made / "dataset.json").touch()
+        return {"rc": status}
 
     monkeypatch.setattr(gpu.GpuRun, "_command", ran)
+    converts = False
+    assert [*this_run(bench, tmp_path, acdc=Path("ACDC")).study()] == ["convert"]
+    words.clear()
+    converts = True
     found = this_run(bench, tmp_path, acdc=Path("ACDC")).study()
     assert found["tables"] == {"tables/models.csv": "a,b\n"}
     assert words[0][:5] == ["nnunet-ssp", "convert", "acdc", "-i", "ACDC"]

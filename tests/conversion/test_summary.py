@@ -144,6 +144,14 @@ def test_refusals_of_one_kind_share_a_line_with_the_first_file():
     ]
 
 
+def test_a_reason_without_a_file_stays_as_it_is():
+    texts = ("is damaged.", "/d/s2.nii.gz: is damaged.", "/d/s3.nii.gz: is damaged.")
+    assert refusals([Outcome(f"s{n}", "", refused=text) for n, text in enumerate(texts, 1)]) == [
+        "  s1: is damaged.",
+        "  s2, s3: is damaged. The first: /d/s2.nii.gz",
+    ]
+
+
 def test_lost_labels_are_told_from_empty_masks():
     refused = Outcome("R", "train", has_masks=True, refused="wrong values.")
     bare = Outcome("B", "train")

@@ -107,6 +107,14 @@ def test_without_rv_the_two_are_told_apart():
     assert said.endswith("convert with --label-values 2 1, for 2 = LV, 1 = MYO.")
 
 
+def test_two_parts_of_rv_are_left_to_the_user():
+    swapped = np.array([0, 3, 2, 1], np.uint8)[stack()]
+    (said,) = warn_of_numbering([swapped], replace(TASK, label_names=(*NAMES, "RVBP")))
+    assert said.endswith(
+        "Label 3 lies in label 2 as LV in MYO. Look at them. --label-values names the values of each structure."
+    )
+
+
 def test_no_real_mask_is_warned_of_and_each_swapped_one_is(real_data: Path):
     """ACDC's own order is the one with LV and RV swapped."""
     to_ours = np.array([0, 3, 2, 1], np.uint8)

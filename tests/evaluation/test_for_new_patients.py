@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from nnunet_ssp.cli import _parser
 from nnunet_ssp.evaluation.for_new_patients import prediction_lines, segments
+from nnunet_ssp.launch import predictions_folder
 
 DATASET = "Dataset114_MNMs"
 TUNED = "nnUNetTrainerFinetune__small__2d"
@@ -58,6 +60,39 @@ def test_folders_are_known_by_the_names_that_finetuning_prints(train):
     finetune = WORDS.format("nnUNetTrainerFinetune")
     assert tuned == f"For new patients, with m0: {BEGIN} {finetune} -f 0"
     assert scratch.endswith(f"with m1: {BEGIN} {WORDS.format('nnUNetTrainerScratch')} -f 0")
+
+
+@pytest.mark.parametrize("configuration", ["small__2d", "nnUNetPlans__3d_fullres"])
+def test_the_folder_that_a_training_prints_is_its_own(train, configuration: str):
+    for name in (SCRATCH, TUNED, "nnUNetTrainerFinetune__nnUNetPlans__2d"):
+        train(name)
+    model = f"nnUNetTrainerFinetune__{configuration}"
+    train(model, "all")
+    plans, _, kind = configuration.partition("__")
+    (line,) = lines(Path(predictions_folder(DATASET, model, "all")).absolute())
+    assert line.endswith(f"-d 114 -tr nnUNetTrainerFinetune -p {plans} -c {kind} -f all")
+
+
+def test_no_model_is_taken_for_another_one(train):
+    train(TUNED)
+    said = f"For new patients, with one of the models that it lists: {BEGIN}"
+    assert lines(Path("theirs"), Path("ours")) == [said]  # whose is the only one?
+    assert lines(Path("nnUNetTrainerScratch_fold_0")) == [said]
+
+
+def test_a_model_of_another_dataset_is_named_with_it(train, tmp_path: Path):
+    train(TUNED)
+    place = tmp_path / "predictions"
+    place.mkdir()
+    (place / "plans.json").write_text(json.dumps({"dataset_name": "Dataset027_ACDC"}))
+    assert lines(place) == []
+    there = tmp_path / "results" / "Dataset027_ACDC" / SCRATCH / "fold_0"
+    there.mkdir(parents=True)
+    (there / "checkpoint_final.pth").touch()
+    begin = BEGIN.replace("114", "27")
+    assert lines(place, LV="my pool") == [
+        f"For new patients: {begin} {WORDS.format('nnUNetTrainerScratch')}"
+    ]
 
 
 def test_a_model_that_cannot_be_told_is_asked_for(train):

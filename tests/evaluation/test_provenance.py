@@ -98,6 +98,16 @@ def test_other_names_and_more_classes_of_the_same_numbers_are_the_same_labels(tm
     assert said(beside(tmp_path / "p", labels=labels)) == []
 
 
+def test_a_class_is_compared_with_the_one_of_its_name(tmp_path):
+    """As with --lv LVBP, where two classes could be the left ventricle."""
+    both = Labels({"LV": (1,), "LVBP": (2,)}, structures={"LV": "LVBP"})
+    folder = beside(tmp_path / "p", labels={"background": 0, "LV": 1, "LVBP": 2})
+    assert provenance_notes({"m": [folder]}, HERE, both) == []
+    swapped = beside(tmp_path / "s", labels={"background": 0, "LV": 2, "LVBP": 1})
+    with pytest.raises(ValueError, match=f"LV is label 2 in these .* and 1 in {HERE}"):
+        provenance_notes({"m": [swapped]}, HERE, both)
+
+
 def test_a_validation_is_that_of_its_training(tmp_path):
     model = beside(tmp_path / "Dataset123_O" / "T__P__2d", "Dataset123_O")
     folder = model / "fold_0" / "validation"

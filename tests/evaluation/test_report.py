@@ -3,8 +3,10 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from nnunet_ssp.evaluation import report
@@ -65,6 +67,21 @@ def test_few_subjects_have_no_pictures_that_say_nothing(dataset, predict, tmp_pa
         assert ("<h2>The only frame</h2>" in html) == (n == 1)
         assert "Median" not in html and "Bland-Altman plot of" not in html
         assert ("No Bland-Altman plot: it takes 3 subjects with the metric" in html) == (n == 2)
+
+
+def test_a_plot_that_only_one_model_lacks_is_said_to_be_its():
+    table = pd.DataFrame(
+        [("A", "EDV", 2), ("A", "EF", 1), ("B", "EDV", 5), ("B", "EF", 2), ("B", "ESV", 3)],
+        columns=["model", "figure", "n_subjects"],
+    )
+    why = "it takes 3 subjects with the metric, and there are fewer."
+    both = SimpleNamespace(agreement=table, models={"A": [], "B": []})
+    assert [*report._without_plot(both)] == [
+        f"No Bland-Altman plot of EDV and EF for A: {why}",
+        f"No Bland-Altman plot of EF for B: {why}",
+    ]
+    alone = SimpleNamespace(agreement=table[table["model"] == "B"], models={"B": []})
+    assert [*report._without_plot(alone)] == [f"No Bland-Altman plot of EF: {why}"]
 
 
 def test_positions_have_a_curve_for_each_phase(dataset, predict, tmp_path, with_page, monkeypatch):

@@ -58,7 +58,10 @@ def test_the_most_doubtful_come_first() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ((None, None), "Disagreement is empty"),
+        (
+            (None, None),
+            "Disagreement is empty for one fold without mirroring, and where nothing is",
+        ),
         ((2.0, None), "compare with subjects whose masks you have looked at."),
         ((1.0, 9.0, 2.5), "the median here is 2.5 %, so look at those far above it."),
     ],

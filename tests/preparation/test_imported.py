@@ -38,6 +38,16 @@ def test_each_plans_know_their_own_file(tmp_path: Path, shared: Imported):
     assert recorded_import(tmp_path, "b") == shared
 
 
+def test_plans_that_were_made_anew_came_with_nothing(tmp_path: Path, shared: Imported):
+    record_import(tmp_path, "a", None)
+    assert not (tmp_path / RECORD).exists()
+    for name in ("a", "b"):
+        record_import(tmp_path, name, shared)
+    record_import(tmp_path, "a", None)
+    assert recorded_import(tmp_path, "a") is None
+    assert recorded_import(tmp_path, "b") == shared
+
+
 def test_the_lines_start_from_the_weights(shared: Imported):
     tune, further = next_lines(shared, 908, 0, "my plans", True, "recipe=few")
     end = f"-pretrained_weights {shlex.quote(shared.file)}{device_flag()}"

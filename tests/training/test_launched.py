@@ -13,16 +13,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from nnunet_ssp.cli import main
+from nnunet_ssp.cohort.folds import Fold
 from nnunet_ssp.study.job import main as job_main
 from nnunet_ssp.study.jobs import Job
 from nnunet_ssp.study.record import read_record
 from nnunet_ssp.study.workflow import WORKFLOW, write_workflow
+from nnunet_ssp.training import launched
 from tests.training.on_ranks import (
     AFTER_ONE_STEP,
     METHODS,
@@ -393,6 +396,19 @@ def test_what_it_does_not_train(preprocessed, capsys, monkeypatch, words, messag
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert main(["train", "901", "2d", *words, "-p", "tiny", "-device", "cpu"]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_folds_that_count_are_those_that_are_trained_on(tmp_path, monkeypatch):
+    """As nnU-Net, and nnUNetv2_train with our trainers: a user may have added some."""
+    data = SimpleNamespace(prepared=tmp_path, folds=[Fold("first", ("a",), ("b",), "x")])
+    monkeypatch.setattr("nnunet_ssp.cohort.dataset.open_dataset", lambda _: data)
+    for n in (1, 2):
+        with pytest.raises(ValueError, match=rf"\(={n}\) must be all or one of the {n} folds"):
+            launched._require_number(f"{n}", "901")
+        (tmp_path / "splits_final.json").write_text(
+            '[{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]'
+        )
+    launched._require_number("1", "901")
 
 
 def test_one_process_trains_as_nnunets_command(runs, capsys, monkeypatch, no_pictures, one_thread):
