@@ -230,7 +230,7 @@ def _add_dice(page: Page, dataset: DemoData, scores: pd.DataFrame) -> None:
 
 
 def _add_curves(page: Page, layout: Layout) -> None:
-    from nnunet_ssp.reporting.figures import count_along
+    from nnunet_ssp.reporting.figures import add_title, count_along
 
     def drawing(
         curves: Mapping[str, list[float]], ylabel: str, what: str
@@ -238,7 +238,7 @@ def _add_curves(page: Page, layout: Layout) -> None:
         def draw(figure: Figure) -> None:
             axes = figure.subplots()
             n = max(map(len, curves.values()))
-            axes.set_title(f"{what}, {layout.dataset}, fold 0, {count_of(n, 'epoch')}")
+            add_title(axes, f"{what}, {layout.dataset}, fold 0, {count_of(n, 'epoch')}")
             for label, values in curves.items():
                 axes.plot(range(1, len(values) + 1), values, marker="o", markersize=4, label=label)
             axes.set(xlabel="Epoch", ylabel=ylabel)
@@ -282,10 +282,13 @@ def _add_movement(page: Page, layout: Layout) -> None:
         return
     page.heading("Movement")
     for path in dict.fromkeys((images[0], images[-1])):
+        epochs = int(path.stem.removeprefix("epoch_"))  # done when it was drawn
         page.image(
             path,
             alt="Slices, how much each pixel differs in another frame, and what the network says from one frame.",
-            caption=f"Pretraining, {path.stem.replace('_', ' ')}.",
+            caption=f"After {count_of(epochs, 'epoch')} of pretraining."
+            if epochs
+            else "Before pretraining.",
         )
 
 

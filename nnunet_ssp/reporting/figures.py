@@ -93,6 +93,7 @@ def _style(theme: str) -> AbstractContextManager[None]:
         "axes.spines.top": False,
         "axes.titlesize": "medium",
         "figure.facecolor": paper,
+        "figure.titlesize": "medium",  # of the letters that lines are counted by
         "grid.color": line,
         "legend.frameon": False,
         "pdf.fonttype": 42,  # text that drawing programs can edit
@@ -188,10 +189,11 @@ def box_plot(
                 drawn += axes.plot(x + spread, values, ".", color=colours[name], **style)
                 for artist in drawn:
                     artist.set_clip_on(False)  # a Dice of 1 lies on the axes' edge
-        room = int(LETTERS_PER_INCH * figure.get_figwidth() / len(groups)) - 2
+        room = _letters(figure) // len(groups) - 2
         axes.set_xticks(range(len(groups)), [wrapped(name, max(room, 4)) for name in groups])
         axes.set_xlim(-0.5, len(groups) - 0.5)
-        axes.set(ylabel=ylabel, ylim=ends, title=title)
+        axes.set(ylabel=ylabel, ylim=ends)
+        add_title(axes, title)
         axes.grid(False, axis="x")
         if len(series) > 1:
             _legend(figure, colours)
@@ -291,6 +293,16 @@ def bland_altman(
     return draw
 
 
+def add_title(axes: Axes, title: str) -> None:
+    """Give the only axes of a figure a title, in as many lines as it takes."""
+    # It is centred above the axes, which leave room for numbers at their left alone.
+    axes.set_title(wrapped(title, _letters(cast("Figure", axes.figure)) - 12))
+
+
+def _letters(figure: Figure) -> int:
+    return int(LETTERS_PER_INCH * figure.get_figwidth())
+
+
 def count_along(axes: Axes, first: int, last: int) -> None:
     """Let an axis count whole things, such as epochs or frames; around a single one matplotlib would mark fractions."""
     from matplotlib.ticker import MaxNLocator
@@ -324,7 +336,7 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
         figure: The figure.
         handles: The artists that it explains, with labels.
     """
-    room = int(LETTERS_PER_INCH * figure.get_figwidth())
+    room = _letters(figure)
     for handle in handles:
         handle.set_label(wrapped(str(handle.get_label()), room - 8))
     # As many columns as fit the width; long names take more room.
@@ -382,7 +394,7 @@ def overlay_grid(
         for axes, column in zip(grid[0], columns, strict=True):
             axes.set_title(column)
         if title:
-            figure.suptitle(wrapped(title, int(LETTERS_PER_INCH * OVERLAY_WIDTH)))
+            figure.suptitle(wrapped(title, _letters(figure)))
         if there:
             _overlay_legend(figure, {name: colours[name] for name in there}, outlined)
 

@@ -113,7 +113,7 @@ class Commands:
             )
         if trainer == demo.PRETRAINER:
             (fold / "movement").mkdir()
-            for epoch in (0, 5, 9):
+            for epoch in (0, 5, 10):
                 png = render(lambda figure: figure.subplots().plot([0, 1]), size=(4, 1))
                 (fold / "movement" / f"epoch_{epoch:03d}.png").write_bytes(png)
 

@@ -5,6 +5,7 @@ import io
 import matplotlib.style
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -158,6 +159,32 @@ def test_a_structure_has_one_colour_whatever_the_order_of_the_labels(labels: tup
 def test_a_box_plot_has_a_title():
     (axes,) = drawn(box_plot({"LV": {"a": np.ones(3)}}, "Dice", (0, 1), "Dataset1, a")).axes
     assert axes.get_title() == "Dataset1, a"
+
+
+NAMES = (
+    "Dataset999_Phantom: first labelled frame of each subject",
+    "Dataset131_Cardiac_MRI_Hospital, " * 4,
+)
+
+
+@pytest.mark.parametrize("title", NAMES)
+def test_long_titles_break_into_lines_and_are_not_cut(title: str, monkeypatch: pytest.MonkeyPatch):
+    figures = []
+    own = FigureCanvasAgg.print_png
+
+    def keep(canvas: FigureCanvasAgg, *given) -> None:
+        figures.append(canvas.figure)
+        own(canvas, *given)
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", keep)
+    render(box_plot({"LV": {"a": np.ones(3)}}, "Dice", title=title), size=(4.8, 3.2))
+    slice_ = np.eye(9)
+    overlay_grid({"a": [Overlay(slice_, slice_.astype(int))] * 3}, "abc", {"LV": 1}, title)
+    titles = [figures[0].axes[0].title, figures[1]._suptitle]
+    for figure, text in zip(figures, titles, strict=True):
+        place = text.get_window_extent()
+        assert 0 <= place.x0 < place.x1 <= figure.bbox.width
+        assert "".join(text.get_text().split()) == "".join(title.split())
 
 
 def test_one_series_needs_no_legend():
