@@ -46,7 +46,7 @@ def lines_on_pairs(
     """Return the lines that say what the similarity means and what to do.
 
     Args:
-        pairs: Names and images of the subjects that look alike, the most similar pair first.
+        pairs: Names and images of the subjects that look alike, the pair to settle first before the others.
         dataset: Name of the dataset.
         pattern: `--subject-pattern`, where one was given.
         different: The pairs that were called different people before.

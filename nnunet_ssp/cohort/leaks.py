@@ -128,7 +128,9 @@ def report(
         if {names[first], names[second]} in apart:
             said = f"{names[first]} and {names[second]} (similarity {likeness:.2f})"
             print(f"note    {said}: different people, as --different says")
-    shown = [((names[a], images[a]), (names[b], images[b])) for a, b, _ in pairs]
+    # Leaks first: they are what has to be settled.
+    judged = sorted(zip(pairs, alike, strict=True), key=lambda one: not one[1][1])
+    shown = [((names[a], images[a]), (names[b], images[b])) for (a, b, _), _ in judged]
     for line in lines_on_pairs(shown, raw.name, pattern, different):
         print(f"--      {line}")
     if missing:

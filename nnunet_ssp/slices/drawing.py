@@ -260,7 +260,8 @@ def batch_indices(seed: int, step: int, n: int, batch_size: int) -> NDArray[np.i
     """
     if not 1 <= batch_size <= n:
         raise ValueError(
-            f"`batch_size` (={batch_size}) must lie between 1 and the number of slices to train on (={n})."
+            f"`batch_size` (={batch_size}) must lie between 1 and the number of slices to train on (={n}). "
+            f"Set a smaller one in nnUNet_ssp_settings, such as batch_size={max(1, min(n, 16))}."
         )
     epoch, batch = divmod(step, n // batch_size)
     return epoch_order(seed, epoch, n)[batch * batch_size : (batch + 1) * batch_size]

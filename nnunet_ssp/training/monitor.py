@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,8 @@ def plot_progress(
     """
     from matplotlib.figure import Figure
 
-    shown = [p for p in panels if any(logging.get(key) for key in p.curves)]
+    # What a method leaves out, as movement alone does points, is NaN in every epoch.
+    shown = [p for p in panels if any(map(math.isfinite, _values(p, logging)))]
     columns = 1 if len(shown) <= 5 else 2
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(10 * columns, 0.4 + 3.2 * rows), layout="constrained")
@@ -187,6 +189,10 @@ def plot_progress(
         axis.set_xlabel("epoch")
     with atomic_write(file) as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def _values(panel: Panel, logging: Mapping[str, Sequence[Any]]) -> Iterator[float]:
+    return chain.from_iterable(logging.get(key) or () for key in panel.curves)
 
 
 def _draw_panel(axis: Any, panel: Panel, logging: Mapping[str, Sequence[Any]]) -> None:
