@@ -326,6 +326,12 @@ EXPECTED = {
         "test_the_line_of_a_dry_run_measures_what_it_then_estimates_from",
         "nnunet-ssp convert acdc -i FOLDER -d {} && nnunet-ssp prepare {}": DRY
         + "test_a_named_dataset_is_made_by_the_line",
+        "nnunet-ssp convert acdc -i FOLDER -d {} --few": DRY
+        + "test_a_dataset_for_the_folds_of_a_paper_is_converted_by_the_line",
+        "nnunet-ssp convert mnms+mnms2 -i MNMS MNMS2 -d {}": DRY
+        + "test_a_dataset_for_the_folds_of_a_paper_is_converted_by_the_line",
+        "nnunet-ssp prepare {}": DRY
+        + "test_a_dataset_for_the_folds_of_a_paper_is_converted_by_the_line",
         "nnunet-ssp convert --help lists": WORD,
     },
     "nnunet_ssp/study/estimate.py": {"nnunet-ssp bench --json writes": WORD},

@@ -44,7 +44,7 @@ def list_runs(
         ValueError: The dataset lacks folds that cannot be made.
     """
     if named and study.dataset is not None:
-        _require_dataset(study.dataset)
+        _require_dataset(study, study.dataset)
     from nnunet_ssp.study.jobs import study_jobs
     from nnunet_ssp.study.preparing import (
         folds_that_cannot_be_made,
@@ -117,7 +117,7 @@ def _counted(pretrainings: int, trainings: int, done: int) -> str:
     )
 
 
-def _require_dataset(dataset: str | int) -> None:
+def _require_dataset(study: Study, dataset: str | int) -> None:
     """Refuse a dataset that has no folder, prepared or not.
 
     Raises:
@@ -131,8 +131,21 @@ def _require_dataset(dataset: str | int) -> None:
             return
     raise FileNotFoundError(
         f"`-d` (={dataset}) must be a dataset in {nnunet_folder('nnUNet_raw')} or nnUNet_preprocessed. To make it: "
+        f"{_conversion(study, number)}. Without -d, a dry run needs no dataset."
+    )
+
+
+def _conversion(study: Study, number: int) -> str:
+    """Return the commands that make a dataset which can have the study's folds."""
+    wanted = {word for arguments in study.make_folds for word in arguments.split()}
+    if "--few" in wanted:  # the study makes its plans
+        return f"nnunet-ssp convert acdc -i FOLDER -d {number} --few"
+    if "--paper" in wanted:
+        both = f"nnunet-ssp convert mnms+mnms2 -i MNMS MNMS2 -d {number}"
+        return f"{both} && nnunet-ssp prepare {number}"
+    return (
         f"nnunet-ssp convert acdc -i FOLDER -d {number} && nnunet-ssp prepare {number} (or another converter of those "
-        "that nnunet-ssp convert --help lists). Without -d, a dry run needs no dataset."
+        "that nnunet-ssp convert --help lists)"
     )
 
 

@@ -261,11 +261,40 @@ def test_a_named_dataset_must_exist(tmp_path, capsys, monkeypatch):
         assert main(["study", "demooij", "-d", dataset, "--dry-run"]) == 1
         said = capsys.readouterr().err
         assert f"`-d` (={dataset}) must be a dataset in {tmp_path / 'raw'}" in said
-        assert "nnunet-ssp convert acdc -i FOLDER -d 999 && nnunet-ssp prepare 999" in said
+        line = "nnunet-ssp convert mnms+mnms2 -i MNMS MNMS2 -d 999 && nnunet-ssp prepare 999"
+        assert f"To make it: {line}. " in said
     assert main(["study", "demooij", "--dry-run"]) == 0
     monkeypatch.delenv("nnUNet_raw")
     assert main(["study", "demooij", "-d", "999", "--dry-run"]) == 1
     assert "nnUNet_raw is not set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted(STUDIES.glob("*.yaml"))])
+def test_the_page_of_studies_counts_the_runs(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
+    (counts,) = re.findall(rf"^\| `{name}` \|.*\| ([^|]+) \|$", page, re.MULTILINE)
+    sizes = [[], ["--size", "pipelines"], ["--size", "resnet50"]][: counts.count(";") + 1]
+    for size, count in zip(sizes, counts.split("; "), strict=True):
+        assert main(["study", name, *size, "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        pretrainings, trainings = count.split(" + ")
+        assert f"runs: {pretrainings} pretrainings and {trainings} fine-tunings" in said
+
+
+@pytest.mark.parametrize("name", ["acdc-few", "demooij"])
+def test_a_dataset_for_the_folds_of_a_paper_is_converted_by_the_line(
+    tmp_path, capsys, monkeypatch, name
+):
+    for folder in ("raw", "preprocessed", "results"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path / folder))
+    assert main(["study", name, "-d", "160", "--dry-run"]) == 1
+    said = capsys.readouterr().err
+    for line in re.search(r"To make it: (.*?)\. Without", said)[1].split(" && "):
+        given = vars(parser().parse_args(shlex.split(line)[1:]))
+        assert "160" in map(str, given.values())
+    assert ("convert acdc -i FOLDER -d 160 --few." in said) == (name == "acdc-few")
 
 
 @pytest.mark.slow
@@ -279,7 +308,7 @@ def test_a_named_dataset_is_made_by_the_line(nnunet_folders, tmp_path, capsys, m
         image = nibabel.load(file)
         voxels = np.asarray(image.dataobj).repeat(8, axis=0).repeat(8, axis=1)
         nibabel.save(nibabel.Nifti1Image(voxels, image.affine, image.header), file)
-    assert main(["study", "demooij", "-d", "999", "--dry-run"]) == 1
+    assert main(["study", "kalapos", "-d", "999", "--dry-run"]) == 1
     said = capsys.readouterr().err
     convert, prepare = re.search(r"To make it: (.*?) \(", said)[1].split(" && ")
     convert = convert.replace("FOLDER", "'my data'")
