@@ -131,7 +131,7 @@ def test_what_a_pretrained_file_holds(ours: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.splitlines() == [
         f"{ours} ({size:.0f} MB)",
         "method: MIM, pretrained on 2 subjects, 40 frames, 480 slices",
-        gain_in_words("MIM", {"recipe": "paper"}),
+        gain_in_words("MIM", {"mask_ratio": 0.6}),
         "trained: encoder 24 tensors, decoder 20; fresh: 0 and the output layers",
         f"plans: {DATASET}, nnUNetPlans 2d",
         "settings: num_epochs=3 mask_ratio=0.6 nesterov=yes early_stopping=none",
