@@ -8,13 +8,14 @@ that no trainer knows and a value of the wrong kind are refused.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 from nnunet_ssp.console import nearest
 from nnunet_ssp.files.patterns import compile_pattern
-from nnunet_ssp.setting_values import parse_value
+from nnunet_ssp.setting_values import as_word, parse_value
 
 ENVIRONMENT_VARIABLE = "nnUNet_ssp_settings"
 
@@ -308,7 +309,22 @@ SETTINGS: tuple[type[Settings], ...] = (
     AveragedSettings,
     SemiSettings,
 )
-ELSEWHERE = ("nnunet_ssp.staged_settings", "nnunet_ssp.methods")
+METHODS = "nnunet_ssp.methods"
+ELSEWHERE = ("nnunet_ssp.staged_settings", METHODS)
+# The length of a run, its data, and how a machine computes it; the others say what is learned.
+LENGTH_AND_MACHINE = {
+    *(
+        "num_epochs",
+        "iterations_per_epoch",
+        "val_iterations_per_epoch",
+        "batch_size",
+        "warmup_epochs",
+        "seed",
+    ),
+    *("early_stopping", "early_stopping_delta", "subject_pattern", "snapshot_epochs"),
+    *("chunk_size", "data_device", "precision", "fused_norm", "memory_format"),
+    *("probe", "trust", "adapt", "min_transferred"),
+}
 
 S = TypeVar("S", bound=Settings)
 
@@ -378,6 +394,39 @@ def _is_of_others(recipe: str | None, settings: Settings) -> bool:
     if not recipe or recipe in get_args(setting_types(type(settings))["recipe"]):
         return False
     return any(recipe in get_args(setting_types(cls).get("recipe")) for cls in _all_settings())
+
+
+def learned_by(method: str, recorded: Mapping[str, Any]) -> str:
+    """Return what a pretraining set otherwise than its method does by default, as it is typed.
+
+    Left out are its length, its data, and how the machine computed it.
+
+    Args:
+        method: Name of its method.
+        recorded: Its settings.
+
+    Returns:
+        Words of the environment variable; empty for the defaults, for an unknown method and for values that are none.
+    """
+    defaults = next(
+        (m.settings_class() for m in import_module(METHODS).METHODS if m.__name__ == method), None
+    )
+    if defaults is None:
+        return ""
+    known = setting_types(type(defaults)).keys() & recorded.keys() - LENGTH_AND_MACHINE
+    text = ""
+    try:
+        # A recipe first: it stands for others.
+        for name in sorted(known, key=lambda name: (name != "recipe", name)):
+            value = as_word(recorded[name])
+            if len(value.split()) != 1:
+                return ""
+            if value != as_word(getattr(override(defaults, text)[0], name)):
+                text = f"{text} {name}={value}".lstrip()
+        override(defaults, text)
+    except ValueError:
+        return ""
+    return text
 
 
 def _all_settings() -> tuple[type[Settings], ...]:

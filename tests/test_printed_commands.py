@@ -264,6 +264,7 @@ EXPECTED = {
         "nnUNetv2_train {} {} {} -p {} -tr {} -pretrained_weights {}{}": LINES
         + "test_an_imported_pretraining_goes_on_by_its_lines",
         "next_lines() asks command()": LINES + "test_an_imported_pretraining_goes_on_by_its_lines",
+        "further() asks command()": LINES + "test_an_imported_pretraining_goes_on_by_its_lines",
     },
     "nnunet_ssp/preparation/moved_plans.py": {
         "_find() asks planning_command()": LINES

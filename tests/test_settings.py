@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 
@@ -12,6 +12,7 @@ from nnunet_ssp.settings import (
     SemiSettings,
     TrainingSettings,
     from_environment,
+    learned_by,
     override,
     require,
 )
@@ -307,3 +308,13 @@ def test_require():
     require(True, "a", 1, "never be seen")
     with pytest.raises(ValueError, match=r"^`a` \(=1\) must be two\.$"):
         require(False, "a", 1, "be two")
+
+
+def test_what_a_pretraining_learned_by_is_typed_again():
+    recorded = asdict(override(MIMSettings(), "recipe=deep mask_ratio=0.5 num_epochs=3 seed=4")[0])
+    assert learned_by("MIM", recorded) == "recipe=deep mask_ratio=0.5"
+    assert override(MIMSettings(), learned_by("MIM", recorded))[0].optimizer == "adamw"
+    assert learned_by("MIM", asdict(MIMSettings())) == learned_by("Other", recorded) == ""
+    assert learned_by("Dense", {"contrast": 0.0, "unknown": 5}) == "contrast=0.0"
+    for damaged in ({"contrast": "x"}, {"contrast": [1]}, {"contrast": "0 seed=3"}):
+        assert learned_by("Dense", damaged) == ""

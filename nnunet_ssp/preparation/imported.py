@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from nnunet_ssp.files.atomic import write_json
@@ -24,12 +24,18 @@ class Imported:
         configuration: Of its plans.
         trainer: By which the pretraining goes on; empty where the card names none.
         settings: Of `nnUNet_ssp_settings`, by which its weights fit; empty where they fit as they are.
+        learned_by: Of the same variable, what it learned by; empty for its method's defaults.
     """
 
     file: str
     configuration: str
     trainer: str = ""
     settings: str = ""
+    learned_by: str = ""
+
+    def further(self, number: int, fold: int | str, plans: str) -> str:
+        """Return the command that goes on with the pretraining, see `command`."""
+        return self.command(number, fold, plans, self.trainer, self.learned_by)
 
     def command(
         self, number: int, fold: int | str, plans: str, trainer: str, settings: str = ""
@@ -70,7 +76,7 @@ def record_import(folder: Path, plans: str, imported: Imported | None) -> None:
 def recorded_import(folder: Path, plans: str) -> Imported | None:
     """Return the pretraining that plans came with; None where they are of this dataset, or the record is damaged."""
     entry = _read(folder).get(plans, {})
-    rules = dict.fromkeys(("file", "configuration", "trainer", "settings"), TEXT)
+    rules = {field.name: TEXT for field in fields(Imported)}
     try:
         check(entry, rules, str(folder / RECORD), tuple(rules))
     except (TypeError, ValueError):
@@ -108,6 +114,6 @@ def next_lines(
         command = imported.command(number, fold, plans, FINETUNING, settings)
         ways.append(f"to fine-tune from {Path(imported.file).name}: {command}")
     if imported.trainer:
-        command = imported.command(number, fold, plans, imported.trainer)
+        command = imported.further(number, fold, plans)
         ways.append(f"to pretrain {Path(imported.file).name} further: {command}")
     return [f"{'Or' if place else 'Next'}, {way}" for place, way in enumerate(ways)]

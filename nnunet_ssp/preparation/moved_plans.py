@@ -21,6 +21,7 @@ from nnunet_ssp.files.nnunet import (
 from nnunet_ssp.launch import NNUNET_PLANS, planning_command
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.preparation.imported import Imported, record_import
+from nnunet_ssp.settings import learned_by
 
 if TYPE_CHECKING:  # it loads nnU-Net's readers of images, 150 MB
     from nnunet_ssp.preparation.raw_checks import Rules
@@ -94,10 +95,14 @@ def imported_from(bundle: Bundle, file: Path, settings: str) -> Imported:
         file: The zip or folder.
         settings: By which its weights fit.
     """
-    trainer = str(bundle.card["record"].get("trainer", ""))
+    record = bundle.card["record"]
+    trainer = str(record.get("trainer", ""))
     trainer = trainer if trainer.isidentifier() else ""
     place = str(file.expanduser().resolve())
-    return Imported(place, bundle.card["configuration"], trainer, settings)
+    recorded = record.get("settings")
+    known = recorded if isinstance(recorded, dict) else {}
+    learned = learned_by(str(record.get("method", "")), known)
+    return Imported(place, bundle.card["configuration"], trainer, settings, learned)
 
 
 def _find(

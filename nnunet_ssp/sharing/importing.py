@@ -294,8 +294,7 @@ def _next(
         f"Next: nnunet-ssp prepare {number} -c {configuration} -p {shlex.quote(name)}",
     ]
     if shared.trainer:
-        further = shared.command(number, fold, name, shared.trainer)
-        lines.append(f"Then, to pretrain further: {further}")
+        lines.append(f"Then, to pretrain further: {shared.further(number, fold, name)}")
     if labelled:
         lines.append(f"Or, to fine-tune: {shared.command(number, fold, name, FINETUNING)}")
     return lines

@@ -17,7 +17,7 @@ from nnunet_ssp.console import some
 from nnunet_ssp.files.contents import is_whole, shown
 from nnunet_ssp.methods import METHODS
 from nnunet_ssp.setting_values import as_word
-from nnunet_ssp.settings import Settings, override, setting_types
+from nnunet_ssp.settings import LENGTH_AND_MACHINE, Settings, override, setting_types
 
 TABLE = "measured.csv"
 WHERE = "docs/results.md"
@@ -25,20 +25,6 @@ WHERE = "docs/results.md"
 # two views of a slice, views.
 IMAGES = 50_400
 TWO_VIEWS = ("Dense", "SimCLR", "PCL", "DINO", "BYOL")
-# Settings that a row does not fix: the length of a run, its data, and how a machine computes it.
-LENGTH_AND_MACHINE = {
-    *(
-        "num_epochs",
-        "iterations_per_epoch",
-        "val_iterations_per_epoch",
-        "batch_size",
-        "warmup_epochs",
-        "seed",
-    ),
-    *("early_stopping", "early_stopping_delta", "subject_pattern", "snapshot_epochs"),
-    *("chunk_size", "data_device", "precision", "fused_norm", "memory_format"),
-    *("probe", "trust", "adapt", "min_transferred"),
-}
 
 
 def gain_in_words(

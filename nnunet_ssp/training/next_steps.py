@@ -12,6 +12,8 @@ from nnunet_ssp.cohort.splits import read_copy
 from nnunet_ssp.launch import predictions_folder
 from nnunet_ssp.recommended import finetuning_settings
 
+FINETUNING = "nnUNetTrainerFinetune"
+
 
 def finetuning_command(trainer: Any, file: Path) -> str:
     """Return the command that fine-tunes from a pretraining's file, with the settings for so many labels.
@@ -29,18 +31,35 @@ def finetuning_command(trainer: Any, file: Path) -> str:
     return str(
         trainer.command(
             *("-pretrained_weights", str(file)),
-            trainer="nnUNetTrainerFinetune",
+            trainer=FINETUNING,
             settings=finetuning_settings(n_labelled),
         )
     )
 
 
-def next_step(command: str, unlabelled: str = "") -> str:
+def finetuned_before(folder: Path) -> str:
+    """Return a sentence on the folder that the fine-tuning will have, where it holds one of other weights, perhaps.
+
+    Args:
+        folder: The pretraining's, `TRAINER__PLANS__CONFIGURATION/fold_F`.
+    """
+    own = folder.parent.name.partition("__")[2]
+    other = folder.parents[1] / f"{FINETUNING}__{own}" / folder.name
+    if not any(other.glob("checkpoint_*.pth")):
+        return ""
+    return (
+        f" {other} holds a fine-tuning; one from other weights is refused there: move it away first, or set another "
+        "nnUNet_results."
+    )
+
+
+def next_step(command: str, unlabelled: str = "", before: str = "") -> str:
     """Return the last words of a pretraining.
 
     Args:
         command: Fine-tunes from its file.
         unlabelled: Name of the dataset if it has no labels to fine-tune with.
+        before: A sentence on an earlier fine-tuning.
     """
     where = ""
     if unlabelled:
@@ -48,7 +67,7 @@ def next_step(command: str, unlabelled: str = "") -> str:
             f" {unlabelled} has no labels; with another dataset of the same spacing and architecture in place of "
             f"{int(unlabelled[7:10])}:"
         )
-    return f"Pretraining done.{where} Fine-tune with:\n{command}"
+    return f"Pretraining done.{before}{where} Fine-tune with:\n{command}"
 
 
 def after_finetuning(dataset: str, folder: Path, fold: int | str, device: str) -> str:

@@ -25,7 +25,7 @@ def shared(tmp_path: Path) -> Imported:
     file = tmp_path / "my data" / "heart.zip"
     file.parent.mkdir()
     file.touch()
-    return Imported(str(file), "2d", TRAINER, "adapt=yes")
+    return Imported(str(file), "2d", TRAINER, "adapt=yes", "mask_ratio=0.5")
 
 
 def test_each_plans_know_their_own_file(tmp_path: Path, shared: Imported):
@@ -56,12 +56,12 @@ def test_the_lines_start_from_the_weights(shared: Imported):
         f"nnUNetv2_train 908 2d 0 -p 'my plans' -tr nnUNetTrainerFinetune {end}"
     )
     assert further == (
-        "Or, to pretrain heart.zip further: nnUNet_ssp_settings=adapt=yes "
+        "Or, to pretrain heart.zip further: nnUNet_ssp_settings='mask_ratio=0.5 adapt=yes' "
         f"nnUNetv2_train 908 2d 0 -p 'my plans' -tr {TRAINER} {end}"
     )
     assert next_lines(shared, 908, "all", "a", False, "") == [
-        f"Next, to pretrain heart.zip further: nnUNet_ssp_settings=adapt=yes nnUNetv2_train 908 2d all -p a "
-        f"-tr {TRAINER} {end}"
+        "Next, to pretrain heart.zip further: nnUNet_ssp_settings='mask_ratio=0.5 adapt=yes' "
+        f"nnUNetv2_train 908 2d all -p a -tr {TRAINER} {end}"
     ]
 
 

@@ -87,9 +87,10 @@ def test_the_plans_of_a_shared_pretraining(
     said = capsys.readouterr().out
     assert "Plans heart of heart.zip, 2d: " in said
     assert "normalised by ZScoreNormalization" in said
-    adapted = "Next, to pretrain heart.zip further: nnUNet_ssp_settings=adapt=yes nnUNetv2_train "
+    # As the pretraining learned, whose card says so.
+    adapted = "Next, to pretrain heart.zip further: nnUNet_ssp_settings='mask_ratio=0.6 adapt=yes' "
     weights = f"-p heart -tr nnUNetTrainerMIMPretrain -pretrained_weights {shlex.quote(str(file))}"
-    assert f"{adapted}150 2d all {weights}" in said
+    assert f"{adapted}nnUNetv2_train 150 2d all {weights}" in said
     assert "Or, without these weights: " in said
     theirs, ours = planned(target), planned(pictures, "heart")
     assert ours["dataset_name"] == pictures.name and ours["plans_name"] == "heart"

@@ -8,7 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from nnunet_ssp.recommended import FEW_SETTINGS
-from nnunet_ssp.training.next_steps import after_finetuning, finetuning_command, next_step
+from nnunet_ssp.training.next_steps import (
+    after_finetuning,
+    finetuned_before,
+    finetuning_command,
+    next_step,
+)
 
 DATASET = "Dataset007_Heart"
 
@@ -74,6 +79,20 @@ def test_without_test_subjects_the_validation_is_evaluated(folder: Path):
 def test_a_pretraining_ends_with_the_command_of_the_fine_tuning():
     assert next_step("train") == "Pretraining done. Fine-tune with:\ntrain"
     assert "in place of 7: Fine-tune with:\ntrain" in next_step("train", unlabelled=DATASET)
+
+
+def test_a_fine_tuning_that_lies_in_the_way_is_named(folder: Path):
+    pretraining = folder.parents[1] / "nnUNetTrainerMIMPretrain__small__2d" / folder.name
+    assert finetuned_before(pretraining) == ""
+    fill(folder)
+    assert finetuned_before(pretraining) == ""  # no checkpoint yet
+    (folder / "checkpoint_latest.pth").touch()
+    said = next_step("train", before=finetuned_before(pretraining))
+    assert (
+        f"Pretraining done. {folder} holds a fine-tuning; one from other weights is refused" in said
+    )
+    assert said.endswith("nnUNet_results. Fine-tune with:\ntrain")
+    assert finetuned_before(pretraining.with_name("fold_4")) == ""
 
 
 @pytest.mark.parametrize(
