@@ -69,12 +69,7 @@ from nnunet_ssp.dataset_conversion.cine_files import (
     stem_of,
     with_shared_patients,
 )
-from nnunet_ssp.dataset_conversion.cine_masks import (
-    MASK_VALUES,
-    find_phases,
-    is_like_a_mask,
-    read_masks,
-)
+from nnunet_ssp.dataset_conversion.cine_masks import find_phases, read_masks, refuse_mask
 from nnunet_ssp.dataset_conversion.mask_names import (
     remarks_on_masks,
     require_some,
@@ -369,6 +364,7 @@ def read_images(task: CineTask, one_frame: bool = False) -> Images:
     warnings: list[str] = []
     notes = list(task.notes)
     if stem_of(task.images[0]):
+        refuse_mask(task)
         nifti = read_nifti_stack(task.images, task.place, one_frame)
         voxels, affine = nifti.voxels, nifti.place.affine
         corrections += nifti.place.corrections
@@ -381,12 +377,8 @@ def read_images(task: CineTask, one_frame: bool = False) -> Images:
         affine, _ = clean_affine(stack.affine, task.place)  # header texts are rounded
         warnings += stack.warnings
         notes += stack.notes
+        refuse_mask(task, np.moveaxis(voxels, -1, 0))
         check_cine(voxels, task.images[0] if len(task.images) == 1 else task.place)
-    if all(is_like_a_mask(frame) for frame in np.moveaxis(voxels, -1, 0)):
-        found = ", ".join(f"{value:g}" for value in np.unique(voxels)[:MASK_VALUES])
-        raise ValueError(
-            f"{task.place}: has only the values {found}, as a mask. Names of masks end in _gt, see --help."
-        )
     if voxels.shape[2] < 3 and not warnings:
         warnings.append(f"only {count_of(voxels.shape[2], 'slice')}")
     return Images(voxels, affine, nifti, stack, corrections, warnings, notes)

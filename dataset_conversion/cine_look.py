@@ -9,7 +9,7 @@ from nnunet_ssp.conversion.convert import look_at_headers
 from nnunet_ssp.conversion.stacks import look_at_nifti_stack
 from nnunet_ssp.conversion.subjects import Look, without_labels
 from nnunet_ssp.dataset_conversion.cine_files import CineTask, holds_one_slice, stem_of
-from nnunet_ssp.dataset_conversion.cine_masks import find_phases, look_at_masks
+from nnunet_ssp.dataset_conversion.cine_masks import find_phases, look_at_masks, refuse_mask
 from nnunet_ssp.dataset_conversion.mask_values import warn_of_numbering
 
 
@@ -22,6 +22,7 @@ def look(task: CineTask) -> Look:
         return seen
     if stem_of(task.images[0]):
         try:
+            refuse_mask(task)
             n_frames, place = look_at_nifti_stack(task.images)
             notes = dict.fromkeys([*seen.notes, *place.corrections, *place.notes])
             return _with_masks(task, replace(seen, n_frames=n_frames, notes=list(notes)))

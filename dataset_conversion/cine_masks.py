@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,13 @@ from nnunet_ssp.dataset_conversion.cine_files import (
     CineTask,
     stem_of,
 )
+from nnunet_ssp.dataset_conversion.mask_names import name_beside
 from nnunet_ssp.dataset_conversion.mask_values import to_classes
 from nnunet_ssp.files.grids import Array, corner_distance
 from nnunet_ssp.files.nifti import (
     as_cine,
     as_frame,
+    each_frame,
     read_header,
     read_image,
 )
@@ -41,6 +43,31 @@ def is_like_a_mask(frame: Array) -> bool:
     if values.size > MASK_VALUES or values[0] != 0 or values[-1] > 255:
         return False
     return bool((values == np.rint(values)).all())
+
+
+def refuse_mask(task: CineTask, frames: Iterable[Array] | None = None) -> None:
+    """Refuse a mask in place of images. Its frames may be empty, but for one; of images the first frame is enough.
+
+    Args:
+        task: The subject.
+        frames: Its frames; by default those of its NIfTI files, read as far as necessary.
+
+    Raises:
+        ValueError: It is a mask; says how it should be called.
+    """
+    values: set[float] = set()
+    if frames is None:
+        frames = chain.from_iterable(map(each_frame, task.images))
+    for frame in frames:
+        if not is_like_a_mask(frame):
+            return
+        values.update(np.unique(frame).tolist())
+    if len(values) < 2:  # neither an image nor a mask
+        return
+    shown = ", ".join(f"{value:g}" for value in sorted(values)[:MASK_VALUES])
+    name = name_beside(task.place) if task.place.is_file() else ""
+    what = f"Call it {name}." if name else "Names of masks end in _gt, see --help."
+    raise ValueError(f"{task.place}: has only the values {shown}: this is a mask, no image. {what}")
 
 
 def read_masks(

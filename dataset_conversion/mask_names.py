@@ -31,6 +31,8 @@ def expected_name(file: Path, subjects: Collection[str], images: Collection[str]
     >>> names = ["p1", "p12"]
     >>> [expected_name(Path(n), names) for n in ("p1_seg.nii.gz", "mask-p12_frame03.nii", "P12.nrrd", "x.nii")]
     ['p1_gt.nii.gz', 'p12_frame03_gt.nii.gz', 'p12_gt.nii.gz', '']
+    >>> expected_name(Path("p1_drawn_by_us.nii"), names)
+    'p1_gt.nii.gz'
     """
     stem = stem_of(file) or file.stem
     plain = re.sub(r"[ ._-]{2,}", "_", MASK_WORD.sub("", stem)).strip(_SEPARATORS)
@@ -40,8 +42,21 @@ def expected_name(file: Path, subjects: Collection[str], images: Collection[str]
     wanted = parts["subject"] if parts else plain
     frame = f"_frame{parts['frame']}" if parts and parts["frame"] else ""
     by_case = {name.casefold(): name for name in sorted(subjects)}
-    near = difflib.get_close_matches(wanted.casefold(), by_case, 1, cutoff=0.7)
-    return f"{by_case[near[0]]}{frame}_gt.nii.gz" if near else ""
+    called = wanted.casefold()
+    begun = [name for name in by_case if re.fullmatch(rf"{re.escape(name)}[ ._-]\D*", called)]
+    near = difflib.get_close_matches(called, by_case, 1, cutoff=0.7)
+    best = max(begun, key=len) if begun else next(iter(near), "")
+    return f"{by_case[best]}{frame}_gt.nii.gz" if best else ""
+
+
+def name_beside(mask: Path) -> str:
+    """Return how a mask that lies among images should be called, after the nearest; empty if none is, or it exists."""
+    others = [file for file in mask.parent.iterdir() if file != mask and file.name[0] != "."]
+    names = {file.name if file.is_dir() else stem_of(file) for file in others} - {""}
+    images = {name for name in names if not MASK_WORD.search(name)}
+    parts = [MASK.fullmatch(f"{name}_gt") for name in images]
+    name = expected_name(mask, {part["subject"] for part in parts if part}, images)
+    return name if name and not mask.with_name(name).exists() else ""
 
 
 def passed_over(folder: Path, tasks: Sequence[CineTask], also_masks: bool = False) -> list[Path]:

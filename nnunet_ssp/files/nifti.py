@@ -61,13 +61,38 @@ def read_stored(file: Path) -> tuple[Any, Array]:
     """Read the header of a NIfTI file, unchanged, and its voxels as stored; see `read_image` for what is refused."""
     with _readable(file), _opened(file, to_end=True) as stream:
         header = _parse_header(stream)
-        if np.isinf(
-            header["scl_slope"]
-        ):  # nibabel takes that for no slope, SimpleITK for infinite voxels
-            raise ValueError("the slope of its header is infinite")
-        dtype, shape = header.get_data_dtype(), tuple(header.get_data_shape())
+        dtype, shape = _stored_as(header)
         if dtype.kind in "iuf":
             return header, _read_voxels(stream, file, int(header["vox_offset"]), dtype, shape)
+    raise ValueError(f"{file}: voxels (={dtype}) must be integers or real numbers.")
+
+
+def each_frame(file: Path) -> Iterator[Array]:
+    """Read the frames of a NIfTI file one by one, `(X, Y, Z)`, and none that is not asked for.
+
+    Raises:
+        ValueError: As `read_image`, as far as the file is read.
+    """
+    from nibabel.volumeutils import apply_read_scaling
+
+    with _readable(file), _opened(file) as stream:
+        header = _parse_header(stream)
+        dtype, shape = _stored_as(header)
+        if dtype.kind in "iuf":
+            n_frames = math.prod(shape[3:])
+            n_bytes = math.prod(shape[:3]) * dtype.itemsize
+            _check_size(stream, file, int(header["vox_offset"]), n_bytes * n_frames, shape)
+            stream.seek(int(header["vox_offset"]))
+            for frame in range(n_frames):
+                part = stream.read(n_bytes)
+                if len(part) < n_bytes:
+                    raise EOFError(
+                        f"its header declares {n_bytes * n_frames} bytes of voxels, it holds "
+                        f"{n_bytes * frame + len(part)}"
+                    )
+                raw = np.frombuffer(part, dtype).reshape(shape[:3], order="F")
+                yield apply_read_scaling(raw, *header.get_slope_inter())
+            return
     raise ValueError(f"{file}: voxels (={dtype}) must be integers or real numbers.")
 
 
@@ -98,19 +123,36 @@ def _parse_header(stream: BinaryIO) -> Any:
     raise ValueError("it has no NIfTI header")
 
 
-def _read_voxels(
-    stream: BinaryIO, file: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
-) -> Array:
-    """Read the voxels as stored; read a compressed file to its end, where its checksum is."""
+def _stored_as(header: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return the type and the shape of the voxels in a file."""
+    if np.isinf(
+        header["scl_slope"]
+    ):  # nibabel takes that for no slope, SimpleITK for infinite voxels
+        raise ValueError("the slope of its header is infinite")
+    return header.get_data_dtype(), tuple(header.get_data_shape())
+
+
+def _check_size(
+    stream: BinaryIO, file: Path, offset: int, n_bytes: int, shape: tuple[int, ...]
+) -> None:
+    """Refuse what a file cannot hold, before memory is allocated."""
     if min(shape, default=0) < 0:
         raise ValueError(f"its header declares a shape of {shape}")
     if offset < HEADER:
         raise ValueError(f"its header says that voxels begin at byte {offset}, within itself")
+    # Deflate shrinks to 1/1032 at best.
+    packing = 1032 if isinstance(stream, gzip.GzipFile) else 1
+    if offset + n_bytes > file.stat().st_size * packing:
+        raise EOFError(f"its header declares {n_bytes} bytes of voxels, more than it can hold")
+
+
+def _read_voxels(
+    stream: BinaryIO, file: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> Array:
+    """Read the voxels as stored; read a compressed file to its end, where its checksum is."""
     n_bytes = math.prod(shape) * dtype.itemsize
     is_packed = isinstance(stream, gzip.GzipFile)
-    # Check before allocating memory; deflate shrinks to 1/1032 at best.
-    if offset + n_bytes > file.stat().st_size * (1032 if is_packed else 1):
-        raise EOFError(f"its header declares {n_bytes} bytes of voxels, more than it can hold")
+    _check_size(stream, file, offset, n_bytes, shape)
     stream.seek(offset)
     buffer = np.empty(n_bytes, np.uint8)
     place = 0

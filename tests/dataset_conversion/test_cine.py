@@ -917,11 +917,23 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: save(
             85 * np.eye(4, dtype=np.uint8)[:, :, None, None] * [1, 3], root / "B1.nii"
         ),
-        r"B1\.nii: has only the values 0, 85, 255, as a mask\. Names of masks end in _gt",
+        r"B1\.nii: has only the values 0, 85, 255: this is a mask, no image\. Names of masks end in _gt",
+    ),
+    "mask of two frames": (
+        lambda root: save(drawn(0, 7), root / "B1.nii"),
+        r"B1\.nii: has only the values 0, 1, 2, 3: this is a mask",
+    ),
+    "constant frame": (
+        lambda root: save(frames() * (np.arange(frames().shape[3]) != 1), root / "B1.nii"),
+        r"B1\.nii: frame 1 constant, there is no image",
+    ),
+    "black": (
+        lambda root: save(frames() * 0, root / "B1.nii"),
+        r"B1\.nii: all frames constant, there is no image",
     ),
     "frames of masks": (
         lambda root: [save(drawn(*range(12))[..., t], root / "B1" / f"{t}.nii.gz") for t in (0, 1)],
-        "B1: has only the values 0, 1, 2, 3, as a mask",
+        r"B1: has only the values 0, 1, 2, 3: this is a mask, no image\. Names of masks end in _gt",
     ),
     "empty folder": (lambda root: (root / "B1").mkdir(), "B1: no file in it"),
     "no DICOM": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,25 @@ def test_masks_that_the_conversion_refuses_are_refused(
     write_nifti(tmp_path / "a.nii.gz", np.arange(1200, dtype=np.int16).reshape(*SHAPE, 10), AFFINE)
     write_nifti(tmp_path / f"{name}.nii.gz", mask, AFFINE)
     assert words in seen(tmp_path).refused
+
+
+@pytest.mark.parametrize("frames", [(0, 3), (9,), range(10)])
+def test_a_mask_beside_the_images_is_refused_with_its_name(tmp_path: Path, frames: Sequence[int]):
+    for name in ("p3", "p4", "p14_sa"):
+        image = np.arange(1200, dtype=np.int16).reshape(*SHAPE, 10)
+        write_nifti(tmp_path / f"{name}.nii.gz", image, AFFINE)
+    write_nifti(tmp_path / "p4_mask.nii.gz", drawn(*frames), AFFINE)
+    write_nifti(tmp_path / "p14_sa_ours.nii.gz", drawn(*frames), AFFINE)
+    tasks, _ = make_tasks(find_cines(tmp_path, tmp_path, False, 1, False), tmp_path, {})
+    refused = {task.subject: look(task).refused for task in tasks}
+    assert [name for name, reason in refused.items() if not reason] == ["p14", "p3", "p4"]
+    assert refused["p4_mask"].endswith(
+        "p4_mask.nii.gz: has only the values 0, 1: this is a mask, no image. Call it p4_gt.nii.gz."
+    )
+    assert "Call it p14_gt.nii.gz." in refused["p14_sa_ours"]
+    (tmp_path / "p4_gt.nii.gz").touch()
+    (task,) = (task for task in tasks if task.subject == "p4_mask")
+    assert "Names of masks end in _gt" in look(task).refused
 
 
 def test_masks_of_dicom_are_read_too(tmp_path: Path):

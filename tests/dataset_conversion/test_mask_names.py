@@ -8,6 +8,7 @@ from nnunet_ssp.dataset_conversion.cine_files import CineTask
 from nnunet_ssp.dataset_conversion.mask_names import (
     expected_name,
     listed,
+    name_beside,
     passed_over,
     remarks_on_masks,
     require_some,
@@ -31,11 +32,24 @@ def subject(folder: Path, name: str, *masks: str) -> CineTask:
         ("P1 Label.nii", "p1_gt.nii.gz"),
         ("p1_frame07-mask.nii.gz", "p1_frame07_gt.nii.gz"),
         ("seg_p1.nrrd", "p1_gt.nii.gz"),
+        ("p1_by_hand.nii.gz", "p1_gt.nii.gz"),
         ("notes.txt", ""),
     ],
 )
 def test_the_nearest_name_of_a_mask(file: str, expected: str):
     assert expected_name(Path(file), ["p1", "q22"], ["p1_sa"]) == expected
+
+
+def test_a_mask_among_images_is_called_after_one_of_these(tmp_path: Path):
+    for name in ("q1_seg.nii.gz", "q1_sa.nii.gz", "q1_segmented.nii.gz", "table.csv", ".x.nii"):
+        (tmp_path / name).touch()
+    (tmp_path / "q2").mkdir()
+    assert name_beside(tmp_path / "q1_seg.nii.gz") == "q1_gt.nii.gz"
+    assert name_beside(tmp_path / "q1_sa_seg.nii.gz") == "q1_sa_gt.nii.gz"
+    assert name_beside(tmp_path / "q2 label.nii") == "q2_gt.nii.gz"
+    assert name_beside(tmp_path / "table_seg.nii") == ""
+    (tmp_path / "q1_gt.nii.gz").touch()
+    assert name_beside(tmp_path / "q1_seg.nii.gz") == ""
 
 
 def test_files_that_are_used_for_nothing(tmp_path: Path):

@@ -15,6 +15,7 @@ from nnunet_ssp.files.nifti import (
     as_cine,
     as_frame,
     check_cine,
+    each_frame,
     has_packed_copy,
     integer_labels,
     read_header,
@@ -284,3 +285,10 @@ def test_intensities_that_no_image_has(tmp_path, value, said):
     voxels[0] = value
     with pytest.raises(ValueError, match=rf"a\.nii: the largest value \(={said}\) must be within"):
         check_cine(voxels, tmp_path / "a.nii")
+
+
+def test_frames_are_read_one_by_one(tmp_path: Path):
+    voxels = np.random.default_rng(0).integers(0, 900, (6, 5, 4, 3)).astype(np.int16)
+    write_nifti(tmp_path / "a.nii.gz", voxels, np.eye(4))
+    frames = list(each_frame(tmp_path / "a.nii.gz"))
+    assert np.array_equal(np.stack(frames, axis=-1), voxels)
