@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.files import Pair, read_pair
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 NONE = 0.01  # Dice that is as good as none
 NEARLY_ALL = 0.9  # of the frames whose reference has the structure
 LOOKED_AT = 10  # frames of a model in which labels are compared
-INSTEAD = 0.5  # share of the reference's voxels that another label must have
+INSTEAD = 0.5  # share of the reference's voxels that another label must have to be named
+SWAPPED = 0.5  # Dice above which another label's prediction fits the structure
 
 
 def overlooked(frames: pd.DataFrame, pairs: Sequence[Pair], labels: Labels) -> list[str]:
@@ -37,43 +39,65 @@ def overlooked(frames: pd.DataFrame, pairs: Sequence[Pair], labels: Labels) -> l
             continue
         cases = {*zip(missed["case"], missed["seed"], strict=True)}
         mine = [p for p in pairs if p.model == model and (p.case, p.seed) in cases][:LOOKED_AT]
+        none = "almost 0" if missed["dice"].max() > 0 else "0"
         found.append(
-            f"WARNING: {model}: {labels.shown(str(name))} has a Dice of 0 in {len(missed)} of "
+            f"WARNING: {model}: {labels.shown(str(name))} has a Dice of {none} in {len(missed)} of "
             f"{count_of(len(own), 'frame')} whose reference has it. {_cause(str(name), mine, labels)}"
         )
     return found
 
 
-def shares(name: str, pairs: Sequence[Pair], labels: Labels) -> dict[int, float]:
-    """Return which predicted values lie on the voxels of a class of the reference, as shares of these.
+def joint(pairs: Sequence[Pair], labels: Labels) -> npt.NDArray[np.int64]:
+    """Count the voxels of label maps with each pair of values.
 
     Args:
-        name: The class.
         pairs: Label maps to look at.
-        labels: Their labels.
+        labels: Their labels; voxels to be ignored do not count.
+
+    Returns:
+        Counts of shape (predicted value, reference value), both as `sorted(labels.values)`.
     """
     values = sorted(labels.values)
-    inside = np.isin(values, labels.classes[name])
-    counts = np.zeros(len(values))
+    counts = np.zeros((len(values), len(values)), np.int64)
     for pair in pairs:
         prediction, reference, _ = read_pair(pair)
-        joint = joint_counts(prediction, reference, values).sum(0)
-        counts += joint[:, inside].sum(1)
-    total = max(counts.sum(), 1)
-    return {value: float(count / total) for value, count in zip(values, counts, strict=True)}
+        counts += joint_counts(prediction, reference, values).sum(0)
+    if labels.ignore is not None:
+        counts[:, values.index(labels.ignore)] = 0
+    return counts
 
 
 def _cause(name: str, pairs: Sequence[Pair], labels: Labels) -> str:
-    lying = shares(name, pairs, labels)
-    others = {value: share for value, share in lying.items() if value not in labels.classes[name]}
-    most = max(others, key=others.__getitem__, default=0)
-    if most == 0 or others[most] < INSTEAD:
-        background = f"; {lying.get(0, 0):.0%} of its voxels are predicted as background"
-        return f"Most likely the model did not learn it{background}. Else its labels are numbered otherwise."
-    names = [labels.shown(other) for other, own in labels.classes.items() if most in own]
-    called = f"label {most}{f' ({names[0]})' if names else ''}"
-    value = ", ".join(map(str, labels.classes[name]))
+    values = sorted(labels.values)
+    counts = joint(pairs, labels)
+    own = np.isin(values, labels.classes[name])
+    on_it = counts[:, own].sum(1)  # predicted values on the voxels of the structure
+    size, predicted = max(int(on_it.sum()), 1), counts.sum(1)
+    others = [n for n, value in enumerate(values) if value and not own[n]]
+    fits = {n: 2 * on_it[n] / (predicted[n] + size) for n in others}
+    best = max(others, key=fits.__getitem__, default=0)
+    # A blob over both structures fits its own one, too.
+    as_named = 2 * counts[best, best] / max(predicted[best] + counts[:, best].sum(), 1)
+    if best and fits[best] > SWAPPED and fits[best] > 2 * as_named:
+        value = ", ".join(map(str, labels.classes[name]))
+        return (
+            f"{on_it[best] / size:.0%} of its voxels are predicted as {_called(values[best], labels)}, which fits it "
+            f"with a Dice of {fits[best]:.2f}: most likely the labels of predictions and references are swapped or "
+            f"numbered otherwise (here it is label {value}). Else the model did not learn it."
+        )
+    most = max(others, key=on_it.__getitem__, default=0)
+    if most and on_it[most] >= INSTEAD * size:
+        return (
+            f"Most likely the model did not learn it: {on_it[most] / size:.0%} of its voxels lie in "
+            f"{_called(values[most], labels)}, which is predicted {predicted[most] / size:.1f} times as large as the "
+            "structure."
+        )
     return (
-        f"{others[most]:.0%} of its voxels are predicted as {called}: most likely the labels of predictions and "
-        f"references are swapped or numbered otherwise (here it is label {value}). Else the model did not learn it."
+        f"Most likely the model did not learn it; {on_it[0] / size:.0%} of its voxels are predicted as background. "
+        "Else its labels are numbered otherwise."
     )
+
+
+def _called(value: int, labels: Labels) -> str:
+    names = [labels.shown(other) for other, own in labels.classes.items() if value in own]
+    return f"label {value}{f' ({names[0]})' if names else ''}"

@@ -102,7 +102,8 @@ class Progress:
         self._warned: set[str] = set()
 
     def start(self) -> None:
-        """Draw and probe the untrained network."""
+        """Draw and probe the untrained network; pictures of an earlier run in this folder go."""
+        self._remove_pictures()
         self._draw_pictures(0)
         self.untrained = self._probe_dice()
 
@@ -213,6 +214,11 @@ class Progress:
         ]
 
     @torch.no_grad()
+    def _remove_pictures(self) -> None:
+        if self.folder is not None:
+            for file in self.folder.glob(re.sub(r"\{.*?\}", "*", self.method.pictures.file)):
+                file.unlink()
+
     def _draw_pictures(self, epochs: int) -> None:
         if self.folder is None:
             return

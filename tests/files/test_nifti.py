@@ -136,7 +136,7 @@ def test_a_flipped_bit_is_refused_or_harmless(whole: Path, place: float, bit: in
     except ValueError as error:
         assert "b.nii.gz: not a complete NIfTI file (" in str(error)
     else:
-        assert position < 10  # gzip's header holds a time and the like
+        # In gzip's header, or in the code of a byte that the file has not.
         assert np.array_equal(voxels, right)
 
 

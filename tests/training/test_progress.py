@@ -80,6 +80,19 @@ def finish(one: SimpleNamespace, epoch: int, last: bool = False, **curves: float
     one.made.end_epoch(epoch, last)
 
 
+def test_pictures_of_an_earlier_run_go_where_one_begins_anew(make, tmp_path: Path):
+    one = make()
+    folder = tmp_path / Path(one.method.pictures.file).parent
+    folder.mkdir()
+    for name in ("epoch_000.png", "epoch_104.png", "mine.png"):
+        (folder / name).touch()
+    finish(one, 0)
+    assert len([*folder.iterdir()]) == 3
+    one.made.start()
+    assert [file.name for file in folder.iterdir()] == ["mine.png"]
+    assert one.drawn == [folder / "epoch_000.png"]  # by a stand-in
+
+
 def test_an_epoch_in_the_log(make):
     one = make()
     finish(one, 0)
