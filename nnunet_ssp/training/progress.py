@@ -213,12 +213,12 @@ class Progress:
             Panel("images per second", {"images_per_second": "training"}),
         ]
 
-    @torch.no_grad()
     def _remove_pictures(self) -> None:
         if self.folder is not None:
             for file in self.folder.glob(re.sub(r"\{.*?\}", "*", self.method.pictures.file)):
                 file.unlink()
 
+    @torch.no_grad()
     def _draw_pictures(self, epochs: int) -> None:
         if self.folder is None:
             return
