@@ -30,24 +30,7 @@ def add_arguments(
         metavar: Name of the input folder, or of several.
         nargs: Number of input folders, if there are several.
     """
-    parser.add_argument(
-        "-i",
-        dest="input_folder",
-        metavar=metavar,
-        nargs=nargs,
-        type=path,
-        required=True,
-        help=folder,
-    )
-    parser.add_argument(
-        "-d",
-        dest="dataset_id",
-        metavar="ID",
-        action=IdOrName,
-        required=True,
-        help="new dataset's id, or its id and name: Dataset114_MNMs",
-    )
-    parser.add_argument("--name", default=name, help="new dataset's name [%(default)s]")
+    add_place(parser, folder, name, "Dataset114_MNMs", metavar, nargs)
     parser.add_argument(
         "--test",
         metavar="FILE",
@@ -72,17 +55,55 @@ def add_arguments(
         "--dry-run", action="store_true", help="show what would be converted, write nothing"
     )
     parser.add_argument(
+        "--keep-ids",
+        action="store_true",
+        help="keep the names of own cine; by default they become random ones, with the key in nnUNet_raw/.ssp-keys",
+    )
+    add_running(parser)
+
+
+def add_place(
+    parser: argparse.ArgumentParser,
+    folder: str,
+    name: str,
+    example: str,
+    metavar: str | tuple[str, ...] = "FOLDER",
+    nargs: int | None = None,
+) -> None:
+    """Add what is read and which dataset is made; `example` is a full name, for the rest see `add_arguments`."""
+    parser.add_argument(
+        "-i",
+        dest="input_folder",
+        metavar=metavar,
+        nargs=nargs,
+        type=path,
+        required=True,
+        help=folder,
+    )
+    parser.add_argument(
+        "-d",
+        dest="dataset_id",
+        metavar="ID",
+        action=IdOrName,
+        required=True,
+        help=f"new dataset's id, or its id and name: {example}",
+    )
+    parser.add_argument("--name", default=name, help="new dataset's name [%(default)s]")
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add what to do with an earlier conversion, and the number of processes."""
+    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="convert again under this id; deletes the earlier converted dataset, never your files",
     )
     parser.add_argument(
-        "--keep-ids",
-        action="store_true",
-        help="keep the names of own cine; by default they become random ones, with the key in nnUNet_raw/.ssp-keys",
-    )
-    parser.add_argument(
-        "-np", dest="workers", metavar="N", type=whole, help="processes [one a core, at most 8]"
+        "-np",
+        dest="workers",
+        metavar="N",
+        type=whole,
+        help="N processes (default: as many as pay)",
     )
 
 

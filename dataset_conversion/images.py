@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssp import __version__
-from nnunet_ssp.console import IdOrName, count_of, path, whole
+from nnunet_ssp.console import count_of
 from nnunet_ssp.conversion.convert import failures_in_words
 from nnunet_ssp.conversion.natural import ImageOutcome, case_of, find_images, write_images
 from nnunet_ssp.conversion.record import NewDataset, check_folder, without_folder
+from nnunet_ssp.dataset_conversion.command import add_place, add_running
 from nnunet_ssp.files.atomic import TEMPORARY, write_json
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.nnunet import check_dataset_id, nnunet_folder
@@ -33,31 +34,8 @@ SHOWN = 20  # refused images
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `convert`, under the same names."""
-    parser.add_argument(
-        "-i",
-        dest="input_folder",
-        metavar="FOLDER",
-        type=path,
-        required=True,
-        help="the images, in whatever folders below it",
-    )
-    parser.add_argument(
-        "-d",
-        dest="dataset_id",
-        metavar="ID",
-        action=IdOrName,
-        required=True,
-        help="new dataset's id, or its id and name: Dataset150_Images",
-    )
-    parser.add_argument("--name", default="Images", help="new dataset's name [%(default)s]")
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="convert again under this id; deletes the earlier converted dataset, never your files",
-    )
-    parser.add_argument(
-        "-np", dest="workers", metavar="N", type=whole, help="processes [one a core, at most 8]"
-    )
+    add_place(parser, "the images, in whatever folders below it", "Images", "Dataset150_Images")
+    add_running(parser)
 
 
 def convert(

@@ -22,7 +22,7 @@ from nnunet_ssp import guard
 from nnunet_ssp.files.nnunet import names_of_plans
 from nnunet_ssp.nnunet import NNUNET_FOLDERS
 from nnunet_ssp.parallel import small_machine_environment
-from nnunet_ssp.settings import ENVIRONMENT_VARIABLE
+from nnunet_ssp.settings import ENVIRONMENT_VARIABLE, typed_before
 from nnunet_ssp.warm import VARIABLE, WarmCommand, start_warm
 
 NNUNET_PLANS = "nnUNetPlans"  # the name where none is given
@@ -192,7 +192,7 @@ def training_command(
         plans = NNUNET_PLANS if NNUNET_PLANS in ready or not ready else ready[0]
     flag = "" if plans == NNUNET_PLANS else f" -p {shlex.quote(plans)}"
     before = "" if there else f"nnunet-ssp prepare {number} && "
-    given = f"{ENVIRONMENT_VARIABLE}={shlex.quote(settings)} " if settings else ""
+    given = typed_before(settings)
     return f"{before}{given}nnUNetv2_train {number} 2d {fold}{flag} -tr {trainer}{device_flag()}"
 
 

@@ -8,6 +8,7 @@ that no trainer knows and a value of the wrong kind are refused.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
@@ -327,6 +328,15 @@ LENGTH_AND_MACHINE = {
 }
 
 S = TypeVar("S", bound=Settings)
+
+
+def typed_before(settings: str) -> str:
+    """Return what stands before a command in a POSIX shell, so that it has these settings; nothing for none.
+
+    >>> typed_before("recipe=few num_epochs=25")
+    "nnUNet_ssp_settings='recipe=few num_epochs=25' "
+    """
+    return f"{ENVIRONMENT_VARIABLE}={shlex.quote(settings)} " if settings else ""
 
 
 def from_environment(defaults: S) -> tuple[S, list[str]]:

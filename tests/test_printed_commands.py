@@ -198,7 +198,6 @@ EXPECTED = {
         "predict() begins with nnUNetv2_predict": ITSELF,
     },
     "nnunet_ssp/demo/report.py": {
-        "nnUNet_ssp_settings={}": ITSELF,
         "versions() begins with nnunet-ssp": NAME,
     },
     "nnunet_ssp/demo/resuming.py": {"continued() begins with nnUNetv2_train": ITSELF},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_ssp.cohort.cases import Case
 from nnunet_ssp.console import count_of
+from nnunet_ssp.settings import typed_before
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,8 +50,7 @@ class Step:
     @property
     def line(self) -> str:
         """The command as typed in a shell."""
-        prefix = f"nnUNet_ssp_settings={shlex.quote(self.settings)} " if self.settings else ""
-        return prefix + shlex.join(self.command)
+        return typed_before(self.settings) + shlex.join(self.command)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import TEXT, check, read_json
 from nnunet_ssp.launch import device_flag
-from nnunet_ssp.settings import ENVIRONMENT_VARIABLE
+from nnunet_ssp.settings import typed_before
 
 RECORD = "imported.json"  # in the dataset's folder in nnUNet_preprocessed
 FINETUNING = "nnUNetTrainerFinetune"
@@ -50,10 +50,9 @@ class Imported:
             settings: Of `nnUNet_ssp_settings`, beside those by which the weights fit.
         """
         words = " ".join(filter(None, (settings, self.settings)))
-        given = f"{ENVIRONMENT_VARIABLE}={shlex.quote(words)} " if words else ""
         return (
-            f"{given}nnUNetv2_train {number} {self.configuration} {fold} -p {shlex.quote(plans)} -tr {trainer} "
-            f"-pretrained_weights {shlex.quote(self.file)}{device_flag()}"
+            f"{typed_before(words)}nnUNetv2_train {number} {self.configuration} {fold} -p {shlex.quote(plans)} "
+            f"-tr {trainer} -pretrained_weights {shlex.quote(self.file)}{device_flag()}"
         )
 
 

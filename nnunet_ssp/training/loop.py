@@ -30,7 +30,7 @@ from nnunet_ssp.distributed import (
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.schedules import EarlyStopping
 from nnunet_ssp.setting_values import as_word
-from nnunet_ssp.settings import ENVIRONMENT_VARIABLE, TrainingSettings
+from nnunet_ssp.settings import TrainingSettings, typed_before
 from nnunet_ssp.signals import ENDS
 from nnunet_ssp.training.alive import AliveTrainer
 from nnunet_ssp.training.finite import Skipped, StepGuard, first_not_finite
@@ -302,8 +302,7 @@ class LoopTrainer(AliveTrainer):
         words += ["-tr", trainer or type(self).__name__]
         words += ["-device", self.device.type] if self.device.type != "cuda" else []
         words += ["-num_gpus", str(ranks)] if ranks > 1 and not ours else []
-        given = f"{ENVIRONMENT_VARIABLE}={shlex.quote(settings)} " if settings else ""
-        return given + shlex.join([*words, *more])
+        return typed_before(settings) + shlex.join([*words, *more])
 
     def kept_settings(self) -> str:
         """Return the settings of this run that `--c` must be told again, as they are typed."""

@@ -49,13 +49,9 @@ def save(voxels: np.ndarray, file: Path, affine: np.ndarray = AFFINE) -> Path:
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    monkeypatch.setenv("nnUNet_def_n_proc", "1")
-    (tmp_path / "own").mkdir()
-    return tmp_path / "own"
+def root(raw: Path) -> Path:
+    (raw.parent / "own").mkdir()
+    return raw.parent / "own"
 
 
 def log(target: Path) -> dict[str, dict[str, object]]:

@@ -17,12 +17,8 @@ FRAMES = 3
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    monkeypatch.setenv("nnUNet_def_n_proc", "1")
-    return tmp_path / "own"
+def root(raw: Path) -> Path:
+    return raw.parent / "own"
 
 
 def subject(root: Path, name: str, values: tuple[int, ...] | None, labelled: int = 2) -> None:
