@@ -276,7 +276,7 @@ def store_masks(
             save_mask_like(file, mask, images[0], way["mask_dtype"])
 
 
-@settings(many, max_examples=240)
+@settings(many, max_examples=120)
 @given(way=nifti_cines())
 def test_any_nifti(way: dict):
     with tempfile.TemporaryDirectory() as folder:
@@ -411,7 +411,7 @@ def store_dicom(root: Path, kind: Dicom, seed: int, mask: str, mask_4d: bool) ->
     return reference
 
 
-@settings(many, max_examples=80)
+@settings(many, max_examples=40)
 @given(
     kind=dicom_kinds(),
     seed=st.integers(0, 2**32 - 1),

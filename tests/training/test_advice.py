@@ -52,8 +52,16 @@ def test_other_errors_are_left_alone(prepared: Path):
     ("words", "last"),
     [
         ("7 2d 0 -tr nnUNetTrainerMIMPretrain", "choose with -p: small"),
-        ("9 2d 0 -tr nnUNetTrainerMIMPretrain", "prepared are: Dataset007_Heart."),
-        ("7 2d 0 -tr nnUNetTrainerMIMPretrian", "Perhaps nnUNetTrainerMIMPretrain"),
+        pytest.param(
+            "9 2d 0 -tr nnUNetTrainerMIMPretrain",
+            "prepared are: Dataset007_Heart.",
+            marks=pytest.mark.heavy,
+        ),
+        pytest.param(
+            "7 2d 0 -tr nnUNetTrainerMIMPretrian",
+            "Perhaps nnUNetTrainerMIMPretrain",
+            marks=pytest.mark.heavy,
+        ),
     ],
 )
 def test_the_last_line_of_nnunets_command_is_ours(prepared: Path, words: str, last: str):
