@@ -1,7 +1,7 @@
-"""From public and hospital cine data sets, and from natural images, to nnU-Net's raw format.
+"""From public and hospital cine datasets, and from natural images, to nnU-Net's raw format.
 
 A converter is a module of this package. For its command it has `add_arguments(parser)` and `convert`, whose arguments
-have the same names. To be one of several sources of a data set (`combined`) it also has:
+have the same names. To be one of several sources of a dataset (`combined`) it also has:
 
     SOURCE                                     its name in `cases.csv`, short and without `-`
     LABELS                                     nnU-Net's label names

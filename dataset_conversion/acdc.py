@@ -3,7 +3,7 @@
     nnunet-ssp convert acdc -i FOLDER -d 118
     nnunet-ssp convert acdc -i FOLDER -d 160 --few           for the study acdc-few
 
-FOLDER is the unpacked data set, or the folder that holds it as `database`:
+FOLDER is the unpacked dataset, or the folder that holds it as `database`:
 
     FOLDER/training/patient001/Info.cfg                        ED, ES, Group, NbFrame, ...
     FOLDER/training/patient001/patient001_4d.nii.gz            4D

@@ -36,7 +36,9 @@ there also in <subject>/:
 
 Of the labelled frames the one with the largest left ventricle is end-diastole (ED), the smallest end-systole
 (ES). Mask values are 1 = LV, 2 = MYO, 3 = RV. --label-values 3 2 1 is for masks in which 3 = LV, 2 = MYO, 1 = RV, and
---label-values 85 170 255 for values of that kind; the dataset has 1, 2, 3. --label-names is for other classes.
+--label-values 85 170 255 for values of that kind; the dataset has 1, 2, 3. Where only some subjects' masks are numbered
+so, --label-values-for names these subjects. A warning names those in which MYO does not enclose LV. --label-names is
+for other classes.
 Columns and rows of DICOM stay as they are, its slices follow the cross product of row and column direction; masks with
 flipped or permuted axes are turned.
 """
@@ -76,6 +78,7 @@ from nnunet_ssp.dataset_conversion.mask_names import (
     unlabelled_lines,
 )
 from nnunet_ssp.dataset_conversion.mask_values import (
+    check_subjects,
     check_values,
     in_words,
     rule_of_values,
@@ -127,6 +130,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "... [1 2 3]",
     )
     parser.add_argument(
+        "--label-values-for",
+        metavar="SUBJECT",
+        nargs="+",
+        default=[],
+        help="the subjects whose masks have the values of --label-values; all others have 1, 2, ... [all]",
+    )
+    parser.add_argument(
         "--by-patient-id",
         action="store_true",
         help="tell DICOM subjects apart by PatientID, wherever their files lie",
@@ -149,6 +159,7 @@ def convert(
     labels: str | Path | None = None,
     label_names: Sequence[str] = LABEL_NAMES,
     label_values: Sequence[int] = (),
+    label_values_for: Sequence[str] = (),
     by_patient_id: bool = False,
     series: Sequence[str] = (),
     **common: Unpack[Common],
@@ -162,6 +173,7 @@ def convert(
         labels: Folder of the masks, if they are not beside the images.
         label_names: Names of the mask values 1, 2, ...; one called LVBP or LV gives the phases.
         label_values: The values that the masks have for `label_names`, in this order; by default 1, 2, ...
+        label_values_for: The subjects whose masks have `label_values`; by default all.
         by_patient_id: Tell DICOM subjects apart by PatientID, wherever their files lie.
         series: The DICOM series to take where a subject has them, by number, UID or part of a folder's name.
         common: `test` lists names; by default there are none.
@@ -172,6 +184,7 @@ def convert(
         labels=labels,
         label_names=label_names,
         label_values=label_values,
+        label_values_for=label_values_for,
         by_patient_id=by_patient_id,
         series=series,
         workers=common.get("workers"),
@@ -190,9 +203,10 @@ def convert(
             "by_patient_id": by_patient_id,
             **({"series": list(series)} if series else {}),
             **({"label_values": list(label_values)} if label_values else {}),
+            **({"label_values_for": sorted(label_values_for)} if label_values_for else {}),
         },
         remarks=Remarks(
-            general=[rule_of_values(label_names, label_values)] * masked,
+            general=[rule_of_values(label_names, label_values, len({*label_values_for}))] * masked,
             local=[] if labels is None else remarks_on_masks(Path(labels), source.tasks),
             unlabelled=unlabelled_lines(labels, source.tasks, common.get("dry_run", False)),
         ),
@@ -212,6 +226,7 @@ def list_tasks(
     workers: int | None = None,
     dataset_id: int | None = None,
     label_values: Sequence[int] = (),
+    label_values_for: Sequence[str] = (),
 ) -> tuple[list[CineTask], dict[str, str]]:
     """Find the subjects, all of them for training.
 
@@ -224,13 +239,15 @@ def list_tasks(
         workers: Number of processes for reading DICOM headers.
         dataset_id: For messages.
         label_values: The values that the masks have for `label_names`; by default 1, 2, ...
+        label_values_for: The subjects whose masks have these; by default all.
 
     Returns:
         The subjects, and those that cannot be used with the reason.
 
     Raises:
         FileNotFoundError: A folder does not exist, or there is nothing in it, or no mask in `labels`.
-        ValueError: The names or values of the labels are empty or not unique, or no subject has a series of `series`.
+        ValueError: The names or values of the labels are empty or not unique, or no subject has a series of `series`
+            or a name of `label_values_for`.
     """
     if not label_names or len({*label_names, "background"}) <= len(label_names):
         raise ValueError(
@@ -250,6 +267,10 @@ def list_tasks(
     if series:
         found = keep_series(found, series, number_of_workers(workers))
     tasks, refused = make_tasks(found, root, find_masks(masks_in), label_names, label_values)
+    check_subjects(label_values_for, {*refused, *(task.subject for task in tasks)}, label_values)
+    if label_values_for:
+        others = {task.subject for task in tasks} - {*label_values_for}
+        tasks = [replace(t, label_values=()) if t.subject in others else t for t in tasks]
     if labels is not None:
         require_some(masks_in, tasks)
     return tasks, refused

@@ -85,7 +85,7 @@ class CineTask(Task):
 def refuse_public(
     root: Path, names_own_labels: bool = False, dataset_id: int | None = None
 ) -> None:
-    """Refuse a public data set, whose labels, phases and test subjects only its own converter knows.
+    """Refuse a public dataset, whose labels, phases and test subjects only its own converter knows.
 
     Args:
         root: Folder to convert.
@@ -93,7 +93,7 @@ def refuse_public(
         dataset_id: Number of the dataset that it was to become, if known.
 
     Raises:
-        ValueError: The folder, or one in it, is laid out like a public data set.
+        ValueError: The folder, or one in it, is laid out like a public dataset.
     """
     for converter, name, pattern in _PUBLIC:
         by_name = pattern.endswith(_ACDC_MASK)

@@ -36,13 +36,17 @@ from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.tables import read_names
 from nnunet_ssp.nnunet import check_dataset_id
 
-NAMING = ("test", "series")  # options that name subjects; under pseudonyms the key has the names
+NAMING = (
+    "test",
+    "series",
+    "label_values_for",
+)  # options that name subjects; under pseudonyms the key has the names
 NAMES_STAY = "This conversion began with the subjects' names and keeps them. --overwrite begins again, with pseudonyms."
 
 
 @dataclass(frozen=True)
 class Source:
-    """The subjects of one data set, listed and not yet read."""
+    """The subjects of one dataset, listed and not yet read."""
 
     # One of `CONVERTERS`
     converter: str
@@ -66,7 +70,7 @@ class CombinedTask(Task):
 
 
 def open_source(converter: str, folder: str | Path, **options: object) -> Source:
-    """List the subjects of a data set.
+    """List the subjects of a dataset.
 
     Args:
         converter: One of `CONVERTERS`.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from nnunet_ssp.console import count_of, nearest
 from nnunet_ssp.dataset_conversion.cine_files import CineTask
 from nnunet_ssp.evaluation.labels import structure_of
 from nnunet_ssp.files.grids import Array
@@ -17,6 +18,7 @@ HIGHEST = 65535  # value of a mask
 TOUCHING = 0.6
 ENCLOSED = 0.8
 LOOK = "Look at them. --label-values names the values of each structure."
+SOME = "--label-values-for and the names of these subjects"
 FEWEST = 50  # pairs of voxels on the border; fewer tell nothing
 
 
@@ -51,10 +53,39 @@ def in_words(label_names: Sequence[str], values: Sequence[int] = ()) -> str:
     return ", ".join(f"{value} = {name}" for value, name in named)
 
 
-def rule_of_values(label_names: Sequence[str], values: Sequence[int] = ()) -> str:
-    """Return the rule for the values of masks, with the ways out."""
+def check_subjects(chosen: Sequence[str], known: Collection[str], values: Sequence[int]) -> None:
+    """Check `--label-values-for`.
+
+    Raises:
+        ValueError: `--label-values` is missing, or no subject has one of the names.
+    """
+    if chosen and not values:
+        raise ValueError(
+            "`--label-values-for` needs `--label-values`: the values of the masks of these subjects."
+        )
+    for name in chosen:
+        if name not in known:
+            raise ValueError(
+                f"`--label-values-for` (={name}) must name subjects.{nearest(name, known)}"
+            )
+
+
+def rule_of_values(
+    label_names: Sequence[str], values: Sequence[int] = (), n_subjects: int = 0
+) -> str:
+    """Return the rule for the values of masks, with the ways out.
+
+    Args:
+        label_names: Names of the classes.
+        values: Of `--label-values`.
+        n_subjects: Number of subjects that they are for; 0 if it is all.
+    """
     ways = "Masks that are numbered otherwise: --label-values, see --help."
-    return f"Values of the masks: {in_words(label_names, values)}. {ways}"
+    rule = in_words(label_names, values)
+    if n_subjects:
+        subjects = count_of(n_subjects, "subject")
+        rule = f"{in_words(label_names)}; {rule} in the {subjects} of --label-values-for"
+    return f"Values of the masks: {rule}. {ways}"
 
 
 def to_classes(mask: Array, file: Path, task: CineTask) -> Array:
@@ -106,6 +137,9 @@ def warn_of_numbering(masks: Iterable[Array], task: CineTask) -> list[str]:
     if names.count("LV") != 1 or names.count("MYO") != 1:
         return []
     lv, myo = names.index("LV") + 1, names.index("MYO") + 1
+    masks = list(masks)
+    if no_lv := _without_lv(masks, lv, names, task):
+        return [no_lv]
     pairs = np.zeros((len(names) + 1,) * 2, int)
     for mask in masks:
         both = (mask == lv).any((0, 1)) & (mask == myo).any((0, 1))
@@ -120,6 +154,19 @@ def warn_of_numbering(masks: Iterable[Array], task: CineTask) -> list[str]:
         "the masks numbered otherwise?"
     )
     return [f"{said} {_right_numbering(parts, borders, names, values)}"]
+
+
+def _without_lv(masks: Sequence[Array], lv: int, names: Sequence[str], task: CineTask) -> str:
+    """Warn of a subject whose masks have other labels and no LV; empty for any other subject."""
+    there = sorted({int(value) for mask in masks for value in np.unique(mask)} - {0})
+    if not there or lv in there:
+        return ""
+    values = task.label_values or range(1, len(names) + 1)
+    found = ", ".join(f"{values[n - 1]} = {names[n - 1]}" for n in there)
+    return (
+        f"no label {values[lv - 1]}, which is taken for LV, only {found}: are the masks numbered otherwise? {LOOK} In "
+        f"some subjects alone: also {SOME}."
+    )
 
 
 def _neighbours(mask: Array, n_labels: int) -> Array:
@@ -150,7 +197,10 @@ def _right_numbering(
         return f"Label {values[inside - 1]} lies in label {values[around - 1]} as LV in MYO. {LOOK}"
     found = {"LV": inside, "MYO": around, "RV": (*rest, 0)[0]}
     right = [values[found.get(name, n) - 1] for n, name in enumerate(names, 1)]
+    lies = f"Label {values[inside - 1]} lies in label {values[around - 1]} as LV in MYO: if that is so in your masks,"
+    if right == sorted(right) == list(range(1, len(names) + 1)):
+        return f"{lies} these subjects need no --label-values: name the others with --label-values-for."
     return (
-        f"Label {values[inside - 1]} lies in label {values[around - 1]} as LV in MYO: if that is so in your masks, "
-        f"convert with --label-values {' '.join(map(str, right))}, for {in_words(names, right)}."
+        f"{lies} convert with --label-values {' '.join(map(str, right))}, for {in_words(names, right)}. Where other "
+        f"subjects' masks are right: also {SOME}."
     )

@@ -2,7 +2,7 @@
 
     nnunet-ssp convert mnms2 -i FOLDER -d 117
 
-FOLDER is the unpacked data set, or the folder that holds it as `MnM2`:
+FOLDER is the unpacked dataset, or the folder that holds it as `MnM2`:
 
     FOLDER/dataset_information.csv
     FOLDER/dataset/<number>/<number>_SA_CINE.nii.gz                       4D
@@ -154,7 +154,7 @@ def list_tasks(folder: Path) -> tuple[list[Mnms2Task], dict[str, str]]:
 
 
 def find_root(folder: Path) -> Path:
-    """Return the folder of the data set: this one, or `MnM2` in it.
+    """Return the folder of the dataset: this one, or `MnM2` in it.
 
     Raises:
         FileNotFoundError: It is neither.

@@ -1,4 +1,4 @@
-"""M&Ms and M&Ms-2 as one data set, as de Mooij et al. 2024 (arXiv 2409.18100) used them.
+"""M&Ms and M&Ms-2 as one dataset, as de Mooij et al. 2024 (arXiv 2409.18100) used them.
 
     nnunet-ssp convert mnms+mnms2 -i FOLDER_OF_MNMS FOLDER_OF_MNMS2 -d 119
 
@@ -146,7 +146,7 @@ def _divide(source: Source, test: set[str]) -> Source:
 
 
 def compare_published(splits: Mapping[str, str]) -> list[str]:
-    """Say whether the converted subjects of both data sets are the published ones.
+    """Say whether the converted subjects of both datasets are the published ones.
 
     Args:
         splits: The split of each subject; those of other sources do not count.

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nnunet_ssp.evaluation.statistics import MEAN
-from nnunet_ssp.reporting.figures import SERIES_COLOURS, render
+from nnunet_ssp.reporting.figures import SERIES_COLOURS, legend, render
 from nnunet_ssp.study.convergence import SMOOTHED
 
 SCORES = Path(__file__).with_name("results") / "acdc-few"
@@ -32,7 +32,7 @@ def labels(folder: Path = SCORES) -> bytes:
     """Draw the mean 3D Dice of the reported patients against the number of labelled ones; a dot a seed."""
 
     def draw(canvas: Figure) -> None:
-        axes = _axes(canvas, "ACDC, twelve report patients", "labelled patients")
+        axes = _axes(canvas, "labelled patients")
         for (name, file), colour in zip(MODELS.items(), SERIES_COLOURS, strict=False):
             frames = pd.read_csv(folder / "reported-models" / f"{file}.csv")
             frames = frames[frames["class"] == MEAN]
@@ -42,7 +42,9 @@ def labels(folder: Path = SCORES) -> bytes:
             axes.plot(means.index, means, "o-", color=colour, markersize=5, label=name)
             axes.plot(seeds.index.get_level_values("fold"), seeds, ".", color=colour, alpha=0.5)
         axes.set_xticks(means.index)
-        axes.legend(loc="lower right")
+        n_seeds = seeds.groupby("fold").size()
+        axes.set_title(f"ACDC, twelve report patients, {n_seeds.min()} to {n_seeds.max()} seeds")
+        legend(canvas, axes.get_legend_handles_labels()[0])
 
     return render(draw, size=(4.8, 3.2))
 
@@ -51,7 +53,7 @@ def curves(folder: Path = SCORES) -> bytes:
     """Draw nnU-Net's pseudo Dice of the choosing patients by step: means of the seeds that all models have."""
 
     def draw(canvas: Figure) -> None:
-        axes = _axes(canvas, f"ACDC, {SHOWN} labelled patients, nine choosing patients", "step")
+        axes = _axes(canvas, "step")
         axes.set_ylabel("pseudo Dice")
         read = {
             name: pd.read_csv(folder / "models" / f"{file}-curves.csv")
@@ -68,14 +70,14 @@ def curves(folder: Path = SCORES) -> bytes:
             axes.fill_between(
                 smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=colour, alpha=0.15
             )
-        axes.legend(loc="lower right")
+        axes.set_title(f"ACDC, {SHOWN} labelled, nine choosing patients, {len(common)} seeds")
+        legend(canvas, axes.lines)
 
     return render(draw, size=(4.8, 3.2))
 
 
-def _axes(canvas: Figure, title: str, x: str) -> Axes:
+def _axes(canvas: Figure, x: str) -> Axes:
     axes = canvas.subplots()
-    axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel("mean 3D Dice")
     return axes

@@ -34,11 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = CommandParser(
+    command = CommandParser(
         prog="nnunet-ssp",
         description="Self-supervised pretraining of nnU-Net's planned 2D network on cine MRI. "
         "Training and prediction are nnU-Net's own commands: nnUNetv2_train, nnUNetv2_predict.",
     )
+    parser: argparse.ArgumentParser = command  # a subcommand's parser is one, too
     parser.add_argument("--version", action="version", version=nnunet_ssp.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_env(commands)
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sharing(commands)
     _add_phantom(commands)
     _add_demo(commands)
-    _add_predict(commands)
+    _add_predict(commands, command)
     _add_evaluate(commands)
     _add_bench(commands)
     _add_study(commands)
@@ -95,7 +96,7 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from nnunet_ssp.dataset_conversion import CONVERTERS, load_converter
 
-    parser = commands.add_parser("convert", help="convert data sets to nnU-Net's raw format")
+    parser = commands.add_parser("convert", help="convert datasets to nnU-Net's raw format")
     sources = parser.add_subparsers(required=True, metavar="SOURCE", title="sources")
     for name, description in CONVERTERS.items():
         converter = load_converter(name)
@@ -340,7 +341,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.set_defaults(run=demo.run_arguments)
 
 
-def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_predict(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], command: CommandParser
+) -> None:
     from nnunet_ssp.predict import arguments
 
     parser = commands.add_parser(
@@ -357,7 +360,8 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         with work("loading PyTorch and nnU-Net"):
             from nnunet_ssp.predict.command import predict
 
-        return predict(**_without_run(args))
+        again = shlex.join(["nnunet-ssp", *command.typed])
+        return predict(**_without_run(args), again=again)
 
     parser.set_defaults(run=run)
 

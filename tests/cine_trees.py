@@ -1,4 +1,4 @@
-"""Miniature data sets in the layouts of M&Ms, M&Ms-2 and ACDC, of random voxels."""
+"""Miniature datasets in the layouts of M&Ms, M&Ms-2 and ACDC, of random voxels."""
 
 from __future__ import annotations
 

@@ -244,3 +244,12 @@ def test_the_project_stands_alone() -> None:
     places = [*MODULES.values(), ROOT / "README.md", ROOT / "Makefile", ROOT / "pyproject.toml"]
     for file in places:
         assert not re.search(r"\.\./shared", file.read_text()), file
+
+
+def test_a_dataset_is_one_word() -> None:
+    """As in nnU-Net, in texts, messages and comments alike."""
+    places = [*ROOT.glob("*.md"), *MODULES.values(), *(ROOT / "tests").rglob("*.py")]
+    places += [*(ROOT / "docs").glob("*.*"), *(ROOT / "examples").glob("*.ipynb")]
+    two_words = re.compile(r"\bdata[ -]sets?\b", re.IGNORECASE)
+    texts = [file for file in places if file.is_file()]
+    assert [file.name for file in texts if two_words.search(file.read_text("utf-8"))] == []

@@ -145,6 +145,8 @@ EXPECTED = {
     },
     "nnunet_ssp/cli.py": {
         "_parser() begins with nnunet-ssp": NAME,
+        "run() begins with nnunet-ssp": "tests/predict/test_command.py::"
+        "test_the_command_that_goes_on_is_the_one_that_was_typed",
         "nnUNetv2_train": WORD,
         "nnUNetv2_predict": WORD,
         "nnunet-ssp env": DOCTOR,

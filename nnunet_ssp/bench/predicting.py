@@ -170,7 +170,8 @@ def forward_seconds(
         for _ in range(ROUNDS_OF_FORWARD + 1):
             spent[:] = 0
             with quiet():
-                segmenter.segment(study.image, study.affine)
+                for _ in segmenter.segment(study.image, study.affine):
+                    pass
             rounds.append(spent.copy())
     return np.median(rounds[1:], axis=0), sum(p.numel() for p in network.parameters())
 

@@ -19,7 +19,7 @@ from nnunet_ssp.files.tables import read_table, whole_number
 SPLITS = ("train", "test")
 PHASES = ("", "ED", "ES")
 BASES = ("first", "last", "unknown")
-# Data sets as people call them, by the `source` of `cases.csv`.
+# Datasets as people call them, by the `source` of `cases.csv`.
 NAMES = {"mm1": "M&Ms", "mm2": "M&Ms-2", "acdc": "ACDC", "cine": "own cine"}
 
 
@@ -30,7 +30,7 @@ class Case:
     # nnU-Net's case name, see `case_name`
     case: str
     subject: str
-    # Data set: mm1 (M&Ms), mm2 (M&Ms-2), acdc, ...
+    # Dataset: mm1 (M&Ms), mm2 (M&Ms-2), acdc, ...
     source: str
     # The frame's number in the source, 1-based in some
     source_frame: int

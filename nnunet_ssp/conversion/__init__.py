@@ -1,1 +1,1 @@
-"""Conversion of images, as hospitals and public data sets store them, to a folder of `nnUNet_raw`."""
+"""Conversion of images, as hospitals and public datasets store them, to a folder of `nnUNet_raw`."""

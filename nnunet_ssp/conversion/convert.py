@@ -1,4 +1,4 @@
-"""The shared part of all converters: from subjects of any data set to a folder of `nnUNet_raw`.
+"""The shared part of all converters: from subjects of any dataset to a folder of `nnUNet_raw`.
 
 A converter lists its subjects as `Task`s and gives one function that reads a task into a `Cine`.
 `convert_subjects` does the rest, in parallel, resumable, and with nothing half-written. A subject is
@@ -144,7 +144,7 @@ def convert_subjects(
             core, at most 8.
         dry_run: Write nothing; print what would be converted, as far as the headers tell.
         look: Looks at one subject in a dry run, instead of `read`; also a function of a module.
-        remarks: Remarks on the data set, for the summary.
+        remarks: Remarks on the dataset, for the summary.
         rename: Gives local subjects pseudonyms; called with the dataset's folder, the subjects and those refused.
         count_refused: Called with the number of refused subjects, also after a dry run.
 

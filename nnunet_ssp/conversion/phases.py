@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# The order of M&Ms and M&Ms-2, with the names of nnU-Net's Dataset114_MNMs; other data sets are mapped to it.
+# The order of M&Ms and M&Ms-2, with the names of nnU-Net's Dataset114_MNMs; other datasets are mapped to it.
 LABELS = {"background": 0, "LVBP": 1, "LVM": 2, "RV": 3}
 
 
@@ -22,7 +22,7 @@ def label_phases(
 
     The masks contradict it when a frame it names holds no labels, or when ED is the smaller one.
     Then ED is the labelled frame of largest volume and ES that of smallest. The volume is that of
-    the left ventricle, or of all labels if a frame has no left ventricle. In some data sets the
+    the left ventricle, or of all labels if a frame has no left ventricle. In some datasets the
     myocardium is drawn at ED only.
 
     Args:

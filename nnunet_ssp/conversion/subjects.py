@@ -47,7 +47,7 @@ class Task:
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the subject is refused without labels: a data set that has them for its test lacks a file."""
+        """Whether the subject is refused without labels: a dataset that has them for its test lacks a file."""
         return self.split == "test" and self.test_frames == "labelled"
 
     @property

@@ -20,7 +20,7 @@ _FILE = re.compile(r"^(?P<file>(?:[^:\n]|:(?! ))*([/\\]|\.[A-Za-z])(?:[^:\n]|:(?
 
 @dataclass(frozen=True)
 class Remarks:
-    """Remarks on a data set as a whole, for the summary."""
+    """Remarks on a dataset as a whole, for the summary."""
 
     # Whatever its subjects are
     general: Sequence[str] = ()

@@ -337,25 +337,24 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
         return
     rows: list[list[Cell]] = []
     for row in evaluation.agreement.to_dict("records"):
-        cells = [row["model"], f"{row['figure']} ({row['unit']})", row["n_subjects"]]
-        numbers = [row["reference"], row["predicted"], row["bias"], row["sd"]]
+        # What is looked for first comes first: a phone shows three or four columns
+        cells = [f"{row['figure']} ({row['unit']})", row["model"]]
+        numbers = [row["predicted"], row["reference"], row["bias"], row["sd"]]
         agreed = limits(row["lower"], row["upper"])
+        errors = (rounded(row[name], 1) for name in ("mae", "percent_error"))
         rows.append(
             [
                 *cells,
                 *(rounded(number, 1) for number in numbers),
-                agreed,
-                rounded(row["mae"], 1),
-                rounded(row["percent_error"], 1),
-                row["correlation"],
+                *(agreed, *errors, row["correlation"], row["n_subjects"]),
             ]
         )
     _add_table(
         page,
         evaluation,
         [
-            *("Model", "Metric", "Subjects", "Reference", "Predicted", "Bias", "SD"),
-            *("95 % limits", "MAE", "Error (%)", "r"),
+            *("Metric", "Model", "Predicted", "Reference", "Bias", "SD"),
+            *("95 % limits", "MAE", "Error (%)", "r", "Subjects"),
         ],
         rows,
         caption="Volumes are those of the voxels at the reference’s ED and ES frames; mass is that of the myocardium "

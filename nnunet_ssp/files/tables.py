@@ -317,17 +317,17 @@ def _cut_short(text: str, longest: int = 200) -> str:
     return text if len(text) <= longest else f"{text[:longest]} ..."
 
 
-# -- the data set around a table -------------------------------------------------------------------
+# -- the dataset around a table -------------------------------------------------------------------
 
 
 def find_tree(folder: Path, places: Sequence[str], wrapper: str, whose: str) -> Path:
-    """Return the folder of a public data set's tree: this one, or `wrapper` in it.
+    """Return the folder of a public dataset's tree: this one, or `wrapper` in it.
 
     Args:
         folder: The folder that the user named.
         places: Folders of the tree, of which one must be there.
         wrapper: Name of the folder that the download may put around them.
-        whose: Name of the data set, for the message.
+        whose: Name of the dataset, for the message.
 
     Raises:
         FileNotFoundError: It is neither; names the right folder if the user named one inside it.
@@ -405,7 +405,7 @@ def fault_in_listing(
         rows: Its rows in the table.
         places: Where its folders are.
         table: The table.
-        root: The folder of the data set.
+        root: The folder of the dataset.
         folders: Names of all subjects that have one.
     """
     if not places:

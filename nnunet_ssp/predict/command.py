@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from nnunet_ssp.console import count_of, some, writing_failed
 from nnunet_ssp.conversion.convert import input_stamp
@@ -39,14 +41,16 @@ from nnunet_ssp.predict.model import (
 )
 from nnunet_ssp.predict.page import run_page, subject_page
 from nnunet_ssp.predict.postprocessing import postprocess, read_postprocessing
+from nnunet_ssp.predict.progress import FrameCount, n_frames_of
 from nnunet_ssp.predict.results import REPORT, Output, in_short, mean
+from nnunet_ssp.signals import ending_at_once
 
 
 class Segments(Protocol):
     """A loaded network, which segments a cine."""
 
-    def segment(self, voxels: Array, affine: Array) -> tuple[Array, list[float]]:
-        """Return label values (X, Y, Z, T) and the disagreement of each frame in %, NaN where there is none."""
+    def segment(self, voxels: Array, affine: Array) -> Iterable[tuple[Array, float]]:
+        """Return label values (X, Y, Z) of each frame, and the disagreement in %, NaN where there is none."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Procedure:
     postprocessing: Sequence[dict[str, Any]] = field(default_factory=tuple)
     # Whether to write DICOM Segmentations, too
     dicom_seg: bool = False
+    # The command that goes on after an interruption
+    again: str = "the same command"
 
 
 def predict(
@@ -87,8 +93,9 @@ def predict(
     workers: int | None = None,
     dicom_seg: bool = False,
     overwrite: bool = False,
+    again: str = "the same command",
 ) -> int:
-    """Segment and measure new cines; arguments are those of the command, see `arguments`.
+    """Segment and measure new cines; arguments are those of the command, see `arguments`, and `again` is its text.
 
     Returns:
         1 if a subject or its DICOM Segmentations were refused, else 0.
@@ -126,10 +133,13 @@ def predict(
             from nnunet_ssp.predict.network import Segmenter
 
             print(f"Model: {place}, fold {', '.join(checked.folds)}", flush=True)
-            return Segmenter(checked, device, mirror, output)
+            network = Segmenter(checked, device, mirror, output)
+            if device == "cpu" and network.passes > 1:
+                _say(_about_mirroring(network.passes))
+            return network
 
         known = (frames[0], frames[1]) if frames is not None else None
-        job = Procedure(checked.labels, load, Choices(known, fixed_base), steps, dicom_seg)
+        job = Procedure(checked.labels, load, Choices(known, fixed_base), steps, dicom_seg, again)
         made_by = {"digest": checked.digest, "mirror": mirror, "postprocessing": list(steps)}
         refused = run(tasks, refused, Output(output), job, made_by, overwrite)
     return int(bool(refused))
@@ -138,6 +148,18 @@ def predict(
 def _say(text: str) -> None:
     """Say at once what is done now; results go to stdout, this does not."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _about_mirroring(passes: int) -> str:
+    return (
+        f"Without a GPU: each frame is segmented {passes} times, as it is and mirrored. --disable_tta does it once, "
+        f"about {passes} times as fast and a little less accurate, in another -o or with --overwrite."
+    )
+
+
+def _say_if(text: str) -> None:
+    if text:
+        _say(text)
 
 
 @contextmanager
@@ -193,27 +215,28 @@ def run(
         same = record if record is not None and record["stamp"] == _stamp(task) else None
         objects = job.dicom_seg and task.subject not in no_objects
         whole = not objects or output.has_dicom(task.subject)
+        if same is None:
+            output.remove_results(task.subject)  # they are of other images, or not whole
         if same is None or same["choices"] != choices or not whole:
             waiting.append((task, same))
         else:
             done.append(_line(task.subject, same))
+            output.frames(task.subject, ()).remove()  # a kill may have left them
     if done:
         print("\n".join([f"{count_of(len(done), 'subject')} done before:", *done]))
     for subject, reason in refused.items():
         _say_refused(subject, reason)
-    load = cache(job.load)
-    with ThreadPoolExecutor(1) as reader:
-        reading = [reader.submit(read_cine, task) for task, _ in waiting[:1]]
-        for number, (task, before) in enumerate(waiting):
-            reading += [
-                reader.submit(read_cine, later) for later, _ in waiting[number + 1 : number + 2]
-            ]
+    progress = _progress([task for task, before in waiting if before is None], output)
+    job = replace(job, load=cache(job.load))
+    with ending_at_once(lambda: _stopped(tasks, refused, output, progress, job.again)):
+        for task, before, reading in _read_ahead(waiting):
             try:
-                study = reading.pop(0).result()
+                study = reading.result()
                 job.choices.check(study.voxels.shape[3])
-                mask, doubt = _segmented(task.subject, before, study, job, output, load)
+                mask, doubt = _segmented(task, before, study, job, output, progress)
             except ValueError as error:
                 refused[task.subject] = str(error)
+                progress.forget(task.subject)
                 if before is None:  # what there is, is of other images
                     output.remove(task.subject)
                 _say_refused(task.subject, refused[task.subject])
@@ -227,32 +250,89 @@ def run(
                 no_objects |= _write_objects(task, mask, study, job, output)
             record |= {"stamp": _stamp(task), "choices": choices}
             write_json(output.record(task.subject), record)
+            output.frames(task.subject, ()).remove()
             print(_line(task.subject, record), flush=True)
-    run_page(output.write_tables(refused), refused).write(output.folder / REPORT)
+            _say_if(progress.time_left())
+        _write_tables(output, refused)
     for subject, reason in no_objects.items():
         print(f"{subject}: no DICOM Segmentations. {reason}")
     print("\n".join(_closing(tasks, refused, output)))
     return no_objects | refused
 
 
+def _read_ahead(
+    waiting: Sequence[tuple[CineTask, Mapping[str, Any] | None]],
+) -> Iterator[tuple[CineTask, Mapping[str, Any] | None, Future[InputCine]]]:
+    """Yield subjects with what was found of them and their cine, while the next one is read."""
+    with ThreadPoolExecutor(1) as reader:
+        reading = [reader.submit(read_cine, task) for task, _ in waiting[:1]]
+        for number, (task, before) in enumerate(waiting):
+            reading += [
+                reader.submit(read_cine, later) for later, _ in waiting[number + 1 : number + 2]
+            ]
+            yield task, before, reading.pop(0)
+
+
+def _progress(tasks: Sequence[CineTask], output: Output) -> FrameCount:
+    """Say what there is to segment, and return what counts it."""
+    frames = {task.subject: n_frames_of(task) for task in tasks}
+    kept = {task.subject: output.frames(task.subject, _stamp(task)).count() for task in tasks}
+    progress = FrameCount(frames, kept)
+    _say_if(progress.introduction())
+    return progress
+
+
+def _write_tables(output: Output, refused: Mapping[str, str]) -> None:
+    """Write the tables and the page of all that is done."""
+    done = output.write_tables(refused)
+    run_page(done, refused).write(output.folder / REPORT)
+
+
+def _stopped(
+    tasks: Sequence[CineTask],
+    refused: Mapping[str, str],
+    output: Output,
+    progress: FrameCount,
+    again: str,
+) -> str:
+    """Write the tables and the page of what is done when a run is stopped; returns what to say then."""
+    done = [task for task in tasks if output.read(task.subject) is not None]
+    _write_tables(output, refused)
+    return (
+        f"stopped. Done: {len(done)} of {count_of(len(tasks), 'subject')}{progress.under_way()}. What is done stays, "
+        f"see {output.folder / REPORT}. To go on with the rest:\n{again}"
+    )
+
+
 def _segmented(
-    subject: str,
+    task: CineTask,
     before: Mapping[str, Any] | None,
     study: InputCine,
     job: Procedure,
     output: Output,
-    load: Callable[[], Segments],
+    progress: FrameCount,
 ) -> tuple[Array, list[float | None]]:
     """Return a subject's mask and the disagreement of each frame, of an earlier run where these are there."""
     if before is not None:
         with suppress(ValueError):  # a damaged mask is made anew
-            mask = read_mask(output.mask(subject), study)
+            mask = read_mask(output.mask(task.subject), study)
             return mask, before["frames"]["disagreement_percent"]
-    output.remove(subject)
-    mask, doubts = load().segment(study.voxels, study.affine)
-    for t in range(mask.shape[3] if job.postprocessing else 0):
+    output.remove_results(task.subject)
+    kept = output.frames(task.subject, _stamp(task))
+    kept.open()
+    *shape, n_frames = study.voxels.shape
+    found = {t: frame for t in range(n_frames) if (frame := kept.read(t, shape)) is not None}
+    missing = [t for t in range(n_frames) if t not in found]
+    if missing:
+        new = job.load().segment(study.voxels[..., missing], study.affine)
+        for t, (labels, doubt) in progress.through(task.subject, n_frames, missing, new):
+            kept.write(t, labels, doubt)
+            found[t] = labels, doubt
+    mask = np.stack([found[t][0] for t in range(n_frames)], axis=-1)
+    for t in range(n_frames if job.postprocessing else 0):
         mask[..., t] = postprocess(mask[..., t], job.postprocessing)
-    write_mask(output.mask(subject), mask, study)
+    write_mask(output.mask(task.subject), mask, study)
+    doubts = [found[t][1] for t in range(n_frames)]
     return mask, [None if math.isnan(value) else value for value in doubts]
 
 

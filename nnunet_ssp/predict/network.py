@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
-from tqdm import tqdm
 
 from nnunet_ssp.files.atomic import TEMPORARY
 from nnunet_ssp.files.grids import Array
@@ -57,30 +57,34 @@ class Segmenter:
                     f"{model.folder}: nnU-Net cannot build the network of these plans with these weights ({reason})."
                 ) from error
 
-    def segment(self, voxels: Array, affine: Array) -> tuple[Array, list[float]]:
-        """Segment all frames of a cine.
+    @property
+    def passes(self) -> int:
+        """Passes of each window through a network: of the image, and of its mirrored copies."""
+        axes = self.predictor.allowed_mirroring_axes if self.predictor.use_mirroring else None
+        return int(2 ** len(axes or ()))
+
+    def segment(self, voxels: Array, affine: Array) -> Iterator[tuple[Array, float]]:
+        """Segment frames one by one, each as it is asked for; none depends on the others.
 
         Args:
             voxels: (X, Y, Z, T), slices on the third axis.
             affine: (4, 4), in mm, with orthogonal axes.
 
         Returns:
-            The label values (X, Y, Z, T), and for each frame how far folds or mirrored images disagree, see
+            For each frame its label values (X, Y, Z), and how far folds or mirrored images disagree, see
             `DoubtingPredictor.doubt`.
 
         Raises:
             RuntimeError: The plans' reader would read these voxels in another order.
         """
         properties = self._properties(voxels[..., 0], affine)
-        frames, doubts = [], []
-        # A cine can take half an hour on a CPU
-        for frame in tqdm(np.moveaxis(voxels, -1, 0), "Segmenting", unit="frame", leave=False):
-            self.predictor.forget()
-            with quiet():
-                labels = self.predictor.predict_single_npy_array(_as_read(frame), dict(properties))
-            frames.append(labels.transpose(2, 1, 0))
-            doubts.append(self.predictor.doubt())
-        return np.stack(frames, axis=-1), doubts
+        return (self._segmented(frame, properties) for frame in np.moveaxis(voxels, -1, 0))
+
+    def _segmented(self, frame: Array, properties: dict[str, Any]) -> tuple[Array, float]:
+        self.predictor.forget()
+        with quiet():
+            labels = self.predictor.predict_single_npy_array(_as_read(frame), dict(properties))
+        return labels.transpose(2, 1, 0), self.predictor.doubt()
 
     def _properties(self, frame: Array, affine: Array) -> dict[str, Any]:
         """Return what nnU-Net's own reader tells about a frame that `convert` writes, so that no rounding differs."""

@@ -13,7 +13,14 @@ from nnunet_ssp.files.grids import Array
 from nnunet_ssp.predict.flags import FLAGS, rule_of
 from nnunet_ssp.predict.inputs import InputCine
 from nnunet_ssp.predict.results import ENDINGS, REPORT, in_short
-from nnunet_ssp.reporting.figures import COLOUR_WORDS, STRUCTURE_COLOURS, count_along
+from nnunet_ssp.reporting.figures import (
+    COLOUR_WORDS,
+    LETTERS_PER_INCH,
+    STRUCTURE_COLOURS,
+    count_along,
+    legend,
+)
+from nnunet_ssp.reporting.names import wrapped
 from nnunet_ssp.reporting.page import Link, Page
 from nnunet_ssp.reporting.player import Sprites
 
@@ -134,7 +141,7 @@ def subject_page(
     page.paragraph(f"{in_short(metrics)}.")
     phases = _phases(record)
     page.plot(
-        lambda figure: _draw_curves(figure, record["frames"], phases),
+        lambda figure: _draw_curves(figure, f"{subject}: volumes", record["frames"], phases),
         alt="Volumes of LV, myocardium and RV by frame, with ED and ES",
     )
     shown = [[name, value] for name, value in metrics.items() if value is not None]
@@ -159,18 +166,20 @@ def _phases(record: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _draw_curves(
-    figure: Figure, frames: Mapping[str, Sequence[float]], phases: Mapping[int, str]
+    figure: Figure, title: str, frames: Mapping[str, Sequence[float]], phases: Mapping[int, str]
 ) -> None:
     axes = figure.subplots()
+    # Above the names of the phases, which stand at the axes' upper edge
+    figure.suptitle(wrapped(title, int(LETTERS_PER_INCH * figure.get_figwidth())))
     for structure, colour in PAINT.items():
         if (curve := frames.get(f"{structure.lower()}_ml")) is not None:
             axes.plot(curve, color=colour, label=structure, marker=".")
     for frame, phase in phases.items():
         axes.axvline(frame, color="grey", linestyle=":")
         axes.annotate(phase, (frame, 1), xycoords=("data", "axes fraction"), va="bottom")
-    axes.set(xlabel="frame", ylabel="ml", ylim=(0, None))
+    axes.set(xlabel="frame", ylabel="volume (ml)", ylim=(0, None))
     count_along(axes, 0, max(map(len, frames.values())) - 1)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    legend(figure, axes.get_legend_handles_labels()[0])
 
 
 def _window(mask: Array) -> tuple[slice, slice]:

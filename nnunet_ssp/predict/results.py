@@ -14,6 +14,7 @@ from nnunet_ssp.files.atomic import write_json, write_table
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.lock import LOCK
 from nnunet_ssp.predict.flags import rule_of
+from nnunet_ssp.predict.kept import KeptFrames
 
 MARKER = "predict.json"
 TABLES = ("phases.csv", "volumes.csv")
@@ -25,6 +26,7 @@ ENDINGS = {
     "page": "_seg.html",
     "dicom": "_seg_dicom",
 }
+FRAMES = ".frames"  # those of subjects that are not finished
 FRAME_COLUMNS = (
     *("subject", "frame", "phase", "lv_ml", "myo_ml", "rv_ml", "lv_mass_g"),
     "disagreement_percent",
@@ -67,6 +69,15 @@ class Output:
         """Return the folder of a subject's DICOM Segmentations."""
         return self.folder / f"{subject}{ENDINGS['dicom']}"
 
+    def frames(self, subject: str, stamp: Sequence[str]) -> KeptFrames:
+        """Return the frames of a subject that is not finished.
+
+        Args:
+            subject: Its name.
+            stamp: Of its images.
+        """
+        return KeptFrames(self.folder / FRAMES / subject, stamp)
+
     def has_dicom(self, subject: str) -> bool:
         """Whether there is a DICOM Segmentation of each frame of a subject."""
         record = self.read(subject)
@@ -108,6 +119,8 @@ class Output:
         for ending in ENDINGS.values():
             for file in self.folder.glob(f"*{ending}"):
                 self.remove(file.name.removesuffix(ending))
+        if (self.folder / FRAMES).is_dir():
+            shutil.rmtree(self.folder / FRAMES)
 
     def subjects(self) -> list[str]:
         """List the subjects that have a record."""
@@ -116,6 +129,11 @@ class Output:
 
     def remove(self, subject: str) -> None:
         """Remove what there is of a subject."""
+        self.remove_results(subject)
+        self.frames(subject, ()).remove()
+
+    def remove_results(self, subject: str) -> None:
+        """Remove what there is of a subject but for the frames of one that is not finished."""
         for file in (self.record(subject), self.mask(subject), self.page(subject)):
             file.unlink(missing_ok=True)
         self.remove_dicom(subject)

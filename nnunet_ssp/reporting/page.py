@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHORT_NAME = 10  # letters of a name that needs no break
+SLIM = 12  # letters of a name in a first column that takes no more width than it needs
 SHORT = 30  # letters of a text that is set as a number: 0.89 ± 0.01
 PIXELS_PER_INCH = 110  # of the page; images have more, for sharper screens
 
@@ -77,6 +78,7 @@ th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 td:not(:last-child) { white-space: nowrap; }
 /* A long name takes lines in place of the table's width, and breaks where `_breakable` lets it. */
 td:first-child:not(.number), td.words { white-space: normal; overflow-wrap: normal; min-width: 13ch; }
+.slim td:first-child { min-width: 0; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
 /* What is left for the last column on a phone is no ribbon of words. */
 td:last-child:not(.number) { overflow-wrap: normal; min-width: 9rem; }
@@ -92,6 +94,8 @@ details, figure, .scroll { margin: 1rem 0; }
 summary { cursor: pointer; }
 img { display: block; max-width: 100%; height: auto; }
 .wide img { width: 100%; }
+/* The letters of a plot are about as large as those of a gallery and of the text. */
+.wide picture img { max-width: 40rem; }
 [hidden] { display: none; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr));
   gap: 0 1.5rem; margin: 1rem 0; }
@@ -209,8 +213,9 @@ class Page:
         collapsed = len(rows) > collapse_above
         named = zip(rows, names or [""] * len(rows), strict=True)
         body = "\n".join(line(row, "td", name) for row, name in named)
+        slim = ' class="slim"' if all(len(_plain(row[0])) <= SLIM for row in rows) else ""
         table = (
-            f'<div class="scroll"><table><thead>{line(headings, "th")}</thead>\n'
+            f'<div class="scroll"><table{slim}><thead>{line(headings, "th")}</thead>\n'
             f"<tbody>{body}</tbody></table></div>"
         )
         if collapsed:
@@ -259,7 +264,7 @@ class Page:
         caption: str = "",
         size: tuple[float, float] = (5.6, 2.8),
     ) -> None:
-        """Add a plot as wide as the text, drawn twice: for light and for dark pages.
+        """Add a plot as wide as the text on a phone, drawn twice: for light and for dark pages.
 
         Args:
             draw: Draws on the empty figure it is given.
@@ -387,6 +392,11 @@ def _mark(cells: Sequence[Cell], place: int, last: int) -> str:
     texts = [cell.text if isinstance(cell, Link) else cell for cell in cells]
     long = any(isinstance(text, str) and len(text) > LONG for text in texts)
     return ' class="words"' if long and 0 < place < last else ""
+
+
+def _plain(cell: Cell) -> str:
+    words = cell.text if isinstance(cell, Noted) else cell
+    return str(words.text if isinstance(words, Link) else words)
 
 
 def _breakable(text: str) -> str:

@@ -105,7 +105,7 @@ def _open(study: Study, dataset: str | int | None, notes: list[str]) -> Data | N
         data = open_data(dataset, study.plans, study.prepare)
         list(map(data.of, study.plans_of_runs()))  # refuses those that are missing
     except (FileNotFoundError, RuntimeError) as error:
-        notes.append(f"Without the data set: {error}")
+        notes.append(f"Without the dataset: {error}")
         return None
     return data
 
@@ -187,7 +187,7 @@ def _estimate(
         return [f"Hours: unknown for {some(unknown)}. {measure}"]
     found = hours(study, untrained, data, speeds)
     if found is None:
-        return [f"Hours: unknown without the data set. {measure}"]
+        return [f"Hours: unknown without the dataset. {measure}"]
     pretraining, finetuning = found
     sizes = "" if data else ", with the sizes that the file gives"
     others = len(untrained[1]) * speeds.each / 3600

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from nnunet_ssp.reporting.figures import count_along
 from nnunet_ssp.reporting.page import Cell
 from nnunet_ssp.reporting.wording import rounded
 from nnunet_ssp.study.plots import (
@@ -95,6 +96,9 @@ def _draw(curves: Mapping[str, Points], by_curve: Styles, ylabel: str, title: st
                 lines += axes.plot(x, y, label=name, **style)
                 add_seeds(axes, pretrained, style["color"])
         axes.set(xlabel="epochs of pretraining", ylabel=ylabel, title=title)
+        counted = [n for points in curves.values() for n, _ in points if n]
+        if counted:
+            count_along(axes, min(counted), max(counted))
         add_legend(canvas, lines)
 
     return draw

@@ -284,7 +284,7 @@ def _boxes(figure: Figure, results: Results) -> Drawn:
             own = table[table["seed"].isin(figure.seeds or results.study.seeds)]
             groups[fold][model] = own.groupby("subject")["value"].mean().to_numpy()
         if any(len(values) for group in groups.values() for values in group.values()):
-            draw = box_plot(groups, f"{TITLES[score]}{f' ({title})' if title else ''}")
+            draw = box_plot(groups, TITLES[score], title=title)
             plots.append(Plot(file, draw, f"Box plots of {TITLES[score]}, {title}"))
     text = "Boxes: quartiles, whiskers to 1.5 times their distance; dots: subjects, mean over frames and seeds."
     return Drawn(figure.title, plots, caption(figure, results, fixed_words(figure, results), text))
@@ -311,7 +311,7 @@ def _learning(figure: Figure, results: Results) -> Drawn:
             text = _area_text(value)
             areas.append(Link(text, target) if text and target else text)
         if curves:
-            file, title = (fold, fold) if len(shown["folds"]) > 1 else ("", "")
+            file, title = (fold, f"trained on {fold}") if len(shown["folds"]) > 1 else ("", "")
             alt = f"Learning curves on {fold}"
             draw = _draw_learning(curves, styles(shown["models"]), title)
             plots.append(Plot(file, draw, alt))

@@ -24,10 +24,10 @@ from nnunet_ssp.study.comparisons import comparisons
 from nnunet_ssp.study.exports import comparison_table, model_tables
 from nnunet_ssp.study.figures import SIZE, drawn
 from nnunet_ssp.study.hyperparameters import hyperparameters
-from nnunet_ssp.study.plots import Drawn, Plot
+from nnunet_ssp.study.plots import Draw, Drawn, Plot
 from nnunet_ssp.study.results import STAGES, Coordinates, Results
 from nnunet_ssp.study.runs import Run, slug
-from nnunet_ssp.study.spec import REPORT
+from nnunet_ssp.study.spec import REPORT, Figure
 from nnunet_ssp.study.tables import (
     Filled,
     capitalised,
@@ -74,14 +74,17 @@ def write_results(results: Results, setup: Sequence[str], notes: Sequence[str] =
     figures = [drawn(figure, results) for figure in study.figures]
     pictures = [(figure.title, plot) for figure in figures for plot in figure.plots]
     names = _names([f"{title} {plot.name}".strip() for title, plot in pictures])
-    titles = {plot: title for title, plot in pictures}
+    titles = {
+        plot: _title(figure, results, drawn_figure)
+        for figure, drawn_figure in zip(study.figures, figures, strict=True)
+        for plot in drawn_figure.plots
+    }
     files = {plot: name for (_, plot), name in zip(pictures, names, strict=True)}
     models = dict(model_tables(results))
     for name, filled in tables.items():
         _write_table(filled, name, output, own, results.anchors)
     for plot, name in files.items():
-        title = f"{titles[plot]}, {results.data.name}"
-        _write_plot(plot, title, name, output / own.figures)
+        _write_plot(plot, titles[plot], name, output / own.figures)
     for name, table in models.items():
         _write_csv(table, output / own.models / f"{name}.csv")
     written = [f"{own.tables}/{name}.{ending}" for name in tables for ending in TABLE_FORMATS]
@@ -91,7 +94,7 @@ def write_results(results: Results, setup: Sequence[str], notes: Sequence[str] =
     _write_csv(_cells(results, list(tables.values())), output / f"{own.prefix}cells.csv")
     compared = comparisons(results)
     _write_csv(comparison_table(results, compared), output / f"{own.prefix}{COMPARISONS}")
-    page = _page(results, tables, figures, files, setup, notes, own, compared)
+    page = _page(results, tables, figures, files, titles, setup, notes, own, compared)
     page.write(output / own.page)
     return output / own.page
 
@@ -175,13 +178,25 @@ def _write_table(filled: Filled, name: str, output: Path, own: Written, links: L
     _write_text(latex(filled, name), folder / f"{name}.tex")
 
 
-def _write_plot(plot: Plot, title: str, name: str, folder: Path) -> None:
-    """Write the files of a plot, with a title: they stand without the page."""
+def _title(figure: Figure, results: Results, shown: Drawn) -> str:
+    """Name a figure's subject, the dataset and the number of seeds."""
+    seeds = figure.seeds or results.study.seeds
+    return f"{shown.title}, {results.data.name}, {count_of(len(seeds), 'seed')}"
+
+
+def _titled(plot: Plot, title: str) -> Draw:
+    """Return what draws a plot with a title, as it stands alone."""
 
     def draw(canvas: Canvas) -> None:
         plot.draw(canvas)
         canvas.suptitle(wrapped(title, int(LETTERS_PER_INCH * SIZE[0])))
 
+    return draw
+
+
+def _write_plot(plot: Plot, title: str, name: str, folder: Path) -> None:
+    """Write the files of a plot, with a title: they stand without the page."""
+    draw = _titled(plot, title)
     for ending in FORMATS:
         with atomic_write(folder / f"{name}.{ending}") as temporary:
             temporary.write_bytes(render(draw, size=SIZE, format=ending))
@@ -220,6 +235,7 @@ def _page(
     tables: dict[str, Filled],
     figures: Sequence[Drawn],
     files: dict[Plot, str],
+    titles: dict[Plot, str],
     setup: Sequence[str],
     notes: Sequence[str],
     own: Written,
@@ -242,7 +258,7 @@ def _page(
     for name, filled in tables.items():
         _add_table(page, filled, name, own, results.anchors)
     for figure in figures:
-        _add_figure(page, figure, own, files)
+        _add_figure(page, figure, own, files, titles)
     _add_comparisons(page, results, compared)
     _add_settings(page, results)
     _add_pretrainings(page, results)
@@ -302,14 +318,17 @@ def _add_files(page: Page, files: Sequence[str]) -> None:
     page.paragraph(*links)
 
 
-def _add_figure(page: Page, figure: Drawn, own: Written, files: dict[Plot, str]) -> None:
+def _add_figure(
+    page: Page, figure: Drawn, own: Written, files: dict[Plot, str], titles: dict[Plot, str]
+) -> None:
     page.heading(figure.title)
     if not figure.plots:
         page.paragraph("No run of this figure is done.")
         return
     if len(figure.plots) == 1:
         (plot,) = figure.plots
-        page.plot(plot.draw, alt=plot.alt, caption=figure.caption, size=SIZE)
+        draw = _titled(plot, titles[plot])
+        page.plot(draw, alt=plot.alt, caption=figure.caption, size=SIZE)
     else:
         plots = [(plot.draw, plot.alt) for plot in figure.plots]
         page.gallery(plots, caption=figure.caption, size=GALLERY)

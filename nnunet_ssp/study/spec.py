@@ -228,7 +228,7 @@ class Family(_Part):
 
 
 class Sizes(_Part):
-    """Published sizes, for the estimate of a dry run without the data set."""
+    """Published sizes, for the estimate of a dry run without the dataset."""
 
     pretraining_slices: int = Field(ge=1)
     # Slices by fold, as named in `folds`.

@@ -289,7 +289,7 @@ def compare(
         notes.append(f"pretrained on {shown(pretrained_on)}")
     statistics = "foreground_intensity_properties_per_channel"
     if pretrained.plans and pretrained.plans.get(statistics) != plans.get(statistics):
-        notes.append("intensity statistics of the data sets differ")
+        notes.append("intensity statistics of the datasets differ")
     return Comparison(_table(pretrained, whole, set(wrong)), refusals, notes, not spoiled)
 
 

@@ -20,7 +20,7 @@ SINGLE = list(SOURCES)
 
 @pytest.fixture
 def trees(tmp_path: Path, raw: Path) -> Path:
-    """A folder with a tree of each data set."""
+    """A folder with a tree of each dataset."""
     add_mnms(tmp_path / "mm1", "Training/Labeled", "A1", drawn(ED, ES), VendorName="Siemens")
     add_mnms(tmp_path / "mm1", "Training/Unlabeled", "U1")
     add_mnms(tmp_path / "mm1", "Testing", "T1", drawn(ED, ES))

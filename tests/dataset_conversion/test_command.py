@@ -9,7 +9,7 @@ import pytest
 
 from nnunet_ssp.cli import main
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.files.nifti import write_nifti
+from nnunet_ssp.files.nifti import read_image, write_nifti
 from tests.evaluation.conftest import heart
 
 AFFINE = np.diag([1.5, 1.5, 8, 1])
@@ -84,7 +84,43 @@ def test_swapped_masks_are_warned_of_and_the_rule_is_said(root: Path, capsys, dr
         "\nWARNING:\n  s0, s1, s2: label 1 is taken for LV and label 2 for MYO, but MYO does "
         in said
     )
-    assert "convert with --label-values 3 2 1, for 3 = LV, 2 = MYO, 1 = RV.\n" in said
+    assert "convert with --label-values 3 2 1, for 3 = LV, 2 = MYO, 1 = RV. Where other" in said
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_one_subject_that_is_numbered_otherwise_is_named_and_mended(
+    root: Path, raw: Path, capsys, dry_run: bool
+):
+    """Of those that are right nothing is said; the options of the warning convert all alike."""
+    for n, values in enumerate([(1, 2, 3), (3, 2, 1), (1, 2, 3)]):
+        subject(root, f"s{n}", values)
+    dry = ["--dry-run"] * dry_run
+    assert run(root, *dry) == 0
+    said = capsys.readouterr().out
+    assert "\nWARNING:\n  s1: label 1 is taken for LV" in said and "s0: label" not in said
+    assert "--label-values 3 2 1, for" in said and "--label-values-for and the names" in said
+    words = ["--label-values", "3", "2", "1", "--label-values-for", "s1", "--overwrite", *dry]
+    assert run(root, *words) == 0
+    said = capsys.readouterr().out
+    assert "WARNING" not in said
+    assert "3 = LV, 2 = MYO, 1 = RV in the 1 subject of --label-values-for." in said
+    if not dry_run:
+        folder = raw / "Dataset120_Cine" / "labelsTr"
+        masks = [read_image(file).voxels for file in sorted(folder.iterdir())]
+        assert len(masks) == 6 and all(np.array_equal(masks[0], mask) for mask in masks)
+
+
+def test_names_of_subjects_are_checked_and_stay_out_of_the_dataset(root: Path, raw: Path, capsys):
+    subject(root, "Smith", (3, 2, 1))
+    subject(root, "Jones", (1, 2, 3))
+    words = ["convert", "cine", "-i", str(root), "-d", "120", "-np", "1", "--label-values-for"]
+    assert main([*words, "Smith"]) == 1
+    assert "needs `--label-values`" in capsys.readouterr().err
+    assert main([*words, "Smth", "--label-values", "3", "2", "1"]) == 1
+    assert "(=Smth) must name subjects. Perhaps Smith?" in capsys.readouterr().err
+    assert main([*words, "Smith", "--label-values", "3", "2", "1"]) == 0
+    record = (raw / "Dataset120_Cine" / "convert.json").read_text()
+    assert "label_values_for" in record and "Smith" not in record
 
 
 def test_without_masks_nothing_is_said_of_their_values(root: Path, capsys):

@@ -37,6 +37,9 @@ def test_the_rule_in_words():
     assert in_words(NAMES) == "1 = LV, 2 = MYO, 3 = RV"
     assert in_words(("RV", "scar"), (7, 9)) == "7 = RV, 9 = scar"
     assert rule_of_values(NAMES).startswith("Values of the masks: 1 = LV, 2 = MYO, 3 = RV. ")
+    assert rule_of_values(NAMES, (3, 2, 1), 2).startswith(
+        "Values of the masks: 1 = LV, 2 = MYO, 3 = RV; 3 = LV, 2 = MYO, 1 = RV in the 2 subjects of --label-values-for."
+    )
 
 
 @pytest.mark.parametrize("values", [(1, 2), (1, 2, 2), (0, 1, 2), (1, 2, 65536)])
@@ -72,7 +75,7 @@ def test_each_wrong_order_is_warned_of_with_the_right_one(numbers: tuple[int, ..
     (said,) = warn_of_numbering([wrong], TASK)
     option = f"--label-values {' '.join(map(str, numbers))}, for {in_words(NAMES, numbers)}."
     assert said.startswith("label 1 is taken for LV and label 2 for MYO, but MYO does not enclose")
-    assert said.endswith(option)
+    assert f"{option} Where other subjects' masks are right: also --label-values-for" in said
     task = replace(TASK, label_values=numbers)
     mended = to_classes(wrong, Path("a"), task)
     assert np.array_equal(mended, stack())
@@ -83,10 +86,26 @@ def test_a_wrong_option_is_warned_of_in_the_values_of_the_masks():
     task = replace(TASK, label_values=(255, 170, 85))
     mask = to_classes(np.array([0, 85, 170, 255], np.uint8)[stack()], Path("a"), task)
     (said,) = warn_of_numbering([mask], task)
-    assert "label 255 is taken for LV" in said and said.endswith(
-        "Label 85 lies in label 170 as LV in MYO: if that is so in your masks, convert with --label-values 85 170 255, "
-        "for 85 = LV, 170 = MYO, 255 = RV."
+    assert "label 255 is taken for LV" in said
+    right = "convert with --label-values 85 170 255, for 85 = LV, 170 = MYO, 255 = RV."
+    assert f"Label 85 lies in label 170 as LV in MYO: if that is so in your masks, {right}" in said
+
+
+def test_where_the_option_is_wrong_for_some_it_is_to_name_the_others():
+    (said,) = warn_of_numbering(
+        [to_classes(stack(), Path("a"), replace(TASK, label_values=(3, 2, 1)))],
+        replace(TASK, label_values=(3, 2, 1)),
     )
+    assert said.endswith("need no --label-values: name the others with --label-values-for.")
+
+
+@pytest.mark.parametrize(("number", "name"), [(2, "MYO"), (3, "RV")])
+def test_masks_without_lv_are_warned_of(number: int, name: str):
+    """LV alone, called by another number than in the other subjects."""
+    (said,) = warn_of_numbering([np.uint8(number) * (stack() == 1), 0 * stack()], TASK)
+    assert said.startswith(f"no label 1, which is taken for LV, only {number} = {name}: are the")
+    assert "--label-values-for and the names of these subjects." in said
+    assert warn_of_numbering([0 * stack()], TASK) == []
 
 
 def test_what_cannot_be_told_is_not_warned_of():
@@ -104,7 +123,7 @@ def test_what_cannot_be_told_is_not_warned_of():
 def test_without_rv_the_two_are_told_apart():
     swapped = np.array([0, 2, 1, 0], np.uint8)[stack()]
     (said,) = warn_of_numbering([swapped], replace(TASK, label_names=NAMES[:2]))
-    assert said.endswith("convert with --label-values 2 1, for 2 = LV, 1 = MYO.")
+    assert "convert with --label-values 2 1, for 2 = LV, 1 = MYO. Where other" in said
 
 
 def test_two_parts_of_rv_are_left_to_the_user():

@@ -37,8 +37,8 @@ class WithHole:
         self.labels = subject.labels.copy()
         self.labels[:, :, 2][self.labels[:, :, 2] == 1] = 0
 
-    def segment(self, voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, list[float]]:
-        return self.labels.copy(), [1.5] * voxels.shape[3]
+    def segment(self, voxels: np.ndarray, affine: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+        return ((frame, 1.5) for frame in np.moveaxis(self.labels, -1, 0))
 
 
 @pytest.fixture(scope="module")

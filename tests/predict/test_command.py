@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
+import signal
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +22,11 @@ from nnunet_ssp.phantom import PhantomSubject
 from nnunet_ssp.predict import command
 from nnunet_ssp.predict.command import Procedure, run
 from nnunet_ssp.predict.inputs import find_studies
+from nnunet_ssp.predict.kept import KeptFrames
 from nnunet_ssp.predict.measure import Choices
 from nnunet_ssp.predict.model import Wanted, results_folder
 from nnunet_ssp.predict.results import Output
+from nnunet_ssp.signals import ENDS
 from tests.predict.conftest import save
 
 LABELS = Labels({n: (v,) for v, n in enumerate(("LV", "MYO", "RV"), 1)}, structures={
@@ -36,10 +40,11 @@ class TrueMasks:
         self.subject = subject
         self.segmented = 0
 
-    def segment(self, voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    def segment(self, voxels: np.ndarray, affine: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
         self.segmented += 1
-        frames = voxels.shape[3]
-        return self.subject.labels[..., :frames].copy(), [float("nan"), *range(1, frames)][:frames]
+        for image in np.moveaxis(voxels, -1, 0):
+            t = next(t for t in range(3) if np.array_equal(image, self.subject.image[..., t]))
+            yield self.subject.labels[..., t].copy(), float(t or "nan")
 
 
 def table(file: Path) -> list[dict[str, str]]:
@@ -161,6 +166,135 @@ def test_nothing_of_another_model_is_left(go, inputs, tmp_path) -> None:
     assert found == [*ours, "phases.csv", "predict.json", "report.html", "volumes.csv"]
 
 
+@pytest.fixture
+def stopped(subject, inputs, tmp_path, monkeypatch):
+    """Stop a run by a signal before it comes to a frame; returns what is segmented from then on."""
+
+    def start(number: int, frame: int, again: str) -> list[int]:
+        segmented, left = [], iter(range(frame))
+
+        class Segments(TrueMasks):
+            def segment(self, voxels: np.ndarray, affine: np.ndarray) -> Iterator:
+                for t, result in enumerate(super().segment(voxels, affine)):
+                    if left is not None and next(left, None) is None:
+                        os.kill(os.getpid(), number)
+                    segmented.append(t + subject.image.shape[3] - voxels.shape[3])
+                    yield result
+
+        job = Procedure(LABELS, lambda: Segments(subject), again=again)
+        (tmp_path / "out").mkdir()
+        tasks, refused = find_studies([inputs], False, (), 1)
+        with pytest.raises(SystemExit) as ended:
+            run(tasks, refused, Output(tmp_path / "out"), job, {"digest": "m"})
+        assert ended.value.code == 128 + number
+        assert segmented == [0, 1, 2, 0, 1][:frame]
+        left = None
+        segmented.clear()
+        run(tasks, refused, Output(tmp_path / "out"), job, {"digest": "m"})
+        return segmented
+
+    return start
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_a_stopped_run_goes_on_at_the_next_frame(stopped, go, subject, tmp_path, capsys, number):
+    """It says what is done, keeps that, and ends as one that was not stopped."""
+    again = "nnunet-ssp predict -i 'my in' -o out"
+    assert stopped(number, 5, again) == [2]
+    out, err = capsys.readouterr()
+    name = signal.Signals(number).name
+    assert f"{name}: stopped. Done: 1 of 2 subjects, and 2 of 3 frames of two. What" in out
+    assert f"report.html. To go on with the rest:\n{again}\n" in out
+    assert "To segment: 6 frames of 2 subjects\n" in err
+    assert "To segment: 3 frames of 1 subject; 2 frames done before\n" in err
+    found = {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir() if f.is_file()}
+    assert not (tmp_path / "out" / ".frames").exists()
+    (tmp_path / "out").rename(tmp_path / "stopped")
+    assert go() == (2, {})
+    files = [f for f in (tmp_path / "out").iterdir() if f.is_file()]
+    assert {f.name for f in files} == set(found)
+    assert [f.name for f in files if f.read_bytes() != found[f.name]] == []
+
+
+def test_a_run_that_is_stopped_has_a_report_of_what_is_done(
+    go, subject, inputs, tmp_path, capsys
+) -> None:
+    def stop(voxels: np.ndarray, affine: np.ndarray) -> Iterator:
+        os.kill(os.getpid(), signal.SIGINT)
+        yield
+
+    os.utime(inputs / "one.nii.gz", (1, 1))
+    go()
+    os.utime(inputs / "one.nii.gz", (2, 2))  # another image: its old results are not done
+    masks = TrueMasks(subject)
+    masks.segment = stop
+    with pytest.raises(SystemExit):
+        go(load=lambda: masks)
+    assert "Done: 1 of 2 subjects, and 0 of 3 frames of one." in capsys.readouterr().out
+    assert [row["subject"] for row in table(tmp_path / "out" / "volumes.csv")] == ["two"]
+    assert "one_seg.html" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_damaged_frame_is_made_again(stopped, subject, tmp_path, monkeypatch) -> None:
+    real = KeptFrames.open
+
+    def damage(frames: KeptFrames) -> None:
+        real(frames)
+        for file in frames.folder.glob("frame_0000.npz"):
+            file.write_bytes(file.read_bytes()[:40])
+
+    monkeypatch.setattr(KeptFrames, "open", damage)
+    assert len(stopped(signal.SIGTERM, 5, "")) == 2  # the first of two, and the last
+    mask = np.asarray(nibabel.load(tmp_path / "out" / "two_seg.nii.gz").dataobj)
+    np.testing.assert_array_equal(mask, subject.labels)
+
+
+def test_the_command_that_goes_on_is_the_one_that_was_typed(
+    make_model, inputs, tmp_path, capsys, monkeypatch, one_thread
+) -> None:
+    """A network's frames are those of a run that was not stopped."""
+    model = make_model(tmp_path / "my model")
+    words = ["predict", "-i", inputs / "one.nii.gz", "-m", model, "-device", "cpu", "-o"]
+    real = KeptFrames.write
+
+    def write(kept: KeptFrames, number: int, labels: np.ndarray, doubt: float) -> None:
+        real(kept, number, labels, doubt)
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(KeptFrames, "write", write)
+        main([*map(str, words), str(tmp_path / "my out")])
+    said = capsys.readouterr().out
+    assert "1 of 3 frames of one" in said or "2 of 3 frames of one" in said
+    line = said.splitlines()[-1]
+    assert line.startswith("nnunet-ssp predict -i ") and f"'{tmp_path / 'my out'}'" in line
+    assert main(shlex.split(line)[1:]) == 0
+    assert "To segment: 3 frames of 1 subject; 2 frames done before" in capsys.readouterr().err
+    assert main([*map(str, words), str(tmp_path / "whole")]) == 0
+    for name in ("one_seg.json", "volumes.csv", "phases.csv"):
+        stopped, whole = ((tmp_path / folder / name).read_text() for folder in ("my out", "whole"))
+        assert stopped == whole
+    masks = [nibabel.load(tmp_path / f / "one_seg.nii.gz").dataobj for f in ("my out", "whole")]
+    np.testing.assert_array_equal(*map(np.asarray, masks))
+
+
+def test_without_a_gpu_the_faster_way_is_named_once(
+    make_model, inputs, subject, tmp_path, capsys, one_thread
+) -> None:
+    for file in inputs.iterdir():
+        save(subject.image[..., :1], file, subject.affine)
+    model = make_model(tmp_path / "nnUNetTrainer__tiny__2d")
+    words = ["predict", "-i", inputs, "-m", model, "-device", "cpu", "-o", tmp_path / "out"]
+    assert main([*map(str, words)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("each frame is segmented 4 times, as it is and mirrored. --disable_tta") == 1
+    assert said.index("To segment: 2 frames of 2 subjects") < said.index("--disable_tta")
+    words[-1] = tmp_path / "faster"
+    assert main([*map(str, words), "--disable_tta"]) == 0
+    assert "mirrored" not in capsys.readouterr().err
+
+
 def test_a_full_disk_says_how_to_go_on(go, inputs, subject, tmp_path, monkeypatch) -> None:
     real = command.write_mask
 
@@ -174,7 +308,7 @@ def test_a_full_disk_says_how_to_go_on(go, inputs, subject, tmp_path, monkeypatc
     with pytest.raises(RuntimeError, match="again: it continues where it stopped"), doing:
         go()
     monkeypatch.undo()
-    assert go()[0] == 1
+    assert go() == (0, {})  # its frames were kept
 
 
 def test_a_missing_permission_is_no_missing_space(tmp_path) -> None:

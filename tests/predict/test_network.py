@@ -39,6 +39,12 @@ def stock(model: Path, subject: PhantomSubject, folder: Path, folds: tuple, mirr
     return np.stack([np.asarray(nibabel.load(file).dataobj) for file in files], axis=-1)
 
 
+def whole(network: Segmenter, voxels: np.ndarray, affine: np.ndarray) -> tuple:
+    """The labels (X, Y, Z, T) of all frames, and their doubts."""
+    labels, doubts = zip(*network.segment(voxels, affine), strict=True)
+    return np.stack(labels, axis=-1), list(doubts)
+
+
 @pytest.mark.parametrize(
     ("folds", "mirror", "options"),
     [
@@ -58,7 +64,7 @@ def test_labels_equal_those_of_nnunet(
 ) -> None:
     folder = make_model(tmp_path / "model", folds=folds, **options)
     network = Segmenter(check_model(folder), "cpu", mirror, tmp_path)
-    labels, doubts = network.segment(subject.image, subject.affine)
+    labels, doubts = whole(network, subject.image, subject.affine)
     expected = stock(folder, subject, tmp_path / "frames", folds, mirror)
     np.testing.assert_array_equal(labels, expected)
     assert len(np.unique(labels)) > 1
@@ -83,10 +89,23 @@ def test_labels_equal_those_of_the_command(
     words = ["-i", images, "-o", tmp_path / "out", "-m", folder, "-f", 0, 1, "-device", "cpu"]
     command("nnUNetv2_predict_from_modelfolder", *words, "-npp", 1, "-nps", 1)
     network = Segmenter(check_model(folder), "cpu", True, tmp_path)
-    labels, _ = network.segment(subject.image[..., :2], subject.affine)
+    labels, _ = whole(network, subject.image[..., :2], subject.affine)
     for t in range(2):
         file = nibabel.load(tmp_path / "out" / f"frame{t}.nii.gz")
         np.testing.assert_array_equal(labels[..., t], np.asarray(file.dataobj))
+
+
+def test_a_frame_does_not_depend_on_those_before(
+    make_model: Callable[..., Path], subject: PhantomSubject, tmp_path: Path
+) -> None:
+    network = Segmenter(check_model(make_model(tmp_path / "model")), "cpu", True, tmp_path)
+    labels, doubts = whole(network, subject.image, subject.affine)
+    last, doubt = whole(network, subject.image[..., [2]], subject.affine)
+    np.testing.assert_array_equal(last[..., 0], labels[..., 2])
+    assert doubt == doubts[2:]
+    assert network.passes == 4
+    network.predictor.use_mirroring = False
+    assert network.passes == 1
 
 
 def test_equal_folds_do_not_disagree(
@@ -96,7 +115,7 @@ def test_equal_folds_do_not_disagree(
     weights = (folder / "fold_0" / "checkpoint_final.pth").read_bytes()
     (folder / "fold_1" / "checkpoint_final.pth").write_bytes(weights)
     network = Segmenter(check_model(folder), "cpu", False, tmp_path)
-    _, doubts = network.segment(subject.image[..., :1], subject.affine)
+    _, doubts = whole(network, subject.image[..., :1], subject.affine)
     assert doubts == [0.0]
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.phantom import PhantomSubject
 from nnunet_ssp.predict.inputs import InputCine
-from nnunet_ssp.predict.page import PAINT, run_page, subject_page
+from nnunet_ssp.predict.page import PAINT, _draw_curves, run_page, subject_page
 
 LABELS = Labels(
     {"LV": (1,), "MYO": (2,), "RV": (3,)}, structures={n: n for n in ("LV", "MYO", "RV")}
@@ -78,6 +79,17 @@ def test_the_page_says_what_disagreement_is_high(values: tuple, words: str) -> N
 @pytest.fixture
 def study(subject: PhantomSubject) -> InputCine:
     return InputCine(subject.image, subject.affine, None, (0, 1, 2), None, 0.05, [])
+
+
+def test_the_curves_have_title_units_and_a_legend_below() -> None:
+    figure = Figure((5.6, 2.8), layout="constrained")
+    _draw_curves(figure, "patient: volumes", record(3)["frames"], {0: "ED", 2: "ES"})
+    (axes,) = figure.axes
+    assert figure.get_suptitle() == "patient: volumes"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("frame", "volume (ml)")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["LV", "RV"]
+    assert axes.get_legend() is None
 
 
 def test_a_subject_has_curves_player_and_sheets(subject: PhantomSubject, study: InputCine) -> None:

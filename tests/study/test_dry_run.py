@@ -41,7 +41,7 @@ def test_dry_run_without_the_data(tmp_path, capsys, monkeypatch):
         "train     baseline on 10: nnUNetTrainerScratchCine, fold paper-nr10-seed{seed}, seeds 0 1 2; "
         in said
     )
-    assert "Without the data set: no dataset is named: give it with -d" in said
+    assert "Without the dataset: no dataset is named: give it with -d" in said
     assert "hours of one NVIDIA A100 (estimated), not measured, with the sizes that the" in said
     assert "That is an estimate from nnU-Net's documentation" in said
     assert not list(tmp_path.iterdir())

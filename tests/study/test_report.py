@@ -5,6 +5,7 @@ from urllib.parse import unquote, urldefrag
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure as Canvas
 
 from nnunet_ssp.study.report import write_results
 from tests.browser import WIDTHS, seen
@@ -50,6 +51,24 @@ def test_everything_is_written(miniature):
     own = cells[(cells["model"] == "MIM") & (cells["fold"] == "10") & (cells["score"] == "dice")]
     assert own["value"].tolist() == pytest.approx([0.594, 0.604, 0.614])
     assert own["n_subjects"].tolist() == [8] * 3
+
+
+def test_a_single_plot_has_its_title_on_the_page_and_in_its_file(miniature, monkeypatch):
+    """The figure, the dataset and the number of seeds."""
+    titles = []
+
+    def keep(canvas: Canvas, text: str, **more: object) -> object:
+        titles.append(text.replace("\n", " "))
+        return suptitle(canvas, text, **more)
+
+    suptitle = Canvas.suptitle
+    monkeypatch.setattr(Canvas, "suptitle", keep)
+    figures = [PARTS["figures"][0], {"title": "Two seeds", "kind": "boxes", "seeds": [0, 1]}]
+    write(miniature(tables=PARTS["tables"], figures=figures).finish())
+    # As PNG, as PDF, and on the page
+    assert sorted(titles) == sorted(
+        3 * ["Figure 1, Dataset114_MNMs, 3 seeds"] + 3 * ["Two seeds, Dataset114_MNMs, 2 seeds"]
+    )
 
 
 def test_what_an_earlier_file_of_the_study_made_is_not_kept(miniature):

@@ -217,7 +217,7 @@ def test_patch_batch_and_data_set_may_differ(
         "patch size: pretrained [64, 48], here [32, 32]",
         "batch size: pretrained 9, here 4",
         "pretrained on Dataset027_ACDC",
-        "intensity statistics of the data sets differ",
+        "intensity statistics of the datasets differ",
     ):
         assert f"  note: {note}\n" in output
     assert output.endswith("  fits\n")

@@ -24,7 +24,7 @@ TRAINERS = [FrozenTrainer, WarmupTrainer]
 
 
 def bare(cls: type[StagedTrainer], settings: Any) -> Any:
-    """A trainer that knows its settings and nothing of a data set."""
+    """A trainer that knows its settings and nothing of a dataset."""
     trainer = cls.__new__(cls)
     trainer.settings = settings
     trainer.num_epochs, trainer.initial_lr = settings.num_epochs, settings.initial_lr

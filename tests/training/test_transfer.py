@@ -537,7 +537,7 @@ def test_what_may_differ_is_noted(make_network):
         "patch size: pretrained [256, 256], here [192, 160]",
         "batch size: pretrained 12, here 9",
         "pretrained on Dataset114_MNMs",
-        "intensity statistics of the data sets differ",
+        "intensity statistics of the datasets differ",
     ]
 
 

@@ -287,7 +287,7 @@ def _temporal_dimension(dataset: Dataset) -> int | None:
 
 
 class _Header:
-    """The header of one image, spread over data sets; the first that has a value counts."""
+    """The header of one image, spread over datasets; the first that has a value counts."""
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
         self.datasets = datasets
