@@ -117,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--label-names",
         metavar="NAME",
         nargs="+",
-        default=list(LABEL_NAMES),
+        default=LABEL_NAMES,
         help=f"of the mask values 1, 2, ... [{' '.join(LABEL_NAMES)}: {in_words(LABEL_NAMES)}]",
     )
     parser.add_argument(
@@ -258,7 +258,7 @@ def list_tasks(
     root, masks_in = Path(folder), Path(folder if labels is None else labels)
     for needed in (root, masks_in):
         check_is_folder(needed)
-    refuse_public(root, tuple(label_names) != LABEL_NAMES, dataset_id)
+    refuse_public(root, label_names is not LABEL_NAMES, dataset_id)  # the same names count if given
     found = find_cines(root, masks_in, by_patient_id, number_of_workers(workers), one_frame=False)
     if not found:
         raise FileNotFoundError(
@@ -300,6 +300,8 @@ def make_tasks(
     tasks, refused = [], {}
     for subject, entry in zip(names, found, strict=True):
         mine = tuple(masks.pop(entry.name, []) or masks.pop(subject, []))
+        for other in entry.others:
+            masks.pop(other, None)
         notes = [entry.note] if entry.note else []
         notes += unpacked_copies((*entry.images, *mine))
         if subject != entry.name and not entry.by_id:

@@ -55,6 +55,8 @@ class Found:
     by_id: bool = False
     # --series chose the images
     chosen: bool = False
+    # Other files that are refused with it, by the names that their masks have
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,12 @@ def refuse_public(
         by_name = pattern.endswith(_ACDC_MASK)
         if by_name and names_own_labels:
             continue
-        way = "name its labels with --label-names" if by_name else "move {} elsewhere"
+        way = "name its labels: --label-names LVBP LVM RV" if by_name else "move {} elsewhere"
         for place in (pattern, f"*/{pattern}", f"*/*/{pattern}"):
             for sign in root.glob(place):
                 raise ValueError(
-                    f"{root} is laid out as {name} ({sign.relative_to(root)}), with other labels or its own test "
-                    f"subjects. If it is your own data, {way.format(sign.name)}. "
+                    f"{root} is laid out as {name} ({sign.relative_to(root)}), whose labels or test subjects are not "
+                    f"those of own cine. If it is your own data, {way.format(sign.name)}. "
                     + _own_command(converter, sign, dataset_id)
                 )
 
@@ -235,6 +237,7 @@ def _flat_subjects(files: dict[str, Path], root: Path, one_frame: bool, beside: 
                     f"{count_of(len(stems), 'file')} of one frame each, {images[0].name} to {images[-1].name}, differ "
                     "only in a number: frames of one subject, or several subjects? Frames of one: put them into a "
                     "folder of its own, or call them <subject>_frame<number>.nii.gz. Several: a folder for each.",
+                    others=tuple(_SHORT_AXIS.sub("", stem) for stem in stems[1:]),
                 )
             )
     return found

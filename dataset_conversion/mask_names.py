@@ -100,9 +100,12 @@ def require_some(folder: Path, tasks: Sequence[CineTask]) -> None:
     if not tasks or any(task.masks for task in tasks):
         return
     files = passed_over(folder, tasks, also_masks=True)
-    there = f"used for nothing: {listed(files, folder, tasks)}" if files else "the folder is empty"
+    if files:
+        there = f"Used for nothing: {listed(files, folder, tasks)}."
+    else:
+        there = "It holds images alone." if any(folder.rglob("*.nii*")) else "The folder is empty."
     raise FileNotFoundError(
-        f"{folder}: no masks here of {count_of(len(tasks), 'subject')}. {RULE} {there[0].upper()}{there[1:]}."
+        f"{folder}: no masks here of {count_of(len(tasks), 'subject')}. {RULE} {there}"
     )
 
 

@@ -90,9 +90,11 @@ def doubts(train: Sequence[str], val: Sequence[str]) -> list[str]:
     found = []
     if shared := shared_prefixes(train, val):
         such = count_of(len(shared), "such prefix", "such prefixes")
+        framed = all(re.fullmatch(r".+_frame\d+", case) for case in (*train, *val))
+        how = "=(.+)_frame in nnUNet_ssp_settings" if framed else " (docs/data.md)"
         found.append(
             f"WARNING: cases on both sides of this fold share a prefix, e.g. {shared[0]} ({such}). "
-            "If they are one subject, set subject_pattern, or give the dataset a cases.csv."
+            f"If they are one subject, set subject_pattern{how}, or give the dataset a cases.csv."
         )
     if repeats := continuing_names(train, val):
         found.append(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_ssp.cohort.repeats import continuing_names, shared_prefixes
+from nnunet_ssp.cohort.repeats import continuing_names, doubts, shared_prefixes
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,15 @@ from nnunet_ssp.cohort.repeats import continuing_names, shared_prefixes
 )
 def test_shared_prefixes(train, val, shared):
     assert shared_prefixes(train, val) == shared
+
+
+@pytest.mark.parametrize(
+    ("end", "way"),
+    [("_frame0{}", "subject_pattern=(.+)_frame in nnUNet"), ("_{}", "(docs/data.md)")],
+)
+def test_a_shared_prefix_is_spoken_of_with_the_way_out(end: str, way: str):
+    (said,) = doubts(["p1" + end.format(1), "p2" + end.format(4)], ["p1" + end.format(7)])
+    assert "share a prefix, e.g. p1 (1 such prefix)" in said and way in said
 
 
 GENIUS = ("genius_0800", "genius_0801")

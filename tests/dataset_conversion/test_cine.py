@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
+from nnunet_ssp.cli import main
 from nnunet_ssp.cohort.cases import Case, read_cases
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.conversion import convert as conversion
@@ -128,8 +129,10 @@ def test_files_called_as_in_acdc_pass_with_names_for_their_labels(root: Path):
     save(frames(), root / "patient001.nii.gz")
     save(drawn(ED)[..., ED], root / "patient001_frame01_gt.nii.gz")
     refuse_public(root, names_own_labels=True)
-    with pytest.raises(ValueError, match="name its labels with --label-names"):
+    with pytest.raises(ValueError, match="name its labels: --label-names LVBP LVM RV"):
         convert(root, 120)
+    words = ["convert", "cine", "-i", str(root), "-d", "120", "-np", "1", "--label-names"]
+    assert main([*words, "LVBP", "LVM", "RV"]) == 0  # given, though they are the default's
 
 
 @pytest.mark.parametrize("file", ["p1_{}.nii.gz", "{}.nii.gz", "p{}_sax.nii.gz"])
@@ -137,7 +140,8 @@ def test_flat_frames_that_may_be_of_one_subject_are_refused(root: Path, file: st
     save(frames(), root / "whole7.nii.gz")
     save(frames(), root / "whole8.nii.gz")
     for frame in range(3):
-        save(frames()[..., frame], root / file.format(frame))
+        image = save(frames()[..., frame], root / file.format(frame))
+        save(drawn(0)[..., 0], root / image.name.replace(".", "_gt.", 1))
     target = convert(root, 120)
     assert {case.subject for case in cases_of(target).values()} == {"whole7", "whole8"}
     (refusal,) = log(target)["refused"].values()
@@ -1092,6 +1096,8 @@ def test_missing_folders_are_named(root: Path):
     with pytest.raises(FileNotFoundError, match=r"labels: no masks here of 1 .*folder is empty"):
         convert(root, 120, labels=root / "labels")
     (root / "labels").rmdir()
+    with pytest.raises(FileNotFoundError, match=r"no masks here of 1 .* It holds images alone"):
+        convert(root, 120, labels=root)
     target = convert(root, 120)
     assert log(target)["refused"] == {}
 
