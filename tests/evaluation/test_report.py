@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from nnunet_ssp.evaluation import report
-from tests.browser import WIDTHS, seen
+from tests.browser import WIDTHS, measured, seen
 from tests.evaluation.conftest import (
     Document,
     heart,
@@ -164,3 +164,18 @@ def test_the_page_fits_a_desktop_and_a_phone(reports, tmp_path, width):
         assert page["text"] >= 14
         assert page["hidden"] == 0  # a table that scrolls has a bar
         assert page["wide"] > 0 or width > 400
+
+
+@pytest.mark.slow
+def test_a_phone_shows_predictions_and_references_without_scrolling(reports, tmp_path):
+    """Of a single model; the names of two take the place of the references."""
+    script = """
+      const table = [...page.querySelectorAll('.scroll')]
+        .find(box => box.querySelector('th').textContent === 'Metric');
+      return {room: table.getBoundingClientRect().right, heads: [...table.querySelectorAll('th')]
+        .map(head => [head.textContent, head.getBoundingClientRect().right])};
+    """
+    html = reports["m0_evaluation"].read_text("utf-8")
+    found = measured(html, 400, tmp_path, script)
+    seen_at_once = [name for name, right in found["heads"] if right <= found["room"]]
+    assert seen_at_once[:4] == ["Metric", "Predicted", "Reference", "Bias"]
