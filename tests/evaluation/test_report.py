@@ -84,6 +84,19 @@ def test_a_plot_that_only_one_model_lacks_is_said_to_be_its():
     assert [*report._without_plot(alone)] == [f"No Bland-Altman plot of EF: {why}"]
 
 
+def test_plots_of_agreement_name_the_model_where_there_are_several(monkeypatch):
+    names = []
+    monkeypatch.setattr(report, "bland_altman", lambda *given: names.append(given[3]))
+    numbers = {"reference": 100.0, "predicted": 101.0, "error": 1.0}
+    clinical = pd.DataFrame({"model": [*"AAABBB"], "figure": "EDV", **numbers})
+    line = {"lower": -1.0, "bias": 0.0, "upper": 1.0, "n_subjects": 3, "unit": "ml"}
+    agreement = pd.DataFrame({"model": [*"AB"], "figure": "EDV", **line})
+    for models in ("AB", "A"):
+        evaluation = SimpleNamespace(clinical=clinical, agreement=agreement, models={*models})
+        assert len([*report._bland_altman_plots(evaluation, "A")]) == 1
+    assert names == ["EDV, A", "EDV"]
+
+
 def test_positions_have_a_curve_for_each_phase(dataset, predict, tmp_path, with_page, monkeypatch):
     drawn = {}
     draw = report.curves_with_bands
