@@ -32,6 +32,7 @@ HEAD = """# Settings
 
 <!-- Written by docs/make_settings.py: change the comments at the fields, then run it again. -->
 
+For those who change a training: every setting of every trainer, with its default.
 One variable changes any of them, without a class of your own:
 
 ```bash

@@ -394,6 +394,7 @@ def _bland_altman_plots(
     clinical = evaluation.clinical[evaluation.clinical["model"] == model]
     agreement = evaluation.agreement
     rows = agreement[agreement["model"] == model].set_index("figure")
+    whose = f", {model}" if len(evaluation.models) > 1 else ""
     for metric, own in clinical.groupby("figure", sort=False):
         line = rows.loc[metric]
         lines = (float(line["lower"]), float(line["bias"]), float(line["upper"]))
@@ -405,7 +406,7 @@ def _bland_altman_plots(
                 own["reference"].to_numpy(),
                 own["predicted"].to_numpy(),
                 lines,
-                str(metric),
+                f"{metric}{whose}",
                 line["unit"],
             ),
             f"Bland-Altman plot of {metric}.",

@@ -8,7 +8,7 @@ nnUNetv2_export_model_to_zip packed it; -d, -tr, -p and -c name one in nnUNet_re
 
 OUT gets for each subject a mask on the grid of its images, <subject>_seg.nii.gz, and for all of them phases.csv
 (volumes of each frame), volumes.csv (ED, ES, volumes, EF, mass, flags) and report.html. Names are those of the input,
-and may identify patients. Run again after an interruption: only what is missing is done.
+and may identify patients. Run again after an interruption: it goes on at the first frame that is not done.
 
 For research. This is no medical device: a person who can judge them must look at the masks.
 """

@@ -16,6 +16,7 @@ from nnunet_ssp.predict.results import ENDINGS, REPORT, in_short
 from nnunet_ssp.reporting.figures import (
     COLOUR_WORDS,
     LETTERS_PER_INCH,
+    OVERLAY_WIDTH,
     STRUCTURE_COLOURS,
     count_along,
     legend,
@@ -143,6 +144,7 @@ def subject_page(
     page.plot(
         lambda figure: _draw_curves(figure, f"{subject}: volumes", record["frames"], phases),
         alt="Volumes of LV, myocardium and RV by frame, with ED and ES",
+        size=(OVERLAY_WIDTH, 2.8),
     )
     shown = [[name, value] for name, value in metrics.items() if value is not None]
     page.table(["Metric", "Value"], shown, digits=1, collapse_above=5, caption="All metrics")

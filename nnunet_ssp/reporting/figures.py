@@ -284,11 +284,8 @@ def bland_altman(
                 textcoords="offset points",
                 va="center",
             )
-        axes.set(
-            title=name,
-            xlabel=f"mean of both ({unit})",
-            ylabel=f"predicted − reference ({unit})",
-        )
+        axes.set(xlabel=f"mean of both ({unit})", ylabel=f"predicted − reference ({unit})")
+        add_title(axes, name)
 
     return draw
 

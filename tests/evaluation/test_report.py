@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from nnunet_ssp.evaluation import report
-from tests.browser import WIDTHS, seen
+from tests.browser import WIDTHS, measured, seen
 from tests.evaluation.conftest import (
     Document,
     heart,
@@ -82,6 +82,19 @@ def test_a_plot_that_only_one_model_lacks_is_said_to_be_its():
     ]
     alone = SimpleNamespace(agreement=table[table["model"] == "B"], models={"B": []})
     assert [*report._without_plot(alone)] == [f"No Bland-Altman plot of EF: {why}"]
+
+
+def test_plots_of_agreement_name_the_model_where_there_are_several(monkeypatch):
+    names = []
+    monkeypatch.setattr(report, "bland_altman", lambda *given: names.append(given[3]))
+    numbers = {"reference": 100.0, "predicted": 101.0, "error": 1.0}
+    clinical = pd.DataFrame({"model": [*"AAABBB"], "figure": "EDV", **numbers})
+    line = {"lower": -1.0, "bias": 0.0, "upper": 1.0, "n_subjects": 3, "unit": "ml"}
+    agreement = pd.DataFrame({"model": [*"AB"], "figure": "EDV", **line})
+    for models in ("AB", "A"):
+        evaluation = SimpleNamespace(clinical=clinical, agreement=agreement, models={*models})
+        assert len([*report._bland_altman_plots(evaluation, "A")]) == 1
+    assert names == ["EDV, A", "EDV"]
 
 
 def test_positions_have_a_curve_for_each_phase(dataset, predict, tmp_path, with_page, monkeypatch):
@@ -164,3 +177,18 @@ def test_the_page_fits_a_desktop_and_a_phone(reports, tmp_path, width):
         assert page["text"] >= 14
         assert page["hidden"] == 0  # a table that scrolls has a bar
         assert page["wide"] > 0 or width > 400
+
+
+@pytest.mark.slow
+def test_a_phone_shows_predictions_and_references_without_scrolling(reports, tmp_path):
+    """Of a single model; the names of two take the place of the references."""
+    script = """
+      const table = [...page.querySelectorAll('.scroll')]
+        .find(box => box.querySelector('th').textContent === 'Metric');
+      return {room: table.getBoundingClientRect().right, heads: [...table.querySelectorAll('th')]
+        .map(head => [head.textContent, head.getBoundingClientRect().right])};
+    """
+    html = reports["m0_evaluation"].read_text("utf-8")
+    found = measured(html, 400, tmp_path, script)
+    seen_at_once = [name for name, right in found["heads"] if right <= found["room"]]
+    assert seen_at_once[:4] == ["Metric", "Predicted", "Reference", "Bias"]

@@ -170,7 +170,7 @@ def test_boxes_are_of_subjects(miniature):
     result = drawn(figure(kind="boxes", classes=["LV", "mean"]), miniature().finish().results)
     assert [plot.name for plot in result.plots] == ["LV", "mean"]
     _, axes = axes_of(result.plots[1])
-    assert axes.get_ylabel() == "3D Dice (mean)"
+    assert (axes.get_ylabel(), axes.get_title()) == ("3D Dice", "mean")
     dots = [line.get_ydata() for line in axes.lines if line.get_marker() == "."]
     assert [len(values) for values in dots] == [8] * 4
     assert sorted(dots[0]) == pytest.approx([0.69 + 0.004 * i for i in range(8)])
