@@ -171,6 +171,26 @@ def test_what_users_get_wrong(
     assert message in error
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("prepare {}", "folds {}", "folds {} --check", "evaluate {} nowhere"),
+        *("study acdc-few -d {} --dry-run", "train {} 2d 0 -tr nnUNetTrainerMIMPretrain"),
+        "predict -i . -o out -d {}",
+    ],
+)
+@pytest.mark.parametrize("wrong", ["Cine", "Dataset120", "12"])
+def test_every_command_lists_the_datasets_there_are(
+    folders: Path, words: str, wrong: str, capsys: pytest.CaptureFixture[str]
+):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        for name in ("Dataset114_MNMs", "Dataset120_Cine"):
+            (Path(os.environ[variable]) / name).mkdir(parents=True, exist_ok=True)
+            (Path(os.environ[variable]) / name / "dataset.json").write_text("{}")
+    assert main(words.format(wrong).split()) == 1
+    assert "Dataset120_Cine, Dataset114_MNMs" in capsys.readouterr().err
+
+
 def test_variables_that_are_not_set(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

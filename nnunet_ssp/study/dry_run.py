@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_ssp.console import count_of, some
-from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
+from nnunet_ssp.nnunet import dataset_folder, dataset_id, datasets_there, nnunet_folder
 from nnunet_ssp.study.workflow import unfinished
 
 if TYPE_CHECKING:
@@ -130,8 +130,9 @@ def _require_dataset(study: Study, dataset: str | int) -> None:
             dataset_folder(nnunet_folder(variable), dataset)
             return
     raise FileNotFoundError(
-        f"`-d` (={dataset}) must be a dataset in {nnunet_folder('nnUNet_raw')} or nnUNet_preprocessed. To make it: "
-        f"{_conversion(study, number)}. Without -d, a dry run needs no dataset."
+        f"`-d` (={dataset}) must be a dataset in {nnunet_folder('nnUNet_raw')} or nnUNet_preprocessed. "
+        f"{datasets_there(str(dataset))} To make it: {_conversion(study, number)}. "
+        "Without -d, a dry run needs no dataset."
     )
 
 
