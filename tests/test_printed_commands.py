@@ -157,6 +157,7 @@ EXPECTED = {
     },
     "nnunet_ssp/cohort/command.py": {
         "_outcome() asks training_command()": FOLDS,
+        "nnunet-ssp folds {} lists them": WORD,
     },
     "nnunet_ssp/cohort/dataset.py": {
         "nnunet-ssp convert again": WORD,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_ssp.cohort.cases import Case, read_cases, subject_of
-from nnunet_ssp.console import path, whole
+from nnunet_ssp.console import nearest, path, whole
 from nnunet_ssp.files.atomic import write_json, write_together
 from nnunet_ssp.files.nnunet import read_dataset
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
@@ -143,7 +143,9 @@ def evaluate(
     folders = _name_models(predictions)
     baseline = baseline or next(iter(folders))
     if baseline not in folders:
-        raise ValueError(f"`--baseline` (={baseline}) must be one of {', '.join(folders)}.")
+        raise ValueError(
+            f"`--baseline` (={baseline}) must be one of {', '.join(folders)}.{nearest(baseline, folders)}"
+        )
     homes = _dataset_folders(dataset)
     home = next(f for f in homes if f is not None)
     ending = read_dataset(home / "dataset.json", ("file_ending",))["file_ending"]

@@ -201,6 +201,8 @@ def test_what_is_no_size_and_no_model(tmp_path, capsys, monkeypatch):
     assert "`--models` (=MAE) must be of baseline, SimCLR" in capsys.readouterr().err
     assert main(["study", "acdc-few", "--dry-run", "--folds", "3"]) == 1
     assert "`--folds` (=3) must be of 2, 5, 10" in capsys.readouterr().err
+    assert main(["study", "demooij", "--dry-run", "--models", "SimCRL"]) == 1
+    assert " Perhaps SimCLR? --dry-run lists the runs of each." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
