@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunet_ssp.console import nearest, nearest_first, some
 from nnunet_ssp.files.nnunet import names_of_plans
 from nnunet_ssp.launch import planning_command, trainers_folder
-from nnunet_ssp.nnunet import dataset_id, has_tilde, without_tilde
+from nnunet_ssp.nnunet import NNUNET_FOLDERS, dataset_id, has_tilde, without_tilde
 
 
 def advice(error: BaseException) -> str:
@@ -21,6 +21,8 @@ def advice(error: BaseException) -> str:
         return _dataset(found[1])
     if found := re.search(r"dataset_name_or_id must .*Your input: (.*)", text, re.DOTALL):
         return _dataset(found[1])
+    if isinstance(error, TypeError) and "NoneType" in text:  # nnU-Net joins a path to no folder
+        return _unset()
     if isinstance(error, FileNotFoundError) and error.filename:
         return _file(Path(error.filename))
     return ""
@@ -32,7 +34,18 @@ def _trainer(name: str) -> str:
     return f"no trainer is called {name}.{near} nnunet-ssp doctor lists ours."
 
 
+def _unset() -> str:
+    """Return what to type where a variable of nnU-Net's is not set; empty if all are."""
+    missing = [name for name in NNUNET_FOLDERS if not os.environ.get(name)]
+    if not missing:
+        return ""
+    lines = " ".join(f"{name}=/where/you/keep/{name}" for name in missing)
+    return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set in this shell: export {lines}"
+
+
 def _dataset(wanted: str) -> str:
+    if unset := _unset():
+        return f"no dataset {wanted}: {unset}"
     base = Path(value := os.environ.get("nnUNet_preprocessed", ""))
     if has_tilde(value):
         return (

@@ -57,6 +57,20 @@ def test_a_tilde_in_quotes_is_why_no_dataset_is_found(prepared: Path, monkeypatc
     assert said.endswith(f"export nnUNet_preprocessed={prepared.parent}")
 
 
+def test_folders_that_are_not_set_in_this_shell_are_named(prepared: Path, monkeypatch):
+    no_path = TypeError("expected str, bytes or os.PathLike object, not NoneType")
+    assert advice(no_path) == ""
+    monkeypatch.delenv("nnUNet_preprocessed")
+    monkeypatch.setenv("nnUNet_results", "")
+    line = (
+        "nnUNet_preprocessed and nnUNet_results are not set in this shell: export "
+        "nnUNet_preprocessed=/where/you/keep/nnUNet_preprocessed nnUNet_results=/where/you/keep/nnUNet_results"
+    )
+    assert advice(no_path) == line
+    unknown = RuntimeError("Could not find a dataset with the ID 7. Make sure ...")
+    assert advice(unknown) == f"no dataset 7: {line}"
+
+
 def test_other_errors_are_left_alone(prepared: Path):
     elsewhere = FileNotFoundError(
         2, "No such file or directory", str(prepared.parents[1] / "x.json")
