@@ -322,6 +322,8 @@ def test_the_defaults_of_phantom_are_those_of_its_function(
     assert main(["phantom", "my phantom", "--labelled", "2"]) == 0
     assert calls == [{"labelled": 2, **defaults}]
     assert capsys.readouterr().out.endswith("convert mnms -i 'my phantom' -d 114\n")
+    assert main(["phantom", "my phantom", "--labelled", "2", "-d", "120"]) == 0
+    assert capsys.readouterr().out.endswith("convert mnms -i 'my phantom' -d 120\n")
 
 
 @pytest.mark.parametrize("status", [0, 1])

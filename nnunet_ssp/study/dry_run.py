@@ -105,7 +105,8 @@ def _open(study: Study, dataset: str | int | None, notes: list[str]) -> Data | N
         data = open_data(dataset, study.plans, study.prepare)
         list(map(data.of, study.plans_of_runs()))  # refuses those that are missing
     except (FileNotFoundError, RuntimeError) as error:
-        notes.append(f"Without the data set: {error}")
+        made = "The study makes its dataset itself, a phantom."
+        notes.append(made if study.phantom else f"Without the data set: {error}")
         return None
     return data
 
@@ -194,7 +195,7 @@ def _estimate(
     others = len(untrained[1]) * speeds.each / 3600
     parts = (pretraining + finetuning + others, pretraining, finetuning, others)
     total, first, second, third = map(_hours, parts)
-    said = f"About {total} hours of one {speeds.device}{sizes}: {first} of pretraining, {second} of training"
+    said = f"About {total} hour{'s' * (total != '1')} of one {speeds.device}{sizes}: {first} of pretraining, {second} of training"
     if speeds.each:
         said += (
             f", {third} of predictions, evaluations and starts, for what is not done. --jobs N on as many free cores "
