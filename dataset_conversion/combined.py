@@ -19,7 +19,7 @@ from typing import Any
 from nnunet_ssp.cohort.cases import case_name
 from nnunet_ssp.cohort.privacy import PUBLIC, hashed_path
 from nnunet_ssp.cohort.pseudonyms import extend_key, key_file, named_otherwise, read_key
-from nnunet_ssp.console import path
+from nnunet_ssp.console import nearest, path, some
 from nnunet_ssp.conversion.convert import convert_subjects, look_at_headers
 from nnunet_ssp.conversion.record import NewDataset, is_finished, was_finished
 from nnunet_ssp.conversion.subjects import (
@@ -410,5 +410,8 @@ def _read_test_subjects(file: Path, known: Iterable[str]) -> list[str]:
         )
     names = sorted(read_names(file))
     if unknown := sorted({*names} - {*known}):
-        raise ValueError(f"{file}: no subject is called {', '.join(unknown)}.")
+        raise ValueError(
+            f"{file}: no subject is called {some(unknown)}.{nearest(unknown[0], {*known}, 1)} The same command with "
+            "--dry-run and without --test lists them."
+        )
     return names

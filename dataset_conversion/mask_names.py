@@ -31,8 +31,8 @@ def expected_name(file: Path, subjects: Collection[str], images: Collection[str]
     >>> names = ["p1", "p12"]
     >>> [expected_name(Path(n), names) for n in ("p1_seg.nii.gz", "mask-p12_frame03.nii", "P12.nrrd", "x.nii")]
     ['p1_gt.nii.gz', 'p12_frame03_gt.nii.gz', 'p12_gt.nii.gz', '']
-    >>> expected_name(Path("p1_drawn_by_us.nii"), names)
-    'p1_gt.nii.gz'
+    >>> [expected_name(Path(n), names) for n in ("p1_drawn_by_us.nii", "p13_seg.nii", "pp12_seg.nii")]
+    ['p1_gt.nii.gz', '', 'p12_gt.nii.gz']
     """
     stem = stem_of(file) or file.stem
     plain = re.sub(r"[ ._-]{2,}", "_", MASK_WORD.sub("", stem)).strip(_SEPARATORS)
@@ -44,9 +44,15 @@ def expected_name(file: Path, subjects: Collection[str], images: Collection[str]
     by_case = {name.casefold(): name for name in sorted(subjects)}
     called = wanted.casefold()
     begun = [name for name in by_case if re.fullmatch(rf"{re.escape(name)}[ ._-]\D*", called)]
-    near = difflib.get_close_matches(called, by_case, 1, cutoff=0.7)
+    numbers = _numbers(called)  # p12 and p1 are alike, and two patients
+    alike = [name for name in by_case if _numbers(name) == numbers]
+    near = difflib.get_close_matches(called, alike, 1, cutoff=0.7)
     best = max(begun, key=len) if begun else next(iter(near), "")
     return f"{by_case[best]}{frame}_gt.nii.gz" if best else ""
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"[0-9]+", name)]
 
 
 def name_beside(mask: Path) -> str:

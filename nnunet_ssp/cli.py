@@ -315,19 +315,29 @@ def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="slices of a stack, at least 3 (default: 6 to 12, by vendor and heart)",
     )
+    parser.add_argument(
+        "-d",
+        dest="dataset_id",
+        metavar="ID",
+        type=whole,
+        help="dataset id for the next command, which is printed (default: the first free one from 114)",
+    )
     parser.set_defaults(run=_phantom)
 
 
 def _phantom(args: argparse.Namespace) -> None:
-    from nnunet_ssp.nnunet import free_dataset_id
+    from nnunet_ssp.nnunet import dataset_id, free_dataset_id
     from nnunet_ssp.phantom import write_mnms
 
+    words = _without_run(args)
+    wanted = words.pop("dataset_id")
+    number = free_dataset_id() if wanted is None else dataset_id(wanted)
     try:
-        folder = write_mnms(**_without_run(args))
+        folder = write_mnms(**words)
     except ValueError as error:  # it names its arguments, which here are options
         raise ValueError(re.sub(r"^`(\w+)`", r"`--\1`", str(error))) from None
     print(f"Phantom: {folder}")
-    where = f"-i {shlex.quote(str(folder))} -d {free_dataset_id()}"
+    where = f"-i {shlex.quote(str(folder))} -d {number}"
     print(f"Next: nnunet-ssp convert mnms {where}")
 
 

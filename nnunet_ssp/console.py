@@ -97,7 +97,9 @@ class IdOrName(argparse.Action):
             namespace.dataset_id = whole(full[1] if full else str(values))
         except argparse.ArgumentTypeError as error:
             raise argparse.ArgumentError(
-                self, f"{error}, nor a name such as Dataset114_MNMs"
+                self,
+                f"{error}, nor a name such as Dataset114_MNMs: a new dataset needs a number from 1 to 999 that no "
+                "other has",
             ) from None
         if full:
             namespace.name = full[2]
@@ -119,6 +121,18 @@ def nearest(wrong: str, names: Collection[str], limit: int = 3) -> str:
     holding = [name for name in names if wrong and wrong.lower() in name.lower()]
     found = holding if 0 < len(holding) <= limit else difflib.get_close_matches(wrong, names, limit)
     return f" Perhaps {' or '.join(found)}?" if found else ""
+
+
+def nearest_first(wrong: str, names: Iterable[str]) -> list[str]:
+    """Return names in order, those first that hold a wrong one or are most like it.
+
+    >>> nearest_first("Cine", ["Dataset114_MNMs", "Dataset120_cine", "Dataset007_ACDC"])
+    ['Dataset120_cine', 'Dataset007_ACDC', 'Dataset114_MNMs']
+    """
+    ordered = sorted(names)
+    near = [name for name in ordered if wrong and wrong.lower() in name.lower()]
+    near += difflib.get_close_matches(wrong, ordered, 3, cutoff=0.75)
+    return list(dict.fromkeys([*near, *ordered]))
 
 
 def in_words(error: BaseException) -> str:

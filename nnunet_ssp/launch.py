@@ -210,6 +210,26 @@ def predictions_folder(dataset: str, model: str, fold: int | str) -> str:
     return f"predictions/{dataset}/{'_'.join(own)}_fold_{fold}"
 
 
+def predicting_command(
+    dataset: str, model: str, fold: int | str, images: Path, device: str = "cuda"
+) -> str:
+    """Return the command by which a model predicts the images of a folder, into a folder of its own.
+
+    Args:
+        dataset: Name of the dataset that it was trained on.
+        model: `TRAINER__PLANS__CONFIGURATION`.
+        fold: Number of the fold, or `all`.
+        images: Folder of the images.
+        device: As in nnU-Net's `-device`.
+    """
+    trainer, plans, configuration = model.split("__")
+    words = ["nnUNetv2_predict", "-d", str(int(dataset[7:10])), "-c", configuration]
+    words += ["-f", str(fold), "-p", plans, "-tr", trainer, "-i", str(images)]
+    words += ["-o", predictions_folder(dataset, model, fold)]
+    words += ["-device", device] if device != "cuda" else []
+    return shlex.join(words)
+
+
 def _files_of(prepared: Path, plans: str) -> Iterator[Path]:
     """Yield what was prepared for the 2d configuration of plans: labelled cases, and the slice store."""
     for folder in prepared.glob(f"{glob.escape(plans)}_2d*"):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from nnunet_ssp.console import nearest_first, some
 from nnunet_ssp.files.names import must_be_plain
 
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -84,12 +85,20 @@ def dataset_id(dataset: str | int) -> int:
     match = re.fullmatch(r"([0-9]+)|Dataset([0-9]{3})_.+", str(dataset))
     if match is None:
         raise ValueError(
-            f"`dataset` (={dataset}) must be a number (114) or a full name (Dataset114_MNMs)."
+            f"`dataset` (={dataset}) must be a number (114) or a full name (Dataset114_MNMs). "
+            f"{datasets_there(str(dataset))}"
         )
     number = int(match[1] or match[2])
     if not 1 <= number <= 999:
         raise ValueError(f"dataset id (={number}) must be within 1 to 999, nnU-Net's three digits.")
     return number
+
+
+def datasets_there(wanted: str) -> str:
+    """Return a sentence that lists the datasets in nnU-Net's folders, those first that are most like a wrong one."""
+    bases = [Path(os.environ[name]) for name in NNUNET_FOLDERS if os.environ.get(name)]
+    names = {f.name for base in bases for f in base.glob("Dataset*") if f.is_dir()}
+    return f"There are: {some(nearest_first(wanted, names)) or 'no datasets yet'}."
 
 
 def dataset_folder(base: str | Path, dataset: str | int) -> Path:
@@ -108,8 +117,10 @@ def dataset_folder(base: str | Path, dataset: str | int) -> Path:
     if str(dataset).startswith("Dataset"):
         found = [folder for folder in found if folder.name == dataset]
     if not found:
-        present = sorted(folder.name for folder in base.glob("Dataset*")) or ["no dataset"]
-        raise FileNotFoundError(f"{base}: no dataset {dataset} here; found {', '.join(present)}.")
+        present = nearest_first(str(dataset), {f.name for f in base.glob("Dataset*")})
+        raise FileNotFoundError(
+            f"{base}: no dataset {dataset} here; found {some(present) or 'no dataset'}."
+        )
     if len(found) > 1:
         names = ", ".join(folder.name for folder in found)
         raise ValueError(f"{base}: dataset id {dataset} must belong to one folder, not to {names}.")

@@ -171,6 +171,26 @@ def test_what_users_get_wrong(
     assert message in error
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("prepare {}", "folds {}", "folds {} --check", "evaluate {} nowhere"),
+        *("study acdc-few -d {} --dry-run", "train {} 2d 0 -tr nnUNetTrainerMIMPretrain"),
+        "predict -i . -o out -d {}",
+    ],
+)
+@pytest.mark.parametrize("wrong", ["Cine", "Dataset120", "12"])
+def test_every_command_lists_the_datasets_there_are(
+    folders: Path, words: str, wrong: str, capsys: pytest.CaptureFixture[str]
+):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        for name in ("Dataset114_MNMs", "Dataset120_Cine"):
+            (Path(os.environ[variable]) / name).mkdir(parents=True, exist_ok=True)
+            (Path(os.environ[variable]) / name / "dataset.json").write_text("{}")
+    assert main(words.format(wrong).split()) == 1
+    assert "Dataset120_Cine, Dataset114_MNMs" in capsys.readouterr().err
+
+
 def test_variables_that_are_not_set(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -302,6 +322,8 @@ def test_the_defaults_of_phantom_are_those_of_its_function(
     assert main(["phantom", "my phantom", "--labelled", "2"]) == 0
     assert calls == [{"labelled": 2, **defaults}]
     assert capsys.readouterr().out.endswith("convert mnms -i 'my phantom' -d 114\n")
+    assert main(["phantom", "my phantom", "--labelled", "2", "-d", "120"]) == 0
+    assert capsys.readouterr().out.endswith("convert mnms -i 'my phantom' -d 120\n")
 
 
 @pytest.mark.parametrize("status", [0, 1])

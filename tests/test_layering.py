@@ -36,6 +36,7 @@ SAME_LINE = {
     ("files", "parallel"),
     ("parallel", "heartbeat"),
     ("nnunet", "files"),
+    ("nnunet", "console"),
     ("settings", "console"),
     ("settings", "files"),
     ("settings", "setting_values"),

@@ -52,6 +52,20 @@ def test_a_dataset_is_found_by_id_and_by_name(folders: Path):
     assert dataset_folder(raw, "Dataset114_Other") == raw / "Dataset114_Other"
 
 
+def test_a_name_or_a_number_alone_is_answered_by_what_is_there(folders: Path):
+    with pytest.raises(ValueError, match=r"There are: no datasets yet\."):
+        dataset_id("Cine")
+    (folders / "raw" / "Dataset114_MNMs").mkdir()
+    (folders / "preprocessed" / "Dataset120_Cine").mkdir()
+    there = r"\(Dataset114_MNMs\)\. There are: Dataset120_Cine, Dataset114_MNMs\."
+    for wrong in ("cine", "Dataset120", "120_Cine", "Dataset12_Cine"):
+        with pytest.raises(ValueError, match=there):
+            dataset_folder(folders / "raw", wrong)
+    (folders / "raw" / "Dataset120_Cine").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"here; found Dataset120_Cine, Dataset114_MNMs\."):
+        dataset_folder(folders / "raw", "Dataset120_Cines")
+
+
 @pytest.mark.parametrize(
     "dataset", ["MNMs", "Dataset14_X", "-3", "", "114_MNMs", "\u0661\u0661\u0664"]
 )

@@ -159,6 +159,7 @@ EXPECTED = {
     },
     "nnunet_ssp/cohort/command.py": {
         "_outcome() asks training_command()": FOLDS,
+        "nnunet-ssp folds {} lists them": WORD,
     },
     "nnunet_ssp/cohort/dataset.py": {
         "nnunet-ssp convert again": WORD,
@@ -219,10 +220,16 @@ EXPECTED = {
         "nnunet-ssp prepare ID {}": CHAIN,
         "_hardware() begins with export": DOCTOR,
     },
-    "nnunet_ssp/evaluation/command.py": {
-        "nnUNetv2_predict or nnunet-ssp predict wrote": WORD,
+    "nnunet_ssp/evaluation/command.py": {"nnUNetv2_predict or nnunet-ssp predict wrote": WORD},
+    "nnunet_ssp/evaluation/mistaken.py": {
         "nnUNetv2_predict -o named it": WORD,
+        "_how_to_predict() asks predicting_command()": CHAIN,
+        "_how_to_predict() begins with nnunet-ssp": CHAIN,
+        "nnUNetv2_train": WORD,
+        "_refuse_training() begins with nnunet-ssp": "tests/evaluation/test_mistaken.py::"
+        "test_the_line_for_a_fold_names_its_validation_and_works",
     },
+    "nnunet_ssp/evaluation/provenance.py": {"whose() begins with nnunet-ssp": CHAIN},
     "nnunet_ssp/evaluation/for_new_patients.py": {
         "prediction_lines() begins with nnunet-ssp": CHAIN,
     },
@@ -242,6 +249,7 @@ EXPECTED = {
         "nnunet-ssp prepare {}": CHAIN,
         "nnUNetv2_train {} 2d {}{} -tr {}{}": FOLDS,
         "nnunet-ssp prepare {} {}": LINES + "test_plans_of_a_name_are_made_by_the_lines",
+        "predicting_command() begins with nnUNetv2_predict": CHAIN,
     },
     "nnunet_ssp/nnunet.py": {
         # with a note on a relative folder
@@ -419,7 +427,7 @@ EXPECTED = {
         "finetuning_command() asks command()": CHAIN,
         "after_finetuning() begins with nnunet-ssp": LINES
         + "test_without_test_subjects_the_validation_is_evaluated_by_its_line",
-        "after_finetuning() begins with nnUNetv2_predict": CHAIN,
+        "after_finetuning() asks predicting_command()": CHAIN,
     },
     "nnunet_ssp/training/pretraining.py": {
         "nnunet-ssp prepare again": WORD,

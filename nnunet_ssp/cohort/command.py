@@ -32,7 +32,7 @@ from nnunet_ssp.cohort.splits import (
     trained_folds,
     write_splits,
 )
-from nnunet_ssp.console import nearest
+from nnunet_ssp.console import count_of, nearest
 from nnunet_ssp.files.atomic import remove_half_written
 from nnunet_ssp.files.lock import locked_dataset
 from nnunet_ssp.launch import training_command
@@ -215,13 +215,13 @@ def _refuse_of_check(pattern: str | None, different: Sequence[Sequence[str]]) ->
 def _print_advice(data: Dataset, wanted: _Wanted, replaced: Sequence[int]) -> None:
     """Say which fold to pretrain on, and which folds have results of another division."""
     if wanted.few:
-        number, fold = _find(data.folds, few_patients.FEW)
+        number, fold = _find(data, few_patients.FEW)
         command = pretraining_line(data, number, at_most=max(few_patients.SIZES))
         print(
             f"Pretrain on fold {number} ({fold.name}), fine-tune on any of its subsets:\n{command}"
         )
     if wanted.paper or wanted.vendors:
-        number, fold = _find(data.folds, "paper" if wanted.paper else wanted.base or "0")
+        number, fold = _find(data, "paper" if wanted.paper else wanted.base or "0")
         print(
             f"Pretrain on fold {number} ({fold.name}): on a fold of some vendors, pretraining sees the validation "
             "subjects of the others. Fine-tune on any.\n"
@@ -350,7 +350,7 @@ def _derive(
 ) -> list[Fold]:
     """Return a restricted fold, or subsets of it."""
     _require_labels(data)
-    _, fold = _find(data.folds, base)
+    _, fold = _find(data, base)
     if unknown := sorted({*fold.train, *fold.val} - data.cases.keys()):
         raise ValueError(f"fold {base}: {unknown[0]} must be in {data.home}/cases.csv.")
     if vendors or phase:
@@ -367,13 +367,13 @@ def _derive(
     return splits.subsets(fold, data.cases, amounts, seeds, n_slices)
 
 
-def _find(folds: Sequence[Fold], wanted: str) -> tuple[int, Fold]:
-    for number, fold in enumerate(folds):
+def _find(data: Dataset, wanted: str) -> tuple[int, Fold]:
+    for number, fold in enumerate(data.folds):
         if wanted in (str(number), fold.name):
             return number, fold
     raise ValueError(
-        f"`--of` (={wanted}) must be the number or name of one of the {len(folds)} folds."
-        + nearest(wanted, [fold.name for fold in folds])
+        f"`--of` (={wanted}) must be the number or name of one of the {len(data.folds)} folds."
+        f"{nearest(wanted, [f.name for f in data.folds])} nnunet-ssp folds {data.home.name} lists them."
     )
 
 
@@ -385,7 +385,7 @@ def _table_of_folds(data: Dataset, marked: Collection[int]) -> list[str]:
     subjects = {case.subject_key: case.split for case in data.cases.values()}
     tests = sum(split == "test" for split in subjects.values())
     lines = [
-        f"{data.home.name}: {len(subjects) - tests} subjects to train on, {tests} to test on",
+        f"{data.home.name}: {count_of(len(subjects) - tests, 'subject')} to train on, {tests} to test on",
         "",
     ]
     if not data.folds:

@@ -27,13 +27,15 @@ def declared(different: Different, subjects: Collection[str]) -> set[frozenset[s
         subjects: All subjects' names.
 
     Raises:
-        ValueError: No subject has such a name.
+        ValueError: No subject has such a name, or both names are one.
     """
     for name in (name for pair in different for name in pair):
         if name not in subjects:
             raise ValueError(
                 f"--different {name}: no subject is called so.{nearest(name, subjects)}"
             )
+    if twice := next((pair[0] for pair in different if len({*pair}) < len(pair)), None):
+        raise ValueError(f"--different {twice} {twice}: the two must be different subjects.")
     return {frozenset(pair) for pair in different}
 
 

@@ -121,7 +121,7 @@ def report(
     missing = len({case.subject_key for case in cases.values()}) - len(images)
     leaks = [line for line, leak in alike if leak]
     if images:
-        _print(f"{len(images)} subjects: none looks like one on another side", leaks)
+        _print(f"{count_of(len(images), 'subject')}: none looks like one on another side", leaks)
         print(f"--      {UNSEEN}")
     print("".join(f"note    {line}\n" for line, leak in alike if not leak), end="")
     for first, second, likeness in found:

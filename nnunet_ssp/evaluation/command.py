@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_ssp.cohort.cases import Case, read_cases, subject_of
-from nnunet_ssp.console import path, whole
+from nnunet_ssp.console import nearest, path, whole
 from nnunet_ssp.files.atomic import write_json, write_together
 from nnunet_ssp.files.nnunet import read_dataset
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
@@ -35,7 +35,6 @@ CASE_COLUMNS = (  # of cases.csv, beside `case` and `subject`
     *("source", "split", "frame", "phase", "base"),
     *("vendor", "centre", "scanner", "field", "pathology"),
 )
-REFERENCES = ("labelsTs", "labelsTr", "gt_segmentations")  # nnU-Net's folders of them
 IN_ML_OR_MM = ["hd95_mm", "assd_mm", "reference_ml", "predicted_ml"]
 PAGE = "report.html"
 OUTPUTS = ("metrics.csv", "slices.csv", "clinical.csv", "summary.json", PAGE)
@@ -139,13 +138,19 @@ def evaluate(
     """
     from nnunet_ssp.evaluation.console import summary_text
     from nnunet_ssp.evaluation.for_new_patients import prediction_lines
+    from nnunet_ssp.evaluation.mistaken import refuse_mistaken
 
     folders = _name_models(predictions)
     baseline = baseline or next(iter(folders))
     if baseline not in folders:
-        raise ValueError(f"`--baseline` (={baseline}) must be one of {', '.join(folders)}.")
+        raise ValueError(
+            f"`--baseline` (={baseline}) must be one of {', '.join(folders)}.{nearest(baseline, folders)}"
+        )
+    homes = _dataset_folders(dataset)
+    home = next(f for f in homes if f is not None)
+    ending = read_dataset(home / "dataset.json", ("file_ending",))["file_ending"]
+    refuse_mistaken(home.name, homes, ending, folders, references, output)
     output = _output_folder(output, folders, references)
-    _refuse_references(folders, output, references)
     structures = {"LV": lv, "MYO": myo, "RV": rv}
     evaluation = _measure(
         dataset,
@@ -277,37 +282,23 @@ def _output_folder(
     output: Path | None, folders: Mapping[str, Sequence[Path]], references: Path | None
 ) -> Path:
     inputs = [folder for model in folders.values() for folder in model]
-    if output is None:
-        if len(inputs) > 1:
-            raise ValueError("`-o` must name the folder to write to when there are several models.")
-        return inputs[0].with_name(f"{inputs[0].name}_evaluation")
+    if output is None and len(inputs) > 1:
+        raise ValueError("`-o` must name the folder to write to when there are several models.")
+    given = output is not None
+    output = output or inputs[0].with_name(f"{inputs[0].name}_evaluation")
+    raw = os.environ.get("nnUNet_raw")
+    if raw and output.resolve().is_relative_to(Path(raw).resolve()):
+        raise ValueError(
+            f"`-o` (={output}) must lie outside nnUNet_raw, whose folders hold data for training."
+            if given
+            else f"{inputs[0]} lies in nnUNet_raw, whose folders hold data for training: name another place to write "
+            "to with `-o`."
+        )
     # nnU-Net writes a summary.json of its own beside the predictions.
     for folder in [*inputs, *([references] if references else [])]:
         if output.resolve() == folder.resolve():
             raise ValueError(f"`-o` (={output}) must be another folder than the label maps'.")
     return output
-
-
-def _refuse_references(
-    folders: Mapping[str, Sequence[Path]], output: Path, references: Path | None
-) -> None:
-    """Refuse to score references as predictions, and to write into nnU-Net's raw data.
-
-    Raises:
-        ValueError: A folder holds references, or the output lies in `nnUNet_raw`.
-    """
-    for folder in (folder for model in folders.values() for folder in model):
-        own = references is not None and folder == references.resolve()
-        if own or folder.name in REFERENCES:
-            raise ValueError(
-                f"{folder}: these are the references, which agree with themselves; give the folder of predictions, "
-                "as nnUNetv2_predict -o named it."
-            )
-    raw = os.environ.get("nnUNet_raw")
-    if raw and output.resolve().is_relative_to(Path(raw).resolve()):
-        raise ValueError(
-            f"`-o` (={output}) must lie outside nnUNet_raw, whose folders hold data for training."
-        )
 
 
 def _dataset_folders(dataset: str | int) -> tuple[Path | None, Path | None]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.evaluation.cine import ENDING, cine_files, holds_cines, read_frame
+from nnunet_ssp.evaluation.provenance import whose
 from nnunet_ssp.files.names import must_all_be_plain
 from nnunet_ssp.files.soundness import check_sound
 
@@ -160,10 +161,12 @@ def _expected(folder: Path, files: Collection[str], references: References) -> d
         if missing := [case for case in cases if case not in references.training]:
             raise FileNotFoundError(f"{folder}: there is no reference for {case_list(missing)}.")
     if not cases:
+        there = sorted(references.test) or sorted(references.training)
+        known = f"There are some for {case_list(there, 3)}. " if there else "There is none at all. "
         raise FileNotFoundError(
-            f"{folder}: there is no reference for any of {case_list(sorted(files))}. References are "
+            f"{folder}: there is no reference for any of {case_list(sorted(files))}. {known}References are "
             "looked up in labelsTs, gt_segmentations and labelsTr; --references names another "
-            "folder."
+            f"folder.{whose(folder)}"
         )
     return {case: references.training[case] for case in cases}
 

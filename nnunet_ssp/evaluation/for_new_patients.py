@@ -42,13 +42,13 @@ def prediction_lines(
             foreign &= origin != dataset
             if not re.match(r"Dataset\d{3}_", origin):
                 continue
-            options = _options(place, origin, _trained(results / origin), len(models) == 1)
+            options = _options(place, origin, folds_by_model(results / origin), len(models) == 1)
             if options is not None:
                 classes = named if origin == dataset else []
                 found.setdefault((str(int(origin[7:10])), *classes, *options), model)
                 break
     begin = ["nnunet-ssp", "predict", "-i", "FOLDER", "-o", "OUT", "-d"]
-    if not found and not foreign and _trained(results / dataset):
+    if not found and not foreign and folds_by_model(results / dataset):
         command = shlex.join([*begin, str(int(dataset[7:10])), *named])
         return [f"For new patients, with one of the models that it lists: {command}"]
     return [
@@ -57,7 +57,7 @@ def prediction_lines(
     ]
 
 
-def _trained(base: Path) -> dict[str, set[str]]:
+def folds_by_model(base: Path) -> dict[str, set[str]]:
     """Return the trained folds of each model of a dataset that segments."""
     trained: dict[str, set[str]] = {}
     for file in sorted(base.glob(f"*__*__*/fold_*/{CHECKPOINT}")):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
+from nnunet_ssp.console import nearest
 from nnunet_ssp.files.nnunet import read_dataset
 
 # Names of the three structures, in lower case and letters only. The first of each is ours; those of
@@ -108,6 +109,7 @@ def _structures(
             if name not in classes:
                 raise ValueError(
                     f"`{flag}` (={name}) must be a class of {file}: {', '.join(classes)}."
+                    f"{nearest(name, [*classes])}"
                 )
             found[structure] = name
             continue

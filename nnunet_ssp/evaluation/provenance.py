@@ -14,6 +14,7 @@ and its images are those of the same dataset.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -74,6 +75,22 @@ def read_provenance(folder: Path) -> Provenance:
         if name != "ignore" and value != 0
     }
     return Provenance(model, model if validates else images, classes, validates, tuple(unread))
+
+
+def whose(folder: Path) -> str:
+    """Return the sentence on the dataset that predictions are of, with a blank before it; empty where none is known.
+
+    Args:
+        folder: Of predictions, or the validation folder of a fold.
+    """
+    said = read_provenance(folder)
+    dataset = said.images or said.model
+    if not _DATASET.fullmatch(dataset):
+        return ""
+    of = f"images of {said.images}" if said.images else "images of an unknown dataset"
+    by = f" by a model of {shown(said.model)}" if said.model else ""
+    command = shlex.join(["nnunet-ssp", "evaluate", str(int(dataset[7:10])), str(folder)])
+    return f" By the files beside them these are predictions{by} on {of}. On {dataset}: {command}"
 
 
 def provenance_notes(

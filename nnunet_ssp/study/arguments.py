@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 
-from nnunet_ssp.console import count_of
+from nnunet_ssp.console import count_of, nearest
 from nnunet_ssp.files.names import must_be_plain
 
 # What a study may say to the commands that it runs. It may be from elsewhere: it names no file to write, changes
@@ -67,7 +67,9 @@ def must_know(place: str, name: str | None, known: Collection[str], what: str) -
     """Refuse a name that is not among the known ones."""
     if name is not None and name not in known:
         listed = ", ".join(known) or "there are none"
-        raise ValueError(f"{place} (={name}) must be one of {what}: {listed}")
+        raise ValueError(
+            f"{place} (={name}) must be one of {what}: {listed}.{nearest(name, known)}"
+        )
 
 
 def matching_names(wanted: list[str] | None, known: Mapping[str, object]) -> list[str]:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ssp.console import path, whole
+from nnunet_ssp.console import nearest, path, whole
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import choose_device, command_environment, environment_lines
@@ -227,7 +227,10 @@ def _asked_for(
     ):
         for name in names or ():
             if name not in known:
-                raise ValueError(f"`{option}` (={name}) must be of {', '.join(known)}.")
+                raise ValueError(
+                    f"`{option}` (={name}) must be of {', '.join(known)}.{nearest(name, known)} --dry-run lists the "
+                    "runs of each."
+                )
     return study
 
 

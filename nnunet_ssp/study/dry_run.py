@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_ssp.console import count_of, some
-from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
+from nnunet_ssp.nnunet import dataset_folder, dataset_id, datasets_there, nnunet_folder
 from nnunet_ssp.study.workflow import unfinished
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def _open(study: Study, dataset: str | int | None, notes: list[str]) -> Data | N
         data = open_data(dataset, study.plans, study.prepare)
         list(map(data.of, study.plans_of_runs()))  # refuses those that are missing
     except (FileNotFoundError, RuntimeError) as error:
-        notes.append(f"Without the dataset: {error}")
+        made = "The study makes its dataset itself, a phantom."
+        notes.append(made if study.phantom else f"Without the dataset: {error}")
         return None
     return data
 
@@ -130,8 +131,9 @@ def _require_dataset(study: Study, dataset: str | int) -> None:
             dataset_folder(nnunet_folder(variable), dataset)
             return
     raise FileNotFoundError(
-        f"`-d` (={dataset}) must be a dataset in {nnunet_folder('nnUNet_raw')} or nnUNet_preprocessed. To make it: "
-        f"{_conversion(study, number)}. Without -d, a dry run needs no dataset."
+        f"`-d` (={dataset}) must be a dataset in {nnunet_folder('nnUNet_raw')} or nnUNet_preprocessed. "
+        f"{datasets_there(str(dataset))} To make it: {_conversion(study, number)}. "
+        "Without -d, a dry run needs no dataset."
     )
 
 
@@ -193,7 +195,7 @@ def _estimate(
     others = len(untrained[1]) * speeds.each / 3600
     parts = (pretraining + finetuning + others, pretraining, finetuning, others)
     total, first, second, third = map(_hours, parts)
-    said = f"About {total} hours of one {speeds.device}{sizes}: {first} of pretraining, {second} of training"
+    said = f"About {total} hour{'s' * (total != '1')} of one {speeds.device}{sizes}: {first} of pretraining, {second} of training"
     if speeds.each:
         said += (
             f", {third} of predictions, evaluations and starts, for what is not done. --jobs N on as many free cores "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssp.cohort.membership import subjects_of, test_subjects
-from nnunet_ssp.console import some
+from nnunet_ssp.console import nearest, some
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.study.data import Data, digest
@@ -182,7 +182,9 @@ def _must_choose(study: Study) -> None:
 def _check_names(study: Study, names: Sequence[str], place: str) -> None:
     for name in names:
         if name not in study.models:
-            raise ValueError(f"{place} (={name}) must be one of models: {', '.join(study.models)}.")
+            raise ValueError(
+                f"{place} (={name}) must be one of models: {', '.join(study.models)}.{nearest(name, study.models)}"
+            )
         baseline = study.baseline_of(name)
         if baseline is not None and baseline not in names:
             raise ValueError(f"{place} must name {baseline}, the baseline of {name}, too.")

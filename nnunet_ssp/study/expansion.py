@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from nnunet_ssp.console import nearest
+
 AS_IT_IS = "default"  # size that replaces nothing
 
 
@@ -113,7 +115,8 @@ def at_size(content: Mapping[str, Any], size: str | None) -> tuple[dict[str, Any
         return content, None
     if chosen not in sizes:
         raise ValueError(
-            f"`--size` (={chosen}) must be one of its sizes: {', '.join(sizes) or 'it has none'}"
+            f"`--size` (={chosen}) must be one of its sizes: {', '.join(sizes) or 'it has none'}."
+            f"{nearest(str(chosen), sizes)}"
         )
     return _merged(content, sizes[chosen]), chosen
 

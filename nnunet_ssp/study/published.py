@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from nnunet_ssp.console import nearest
+
 
 @dataclass(frozen=True)
 class Published:
@@ -58,7 +60,9 @@ def read_published(name: str) -> Numbers:
         if stem == file and (found := [row for row in rows if row["table"] == table]):
             return {_place(row): _number(row) for row in found}
         known += [f"{stem}/{other}" for other in dict.fromkeys(row["table"] for row in rows)]
-    raise ValueError(f"published (={name}) must be one of {', '.join(known)}.")
+    raise ValueError(
+        f"published (={name}) must be one of {', '.join(known)}.{nearest(name, known)}"
+    )
 
 
 def _place(row: dict[str, str]) -> tuple[str, str, str, str]:

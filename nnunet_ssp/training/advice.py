@@ -6,10 +6,10 @@ import os
 import re
 from pathlib import Path
 
-from nnunet_ssp.console import nearest
+from nnunet_ssp.console import nearest, nearest_first, some
 from nnunet_ssp.files.nnunet import names_of_plans
 from nnunet_ssp.launch import planning_command, trainers_folder
-from nnunet_ssp.nnunet import dataset_id, has_tilde, without_tilde
+from nnunet_ssp.nnunet import NNUNET_FOLDERS, dataset_id, has_tilde, without_tilde
 
 
 def advice(error: BaseException) -> str:
@@ -19,6 +19,10 @@ def advice(error: BaseException) -> str:
         return _trainer(found[1])
     if found := re.search(r"Could not find a dataset with the ID (\d+)", text):
         return _dataset(found[1])
+    if found := re.search(r"dataset_name_or_id must .*Your input: (.*)", text, re.DOTALL):
+        return _dataset(found[1])
+    if isinstance(error, TypeError) and "NoneType" in text:  # nnU-Net joins a path to no folder
+        return _unset()
     if isinstance(error, FileNotFoundError) and error.filename:
         return _file(Path(error.filename))
     return ""
@@ -30,15 +34,32 @@ def _trainer(name: str) -> str:
     return f"no trainer is called {name}.{near} nnunet-ssp doctor lists ours."
 
 
-def _dataset(number: str) -> str:
+def _unset() -> str:
+    """Return what to type where a variable of nnU-Net's is not set; empty if all are."""
+    missing = [name for name in NNUNET_FOLDERS if not os.environ.get(name)]
+    if not missing:
+        return ""
+    lines = " ".join(f"{name}=/where/you/keep/{name}" for name in missing)
+    return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set in this shell: export {lines}"
+
+
+def _dataset(wanted: str) -> str:
+    if unset := _unset():
+        return f"no dataset {wanted}: {unset}"
     base = Path(value := os.environ.get("nnUNet_preprocessed", ""))
     if has_tilde(value):
         return (
-            f"no dataset {number}: nnU-Net takes ~ for a folder of that name. "
+            f"no dataset {wanted}: nnU-Net takes ~ for a folder of that name. "
             f"{without_tilde('nnUNet_preprocessed')}"
         )
-    there = sorted(folder.name for folder in base.glob("Dataset*") if names_of_plans(folder))
-    return f"no dataset {number}; prepared are: {', '.join(there) or 'none'}. nnunet-ssp prepare ID prepares one."
+    there = {folder.name for folder in base.glob("Dataset*") if names_of_plans(folder)}
+    known = some(nearest_first(wanted, there)) or "none"
+    return f"no dataset {wanted}; prepared are: {known}. nnunet-ssp prepare ID prepares one."
+
+
+def _is_raw(name: str) -> bool:
+    """Whether there is a dataset of this name to be prepared."""
+    return Path(os.environ.get("nnUNet_raw", ""), name).is_dir()
 
 
 def _file(file: Path) -> str:
@@ -47,6 +68,8 @@ def _file(file: Path) -> str:
     if folder.parent != Path(os.environ.get("nnUNet_preprocessed", "")) or file.suffix != ".json":
         return ""
     plans = names_of_plans(folder)
+    if not plans and not _is_raw(folder.name):
+        return _dataset(folder.name)
     if not plans:
         command = planning_command(dataset_id(folder.name), file.stem)
         return f"{folder.name} is not prepared: {command}"

@@ -340,7 +340,8 @@ class FinetuningTrainer(StartingTrainer):
             start, end = (logging[f"epoch_{which}_timestamps"][-1] for which in ("start", "end"))
             to_come = self.num_epochs - self.current_epoch
             early = bool(self.settings.early_stopping)
-            self.print_to_log_file(time_left(end - start, to_come, early))
+            then = "the final validation" if self.settings.final_validation else ""
+            self.print_to_log_file(time_left(end - start, to_come, early, then))
         gc.collect()  # a plot leaves much in reference cycles, which otherwise pile up over epochs
         if self.current_epoch < self.num_epochs:
             self._keep_boundary()

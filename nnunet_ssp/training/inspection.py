@@ -167,9 +167,7 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
         rest = "the file holds no decoder"
     lines.append(f"trained: encoder {encoder} tensors, decoder {len(kept) - encoder}; {rest}")
     if pretrained.plans:
-        plans = pretrained.plans
-        names = [plans.get(name, "unknown") for name in ("dataset_name", "plans_name")]
-        lines.append(f"plans: {names[0]}, {names[1]} {pretrained.configuration}")
+        lines.append(f"plans: {_plans_in_words(pretrained)}")
     if ssp.get("settings"):
         lines.append(
             "settings: " + " ".join(f"{k}={as_word(v)}" for k, v in ssp["settings"].items())
@@ -181,6 +179,22 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
         cited += link.get("papers", [])
     lines += [f"cite: {paper}" for paper in dict.fromkeys(cited)]
     return lines
+
+
+def _plans_in_words(pretrained: transfer.Pretrained) -> str:
+    """Return dataset, name and configuration of a checkpoint's plans, or why one of them is not known."""
+    dataset, name = (pretrained.plans.get(key) for key in ("dataset_name", "plans_name"))
+    if not name:  # nnssl
+        return (
+            f"{pretrained.configuration}, without a name in the file; -d DATASET -p PLANS compares it with plans of "
+            "yours"
+        )
+    if not dataset:
+        return (
+            f"{name} {pretrained.configuration}; shared and stripped files leave out the dataset's name, -d DATASET "
+            "compares with one of yours"
+        )
+    return f"{dataset}, {name} {pretrained.configuration}"
 
 
 def _plans_of(pretrained: transfer.Pretrained, dataset: str) -> str:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -23,6 +24,7 @@ from nnunet_ssp.signals import ENDS, SAVES, woken_by_signals
 
 GRACE = 25.0  # seconds for the current step; a scheduler kills after 30
 BETWEEN_AGREEMENTS = 2.0  # seconds between exchanges among ranks
+DEAD = "background workers are no longer alive"  # batchgenerators' message
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 _installed: list[Interruption] = []  # those that are active in this process
@@ -57,6 +59,8 @@ class Interruption:
                 self._stack.callback(signal.signal, number, signal.getsignal(number))
                 signal.signal(number, self._note)
             self._stack.enter_context(woken_by_signals(self._end_if_stuck))
+            self._stack.callback(setattr, threading, "excepthook", threading.excepthook)
+            threading.excepthook = partial(self._of_thread, threading.excepthook)
             _installed.append(self)
             self._stack.callback(_installed.remove, self)
         return self
@@ -70,6 +74,19 @@ class Interruption:
             self.number = self.number or number
         else:
             self._saves = True
+
+    def _of_thread(
+        self, before: Callable[[threading.ExceptHookArgs], Any], args: threading.ExceptHookArgs
+    ) -> None:
+        """Print a thread's traceback, but for nnU-Net's of workers that a signal to the whole group has ended."""
+        if not (isinstance(args.exc_value, RuntimeError) and DEAD in str(args.exc_value)):
+            before(args)
+            return
+        for _ in range(10):  # the signal may reach this process after its workers
+            if self.number:
+                return
+            time.sleep(0.05)
+        before(args)
 
     def _end_if_stuck(self, number: int) -> None:
         if number in ENDS and not self._heeded.wait(GRACE):

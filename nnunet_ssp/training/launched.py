@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nnunet_ssp.console import path
 from nnunet_ssp.launch import NNUNET_PLANS
+from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 
 HELP = """Pretrain on the GPUs of several machines: as nnUNetv2_train, in every process that torchrun starts.
 
@@ -77,6 +78,7 @@ def train(
         ValueError: The trainer is none of pretraining, the fold is no number, or the ranks differ.
     """
     _require_number(fold, dataset)
+    dataset_folder(nnunet_folder("nnUNet_preprocessed"), dataset)  # nnU-Net's error names none
     from nnunet_ssp.launch import TRAINERS_VARIABLE, with_trainers
     from nnunet_ssp.parallel import small_machine_environment
 

@@ -186,7 +186,7 @@ def plot_progress(
         count_along(axis, 1, epochs)
     for axis in axes[-columns:]:
         axis.tick_params(labelbottom=True)
-        axis.set_xlabel("epoch")
+        axis.set_xlabel("epochs finished (1: the log's Epoch 0)")
     with atomic_write(file) as temporary:
         figure.savefig(temporary, dpi=110)
 

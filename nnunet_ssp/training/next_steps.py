@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_ssp.cohort.membership import count_for_advice
 from nnunet_ssp.cohort.splits import read_copy
-from nnunet_ssp.launch import predictions_folder
+from nnunet_ssp.launch import predicting_command, predictions_folder
 from nnunet_ssp.recommended import finetuning_settings
 
 FINETUNING = "nnUNetTrainerFinetune"
@@ -80,7 +80,6 @@ def after_finetuning(dataset: str, folder: Path, fold: int | str, device: str) -
         device: As in nnU-Net's `-device`.
     """
     number = str(int(dataset[7:10]))
-    trainer, plans, configuration = folder.parent.name.split("__")
     raw = Path(os.environ.get("nnUNet_raw", "")) / dataset
     if not any((raw / "imagesTs").glob("*")):
         validation = folder / "validation"
@@ -89,10 +88,7 @@ def after_finetuning(dataset: str, folder: Path, fold: int | str, device: str) -
         words = ["nnunet-ssp", "evaluate", number, str(validation)]
         return f"Evaluate the validation subjects with:\n{shlex.join(words)}"
     output = predictions_folder(dataset, folder.parent.name, fold)
-    words = ["nnUNetv2_predict", "-d", number, "-c", configuration, "-f", str(fold)]
-    words += ["-p", plans, "-tr", trainer, "-i", str(raw / "imagesTs"), "-o", output]
-    words += ["-device", device] if device != "cuda" else []
-    lines = [shlex.join(words)]
+    lines = [predicting_command(dataset, folder.parent.name, fold, raw / "imagesTs", device)]
     if any((raw / "labelsTs").glob("*")):
         lines.append(shlex.join(["nnunet-ssp", "evaluate", number, output]))
     return "\n".join(["Predict the test subjects with:", *lines])

@@ -47,15 +47,20 @@ class Pace:
         )
 
 
-def time_left(seconds: float, epochs: int, ends_early: bool) -> str:
+def time_left(seconds: float, epochs: int, ends_early: bool, then: str = "") -> str:
     """Say how long a training still takes.
 
     Args:
         seconds: Of the last epoch.
         epochs: Number of epochs to come.
         ends_early: Whether the training may stop earlier.
+        then: What follows the last epoch and takes time of its own.
 
-    >>> time_left(60, 30, ends_early=True)
-    'at most 30 min left'
+    >>> time_left(60, 30, ends_early=True), time_left(0.1, 3, False, "the final validation")
+    ('at most 30 min left', '1 s left, then the final validation')
     """
-    return f"{'at most ' if ends_early else ''}{duration(seconds * epochs)} left"
+    if not epochs:
+        return "the last epoch"
+    # Not 0 s: an epoch is to come.
+    left = f"{'at most ' if ends_early else ''}{duration(max(1, seconds * epochs))} left"
+    return f"{left}, then {then}" if then else left

@@ -188,7 +188,9 @@ def test_the_last_folds_can_be_removed_unless_trained(
 
 
 def test_a_mistyped_fold_is_answered_by_the_nearest(raw: Path):
-    with pytest.raises(ValueError, match=r"one of the 5 folds\. Perhaps 5-fold-2"):
+    with pytest.raises(
+        ValueError, match=r"one of the 5 folds\. Perhaps 5-fold-2 .*\? nnunet-ssp folds Dataset"
+    ):
         folds(114, amounts=[2], base="5fold-2")
 
 

@@ -36,3 +36,5 @@ def test_a_name_must_be_a_subject():
     assert declared([("A", "B")], {"A", "B", "C"}) == {frozenset("AB")}
     with pytest.raises(ValueError, match=r"--different mm1-X: no subject is called so\. Perhaps"):
         declared([("mm1-A", "mm1-X")], {"mm1-A"})
+    with pytest.raises(ValueError, match=r"^--different A A: the two must be different subjects\."):
+        declared([("A", "B"), ("A", "A")], {"A", "B"})

@@ -794,7 +794,7 @@ def test_the_choice_of_test_frames_is_checked(root: Path):
 def test_the_list_of_test_subjects_is_checked(root: Path):
     three_subjects(root)
     (root.parent / "test.txt").write_text("S9")
-    with pytest.raises(ValueError, match=r"test\.txt: no subject is called S9"):
+    with pytest.raises(ValueError, match=r"test\.txt: no subject is called S9\. .*--dry-run and"):
         convert(root, 121, test=root.parent / "test.txt")
     with pytest.raises(
         FileNotFoundError, match=r"none\.txt: no such file\. --test takes a text file"

@@ -33,6 +33,8 @@ def subject(folder: Path, name: str, *masks: str) -> CineTask:
         ("p1_frame07-mask.nii.gz", "p1_frame07_gt.nii.gz"),
         ("seg_p1.nrrd", "p1_gt.nii.gz"),
         ("p1_by_hand.nii.gz", "p1_gt.nii.gz"),
+        ("q2_seg.nii.gz", ""),  # another patient than q22
+        ("p12_seg.nii.gz", ""),
         ("notes.txt", ""),
     ],
 )

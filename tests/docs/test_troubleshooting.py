@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from batchgenerators.utilities.file_and_folder_operations import join, load_json
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -95,11 +96,20 @@ def test_messages_are_printed(message: str, whose: str, printed: dict[str, str])
 
 def test_pythons_messages_are_those_of_a_wrong_fold_in_nnunets_prediction(tmp_path: Path) -> None:
     """`nnUNetv2_predict` catches neither, so its traceback ends in them."""
-    word, no_fold = (message for message, whose in quoted() if whose == "Python's")
+    no_folder, word, no_fold, no_model = (
+        message for message, whose in quoted() if whose == "Python's"
+    )
     code = source("nnunetv2.inference.predict_from_raw_data").read_text(encoding="utf-8")
     assert "args.f = [i if i == 'all' else int(i) for i in args.f]" in code
     assert "torch.load(join(model_training_output_dir, f'fold_{f}', checkpoint_name)" in code
     assert "checkpoint_name: str = 'checkpoint_final.pth'" in code
+    assert "load_json(join(model_training_output_dir, 'dataset.json'))" in code
+    with pytest.raises(TypeError) as unset:
+        join(None, "Dataset114_X")  # type: ignore[call-overload]
+    assert is_printed(no_folder, str(unset.value))
+    with pytest.raises(FileNotFoundError) as untrained:
+        load_json(str(tmp_path / "T__P__2d" / "dataset.json"))
+    assert is_printed(no_model, str(untrained.value))
     with pytest.raises(ValueError) as wrong:
         int("zero")
     assert is_printed(word, str(wrong.value))

@@ -129,3 +129,21 @@ def test_without_these_files_nothing_is_said(tmp_path):
     assert said(tmp_path) == []
     (tmp_path / "plans.json").write_text('{"dataset_name": 7}')
     assert said(tmp_path) == []
+
+
+def test_predictions_of_another_dataset_are_named_with_its_command(
+    predict: Predict, dataset: Path, capsys
+):
+    folder = predict("mim", 1.0)
+    for number, file in enumerate(sorted(folder.glob("*.nii.gz"))):
+        file.rename(folder / f"acdc{number}.nii.gz")
+    assert run("114 -np 1", folder) == 1
+    plain = capsys.readouterr().err
+    assert "There are some for 16 cases: T0_frame00, T0_frame07, T1_frame00 and 13 more." in plain
+    assert "By the files beside them" not in plain
+    beside(folder, "Dataset027_ACDC", "/x/nnUNet_raw/Dataset027_ACDC/imagesTs")
+    assert run("114 -np 1", folder) == 1
+    assert capsys.readouterr().err.endswith(
+        "By the files beside them these are predictions by a model of Dataset027_ACDC on images of Dataset027_ACDC. "
+        f"On Dataset027_ACDC: nnunet-ssp evaluate 27 {folder}\n"
+    )

@@ -43,8 +43,13 @@ def wait_for(log: Path, words: str, process: subprocess.Popen[Any]) -> None:
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerMIMPretrain", "nnUNetTrainerScratch"])
-@pytest.mark.parametrize("group", [False, True])
-def test_a_training_ends_with_its_workers_and_goes_on(preprocessed, tmp_path, trainer, group):
+@pytest.mark.parametrize(
+    ("group", "number"),
+    [(False, signal.SIGTERM), (True, signal.SIGINT), (True, signal.SIGTERM)],
+)
+def test_a_training_ends_with_its_workers_and_goes_on(
+    preprocessed, tmp_path, trainer, group, number
+):
     """The signal goes to the process or, as with Ctrl-C in a terminal, to its group with nnU-Net's workers."""
     log = tmp_path / "log.txt"
     tunes = trainer == "nnUNetTrainerScratch"
@@ -54,7 +59,6 @@ def test_a_training_ends_with_its_workers_and_goes_on(preprocessed, tmp_path, tr
     time.sleep(1)
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) >= (3 if tunes else 0)
-    number = signal.SIGINT if group else signal.SIGTERM
     started = time.monotonic()
     if group:
         os.killpg(process.pid, number)
@@ -66,6 +70,7 @@ def test_a_training_ends_with_its_workers_and_goes_on(preprocessed, tmp_path, tr
     assert not alive
     said = log.read_text()
     assert "Traceback" not in said, said[-3000:]
+    assert signal.Signals(number).name in said.strip().splitlines()[-1], said[-3000:]
     (line,) = re.findall(rf"{signal.Signals(number).name}: .*; go on with: (.*)", said)
     kept = "nnUNet_ssp_settings=final_validation=no " if "final_validation=no" in settings else ""
     assert line.startswith(f"{kept}nnUNetv2_train 901 2d 0")

@@ -260,7 +260,7 @@ def entries() -> Iterator[Entry]:
         (
             "plans without a name",
             lambda h: h["init_args"]["plans"].pop("dataset_name") and None,
-            "plans: unknown",
+            "shared and stripped files leave out",
         ),
     ):
         yield Entry(f"inspect: {name}", of_inspect(content(change)), says, exits=0)

@@ -26,8 +26,10 @@ def test_others_are_refused(text, message):
 
 def test_the_known_names_are_listed():
     must_know("a", None, {"b"}, "letters")
-    with pytest.raises(ValueError, match=r"a \(=c\) must be one of letters: b"):
+    with pytest.raises(ValueError, match=r"a \(=c\) must be one of letters: b\.$"):
         must_know("a", "c", {"b"}, "letters")
+    with pytest.raises(ValueError, match=r"of models: MIM, baseline\. Perhaps baseline\?$"):
+        must_know("a", "baselin", ["MIM", "baseline"], "models")
 
 
 def test_names_and_patterns():

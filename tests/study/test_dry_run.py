@@ -135,7 +135,13 @@ def test_hours_are_those_of_the_device_that_it_is_meant_for(
 ):
     monkeypatch.chdir(tmp_path)
     assert main(["study", *words.split(), "--dry-run"]) == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if " hours of one " in line)
+    said = capsys.readouterr().out
+    (line,) = (
+        line for line in said.splitlines() if re.match(r"About [\d.,]+ hours? of one ", line)
+    )
+    assert not line.startswith("About 1 hours")
+    assert ("The study makes its dataset itself, a phantom." in said) == (words == "phantom")
+    assert "no dataset" not in said or words != "phantom"
     assert ("CPU core" in line, "A100" in line) == (device == "CPU core", device == "A100")
 
 
@@ -201,6 +207,8 @@ def test_what_is_no_size_and_no_model(tmp_path, capsys, monkeypatch):
     assert "`--models` (=MAE) must be of baseline, SimCLR" in capsys.readouterr().err
     assert main(["study", "acdc-few", "--dry-run", "--folds", "3"]) == 1
     assert "`--folds` (=3) must be of 2, 5, 10" in capsys.readouterr().err
+    assert main(["study", "demooij", "--dry-run", "--models", "SimCRL"]) == 1
+    assert " Perhaps SimCLR? --dry-run lists the runs of each." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

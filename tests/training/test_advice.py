@@ -30,7 +30,24 @@ def test_missing_plans_are_answered_by_those_there(prepared: Path):
         "Dataset007_Heart has no plans called nnUNetPlans; choose with -p: small"
     )
     (prepared / "small.json").unlink()
+    (prepared.parents[1] / "raw" / prepared.name).mkdir()
     assert advice(missing) == ("Dataset007_Heart is not prepared: nnunet-ssp prepare 7")
+
+
+def test_a_name_that_is_no_dataset_is_answered_by_those_there(prepared: Path):
+    other = prepared.parent / "Dataset004_Liver"
+    other.mkdir()
+    (other / "small.json").write_text((prepared / "small.json").read_text())
+    known = "prepared are: Dataset007_Heart, Dataset004_Liver. nnunet-ssp prepare ID prepares one."
+    wrong = ValueError(
+        "dataset_name_or_id must either be an integer or a valid dataset name with the pattern DatasetXXX_YYY where "
+        "XXX are the three(!) task ID digits. Your input: heart"
+    )
+    assert advice(wrong) == f"no dataset heart; {known}"
+    for name in ("Dataset007", "Dataset007_Haert"):
+        plans = prepared.with_name(name) / "nnUNetPlans.json"
+        said = advice(FileNotFoundError(2, "No such file or directory", str(plans)))
+        assert said == f"no dataset {name}; {known}"
 
 
 def test_a_tilde_in_quotes_is_why_no_dataset_is_found(prepared: Path, monkeypatch):
@@ -38,6 +55,20 @@ def test_a_tilde_in_quotes_is_why_no_dataset_is_found(prepared: Path, monkeypatc
     monkeypatch.setenv("nnUNet_preprocessed", "~/preprocessed")
     said = advice(RuntimeError("Could not find a dataset with the ID 7. Make sure ..."))
     assert said.endswith(f"export nnUNet_preprocessed={prepared.parent}")
+
+
+def test_folders_that_are_not_set_in_this_shell_are_named(prepared: Path, monkeypatch):
+    no_path = TypeError("expected str, bytes or os.PathLike object, not NoneType")
+    assert advice(no_path) == ""
+    monkeypatch.delenv("nnUNet_preprocessed")
+    monkeypatch.setenv("nnUNet_results", "")
+    line = (
+        "nnUNet_preprocessed and nnUNet_results are not set in this shell: export "
+        "nnUNet_preprocessed=/where/you/keep/nnUNet_preprocessed nnUNet_results=/where/you/keep/nnUNet_results"
+    )
+    assert advice(no_path) == line
+    unknown = RuntimeError("Could not find a dataset with the ID 7. Make sure ...")
+    assert advice(unknown) == f"no dataset 7: {line}"
 
 
 def test_other_errors_are_left_alone(prepared: Path):

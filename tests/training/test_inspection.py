@@ -140,6 +140,27 @@ def test_what_a_pretrained_file_holds(ours: Path, capsys: pytest.CaptureFixture[
     ]
 
 
+@pytest.mark.parametrize(
+    ("missing", "line"),
+    [
+        (
+            ["dataset_name"],
+            "plans: nnUNetPlans 2d; shared and stripped files leave out the dataset's name, -d DATASET compares with "
+            "one of yours",
+        ),
+        (
+            ["dataset_name", "plans_name"],
+            "plans: 2d, without a name in the file; -d DATASET -p PLANS compares it with plans of yours",
+        ),
+    ],
+)
+def test_plans_that_the_file_does_not_name(tmp_path: Path, missing, line, capsys):
+    plans = {key: value for key, value in make_plans().items() if key not in missing}
+    inspect(write_checkpoint(tmp_path / "x.pth", plans))
+    said = capsys.readouterr().out
+    assert line in said.splitlines() and "unknown" not in said
+
+
 def test_what_an_encoder_only_file_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     inspect(write_checkpoint(tmp_path / "x.pth", make_plans(), "encoder"))
     expected = "trained: encoder 24 tensors, decoder 0; fresh: 20 and the output layers"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from nnunet_ssp.distributed import rank
 from nnunet_ssp.signals import ending_at_once, woken_by_signals
-from nnunet_ssp.training.interruption import Interruption
+from nnunet_ssp.training.interruption import DEAD, Interruption
 from tests.ranks import on_ranks
 
 CPU = torch.device("cpu")
@@ -61,6 +62,32 @@ def test_a_thread_installs_nothing():
     thread.start()
     thread.join()
     assert found == [(before, 0)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, None])
+def test_workers_that_the_signal_ended_leave_no_traceback(number, monkeypatch):
+    """A scheduler's SIGTERM reaches nnU-Net's workers, too; the thread that watches them then raises."""
+    printed: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: printed.append(str(args.exc_value)))
+    dead = "One or more background workers are no longer alive. Exiting. Please check the print statements"
+
+    def fail(message: str) -> None:
+        raise RuntimeError(message)
+
+    with Interruption(lambda: "", CPU):
+        watching = threading.Thread(target=fail, args=(dead,))
+        watching.start()
+        if number is not None:
+            os.kill(os.getpid(), number)
+        watching.join()
+        other = threading.Thread(target=fail, args=("another fault",))
+        other.start()
+        other.join()
+    ended = number in (signal.SIGTERM, signal.SIGINT)
+    assert printed == [*([] if ended else [dead]), "another fault"]
+    source = find_spec("batchgenerators.dataloading.nondet_multi_threaded_augmenter")
+    assert source is not None and source.origin is not None
+    assert DEAD in Path(source.origin).read_text(encoding="utf-8")
 
 
 def test_signals_are_heard_while_the_main_thread_waits():

@@ -73,3 +73,4 @@ def test_a_long_validation_says_how_far_it_is(clock: Callable[[float], None]):
 
 def test_the_time_left_is_that_of_the_epochs_to_come():
     assert time_left(3600, 10, ends_early=False) == "10.0 h left"
+    assert time_left(30, 0, ends_early=False) == "the last epoch"
