@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nnunet_ssp.console import IdOrName, path, run_command, whole
+from nnunet_ssp.console import IdOrName, NewName, path, run_command, whole
 from nnunet_ssp.conversion.subjects import TEST_FRAMES
 from nnunet_ssp.dataset_conversion import SOURCES, load_converter
 
@@ -88,7 +88,9 @@ def add_place(
         required=True,
         help=f"new dataset's id, or its id and name: {example}",
     )
-    parser.add_argument("--name", default=name, help="new dataset's name [%(default)s]")
+    parser.add_argument(
+        "--name", action=NewName, default=name, help="new dataset's name [%(default)s]"
+    )
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:

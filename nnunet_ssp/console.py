@@ -18,6 +18,7 @@ from types import TracebackType
 ERRORS = (ValueError, RuntimeError, OSError)  # errors that a user can fix
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+NOT_YOURS = "Choose a place of your own, or have this one opened to you."
 
 
 def count_of(number: int, noun: str, plural: str = "") -> str:
@@ -102,7 +103,35 @@ class IdOrName(argparse.Action):
                 "other has",
             ) from None
         if full:
-            namespace.name = full[2]
+            NewName.give(self, parser, namespace, full[2])
+
+
+class NewName(argparse.Action):
+    """Action of `--name`, which may repeat what `-d Dataset114_MNMs` says but not say otherwise."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        self.give(self, parser, namespace, str(values))
+
+    @staticmethod
+    def give(
+        action: argparse.Action,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        name: str,
+    ) -> None:
+        """Take a name; refuse a second one."""
+        given = getattr(namespace, "name", None)
+        if given not in (None, parser.get_default("name"), name):
+            raise argparse.ArgumentError(
+                action, f"the new dataset cannot be called both {given} and {name}"
+            )
+        namespace.name = name
 
 
 def path(text: str) -> Path:
@@ -143,7 +172,8 @@ def in_words(error: BaseException) -> str:
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     reason = "no space left" if error.errno in DISK_FULL else (error.strerror or str(error)).lower()
-    return f"{error.filename}: {reason}." if error.filename else f"{reason}."
+    said = f"{error.filename}: {reason}." if error.filename else f"{reason}."
+    return f"{said} {NOT_YOURS}" if error.errno in NOT_ALLOWED and error.filename else said
 
 
 def writing_failed(folder: Path, error: OSError) -> str:

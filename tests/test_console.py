@@ -11,6 +11,7 @@ import pytest
 from nnunet_ssp.console import (
     ERRORS,
     IdOrName,
+    NewName,
     Paced,
     Stopped,
     count_of,
@@ -78,7 +79,10 @@ def test_other_errors_are_ours_and_show_where():
     [
         (OSError(errno.ENOSPC, "No space left on device", "a.csv"), "a.csv: no space left."),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space left."),
-        (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a: permission denied."),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/a"),
+            "/a: permission denied. Choose a place of your own, or have this one opened to you.",
+        ),
         (OSError("a: our own words."), "a: our own words."),
         (FileNotFoundError("a: no such folder."), "a: no such folder."),
         (ValueError("a: wrong."), "a: wrong."),
@@ -170,10 +174,21 @@ def test_sets_are_listed_in_order():
 def test_a_new_dataset_is_named_by_its_id_or_in_full(word: str, number: int, name: str):
     parser = ArgumentParser()
     parser.add_argument("-d", dest="dataset_id", action=IdOrName)
-    parser.add_argument("--name", default="Cine")
+    parser.add_argument("--name", action=NewName, default="Cine")
     parsed = parser.parse_args(["-d", word])
     assert (parsed.dataset_id, parsed.name) == (number, name)
-    assert parser.parse_args(["-d", word, "--name", "Other"]).name == "Other"
+    assert parser.parse_args(["-d", "114", "--name", "Other"]).name == "Other"
+    assert parser.parse_args(["-d", word, "--name", name]).name == name
+
+
+@pytest.mark.parametrize("words", ["-d Dataset114_A --name B", "--name B -d Dataset114_A"])
+def test_a_new_dataset_has_one_name(words: str, capsys: pytest.CaptureFixture[str]):
+    parser = ArgumentParser()
+    parser.add_argument("-d", dest="dataset_id", action=IdOrName)
+    parser.add_argument("--name", action=NewName, default="Cine")
+    with pytest.raises(SystemExit):
+        parser.parse_args(words.split())
+    assert "the new dataset cannot be called both" in capsys.readouterr().err
 
 
 def test_what_is_neither_id_nor_name_is_refused(capsys: pytest.CaptureFixture[str]):

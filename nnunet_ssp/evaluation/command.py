@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_ssp.cohort.cases import Case, read_cases, subject_of
 from nnunet_ssp.console import nearest, path, whole
-from nnunet_ssp.files.atomic import write_json, write_together
+from nnunet_ssp.files.atomic import require_place, write_json, write_together
 from nnunet_ssp.files.nnunet import read_dataset
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
 from nnunet_ssp.parallel import number_of_workers
@@ -298,6 +298,7 @@ def _output_folder(
     for folder in [*inputs, *([references] if references else [])]:
         if output.resolve() == folder.resolve():
             raise ValueError(f"`-o` (={output}) must be another folder than the label maps'.")
+    require_place(output)  # said before minutes of scoring
     return output
 
 

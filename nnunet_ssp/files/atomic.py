@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import secrets
@@ -69,6 +70,19 @@ def _temporary_name() -> str:
     return f"{TEMPORARY}-{secrets.randbits(32):08x}"
 
 
+def require_place(folder: str | Path) -> Path:
+    """Return the folder, or the nearest one above it that exists.
+
+    Raises:
+        PermissionError: This process may not write there.
+    """
+    folder = Path(folder).absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return existing
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk and survive a power cut."""
     if path.is_dir() and os.name == "nt":
@@ -94,10 +108,12 @@ def write_together(folder: str | Path) -> Iterator[Path]:
 
     Yields:
         An empty folder on the same file system. Files in its subfolders are not moved.
+
+    Raises:
+        PermissionError: This process may not write to `folder`.
     """
     folder = Path(folder)
-    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
-    temporary = existing / f"{_temporary_name()}-together"
+    temporary = require_place(folder) / f"{_temporary_name()}-together"
     temporary.mkdir()
     try:
         yield temporary

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.membership import count_for_advice
+from nnunet_ssp.cohort.repeats import doubts
 from nnunet_ssp.cohort.splits import copy_tables, first_fold, read_splits
 from nnunet_ssp.console import count_of, writing_failed
 from nnunet_ssp.files.atomic import TEMPORARY, atomic_write, remove_half_written
@@ -157,6 +158,8 @@ def _say_next(
     fold = first_fold(splits, len(labelled))
     folds = read_splits(splits) if splits.is_file() else []
     cases = read_cases(table) if table.is_file() else {}
+    if not cases:
+        print("".join(f"{doubt}\n" for doubt in _doubts(fold, labelled, folds)), end="")
     n_labelled, frames = count_for_advice(fold, labelled, folds, cases)
     advice = recommended(n_labelled, len(jobs) - len(labelled), frames)
     number, lines = dataset_id(target.name), []
@@ -171,6 +174,19 @@ def _say_next(
         reason = f"{advice.reason}\n" if advice.reason else ""
         again = any(line.startswith("Next") for line in lines)
         print(f"{hint}{reason}{'Or, without these weights' if again else 'Next'}: {command}")
+
+
+def _doubts(
+    fold: str, labelled: Collection[str], folds: Sequence[Mapping[str, Sequence[str]]]
+) -> list[str]:
+    """Say which cases of a fold may be one subject, where no table tells: the count of subjects would be too high."""
+    if fold == "all":
+        return []
+    if not folds:
+        from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+        folds = generate_crossval_split(sorted(labelled))
+    return doubts(folds[int(fold)]["train"], folds[int(fold)]["val"])
 
 
 def _require_none(problems: Sequence[str]) -> None:

@@ -108,6 +108,14 @@ def test_references_are_no_predictions_and_raw_data_no_place_to_write(
     assert "WARNING: copies: every prediction is its reference" in capsys.readouterr().out
 
 
+def test_a_place_that_one_may_not_write_to_is_told_before_scoring(predict, monkeypatch, capsys):
+    model = predict("model", 1.0)
+    monkeypatch.setattr("os.access", lambda path, how: False)
+    assert run("114 -np 1", model) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {model}_evaluation: permission denied. Choose a place of")
+
+
 def test_a_tilde_in_a_named_folder_is_the_home(dataset, predict, nnunet, monkeypatch):
     monkeypatch.setenv("HOME", str(nnunet))
     folder = predict("model", 1.0)

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.console import in_words
-from nnunet_ssp.files.atomic import atomic_write, remove_half_written, write_together
+from nnunet_ssp.files.atomic import (
+    atomic_write,
+    remove_half_written,
+    require_place,
+    write_together,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
@@ -128,3 +133,13 @@ def test_a_folder_that_a_killed_writer_left_is_removed(tmp_path: Path):
     (tmp_path / ".ssp-tmp-link").symlink_to(tmp_path / "else")
     remove_half_written(tmp_path)
     assert [file.name for file in tmp_path.rglob("*")] == ["else", "file"]
+
+
+def test_a_place_that_one_may_not_write_to_is_told_at_once(tmp_path: Path, monkeypatch):
+    assert require_place(tmp_path / "a" / "b") == tmp_path
+    monkeypatch.setattr("os.access", lambda path, how: Path(path) != tmp_path)
+    with pytest.raises(PermissionError) as refused:
+        require_place(tmp_path / "a" / "b")
+    assert refused.value.filename == str(tmp_path / "a" / "b")
+    with pytest.raises(PermissionError), write_together(tmp_path):
+        raise AssertionError("nothing may be computed")

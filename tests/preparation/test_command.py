@@ -24,7 +24,7 @@ from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files import lock
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.launch import device_flag
-from nnunet_ssp.preparation import preprocessing
+from nnunet_ssp.preparation import command, preprocessing
 from nnunet_ssp.preparation.command import prepare
 from nnunet_ssp.preparation.raw import CaseJob
 from nnunet_ssp.slices import store as slices
@@ -318,6 +318,16 @@ def test_nnunet_trains_and_validates_on_the_prepared_folder_alone(
     summary = json.loads((Path(trainer.output_folder) / "validation" / "summary.json").read_text())
     validation = read_splits(target / "splits_final.json")[0]["val"]
     assert len(summary["metric_per_case"]) == len(validation)
+
+
+def test_frames_that_may_be_one_subject_are_told_where_no_table_counts_subjects():
+    cases = [f"patient{p:03d}_frame{f:02d}" for p in (7, 20, 31) for f in (1, 12)]
+    drawn_by_nnunet = command._doubts("0", cases, [])
+    own = command._doubts("0", cases, [{"train": cases[:3], "val": cases[3:]}])
+    for said in (drawn_by_nnunet, own):
+        assert "set subject_pattern=(.+)_frame in nnUNet_ssp_settings" in said[0]
+    assert command._doubts("0", cases, [{"train": cases[:4], "val": cases[4:]}]) == []
+    assert command._doubts("all", cases, []) == []
 
 
 @pytest.mark.slow
