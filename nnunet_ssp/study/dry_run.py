@@ -195,7 +195,8 @@ def _estimate(
     others = len(untrained[1]) * speeds.each / 3600
     parts = (pretraining + finetuning + others, pretraining, finetuning, others)
     total, first, second, third = map(_hours, parts)
-    said = f"About {total} hour{'s' * (total != '1')} of one {speeds.device}{sizes}: {first} of pretraining, {second} of training"
+    noun = "hour" if total == "1" else "hours"
+    said = f"About {total} {noun} of one {speeds.device}{sizes}: {first} of pretraining, {second} of training"
     if speeds.each:
         said += (
             f", {third} of predictions, evaluations and starts, for what is not done. --jobs N on as many free cores "
