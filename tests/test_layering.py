@@ -235,6 +235,36 @@ def test_trainers_are_thin(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 20
 
 
+def at_once(file: Path) -> set[str]:
+    """Full names of everything that a file imports when it is imported itself."""
+    names = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else str(node.module) for name in inner}
+    return names
+
+
+def test_trainers_import_nothing_that_nnunet_does_not() -> None:
+    """nnU-Net's command is silent while it imports; ours must add little to that."""
+    todo = [name for name in MODULES if name.startswith("nnunet_ssp.trainers.")]
+    seen, others = set(todo), set()
+    while todo:
+        for name in at_once(MODULES[todo.pop()]) - seen:
+            seen.add(name)
+            if name in MODULES:
+                todo.append(name)
+            else:
+                others.add(name.partition(".")[0])
+    nnunets = {
+        *("nnunetv2", "batchgenerators", "batchgeneratorsv2", "dynamic_network_architectures"),
+        *("torch", "numpy", "scipy"),
+    }
+    assert len(seen) > 100 and others - {*sys.stdlib_module_names} == nnunets
+
+
 def test_nothing_imports_the_trainers() -> None:
     for module, file in MODULES.items():
         assert not [n for n in imports(file) if n.startswith("nnunet_ssp.trainers")], module

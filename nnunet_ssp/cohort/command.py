@@ -372,7 +372,8 @@ def _find(data: Dataset, wanted: str) -> tuple[int, Fold]:
         if wanted in (str(number), fold.name):
             return number, fold
     raise ValueError(
-        f"`--of` (={wanted}) must be the number or name of one of the {len(data.folds)} folds."
+        f"`--of` (={wanted}) must be the number or name of one of the "
+        f"{count_of(len(data.folds), 'fold')}."
         f"{nearest(wanted, [f.name for f in data.folds])} nnunet-ssp folds {data.home.name} lists them."
     )
 

@@ -269,7 +269,7 @@ def members_in_words(
     def counts(names: Collection[str]) -> str:
         subjects = {chosen.subjects[name] for name in names}
         slices = sum(n_slices[name] for name in names)
-        return f"{count_of(len(subjects), 'subject')}, {len(names)} frames, {slices} slices"
+        return f"{count_of(len(subjects), 'subject')}, {count_of(len(names), 'frame')}, {count_of(slices, 'slice')}"
 
     def named(subjects: Collection[str], none: str) -> str:
         shown = shown_subjects(subjects, cases)[:SHOWN]

@@ -107,7 +107,8 @@ def preprocess(
         labelled = sum(bool(job.label) for job in jobs if job.case in done)
         n_slices = sum(entry.shape[0] for entry in done.values())
         print(
-            f"Slice store: {len(done)} frames ({labelled} labelled), {n_slices} slices in {store}"
+            f"Slice store: {count_of(len(done), 'frame')} ({labelled} labelled), "
+            f"{count_of(n_slices, 'slice')} in {store}"
         )
     return list(problems.values())
 

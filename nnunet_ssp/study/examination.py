@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssp.cohort.membership import subjects_of, test_subjects
-from nnunet_ssp.console import nearest, some
+from nnunet_ssp.console import count_of, nearest, some
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.study.data import Data, digest
@@ -131,11 +131,11 @@ def split_in_words(study: Study, runs: Runs, data: Data) -> list[str]:
     reported = test_subjects(cases)
     seen = study.evaluate == REPORT
     return [
-        f"Split: trained on {len(trained)} subjects (labels as each fold says); chosen on the masks of "
-        f"{len(chosen_on)} others: {some(sorted(chosen_on), 20)}; "
+        f"Split: trained on {count_of(len(trained), 'subject')} (labels as each fold says); chosen on the masks of "
+        f"{count_of(len(chosen_on), 'other')}: {some(sorted(chosen_on), 20)}; "
         f"{'reported here' if seen else 'to be reported, not predicted here,'} on {len(reported)}: "
         f"{some(sorted(reported), 20)}. "
-        f"The choice used the masks of {len(chosen_on)} subjects besides the labels of the training."
+        f"The choice used the masks of {count_of(len(chosen_on), 'subject')} besides the labels of the training."
     ]
 
 
