@@ -38,6 +38,7 @@ ROWS = {
     "its movement alone (`contrast=0`)": "movement-alone",
     "movement alone on 9,600 images": "movement-alone-short-pretraining",
     "movement alone on 252,000 images": "movement-alone-long-pretraining",
+    "movement alone on four subjects of Sunnybrook": "movement-alone-Sunnybrook",
     "MIM": "MIM",
     "MIM, `recipe=deep`": "MIM-deep",
     "SimCLR": "SimCLR",
