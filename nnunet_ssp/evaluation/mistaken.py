@@ -87,8 +87,9 @@ def _refuse_training(
     ending: str,
 ) -> None:
     """Refuse a fold, or the folder of a trainer, whose predictions lie further down."""
-    folds = sorted(folder.glob("fold_*")) or [folder] * folder.name.startswith("fold_")
-    if not folds:
+    alone = folder.is_dir() and folder.name.startswith("fold_")
+    folds = sorted(folder.glob("fold_*")) or [folder] * alone
+    if not folds or folds[0].parent.name.count("__") != 2:  # not of nnU-Net
         return
     trainer, _, _ = folds[0].parent.name.partition("__")
     if not segments(trainer):

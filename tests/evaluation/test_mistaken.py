@@ -82,6 +82,17 @@ def test_the_line_for_a_fold_names_its_validation_and_works(
     assert run(shlex.join(shlex.split(line)[2:])) == 0
 
 
+def test_other_folders_are_no_trainings(dataset, nnunet, model, capsys):
+    for folder, said in (
+        (nnunet / "mine" / "fold_0", "holds no .nii.gz file."),
+        (model / "fold_9", "is not a folder."),
+    ):
+        if folder.parent != model:
+            folder.mkdir(parents=True)
+        assert run("114 -np 1", folder) == 1
+        assert capsys.readouterr().err == f"error: {folder} {said}\n"
+
+
 def test_a_pretraining_has_no_predictions(dataset, nnunet, capsys):
     fold = (
         nnunet / "nnUNet_results/Dataset114_MNMs/nnUNetTrainerMIMPretrain__nnUNetPlans__2d/fold_0"
