@@ -195,8 +195,8 @@ def _estimate(
     others = len(untrained[1]) * speeds.each / 3600
     parts = (pretraining + finetuning + others, pretraining, finetuning, others)
     total, first, second, third = map(_hours, parts)
-    hours = "hour" if total == "1" else "hours"
-    said = f"About {total} {hours} of one {speeds.device}{sizes}: {first} of pretraining, {second} of training"
+    unit = "hour" if total == "1" else "hours"
+    said = f"About {total} {unit} of one {speeds.device}{sizes}: {first} of pretraining, {second} of training"
     if speeds.each:
         said += (
             f", {third} of predictions, evaluations and starts, for what is not done. --jobs N on as many free cores "
