@@ -47,6 +47,8 @@ ROWS = {
     "BYOL": "BYOL",
     "context prediction": "context-prediction",
     "context restoration": "context-restoration",
+    "movement alone, its encoder with a fresh decoder": "movement-alone-fresh-decoder",
+    "MIM, its encoder with a fresh decoder": "MIM-fresh-decoder",
     "from scratch, averaged weights": "scratch-averaged",
     "Dense, averaged weights": "Dense-averaged",
     "from scratch, with a teacher": "scratch-teacher",
