@@ -111,6 +111,22 @@ def test_a_second_run_does_what_is_missing(go, inputs, subject, tmp_path) -> Non
     assert len(table(tmp_path / "out" / "volumes.csv")) == 3
 
 
+def test_an_image_that_changes_after_it_was_read_is_done_again(go, inputs, subject) -> None:
+    """While one subject is segmented, the next one is read."""
+
+    class Segments(TrueMasks):
+        def segment(self, voxels: np.ndarray, affine: np.ndarray) -> Iterator:
+            for result in super().segment(voxels, affine):
+                yield result
+                os.utime(inputs / "two.nii.gz", (1, 1))
+
+    masks = Segments(subject)
+    go(load=lambda: masks)
+    assert masks.segmented == 2
+    assert go() == (1, {})
+    assert go() == (0, {})
+
+
 def test_a_second_run_prints_the_volumes_of_finished_subjects(go, inputs, capsys) -> None:
     go()
     first = [line for line in capsys.readouterr().out.splitlines() if ": EDV " in line]
