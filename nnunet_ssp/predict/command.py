@@ -18,7 +18,7 @@ from nnunet_ssp.console import count_of, some, writing_failed
 from nnunet_ssp.conversion.convert import input_stamp
 from nnunet_ssp.dataset_conversion.cine_files import CineTask
 from nnunet_ssp.evaluation.labels import Labels
-from nnunet_ssp.files.atomic import remove_half_written, write_json
+from nnunet_ssp.files.atomic import remove_half_written, require_place, write_json
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import choose_device
@@ -104,6 +104,8 @@ def predict(
     Raises:
         FileNotFoundError: An input or the model is missing.
         FileExistsError: The output folder is another model's, or not ours.
+        NotADirectoryError: A file is where the output folder should be.
+        PermissionError: The output folder is one that this process may not write to.
         RuntimeError: Writing failed, another process works in the output folder, or highdicom is not installed.
         ValueError: The model does not fit short-axis cine, or an argument breaks its rule.
     """
@@ -116,6 +118,7 @@ def predict(
         raise ValueError(f"`--frames` (={frames[0]} {frames[1]}) must be two frames, ED and ES.")
     if dicom_seg:
         check_installed()
+    require_place(output)  # said before minutes of reading
     wanted = Wanted(trainer, plans, configuration)
     place = model if model is not None else results_folder(str(dataset), wanted)
     device = choose_device(device)
@@ -330,7 +333,10 @@ def _stopped(
 ) -> str:
     """Write the tables and the page of what is done when a run is stopped; returns what to say then."""
     done = [task for task in tasks if output.read(task.subject) is not None]
-    _write_tables(output, refused)
+    with suppress(
+        OSError
+    ):  # the next run writes them; on a full disk the signal's exit status counts, too
+        _write_tables(output, refused)
     return (
         f"stopped. Done: {len(done)} of {count_of(len(tasks), 'subject')}{progress.under_way()}. What is done stays, "
         f"see {output.folder / REPORT}. To go on with the rest:\n{again}"

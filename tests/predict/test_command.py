@@ -251,6 +251,29 @@ def test_a_run_that_is_stopped_has_a_report_of_what_is_done(
     assert "one_seg.html" not in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_full_disk_takes_nothing_from_what_a_signal_says(stopped, monkeypatch, capsys) -> None:
+    real = command._write_tables
+    left = iter([OSError(28, "No space left on device")])
+
+    def write(*words: object) -> None:
+        for error in left:
+            raise error
+        real(*words)
+
+    monkeypatch.setattr(command, "_write_tables", write)
+    assert stopped(signal.SIGTERM, 5, "again") == [2]
+    assert "SIGTERM: stopped. Done: 1 of 2 subjects" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("below", ["", "new"])
+def test_a_file_in_place_of_the_output_is_said_at_once(tmp_path, capsys, below: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    words = ["predict", "-i", tmp_path / "nothing", "-m", tmp_path, "-device", "cpu"]
+    assert main([*map(str, words), "-o", str(file / below)]) == 1
+    assert capsys.readouterr().err.endswith(f"error: {file}: not a directory.\n")
+
+
 def test_a_damaged_frame_is_made_again(stopped, subject, tmp_path, monkeypatch) -> None:
     real = KeptFrames.open
 
