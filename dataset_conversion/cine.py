@@ -78,8 +78,8 @@ from nnunet_ssp.dataset_conversion.mask_names import (
     unlabelled_lines,
 )
 from nnunet_ssp.dataset_conversion.mask_values import (
-    check_subjects,
     check_values,
+    chosen_subjects,
     in_words,
     rule_of_values,
     warn_of_numbering,
@@ -203,7 +203,7 @@ def convert(
             "by_patient_id": by_patient_id,
             **({"series": list(series)} if series else {}),
             **({"label_values": list(label_values)} if label_values else {}),
-            **({"label_values_for": sorted(label_values_for)} if label_values_for else {}),
+            **({"label_values_for": sorted({*label_values_for})} if label_values_for else {}),
         },
         remarks=Remarks(
             general=[rule_of_values(label_names, label_values, len({*label_values_for}))] * masked,
@@ -267,10 +267,9 @@ def list_tasks(
     if series:
         found = keep_series(found, series, number_of_workers(workers))
     tasks, refused = make_tasks(found, root, find_masks(masks_in), label_names, label_values)
-    check_subjects(label_values_for, {*refused, *(task.subject for task in tasks)}, label_values)
-    if label_values_for:
-        others = {task.subject for task in tasks} - {*label_values_for}
-        tasks = [replace(t, label_values=()) if t.subject in others else t for t in tasks]
+    known = {*refused, *(task.subject for task in tasks)}
+    if chosen := chosen_subjects(label_values_for, known, label_values, f"{SOURCE}-"):
+        tasks = [t if t.subject in chosen else replace(t, label_values=()) for t in tasks]
     if labels is not None:
         require_some(masks_in, tasks)
     return tasks, refused

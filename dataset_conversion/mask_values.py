@@ -53,8 +53,16 @@ def in_words(label_names: Sequence[str], values: Sequence[int] = ()) -> str:
     return ", ".join(f"{value} = {name}" for value, name in named)
 
 
-def check_subjects(chosen: Sequence[str], known: Collection[str], values: Sequence[int]) -> None:
-    """Check `--label-values-for`.
+def chosen_subjects(
+    chosen: Sequence[str], known: Collection[str], values: Sequence[int], prefix: str
+) -> set[str]:
+    """Check `--label-values-for`, and return the subjects.
+
+    Args:
+        chosen: Their names, also as they are called beside other sources.
+        known: All subjects.
+        values: Of `--label-values`.
+        prefix: What their names begin with beside other sources.
 
     Raises:
         ValueError: `--label-values` is missing, or no subject has one of the names.
@@ -63,11 +71,12 @@ def check_subjects(chosen: Sequence[str], known: Collection[str], values: Sequen
         raise ValueError(
             "`--label-values-for` needs `--label-values`: the values of the masks of these subjects."
         )
-    for name in chosen:
-        if name not in known:
-            raise ValueError(
-                f"`--label-values-for` (={name}) must name subjects.{nearest(name, known)}"
-            )
+    found = {name if name in known else name.removeprefix(prefix) for name in chosen}
+    for name in sorted(found - {*known}):
+        raise ValueError(
+            f"`--label-values-for` (={name}) must name subjects, as --dry-run lists them.{nearest(name, known)}"
+        )
+    return found
 
 
 def rule_of_values(

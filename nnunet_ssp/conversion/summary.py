@@ -14,6 +14,11 @@ from nnunet_ssp.conversion.dicom.inventory import inventory_lines
 from nnunet_ssp.conversion.record import OVERWRITES
 from nnunet_ssp.conversion.subjects import Look, Outcome
 
+SHOWN = 10  # subjects of other lines
+NAMED = (
+    200  # subjects of a warning or a dry run: options such as --label-values-for take their names
+)
+
 # The file or folder that a reason begins with
 _FILE = re.compile(r"^(?P<file>(?:[^:\n]|:(?! ))*([/\\]|\.[A-Za-z])(?:[^:\n]|:(?! ))*): ")
 
@@ -102,7 +107,7 @@ def dry_summary_lines(
     for split in SPLITS:
         subjects = [look.subject for look in looks if look.split == split and not look.refused]
         if subjects:
-            lines.append(f"\n{split}: {some(subjects)}")
+            lines.append(f"\n{split}: {some(sorted(subjects, key=_by_numbers), NAMED)}")
     bare = [look.subject for look in looks if not (look.has_masks or look.refused)]
     masked = any(look.has_masks for look in looks if not look.refused)
     if bare and masked:
@@ -194,8 +199,15 @@ def _inventories(outcomes: Iterable[Outcome | Look]) -> list[str]:
 
 
 def _said(outcomes: Iterable[Outcome | Look], title: str, kind: str) -> list[str]:
-    texts = [(o.subject, text) for o in outcomes for text in getattr(o, kind)]
-    return [f"\n{title}:", *_grouped(texts)] if texts else []
+    ordered = sorted(outcomes, key=lambda outcome: _by_numbers(outcome.subject))
+    texts = [(o.subject, text) for o in ordered for text in getattr(o, kind)]
+    names = NAMED if kind == "warnings" else SHOWN
+    return [f"\n{title}:", *_grouped(texts, names=names)] if texts else []
+
+
+def _by_numbers(name: str) -> str:
+    """Return what sorts p2 before p10."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(9), name)
 
 
 def _row(name: str, values: Iterable[object]) -> str:
@@ -209,7 +221,7 @@ def _remarks(remarks: Sequence[str]) -> list[str]:
 def refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list[str]:
     """Return the refused subjects with their reasons, at most `limit` lines; numbers in names sort as numbers."""
     refused = [(o.subject, o.refused) for o in outcomes if o.refused]
-    refused.sort(key=lambda pair: re.sub(r"\d+", lambda number: number[0].zfill(9), pair[0]))
+    refused.sort(key=lambda pair: _by_numbers(pair[0]))
     kinds: dict[str, list[str]] = {}
     for _, text in refused:
         if _FILE.match(text):
@@ -226,8 +238,10 @@ def refusals(outcomes: Iterable[Outcome | Look], limit: int | None = 20) -> list
     return list(_grouped([(name, one_of_a_kind(text)) for name, text in refused], limit))
 
 
-def _grouped(texts: Iterable[tuple[str, str]], limit: int | None = 20) -> Iterator[str]:
-    """Yield lines of `subjects: text`, equal texts in one line, at most `limit` lines."""
+def _grouped(
+    texts: Iterable[tuple[str, str]], limit: int | None = 20, names: int = SHOWN
+) -> Iterator[str]:
+    """Yield lines of `subjects: text`, equal texts in one line, at most `limit` lines of `names` subjects."""
     groups: dict[str, list[str]] = {}
     for subject, text in texts:
         groups.setdefault(text, []).append(subject)
@@ -235,4 +249,4 @@ def _grouped(texts: Iterable[tuple[str, str]], limit: int | None = 20) -> Iterat
         if number == limit:
             yield f"  ... and {len(groups) - limit} more, see convert.json"
             return
-        yield f"  {some(subjects)}: {text}"
+        yield f"  {some(subjects, names)}: {text}"

@@ -43,6 +43,8 @@ class References:
     training: dict[str, Path] = field(default_factory=dict)
     # Folds of splits_final.json.
     folds: Sequence[Mapping[str, Sequence[str]]] = ()
+    # Name of the dataset, if known
+    dataset: str = ""
 
 
 def label_files(folder: Path, ending: str) -> dict[str, Path]:
@@ -71,9 +73,10 @@ def find_references(
     Raises:
         FileNotFoundError: `folder` holds no such file.
     """
-    if folder is not None:
-        return References(_require_files(folder, ending))
     places = [f for f in (prepared, raw) if f is not None]
+    name = places[0].name if places else ""
+    if folder is not None:
+        return References(_require_files(folder, ending), dataset=name)
     splits = [f / "splits_final.json" for f in places if (f / "splits_final.json").is_file()]
     training: dict[str, Path] = {}
     if raw is not None:
@@ -84,6 +87,7 @@ def find_references(
         test=label_files(raw / "labelsTs", ending) if raw is not None else {},
         training=training,
         folds=read_splits(splits[0]) if splits else [],
+        dataset=name,
     )
 
 
@@ -166,7 +170,7 @@ def _expected(folder: Path, files: Collection[str], references: References) -> d
         raise FileNotFoundError(
             f"{folder}: there is no reference for any of {case_list(sorted(files))}. {known}References are "
             "looked up in labelsTs, gt_segmentations and labelsTr; --references names another "
-            f"folder.{whose(folder)}"
+            f"folder.{whose(folder, references.dataset)}"
         )
     return {case: references.training[case] for case in cases}
 

@@ -77,15 +77,16 @@ def read_provenance(folder: Path) -> Provenance:
     return Provenance(model, model if validates else images, classes, validates, tuple(unread))
 
 
-def whose(folder: Path) -> str:
-    """Return the sentence on the dataset that predictions are of, with a blank before it; empty where none is known.
+def whose(folder: Path, asked: str = "") -> str:
+    """Return the sentence on the other dataset that predictions are of, with a blank before it; empty if none is known.
 
     Args:
         folder: Of predictions, or the validation folder of a fold.
+        asked: Name of the dataset on which they were to be scored.
     """
     said = read_provenance(folder)
     dataset = said.images or said.model
-    if not _DATASET.fullmatch(dataset):
+    if dataset == asked or not _DATASET.fullmatch(dataset):
         return ""
     of = f"images of {said.images}" if said.images else "images of an unknown dataset"
     by = f" by a model of {shown(said.model)}" if said.model else ""

@@ -74,10 +74,13 @@ def require_place(folder: str | Path) -> Path:
     """Return the folder, or the nearest one above it that exists.
 
     Raises:
+        NotADirectoryError: It, or one above it, is a file or a link to nothing.
         PermissionError: This process may not write there.
     """
     folder = Path(folder).absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     return existing
@@ -110,7 +113,7 @@ def write_together(folder: str | Path) -> Iterator[Path]:
         An empty folder on the same file system. Files in its subfolders are not moved.
 
     Raises:
-        PermissionError: This process may not write to `folder`.
+        OSError: `folder` cannot be, or this process may not write there, see `require_place`.
     """
     folder = Path(folder)
     temporary = require_place(folder) / f"{_temporary_name()}-together"

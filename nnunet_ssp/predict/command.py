@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +18,7 @@ from nnunet_ssp.console import count_of, some, writing_failed
 from nnunet_ssp.conversion.convert import input_stamp
 from nnunet_ssp.dataset_conversion.cine_files import CineTask
 from nnunet_ssp.evaluation.labels import Labels
-from nnunet_ssp.files.atomic import remove_half_written, write_json
+from nnunet_ssp.files.atomic import remove_half_written, require_place, write_json
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import choose_device
@@ -31,6 +31,7 @@ from nnunet_ssp.predict.dicom_seg import (
 )
 from nnunet_ssp.predict.flags import FLAGS
 from nnunet_ssp.predict.inputs import InputCine, find_studies, read_cine, read_mask, write_mask
+from nnunet_ssp.predict.kept import KeptFrames
 from nnunet_ssp.predict.measure import Choices, measure
 from nnunet_ssp.predict.model import (
     Wanted,
@@ -103,6 +104,8 @@ def predict(
     Raises:
         FileNotFoundError: An input or the model is missing.
         FileExistsError: The output folder is another model's, or not ours.
+        NotADirectoryError: A file is where the output folder should be.
+        PermissionError: The output folder is one that this process may not write to.
         RuntimeError: Writing failed, another process works in the output folder, or highdicom is not installed.
         ValueError: The model does not fit short-axis cine, or an argument breaks its rule.
     """
@@ -115,6 +118,7 @@ def predict(
         raise ValueError(f"`--frames` (={frames[0]} {frames[1]}) must be two frames, ED and ES.")
     if dicom_seg:
         check_installed()
+    require_place(output)  # said before minutes of reading
     wanted = Wanted(trainer, plans, configuration)
     place = model if model is not None else results_folder(str(dataset), wanted)
     device = choose_device(device)
@@ -209,31 +213,23 @@ def run(
     choices = asdict(job.choices) | {"structures": dict(job.labels.structures)}
     choices["frames"] = list(job.choices.frames) if job.choices.frames else None
     no_objects = without_dicom(tasks) if job.dicom_seg else {}
-    waiting, done = [], []
-    for task in tasks:
-        record = output.read(task.subject)
-        same = record if record is not None and record["stamp"] == _stamp(task) else None
-        objects = job.dicom_seg and task.subject not in no_objects
-        whole = not objects or output.has_dicom(task.subject)
-        if same is None:
-            output.remove_results(task.subject)  # they are of other images, or not whole
-        if same is None or same["choices"] != choices or not whole:
-            waiting.append((task, same))
-        else:
-            done.append(_line(task.subject, same))
-            output.frames(task.subject, ()).remove()  # a kill may have left them
+    # Before the first image is read: one that changes during the run is of the next run
+    stamps = {task.subject: _stamp(task) for task in tasks}
+    with_objects = {task.subject for task in tasks} - {*no_objects} if job.dicom_seg else set()
+    waiting, done = _compare(tasks, stamps, choices, with_objects, output)
     if done:
         print("\n".join([f"{count_of(len(done), 'subject')} done before:", *done]))
     for subject, reason in refused.items():
         _say_refused(subject, reason)
-    progress = _progress([task for task, before in waiting if before is None], output)
+    progress = _progress([task for task, before in waiting if before is None], output, stamps)
     job = replace(job, load=cache(job.load))
     with ending_at_once(lambda: _stopped(tasks, refused, output, progress, job.again)):
         for task, before, reading in _read_ahead(waiting):
             try:
                 study = reading.result()
                 job.choices.check(study.voxels.shape[3])
-                mask, doubt = _segmented(task, before, study, job, output, progress)
+                kept = output.frames(task.subject, stamps[task.subject])
+                mask, doubt = _segmented(task, before, study, job, output, kept, progress)
             except ValueError as error:
                 refused[task.subject] = str(error)
                 progress.forget(task.subject)
@@ -248,9 +244,10 @@ def run(
                 output.remove_dicom(task.subject)  # its segments are of other classes
             if job.dicom_seg and task.subject not in no_objects:
                 no_objects |= _write_objects(task, mask, study, job, output)
-            record |= {"stamp": _stamp(task), "choices": choices}
+            record |= {"stamp": stamps[task.subject], "choices": choices}
             write_json(output.record(task.subject), record)
-            output.frames(task.subject, ()).remove()
+            kept.remove()
+            progress.forget(task.subject)
             print(_line(task.subject, record), flush=True)
             _say_if(progress.time_left())
         _write_tables(output, refused)
@@ -258,6 +255,41 @@ def run(
         print(f"{subject}: no DICOM Segmentations. {reason}")
     print("\n".join(_closing(tasks, refused, output)))
     return no_objects | refused
+
+
+def _compare(
+    tasks: Sequence[CineTask],
+    stamps: Mapping[str, Sequence[str]],
+    choices: Mapping[str, Any],
+    with_objects: Collection[str],
+    output: Output,
+) -> tuple[list[tuple[CineTask, Mapping[str, Any] | None]], list[str]]:
+    """Compare subjects with their records, and remove results of other images.
+
+    Args:
+        tasks: The subjects.
+        stamps: Of their images.
+        choices: How they are to be measured.
+        with_objects: Those that are to have DICOM Segmentations.
+        output: Where the records are.
+
+    Returns:
+        Subjects to do, with the record if it is of these images, and the lines of those that are done.
+    """
+    waiting: list[tuple[CineTask, Mapping[str, Any] | None]] = []
+    done = []
+    for task in tasks:
+        record = output.read(task.subject)
+        same = record if record is not None and record["stamp"] == stamps[task.subject] else None
+        whole = task.subject not in with_objects or output.has_dicom(task.subject)
+        if same is None:
+            output.remove_results(task.subject)  # they are of other images, or not whole
+        if same is None or same["choices"] != choices or not whole:
+            waiting.append((task, same))
+        else:
+            done.append(_line(task.subject, same))
+            output.frames(task.subject, ()).remove()  # a kill may have left them
+    return waiting, done
 
 
 def _read_ahead(
@@ -273,10 +305,14 @@ def _read_ahead(
             yield task, before, reading.pop(0)
 
 
-def _progress(tasks: Sequence[CineTask], output: Output) -> FrameCount:
+def _progress(
+    tasks: Sequence[CineTask], output: Output, stamps: Mapping[str, Sequence[str]]
+) -> FrameCount:
     """Say what there is to segment, and return what counts it."""
     frames = {task.subject: n_frames_of(task) for task in tasks}
-    kept = {task.subject: output.frames(task.subject, _stamp(task)).count() for task in tasks}
+    kept = {
+        task.subject: output.frames(task.subject, stamps[task.subject]).count() for task in tasks
+    }
     progress = FrameCount(frames, kept)
     _say_if(progress.introduction())
     return progress
@@ -297,7 +333,10 @@ def _stopped(
 ) -> str:
     """Write the tables and the page of what is done when a run is stopped; returns what to say then."""
     done = [task for task in tasks if output.read(task.subject) is not None]
-    _write_tables(output, refused)
+    with suppress(
+        OSError
+    ):  # the next run writes them; on a full disk the signal's exit status counts, too
+        _write_tables(output, refused)
     return (
         f"stopped. Done: {len(done)} of {count_of(len(tasks), 'subject')}{progress.under_way()}. What is done stays, "
         f"see {output.folder / REPORT}. To go on with the rest:\n{again}"
@@ -310,6 +349,7 @@ def _segmented(
     study: InputCine,
     job: Procedure,
     output: Output,
+    kept: KeptFrames,
     progress: FrameCount,
 ) -> tuple[Array, list[float | None]]:
     """Return a subject's mask and the disagreement of each frame, of an earlier run where these are there."""
@@ -318,7 +358,6 @@ def _segmented(
             mask = read_mask(output.mask(task.subject), study)
             return mask, before["frames"]["disagreement_percent"]
     output.remove_results(task.subject)
-    kept = output.frames(task.subject, _stamp(task))
     kept.open()
     *shape, n_frames = study.voxels.shape
     found = {t: frame for t in range(n_frames) if (frame := kept.read(t, shape)) is not None}

@@ -17,6 +17,7 @@ from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.grids import Array
 
 IMAGES = "images.json"
+# What NumPy and zipfile raise for files with changed bytes; RuntimeError: packed or encrypted in an unknown way
 DAMAGED = (
     ValueError,
     TypeError,
@@ -24,6 +25,7 @@ DAMAGED = (
     KeyError,
     EOFError,
     OSError,
+    RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
 )

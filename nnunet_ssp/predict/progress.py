@@ -110,7 +110,7 @@ class FrameCount:
         return f"about {duration(seconds)} left for {count_of(round(to_come), 'frame')}"
 
     def forget(self, subject: str) -> None:
-        """Count a subject that is refused no longer."""
+        """Count a subject no longer that is done or refused."""
         self._frames.pop(subject, None)
         self._kept.pop(subject, None)
         if subject == self.subject:

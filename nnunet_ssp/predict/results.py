@@ -101,6 +101,7 @@ class Output:
                 raise FileExistsError(
                     f"{self.folder}: holds {sorted(others)[0]}, and no {MARKER}: choose an empty or new folder."
                 )
+            self._remove_frames()  # `rm OUT/*` leaves them, and nothing tells their model
         else:
             before = read_json(marker, dict).get("model")
             if before != model and not overwrite:
@@ -119,6 +120,9 @@ class Output:
         for ending in ENDINGS.values():
             for file in self.folder.glob(f"*{ending}"):
                 self.remove(file.name.removesuffix(ending))
+        self._remove_frames()
+
+    def _remove_frames(self) -> None:
         if (self.folder / FRAMES).is_dir():
             shutil.rmtree(self.folder / FRAMES)
 

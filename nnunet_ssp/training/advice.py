@@ -9,7 +9,9 @@ from pathlib import Path
 from nnunet_ssp.console import nearest, nearest_first, some
 from nnunet_ssp.files.nnunet import names_of_plans
 from nnunet_ssp.launch import planning_command, trainers_folder
-from nnunet_ssp.nnunet import NNUNET_FOLDERS, dataset_id, has_tilde, without_tilde
+from nnunet_ssp.nnunet import dataset_id, has_tilde, without_tilde
+
+NEEDED = ("nnUNet_preprocessed", "nnUNet_results")  # of a training; it reads nothing in nnUNet_raw
 
 
 def advice(error: BaseException) -> str:
@@ -23,7 +25,7 @@ def advice(error: BaseException) -> str:
         return _dataset(found[1])
     if isinstance(error, TypeError) and "NoneType" in text:  # nnU-Net joins a path to no folder
         return _unset()
-    if isinstance(error, FileNotFoundError) and error.filename:
+    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str):
         return _file(Path(error.filename))
     return ""
 
@@ -35,8 +37,8 @@ def _trainer(name: str) -> str:
 
 
 def _unset() -> str:
-    """Return what to type where a variable of nnU-Net's is not set; empty if all are."""
-    missing = [name for name in NNUNET_FOLDERS if not os.environ.get(name)]
+    """Return what to type where a variable that a training needs is not set; empty if none is missing."""
+    missing = [name for name in NEEDED if not os.environ.get(name)]
     if not missing:
         return ""
     lines = " ".join(f"{name}=/where/you/keep/{name}" for name in missing)
@@ -71,6 +73,9 @@ def _file(file: Path) -> str:
     if not plans and not _is_raw(folder.name):
         return _dataset(folder.name)
     if not plans:
-        command = planning_command(dataset_id(folder.name), file.stem)
-        return f"{folder.name} is not prepared: {command}"
+        try:
+            number = dataset_id(folder.name)
+        except ValueError as rule:  # a folder that somebody has named by hand
+            return str(rule)
+        return f"{folder.name} is not prepared: {planning_command(number, file.stem)}"
     return f"{folder.name} has no plans called {file.stem}; choose with -p: {', '.join(plans)}"

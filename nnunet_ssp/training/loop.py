@@ -36,6 +36,7 @@ from nnunet_ssp.training.alive import AliveTrainer
 from nnunet_ssp.training.finite import Skipped, StepGuard, first_not_finite
 from nnunet_ssp.training.interruption import GRACE, Interruption
 from nnunet_ssp.training.pace import Pace
+from nnunet_ssp.training.workers import end_workers
 
 LATEST, BEST, FINAL = (f"checkpoint_{name}.pth" for name in ("latest", "best", "final"))
 # Settings that change neither the data nor the mathematics of a run; `--c` does not take them from the checkpoint.
@@ -233,11 +234,7 @@ class LoopTrainer(AliveTrainer):
         return world_size() == 1 and self.interruption.asked() in ENDS
 
     def _end_workers(self) -> None:
-        for loader in (self.dataloader_train, self.dataloader_val):
-            # nnU-Net's workers; the thread that reads our slices
-            end = getattr(loader, "_finish", None) or getattr(loader, "close", None)
-            if end is not None:
-                end()
+        end_workers(self.dataloader_train, self.dataloader_val)
 
     # -- signals -----------------------------------------------------------------------------------
 

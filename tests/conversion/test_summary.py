@@ -182,3 +182,12 @@ def test_a_dry_run_that_reads_masks_counts_labelled_frames(tmp_path: Path):
     assert lines[-1].endswith(
         "or --overwrite: this deletes the converted dataset, never your files."
     )
+
+
+def test_warnings_and_a_dry_run_name_all_subjects_in_order():
+    """Their names are given to options such as --label-values-for."""
+    names = [f"p{number}" for number in range(1, 31)]
+    looks = [Look(name, "train", warnings=["so"]) for name in sorted(names)]
+    lines = dry_summary_lines(looks, Path("Dataset120_Cine"), [], [])
+    assert f"  {', '.join(names)}: so" in lines
+    assert f"\ntrain: {', '.join(names)}" in lines

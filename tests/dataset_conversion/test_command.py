@@ -117,10 +117,16 @@ def test_names_of_subjects_are_checked_and_stay_out_of_the_dataset(root: Path, r
     assert main([*words, "Smith"]) == 1
     assert "needs `--label-values`" in capsys.readouterr().err
     assert main([*words, "Smth", "--label-values", "3", "2", "1"]) == 1
-    assert "(=Smth) must name subjects. Perhaps Smith?" in capsys.readouterr().err
+    assert (
+        "(=Smth) must name subjects, as --dry-run lists them. Perhaps Smith?"
+        in capsys.readouterr().err
+    )
     assert main([*words, "Smith", "--label-values", "3", "2", "1"]) == 0
-    record = (raw / "Dataset120_Cine" / "convert.json").read_text()
+    file = raw / "Dataset120_Cine" / "convert.json"
+    record = file.read_text()
     assert "label_values_for" in record and "Smith" not in record
+    assert main([*words, "Smith", "Smith", "--label-values", "3", "2", "1", "--overwrite"]) == 0
+    assert file.read_text() == record  # a name given twice is no other setting
 
 
 def test_without_masks_nothing_is_said_of_their_values(root: Path, capsys):

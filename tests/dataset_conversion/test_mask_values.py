@@ -12,6 +12,7 @@ import pytest
 from nnunet_ssp.dataset_conversion.cine_files import CineTask
 from nnunet_ssp.dataset_conversion.mask_values import (
     check_values,
+    chosen_subjects,
     in_words,
     rule_of_values,
     to_classes,
@@ -40,6 +41,17 @@ def test_the_rule_in_words():
     assert rule_of_values(NAMES, (3, 2, 1), 2).startswith(
         "Values of the masks: 1 = LV, 2 = MYO, 3 = RV; 3 = LV, 2 = MYO, 1 = RV in the 2 subjects of --label-values-for."
     )
+
+
+def test_subjects_are_chosen_by_their_names_here_or_beside_other_sources():
+    known = ["p1", "p2", "cine-p2"]
+    assert chosen_subjects(["p1", "cine-p1", "cine-p2"], known, (3, 2, 1), "cine-") == {
+        "p1",
+        "cine-p2",
+    }
+    assert chosen_subjects([], known, (), "cine-") == set()
+    with pytest.raises(ValueError, match=r"\(=p3\) must name subjects, as --dry-run lists them"):
+        chosen_subjects(["cine-p3"], known, (3, 2, 1), "cine-")
 
 
 @pytest.mark.parametrize("values", [(1, 2), (1, 2, 2), (0, 1, 2), (1, 2, 65536)])

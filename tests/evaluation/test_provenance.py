@@ -147,3 +147,7 @@ def test_predictions_of_another_dataset_are_named_with_its_command(
         "By the files beside them these are predictions by a model of Dataset027_ACDC on images of Dataset027_ACDC. "
         f"On Dataset027_ACDC: nnunet-ssp evaluate 27 {folder}\n"
     )
+    # Of the same dataset, without references: its command is the one that has just failed.
+    beside(folder, dataset.name, f"/x/nnUNet_raw/{dataset.name}/imagesTs")
+    assert run("114 -np 1", folder) == 1
+    assert "By the files beside them" not in capsys.readouterr().err

@@ -135,6 +135,29 @@ def test_a_folder_that_a_killed_writer_left_is_removed(tmp_path: Path):
     assert [file.name for file in tmp_path.rglob("*")] == ["else", "file"]
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_in_place_of_a_folder_is_told_at_once(tmp_path: Path, link: bool):
+    wrong = tmp_path / "wrong"
+    if link:
+        wrong.symlink_to(tmp_path / "gone")
+    else:
+        wrong.write_text("file")
+    for folder in (wrong, wrong / "a" / "b"):
+        with pytest.raises(NotADirectoryError) as refused:
+            require_place(folder)
+        assert refused.value.filename == str(wrong)
+    with pytest.raises(NotADirectoryError), write_together(wrong):
+        raise AssertionError("nothing may be computed")
+
+
+def test_a_place_behind_a_link_is_one(tmp_path: Path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert require_place("link/new") == tmp_path / "link"
+    assert require_place("new/folder") == tmp_path
+
+
 def test_a_place_that_one_may_not_write_to_is_told_at_once(tmp_path: Path, monkeypatch):
     assert require_place(tmp_path / "a" / "b") == tmp_path
     monkeypatch.setattr("os.access", lambda path, how: Path(path) != tmp_path)

@@ -111,6 +111,22 @@ def test_a_second_run_does_what_is_missing(go, inputs, subject, tmp_path) -> Non
     assert len(table(tmp_path / "out" / "volumes.csv")) == 3
 
 
+def test_an_image_that_changes_after_it_was_read_is_done_again(go, inputs, subject) -> None:
+    """While one subject is segmented, the next one is read."""
+
+    class Segments(TrueMasks):
+        def segment(self, voxels: np.ndarray, affine: np.ndarray) -> Iterator:
+            for result in super().segment(voxels, affine):
+                yield result
+                os.utime(inputs / "two.nii.gz", (1, 1))
+
+    masks = Segments(subject)
+    go(load=lambda: masks)
+    assert masks.segmented == 2
+    assert go() == (1, {})
+    assert go() == (0, {})
+
+
 def test_a_second_run_prints_the_volumes_of_finished_subjects(go, inputs, capsys) -> None:
     go()
     first = [line for line in capsys.readouterr().out.splitlines() if ": EDV " in line]
@@ -233,6 +249,29 @@ def test_a_run_that_is_stopped_has_a_report_of_what_is_done(
     assert "Done: 1 of 2 subjects, and 0 of 3 frames of one." in capsys.readouterr().out
     assert [row["subject"] for row in table(tmp_path / "out" / "volumes.csv")] == ["two"]
     assert "one_seg.html" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_full_disk_takes_nothing_from_what_a_signal_says(stopped, monkeypatch, capsys) -> None:
+    real = command._write_tables
+    left = iter([OSError(28, "No space left on device")])
+
+    def write(*words: object) -> None:
+        for error in left:
+            raise error
+        real(*words)
+
+    monkeypatch.setattr(command, "_write_tables", write)
+    assert stopped(signal.SIGTERM, 5, "again") == [2]
+    assert "SIGTERM: stopped. Done: 1 of 2 subjects" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("below", ["", "new"])
+def test_a_file_in_place_of_the_output_is_said_at_once(tmp_path, capsys, below: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    words = ["predict", "-i", tmp_path / "nothing", "-m", tmp_path, "-device", "cpu"]
+    assert main([*map(str, words), "-o", str(file / below)]) == 1
+    assert capsys.readouterr().err.endswith(f"error: {file}: not a directory.\n")
 
 
 def test_a_damaged_frame_is_made_again(stopped, subject, tmp_path, monkeypatch) -> None:

@@ -50,6 +50,19 @@ def test_a_damaged_frame_is_none(kept) -> None:
     assert kept.read(7, (2, 3, 5)) is None
 
 
+def test_a_frame_of_which_any_byte_has_changed_is_none_or_whole(kept) -> None:
+    """Of a changed way of packing, zipfile raises errors of many kinds."""
+    file = kept.folder / "frame_0007.npz"
+    content = file.read_bytes()
+    for place in range(len(content)):
+        for bit in (1, 8, 64):
+            changed = bytearray(content)
+            changed[place] ^= bit
+            file.write_bytes(changed)
+            found = kept.read(7, (2, 3, 4))
+            assert found is None or (np.array_equal(found[0], LABELS) and math.isnan(found[1]))
+
+
 def test_half_written_frames_and_empty_folders_go(kept) -> None:
     left = kept.folder / ".ssp-tmp-0123abcd-frame_0008.npz"
     left.touch()

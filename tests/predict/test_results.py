@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nnunet_ssp.files.atomic import write_json
@@ -52,3 +53,16 @@ def test_a_damaged_record_counts_as_none(output: Output, damage: str) -> None:
 def test_means_leave_out_what_is_not_there() -> None:
     assert mean([None, 1.0, 3.0, float("nan")]) == 2
     assert mean([None]) is None
+
+
+def test_frames_of_an_unknown_model_are_not_used(output: Output) -> None:
+    """`rm OUT/*` leaves what begins with a dot."""
+    kept = output.frames("t", ["images"])
+    kept.open()
+    kept.write(0, np.zeros((2, 2, 2), np.uint8), 1.0)
+    output.take_over({"digest": "x"}, False)
+    assert kept.count() == 1
+    for file in output.folder.glob("[!.]*"):
+        file.unlink()
+    output.take_over({"digest": "y"}, False)
+    assert kept.count() == 0 and not kept.folder.exists()

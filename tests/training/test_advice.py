@@ -71,11 +71,28 @@ def test_folders_that_are_not_set_in_this_shell_are_named(prepared: Path, monkey
     assert advice(unknown) == f"no dataset 7: {line}"
 
 
+def test_a_training_needs_no_raw_data(prepared: Path, monkeypatch):
+    """So a variable that is not set is no reason for its errors."""
+    monkeypatch.delenv("nnUNet_raw")
+    assert advice(TypeError("unsupported operand: NoneType")) == ""
+    unknown = RuntimeError("Could not find a dataset with the ID 8. Make sure ...")
+    assert advice(unknown).startswith("no dataset 8; prepared are: Dataset007_Heart.")
+
+
+@pytest.mark.parametrize("name", ["DatasetFoo", "Dataset000_X", "Dataset0114_X"])
+def test_a_raw_folder_that_is_named_otherwise_is_answered_by_the_rule(prepared: Path, name: str):
+    (prepared.parents[1] / "raw" / name).mkdir()
+    plans = str(prepared.with_name(name) / "nnUNetPlans.json")
+    said = advice(FileNotFoundError(2, "No such file or directory", plans))
+    assert "must be a number" in said or "must be within 1 to 999" in said
+
+
 def test_other_errors_are_left_alone(prepared: Path):
     elsewhere = FileNotFoundError(
         2, "No such file or directory", str(prepared.parents[1] / "x.json")
     )
     assert advice(elsewhere) == advice(ValueError("no")) == advice(FileNotFoundError("gone")) == ""
+    assert [advice(FileNotFoundError(2, "gone", name)) for name in (b"x.json", 3)] == ["", ""]
 
 
 @pytest.mark.slow
