@@ -127,7 +127,8 @@ class NewName(argparse.Action):
     ) -> None:
         """Take a name; refuse a second one."""
         given = getattr(namespace, "name", None)
-        if given not in (None, parser.get_default("name"), name):
+        typed = given is not parser.get_default("name")  # also one that is equal to the default
+        if typed and given not in (None, name):
             raise argparse.ArgumentError(
                 action, f"the new dataset cannot be called both {given} and {name}"
             )

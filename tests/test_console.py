@@ -181,7 +181,13 @@ def test_a_new_dataset_is_named_by_its_id_or_in_full(word: str, number: int, nam
     assert parser.parse_args(["-d", word, "--name", name]).name == name
 
 
-@pytest.mark.parametrize("words", ["-d Dataset114_A --name B", "--name B -d Dataset114_A"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("-d Dataset114_A --name B", "--name B -d Dataset114_A"),
+        *("-d Dataset114_A --name Cine", "--name Cine -d Dataset114_A"),  # the default, but typed
+    ],
+)
 def test_a_new_dataset_has_one_name(words: str, capsys: pytest.CaptureFixture[str]):
     parser = ArgumentParser()
     parser.add_argument("-d", dest="dataset_id", action=IdOrName)
