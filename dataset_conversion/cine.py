@@ -67,6 +67,7 @@ from nnunet_ssp.dataset_conversion.cine_files import (
     find_cines,
     find_masks,
     keep_series,
+    nothing_in,
     refuse_public,
     stem_of,
     with_shared_patients,
@@ -261,9 +262,7 @@ def list_tasks(
     refuse_public(root, label_names is not LABEL_NAMES, dataset_id)  # the same names count if given
     found = find_cines(root, masks_in, by_patient_id, number_of_workers(workers), one_frame=False)
     if not found:
-        raise FileNotFoundError(
-            f"{root}: must hold NIfTI files, DICOM files or a folder of each subject."
-        )
+        raise FileNotFoundError(nothing_in([root]))
     if series:
         found = keep_series(found, series, number_of_workers(workers))
     tasks, refused = make_tasks(found, root, find_masks(masks_in), label_names, label_values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -389,6 +389,18 @@ def holds_one_slice(file: Path) -> bool:
     except ValueError:
         return False
     return len(shape) > 3 and shape[:3].count(1) == 1 and max(shape[3:]) > 1
+
+
+def nothing_in(folders: Iterable[Path]) -> str:
+    """Say what folders must hold in which there is no image, and that what they hold are masks."""
+    folders = list(folders)
+    files = sorted(
+        f for folder in folders for pattern in ("*", "*/*") for f in folder.glob(pattern)
+    )
+    masks = [file.name for file in files if MASK.fullmatch(stem_of(file))]
+    if masks:
+        return f"{folders[0]}: holds masks alone ({some(masks, 3)}); give the folder of the images."
+    return f"{folders[0]}: must hold NIfTI files, DICOM files or a folder of each subject."
 
 
 def find_masks(folder: Path) -> dict[str, list[Path]]:

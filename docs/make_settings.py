@@ -39,11 +39,12 @@ One variable changes any of them, without a class of your own:
 nnUNet_ssp_settings="num_epochs=50 mask_ratio=0.6" nnUNetv2_train 114 2d 0 -tr nnUNetTrainerMIMPretrain
 ```
 
-* Words are separated by spaces. Values are numbers, `none`, `yes`, `no` and names.
+* Words are separated by spaces, not by commas. Values are numbers, `none`, `yes`, `no` and names.
 * A misspelt name or a value out of range is refused with the list of valid ones, before anything is written.
-* A name that only other trainers know is ignored with a note in the log. So one exported variable can serve
-  pretraining and fine-tuning. All trainers know `num_epochs`, `iterations_per_epoch`, `val_iterations_per_epoch`,
-  `initial_lr`, `early_stopping`, `optimizer`, `weight_decay`, `warmup_epochs` and `precision`: set these per command.
+* A name that only other trainers know is ignored with a note in the log, if its value is one of theirs. So one
+  exported variable can serve pretraining and fine-tuning. All trainers know `num_epochs`, `iterations_per_epoch`,
+  `val_iterations_per_epoch`, `initial_lr`, `early_stopping`, `optimizer`, `weight_decay`, `warmup_epochs` and
+  `precision`: set these per command.
 * What a run used is in its log, its `settings.json` and its checkpoint.
 * `recipe=NAME` replaces several defaults at once; single settings apply on top of it.
 * A trainer has the settings of several tables below. Of a setting in two of them the later table's default holds.

@@ -2,12 +2,13 @@
 
 `nnUNet_ssp_settings="num_epochs=5 mask_ratio=0.6" nnUNetv2_train ...` overrides single settings. A name that only
 another trainer knows is ignored with a note, so that one exported variable serves pretraining and fine-tuning. A name
-that no trainer knows and a value of the wrong kind are refused.
+that no trainer knows and a value of the wrong kind are refused, also of an ignored name.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -19,6 +20,7 @@ from nnunet_ssp.files.patterns import compile_pattern
 from nnunet_ssp.setting_values import as_word, parse_value
 
 ENVIRONMENT_VARIABLE = "nnUNet_ssp_settings"
+_SPACES = "settings are separated by spaces, no commas"
 
 
 def require(holds: bool, name: str, value: object, rule: str) -> None:
@@ -365,20 +367,22 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
         name, equals, value = word.partition("=")
         if word.endswith((",", ";")):
             raise ValueError(
-                f"{ENVIRONMENT_VARIABLE}: {word!r} must not end with {word[-1]!r}: settings are separated by spaces, "
-                "no commas."
+                f"{ENVIRONMENT_VARIABLE}: {word!r} must not end with {word[-1]!r}: {_SPACES}."
             )
         if not equals or not name or not value:
             raise ValueError(
                 f"{ENVIRONMENT_VARIABLE}: {word!r} must have the form name=value, without blanks around =."
             )
+        # A text takes what follows it, too.
+        if (joined := re.search(r"[,;](\w+)=", value)) and joined[1] in _all_names():
+            raise ValueError(f"{ENVIRONMENT_VARIABLE}: {word!r} holds `{joined[1]}`: {_SPACES}.")
         if name in given:
             raise ValueError(f"{ENVIRONMENT_VARIABLE}: `{name}` is given twice.")
         given[name] = value
 
     types_of = setting_types(type(defaults))
     foreign = [name for name in given if name not in types_of]
-    known = {name for cls in _all_settings() for name in setting_types(cls)} if foreign else set()
+    known = _all_names() if foreign else set()
     if unknown := [name for name in foreign if name not in known]:
         raise ValueError(
             f"{ENVIRONMENT_VARIABLE}: no setting is called {', '.join(unknown)}.{nearest(unknown[0], types_of, 1)} "
@@ -387,16 +391,31 @@ def override(defaults: S, text: str) -> tuple[S, list[str]]:
     if "recipe" in types_of and _is_of_others(given.get("recipe"), defaults):
         foreign.append(f"recipe={given.pop('recipe')}")
     try:
+        for name in (name for name in foreign if name in given):
+            _check_foreign(name, given[name])
         values = {
             k: parse_value(k, text, types_of[k]) for k, text in given.items() if k in types_of
         }
     except ValueError as error:
-        commas = " Settings are separated by spaces, no commas." if "," in text else ""
+        commas = f" {_SPACES.capitalize()}." if {",", ";"} & {*text} else ""
         raise ValueError(
             f"{ENVIRONMENT_VARIABLE}: {error}{commas} Valid here: {', '.join(sorted(types_of))}."
         ) from None
     recipe = defaults.recipes.get(values.get("recipe", ""), {})
     return replace(defaults, **{**recipe, **values}), foreign
+
+
+def _check_foreign(name: str, text: str) -> None:
+    """Raise a `ValueError` unless some trainer takes this value; it may hold the settings that follow it."""
+    own = [types for cls in _all_settings() if name in (types := setting_types(cls))]
+    errors = []
+    for types in own:
+        try:
+            parse_value(name, text, types[name])
+            return
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _is_of_others(recipe: str | None, settings: Settings) -> bool:
@@ -441,6 +460,10 @@ def learned_by(method: str, recorded: Mapping[str, Any]) -> str:
 
 def _all_settings() -> tuple[type[Settings], ...]:
     return (*SETTINGS, *(cls for name in ELSEWHERE for cls in import_module(name).SETTINGS))
+
+
+def _all_names() -> set[str]:
+    return {name for cls in _all_settings() for name in setting_types(cls)}
 
 
 def setting_types(cls: type[Settings]) -> dict[str, Any]:

@@ -95,8 +95,12 @@ def test_a_name_of_another_trainer_is_ignored_and_reported():
     assert foreign == ["final_validation"]
 
 
-def test_a_foreign_value_is_not_judged():
-    assert override(FinetuningSettings(), "mask_ratio=whatever")[1] == ["mask_ratio"]
+def test_a_foreign_value_of_the_wrong_kind_is_refused():
+    with pytest.raises(ValueError, match=r"`mask_ratio` \(=whatever\) must be a number"):
+        override(FinetuningSettings(), "mask_ratio=whatever")
+    # Some trainers take all, others the encoder alone.
+    for text in ("transfer=all", "transfer=encoder"):
+        assert override(MIMSettings(), text)[1] == ["transfer"]
 
 
 @pytest.mark.parametrize("word", ["num_epochs", "num_epochs=", "=5"])
@@ -134,11 +138,22 @@ def test_numbers_in_other_forms(text, value):
         "num_epochs=5,batch_size=8",
         "num_epochs=5; batch_size=8",
         "subject_pattern=(.+)_frame, num_epochs=5",
+        # The first is another trainer's
+        "contrast=0,num_epochs=5",
+        "contrast=0;num_epochs=5",
+        "recipe=few,num_epochs=5",
+        # The first is a text, which takes all
+        "subject_pattern=(.+)_frame,num_epochs=5",
     ],
 )
 def test_commas_between_settings_are_refused_in_words(text):
     with pytest.raises(ValueError, match=r"ettings are separated by spaces, no commas"):
         override(MIMSettings(), text)
+
+
+def test_a_comma_within_a_pattern_is_its_own():
+    pattern = "(.{1,3})_frame,x="
+    assert override(MIMSettings(), f"subject_pattern={pattern}")[0].subject_pattern == pattern
 
 
 @pytest.mark.parametrize("pattern", ["(", "*", "a{2,1}", "(?P<1>x)", "[", "(" * 200, "(a+)+$"])

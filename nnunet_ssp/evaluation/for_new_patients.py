@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_ssp.evaluation.provenance import read_provenance
@@ -34,7 +34,7 @@ def prediction_lines(
     """
     results = Path(os.environ.get("nnUNet_results") or os.devnull)
     named = [word for key, own in structures.items() if own for word in (f"--{key.lower()}", own)]
-    found: dict[tuple[str, ...], str] = {}
+    found: dict[tuple[str, ...], tuple[str, str]] = {}
     foreign = True
     for model, places in models.items():
         for place in places:
@@ -42,19 +42,29 @@ def prediction_lines(
             foreign &= origin != dataset
             if not re.match(r"Dataset\d{3}_", origin):
                 continue
-            options = _options(place, origin, folds_by_model(results / origin), len(models) == 1)
-            if options is not None:
+            trained = folds_by_model(results / origin)
+            own = _model_of(place, origin, trained, len(models) == 1)
+            if own is not None:
                 classes = named if origin == dataset else []
-                found.setdefault((str(int(origin[7:10])), *classes, *options), model)
+                words = (str(int(origin[7:10])), *classes, *_options(*own))
+                found.setdefault(words, (model, "" if own[1] else _doubt(trained[own[0]])))
                 break
     begin = ["nnunet-ssp", "predict", "-i", "FOLDER", "-o", "OUT", "-d"]
     if not found and not foreign and folds_by_model(results / dataset):
         command = shlex.join([*begin, str(int(dataset[7:10])), *named])
         return [f"For new patients, with one of the models that it lists: {command}"]
     return [
-        f"For new patients{f', with {model}' if len(models) > 1 else ''}: {shlex.join([*begin, *words])}"
-        for words, model in [*found.items()][:NAMED]
+        f"For new patients{f', with {model}' if len(models) > 1 else ''}{doubt}: {shlex.join([*begin, *words])}"
+        for words, (model, doubt) in [*found.items()][:NAMED]
     ]
+
+
+def _doubt(folds: Collection[str]) -> str:
+    """Say that the command averages folds which perhaps were not evaluated together."""
+    return (
+        f" (the folder does not tell which of the trained folds {', '.join(sorted(folds))} predicted; without -f FOLD "
+        "all numbered ones are averaged)"
+    )
 
 
 def folds_by_model(base: Path) -> dict[str, set[str]]:
@@ -67,19 +77,23 @@ def folds_by_model(base: Path) -> dict[str, set[str]]:
     return trained
 
 
-def _options(
+def _model_of(
     place: Path, dataset: str, trained: Mapping[str, set[str]], alone: bool
-) -> tuple[str, ...] | None:
-    """Return the options that name the model behind predictions; None where it cannot be told.
+) -> tuple[str, str] | None:
+    """Return the model behind predictions and its fold; None where the model cannot be told.
 
     A validation folder lies in its model. What a fine-tuning's last line names is known by its name; a folder of
-    another name may be of the only model, if no other one is evaluated.
+    another name may be of the only model, if no other one is evaluated. Its fold is then known if there is only one:
+    nnU-Net writes the folds nowhere beside predictions.
 
     Args:
         place: The folder of predictions.
         dataset: Name of the dataset that the model was trained on.
         trained: Trained folds by model, of this dataset.
         alone: Whether no other model is evaluated.
+
+    Returns:
+        Name of the model; number of its fold, `all`, or nothing where it is one of several.
     """
     every = [(model, fold) for model in trained for fold in sorted(trained[model])]
     if place.name == "validation" and place.parent.name.startswith("fold_"):
@@ -96,9 +110,13 @@ def _options(
             if f"{model.partition('__')[0]}_fold_{fold}" == place.name
         ]
         if not fitting and alone and not PRINTED.fullmatch(place.name):
-            fitting = [(model, "") for model in trained]
-    if len(fitting) != 1:
-        return None
-    ((model, fold),) = fitting
+            fitting = [
+                (model, "" if len(folds) > 1 else min(folds)) for model, folds in trained.items()
+            ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _options(model: str, fold: str) -> tuple[str, ...]:
+    """Return the options of `predict` that name a model, and a fold if it is known."""
     trainer, plans, configuration = model.split("__")
     return ("-tr", trainer, "-p", plans, "-c", configuration, *(("-f", fold) if fold else ()))

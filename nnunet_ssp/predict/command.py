@@ -38,6 +38,7 @@ from nnunet_ssp.predict.model import (
     check_model,
     model_folder,
     models_in_words,
+    refuse_fold,
     results_folder,
 )
 from nnunet_ssp.predict.page import run_page, subject_page
@@ -119,6 +120,8 @@ def predict(
     if dicom_seg:
         check_installed()
     require_place(output)  # said before minutes of reading
+    if model is not None:
+        refuse_fold(model, again)
     wanted = Wanted(trainer, plans, configuration)
     place = model if model is not None else results_folder(str(dataset), wanted)
     device = choose_device(device)

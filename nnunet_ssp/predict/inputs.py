@@ -18,6 +18,7 @@ from nnunet_ssp.dataset_conversion.cine_files import (
     find_cines,
     holds_one_slice,
     keep_series,
+    nothing_in,
     stem_of,
 )
 from nnunet_ssp.files.atomic import atomic_write
@@ -97,9 +98,7 @@ def find_studies(
         else:
             raise FileNotFoundError(f"{path} does not exist.")
     if not found:
-        raise FileNotFoundError(
-            f"{inputs[0]}: must hold NIfTI files, DICOM files or a folder of each subject."
-        )
+        raise FileNotFoundError(nothing_in(inputs))
     if series:
         found = keep_series(found, series, workers)
     return make_tasks(found, inputs[0], {})

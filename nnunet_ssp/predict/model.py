@@ -100,6 +100,36 @@ def models_in_words() -> str:
     return f"in nnUNet_results are: {'; '.join(listed) or 'none'}"
 
 
+def refuse_fold(path: Path, typed: str) -> None:
+    """Refuse a fold's folder or checkpoint in place of the model's folder.
+
+    Args:
+        path: As `-m` named it.
+        typed: The command, as a POSIX shell takes it.
+
+    Raises:
+        ValueError: Names the folder above, and the command with it.
+    """
+    file = path.suffix == ".pth" and path.is_file()
+    place = (path.parent if file else path).resolve()
+    fold, above = FOLD.fullmatch(place.name), place.parent
+    if not fold or not (above / "plans.json").is_file():
+        if file:
+            raise ValueError(
+                f"{path}: a checkpoint alone; -m takes a folder of nnUNet_results, TRAINER__PLANS__CONFIGURATION, "
+                "in which are plans.json, dataset.json and fold_0."
+            )
+        return
+    words = shlex.split(typed)
+    words = [str(above) if Path(word).expanduser() == path else word for word in words]
+    if not {"-f", "--folds"} & {*words}:
+        words += ["-f", fold[1]]
+    if file and path.name != "checkpoint_final.pth" and "-chk" not in words:
+        words += ["-chk", path.name]
+    kind = "a checkpoint" if file else "the folder of one fold"
+    raise ValueError(f"{path}: {kind}; -m takes the folder above {place.name}: {shlex.join(words)}")
+
+
 @contextmanager
 def model_folder(path: Path, wanted: Wanted, scratch: Path) -> Iterator[Path]:
     """Yield the folder of a trained model; that of a zip is there until the block ends.

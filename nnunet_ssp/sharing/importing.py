@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.cases import read_cases
-from nnunet_ssp.cohort.membership import test_subjects
-from nnunet_ssp.cohort.splits import first_fold
+from nnunet_ssp.cohort.membership import count_for_advice, test_subjects
+from nnunet_ssp.cohort.splits import first_fold, read_splits
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.files import checkpoints, saving
 from nnunet_ssp.files.atomic import write_json
@@ -26,6 +26,7 @@ from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, nnunet_folder
 from nnunet_ssp.preparation.imported import FINETUNING, record_import
 from nnunet_ssp.preparation.moved_plans import imported_from, plans_for
+from nnunet_ssp.recommended import finetuning_settings
 from nnunet_ssp.setting_values import as_word
 from nnunet_ssp.settings import TrainingSettings
 from nnunet_ssp.training import transfer
@@ -296,8 +297,25 @@ def _next(
     if shared.trainer:
         lines.append(f"Then, to pretrain further: {shared.further(number, fold, name)}")
     if labelled:
-        lines.append(f"Or, to fine-tune: {shared.command(number, fold, name, FINETUNING)}")
+        settings = _finetuning_settings(folder, dataset_json, fold)
+        lines.append(
+            f"Or, to fine-tune: {shared.command(number, fold, name, FINETUNING, settings)}"
+        )
     return lines
+
+
+def _finetuning_settings(folder: Path, dataset_json: dict[str, Any], fold: str) -> str:
+    """Return the settings that `prepare` will recommend for so many labels."""
+    splits, table = folder / "splits_final.json", folder / "cases.csv"
+    ending = dataset_json.get("file_ending", "")
+    masks = [*folder.glob(f"labelsTr/[!.]*{ending}"), *folder.glob(f"gt_segmentations/*{ending}")]
+    listed = dataset_json.get("dataset")  # nnU-Net's other form, whose files lie anywhere
+    labelled = {mask.name.removesuffix(ending) for mask in masks} | {*(listed or ())}
+    n_labelled, _ = count_for_advice(
+        *(fold, labelled, read_splits(splits) if splits.is_file() else []),
+        read_cases(table) if table.is_file() else {},
+    )
+    return finetuning_settings(n_labelled)
 
 
 def _settings(adapted: TrainingSettings | None) -> str:

@@ -160,6 +160,8 @@ class Progress:
         logged = logged_curves(self.method)
         curves = {key: value(key) for keys in logged.values() for key in keys}
         for curve, keys in logged.items():
+            if all(math.isnan(curves[key]) for key in keys):
+                continue  # what a method leaves out, as movement alone does points
             values = ", ".join(f"{key.partition('_')[0]} {curves[key]:.4f}" for key in keys)
             self.say(f"{curve.replace('_', ' ')}: {values}")
         if self.probe is not None and math.isfinite(dice := value(PROBE)):

@@ -1089,7 +1089,10 @@ def test_missing_folders_are_named(root: Path):
         convert(root / "nowhere", 120)
     with pytest.raises(FileNotFoundError, match="own: must hold NIfTI files, DICOM files or"):
         convert(root, 120)
-    save(frames(), root / "S1.nii.gz")
+    save(frames(), root / "S1_gt.nii.gz")
+    with pytest.raises(FileNotFoundError, match=r"own: holds masks alone \(S1_gt\.nii\.gz\); give"):
+        convert(root, 120)
+    (root / "S1_gt.nii.gz").rename(root / "S1.nii.gz")
     with pytest.raises(FileNotFoundError, match="labels: no such folder"):
         convert(root, 120, labels=root / "labels")
     (root / "labels").mkdir()

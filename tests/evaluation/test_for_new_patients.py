@@ -41,9 +41,20 @@ def test_the_only_model_is_named(train):
     train(TUNED)
     train("nnUNetTrainerMIMPretrain__small__2d")
     (line,) = lines(Path("predictions"))
-    assert line == f"For new patients: {BEGIN} {WORDS.format('nnUNetTrainerFinetune')}"
+    assert line == f"For new patients: {BEGIN} {WORDS.format('nnUNetTrainerFinetune')} -f 0"
     asked = _parser().parse_args(line.partition(": ")[2].split()[1:])
     assert (asked.dataset, asked.trainer, asked.plans) == ("114", "nnUNetTrainerFinetune", "small")
+
+
+def test_the_fold_of_a_folder_of_ones_own_is_not_known(train):
+    """nnU-Net writes the folds nowhere; predict would average them, another model than was evaluated."""
+    for fold in ("1", "0"):
+        train(TUNED, fold)
+    (line,) = lines(Path("predictions/Dataset114_MNMs/f1"))
+    assert line == (
+        "For new patients (the folder does not tell which of the trained folds 0, 1 predicted; without -f FOLD all "
+        f"numbered ones are averaged): {BEGIN} {WORDS.format('nnUNetTrainerFinetune')}"
+    )
 
 
 def test_a_validation_folder_lies_in_its_model(train):
@@ -91,7 +102,7 @@ def test_a_model_of_another_dataset_is_named_with_it(train, tmp_path: Path):
     (there / "checkpoint_final.pth").touch()
     begin = BEGIN.replace("114", "27")
     assert lines(place, LV="my pool") == [
-        f"For new patients: {begin} {WORDS.format('nnUNetTrainerScratch')}"
+        f"For new patients: {begin} {WORDS.format('nnUNetTrainerScratch')} -f 0"
     ]
 
 

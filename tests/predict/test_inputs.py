@@ -67,6 +67,16 @@ def test_nothing_there_is_an_error(tmp_path: Path) -> None:
         find_studies([tmp_path / "none"], False, (), 1)
 
 
+def test_masks_are_no_images(tmp_path: Path) -> None:
+    for name in ("a_gt.nii.gz", "b/b_frame01_gt.nii"):
+        save(cine(1)[..., 0], tmp_path / name, AFFINE)
+    with pytest.raises(FileNotFoundError) as error:
+        find_studies([tmp_path], False, (), 1)
+    assert str(error.value) == (
+        f"{tmp_path}: holds masks alone (a_gt.nii.gz, b_frame01_gt.nii); give the folder of the images."
+    )
+
+
 def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
     for folder in ("x", "y"):
         save(cine(1), tmp_path / folder / "a.nii.gz", AFFINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_ssp.predict.model import Wanted, check_model, model_folder, results_folder
+from nnunet_ssp.cli import _parser, main
+from nnunet_ssp.predict.model import (
+    Wanted,
+    check_model,
+    model_folder,
+    refuse_fold,
+    results_folder,
+)
 
 NAME = "nnUNetTrainer__tiny__2d"
 
@@ -136,6 +144,38 @@ def test_a_zip_with_paths_that_leave_it_is_refused(tmp_path: Path, name: str) ->
         model_folder(file, Wanted(), tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "folds", "checkpoint"),
+    [
+        ("fold_1/checkpoint_final.pth", [], ["1"], "checkpoint_final.pth"),
+        ("fold_1/checkpoint_best.pth", ["--lv", "my pool"], ["1"], "checkpoint_best.pth"),
+        ("fold_1", ["-f", "0"], ["0"], "checkpoint_final.pth"),
+    ],
+)
+def test_for_a_fold_the_command_with_the_folder_above_is_named(
+    make_model: Callable[..., Path], tmp_path: Path, capsys, given, options, folds, checkpoint
+) -> None:
+    folder = make_model(tmp_path / "my results" / NAME, folds=[0, 1])
+    (folder / "fold_1" / "checkpoint_best.pth").write_bytes(b"PK")
+    words = ["predict", "-i", str(tmp_path), "-m", str(folder / given), "-o", str(tmp_path / "o")]
+    assert main([*words, *options]) == 1
+    said = capsys.readouterr().err
+    assert "; -m takes the folder above fold_1: nnunet-ssp predict " in said
+    asked = _parser().parse_args(shlex.split(said.strip().rpartition("fold_1: nnunet-ssp ")[2]))
+    assert (asked.model, asked.folds, asked.checkpoint) == (folder, folds, checkpoint)
+    assert (asked.inputs, asked.output) == ([tmp_path], tmp_path / "o")
+    assert asked.lv == ("my pool" if "--lv" in options else None)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_checkpoint_outside_of_its_model_is_no_model(tmp_path: Path) -> None:
+    file = tmp_path / "model.pth"
+    torch.save({"a": 1}, file)
+    with pytest.raises(ValueError, match="a checkpoint alone; -m takes a folder of nnUNet_results"):
+        refuse_fold(file, "nnunet-ssp predict")
+    refuse_fold(tmp_path, "nnunet-ssp predict")
 
 
 def test_a_damaged_zip_is_refused(make_model: Callable[..., Path], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from nnunet_ssp.cli import main
 from nnunet_ssp.files import saving
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.bundles import read_bundle, write_bundle
+from nnunet_ssp.recommended import FEW_SETTINGS
 from nnunet_ssp.settings import ENVIRONMENT_VARIABLE, FinetuningSettings, override
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.inspection import compare_with_dataset
@@ -77,6 +78,29 @@ def test_the_printed_fold_exists(file: Path, other: Path, capsys, folds, cases, 
         write_json(other / "splits_final.json", [{"train": ["a"], "val": ["b"]}] * folds)
     assert main(["import", str(file), "-d", "908"]) == 0
     assert capsys.readouterr().out.count(f"nnUNetv2_train 908 2d {first} -p heart") == 2
+
+
+@pytest.mark.parametrize(("n_subjects", "few"), [(4, True), (13, True), (14, False)])
+@pytest.mark.parametrize("place", ["raw/labelsTr", "preprocessed/gt_segmentations"])
+def test_few_labels_are_fine_tuned_as_prepare_recommends(
+    file: Path, other: Path, environment: Path, capsys, n_subjects: int, few: bool, place: str
+) -> None:
+    """Without folds nnU-Net draws five: of 13 subjects 10 are trained on, of 14 11, and `few` ends at 10."""
+    kind, masks = place.split("/")
+    home = environment / kind / OTHER
+    if kind == "preprocessed":
+        shutil.move(other, home)
+    (home / masks).mkdir()
+    (home / "cases.csv").unlink()
+    for number in range(n_subjects):
+        (home / masks / f"s{number:02d}.nii.gz").touch()
+    content = json.loads((home / "dataset.json").read_text())
+    write_json(home / "dataset.json", content | {"numTraining": n_subjects})
+    assert main(["import", str(file), "-d", "908"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("Or, to fine"))
+    fold = "all" if n_subjects < 5 else "0"
+    settings = f"nnUNet_ssp_settings='{FEW_SETTINGS}' " if few else ""
+    assert line.startswith(f"Or, to fine-tune: {settings}nnUNetv2_train 908 2d {fold} -p heart")
 
 
 def test_the_commands_name_the_device(file: Path, other: Path, capsys, monkeypatch) -> None:

@@ -165,7 +165,7 @@ def test_an_imported_pretraining_goes_on_by_its_lines(mine, pretrained_once, pas
     assert line_after(prepared, "Or, to pretrain heart.zip further: ") == further
     assert "Pretraining done" in paste(further, FEW)
     finetune = line_after(prepared, "Next, to fine-tune from heart.zip: ")
-    assert finetune.endswith(line_after(said, "Or, to fine-tune: "))
+    assert finetune == line_after(said, "Or, to fine-tune: ")
     without = line_after(prepared, "Or, without these weights: ")
     assert without.startswith(
         f"nnUNet_ssp_settings={MOVEMENT} nnUNetv2_train 908 2d 0 -p heart -tr"

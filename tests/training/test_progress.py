@@ -105,6 +105,15 @@ def test_an_epoch_in_the_log(make):
     assert one.said[-1] == "Epoch time: 60.00 s, 80.0 images/s, 3 min left"
 
 
+def test_what_is_not_computed_has_no_line(make):
+    one = make()
+    nothing = math.nan
+    finish(one, 0, train_error_over_variance=nothing, val_error_over_variance=nothing)
+    assert one.said[2].startswith("change since initialisation")
+    finish(one, 1, train_error_over_variance=nothing, val_error_over_variance=0.5)
+    assert "error over variance: train nan, val 0.5000" in one.said
+
+
 def test_the_log_says_what_it_validates_on_and_that_it_may_end_early(make):
     one = make(validates_on="training", ends_early=True)
     finish(one, 1)
