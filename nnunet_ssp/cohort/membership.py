@@ -18,6 +18,8 @@ from nnunet_ssp.cohort.cases import Case, shown_subjects, subject_of
 from nnunet_ssp.console import count_of
 
 SHOWN = 10  # subjects that the log names
+# Entry of a fine-tuning's record: how many of the fold's validation subjects a training behind its weights has seen
+SEEN = "validation_subjects_seen_in_pretraining"
 
 
 def test_subjects(cases: Mapping[str, Case]) -> set[str]:

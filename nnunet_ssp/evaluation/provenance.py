@@ -8,7 +8,7 @@ into the same folder are replaced where a case has the same name, and stay other
 * `predict_from_raw_data_args.json`: `list_of_lists_or_source_folder` is the folder of the images, as it was typed.
 
 The validation folder of a fold has none of them. Two levels up are the training's `plans.json` and `dataset.json`,
-and its images are those of the same dataset.
+and its images are those of the same dataset. One level up is `settings.json`, if the training was ours.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from nnunet_ssp.cohort.membership import SEEN
+from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.labels import Labels, structure_of
-from nnunet_ssp.files.contents import read_json, shown
+from nnunet_ssp.files.contents import is_whole, read_json, shown
 from nnunet_ssp.files.nnunet import check_dataset
 
 ARGUMENTS = "predict_from_raw_data_args.json"
@@ -40,6 +42,8 @@ class Provenance:
     classes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     # Whether they are of a training's validation
     validates: bool = False
+    # How many of its subjects the pretraining has seen
+    seen: int = 0
     # Names of files that cannot be read
     unread: tuple[str, ...] = ()
 
@@ -74,7 +78,19 @@ def read_provenance(folder: Path) -> Provenance:
         for name, value in found["dataset.json"].get("labels", {}).items()
         if name != "ignore" and value != 0
     }
-    return Provenance(model, model if validates else images, classes, validates, tuple(unread))
+    seen = _seen(folder.parent) if validates else 0
+    return Provenance(
+        model, model if validates else images, classes, validates, seen, tuple(unread)
+    )
+
+
+def _seen(fold: Path) -> int:
+    """Return how many validation subjects pretraining has seen, as a fine-tuning's fold records; 0 if it does not."""
+    try:
+        found: Any = read_json(fold / "settings.json", dict).get(SEEN)
+    except (OSError, ValueError):
+        return 0
+    return int(found) if is_whole(found) else 0
 
 
 def whose(folder: Path, asked: str = "") -> str:
@@ -125,6 +141,12 @@ def provenance_notes(
             if said.unread:
                 notes.append(
                     f"{who}: {', '.join(said.unread)} beside the masks cannot be read: not checked whose they are."
+                )
+            if said.seen:
+                warnings.append(
+                    f"WARNING: {who}: pretraining has seen {count_of(said.seen, 'subject')} of the validation set of "
+                    f"{shown(folder.parent.name)}, so these figures are too good. Pretrain on the same fold for a "
+                    "clean validation."
                 )
             if said.validates and said.images and said.images != dataset:
                 warnings.append(

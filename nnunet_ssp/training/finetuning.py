@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ssp.cohort import privacy
-from nnunet_ssp.cohort.membership import subjects_by_case, validated_on
+from nnunet_ssp.cohort.membership import SEEN, subjects_by_case, validated_on
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.schedules import polynomial
@@ -244,6 +244,8 @@ class FinetuningTrainer(StartingTrainer):
         self.streams = content.get("ssp_streams", 1)
         self.weights_from = ssp.get("weights_from", "a checkpoint")
         self._resumed = ssp
+        if (seen := ssp.get(SEEN, 0)) and not self.seen_in_validation:
+            self.warn_of_seen(seen)
         self.load_entries(content)
 
     def on_train_start(self) -> None:
@@ -359,11 +361,11 @@ class FinetuningTrainer(StartingTrainer):
             record["pretraining"] = {
                 k: ssp[k] for k in ("method", "settings", "counts", "papers") if k in ssp
             }
-            record["validation_subjects_seen_in_pretraining"] = len(self.seen_in_validation)
+            record[SEEN] = len(self.seen_in_validation)
             record["chain"] = self.chain
         kept = (
             "pretraining",
-            "validation_subjects_seen_in_pretraining",
+            SEEN,
             "weights_from_hash",
             "chain",
         )

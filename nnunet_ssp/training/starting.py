@@ -121,11 +121,19 @@ class StartingTrainer(SettingsTrainer):
             self.print_to_log_file(f"Trainings behind these weights:\n{lines}")
         if self.seen_in_validation:
             names = shown_subjects(self.seen_in_validation, self.cases)
-            self.print_to_log_file(
-                f"WARNING: pretraining has seen {count_of(len(self.seen_in_validation), 'subject')} of this "
-                f"fold's validation set ({', '.join(names[:5])}). Pretrain on fold {self.fold} for a "
-                "clean validation."
-            )
+            self.warn_of_seen(len(self.seen_in_validation), f" ({', '.join(names[:5])})")
+
+    def warn_of_seen(self, count: int, named: str = "") -> None:
+        """Warn, now and at the end, of so many validation subjects that pretraining has seen.
+
+        Args:
+            count: Of these subjects, at least 1.
+            named: Some of their names, in brackets after a blank; a checkpoint has none.
+        """
+        self.warn(
+            f"pretraining has seen {count_of(count, 'subject')} of this fold's validation set{named}, so the "
+            f"validation's Dice is too high. Pretrain on fold {self.fold} for a clean validation."
+        )
 
     @torch.no_grad()
     def fill(self, network: nn.Module, adaptation: Adaptation) -> set[str]:

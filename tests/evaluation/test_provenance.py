@@ -117,6 +117,20 @@ def test_a_validation_is_that_of_its_training(tmp_path):
     assert note.startswith("WARNING: m: this is the validation of a training on Dataset123_O;")
 
 
+@pytest.mark.parametrize("seen", [2, 0, None, "2", -1])
+def test_a_validation_whose_subjects_pretraining_has_seen(tmp_path, seen: object):
+    folder = beside(tmp_path / HERE / "T__P__2d") / "fold_1" / "validation"
+    folder.mkdir(parents=True)
+    assert said(folder) == []
+    record = {"validation_subjects_seen_in_pretraining": seen} if seen is not None else {}
+    (folder.parent / "settings.json").write_text(json.dumps(record))
+    expected = (
+        "WARNING: m: pretraining has seen 2 subjects of the validation set of fold_1, so these figures are too good. "
+        "Pretrain on the same fold for a clean validation."
+    )
+    assert said(folder) == [expected] * (seen == 2)
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"labels": {"a": "x"}}', b"\xff\xfe"])
 def test_damaged_files_are_named_and_say_nothing(tmp_path, content: bytes):
     folder = beside(tmp_path / "p")

@@ -556,10 +556,21 @@ def test_weights_from_another_folder_do_not_overwrite(runs, pretrained, tmp_path
 
 
 def test_weights_that_have_seen_validation_subjects(runs, pretrained, log):
-    trainer = runs.run(FINETUNE, SHORT, weights=pretrained, fold=1)
-    assert "WARNING: pretraining has seen 1 subject of this fold's validation set" in log(trainer)
+    """Said at the start, again behind the validation's Dice, and in both after --c, where nobody names the weights."""
+    warning = "WARNING: pretraining has seen 1 subject of this fold's validation set"
+    two = SHORT.replace("num_epochs=1", "num_epochs=2")
+    stopped = runs.interrupt(FINETUNE, two, weights=pretrained, fold=1)
+    assert log(stopped).count(warning) == 1
+    trainer = runs.make(FINETUNE, two, fold=1, resume=True)
+    trainer.settings = replace(trainer.settings, final_validation=True)
+    assert log(trainer).count(warning) == 1
+    trainer.run_training()
     settings = json.loads((Path(trainer.output_folder) / "settings.json").read_text())
     assert settings["validation_subjects_seen_in_pretraining"] == 1
+    said = log(trainer)
+    trainer.perform_actual_validation()
+    end = log(trainer)[len(said) :]
+    assert warning in end[end.index("Mean Validation Dice") :]
 
 
 def test_leak_of_a_dataset_with_a_subject_pattern(runs, own_copy, log):
