@@ -44,7 +44,14 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print usage, message and hint, and exit with status 2."""
-        super().error(message + (self._unquoted(message) or _meant(message)))
+        said = self._unquoted(message) or _meant(message) or self._forgotten(message)
+        super().error(message + said)
+
+    def _forgotten(self, message: str) -> str:
+        """Return a hint where the only place of `evaluate` was read as its dataset."""
+        if not self.prog.endswith(" evaluate") or "required: FOLDER" not in message:
+            return ""
+        return ". The dataset comes first: nnunet-ssp evaluate DATASET FOLDER"
 
     def _unquoted(self, message: str) -> str:
         """Return a hint if words that nothing takes are parts of one path."""

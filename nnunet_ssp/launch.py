@@ -173,6 +173,27 @@ def planning_command(number: int, plans: str, how: str = "") -> str:
     return f"nnunet-ssp prepare {number} {how}".rstrip()
 
 
+def moving_command(
+    number: int | str, source: int, plans: str, configuration: str = "2d"
+) -> tuple[str, str]:
+    """Return the command that prepares a dataset under the plans of another one, and their name there, a new one.
+
+    Args:
+        number: The dataset's id.
+        source: Id of the other one.
+        plans: Name of the plans there.
+        configuration: Of the plans.
+    """
+    own = f"{plans}_{source}"
+    flags = "" if configuration == "2d" else f" -c {configuration}"
+    flags += "" if plans == NNUNET_PLANS else f" -p {shlex.quote(plans)}"
+    named = shlex.quote(own)
+    command = (
+        f"nnunet-ssp prepare {number} --plans-from {source}{flags} -overwrite_plans_name {named}"
+    )
+    return command, own
+
+
 def training_command(
     prepared: Path, fold: int | str, trainer: str, plans: str = "", settings: str = ""
 ) -> str:

@@ -152,9 +152,13 @@ def check_dataset_id(number: int, name: str) -> Path:
     for base in bases:
         for folder in _folders_with_id(base, number):
             if folder.name != full_name or not target.is_dir():
-                raise FileExistsError(
-                    f"{folder}: dataset id {number} is taken; choose another id or remove it."
-                )
+                said = f"{folder}: dataset id {number} is taken; choose another id"
+                if (folder / "convert.json").is_file():  # ours, under another name
+                    raise FileExistsError(
+                        f"{said}. To convert that dataset again add --name {folder.name[11:]} --overwrite: this "
+                        "deletes the converted dataset, never your files."
+                    )
+                raise FileExistsError(f"{said} or remove it.")
     return target
 
 

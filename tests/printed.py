@@ -18,7 +18,10 @@ _COMMAND = re.compile(
 )
 _ALONE = re.compile(r"nnunet-ssp|nnUNetv2_[a-z_]+|cp|export ")  # the first of the words of a line
 MAKERS = frozenset(
-    {"command", "training_command", "prepare_command", "planning_command", "predicting_command"}
+    {
+        *("command", "training_command", "prepare_command"),
+        *("planning_command", "moving_command", "predicting_command"),
+    }
 )  # return a line
 
 

@@ -105,3 +105,13 @@ def test_the_nearest_choice_is_named(capsys):
 def test_the_names_are_of_sources_and_no_source_itself():
     assert {*SOURCES} <= {*CONVERTERS}
     assert not {name for names in SOURCES.values() for name in names.split()} & {*CONVERTERS}
+
+
+def test_a_forgotten_dataset_is_named(tmp_path: Path, capsys):
+    said = "he dataset comes first: nnunet-ssp evaluate DATASET FOLDER"
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path)])
+    assert f"required: FOLDER. T{said}" in capsys.readouterr().err
+    for word in (str(tmp_path), f"mim={tmp_path}"):
+        assert main(["evaluate", word, str(tmp_path)]) == 1
+        assert f"{word}: a folder, and t{said}" in capsys.readouterr().err

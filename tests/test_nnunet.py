@@ -89,6 +89,18 @@ def test_a_taken_id_is_refused(folders: Path, where: str):
         check_dataset_id(114, "MNMs")
 
 
+def test_an_id_of_ours_under_another_name_can_be_converted_again(folders: Path):
+    other = folders / "raw" / "Dataset114_Mine"
+    other.mkdir()
+    (other / "convert.json").touch()
+    with pytest.raises(FileExistsError) as error:
+        check_dataset_id(114, "MNMs")
+    assert str(error.value) == (
+        f"{other}: dataset id 114 is taken; choose another id. To convert that dataset again add --name Mine "
+        "--overwrite: this deletes the converted dataset, never your files."
+    )
+
+
 def test_leftovers_of_the_same_name_need_the_raw_dataset(folders: Path):
     (folders / "preprocessed" / "Dataset114_MNMs").mkdir()
     with pytest.raises(FileExistsError, match="dataset id 114 is taken"):

@@ -121,6 +121,8 @@ FOLDS = LINES + "test_folds_are_trained_on_by_their_lines"
 DRY = "tests/study/test_dry_run.py::"
 DOCTOR = "tests/test_doctor.py::test_the_lines_for_folders_work_as_they_are"
 NAME = "no command: the name of the package, or of a command in a sentence"
+FORGOTTEN = "tests/test_command_line.py::test_a_forgotten_dataset_is_named"
+ELSEWHERE = "test_an_unlabelled_pretraining_is_fine_tuned_by_its_lines"
 WORD = "the name of a command in a sentence, no line to paste: its parser knows it and its options"
 ITSELF = "run by what prints it"
 PIP = "an extra of ours, or what we need"
@@ -153,6 +155,7 @@ EXPECTED = {
         "nnunet-ssp convert mnms {}": CHAIN,
     },
     "nnunet_ssp/command_line.py": {
+        "nnunet-ssp evaluate DATASET FOLDER": FORGOTTEN,
         "nnunet-ssp convert {} -i FOLDER -d ID": (
             "tests/test_command_line.py::test_the_source_that_is_meant_is_named"
         ),
@@ -194,6 +197,9 @@ EXPECTED = {
         "nnunet-ssp prepare {}": LINES + "test_a_finished_conversion_is_prepared_by_the_line"
     },
     "nnunet_ssp/demo/command.py": {
+        "_again() begins with nnunet-ssp": (
+            "tests/demo/test_command.py::test_an_interrupted_demo_names_the_command_that_goes_on"
+        ),
         "run() begins with nnunet-ssp": ITSELF,
         "phantom_step() begins with nnunet-ssp": ITSELF,
         "convert_step() begins with nnunet-ssp": ITSELF,
@@ -220,7 +226,10 @@ EXPECTED = {
         "nnunet-ssp prepare ID {}": CHAIN,
         "_hardware() begins with export": DOCTOR,
     },
-    "nnunet_ssp/evaluation/command.py": {"nnUNetv2_predict or nnunet-ssp predict wrote": WORD},
+    "nnunet_ssp/evaluation/command.py": {
+        "nnUNetv2_predict or nnunet-ssp predict wrote": WORD,
+        "nnunet-ssp evaluate DATASET FOLDER": FORGOTTEN,
+    },
     "nnunet_ssp/evaluation/mistaken.py": {
         "nnUNetv2_predict -o named it": WORD,
         "_how_to_predict() asks predicting_command()": CHAIN,
@@ -248,6 +257,7 @@ EXPECTED = {
         "nnunet-ssp prepare {} &&": LINES + "test_an_unprepared_dataset_is_prepared_by_the_line",
         "nnunet-ssp prepare {}": CHAIN,
         "nnUNetv2_train {} 2d {}{} -tr {}{}": FOLDS,
+        "nnunet-ssp prepare {} --plans-from {}{} -overwrite_plans_name {}": LINES + ELSEWHERE,
         "nnunet-ssp prepare {} {}": LINES + "test_plans_of_a_name_are_made_by_the_lines",
         "predicting_command() begins with nnUNetv2_predict": CHAIN,
     },
@@ -425,10 +435,13 @@ EXPECTED = {
     },
     "nnunet_ssp/training/next_steps.py": {
         "finetuning_command() asks command()": CHAIN,
+        "finetuning_elsewhere() asks command()": LINES + ELSEWHERE,
+        "finetuning_elsewhere() asks moving_command()": LINES + ELSEWHERE,
         "after_finetuning() begins with nnunet-ssp": LINES
         + "test_without_test_subjects_the_validation_is_evaluated_by_its_line",
         "after_finetuning() asks predicting_command()": CHAIN,
     },
+    "nnunet_ssp/training/transfer.py": {"_remedy() asks moving_command()": LINES + ELSEWHERE},
     "nnunet_ssp/training/pretraining.py": {
         "nnunet-ssp prepare again": WORD,
     },

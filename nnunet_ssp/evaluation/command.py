@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from nnunet_ssp.cohort.cases import Case, read_cases, subject_of
 from nnunet_ssp.console import nearest, path, whole
 from nnunet_ssp.files.atomic import require_place, write_json, write_together
 from nnunet_ssp.files.nnunet import read_dataset
-from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
+from nnunet_ssp.nnunet import dataset_folder, datasets_there, nnunet_folder
 from nnunet_ssp.parallel import number_of_workers
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def evaluate(
     from nnunet_ssp.evaluation.for_new_patients import prediction_lines
     from nnunet_ssp.evaluation.mistaken import refuse_mistaken
 
+    _refuse_folder(str(dataset))
     folders = _name_models(predictions)
     baseline = baseline or next(iter(folders))
     if baseline not in folders:
@@ -245,6 +247,15 @@ def _measure(
             ]
         ),
     )
+
+
+def _refuse_folder(dataset: str) -> None:
+    """Refuse a folder of predictions in the place of the dataset."""
+    if not re.match(r"\d+$|Dataset\d{3}_", dataset) and path(dataset.rpartition("=")[2]).is_dir():
+        raise ValueError(
+            f"{dataset}: a folder, and the dataset comes first: nnunet-ssp evaluate DATASET FOLDER. "
+            f"{datasets_there(dataset)}"
+        )
 
 
 # -- what to evaluate ------------------------------------------------------------------------------

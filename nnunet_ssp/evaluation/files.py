@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_ssp.cohort.splits import read_splits
+from nnunet_ssp.console import some
 from nnunet_ssp.evaluation.cine import ENDING, cine_files, holds_cines, read_frame
 from nnunet_ssp.evaluation.provenance import whose
 from nnunet_ssp.files.names import must_all_be_plain
@@ -200,7 +201,9 @@ def _require_files(folder: Path, ending: str) -> dict[str, Path]:
         raise FileNotFoundError(f"{folder} is not a folder.")
     files = label_files(folder, ending)
     if not files:
-        raise FileNotFoundError(f"{folder} holds no {ending} file.")
+        below = [f.name for f in sorted(folder.iterdir()) if f.is_dir() and label_files(f, ending)]
+        where = f" Its folders hold some: {some(below)}. Give {folder / below[0]}." if below else ""
+        raise FileNotFoundError(f"{folder} holds no {ending} file.{where}")
     return files
 
 

@@ -160,7 +160,9 @@ def adapt_misfit(
     if not comparison.adaptable:
         raise ValueError(refused)
     if not wanted:
-        raise ValueError(f"{refused} {asking.kind} {asking.adapt} takes what can be made to fit.")
+        raise ValueError(
+            f"{refused} {asking.kind} {asking.adapt} takes what can be made to fit.{comparison.remedy}"
+        )
     adaptation = transfer.adapted(pretrained, network, dataset_json, encoder_only)
     if not adaptation.tensors or adaptation.share < least:
         table = "\n".join(f"  {line}" for line in adaptation.table())

@@ -285,15 +285,18 @@ class LoopTrainer(AliveTrainer):
         settings: str = "",
         fold: str = "",
         configuration: str = "",
+        dataset: str = "",
+        plans: str = "",
     ) -> str:
         """Return the command of this run, with more words or settings, or one part of it replaced.
 
         Under torchrun it is ours, else nnU-Net's.
         """
-        plans, ranks = self.plans_manager.plans_name, 1 if trainer else world_size()
+        plans = plans or self.plans_manager.plans_name
+        ranks = 1 if trainer else world_size()
         ours = launched() and not trainer
         words = [*launching_words(), "nnunet-ssp", "train"] if ours else ["nnUNetv2_train"]
-        words += [self.dataset]
+        words += [dataset or self.dataset]
         words += [configuration or self.configuration_name, fold or str(self.fold)]
         words += ["-p", plans] if plans != "nnUNetPlans" else []
         words += ["-tr", trainer or type(self).__name__]

@@ -9,8 +9,10 @@ from typing import Any
 
 from nnunet_ssp.cohort.membership import count_for_advice
 from nnunet_ssp.cohort.splits import read_copy
-from nnunet_ssp.launch import predicting_command, predictions_folder
-from nnunet_ssp.recommended import finetuning_settings
+from nnunet_ssp.files.nnunet import NATURAL
+from nnunet_ssp.launch import moving_command, predicting_command, predictions_folder
+from nnunet_ssp.recommended import FEW, FEW_SETTINGS, finetuning_settings
+from nnunet_ssp.settings import typed_before
 
 FINETUNING = "nnUNetTrainerFinetune"
 
@@ -53,21 +55,41 @@ def finetuned_before(folder: Path) -> str:
     )
 
 
-def next_step(command: str, unlabelled: str = "", before: str = "") -> str:
+def next_step(trainer: Any, file: Path) -> str:
     """Return the last words of a pretraining.
 
     Args:
-        command: Fine-tunes from its file.
-        unlabelled: Name of the dataset if it has no labels to fine-tune with.
-        before: A sentence on an earlier fine-tuning.
+        trainer: A `PretrainingTrainer`.
+        file: Its checkpoint.
     """
-    where = ""
-    if unlabelled:
-        where = (
-            f" {unlabelled} has no labels; with another dataset of the same spacing and architecture in place of "
-            f"{int(unlabelled[7:10])}:"
-        )
-    return f"Pretraining done.{before}{where} Fine-tune with:\n{command}"
+    labels = trainer.label_manager
+    if not (labels.foreground_labels or labels.has_regions):
+        return f"Pretraining done. {finetuning_elsewhere(trainer, file)}"
+    before = finetuned_before(Path(trainer.output_folder))
+    return f"Pretraining done.{before} Fine-tune with:\n{finetuning_command(trainer, file)}"
+
+
+def finetuning_elsewhere(trainer: Any, file: Path) -> str:
+    """Return how to fine-tune from a pretraining whose dataset has no labels.
+
+    Args:
+        trainer: A `PretrainingTrainer`.
+        file: Its checkpoint.
+    """
+    plans = trainer.plans_manager
+    words = "-pretrained_weights", str(file)
+    bare = f"{plans.dataset_name} has no labels"
+    if plans.plans.get("image_reader_writer") == NATURAL:  # whose plans are another dataset's
+        command = trainer.command(*words, trainer=FINETUNING, fold="0", dataset="ID")
+        return f"{bare}. With the dataset whose plans it was prepared under in place of ID, fine-tune with:\n{command}"
+    configuration = trainer.configuration_name
+    prepare, own = moving_command("ID", int(trainer.dataset), plans.plans_name, configuration)
+    command = trainer.command(*words, trainer=FINETUNING, fold="0", dataset="ID", plans=own)
+    return (
+        f"{bare}. With the id of a labelled dataset in place of ID, prepare it under the same plans, and fine-tune; "
+        f"with at most {FEW} labelled subjects put {typed_before(FEW_SETTINGS)}before the second line:\n{prepare}\n"
+        f"{command}"
+    )
 
 
 def after_finetuning(dataset: str, folder: Path, fold: int | str, device: str) -> str:

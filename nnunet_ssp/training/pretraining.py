@@ -43,7 +43,7 @@ from nnunet_ssp.training.crops import label_use, place_crops
 from nnunet_ssp.training.interchange import marks
 from nnunet_ssp.training.loop import BEST, LATEST
 from nnunet_ssp.training.monitor import StageChange
-from nnunet_ssp.training.next_steps import finetuned_before, finetuning_command, next_step
+from nnunet_ssp.training.next_steps import next_step
 from nnunet_ssp.training.optimizers import make_optimizer
 from nnunet_ssp.training.precision import choose_precision
 from nnunet_ssp.training.progress import PROBE, Progress, begin_progress, logged_keys
@@ -493,7 +493,4 @@ class PretrainingTrainer(StartingTrainer):
             self.print_to_log_file("Pretraining done; nothing was saved (--disable_checkpointing).")
             return
         file = Path(self.output_folder) / self.method_class.checkpoint
-        labelled = self.label_manager.foreground_labels or self.label_manager.has_regions
-        unlabelled = "" if labelled else self.plans_manager.dataset_name
-        before = finetuned_before(Path(self.output_folder))
-        self.print_to_log_file(next_step(finetuning_command(self, file), unlabelled, before))
+        self.print_to_log_file(next_step(self, file))

@@ -9,6 +9,7 @@ hold aliases (`...all_modules.*`); aliases share storage, dtype and origin.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,9 @@ from nnunet_ssp.console import count_of
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.bundles import DRAWN
 from nnunet_ssp.files.contents import shown
+from nnunet_ssp.files.names import is_plain
 from nnunet_ssp.files.nnunet import NATURAL, resolve
+from nnunet_ssp.launch import moving_command
 from nnunet_ssp.network import in_encoder, is_alias, is_output_layer, parts
 from nnunet_ssp.nnunet import has_tilde
 from nnunet_ssp.training import interchange, snapshots
@@ -219,12 +222,14 @@ class Comparison:
         refusals: Reasons why the file must not be used as it is.
         notes: Differences that do no harm.
         adaptable: Whether `adapt=yes` may help.
+        remedy: Sentence on how this dataset gets the file's plans, with a blank before it; empty where that is no help.
     """
 
     table: list[str]
     refusals: list[str]
     notes: list[str]
     adaptable: bool = True
+    remedy: str = ""
 
 
 def compare(
@@ -290,7 +295,33 @@ def compare(
     statistics = "foreground_intensity_properties_per_channel"
     if pretrained.plans and pretrained.plans.get(statistics) != plans.get(statistics):
         notes.append("intensity statistics of the datasets differ")
-    return Comparison(_table(pretrained, whole, set(wrong)), refusals, notes, not spoiled)
+    spared = [refusal for refusal in refusals if refusal.startswith(_OF_PLANS)]
+    remedy = _remedy(pretrained, plans) if spared and _dimension(theirs) == _dimension(own) else ""
+    return Comparison(_table(pretrained, whole, set(wrong)), refusals, notes, not spoiled, remedy)
+
+
+def _remedy(pretrained: Pretrained, plans: Mapping[str, Any]) -> str:
+    """Say how a dataset gets the plans of a file; nothing where its dataset is not known or has no spacing in mm."""
+    theirs, own = (each.get("dataset_name") for each in (pretrained.plans, plans))
+    name = pretrained.plans.get("plans_name")
+    ids = [dataset_number(each) for each in (theirs, own)]
+    if None in ids or not is_plain(name) or NATURAL in (_reader(pretrained.plans), _reader(plans)):
+        return ""
+    if theirs == own:
+        same = name == plans.get("plans_name")
+        return "" if same else f" Its plans are {name} of {own}: -p {shlex.quote(str(name))}."
+    command, moved = moving_command(ids[1] or 0, ids[0] or 0, str(name), pretrained.configuration)
+    return f" For its own plans, those of {theirs}: {command}; then train with -p {shlex.quote(moved)}."
+
+
+def dataset_number(name: object) -> int | None:
+    """Return the id in the name of a dataset; None for what is no such name.
+
+    >>> dataset_number("Dataset027_ACDC"), dataset_number(None)
+    (27, None)
+    """
+    named = is_plain(name) and re.fullmatch(r"Dataset(\d{3})_.+", str(name))
+    return int(named[1]) if named else None
 
 
 def adapted(
@@ -310,6 +341,11 @@ def adapted(
     return adapt(weights, shapes, fresh_keys(weights), channels, encoder_only)
 
 
+_OF_PLANS = (
+    "architecture",
+    "spacing",
+    "normalisation",
+)  # refusals that the file's plans would spare
 _NAMES = {
     "spacing": "spacing",
     "normalization_schemes": "normalisation",

@@ -287,3 +287,25 @@ def test_the_last_line_of_a_command_is_shown_while_it_runs(tmp_path, monkeypatch
     monkeypatch.setattr(demo, "run_logged", run_logged)
     demo.CommandRunner({}, tmp_path, progress)(demo_report.Step("phantom", ("nnunet-ssp",)))
     assert shown == [("phantom", 0.0, "Writing subject 3")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "--data 'my data' --output 'my demo' --device cpu --length 0.5 --seed 3 --keep --no-warm"],
+)
+def test_an_interrupted_demo_names_the_command_that_goes_on(monkeypatch, capsys, words: str):
+    calls = []
+
+    def stopped(
+        data=None, output=Path("demo"), device=None, length=1.0, seed=0, keep=False, warm=True
+    ):
+        calls.append((data, output, device, length, seed, keep, warm))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run", stopped)
+    assert main(["demo", *shlex.split(words)]) == 130
+    said = capsys.readouterr().err
+    line = said.partition("The demo goes on where it stopped with: ")[2].splitlines()[0]
+    assert line == f"nnunet-ssp demo {words}".rstrip()
+    assert main(shlex.split(line)[1:]) == 130
+    assert calls[0] == calls[1]

@@ -281,6 +281,22 @@ def test_what_users_get_wrong(dataset, predict, monkeypatch, capsys, line, messa
     assert not list(Path().glob("*_evaluation"))
 
 
+def test_predictions_one_folder_below_are_named(dataset, predict, capsys):
+    folder = predict("mim", 1.0)
+    above = folder.parent / "predictions"
+    for name in ("f1", "f0", "empty"):
+        (above / name).mkdir(parents=True)
+    for name in ("f1", "f0"):
+        for file in folder.glob("*.nii.gz"):
+            shutil.copy(file, above / name)
+    assert run("114", above) == 1
+    said = capsys.readouterr().err
+    assert (
+        f"{above} holds no .nii.gz file. Its folders hold some: f0, f1. Give {above / 'f0'}."
+        in said
+    )
+
+
 def test_missing_and_foreign_predictions_are_named(dataset, predict, capsys):
     predictions = predict("mim", 1.0)
     path = predictions / "T5_frame00.nii.gz"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from nnunet_ssp.recommended import FEW_SETTINGS
+from nnunet_ssp.training.loop import LoopTrainer
 from nnunet_ssp.training.next_steps import (
     after_finetuning,
     finetuned_before,
@@ -76,9 +77,49 @@ def test_without_test_subjects_the_validation_is_evaluated(folder: Path):
     assert after_finetuning(DATASET, folder, "all", "cpu") == ""
 
 
-def test_a_pretraining_ends_with_the_command_of_the_fine_tuning():
-    assert next_step("train") == "Pretraining done. Fine-tune with:\ntrain"
-    assert "in place of 7: Fine-tune with:\ntrain" in next_step("train", unlabelled=DATASET)
+class Trainer:
+    """A pretraining of the plans `small` on dataset 7, fold all, whose command is the real one."""
+
+    command = LoopTrainer.command
+
+    def __init__(self, folder: Path, labels: bool = True, reader: str = "NibabelIO") -> None:
+        self.output_folder = str(folder)
+        self.preprocessed_dataset_folder_base = str(folder.parent)
+        self.dataset_json, self.cases, self.fold = {"file_ending": ".nii.gz"}, {}, "all"
+        self.label_manager = SimpleNamespace(
+            foreground_labels=[1] if labels else [], has_regions=False
+        )
+        self.plans_manager = SimpleNamespace(
+            dataset_name=DATASET, plans_name="small", plans={"image_reader_writer": reader}
+        )
+        self.configuration_name, self.dataset = "2d", "7"
+        self.device = SimpleNamespace(type="cpu")
+
+
+FILE = Path("my file.pth")
+TAIL = "-tr nnUNetTrainerFinetune -device cpu -pretrained_weights 'my file.pth'"
+
+
+def test_a_pretraining_ends_with_the_command_of_the_fine_tuning(folder: Path):
+    said = next_step(Trainer(folder), FILE)
+    assert said == f"Pretraining done. Fine-tune with:\nnnUNetv2_train 7 2d all -p small {TAIL}"
+
+
+def test_without_labels_another_dataset_gets_the_plans(folder: Path):
+    title, prepare, train = next_step(Trainer(folder, labels=False), FILE).splitlines()
+    assert title.startswith(
+        f"Pretraining done. {DATASET} has no labels. With the id of a labelled dataset in place of "
+    )
+    assert f"put nnUNet_ssp_settings='{FEW_SETTINGS}' before the second line:" in title
+    assert prepare == "nnunet-ssp prepare ID --plans-from 7 -p small -overwrite_plans_name small_7"
+    assert train == f"nnUNetv2_train ID 2d 0 -p small_7 {TAIL}"
+
+
+def test_natural_images_have_the_plans_of_another_dataset(folder: Path):
+    """Theirs have no spacing in mm, so that no cine may take them."""
+    title, train = next_step(Trainer(folder, False, "NaturalImage2DIO"), FILE).splitlines()
+    assert "With the dataset whose plans it was prepared under in place of ID" in title
+    assert train == f"nnUNetv2_train ID 2d 0 -p small {TAIL}"
 
 
 def test_a_fine_tuning_that_lies_in_the_way_is_named(folder: Path):
@@ -87,11 +128,11 @@ def test_a_fine_tuning_that_lies_in_the_way_is_named(folder: Path):
     fill(folder)
     assert finetuned_before(pretraining) == ""  # no checkpoint yet
     (folder / "checkpoint_latest.pth").touch()
-    said = next_step("train", before=finetuned_before(pretraining))
+    said = next_step(Trainer(pretraining), FILE)
     assert (
         f"Pretraining done. {folder} holds a fine-tuning; one from other weights is refused" in said
     )
-    assert said.endswith("nnUNet_results. Fine-tune with:\ntrain")
+    assert "nnUNet_results. Fine-tune with:\nnnUNetv2_train 7" in said
     assert finetuned_before(pretraining.with_name("fold_4")) == ""
 
 

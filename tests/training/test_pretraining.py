@@ -554,7 +554,7 @@ def test_without_labels_the_next_command_says_so(runs, own_copy, log):
     (own_copy / "dataset.json").write_text(json.dumps(content))
     trainer = runs.run(MIM, "num_epochs=1 iterations_per_epoch=1 batch_size=2", fold="all")
     trainer.perform_actual_validation()
-    assert "has no labels; with another dataset" in log(trainer)
+    assert "has no labels. With the id of a labelled dataset in place of ID" in log(trainer)
 
 
 def test_disabled_checkpointing(runs, log):

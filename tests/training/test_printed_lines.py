@@ -148,6 +148,22 @@ def test_a_damaged_checkpoint_is_replaced_by_the_line(trained, paste, no_picture
     assert resumed.current_epoch == 1
 
 
+def test_an_unlabelled_pretraining_is_fine_tuned_by_its_lines(
+    mine, dataset, trained, paste, no_pictures
+):
+    shutil.copytree(mine / "raw" / DATASET, mine / "raw" / "Dataset908_Labelled")
+    content = read_json(dataset / "dataset.json", dict)
+    write_json(dataset / "dataset.json", content | {"labels": {"background": 0}})
+    trainer = trained.run("nnUNetTrainerMIMPretrain", FEW, fold="all")
+    trainer.perform_actual_validation()
+    said = Path(trainer.log_file).read_text()
+    prepare = line_after(said, "before the second line:")
+    train = said[said.index(prepare) + len(prepare) :].strip().splitlines()[0]
+    paste(f"{prepare.replace('ID', '908')} -np 1")
+    said = paste(train.replace("ID", "908"), f"{TUNE} final_validation=no")
+    assert "Loaded" in said and "encoder 32 tensors" in said
+
+
 def test_an_imported_pretraining_goes_on_by_its_lines(mine, pretrained_once, paste, capfd):
     shared = mine / "heart.zip"
     assert main(["export", str(pretrained_once()), "-o", str(shared)]) == 0

@@ -167,7 +167,7 @@ def test_other_weights_do_not_overwrite_a_finished_link(runs, pretrained):
 def test_the_refusal_names_the_setting(runs, pretrained):
     with pytest.raises(
         ValueError,
-        match=r"architecture: .*\. The setting adapt=yes takes what can be made to fit\.",
+        match=r"architecture: .*\. The setting adapt=yes takes what can be made to fit\. Its plans are tiny of ",
     ):
         runs.make(FINETUNE, weights=pretrained, plans="tinyres")
 

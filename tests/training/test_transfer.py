@@ -517,6 +517,37 @@ def test_other_preprocessing_is_refused(make_network, name, value, message):
     assert len(found) == 1 and found[0].startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "own", "said"),
+    [
+        (
+            {"dataset_name": "Dataset120_Sunny", "plans_name": "nnUNetPlans"},
+            {"dataset_name": "Dataset005_Mine", "plans_name": "nnUNetPlans"},
+            " For its own plans, those of Dataset120_Sunny: nnunet-ssp prepare 5 --plans-from 120 "
+            "-overwrite_plans_name nnUNetPlans_120; then train with -p nnUNetPlans_120.",
+        ),
+        (
+            {"dataset_name": "Dataset005_Mine", "plans_name": "my plans"},
+            {"dataset_name": "Dataset005_Mine", "plans_name": "nnUNetPlans"},
+            " Its plans are my plans of Dataset005_Mine: -p 'my plans'.",
+        ),
+        ({"plans_name": "small"}, {"dataset_name": "Dataset005_Mine"}, ""),  # a stripped file
+        (
+            {"dataset_name": "Dataset150_Images", "plans_name": "a", "image_reader_writer": "NaturalImage2DIO"},
+            {"dataset_name": "Dataset005_Mine"},
+            "",
+        ),
+    ],
+)  # fmt: skip
+def test_a_file_of_other_plans_says_how_to_get_them(make_network, theirs, own, said):
+    network, other = make_network(), make_network(features=(8, 8, 8))
+    theirs, own = ({**PLANS, "dataset_name": None, **names} for names in (theirs, own))
+    assert compare(described(other, theirs), network, own, CONFIGURATION).remedy == said
+    assert compare(described(network, theirs), network, own, CONFIGURATION).remedy == ""
+    channels = described(make_network(channels=3), theirs)
+    assert compare(channels, network, own, CONFIGURATION).remedy == ""
+
+
 def test_rounding_of_the_spacing_is_no_difference(make_network):
     network = make_network()
     close = {**CONFIGURATION, "spacing": (1.2500001, np.float64(1.25))}
