@@ -164,6 +164,10 @@ EXPECTED = {
         "_outcome() asks training_command()": FOLDS,
         "nnunet-ssp folds {} lists them": WORD,
     },
+    "nnunet_ssp/cohort/copies.py": {
+        "nnunet-ssp folds {} --check": "tests/cohort/test_copies.py::"
+        "test_a_converted_dataset_and_the_line"
+    },
     "nnunet_ssp/cohort/dataset.py": {
         "nnunet-ssp convert again": WORD,
         "nnunet-ssp convert writes it": WORD,

@@ -32,6 +32,7 @@ from nnunet_ssp.cohort.cases import (
     case_files,
     write_cases,
 )
+from nnunet_ssp.cohort.copies import sum_of_values
 from nnunet_ssp.cohort.privacy import map_texts
 from nnunet_ssp.cohort.pseudonyms import shorten_key, write_log
 from nnunet_ssp.cohort.splits import FOLD_SOURCE, copy_tables, make_splits, write_splits
@@ -63,6 +64,7 @@ from nnunet_ssp.conversion.summary import (
     dry_summary_lines,
     lost_labels,
     refusals,
+    same_images,
     same_patients,
     summary_lines,
 )
@@ -264,9 +266,9 @@ def _convert_all(
         )
     n_folds = _write_cases_and_folds(target, cases)
     said = remarks.about(outcomes)
-    shared = {"remarks": [*said, *same_patients(outcomes)], **as_log(outcomes)}
+    shared = {"remarks": [*said, *_of_one(outcomes, new)], **as_log(outcomes)}
     outcomes = in_own_names(outcomes, subjects.names)
-    said += [*same_patients(outcomes), *remarks.local]
+    said += [*_of_one(outcomes, new), *remarks.local]
     if subjects.key is not None:
         log = write_log(subjects.key, {"remarks": said, **as_log(outcomes)})
         shared = without_texts(shared, subjects.names, f"see {log.parent.name}/{log.name}")
@@ -285,6 +287,11 @@ def _convert_all(
         why = lost_labels(outcomes) or remarks.unlabelled
         warnings += [f"\n{line}" for line in why]
     return outcomes, [*summary_lines(outcomes, n_folds, said, remarks.prefixes), *warnings]
+
+
+def _of_one(outcomes: Sequence[Outcome], new: NewDataset) -> list[str]:
+    """Return warnings of subjects that may be one patient, by PatientID or by their images."""
+    return [*same_patients(outcomes), *same_images(outcomes, new.dataset_id)]
 
 
 def _write_cases_and_folds(target: Path, cases: Mapping[str, Case]) -> int:
@@ -418,6 +425,7 @@ def _convert_subject(task: TaskT, read: Callable[[TaskT], Cine], target: Path) -
             "notes": cine.notes,
             "patient": cine.patient,
             "inventory": cine.inventory,
+            "sums": [sum_of_values(cine.frames[case.frame]) for case in cine.cases],
         }
         write_json(record, {"stamp": stamp, **done})
     cases = [Case(**case) for case in done.pop("cases")]
@@ -438,8 +446,10 @@ def _read_done(record: Path) -> dict[str, Any] | None:
         content = read_json(record, dict)
     except (FileNotFoundError, ValueError):
         return None
-    content.setdefault("inventory", {})  # of a conversion that an earlier version began
-    kinds: dict[str, type] = dict.fromkeys(("stamp", "corrections", "warnings", "notes"), list)
+    for name, value in (("inventory", {}), ("sums", [])):  # an earlier version began it
+        content.setdefault(name, value)
+    lists = ("stamp", "corrections", "warnings", "notes", "sums")
+    kinds: dict[str, type] = dict.fromkeys(lists, list)
     kinds |= {"patient": str, "inventory": dict}
     whole = content.keys() == {*kinds, "cases"} and isinstance(content["cases"], list)
     whole = whole and all(isinstance(content[key], kind) for key, kind in kinds.items())

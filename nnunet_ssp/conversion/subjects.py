@@ -101,6 +101,8 @@ class Outcome:
     has_masks: bool = False
     # The reason
     refused: str = ""
+    # Of each case's image, see `copies.sum_of_values`
+    sums: list[str] = field(default_factory=list)
 
 
 @dataclass

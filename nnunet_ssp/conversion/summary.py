@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nnunet_ssp.cohort.cases import SPLITS
+from nnunet_ssp.cohort.copies import lines_on_copies, shared
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.conversion.dicom.inventory import inventory_lines
 from nnunet_ssp.conversion.record import OVERWRITES
@@ -174,6 +175,14 @@ def same_patients(outcomes: Iterable[Outcome | Look]) -> list[str]:
         for subjects in patients.values()
         if len(subjects) > 1
     ]
+
+
+def same_images(outcomes: Iterable[Outcome], dataset_id: int) -> list[str]:
+    """Warn of subjects with the same voxels in some frame, those of test and training first."""
+    outcomes = list(outcomes)
+    pairs = shared((o.subject, total) for o in outcomes for total in o.sums)
+    tests = {o.subject for o in outcomes if o.split == "test"}
+    return list(lines_on_copies(pairs, tests, dataset_id))
 
 
 def _groups(

@@ -191,8 +191,9 @@ def demo_page(
     )
     page.heading("The commands")
     page.paragraph(
-        "Exactly what ran. On your own data, convert your folder and leave out what makes this run "
-        "small: the two flags of prepare (then also -p) and nnUNet_ssp_settings."
+        "Exactly what ran, made small. On your own data, convert your folder, and then follow the "
+        "commands that prepare and each training print: they choose method and settings by the "
+        "number of your labels. README.md has them, too."
     )
     page.code("\n\n".join(["\n".join(setup), *(step.line for step in seconds)]))
     page.heading("Time and versions")

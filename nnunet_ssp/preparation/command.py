@@ -12,10 +12,12 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.cohort.copies import copies_in_dataset
 from nnunet_ssp.cohort.membership import count_for_advice
 from nnunet_ssp.cohort.repeats import doubts
 from nnunet_ssp.cohort.splits import copy_tables, first_fold, read_splits
@@ -126,8 +128,27 @@ def prepare(
         prepared.record(target, {job.case for job in jobs})
         _clear_temporary(target)
     _require_none(problems)
+    print("".join(f"{line}\n" for line in _copies(raw, jobs, content, workers)), end="")
     _say_next(target, configurations, jobs, plans_name, usual)
     return target
+
+
+def _copies(
+    raw: Path, jobs: Sequence[CaseJob], content: Mapping[str, Any], workers: int
+) -> list[str]:
+    """Return warnings of subjects with the same images; pictures of natural things are of nobody."""
+    if content.get("natural_images"):
+        return []
+    ending, table = f"_0000{content['file_ending']}", raw / "cases.csv"
+    tests = sorted((raw / "imagesTs").glob(f"[!.]*{ending}"))
+    return copies_in_dataset(
+        {job.case: Path(job.images[0]) for job in jobs},
+        {file.name.removesuffix(ending): file for file in tests},
+        read_cases(table) if table.is_file() else {},
+        dataset_id(raw.name),
+        workers,
+        converted=(raw / "convert.json").is_file(),
+    )
 
 
 def _begin(raw: Path, target: Path, cases: set[str]) -> None:

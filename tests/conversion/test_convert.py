@@ -554,3 +554,27 @@ def test_overwriting_a_conversion_leaves_what_is_not_of_it(tmp_path):
     assert left == {*kept, "convert.json"}
     assert not (target / "imagesUn").exists() and not (target / "labelsTr").exists()
     assert [f.name for f in elsewhere.iterdir()] == ["A_frame00_0000.nii.gz"]
+
+
+def read_alike(task: ToyTask) -> Cine:
+    """The toy with a frame that changes from voxel to voxel; of A and T it is the same, in another type."""
+    cine = read_toy(task)
+    step = {"A": 1, "T": 1, "B": 2}[task.subject]
+    voxels = step * np.arange(40).reshape(4, 5, 2)
+    kind = np.float32 if task.subject == "T" else np.int16
+    return replace(cine, frames={frame: voxels.astype(kind) for frame in cine.frames})
+
+
+def test_equal_images_of_two_subjects_are_a_warning(raw: Path, capsys):
+    """Also where the conversion goes on; equal frames of one subject are none."""
+    subjects = [*tasks("A", "B"), ToyTask("T", "test", ())]
+    target = run(subjects, read=read_alike)
+    warning = (
+        "WARNING: A and T have 1 image with the same voxels: one patient under two names? T is"
+    )
+    said = capsys.readouterr().out
+    assert said.count("with the same voxels") == said.count(warning) == 1
+    record = json.loads((target / "convert.json").read_text())
+    assert record["remarks"][-1].startswith(warning) and "sums" not in record
+    run(subjects[:2], read=read_alike, overwrite=True)
+    assert "with the same voxels" not in capsys.readouterr().out

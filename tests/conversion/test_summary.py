@@ -10,6 +10,7 @@ from nnunet_ssp.conversion.summary import (
     dry_summary_lines,
     lost_labels,
     refusals,
+    same_images,
     same_patients,
     summary_lines,
 )
@@ -115,6 +116,15 @@ def test_subjects_of_one_patient_are_a_warning():
     assert same_patients([*looks, Look("C", "train")]) == []
     (warning,) = same_patients([*looks, Look("C", "test", patient="1")])
     assert warning.startswith("WARNING: A, C have the same PatientID")
+
+
+def test_subjects_with_the_same_images_are_a_warning():
+    outcomes = [Outcome("A", "train", sums=["1", "1", "2"]), Outcome("B", "train", sums=["3", ""])]
+    assert same_images([*outcomes, Outcome("C", "test", sums=["4", ""])], 120) == []
+    (warning,) = same_images([*outcomes, Outcome("C", "test", sums=["2"])], 120)
+    assert warning.startswith("WARNING: A and C have 1 image with the same voxels")
+    assert "C is a test subject: a leak." in warning
+    assert warning.endswith(" nnunet-ssp folds 120 --check")
 
 
 def test_remarks_on_splits_do_not_count_the_refused():

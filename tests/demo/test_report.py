@@ -26,6 +26,7 @@ def test_report_opens_with_the_caveat_and_holds_every_part(finished):
     assert "saw 9 frames of 3 subjects, without labels" in body
     assert "the labels of 6 frames of 3 subjects" in body
     assert "4 frames of 2 subjects: the test subjects" in body
+    assert "the commands that prepare and each training print: they choose method and" in body
 
 
 def test_scores_are_means_over_subjects_of_means_over_frames():

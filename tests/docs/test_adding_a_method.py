@@ -85,6 +85,7 @@ def test_the_page_names_its_files() -> None:
         "nnunet_ssp/methods/__init__.py",
         "trainers/nnUNetTrainerRotationPretrain.py",
         "tests/methods/test_rotation.py",
+        "own_trainers/nnUNetTrainerFinetuneSmooth.py",
     ]
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import ast
 import re
 from importlib.util import find_spec
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+import nnunetv2.utilities.utils
 import pytest
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join, load_json
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
-PYTORCH = "CUDA out of memory"  # written in C++
+PYTORCH = ("CUDA out of memory", "Found no NVIDIA driver")  # written in C++
 # Messages of others whose rows begin with the remedy.
 OTHERS = (
     "Could not find requested nnunet trainer ...",
@@ -90,13 +93,13 @@ def is_printed(message: str, printed: str) -> bool:
 
 @pytest.mark.parametrize(("message", "whose"), quoted())
 def test_messages_are_printed(message: str, whose: str, printed: dict[str, str]) -> None:
-    if message != PYTORCH and whose != "Python's":
+    if message not in PYTORCH and whose != "Python's":
         assert is_printed(message, printed[whose]), f"{whose}: {message}"
 
 
 def test_pythons_messages_are_those_of_a_wrong_fold_in_nnunets_prediction(tmp_path: Path) -> None:
     """`nnUNetv2_predict` catches neither, so its traceback ends in them."""
-    no_folder, word, no_fold, no_model = (
+    no_folder, word, no_fold, no_model, _ = (
         message for message, whose in quoted() if whose == "Python's"
     )
     code = source("nnunetv2.inference.predict_from_raw_data").read_text(encoding="utf-8")
@@ -116,6 +119,20 @@ def test_pythons_messages_are_those_of_a_wrong_fold_in_nnunets_prediction(tmp_pa
     with pytest.raises(FileNotFoundError) as missing:
         torch.load(tmp_path / "fold_9" / "checkpoint_final.pth")
     assert is_printed(no_fold, str(missing.value))
+
+
+def test_pythons_message_is_that_of_images_without_a_channel_in_nnunets_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nnU-Net lists a case without files, and takes the name of the first."""
+    *_, no_channel = (message for message, whose in quoted() if whose == "Python's")
+    monkeypatch.setattr(nnunetv2.utilities.utils, "Pool", ThreadPool)
+    (tmp_path / "patient7.nii.gz").touch()
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.dataset_json = {"file_ending": ".nii.gz"}
+    with pytest.raises(IndexError) as unnumbered:
+        predictor._manage_input_and_output_lists(str(tmp_path), str(tmp_path / "out"))
+    assert is_printed(no_channel, str(unnumbered.value))
 
 
 def test_the_check_sees_what_is_not_printed(printed: dict[str, str]) -> None:

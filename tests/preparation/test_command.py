@@ -19,7 +19,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ssp.cohort.cases import read_cases
+from nnunet_ssp.cohort.cases import case_files, read_cases
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files import lock
 from nnunet_ssp.files.atomic import write_json
@@ -92,6 +92,21 @@ def test_a_second_run_does_nothing_again(
         "Next: nnUNet_ssp_settings=contrast=0 nnUNetv2_train 901 2d 0 "
         f"-tr nnUNetTrainerDensePretrain{device_flag()}\n"
     )
+
+
+def test_a_test_subject_among_the_training_images(raw: Path, target: Path, capsys):
+    cases = read_cases(raw / "cases.csv").values()
+    tested = next(case for case in cases if case.split == "test")
+    twin = next(case for case in cases if case.split == "train" and case.labelled)
+    shutil.copy(case_files(raw, twin)[0], case_files(raw, tested)[0])
+    prepare(901, workers=1)
+    said = capsys.readouterr().out
+    assert (
+        f"WARNING: {twin.subject} and {tested.subject} have 1 image with the same voxels: one patient under two "
+        f"names? {tested.subject} is a test subject: a leak. " in said
+    )
+    assert said.count("with the same voxels") == 1
+    assert "with the same voxels" in said[said.index("Slice store") : said.index("Next: ")]
 
 
 def test_nnunet_does_not_chatter(base: Path, capfd: pytest.CaptureFixture[str]):
