@@ -14,7 +14,7 @@ from typing import Any
 
 import nnunet_ssp
 from nnunet_ssp.command_line import CommandParser
-from nnunet_ssp.console import decimal, path, run_command, whole
+from nnunet_ssp.console import IdOrName, decimal, path, run_command, whole
 from nnunet_ssp.heartbeat import signs_of_life, work
 from nnunet_ssp.training.launched import add_train
 
@@ -319,8 +319,8 @@ def _add_phantom(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-d",
         dest="dataset_id",
         metavar="ID",
-        type=whole,
-        help="dataset id for the next command, which is printed (default: the first free one from 114)",
+        action=IdOrName,
+        help="dataset for the next command, which is printed (default: the first free id from 114)",
     )
     parser.set_defaults(run=_phantom)
 
@@ -330,14 +330,15 @@ def _phantom(args: argparse.Namespace) -> None:
     from nnunet_ssp.phantom import write_mnms
 
     words = _without_run(args)
-    wanted = words.pop("dataset_id")
+    wanted, name = words.pop("dataset_id"), words.pop("name", None)
     number = free_dataset_id() if wanted is None else dataset_id(wanted)
+    dataset = f"Dataset{number:03d}_{name}" if name else str(number)
     try:
         folder = write_mnms(**words)
     except ValueError as error:  # it names its arguments, which here are options
         raise ValueError(re.sub(r"^`(\w+)`", r"`--\1`", str(error))) from None
     print(f"Phantom: {folder}")
-    where = f"-i {shlex.quote(str(folder))} -d {number}"
+    where = f"-i {shlex.quote(str(folder))} -d {dataset}"
     print(f"Next: nnunet-ssp convert mnms {where}")
 
 

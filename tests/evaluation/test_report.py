@@ -191,4 +191,4 @@ def test_a_phone_shows_predictions_and_references_without_scrolling(reports, tmp
     html = reports["m0_evaluation"].read_text("utf-8")
     found = measured(html, 400, tmp_path, script)
     seen_at_once = [name for name, right in found["heads"] if right <= found["room"]]
-    assert seen_at_once[:4] == ["Metric", "Predicted", "Reference", "Bias"]
+    assert seen_at_once[:3] == ["Metric", "Predicted", "Reference"]

@@ -21,6 +21,7 @@ tables: [{title: Dice, rows: folds, columns: models}]
 # The arguments of each command, and its exit status; `predict` finds no model.
 LINES = {
     "convert": ("mnms -i {source} -d Dataset131_Foo --dry-run", 0),
+    "phantom": ("out --labelled 2 --frames 2 -d Dataset131_Foo", 0),
     "folds": ("{name}", 0),
     "prepare": ("{name} -p tiny -np 1", 0),
     "inspect": ("{checkpoint} -d {name} -p tiny", 0),
@@ -30,7 +31,7 @@ LINES = {
     "study": ("{study} -d {name} -p tiny --dry-run", 0),
 }
 ELSEWHERE = {"train": "tests/training/test_launched.py::test_one_process_trains_as_nnunets_command"}
-WITHOUT = {"env", "doctor", "export", "phantom", "demo", "bench"}  # take no dataset
+WITHOUT = {"env", "doctor", "export", "demo", "bench"}  # take no dataset
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -72,7 +73,7 @@ def test_a_full_name_is_taken(
     assert main([command, *(word.format(**places) for word in line.split())]) == status
     said = capsys.readouterr()
     assert status == 0 or DATASET in said.err
-    assert command != "convert" or "Dataset131_Foo" in said.out
+    assert command not in {"convert", "phantom"} or "Dataset131_Foo" in said.out
 
 
 @pytest.mark.slow

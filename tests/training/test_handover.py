@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,7 @@ from nnunet_ssp.cli import main
 from nnunet_ssp.files import saving
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.bundles import ON_A_HUB, WEIGHTS, read_shared
+from nnunet_ssp.recommended import FEW_SETTINGS
 from nnunet_ssp.sharing.export import export_checkpoint
 from nnunet_ssp.training.handover import hand_over_shared, loading_frame
 from tests.files.test_bundles import rewritten, with_plans
@@ -184,10 +186,11 @@ def test_from_one_dataset_to_another(
     shutil.copytree(prepared / "raw" / DATASET, other)
     said = command("nnunet-ssp", "import", shared, "-d", 902)
     lines = [
-        line.partition(": ")[2].split() for line in said.splitlines() if "nnun" in line.lower()
+        shlex.split(line.partition(": ")[2]) for line in said.splitlines() if "nnun" in line.lower()
     ]
     command(*next(words for words in lines if "prepare" in words), "-np", 1)
-    words = next(words for words in lines if "nnUNetTrainerFinetune" in words)
+    recipe, *words = next(words for words in lines if "nnUNetTrainerFinetune" in words)
+    assert recipe == f"nnUNet_ssp_settings={FEW_SETTINGS}"
     few = "num_epochs=1 iterations_per_epoch=2 val_iterations_per_epoch=1 final_validation=no"
     said = command(*words, "-device", "cpu", nnUNet_ssp_settings=few)
     assert "encoder 32 tensors, decoder 30, fresh 6" in said
