@@ -13,7 +13,7 @@ from nnunet_ssp.cohort.privacy import hashed_path
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.conversion.phases import LABELS
 from nnunet_ssp.dataset_conversion import SOURCES, acdc, load_converter, mnms, mnms2
-from tests.cine_trees import ED, ES, add_acdc, add_mnms, add_mnms2, cine, drawn
+from tests.cine_trees import ED, ES, add_acdc, add_mnms, add_mnms2, cine, cine_of, drawn
 
 SINGLE = list(SOURCES)
 
@@ -65,7 +65,7 @@ def test_several_sources_make_one_dataset(trees: Path, capsys: pytest.CaptureFix
         for file in (target / folder).iterdir():
             assert file.name.removesuffix("_0000.nii.gz") in cases
     for name, voxels in (
-        ("imagesTr/mm1-A1_frame00", cine(sum(b"A1"))),
+        ("imagesTr/mm1-A1_frame00", cine_of("A1")),
         ("imagesTr/mm2-001_frame00", cine(1)),
         ("imagesTr/acdc-patient001_frame00", cine(1)),
     ):

@@ -16,7 +16,7 @@ from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.dataset_conversion import mnms
 from nnunet_ssp.dataset_conversion.mnms import convert
-from tests.cine_trees import AFFINE, ED, ES, cine, drawn, save
+from tests.cine_trees import AFFINE, ED, ES, cine, cine_of, drawn, save
 from tests.cine_trees import MNMS_CSV as CSV
 from tests.cine_trees import add_mnms as add
 from tests.cine_trees import add_mnms_row as add_row
@@ -79,7 +79,7 @@ def test_the_official_tree(root: Path, inside: str):
 
 def test_voxels_and_slice_order_are_those_of_the_source(root: Path):
     target = convert(official(root), 114)
-    source = cine(sum(b"A1"))
+    source = cine_of("A1")
     for frame, folder in ((0, "imagesTr"), (1, "imagesUn"), (2, "imagesTr")):
         image = nibabel.load(target / folder / f"A1_frame{frame:02d}_0000.nii.gz")
         assert image.get_data_dtype() == np.int16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -31,8 +32,8 @@ class TrueMasks:
     def __init__(self, subjects: list[PhantomSubject]) -> None:
         self.masks = [subject.labels for subject in subjects]
 
-    def segment(self, voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, list[float]]:
-        return self.masks.pop(0), [0.0] * voxels.shape[3]
+    def segment(self, voxels: np.ndarray, affine: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+        return ((frame, 0.0) for frame in np.moveaxis(self.masks.pop(0), -1, 0))
 
 
 @pytest.fixture
