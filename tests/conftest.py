@@ -29,8 +29,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, or a process would end with them while the others wait."""
+    """Files with slow tests first, or a process would end with them while the others wait; heavy ones are slow."""
+    for item in items:
+        if "heavy" in item.keywords:
+            item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if "slow" in item.keywords}
     items.sort(key=lambda item: item.path not in slow)
     if not torch.cuda.is_available():

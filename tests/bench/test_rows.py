@@ -144,6 +144,7 @@ def test_a_sparse_store_takes_no_space_and_can_be_read(tmp_path):
     assert used < store.nbytes / 10
 
 
+@pytest.mark.heavy
 def test_growth_compares_with_the_first_store():
     used = [torch.zeros(2**20) for _ in range(8)] + [bytes(1000) for _ in range(100_000)]
     del used  # room in this process, where a store would show as nothing

@@ -71,6 +71,7 @@ def test_unlabelled_slices_are_those_of_a_mask_that_is_resampled(
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.heavy
 def test_workers_give_the_same_as_one_process(
     base: Path, target: Path, extractions: list[int], monkeypatch: pytest.MonkeyPatch
 ):

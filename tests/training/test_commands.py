@@ -66,9 +66,19 @@ def test_pretrain_finetune_predict(
     ("trainer", "settings"),
     [
         ("nnUNetTrainerSimCLRPretrain", "initial_lr=0.02"),
-        ("nnUNetTrainerPCLPretrain", "initial_lr=0.02 threshold=0.3"),
-        ("nnUNetTrainerDINOPretrain", "head_width=64 head_bottleneck=32 out_dim=128"),
-        ("nnUNetTrainerBYOLPretrain", "head_width=64 predictor_width=64 head_out=32"),
+        pytest.param(
+            "nnUNetTrainerPCLPretrain", "initial_lr=0.02 threshold=0.3", marks=pytest.mark.heavy
+        ),
+        pytest.param(
+            "nnUNetTrainerDINOPretrain",
+            "head_width=64 head_bottleneck=32 out_dim=128",
+            marks=pytest.mark.heavy,
+        ),
+        pytest.param(
+            "nnUNetTrainerBYOLPretrain",
+            "head_width=64 predictor_width=64 head_out=32",
+            marks=pytest.mark.heavy,
+        ),
     ],
 )
 def test_encoder_methods(prepared, preprocessed, tmp_path, train, command, trainer, settings):

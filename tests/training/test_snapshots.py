@@ -211,7 +211,7 @@ def test_words_for_some_scores_only():
     assert snapshots.ranking_in_words([]) == []
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_with_nnunet_s_own_command(preprocessed, command):
     """Pretrain with snapshots, fine-tune from one of them, and list them."""
     train = ("nnUNetv2_train", "901", "2d", "0", "-p", "tiny", "-device", "cpu")
