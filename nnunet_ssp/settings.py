@@ -75,7 +75,7 @@ class TrainingSettings(Settings):
     # auto: on CUDA the half precision that suits the method (bf16, or fp16 for methods that train the encoder alone),
     # in fine-tuning nnU-Net's fp16; on a CPU bf16 where a trial shows a large gain, else fp32.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    # On a CPU. auto: InstanceNorm as group norm, faster; yes: with LeakyReLU, at most 0.6 of the memory; no: as nnU-Net.
+    # On a CPU. auto: InstanceNorm as group norm, faster; yes: with LeakyReLU, at most 0.6 of memory; no: as nnU-Net.
     fused_norm: Literal["auto", "yes", "no"] = "auto"
     # Layout of the maps in the network. auto: channels_last where a trial of a few steps shows a gain of 1.05.
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
