@@ -73,9 +73,11 @@ def test_a_pretraining_on_real_cine_serves_another_site(
     there.run("nnunet-ssp", "convert", "acdc", "-i", patients.parent, "-d", 160)
     said = there.run("nnunet-ssp", "import", shared, "-d", 160)
     assert "licences of the data: CC0 1.0\n" in said
-    printed = [shlex.split(line.partition(": ")[2]) for line in said.splitlines()]
+    typed = [line.partition(": ")[2] for line in said.splitlines()]
+    printed = [shlex.split(line) for line in typed if line.lower().startswith("nnunet")]
     there.run(*next(words for words in printed if words[1:2] == ["prepare"]))
-    finetune = next(words for words in printed if "nnUNetTrainerFinetune" in words)
+    recipe, *finetune = next(words for words in printed if "nnUNetTrainerFinetune" in words)
+    assert recipe.startswith("nnUNet_ssp_settings=recipe=few ")
     said = there.run(*finetune, "-device", "cpu", nnUNet_ssp_settings=FEW)
     assert "Pretrained weights" in said and "fresh" in said
     (dataset,) = (tmp_path / "other" / "raw").glob("Dataset160_*")
