@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_sharing(commands)
     _add_phantom(commands)
-    _add_demo(commands)
+    _add_demo(commands, command)
     _add_predict(commands, command)
     _add_evaluate(commands)
     _add_bench(commands)
@@ -342,14 +342,16 @@ def _phantom(args: argparse.Namespace) -> None:
     print(f"Next: nnunet-ssp convert mnms {where}")
 
 
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_demo(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], command: CommandParser
+) -> None:
     from nnunet_ssp.demo import command as demo
 
     parser = commands.add_parser(
         "demo", help="the whole path in minutes: phantom, pretraining, fine-tuning, report"
     )
     demo.add_arguments(parser)
-    parser.set_defaults(run=demo.run_arguments)
+    parser.set_defaults(run=lambda args: demo.run_arguments(args, command.again()))
 
 
 def _add_predict(
@@ -371,8 +373,7 @@ def _add_predict(
         with work("loading PyTorch and nnU-Net"):
             from nnunet_ssp.predict.command import predict
 
-        again = shlex.join(["nnunet-ssp", *command.typed])
-        return predict(**_without_run(args), again=again)
+        return predict(**_without_run(args), again=command.again())
 
     parser.set_defaults(run=run)
 

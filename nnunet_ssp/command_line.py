@@ -42,6 +42,10 @@ class CommandParser(argparse.ArgumentParser):
             super().error(f"{joined} lacks its quotes{_quoted(joined)}")
         return parsed
 
+    def again(self) -> str:
+        """Return the command that was typed, to be typed again."""
+        return shlex.join([self.prog, *self.typed])
+
     def error(self, message: str) -> NoReturn:
         """Print usage, message and hint, and exit with status 2."""
         said = self._unquoted(message) or _meant(message) or self._forgotten(message)

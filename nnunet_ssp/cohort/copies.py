@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from nnunet_ssp.cohort.cases import Case, names_of_subjects
 from nnunet_ssp.console import count_of
+from nnunet_ssp.files.digests import add_file
 from nnunet_ssp.files.nifti import read_nifti
 from nnunet_ssp.parallel import process
 
 SHOWN = 5  # pairs that are named
 NIFTI = (".nii", ".nii.gz")
 TRAILER = 8  # bytes at the end of a gzip file: CRC-32 and length of its content
-CHUNK = 2**20  # bytes read at a time
 
 Two = tuple[str, str]
 
@@ -154,9 +154,7 @@ def _whole(file: Path) -> str:
         if file.name.endswith(NIFTI):
             return sum_of_values(read_nifti(file)[0])
         total = hashlib.blake2b(digest_size=16)
-        with open(file, "rb") as stream:
-            while part := stream.read(CHUNK):
-                total.update(part)
+        add_file(total, file)
         return total.hexdigest()
     except (OSError, ValueError):
         return ""

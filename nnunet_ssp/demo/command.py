@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -139,27 +137,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(NO_WARM, dest="warm", action="store_false", help=WARM_HELP)
 
 
-def run_arguments(arguments: argparse.Namespace) -> int:
-    """Run the demo with arguments that were parsed by the parser of `add_arguments`."""
+def run_arguments(arguments: argparse.Namespace, again: str) -> int:
+    """Run the demo with arguments that were parsed by the parser of `add_arguments`; `again` is the command's text."""
     names = ("data", "output", "device", "length", "seed", "keep", "warm")
-    given = {name: getattr(arguments, name) for name in names}
     try:
-        return run(**given)
+        return run(**{name: getattr(arguments, name) for name in names})
     except KeyboardInterrupt:
-        print(f"\nThe demo goes on where it stopped with: {_again(given)}", file=sys.stderr)
+        print(f"\nThe demo goes on where it stopped with: {again}", file=sys.stderr)
         raise
-
-
-def _again(given: Mapping[str, object]) -> str:
-    """Return the command with these arguments."""
-    usual = {name: each.default for name, each in signature(run).parameters.items()}
-    words = ["nnunet-ssp", "demo"]
-    for name in ("data", "output", "device", "length", "seed"):
-        if given[name] != usual[name]:
-            words += [f"--{name}", str(given[name])]
-    words += ["--keep"] * bool(given["keep"])
-    words += [NO_WARM] * (not given["warm"])
-    return shlex.join(words)
 
 
 def run(

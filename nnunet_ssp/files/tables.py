@@ -317,7 +317,7 @@ def _cut_short(text: str, longest: int = 200) -> str:
     return text if len(text) <= longest else f"{text[:longest]} ..."
 
 
-# -- the dataset around a table -------------------------------------------------------------------
+# -- the dataset around a table --------------------------------------------------------------------
 
 
 def find_tree(folder: Path, places: Sequence[str], wrapper: str, whose: str) -> Path:

@@ -22,6 +22,7 @@ from nnunet_ssp.evaluation.labels import Labels, read_labels
 from nnunet_ssp.files import checkpoints
 from nnunet_ssp.files.atomic import TEMPORARY
 from nnunet_ssp.files.contents import shown
+from nnunet_ssp.files.digests import add_file
 from nnunet_ssp.files.names import is_plain, must_be_plain
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.nnunet import dataset_folder, nnunet_folder
@@ -286,7 +287,5 @@ def _check_checkpoint(file: Path, trust: bool) -> tuple[str, str]:
 def _digest(files: Sequence[Path], folds: Sequence[str]) -> str:
     digest = hashlib.blake2b(" ".join(folds).encode(), digest_size=16)
     for file in files:
-        with open(file, "rb") as stream:
-            while part := stream.read(CHUNK):
-                digest.update(part)
+        add_file(digest, file)
     return digest.hexdigest()

@@ -20,6 +20,7 @@ from nnunet_ssp.cohort.membership import (
     subjects_of,
     tested_cases,
 )
+from nnunet_ssp.files.digests import add_file
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import configuration_of, read_dataset, read_plans
 from nnunet_ssp.launch import planning_command
@@ -268,9 +269,7 @@ def digest_of(place: Path) -> str:
     for file in files:
         name = file.relative_to(place).as_posix()
         whole.update(f"{name} {file.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-        with open(file, "rb") as stream:
-            while piece := stream.read(2**20):
-                whole.update(piece)
+        add_file(whole, file)
     return whole.hexdigest()[:16]
 
 

@@ -130,7 +130,7 @@ def test_arguments_are_the_keywords_of_run(monkeypatch):
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
     monkeypatch.setattr(demo, "run", lambda **keywords: keywords)
-    assert demo.run_arguments(parser.parse_args([])) == {
+    assert demo.run_arguments(parser.parse_args([]), "") == {
         "data": None,
         "output": Path("demo"),
         "device": None,
@@ -140,7 +140,7 @@ def test_arguments_are_the_keywords_of_run(monkeypatch):
         "warm": True,
     }
     line = "--data a --output b --device mps --length 2 --seed 3 --keep --no-warm"
-    assert demo.run_arguments(parser.parse_args(line.split())) == {
+    assert demo.run_arguments(parser.parse_args(line.split()), "") == {
         "data": Path("a"),
         "output": Path("b"),
         "device": "mps",
