@@ -44,7 +44,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def again(self) -> str:
         """Return the command that was typed, to be typed again."""
-        return shlex.join([self.prog, *self.typed])
+        return shlex.join(["nnunet-ssp", *self.typed])
 
     def error(self, message: str) -> NoReturn:
         """Print usage, message and hint, and exit with status 2."""

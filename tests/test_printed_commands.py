@@ -147,14 +147,15 @@ EXPECTED = {
     },
     "nnunet_ssp/cli.py": {
         "_parser() begins with nnunet-ssp": NAME,
-        "run() begins with nnunet-ssp": "tests/predict/test_command.py::"
-        "test_the_command_that_goes_on_is_the_one_that_was_typed",
         "nnUNetv2_train": WORD,
         "nnUNetv2_predict": WORD,
         "nnunet-ssp env": DOCTOR,
         "nnunet-ssp convert mnms {}": CHAIN,
     },
     "nnunet_ssp/command_line.py": {
+        # Of `predict`; that of the demo is in tests/demo/test_command.py
+        "again() begins with nnunet-ssp": "tests/predict/test_command.py::"
+        "test_the_command_that_goes_on_is_the_one_that_was_typed",
         "nnunet-ssp evaluate DATASET FOLDER": FORGOTTEN,
         "nnunet-ssp convert {} -i FOLDER -d ID": (
             "tests/test_command_line.py::test_the_source_that_is_meant_is_named"
@@ -201,9 +202,6 @@ EXPECTED = {
         "nnunet-ssp prepare {}": LINES + "test_a_finished_conversion_is_prepared_by_the_line"
     },
     "nnunet_ssp/demo/command.py": {
-        "_again() begins with nnunet-ssp": (
-            "tests/demo/test_command.py::test_an_interrupted_demo_names_the_command_that_goes_on"
-        ),
         "run() begins with nnunet-ssp": ITSELF,
         "phantom_step() begins with nnunet-ssp": ITSELF,
         "convert_step() begins with nnunet-ssp": ITSELF,
