@@ -394,7 +394,9 @@ def _write_objects(
 
 
 def _stamp(task: CineTask) -> list[str]:
-    return [str(task.place), *(f"{file.name} {input_stamp(file)}" for file in task.images)]
+    """Return what tells a subject's images from others, however their path is typed."""
+    place = str(task.place.resolve())
+    return [place, *(f"{file.name} {input_stamp(file)}" for file in task.images)]
 
 
 def _measured(

@@ -63,11 +63,13 @@ def inputs(subject: PhantomSubject, tmp_path: Path) -> Path:
 def go(subject: PhantomSubject, inputs: Path, tmp_path: Path) -> Callable[..., tuple[int, dict]]:
     """Run with true masks; returns how many were segmented, and the refused."""
 
-    def start(overwrite: bool = False, model: str = "m", **options: object) -> tuple[int, dict]:
+    def start(
+        overwrite: bool = False, model: str = "m", typed: Path = inputs, **options: object
+    ) -> tuple[int, dict]:
         masks = TrueMasks(subject)
         job = replace(Procedure(LABELS, lambda: masks), **options)
         (tmp_path / "out").mkdir(exist_ok=True)
-        tasks, refused = find_studies([inputs], False, (), 1)
+        tasks, refused = find_studies([typed], False, (), 1)
         output = Output(tmp_path / "out")
         refused = run(tasks, refused, output, job, {"digest": model}, overwrite)
         return masks.segmented, refused
@@ -109,6 +111,14 @@ def test_a_second_run_does_what_is_missing(go, inputs, subject, tmp_path) -> Non
     save(subject.image, inputs / "three.nii.gz", subject.affine)
     assert go()[0] == 2
     assert len(table(tmp_path / "out" / "volumes.csv")) == 3
+
+
+def test_the_same_images_by_another_path_are_not_segmented_again(go, inputs, monkeypatch) -> None:
+    go()
+    monkeypatch.chdir(inputs.parent)
+    (inputs.parent / "link").symlink_to(inputs)
+    for typed in (Path(inputs.name), Path("link"), Path("link", "..", inputs.name)):
+        assert go(typed=typed) == (0, {})
 
 
 def test_an_image_that_changes_after_it_was_read_is_done_again(go, inputs, subject) -> None:
