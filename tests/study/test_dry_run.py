@@ -184,7 +184,7 @@ def test_dry_run_of_acdc_few(tmp_path, capsys, monkeypatch, size, epochs):
     monkeypatch.chdir(tmp_path)
     assert main(["study", "acdc-few", "--dry-run", "--size", size]) == 0
     said = capsys.readouterr().out
-    assert "132 runs: 15 pretrainings and 117 fine-tunings or trainings from scratch" in said
+    assert "147 runs: 15 pretrainings and 132 fine-tunings or trainings from scratch" in said
     assert (
         "train     MIM deep on 5: nnUNetTrainerFinetune from MIM deep, fold few-nr5-seed{seed}, seeds 0 1 2; "
         in said
