@@ -97,18 +97,22 @@ def test_the_page_has_all_models_over_the_seeds_of_all(script: ModuleType, tmp_p
         )
 
     (tmp_path / "models").mkdir()
-    for name, gain, seeds in (("scratch", 0, 3), ("Dense", 1, 3), ("MIM-deep", -1, 2)):
+    models = (("scratch", 0, 3), ("Dense", 1, 3), ("MIM-deep", -1, 2), ("scratch-long", 2, 3))
+    for name, gain, seeds in models:
         frames(gain, seeds).to_csv(tmp_path / f"models/{name}.csv", index=False)
     page = f"before\n{script.BEGIN}old\n{script.END}\nafter\n"
     lines = script.with_table(page, tmp_path).splitlines()
     assert (lines[0], lines[-1], "old" in lines) == ("before", "after", False)
-    scratch, dense, mim = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:7])
+    scratch, dense, mim, longer = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:8]
+    )
     # Seeds 0 and 1: 0.5 and 0.6; gains of 0.01 to 0.07, so 0.04 in the mean.
     assert scratch[:6] == ["from scratch", "2", "0.550 ± 0.071", "0.550", "0.550", "0.350"]
-    assert scratch[6:] == [""] * 5
+    assert scratch[6:] == ["", "", "", "", "", "-0.080"]  # three times as many steps gain 0.08
     assert dense[:4] == ["Dense", "2", "0.590 ± 0.071", "0.590"] and dense[6] == "+0.040"
-    assert dense[8:] == ["7 of 7", "2 of 2", f"{2**-7:.2g}"]  # all seven signs by chance
-    assert mim[6] == "-0.040" and mim[8:] == ["0 of 7", "0 of 2", "1"]
+    assert dense[8:] == ["7 of 7", "2 of 2", f"{2**-7:.2g}", "-0.040"]  # all seven signs by chance
+    assert mim[6] == "-0.040" and mim[8:] == ["0 of 7", "0 of 2", "1", "-0.120"]
+    assert (longer[0], longer[6], longer[-1]) == ("from scratch, 1,500 steps", "+0.080", "")
     low, high = map(float, dense[7].split(" to "))
     assert 0.01 < low < 0.04 < high < 0.07
 
