@@ -146,20 +146,23 @@ class LoopTrainer(AliveTrainer):
                 done, steps = len(self.outputs), self.num_iterations_per_epoch
                 after = f", after {done} of its {steps} steps" if done else ""
                 self.print_to_log_file(f"Goes on with epoch {self.current_epoch}{after}.")
+            begun = self.current_epoch
             while self.current_epoch < self.num_epochs and not self._stops_early():
-                self._run_epoch()
+                # The end of an epoch says the time that is left, so this is for the first one
+                first = self.current_epoch == begun
+                self._run_epoch(later=self.num_epochs - begun - 1 if first else 0)
             self.on_train_end()
             if self.interruption.asked(now=True) in ENDS:
                 self._end_by_signal(f"the training is finished, {FINAL} is saved")
 
-    def _run_epoch(self) -> None:
-        """Run one epoch from its start, or from where a signal stopped it."""
+    def _run_epoch(self, later: int) -> None:
+        """Run one epoch from its start, or from where a signal stopped it; `later` ones follow, of unknown duration."""
         self._check_folder()
         self._heed_signals()
         self.on_epoch_start()
         self.on_train_epoch_start()
         first = self.current_epoch * self.num_iterations_per_epoch
-        self._pace.begin(len(self.outputs))
+        self._pace.begin(len(self.outputs), later=later)
         while len(self.outputs) < self.num_iterations_per_epoch:
             self._heed_signals()
             batch = next(self.dataloader_train)

@@ -15,18 +15,24 @@ class Pace:
 
     Args:
         say: Writes a line to the log.
-        images: Images of a step.
+        slices: Slices of a step.
     """
 
-    def __init__(self, say: Callable[[str], None], images: int) -> None:
-        self.say, self.images = say, images
+    def __init__(self, say: Callable[[str], None], slices: int) -> None:
+        self.say, self.slices = say, slices
         self._first, self._started, self._said = 0, 0.0, 0.0
-        self._part = ""
+        self._part, self._later = "", 0
 
-    def begin(self, done: int, part: str = "training") -> None:
-        """Begin an epoch's training or validation, of which `done` steps were made before."""
+    def begin(self, done: int, part: str = "training", later: int = 0) -> None:
+        """Begin an epoch's training or validation.
+
+        Args:
+            done: Its steps that were made before.
+            part: What begins.
+            later: Epochs after this one, where no line has said how long they take.
+        """
         self._first, self._started = done, time.monotonic()
-        self._said, self._part = self._started, part
+        self._said, self._part, self._later = self._started, part, later
 
     def step(self, done: int, planned: int) -> None:
         """Log a line if the last one was long ago.
@@ -40,10 +46,12 @@ class Pace:
             return
         self._said = now
         seconds = (now - self._started) / (done - self._first)
-        speed = f"{self.images / seconds:.1f} images/s, " if self._part == "training" else ""
+        speed = f"{self.slices / seconds:.1f} slices/s, " if self._part == "training" else ""
+        whole = duration(seconds * planned * (self._later + 1))
+        then = f", about {whole} for all {self._later + 1} epochs to come" if self._later else ""
         self.say(
             f"{'' if speed else f'{self._part} '}step {done} of {planned}, {speed}about "
-            f"{duration(seconds * (planned - done))} left in this epoch's {self._part}"
+            f"{duration(seconds * (planned - done))} left in this epoch's {self._part}{then}"
         )
 
 

@@ -171,7 +171,7 @@ class Progress:
             self._warn(self.method.warnings(curves, change))
         seconds = value("epoch_end_timestamps") - value("epoch_start_timestamps")
         self.say(
-            f"Epoch time: {seconds:.2f} s, {value('images_per_second'):.1f} images/s, "
+            f"Epoch time: {seconds:.2f} s, {value('images_per_second'):.1f} slices/s, "
             f"{time_left(seconds, self.epochs - epoch - 1, self.ends_early)}"
         )
 
@@ -212,7 +212,7 @@ class Progress:
             *curves,
             stage_panel(list(self.stages.start)),
             Panel("learning rate", {"lrs": "learning rate"}),
-            Panel("images per second", {"images_per_second": "training"}),
+            Panel("slices per second", {"images_per_second": "training"}),
         ]
 
     def _remove_pictures(self) -> None:

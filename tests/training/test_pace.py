@@ -22,21 +22,32 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 def test_a_long_epoch_says_how_far_it_is(clock: Callable[[float], None]):
     said: list[str] = []
-    pace = Pace(said.append, images=12)
+    pace = Pace(said.append, slices=12)
     pace.begin(done=4)
     for done in range(5, 11):
         clock(SECONDS / 2)
         pace.step(done, planned=10)
     # Every second step makes a line; the end of the epoch speaks for itself.
     assert said == [
-        "step 6 of 10, 1.6 images/s, about 30 s left in this epoch's training",
-        "step 8 of 10, 1.6 images/s, about 15 s left in this epoch's training",
+        "step 6 of 10, 1.6 slices/s, about 30 s left in this epoch's training",
+        "step 8 of 10, 1.6 slices/s, about 15 s left in this epoch's training",
     ]
+
+
+def test_the_first_epoch_says_how_long_all_take(clock: Callable[[float], None]):
+    said: list[str] = []
+    pace = Pace(said.append, slices=12)
+    pace.begin(done=5, later=99)
+    clock(SECONDS)
+    pace.step(6, planned=10)
+    # 15 s a step, 10 steps an epoch, 100 epochs
+    left = "about 60 s left in this epoch's training, about 4.2 h for all 100 epochs to come"
+    assert said == [f"step 6 of 10, 0.8 slices/s, {left}"]
 
 
 def test_later_epochs_speak_as_often(clock: Callable[[float], None]):
     said: list[str] = []
-    pace = Pace(said.append, images=1)
+    pace = Pace(said.append, slices=1)
     for _ in range(3):
         pace.begin(done=0)
         for done in (1, 2, 3):
@@ -48,7 +59,7 @@ def test_later_epochs_speak_as_often(clock: Callable[[float], None]):
 
 def test_a_short_epoch_has_no_line(clock: Callable[[float], None]):
     said: list[str] = []
-    pace = Pace(said.append, images=1)
+    pace = Pace(said.append, slices=1)
     for _ in range(9):
         pace.begin(done=0)
         clock(SECONDS - 1)
@@ -58,7 +69,7 @@ def test_a_short_epoch_has_no_line(clock: Callable[[float], None]):
 
 def test_a_long_validation_says_how_far_it_is(clock: Callable[[float], None]):
     said: list[str] = []
-    pace = Pace(said.append, images=12)
+    pace = Pace(said.append, slices=12)
     pace.begin(done=0)
     pace.begin(done=0, part="validation")
     for done in range(1, 5):

@@ -40,7 +40,7 @@ def test_files_of_a_run(runs, log, name):
     assert all(0 < float(row["change encoder 1"]) < 1 for row in rows)
     assert {p.name for p in folder.parent.iterdir()} >= {"plans.json", "dataset.json"}
     text = log(trainer)
-    for said in ("train_loss", "val_loss", "error over variance", "change since", "images/s, "):
+    for said in ("train_loss", "val_loss", "error over variance", "change since", "slices/s, "):
         assert text.count(said) >= 2, said
     # Dominic et al. hand on the weights of the lowest validation loss.
     weights = folder / f"checkpoint_{'final' if name == MIM else 'best'}.pth"

@@ -102,7 +102,7 @@ def test_an_epoch_in_the_log(make):
         "error over variance: train 1.5000, val 1.5000",
     ]
     assert one.said[3].startswith("change since initialisation: encoder 0.000")
-    assert one.said[-1] == "Epoch time: 60.00 s, 80.0 images/s, 3 min left"
+    assert one.said[-1] == "Epoch time: 60.00 s, 80.0 slices/s, 3 min left"
 
 
 def test_what_is_not_computed_has_no_line(make):
