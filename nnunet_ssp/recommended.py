@@ -10,7 +10,8 @@ from dataclasses import dataclass
 FEW = 10  # labelled subjects of the fold's training side, up to which pretraining was measured to gain
 MANY = 50  # above it, de Mooij et al. see no gain
 MOVEMENT = "contrast=0"  # of dense pretraining: movement alone, its better half as measured
-# As measured
+# As measured: 25,200 slices, however many there are. By default every epoch shows each slice once.
+MOVEMENT_SETTINGS = f"{MOVEMENT} iterations_per_epoch=50 num_epochs=42"
 FEW_SETTINGS = "recipe=few num_epochs=25 iterations_per_epoch=20 val_iterations_per_epoch=10"
 WHERE = "docs/choosing.md"
 
@@ -36,7 +37,7 @@ def recommended(n_labelled: int, n_unlabelled: int, frames: bool = True) -> Reco
         frames: Whether some subject has several frames, between which movement is seen.
 
     >>> recommended(5, 300).trainer, recommended(5, 300).settings
-    ('nnUNetTrainerDensePretrain', 'contrast=0')
+    ('nnUNetTrainerDensePretrain', 'contrast=0 iterations_per_epoch=50 num_epochs=42')
     >>> recommended(5, 300).finetuning == recommended(5, 300, frames=False).finetuning == FEW_SETTINGS
     True
     >>> recommended(5, 300, frames=False).trainer, recommended(5, 300, frames=False).settings
@@ -47,7 +48,7 @@ def recommended(n_labelled: int, n_unlabelled: int, frames: bool = True) -> Reco
     few = n_labelled <= FEW
     dense = few and frames
     trainer = "nnUNetTrainerDensePretrain" if dense else "nnUNetTrainerMIMPretrain"
-    settings = MOVEMENT if dense else ""
+    settings = MOVEMENT_SETTINGS if dense else ""
     return Recommended(
         trainer, settings, finetuning_settings(n_labelled), _reason(n_labelled, n_unlabelled, dense)
     )

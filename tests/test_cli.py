@@ -370,7 +370,8 @@ def test_from_a_folder_to_a_prepared_dataset(
     output = capsys.readouterr().out
     assert "Slice store: 9 frames (0 labelled), 27 slices in" in output
     assert output.endswith(
-        "Next: nnUNet_ssp_settings=contrast=0 nnUNetv2_train 7 2d all -p mine "
+        "Next: nnUNet_ssp_settings='contrast=0 iterations_per_epoch=50 num_epochs=42' "
+        "nnUNetv2_train 7 2d all -p mine "
         f"-tr nnUNetTrainerDensePretrain{device_flag()}\n"
     )
     (folders / "nnUNet_raw" / "Dataset007_A" / "dataset.json").unlink()

@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 
 from nnunet_ssp.cli import _parser
 from nnunet_ssp.launch import SMALL_PLANS, with_trainers
-from nnunet_ssp.recommended import FEW_SETTINGS, MOVEMENT
+from nnunet_ssp.recommended import FEW_SETTINGS, MOVEMENT, MOVEMENT_SETTINGS
 from tests.printed import HOLE, ROOT, all_mentions, mentions
 
 SETTINGS = "num_epochs=1 iterations_per_epoch=2 batch_size=4 val_iterations_per_epoch=1 final_validation=no"
@@ -78,8 +78,8 @@ def test_each_printed_command_works_as_it_is(shell, tmp_path: Path):
     pretrain = after(said, "Next: ")[0]
     assert torch.cuda.is_available() or after(said, "Small ones: ")[0] == small
     assert "-tr nnUNetTrainerDensePretrain" in pretrain
-    assert pretrain.startswith(f"nnUNet_ssp_settings={MOVEMENT} ")
-    pretrain = pretrain.replace(MOVEMENT, f"'{MOVEMENT} {SETTINGS}'")
+    assert pretrain.startswith(f"nnUNet_ssp_settings='{MOVEMENT_SETTINGS}' ")
+    pretrain = pretrain.replace(MOVEMENT_SETTINGS, f"{MOVEMENT} {SETTINGS}")
     finetune = after(shell(pretrain), "Fine-tune with:\n")[0]
     few = f"nnUNet_ssp_settings={shlex.quote(FEW_SETTINGS)} "
     assert finetune.startswith(few)

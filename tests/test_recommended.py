@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_ssp.methods.dense import Dense
 from nnunet_ssp.recommended import (
     FEW,
     FEW_SETTINGS,
     MANY,
     MOVEMENT,
+    MOVEMENT_SETTINGS,
     finetuning_settings,
     recommended,
 )
 from nnunet_ssp.settings import FinetuningSettings, override
-from nnunet_ssp.training.evidence import read_measured
+from nnunet_ssp.training.evidence import IMAGES, read_measured
 
 ROOT = Path(__file__).parents[1]
 DENSE, MIM = "nnUNetTrainerDensePretrain", "nnUNetTrainerMIMPretrain"
@@ -25,9 +27,9 @@ DENSE, MIM = "nnUNetTrainerDensePretrain", "nnUNetTrainerMIMPretrain"
 @pytest.mark.parametrize(
     ("labelled", "frames", "trainer", "settings", "finetuning"),
     [
-        (0, True, DENSE, MOVEMENT, ""),  # labels come later: nothing to count the steps by
-        (1, True, DENSE, MOVEMENT, FEW_SETTINGS),
-        (FEW, True, DENSE, MOVEMENT, FEW_SETTINGS),
+        (0, True, DENSE, MOVEMENT_SETTINGS, ""),  # labels come later: nothing to count the steps by
+        (1, True, DENSE, MOVEMENT_SETTINGS, FEW_SETTINGS),
+        (FEW, True, DENSE, MOVEMENT_SETTINGS, FEW_SETTINGS),
         (FEW, False, MIM, "", FEW_SETTINGS),  # no second frames to compare
         (FEW + 1, True, MIM, "", ""),
         (MANY + 1, True, MIM, "", ""),
@@ -52,6 +54,13 @@ def test_the_settings_for_few_labels_are_those_that_were_measured():
     assert settings.num_epochs * settings.iterations_per_epoch == 500
     assert (settings.optimizer, settings.initial_lr) == ("adamw", 0.003)
     assert finetuning_settings(FEW) == FEW_SETTINGS
+
+
+def test_the_pretraining_for_few_labels_is_as_long_as_the_measured_one():
+    settings, ignored = override(Dense.settings_class(), MOVEMENT_SETTINGS)
+    assert not ignored and settings.contrast == 0
+    steps = settings.num_epochs * settings.iterations_per_epoch
+    assert 2 * steps * settings.batch_size == IMAGES  # two views of a slice
 
 
 def gains_in_readme() -> dict[tuple[str, str], float]:
@@ -88,7 +97,7 @@ def test_the_pages_agree_with_the_rule():
     assert "nnUNetTrainerScratch" in many and recommended(MANY + 1, 1).trainer in many
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (bullet,) = re.findall(r"^\* \*\*Ten labelled patients or fewer.*$", readme, re.M)
-    assert f"nnUNet_ssp_settings={MOVEMENT} nnUNetv2_train" in bullet and DENSE in bullet
+    assert f'nnUNet_ssp_settings="{MOVEMENT_SETTINGS}" nnUNetv2_train' in bullet and DENSE in bullet
     assert f'nnUNet_ssp_settings="{FEW_SETTINGS}"' in bullet
     (third,) = re.findall(r"^nnUNetv2_train 114 2d 0 -tr (\w+)$", readme, re.M)
     assert third == recommended(MANY + 1, 1).trainer  # of M&Ms' 150

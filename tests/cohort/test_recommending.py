@@ -42,4 +42,4 @@ def dataset(n_subjects: int, n_frames: int = 4) -> SimpleNamespace:
 def test_the_trainer_follows_the_labels_of_the_fold(data, options, trainer: str):
     line = pretraining_line(data, 0, **options)
     assert trainer in line and " 7 2d 0 " in line
-    assert ("nnUNet_ssp_settings=contrast=0 nnUNet" in line) == ("DensePretrain" in trainer)
+    assert ("nnUNet_ssp_settings='contrast=0 " in line) == ("DensePretrain" in trainer)

@@ -89,7 +89,8 @@ def test_a_second_run_does_nothing_again(
     assert "Slice store: 12 frames (6 labelled), 36 slices in" in output
     assert output.endswith(
         "measured it (docs/choosing.md).\n"
-        "Next: nnUNet_ssp_settings=contrast=0 nnUNetv2_train 901 2d 0 "
+        "Next: nnUNet_ssp_settings='contrast=0 iterations_per_epoch=50 num_epochs=42' "
+        "nnUNetv2_train 901 2d 0 "
         f"-tr nnUNetTrainerDensePretrain{device_flag()}\n"
     )
 

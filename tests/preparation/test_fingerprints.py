@@ -42,8 +42,8 @@ def test_a_dataset_without_any_label(
     assert len(index(target)) == 3
     assert not (target / "nnUNetPlans_2d").exists() and not (target / "gt_segmentations").exists()
     assert (
-        "Next: nnUNet_ssp_settings=contrast=0 nnUNetv2_train 902 2d all -tr nnUNetTrainerDensePretrain"
-        in capsys.readouterr().out
+        "Next: nnUNet_ssp_settings='contrast=0 iterations_per_epoch=50 num_epochs=42' "
+        "nnUNetv2_train 902 2d all -tr nnUNetTrainerDensePretrain" in capsys.readouterr().out
     )
 
 

@@ -28,7 +28,7 @@ def test_two_plans_do_not_disturb_each_other(target: Path, capsys: pytest.Captur
     with pytest.raises(ValueError, match=r"small 2d: patch 24 x 20.*must be at least 32 x 32"):
         prepare(901, **small)
     prepare(901, **small, any_plane=True)
-    assert "settings=contrast=0 nnUNetv2_train 901 2d 0 -p small -tr" in capsys.readouterr().out
+    assert "num_epochs=42' nnUNetv2_train 901 2d 0 -p small -tr" in capsys.readouterr().out
     assert (
         contents(target / "nnUNetPlans_2d") | contents(target / "nnUNetPlans_2d_slices") == before
     )

@@ -24,7 +24,7 @@ from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
-from nnunet_ssp.recommended import MOVEMENT
+from nnunet_ssp.recommended import MOVEMENT, MOVEMENT_SETTINGS
 from nnunet_ssp.slices.store import read_index, store_folder, write_index
 from nnunet_ssp.study.data import open_data
 from nnunet_ssp.training.advice import advice
@@ -184,7 +184,7 @@ def test_an_imported_pretraining_goes_on_by_its_lines(mine, pretrained_once, pas
     assert finetune == line_after(said, "Or, to fine-tune: ")
     without = line_after(prepared, "Or, without these weights: ")
     assert without.startswith(
-        f"nnUNet_ssp_settings={MOVEMENT} nnUNetv2_train 908 2d 0 -p heart -tr"
+        f"nnUNet_ssp_settings='{MOVEMENT_SETTINGS}' nnUNetv2_train 908 2d 0 -p heart -tr"
     )
     short = finetune[finetune.index("nnUNetv2_train") :]  # without the 500 steps for few labels
     said = paste(short, f"{TUNE} final_validation=no")
@@ -227,7 +227,7 @@ def test_folds_are_trained_on_by_their_lines(mine, dataset, paste, capfd, no_pic
     assert number == len(read_splits(dataset / "splits_final.json")) - 1
     paste(scratch, f"{TUNE} final_validation=no")
     pretrain = next(line for line in said.splitlines() if "DensePretrain" in line)
-    assert "Pretraining done" in paste(pretrain.replace(MOVEMENT, f"'{MOVEMENT} {FEW}'"))
+    assert "Pretraining done" in paste(pretrain.replace(MOVEMENT_SETTINGS, f"{MOVEMENT} {FEW}"))
 
 
 def test_an_unprepared_dataset_is_prepared_by_the_line(mine, dataset, paste, capfd, trained):
