@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from nnunet_ssp.console import shape_in_words
+from nnunet_ssp.cohort.outdated import changed_masks
+from nnunet_ssp.console import count_of, shape_in_words, some
 from nnunet_ssp.files.contents import NAMES, check, read_json, shown
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import check_dataset, check_plans, configuration_of
 from nnunet_ssp.nnunet import must_be_fold
+from nnunet_ssp.slices.intact import prepare_command
+from nnunet_ssp.slices.store import store_folder
 from nnunet_ssp.training import snapshots
 from nnunet_ssp.training.loop import FINAL
 from nnunet_ssp.training.transfer import Pretrained
@@ -118,6 +122,27 @@ def of_unfinished(pretrained: Pretrained) -> list[str]:
     if done is None or done >= epochs:
         return []
     return [f"the file is of a training that has not ended: {done} of {epochs} epochs"]
+
+
+def refuse_changed_masks(trainer: Any) -> None:
+    """Refuse to train on masks that are no longer the dataset's; a run that began with them gets a warning.
+
+    Args:
+        trainer: A `FinetuningTrainer` before it builds its network.
+
+    Raises:
+        ValueError: Names some of the masks, and the command that prepares them.
+    """
+    folder, dataset = Path(trainer.preprocessed_dataset_folder), trainer.plans_manager.dataset_name
+    changed = changed_masks(dataset, folder.parent, trainer.dataset_json["file_ending"])
+    if not changed:
+        return
+    said = f"{count_of(len(changed), 'mask')} of {dataset} changed after nnunet-ssp prepare ({some(changed, 3)})"
+    if trainer.goes_on or "--val" in sys.argv:
+        trainer.warn(f"{said}: this run uses the earlier.")
+        return
+    command = prepare_command(store_folder(folder.parent, folder.name))
+    raise ValueError(f"{said}: this training would learn from the earlier. Run {command}.")
 
 
 def refuse_lost_start(trainer: Any) -> None:

@@ -37,7 +37,7 @@ from nnunet_ssp.slices.store import (
 )
 from nnunet_ssp.training import transfer
 from nnunet_ssp.training.chain import last_pattern, subjects_seen
-from nnunet_ssp.training.checks import refuses_other_content
+from nnunet_ssp.training.checks import refuse_changed_masks, refuses_other_content
 from nnunet_ssp.training.evidence import gain_of
 from nnunet_ssp.training.finetuning_progress import own_picture
 from nnunet_ssp.training.loop import BEST, FINAL, LATEST
@@ -109,6 +109,7 @@ class FinetuningTrainer(StartingTrainer):
         if not any(file.name.endswith(PREPROCESSED) for file in folder.glob("*")):
             command = prepare_command(store_folder(folder.parent, folder.name))
             raise ValueError(f"{folder}: no case is preprocessed: run {command}.")
+        refuse_changed_masks(self)
         file = self.pretrained_argument()
         if file is not None and not self.needs_weights:
             raise ValueError(

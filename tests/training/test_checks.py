@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,3 +143,18 @@ def test_a_fold_that_does_not_exist(fold: int, tmp_path: Path):
     with pytest.raises(ValueError, match=rf"fold \(={fold}\) must be all or one of the 3 folds"):
         require_fold(fold, [{}, {}, {}], file, "114")
     require_fold(2, [{}, {}, {}], file, "114")
+
+
+def test_a_training_does_not_begin_with_masks_of_an_earlier_conversion(
+    own_copy: Path, runs: Any, log: Any
+):
+    """Swapped labels were mended by a second conversion, and `prepare` was forgotten."""
+    copies = sorted((own_copy / "gt_segmentations").glob("*.nii.gz"))
+    copies[0].write_bytes(copies[1].read_bytes())
+    case = copies[0].name.removesuffix(".nii.gz")
+    said = rf"1 mask of \w+ changed after nnunet-ssp prepare \({case}\): this"
+    with pytest.raises(ValueError, match=f"{said} training would .* Run nnunet-ssp prepare 901"):
+        runs.make("nnUNetTrainerScratch").initialize()
+    trainer = runs.make("nnUNetTrainerScratch", resume=True)
+    trainer.initialize()
+    assert re.search(f"{said} run uses the earlier", log(trainer))
