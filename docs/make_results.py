@@ -77,6 +77,7 @@ class Pair(NamedTuple):
     control: str = "scratch"
     steps: int = 500
     settings: str = ""  # of the pretraining, where they are not the defaults
+    pretrained_on: str = evidence.SAME
 
 
 PAIRS = (
@@ -84,6 +85,12 @@ PAIRS = (
     Pair("Dense", "Dense-long", "scratch-long", 1500),
     Pair("Dense", "contrast-alone", settings="movement=0"),
     Pair("Dense", "movement-alone", settings="contrast=0"),
+    Pair(
+        "Dense",
+        "movement-alone-Sunnybrook",
+        settings="contrast=0",
+        pretrained_on="four subjects of another hospital (Sunnybrook)",
+    ),
     Pair("MIM", "MIM"),
     Pair("MIM", "MIM-deep", settings="recipe=deep"),
     Pair("SimCLR", "SimCLR", settings="precision=bf16"),
@@ -114,9 +121,10 @@ def measured(folder: Path = SCORES) -> pd.DataFrame:
         for labelled, own in _common(folder / kind, pair).groupby("fold"):
             seeds = own.index.get_level_values("seed").nunique()
             means = [f"{value:.3f}" for value in own[["scratch", "pretrained"]].mean()]
-            what = [pair.method, pair.settings, f"{DATA[kind]} ({how})"]
+            what = [pair.method, pair.settings, pair.pretrained_on, f"{DATA[kind]} ({how})"]
             rows.append([*what, labelled, seeds, *means])
-    columns = ["method", "settings", "data", "labelled", "seeds", "scratch", "pretrained"]
+    columns = ["method", "settings", "pretrained_on", "data", "labelled", "seeds", "scratch"]
+    columns.append("pretrained")
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -124,9 +132,9 @@ def with_gains(readme: str, folder: Path = SCORES) -> str:
     """Return README with the gains in the last column of its table of methods.
 
     A gain is that with `SHOWN` labelled patients and 500 steps on the patients that methods are chosen on, over the
-    seeds that every model has.
+    seeds that every model has, after pretraining on the same dataset.
     """
-    pairs = [pair for pair in PAIRS if pair.steps == 500]
+    pairs = [p for p in PAIRS if p.steps == 500 and p.pretrained_on == evidence.SAME]
     found = {
         pair: _common(folder / "models", pair).xs(SHOWN, level="fold")
         for pair in pairs

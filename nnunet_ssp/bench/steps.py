@@ -32,6 +32,7 @@ from nnunet_ssp.bench.running import announce, heading, setting, terminable
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.nnunet import quiet
 from nnunet_ssp.parallel import one_thread
+from nnunet_ssp.recommended import MOVEMENT
 from nnunet_ssp.training.precision import has_bf16
 
 PLAIN = {"precision": "fp32", "fused_norm": "no", "memory_format": "contiguous"}
@@ -67,7 +68,9 @@ class StepSize:
 
 
 SIZES = (StepSize(96, 2, 8, 128, 20.0), StepSize(128, 1, 4, None, 20.0))
-METHODS = ("MIM", "SimCLR", "PCL", "DINO", "BYOL", "Inpainting")
+METHODS = ("MIM", "Dense", "SimCLR", "PCL", "DINO", "BYOL", "Inpainting")
+# Methods with more than a row, one for each of these settings: Dense as it is and as it is recommended.
+SETTINGS = {"Dense": ("", MOVEMENT)}
 
 
 def run(
@@ -114,9 +117,10 @@ def measure_steps(sizes: Sequence[StepSize], methods: Sequence[str]) -> Iterator
             tempfile.TemporaryDirectory(prefix="nnunet-ssp-steps-") as folder,
             Bench.prepared(Path(folder), torch.device("cpu"), workload) as bench,
         ):
-            for method in methods:
-                announce(f"{method}, {size.title}")
-                rows[method] = steps_over_plain(bench, method, size.seconds)
+            for method, own in [(m, own) for m in methods for own in SETTINGS.get(m, ("",))]:
+                name = f"{method}, {own}" if own else method
+                announce(f"{name}, {size.title}")
+                rows[name] = steps_over_plain(bench, method, size.seconds, own)
                 yield found
             announce(f"{FINETUNING}, {size.title}")
             rows[FINETUNING] = finetuning_over_plain(bench, size.seconds)
@@ -127,30 +131,40 @@ def measure_steps(sizes: Sequence[StepSize], methods: Sequence[str]) -> Iterator
                 yield found
 
 
-def steps_over_plain(bench: Bench, method: str, seconds: float) -> dict[str, Any]:
+def steps_over_plain(
+    bench: Bench, method: str, seconds: float, settings: str = ""
+) -> dict[str, Any]:
     """Compare the steps per second of a method, with its data, with those in float32 and nnU-Net's modules.
+
+    Args:
+        bench: Where it is measured.
+        method: Its name.
+        seconds: Approximate seconds.
+        settings: Of the method, such as "contrast=0".
 
     Returns:
         The ratio `steps_over_plain`; `bf16_over_plain`, where the processor has bfloat16; `computes`, what the
         defaults came to; `seconds_per_image`; the `activations_per_image` in bytes, also with `fused_norm=yes`; and the
         `share_of_convolutions` in a step.
     """
-    ways: dict[str, dict[str, Any]] = {"plain": PLAIN, "default": {}}
+    own = dict(word.split("=") for word in settings.split())
+    ways: dict[str, dict[str, Any]] = {"plain": own | PLAIN, "default": own}
     if has_bf16():
-        ways["bf16"] = {"precision": "bf16"}
+        ways["bf16"] = own | {"precision": "bf16"}
     with ExitStack() as stack:
         works: dict[str, Callable[[], object]] = {}
         trainers = {}
-        for name, settings in ways.items():
-            trainers[name] = trainer = stack.enter_context(_settled(bench, method, settings))
+        for name, given in ways.items():
+            trainers[name] = trainer = stack.enter_context(_settled(bench, method, given))
             works[name] = partial(_step, trainer)
         took = in_turns(works, bench.device, seconds)
         default = trainers["default"]
         shares = {name: convolutions(work) for name, work in works.items()}
-        kept = ways | {"default": default.computes(), "joined": {"fused_norm": "yes"}}
+        joined = own | {"fused_norm": "yes"}
+        kept = ways | {"default": own | default.computes(), "joined": joined}
         if "bf16" in ways:
-            kept["joined in bf16"] = {"fused_norm": "yes", "precision": "bf16"}
-        found = {name: _activations(bench, method, settings) for name, settings in kept.items()}
+            kept["joined in bf16"] = joined | {"precision": "bf16"}
+        found = {name: _activations(bench, method, given) for name, given in kept.items()}
         return _row(took, default.batch_size, default.computes(), found, shares)
 
 

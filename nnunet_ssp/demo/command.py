@@ -126,7 +126,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole,
         default=0,
         metavar="N",
-        help="of the phantom, the initial weights and the data (default: %(default)s)",
+        help="of the phantom, the initial weights and the pretraining's order of the data; that of the fine-tunings "
+        "follows it only where nnUNet_n_proc_DA=0 is exported (default: %(default)s)",
     )
     parser.add_argument(
         "--keep",
@@ -164,7 +165,8 @@ def run(
         output: Folder for everything that the demo writes.
         device: "cpu", "cuda" or "mps"; None takes the GPU when there is one.
         length: Factor on the number of training steps.
-        seed: Seed of the phantom, the initial weights and the order of the data.
+        seed: Seed of the phantom, the initial weights and the pretraining's order of the data; nnU-Net's workers, with
+            which the demo fine-tunes, draw without it.
         keep: Keep the phantom, its prepared data and the intermediate checkpoints.
         warm: Start the commands from one process that has imported everything, where that is possible.
         execute: Runs a step; None runs its command in a process.

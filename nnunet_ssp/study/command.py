@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 STUDIES, PROFILES = HERE / "studies", HERE / "profiles"
-CHOSEN = "chosen.json"  # names the models to report
 KEPT = "study.yaml"  # the study's file as it ran
 TO_GO_ON = ", to go on: "  # in the first line of that file
 
@@ -117,10 +116,17 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         help="write chosen.json: the models that --report will score on the test subjects; start nothing",
     )
     parser.add_argument(
+        "--chosen",
+        type=path,
+        metavar="FILE",
+        help="with --choose: write this file (in the study's folder) in place of chosen.json. A further choice needs "
+        "one; it records the choices before it, and which models had seen the test subjects",
+    )
+    parser.add_argument(
         "--report",
         nargs="?",
         type=path,
-        const=Path(CHOSEN),
+        const=Path("chosen.json"),
         metavar="FILE",
         help="score the models of this file (default: the study's chosen.json) on the test subjects, which a study "
         "that chooses does not touch otherwise",
@@ -143,6 +149,7 @@ def run(
     models: Sequence[str] | None = None,
     folds: Sequence[str] | None = None,
     choose: Sequence[str] | None = None,
+    chosen: Path | None = None,
     report: Path | None = None,
     warm: bool = True,
 ) -> int:
@@ -164,6 +171,7 @@ def run(
         models: Models to run, by default all.
         folds: The study's folds to run, by its own names, by default all.
         choose: Models to name for the report; nothing runs.
+        chosen: File for these names, seen from the study's folder, by default `chosen.json`.
         report: File that names the models to score on the test subjects, seen from the study's folder.
         warm: Start the commands from one process that has imported everything, on one machine.
 
@@ -171,16 +179,14 @@ def run(
         The exit status: 1 when a run is missing.
 
     Raises:
+        FileExistsError: The file for the chosen models holds others.
         FileNotFoundError: The study's file, its dataset or the profile is missing.
         RuntimeError: A package is missing, or another process works in the folder.
         ValueError: The file does not follow the schema, or does not fit the dataset or `chosen.json`.
     """
-    _check_call(jobs, dry_run)
-    from nnunet_ssp.study.spec import first_size, read_study
-
+    _check_call(jobs, dry_run, None if choose else chosen)
     source = find_study(file)
-    study = _asked_for(read_study(source, size), dataset, plans, models, folds)
-    size = size or first_size(source)
+    study, size = _asked_for(source, size, dataset, plans, models, folds)
     output = (output or _default_output(source, size)).resolve()
     _set_environment(output if study.phantom else None, output, profile)
     if dry_run:
@@ -200,6 +206,7 @@ def run(
         models=models,
         folds=folds,
         choose=choose,
+        chosen=chosen,
         report=None if report is None else output / report,
         warm=warm and profile is None,
     )
@@ -208,13 +215,17 @@ def run(
 
 
 def _asked_for(
-    study: Study,
+    source: Path,
+    size: str | None,
     dataset: str | None,
     plans: str | None,
     models: Sequence[str] | None,
     folds: Sequence[str] | None,
-) -> Study:
-    """Put a call's dataset and plans in place of the study's; refuse models and folds that it lacks."""
+) -> tuple[Study, str | None]:
+    """Read a study of a size, with a call's dataset and plans; refuse models and folds that it lacks."""
+    from nnunet_ssp.study.spec import first_size, read_study
+
+    study = read_study(source, size)
     if dataset is not None:
         study = study.model_copy(update={"dataset": dataset, "phantom": None})
     if plans is not None:  # the study makes them where they are missing
@@ -231,7 +242,7 @@ def _asked_for(
                     f"`{option}` (={name}) must be of {', '.join(known)}.{nearest(name, known)} --dry-run lists the "
                     "runs of each."
                 )
-    return study
+    return study, size or first_size(source)
 
 
 def _is_for_cpu(study: Study, size: str | None, device: str | None, profile: str | None) -> bool:
@@ -283,10 +294,14 @@ def find_profile(name: str) -> Path:
     raise FileNotFoundError(f"`--profile` (={name}) must be a folder, or one of {shipped}.")
 
 
-def _check_call(jobs: int, dry_run: bool) -> None:
-    """Refuse a call without a job at a time, or without Snakemake, which a dry run does not need."""
+def _check_call(jobs: int, dry_run: bool, chosen: Path | None) -> None:
+    """Refuse a call without a job at a time, with a file for nothing, or without Snakemake, which a dry run lacks."""
     if jobs < 1:
         raise ValueError(f"`--jobs` (={jobs}) must be at least 1.")
+    if chosen is not None:
+        raise ValueError(
+            f"`--chosen` (={chosen}) must stand beside --choose, whose file it names. To report it: --report {chosen}"
+        )
     if dry_run:
         return
     try:
@@ -316,6 +331,7 @@ class _Call:
     models: Sequence[str] | None
     folds: Sequence[str] | None
     choose: Sequence[str] | None
+    chosen: Path | None
     report: Path | None
     warm: bool
 
@@ -407,13 +423,18 @@ def _must_have_files(runs: Runs, output: Path) -> None:
 
 
 def _choose(results: Results, call: _Call) -> int:
-    from nnunet_ssp.study.examination import choose
+    from nnunet_ssp.study.examination import CHOSEN, SEEN, choose
 
     runs = [*results.pretrainings], [*results.trainings]
     done = {run.name for run in results.trainings if results.is_done(run)}
-    file = call.output / CHOSEN
-    choose(results.study, call.size, runs, call.choose or (), done, file)
-    print(f"Wrote {file}. Commit it, then add --report to the study's command.")
+    file = call.output / (call.chosen or CHOSEN)
+    there = file.is_file()
+    content = choose(results.study, call.size, runs, call.choose or (), done, file, call.output)
+    which = "" if call.chosen is None else f" {shlex.quote(str(call.chosen))}"
+    begun = f"{file} holds this choice already." if there else f"Wrote {file}."
+    print(f"{begun} Commit it, then add --report{which} to the study's command.")
+    if seen := content.get(SEEN):
+        print(f"Its report will say that the test subjects had been seen by: {', '.join(seen)}.")
     return 0
 
 
@@ -421,7 +442,6 @@ def _examined(study: Study, runs: Runs, data: Data, call: _Call) -> tuple[Study,
     """Return the study and its runs, for a report those of the chosen models, with words about the choice."""
     from nnunet_ssp.study.examination import (
         choice_in_words,
-        commit_of,
         only_chosen,
         read_chosen,
         split_in_words,
@@ -430,9 +450,10 @@ def _examined(study: Study, runs: Runs, data: Data, call: _Call) -> tuple[Study,
 
     if call.report is not None:
         content = read_chosen(study, call.size, runs, call.report)
-        said = [choice_in_words(content, commit_of(call.report))]
+        said = choice_in_words(content, call.report, call.output)
+        print(said, flush=True)
         study, runs = only_chosen(study, runs, [*content["models"]])
-        return study, runs, [*split_in_words(study, runs, data), *said]
+        return study, runs, [*split_in_words(study, runs, data), said]
     return study, runs, split_in_words(study, runs, data) if study.evaluate == CHOOSING else []
 
 

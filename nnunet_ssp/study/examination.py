@@ -1,13 +1,15 @@
 """The last step of a study that chooses: models are named first, and only these are scored on the test subjects.
 
 `--choose` writes `chosen.json` with the models, all that decides how they are trained and scored, and a digest.
-`--report` refuses to predict a test subject unless that file fits the study as it is now.
+`--report` refuses to predict a test subject unless that file fits the study as it is now. A further choice has a file
+of its own, which records the choices before it and the models that had seen the test subjects by then.
 """
 
 from __future__ import annotations
 
+import itertools
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,11 @@ from nnunet_ssp.console import count_of, nearest, some
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.study.data import Data, digest
-from nnunet_ssp.study.runs import Run, Runs, find_trainer, resolved
+from nnunet_ssp.study.runs import Run, Runs, find_trainer, resolved, slug
 from nnunet_ssp.study.spec import CHOOSING, REPORT, Figure, Study, Table
+
+CHOSEN = "chosen.json"  # names the models to report; further choices have names of their own
+EARLIER, SEEN = "earlier", "reported_before"  # what such a file records of the time before it
 
 
 def choose(
@@ -28,7 +33,8 @@ def choose(
     names: Sequence[str],
     done: Collection[str],
     file: Path,
-) -> None:
+    folder: Path,
+) -> dict[str, Any]:
     """Write the models that may be scored on the test subjects.
 
     Args:
@@ -38,27 +44,74 @@ def choose(
         names: Models to report.
         done: Models of which a training is finished, among which the choice was made.
         file: File to write.
+        folder: The study's folder, with its earlier choices and reports.
+
+    Returns:
+        The choice as the file holds it. If it was made before, the file stays as it is.
 
     Raises:
-        FileExistsError: Another choice was made before.
+        FileExistsError: The file holds another choice.
         ValueError: A name is no model, the baseline of one is not among them, or the study does not choose.
     """
     _must_choose(study)
     _check_names(study, names, "--choose")
-    chosen_from = [name for name in study.models if name in {*done, *names}]
     content = _described(study, size, runs, names) | {
-        "chosen_from": chosen_from,
+        "chosen_from": [name for name in study.models if name in {*done, *names}],
         "tried_before": study.tried_before,
     }
+    if file.is_file():
+        before: dict[str, Any] = read_json(file, dict)
+        if _differing(content, before):
+            raise FileExistsError(_how_to_choose_again(file, before))
+        return before
+    earlier = [
+        {"file": name, "digest": other["digest"], "models": [*other["models"]]}
+        for name, other in _other_choices(file, folder)
+    ]
+    content |= {EARLIER: earlier, SEEN: _reported_models(study, folder)}
     content["digest"] = digest(content)
-    before = read_json(file, dict) if file.is_file() else content
-    if _differing(content | {"digest": before.get("digest")}, before):
-        raise FileExistsError(
-            f"{file} holds another choice, by which test results may have been seen: delete it only if nothing was "
-            "reported."
-        )
-    if not file.is_file():
-        write_json(file, content)
+    write_json(file, content)
+    return content
+
+
+def _other_choices(file: Path, folder: Path, own: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """Return the choices beside a file and in the study's folder with their files' names, but for that of a digest."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for place in dict.fromkeys((folder.resolve(), file.parent.resolve())):
+        for other in sorted(place.glob("*.json")):
+            try:
+                content = read_json(other, dict)
+            except ValueError:
+                if other.name.startswith(Path(CHOSEN).stem):
+                    raise
+                continue
+            if _is_choice(content) and content["digest"] != own:
+                found.setdefault(content["digest"], (other.name, content))
+    return [*found.values()]
+
+
+def _is_choice(content: dict[str, Any]) -> bool:
+    return isinstance(content.get("models"), dict) and {"chosen_from", "digest"} <= content.keys()
+
+
+def _how_to_choose_again(file: Path, before: dict[str, Any]) -> str:
+    """Return a message on a file that cannot be written, with a name that is free."""
+    numbers = itertools.count(2)
+    stem = Path(CHOSEN).stem
+    free = next(name for n in numbers if not (file.parent / (name := f"{stem}-{n}.json")).exists())
+    held = "another choice" if _is_choice(before) else "no choice"
+    return (
+        f"{file} holds {held}. Name another file for this one: --chosen {free}. It records what was chosen and "
+        "reported before, and its report says so."
+    )
+
+
+def _reported_models(study: Study, folder: Path) -> list[str]:
+    """Return the models with predictions of test subjects in the study's folder, also of settings it had before."""
+    places = sorted(folder.glob("runs/*/*/*/reported"))
+    found = {place.relative_to(folder).parts[1] for place in places if any(place.iterdir())}
+    known = {slug(name): name for name in study.models}
+    return [*(known[key] for key in known if key in found), *sorted(found - known.keys())]
 
 
 def read_chosen(study: Study, size: str | None, runs: Runs, file: Path) -> dict[str, Any]:
@@ -139,16 +192,50 @@ def split_in_words(study: Study, runs: Runs, data: Data) -> list[str]:
     ]
 
 
-def choice_in_words(content: dict[str, Any], commit: str) -> str:
-    """Describe what was chosen, from how many, and when it was fixed."""
+def choice_in_words(content: dict[str, Any], file: Path, folder: Path) -> str:
+    """Describe what was chosen, from how many, when it was fixed, and what was known of the test subjects by then.
+
+    Args:
+        content: The choice.
+        file: File that holds it.
+        folder: The study's folder, in which other choices may lie.
+    """
     names, n = [*content["models"]], len(content["chosen_from"])
     before = content["tried_before"]
     more = f", and {before} more tried before" if before else ""
+    commit = commit_of(file)
     fixed = f"commit {commit}" if commit else "not committed"
-    return (
-        f"Reported: {some(names, 20)}, chosen from {n} of this study{more}. Named before any test subject was "
-        f"predicted, in chosen.json ({fixed}, digest {content['digest']})."
-    )
+    chosen = f"Reported: {some(names, 20)}, chosen from {n} of this study{more}."
+    return f"{chosen} Named in {file.name} ({fixed}, digest {content['digest']}) {_when(content, file, folder)}."
+
+
+def _when(content: dict[str, Any], file: Path, folder: Path) -> str:
+    """Say what came before a choice: by its record or, where an earlier version wrote none, by what lies beside it."""
+    never = "before any test subject was predicted"
+    if EARLIER in content:
+        earlier = _listed((known["file"], known) for known in content[EARLIER])
+        if seen := content[SEEN]:
+            by = f"after the test subjects had been seen by: {some(seen, 20)}"
+            return f"{by} ({earlier or 'no earlier choice lies in the folder'})"
+        return (
+            f"{never} in this folder, but after an earlier choice ({earlier})" if earlier else never
+        )
+    others = [
+        (name, other)
+        for name, other in _other_choices(file, folder, own=content["digest"])
+        if content["digest"] not in {known["digest"] for known in other.get(EARLIER, ())}
+    ]
+    if not others:
+        return never
+    if file.name == CHOSEN:
+        return f"beside another choice ({_listed(others)}); no file tells which was first"
+    unknown = "whether test subjects had been seen by then is not recorded"
+    return f"after an earlier choice ({_listed(others)}); {unknown}"
+
+
+def _listed(choices: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """List choices, such as `chosen.json, digest 0123456789abcdef`."""
+    return "; ".join(f"{name}, digest {choice['digest']}" for name, choice in choices)
 
 
 def commit_of(file: Path) -> str:

@@ -1,7 +1,8 @@
 """What a pretraining gained over training from scratch, as measured with this package.
 
 `measured.csv` is computed by `docs/make_results.py` from the scores that the study `acdc-few` wrote. A row holds for a
-method with its default settings, but for those that the row names and for the length of the run.
+method with its default settings, but for those that the row names and for the length of the run; and for what it was
+pretrained on, beside what it was fine-tuned on.
 """
 
 from __future__ import annotations
@@ -25,10 +26,16 @@ WHERE = "docs/results.md"
 # two views of a slice, views.
 IMAGES = 50_400
 TWO_VIEWS = ("Dense", "SimCLR", "PCL", "DINO", "BYOL")
+SAME = "the same dataset"  # what most rows were pretrained on; others name what it was
+FEW_SUBJECTS = 10  # pretrainings on fewer are compared with the row on four subjects, too
 
 
 def gain_in_words(
-    method: str, settings: Mapping[str, Any] | None = None, seen: int | None = None
+    method: str,
+    settings: Mapping[str, Any] | None = None,
+    seen: int | None = None,
+    elsewhere: bool | None = None,
+    few_subjects: bool = False,
 ) -> str:
     """Say what was measured for files of a pretraining method, such as "Dense".
 
@@ -36,6 +43,8 @@ def gain_in_words(
         method: Name of the method.
         settings: Those that the pretraining recorded; None where the file does not say.
         seen: Images that it has seen; None where the file does not say.
+        elsewhere: Whether it was on another dataset than the one to fine-tune on; None where one is not known.
+        few_subjects: Whether it was on few subjects.
     """
     few = seen is not None and 2 * seen < IMAGES
     short = f"; yours saw {seen:,} images, the measured one {IMAGES:,}" if few else ""
@@ -44,7 +53,7 @@ def gain_in_words(
         return f"measured: no gain of {method} over training from scratch yet, see {WHERE}"
     fitting = rows_of(rows, method, settings)
     if not fitting:
-        nearest = [row for row in rows if row["settings"] == rows[0]["settings"]]
+        nearest = [row for row in rows if row["settings"] == rows[0]["settings"] and _is_same(row)]
         own, theirs = (
             _telling(rows, method, given)
             for given in (settings, _as_measured(method, rows[0]["settings"]))
@@ -56,25 +65,44 @@ def gain_in_words(
         )
     other = _others(method, fitting[0]["settings"], settings)
     differ = f"not with your {some(other, 3)}" if other else "yours will differ"
-    kinds = [
-        [row for row in fitting if row["settings"] == given]
-        for given in dict.fromkeys(row["settings"] for row in fitting)
-    ]
-    gains = "; ".join(f"{_named(method, kind)}, {_gains(kind)}" for kind in kinds)
+    if elsewhere is False and not few_subjects:
+        fitting = [row for row in fitting if _is_same(row)] or fitting
+    elif elsewhere or (few_subjects and elsewhere is None):
+        fitting = sorted(fitting, key=_is_same)
+    if elsewhere and all(map(_is_same, fitting)):
+        differ += f": the measured were pretrained on {SAME}, yours on another"
+    kinds: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for row in fitting:
+        kinds.setdefault((row["settings"], _source(row)), []).append(row)
+    where = len({source for _, source in kinds}) > 1 or not _is_same(fitting[0])
+    gains = "; ".join(
+        f"{_named(method, kind)}{f', pretrained on {source}' if where else ''}, {_gains(kind)}"
+        for (_, source), kind in kinds.items()
+    )
     return f"measured: {gains}; {differ}{short}, see {WHERE}"
 
 
-def gain_of(record: Mapping[str, Any], epochs: int | None = None) -> str:
+def gain_of(
+    record: Mapping[str, Any],
+    epochs: int | None = None,
+    pretrained_on: str | None = None,
+    dataset: str | None = None,
+) -> str:
     """Say what was measured for a pretraining, by the record in its file.
 
     Args:
         record: The record.
         epochs: Epochs that are finished; by default all.
+        pretrained_on: Full name of its dataset; None where the file does not say.
+        dataset: Full name of the dataset to fine-tune on; None where it is not known.
     """
     settings, method = record.get("settings"), shown(record["method"])
+    elsewhere = None if None in (pretrained_on, dataset) else pretrained_on != dataset
+    subjects = (record.get("counts") or {}).get("subjects")
+    few = isinstance(subjects, int) and subjects < FEW_SUBJECTS
     if not isinstance(settings, dict):
-        return gain_in_words(method)
-    return gain_in_words(method, settings, images_seen(record, epochs))
+        return gain_in_words(method, elsewhere=elsewhere, few_subjects=few)
+    return gain_in_words(method, settings, images_seen(record, epochs), elsewhere, few)
 
 
 def images_seen(record: Mapping[str, Any], epochs: int | None = None) -> int | None:
@@ -140,6 +168,16 @@ def _as_measured(method: str, row: str) -> dict[str, Any]:
     """Return the settings of a method that a row names, with the defaults of the others."""
     defaults = _defaults(method)
     return {} if defaults is None else asdict(override(defaults, row)[0])
+
+
+def _source(row: Mapping[str, str]) -> str:
+    """Return what a row was pretrained on."""
+    return row.get("pretrained_on") or SAME
+
+
+def _is_same(row: Mapping[str, str]) -> bool:
+    """Whether a row was pretrained on the dataset that it was fine-tuned on."""
+    return _source(row) == SAME
 
 
 def _named(method: str, rows: Sequence[Mapping[str, str]]) -> str:

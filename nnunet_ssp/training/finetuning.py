@@ -150,7 +150,8 @@ class FinetuningTrainer(StartingTrainer):
     def _check_pretrained(self, pretrained: transfer.Pretrained) -> None:
         """Check file and chain; load what only `adapt=yes` makes fit, the rest is left to nnU-Net."""
         if "method" in pretrained.ssp:
-            self.print_to_log_file(gain_of(pretrained.ssp, pretrained.epochs))
+            known = pretrained.plans.get("dataset_name"), self.plans_manager.dataset_name
+            self.print_to_log_file(gain_of(pretrained.ssp, pretrained.epochs, *known))
         encoder_only = self.settings.transfer == "encoder"
         adaptation = self.compare_pretrained(pretrained, self.network_module, encoder_only)
         if adaptation is None and pretrained.encoder_alone:  # nnU-Net's loader asks for a decoder

@@ -66,7 +66,8 @@ def inspect(
     if Path(checkpoint).name in (snapshots.FOLDER, snapshots.BEFORE):
         return list_snapshots(Path(checkpoint), trust)
     pretrained = transfer.read(checkpoint, trust)
-    print("\n".join(map(printable, content_in_words(pretrained))))
+    name = None if dataset is None else _name_of(dataset)
+    print("\n".join(map(printable, content_in_words(pretrained, name))))
     ranked = snapshots.beside(checkpoint, trust) if "method" in pretrained.ssp else []
     print("\n".join(map(printable, snapshots.ranking_in_words(ranked))), end="\n" * bool(ranked))
     if dataset is None:
@@ -131,8 +132,8 @@ def _line(finding: privacy.Finding) -> str:
     return f"  {finding.what:8s} {finding.text}"
 
 
-def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
-    """Return lines that describe the content of a checkpoint."""
+def content_in_words(pretrained: transfer.Pretrained, dataset: str | None = None) -> list[str]:
+    """Return lines that describe the content of a checkpoint; a dataset to fine-tune on decides which gain is told."""
     fresh = transfer.fresh_keys(pretrained.weights)
     names = [k for k in pretrained.weights if not is_alias(k) and not is_output_layer(k)]
     kept = [name for name in names if name not in fresh]
@@ -147,7 +148,8 @@ def content_in_words(pretrained: transfer.Pretrained) -> list[str]:
         lines.append(what if fresh else f"{what}: every tensor counts as trained")
     if "method" in ssp:
         seen = chain.data_in_words(ssp) or "unknown data"
-        lines += [f"method: {ssp['method']}, pretrained on {seen}", gain_of(ssp, pretrained.epochs)]
+        gain = gain_of(ssp, pretrained.epochs, pretrained.plans.get("dataset_name"), dataset)
+        lines += [f"method: {ssp['method']}, pretrained on {seen}", gain]
     elif ssp:
         trainer, source = (ssp.get(name, "unknown") for name in ("trainer", "weights_from"))
         average = ", averaged weights" if ssp.get("exported") == "average" else ""
@@ -195,6 +197,11 @@ def _plans_in_words(pretrained: transfer.Pretrained) -> str:
             "compares with one of yours"
         )
     return f"{dataset}, {name} {pretrained.configuration}"
+
+
+def _name_of(dataset: str) -> str:
+    """Return the full name of a prepared dataset."""
+    return dataset_folder(nnunet_folder("nnUNet_preprocessed"), dataset).name
 
 
 def _plans_of(pretrained: transfer.Pretrained, dataset: str) -> str:

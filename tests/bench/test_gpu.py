@@ -16,6 +16,8 @@ from nnunet_ssp.bench import gpu
 from nnunet_ssp.bench.place import Bench, method_names
 from nnunet_ssp.bench.steps import METHODS
 from nnunet_ssp.launch import command_environment
+from nnunet_ssp.recommended import recommended
+from nnunet_ssp.study.spec import read_study
 from tests.bench.conftest import CPU, TINY, Prepared
 
 STUDY = Path(gpu.__file__).parents[1] / "study" / "studies" / "acdc-few.yaml"
@@ -180,8 +182,20 @@ def test_the_study_at_the_end(bench, tmp_path, monkeypatch, status: int):
     assert study[study.index("--size") + 1] == "gpu" and study[study.index("--folds") + 1] == "5"
     assert "left_out" in this_run(bench, tmp_path).study()
     known = yaml.safe_load(STUDY.read_text())
-    assert set(gpu.STUDY_MODELS) <= known["models"].keys() and 5 in known["folds"]
-    assert "gpu" in known["by_size"]
+    assert 5 in known["folds"] and "gpu" in known["by_size"]
+
+
+def test_the_study_compares_what_is_recommended_with_the_control():
+    known = read_study(STUDY, "gpu")
+    control, *others = (known.models[name] for name in gpu.STUDY_MODELS)
+    assert control.pretraining is None
+    pretrainings = [known.pretraining[other.pretraining] for other in others]
+    for found, frames in zip(pretrainings, (True, False), strict=True):
+        wanted = recommended(5, 300, frames)
+        assert f"nnUNetTrainer{found.trainer}Pretrain" == wanted.trainer
+        named = wanted.settings.split()
+        own = {f"{name}={value}" for name, value in found.settings.items()}
+        assert {*named} == own & {"contrast=0", "movement=0", "recipe=deep"}
 
 
 def test_a_small_network_as_one_graph(make_network):

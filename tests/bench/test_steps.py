@@ -10,6 +10,7 @@ import torch
 from nnunet_ssp.bench import steps
 from nnunet_ssp.bench.place import Bench
 from nnunet_ssp.bench.steps import StepSize
+from nnunet_ssp.recommended import MOVEMENT
 from nnunet_ssp.training.fused import FusedNorm
 from tests.bench.conftest import Prepared
 
@@ -49,6 +50,33 @@ def test_each_row_is_written_when_it_is_there(bench, scratch, tmp_path, monkeypa
     assert part > 0 and empty == ""
     assert loader.startswith(f"nnU-Net's loader adds {part:.2f}x the time of fine-tuning, 48x48")
     assert "bench: MIM, 128 in chunks, 48x48, 1/8 widths ..." in said.err
+
+
+def test_the_recommended_pretraining_has_a_row_as_it_is_recommended(bench, scratch, monkeypatch):
+    monkeypatch.setattr(Bench, "prepared", lambda *_: Prepared(bench))
+    monkeypatch.setattr(steps, "steps_over_plain", lambda *given: {"given": given[1:]})
+    monkeypatch.setattr(steps, "finetuning_over_plain", lambda *_: {})
+    size = StepSize(side=48, narrow=8, batch=8, large=None, seconds=3)
+    *_, found = steps.measure_steps([size], steps.METHODS)
+    rows = found[size.title]
+    alone = f"Dense, {MOVEMENT}"
+    assert {*rows} == {*steps.METHODS, alone, steps.FINETUNING}
+    assert rows["Dense"]["given"] == ("Dense", 3, "")
+    assert rows[alone]["given"] == ("Dense", 3, MOVEMENT)
+
+
+@pytest.mark.slow
+def test_a_row_with_settings_has_them_in_every_way(bench, monkeypatch):
+    monkeypatch.setattr(steps, "has_bf16", lambda: True)
+    counted = []
+    monkeypatch.setattr(steps, "_activations", lambda *how: counted.append(how[2]) or 1.0)
+    taken = []
+    settled = steps._settled
+    monkeypatch.setattr(steps, "_settled", lambda *how: taken.append(how[2]) or settled(*how))
+    row = steps.steps_over_plain(bench, "Dense", 0, MOVEMENT)
+    assert taken == [{"contrast": "0"} | how for how in (steps.PLAIN, {}, {"precision": "bf16"})]
+    assert len(counted) == 5 and all(how["contrast"] == "0" for how in counted)
+    assert row["steps_over_plain"] > 0 and row["bf16_over_plain"] > 0
 
 
 def test_the_old_way_is_switches_of_todays_code(bench):

@@ -207,6 +207,17 @@ def test_environment_keeps_the_users_folders_out_and_his_numbers_in(tmp_path, mo
     assert "nnUNet_ssp_settings" not in environment
 
 
+def test_the_help_tells_what_the_seed_decides(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    assert int(demo.demo_environment(tmp_path)["nnUNet_n_proc_DA"]) > 0, "workers draw unseeded"
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "that of the fine-tunings follows it only where nnUNet_n_proc_DA=0 is exported" in said
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    assert demo.demo_environment(tmp_path)["nnUNet_n_proc_DA"] == "0"
+
+
 @pytest.fixture
 def runner(tmp_path):
     with ProgressBar(100) as progress:

@@ -39,6 +39,7 @@ def test_means_over_frames_subjects_and_the_seeds_that_both_have(
     (row,) = script.measured(tmp_path).to_dict("records")
     # scratch: (mean of 0.5 and 0.7, then of that and 0.2)
     assert (row["method"], row["labelled"], row["seeds"]) == ("Dense", 5, 1)
+    assert row["pretrained_on"] == "the same dataset"
     assert (row["scratch"], row["pretrained"]) == ("0.400", "0.500")
     assert "chosen on" in row["data"]
     write(tmp_path / "reported-models/scratch.csv", frames)
@@ -59,6 +60,7 @@ def test_readme_has_the_gains_over_the_seeds_that_all_models_have(
         return {(5, seed, "a", "ED"): 0.5 + 0.1 * seed + gain for seed in range(seeds)}
 
     models = {"scratch": (0, 5), "Dense": (0.04, 5), "MIM": (0.01, 3), "MIM-deep": (-0.02, 3)}
+    models["movement-alone-Sunnybrook"] = (-0.03, 3)  # of another dataset, which must not count
     for name, (gain, seeds) in models.items():
         rows = scores(gain, seeds)
         if name == "Dense":  # seeds 3 and 4, which MIM lacks, must not count

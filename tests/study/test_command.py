@@ -19,6 +19,7 @@ from nnunet_ssp.study.command import (
     PROFILES,
     STUDIES,
     TO_GO_ON,
+    _choose,
     _keep,
     find_profile,
     find_study,
@@ -188,6 +189,31 @@ def test_models_are_chosen_before_any_test_subject_is_predicted(tmp_path):
     )
 
 
+def test_a_choice_says_how_it_is_reported(tmp_path, monkeypatch, capsys):
+    seen: list[str] = []
+    made = []
+    monkeypatch.setattr(
+        "nnunet_ssp.study.examination.choose",
+        lambda *given: made.append(given) or {"reported_before": seen},
+    )
+    results = SimpleNamespace(study=None, pretrainings=[], trainings=[])
+    call = SimpleNamespace(output=tmp_path, size=None, choose=["scratch"], chosen=None)
+    assert _choose(results, call) == 0
+    first, second = tmp_path / "chosen.json", tmp_path / "my choice.json"
+    assert capsys.readouterr().out == (
+        f"Wrote {first}. Commit it, then add --report to the study's command.\n"
+    )
+    call.chosen = Path("my choice.json")
+    second.touch()
+    seen += ["scratch", "MIM"]
+    assert _choose(results, call) == 0
+    assert capsys.readouterr().out == (
+        f"{second} holds this choice already. Commit it, then add --report 'my choice.json' to the study's command.\n"
+        "Its report will say that the test subjects had been seen by: scratch, MIM.\n"
+    )
+    assert [given[5:] for given in made] == [(first, tmp_path), (second, tmp_path)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -197,6 +223,7 @@ def test_models_are_chosen_before_any_test_subject_is_predicted(tmp_path):
         ),
         (["phantom", "--profile", "lsf"], r"`--profile` (=lsf) must be a folder, or one of slurm"),
         (["phantom", "--jobs", "0"], "`--jobs` (=0) must be at least 1"),
+        (["phantom", "--chosen", "b.json"], "`--chosen` (=b.json) must stand beside --choose"),
         (["demooij"], "names no dataset: give it with -d"),
         (["phantom", "--results"], "study_phantom holds no study: run it first, without --results"),
         (["demooij", "-d", "114"], "nnUNet_raw"),

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from nnunet_ssp.files.atomic import write_json
+from nnunet_ssp.study.command import find_study
 from nnunet_ssp.study.data import digest
 from nnunet_ssp.study.examination import (
+    EARLIER,
+    SEEN,
     choice_in_words,
     choose,
     commit_of,
@@ -48,11 +51,30 @@ def planned(folder: Path, **changes: Any) -> tuple[Study, Runs]:
     return study, study_runs(study, None)
 
 
-def chosen(folder: Path, *names: str) -> Path:
+def chosen(folder: Path, *names: str, file: str = "chosen.json") -> Path:
     study, runs = planned(folder)
-    file = folder / "chosen.json"
-    choose(study, "cpu", runs, names, {"other"}, file)
-    return file
+    choose(study, "cpu", runs, names, {"other"}, folder / file, folder)
+    return folder / file
+
+
+def words(file: Path) -> str:
+    return choice_in_words(json.loads(file.read_text()), file, file.parent)
+
+
+def forget(file: Path) -> None:
+    """Make a choice as it was written before choices recorded what came before them."""
+    content = json.loads(file.read_text())
+    for name in (EARLIER, SEEN, "digest"):
+        del content[name]
+    write_json(file, content | {"digest": digest(content)})
+
+
+def report(folder: Path, *models: str) -> None:
+    """Leave what a prediction of the test subjects leaves."""
+    _, runs = planned(folder)
+    for run in runs[1]:
+        if run.name in models:
+            (folder / run.folder / "reported" / "predictions").mkdir(parents=True)
 
 
 def test_what_was_chosen_is_read_again(tmp_path):
@@ -65,19 +87,111 @@ def test_what_was_chosen_is_read_again(tmp_path):
     assert about["pretraining"]["settings"]["mask_ratio"] == 0.75  # a default
     assert about["folds"]["all"]["seeds"] == [0, 1]
     assert "seed" not in about["folds"]["all"]["settings"]
-    assert choice_in_words(content, "abc").startswith(
-        "Reported: baseline, MIM, chosen from 3 of this study. Named before any test subject was"
+    assert words(file) == (
+        "Reported: baseline, MIM, chosen from 3 of this study. Named in chosen.json (not committed, digest "
+        f"{content['digest']}) before any test subject was predicted."
     )
-    assert "(commit abc, digest " in choice_in_words(content, "abc")
-    assert "chosen from 3 of this study, and 7 more tried before" in choice_in_words(
-        content | {"tried_before": 7}, ""
-    )
-    # The same choice again changes nothing, another one is refused.
+    more = choice_in_words(content | {"tried_before": 7}, file, tmp_path)
+    assert "chosen from 3 of this study, and 7 more tried before" in more
+    # The same choice again changes nothing, also after the report.
     before = file.read_bytes()
+    report(tmp_path, "MIM")
     chosen(tmp_path, "baseline", "MIM")
     assert file.read_bytes() == before
-    with pytest.raises(FileExistsError, match="holds another choice"):
+
+
+def test_a_second_choice_tells_what_came_before(tmp_path):
+    first = chosen(tmp_path, "baseline", "MIM")
+    one = json.loads(first.read_text())["digest"]
+    with pytest.raises(FileExistsError, match=r"another choice.*--chosen chosen-2\.json"):
         chosen(tmp_path, "baseline", "other")
+    early = chosen(tmp_path, "baseline", "other", file="early.json")
+    assert words(early).endswith(
+        ") before any test subject was predicted in this folder, but after an earlier choice (chosen.json, digest "
+        f"{one})."
+    )
+    early.unlink()
+
+    report(tmp_path, "MIM", "baseline")
+    second = chosen(tmp_path, "baseline", "other", file="chosen-2.json")
+    content = json.loads(second.read_text())
+    assert content[EARLIER] == [
+        {"file": "chosen.json", "digest": one, "models": ["baseline", "MIM"]}
+    ]
+    said = words(second)
+    assert said == (
+        "Reported: baseline, other, chosen from 2 of this study. Named in chosen-2.json (not committed, digest "
+        f"{content['digest']}) after the test subjects had been seen by: baseline, MIM (chosen.json, digest {one})."
+    )
+    # The record is under the digest, and the first choice remains the first.
+    study, runs = planned(tmp_path)
+    assert read_chosen(study, "cpu", runs, second) == content
+    write_json(second, content | {SEEN: []})
+    with pytest.raises(ValueError, match="its digest does not fit"):
+        read_chosen(study, "cpu", runs, second)
+    write_json(second, content)
+    assert words(first).endswith(f"digest {one}) before any test subject was predicted.")
+    with pytest.raises(FileExistsError, match=r"--chosen chosen-3\.json"):
+        chosen(tmp_path, "baseline", file="chosen-2.json")
+
+    # A copy elsewhere is the same choice, and says the same.
+    copied = tmp_path / "kept" / "chosen-2.json"
+    copied.parent.mkdir()
+    copied.write_bytes(second.read_bytes())
+    assert choice_in_words(content, copied, tmp_path) == said
+
+
+def test_a_choice_after_a_report_whose_choice_was_deleted(tmp_path):
+    chosen(tmp_path, "baseline", "MIM").unlink()
+    report(tmp_path, "MIM")
+    gone = tmp_path / "runs" / "gone" / "all" / "seed0-0" / "reported"
+    (gone / "predictions").mkdir(parents=True)
+    said = words(chosen(tmp_path, "baseline", "other"))
+    seen = "after the test subjects had been seen by: MIM, gone (no earlier choice lies in the folder)."
+    assert said.endswith(seen)
+
+
+def test_a_second_choice_without_a_record(tmp_path):
+    first = chosen(tmp_path, "baseline", "MIM")
+    forget(first)
+    assert words(first).endswith(") before any test subject was predicted.")
+    second = chosen(tmp_path, "baseline", "other", file="chosen-2.json")
+    assert words(first).endswith(
+        ") before any test subject was predicted."
+    )  # by the other's record
+    forget(second)
+    study, runs = planned(tmp_path)
+    read_chosen(study, "cpu", runs, second)
+    one, two = (json.loads(file.read_text())["digest"] for file in (first, second))
+    assert words(second).endswith(
+        f") after an earlier choice (chosen.json, digest {one}); whether test subjects had been seen by then is not "
+        "recorded."
+    )
+    assert words(first).endswith(
+        f") beside another choice (chosen-2.json, digest {two}); no file tells which was first."
+    )
+
+
+def test_other_files_beside_a_choice(tmp_path):
+    for name, text in {"bench.json": "{", "list.json": "[]", "workflow.json": "{}"}.items():
+        (tmp_path / name).write_text(text)
+    said = words(chosen(tmp_path, "baseline", "MIM"))
+    assert said.endswith(") before any test subject was predicted.")
+    with pytest.raises(FileExistsError, match=r"workflow\.json holds no choice"):
+        chosen(tmp_path, "baseline", file="workflow.json")
+    (tmp_path / "chosen.json").write_text("{")
+    with pytest.raises(ValueError, match=r"chosen\.json: not a JSON file"):
+        chosen(tmp_path, "baseline", "other", file="second.json")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_choice_behind_the_reported_figures_still_fits_its_study():
+    """With it, docs/studies.md says, the report of docs/results.md is repeated."""
+    study = read_study(find_study("acdc-few"), "cpu")
+    file = Path(__file__).parents[2] / "docs" / "results" / "acdc-few" / "chosen-2.json"
+    content = read_chosen(study, "cpu", study_runs(study, None), file)
+    assert [*content["models"]] == ["scratch", "Dense", "movement alone"]
+    assert "after an earlier choice (chosen.json, digest da511d6240ca013f); whether" in words(file)
 
 
 def test_a_choice_from_before_a_setting_existed_still_counts(tmp_path):
@@ -169,7 +283,7 @@ def test_what_cannot_be_chosen(tmp_path, names, message):
 def test_only_a_study_that_chooses_has_a_choice(tmp_path):
     study, runs = planned(tmp_path, evaluate="test")
     with pytest.raises(ValueError, match=r"evaluate: choosing \(=test\)"):
-        choose(study, None, runs, ["baseline"], set(), tmp_path / "chosen.json")
+        choose(study, None, runs, ["baseline"], set(), tmp_path / "chosen.json", tmp_path)
     with pytest.raises(ValueError, match="does not follow the schema"):
         planned(tmp_path, evaluate="report")
 

@@ -21,6 +21,7 @@ from nnunet_ssp.cohort.privacy import findings, hashed_subject, stripped
 from nnunet_ssp.files.saving import save
 from nnunet_ssp.network import in_encoder, is_output_layer
 from nnunet_ssp.training import finetuning
+from nnunet_ssp.training.evidence import gain_in_words
 from nnunet_ssp.training.starting import StartingTrainer
 from nnunet_ssp.training.transfer import pretrained_weights
 from tests.saved import load
@@ -420,6 +421,24 @@ def test_other_normalisation(runs, pretrained, tmp_path):
 def test_other_patch_size_is_a_note(runs, pretrained, tmp_path, log):
     file = with_configuration(pretrained, tmp_path / "a.pth", patch_size=[320, 320])
     assert "note: patch size: pretrained [320, 320]" in log(runs.make(FINETUNE, weights=file))
+
+
+def test_the_gain_that_is_told_depends_on_the_dataset_of_the_weights(
+    runs, pretrained, tmp_path, log
+):
+    content = load(pretrained)
+    settings = {"contrast": 0.0}
+    record = content["ssp"] | {
+        "method": "Dense",
+        "settings": settings,
+        "counts": dict.fromkeys(("subjects", "frames", "slices"), 40),
+    }
+    plans = content["init_args"]["plans"]
+    for name, elsewhere in ((plans["dataset_name"], False), ("Dataset161_Other", True)):
+        arguments = content["init_args"] | {"plans": plans | {"dataset_name": name}}
+        file = changed(pretrained, tmp_path / "a.pth", ssp=record, init_args=arguments)
+        said = gain_in_words("Dense", settings, elsewhere=elsewhere)
+        assert said in log(runs.make(FINETUNE, weights=file))
 
 
 def test_plain_nnunet_checkpoint_is_accepted_with_a_note(runs, tmp_path, log):

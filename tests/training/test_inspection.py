@@ -219,6 +219,26 @@ def test_it_fits_the_plans_it_was_made_with(
     ]
 
 
+def test_what_other_subjects_gave_is_told_first_of_another_dataset(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    record = SSP | {
+        "method": "Dense",
+        "settings": {"contrast": 0.0},
+        "counts": dict.fromkeys(("subjects", "frames", "slices"), 40),
+    }
+    for name, dataset, elsewhere in (
+        (DATASET, "907", False),
+        ("Dataset161_Other", "907", True),
+        ("Dataset161_Other", None, None),
+    ):
+        file = tmp_path / "file.pth"
+        write_checkpoint(file, make_plans() | {"dataset_name": name}, ssp=record)
+        inspect(file, dataset)
+        said = capsys.readouterr().out.splitlines()[2]
+        assert said == gain_in_words("Dense", record["settings"], elsewhere=elsewhere)
+
+
 def test_other_weights_of_the_output_layers_do_not_matter(prepared: Path, ours: Path):
     content = json.loads((prepared / "dataset.json").read_text())
     content["labels"] = {"background": 0, "LV": 1, "RV": 2, "myocardium": 3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from nnunet_ssp.files.atomic import write_json
+
 FINETUNE, SCRATCH = "nnUNetTrainerFinetune", "nnUNetTrainerScratch"
 MIM = "nnUNetTrainerMIMPretrain"
-# Settings in checkpoints of commit 1893319, of runs of two epochs.
-COMMON = {"num_epochs": 2, "seed": 0, "early_stopping": None, "early_stopping_delta": 0.001}
-OF_1893319: dict[str, dict[str, Any]] = {
-    SCRATCH: COMMON
-    | {"initial_lr": 0.01, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1}
-    | {"final_validation": False, "transfer": "all"},
-    MIM: COMMON
-    | {"initial_lr": 0.01, "iterations_per_epoch": 1, "batch_size": 4, "optimizer": "sgd"}
-    | {"momentum": 0.99, "nesterov": True, "beta1": 0.9, "beta2": 0.999, "weight_decay": 3e-05}
-    | {"warmup_epochs": 0, "precision": "auto", "gradient_clip": 12.0, "chunk_size": "auto"}
-    | {"data_device": "auto", "subject_pattern": None, "data_fraction": 1.0, "recipe": "paper"}
-    | {"mask_patch": "auto", "coarse_heads": False, "skip_dropout": 0.0}
-    | {"visible_statistics": False, "mask_ratio": 0.75, "mask_independent": False, "fill": 0.0}
-    | {"brightness": "meant"},
+EARLY = Path(__file__).with_name("checkpoints")  # of commit 1893319
+# Named when these began, and the losses of the second epoch with which that commit went on.
+NAMED = {
+    MIM: {"num_epochs": 2, "mask_ratio": 0.6, "initial_lr": 0.02, "batch_size": 4, "seed": 3},
+    SCRATCH: {"num_epochs": 2, "initial_lr": 0.02, "seed": 3, "final_validation": False},
 }
+LOSSES = {MIM: (1.17941, 1.41629), SCRATCH: (1.22302, 1.09553)}
 SETTINGS = {
     SCRATCH: "num_epochs=2 iterations_per_epoch=1 val_iterations_per_epoch=1 final_validation=no",
     MIM: "num_epochs=2 iterations_per_epoch=1 batch_size=4",
@@ -45,17 +40,33 @@ def with_settings(file: Path, settings: dict[str, Any]) -> None:
     torch.save(content, file)
 
 
-@pytest.mark.parametrize("trainer", OF_1893319)
-def test_a_checkpoint_of_an_earlier_version(runs, log, trainer):
-    """Nothing is named, and no default of today replaces what the run began with."""
-    with_settings(latest(runs.interrupt(trainer, SETTINGS[trainer])), OF_1893319[trainer])
-    rest = runs.run(trainer, "final_validation=no", resume=True)
+@pytest.mark.parametrize("trainer", NAMED)
+def test_a_checkpoint_of_an_earlier_version(runs, own_copy, log, trainer):
+    """Nothing is named; no default of today replaces what the run began with, and it comes to what it came to then."""
+    early = EARLY / f"{trainer}.pth"
+    content = torch.load(early, weights_only=False)
+    plans = content["init_args"]["plans"]
+    write_json(own_copy / f"{plans['plans_name']}.json", plans)
+    begun = content["ssp"]["settings"]
+    assert NAMED[trainer].items() <= begun.items()
+
+    place = latest(runs.make(trainer, plans=plans["plans_name"]))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(early, place)
+    # The one setting that a checkpoint does not decide
+    rest = runs.run(trainer, "final_validation=no", plans=plans["plans_name"], resume=True)
     settings = asdict(rest.settings)
-    assert {name: settings[name] for name in OF_1893319[trainer]} == OF_1893319[trainer]
+    assert {name: settings[name] for name in begun} == begun
     assert settings["fused_norm"] == "no", "what came later computes as nothing did then"
     assert (rest.current_epoch, rest.num_epochs, rest.num_iterations_per_epoch) == (2, 2, 1)
     assert "Settings that were not named come from checkpoint_latest.pth: num_epochs:" in log(rest)
     assert "Goes on with epoch 1." in log(rest)
+    final = torch.load(place.with_name("checkpoint_final.pth"), weights_only=False)
+    losses = [final["logging"][name] for name in ("train_losses", "val_losses")]
+    assert [loss[0] for loss in losses] == [
+        content["logging"][name][0] for name in ("train_losses", "val_losses")
+    ]
+    assert [loss[1] for loss in losses] == pytest.approx(LOSSES[trainer], rel=1e-4)
 
 
 def test_named_settings_must_be_the_same(runs):
