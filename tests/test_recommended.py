@@ -18,7 +18,7 @@ from nnunet_ssp.recommended import (
     recommended,
 )
 from nnunet_ssp.settings import FinetuningSettings, override
-from nnunet_ssp.training.evidence import IMAGES, read_measured
+from nnunet_ssp.training.evidence import SLICES, TWO_VIEWS, read_measured
 
 ROOT = Path(__file__).parents[1]
 DENSE, MIM = "nnUNetTrainerDensePretrain", "nnUNetTrainerMIMPretrain"
@@ -60,7 +60,7 @@ def test_the_pretraining_for_few_labels_is_as_long_as_the_measured_one():
     settings, ignored = override(Dense.settings_class(), MOVEMENT_SETTINGS)
     assert not ignored and settings.contrast == 0
     steps = settings.num_epochs * settings.iterations_per_epoch
-    assert 2 * steps * settings.batch_size == IMAGES  # two views of a slice
+    assert "Dense" in TWO_VIEWS and 2 * steps * settings.batch_size == SLICES
 
 
 def gains_in_readme() -> dict[tuple[str, str], float]:

@@ -22,9 +22,9 @@ from nnunet_ssp.settings import LENGTH_AND_MACHINE, Settings, override, setting_
 
 TABLE = "measured.csv"
 WHERE = "docs/results.md"
-# Images that the pretrainings of the table have seen, as `acdc-few` with `--size cpu` makes them; where a method makes
-# two views of a slice, views.
-IMAGES = 50_400
+# Slices that the pretrainings of the table have drawn, as `acdc-few` with `--size cpu` makes them: of methods that make
+# two views of a slice half as many, so that all see as many images.
+SLICES = 50_400
 TWO_VIEWS = ("Dense", "SimCLR", "PCL", "DINO", "BYOL")
 SAME = "the same dataset"  # what most rows were pretrained on; others name what it was
 FEW_SUBJECTS = 10  # pretrainings on fewer are compared with the row on four subjects, too
@@ -42,12 +42,13 @@ def gain_in_words(
     Args:
         method: Name of the method.
         settings: Those that the pretraining recorded; None where the file does not say.
-        seen: Images that it has seen; None where the file does not say.
+        seen: Slices that it has drawn; None where the file does not say.
         elsewhere: Whether it was on another dataset than the one to fine-tune on; None where one is not known.
         few_subjects: Whether it was on few subjects.
     """
-    few = seen is not None and 2 * seen < IMAGES
-    short = f"; yours saw {seen:,} images, the measured one {IMAGES:,}" if few else ""
+    measured = SLICES // (2 if method in TWO_VIEWS else 1)
+    few = seen is not None and 2 * seen < measured
+    short = f"; yours drew {seen:,} slices, the measured one {measured:,}" if few else ""
     rows = [row for row in read_measured() if row["method"] == method]
     if not rows:
         return f"measured: no gain of {method} over training from scratch yet, see {WHERE}"
@@ -102,11 +103,11 @@ def gain_of(
     few = isinstance(subjects, int) and subjects < FEW_SUBJECTS
     if not isinstance(settings, dict):
         return gain_in_words(method, elsewhere=elsewhere, few_subjects=few)
-    return gain_in_words(method, settings, images_seen(record, epochs), elsewhere, few)
+    return gain_in_words(method, settings, slices_drawn(record, epochs), elsewhere, few)
 
 
-def images_seen(record: Mapping[str, Any], epochs: int | None = None) -> int | None:
-    """Return how many images a pretraining has seen, as `IMAGES` counts; None where its record does not say.
+def slices_drawn(record: Mapping[str, Any], epochs: int | None = None) -> int | None:
+    """Return how many slices a pretraining has drawn, with repeats; None where its record does not say.
 
     Args:
         record: Of the pretraining.
@@ -119,7 +120,7 @@ def images_seen(record: Mapping[str, Any], epochs: int | None = None) -> int | N
     factors = (epochs, counts.get("slices")) if steps is None else (epochs, steps, batch)
     if "iterations_per_epoch" not in settings or not all(map(is_whole, factors)):
         return None
-    return math.prod(factors) * (2 if record["method"] in TWO_VIEWS else 1)
+    return math.prod(factors)
 
 
 def rows_of(

@@ -170,21 +170,21 @@ def test_the_record_of_a_file_decides():
 
 
 @pytest.mark.parametrize(
-    ("method", "change", "epochs", "seen"),
+    ("method", "change", "epochs", "drawn"),
     [
         ("MIM", {"num_epochs": 1, "iterations_per_epoch": 10}, None, 240),
-        ("Dense", {"num_epochs": 42, "iterations_per_epoch": 50, "batch_size": 12}, 42, 50_400),
+        ("Dense", {"num_epochs": 42, "iterations_per_epoch": 50, "batch_size": 12}, 42, 25_200),
         ("MIM", {"num_epochs": 42, "iterations_per_epoch": 50}, 21, 25_200),
         ("MIM", {"num_epochs": 3, "iterations_per_epoch": None}, None, 3 * 732),
-        ("DINO", {"num_epochs": 3, "iterations_per_epoch": None}, 2, 2 * 2 * 732),
+        ("DINO", {"num_epochs": 3, "iterations_per_epoch": None}, 2, 2 * 732),
         ("MIM", {"num_epochs": "3"}, None, None),
     ],
 )
-def test_the_images_that_a_run_has_seen(method, change, epochs, seen):
+def test_the_slices_that_a_run_has_drawn(method, change, epochs, drawn):
     record = {"method": method, "settings": {"batch_size": 24} | change, "counts": {"slices": 732}}
-    assert evidence.images_seen(record, epochs) == seen
+    assert evidence.slices_drawn(record, epochs) == drawn
     record["settings"].pop("iterations_per_epoch", None)  # an early file
-    assert evidence.images_seen(record) is None
+    assert evidence.slices_drawn(record) is None
 
 
 @pytest.mark.usefixtures("measured")
@@ -192,13 +192,13 @@ def test_a_short_run_is_told_how_short_it_is():
     settings = settings_of(MIM, "recipe=deep num_epochs=1 iterations_per_epoch=10 batch_size=24")
     record = {"method": "MIM", "settings": settings}
     said = evidence.gain_of(record)
-    assert "; yours will differ; yours saw 240 images, the measured one 50,400, see docs" in said
+    assert "; yours will differ; yours drew 240 slices, the measured one 50,400, see docs" in said
     settings |= {"num_epochs": 42, "iterations_per_epoch": 25}  # half as many are enough
-    assert "yours saw" not in evidence.gain_of(record)
-    assert "yours saw 24,600 images" in evidence.gain_of(record, epochs=41)
+    assert "yours drew" not in evidence.gain_of(record)
+    assert "yours drew 24,600 slices" in evidence.gain_of(record, epochs=41)
     paper = settings_of(MIM, "num_epochs=1 iterations_per_epoch=10 batch_size=24")
     said = evidence.gain_of({"method": "MIM", "settings": paper})
-    assert "no gain of MIM with recipe=paper" in said and "; yours saw 240 images" in said
+    assert "no gain of MIM with recipe=paper" in said and "; yours drew 240 slices" in said
 
 
 def test_the_measured_length_is_that_of_the_study():
@@ -208,7 +208,8 @@ def test_the_measured_length_is_that_of_the_study():
     for name in ("MIM", "Dense", "DINO"):
         own = spec["by_size"]["cpu"]["pretraining"].get(name, {"settings": {}})
         record = {"method": name, "settings": run | own["settings"]}
-        assert evidence.images_seen(record) == evidence.IMAGES
+        views = 2 if name in evidence.TWO_VIEWS else 1
+        assert evidence.slices_drawn(record) * views == evidence.SLICES
 
 
 def test_the_table_names_known_methods_and_real_scores():
