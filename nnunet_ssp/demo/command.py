@@ -45,6 +45,7 @@ from nnunet_ssp.launch import (
     last_lines,
     run_logged,
 )
+from nnunet_ssp.recommended import MOVEMENT
 from nnunet_ssp.warm import NO_WARM, WARM_HELP, warm_runner
 
 MARKER = ".nnunet-ssp-demo"  # a demo may start over in a folder that holds this file
@@ -314,7 +315,7 @@ def training_steps(
         return Step(name, ("nnUNetv2_train", *what, *flags, "-device", device), settings)
 
     pretraining = (
-        f"num_epochs={EPOCHS} "
+        f"{MOVEMENT} num_epochs={EPOCHS} "
         f"iterations_per_epoch={iterations(PRETRAINING_IMAGES, PRETRAINING_BATCH)} "
         f"batch_size={PRETRAINING_BATCH} val_iterations_per_epoch=5 seed={seed}"
     )

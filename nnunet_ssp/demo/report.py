@@ -172,7 +172,7 @@ def demo_page(
     pretraining = sides(stored, dataset.fold["val"], dataset.cases).train
     rows, columns = plan["patch_size"]
     page.paragraph(
-        f"Dense pretraining saw {_counts(dataset, pretraining)}, without labels. Fine-tuning "
+        f"Pretraining on movement saw {_counts(dataset, pretraining)}, without labels. Fine-tuning "
         f"saw the labels of {_counts(dataset, dataset.fold['train'])}. Both models have the "
         f"network that nnU-Net planned for patches of {rows} × {columns} pixels and differ only "
         "in their initial weights. They are compared on "
@@ -254,7 +254,7 @@ def _add_curves(page: Page, layout: Layout) -> None:
     page.plot(
         drawing(losses, "Loss", "Pretraining"),
         alt="Training and validation loss of the pretraining by epoch.",
-        caption="Pretraining: points found again in another view, and movement foretold from one frame.",
+        caption="Pretraining: what moves, foretold from one frame; 1 means that only the mean was learned.",
     )
     dice = {
         model: read_curves(layout.checkpoint(trainer))["mean_fg_dice"]
