@@ -209,6 +209,7 @@ def test_environment_keeps_the_users_folders_out_and_his_numbers_in(tmp_path, mo
 
 def test_the_help_tells_what_the_seed_decides(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    monkeypatch.setenv("COLUMNS", "500")
     assert int(demo.demo_environment(tmp_path)["nnUNet_n_proc_DA"]) > 0, "workers draw unseeded"
     with pytest.raises(SystemExit):
         main(["demo", "--help"])

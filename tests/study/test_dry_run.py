@@ -17,7 +17,6 @@ from nnunet_ssp.nnunet import dataset_folder
 from nnunet_ssp.study import preparing
 from nnunet_ssp.study.command import STUDIES
 from nnunet_ssp.study.command import _asked_for as asked_for
-from nnunet_ssp.study.spec import read_study
 from tests.cine_trees import add_acdc
 from tests.cohort.conftest import write_dataset
 from tests.cohort.test_few import acdc
@@ -89,8 +88,8 @@ def test_plans_that_the_study_makes(nnunet_folders, tmp_path, monkeypatch, capsy
             f"Dataset114_Toy has no plans {given} yet: the study makes them, with {line}\n" in said
         )
         assert "is missing" not in said and "with the sizes that the file gives" in said
-        study = read_study(STUDIES / "acdc-few.yaml", "cpu")
-        preparing.make_plans(asked_for(study, "114", given, None, None))
+        study, _ = asked_for(STUDIES / "acdc-few.yaml", "cpu", "114", given, None, None)
+        preparing.make_plans(study)
         assert list(started[-1]) == shlex.split(line)
         words = parser().parse_args(started[-1][1:])
         assert words.overwrite_plans_name == given
