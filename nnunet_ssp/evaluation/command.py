@@ -200,6 +200,8 @@ def _measure(
     from nnunet_ssp.evaluation.provenance import provenance_notes
     from nnunet_ssp.evaluation.results import Evaluation, worst_first
     from nnunet_ssp.evaluation.scoring import score_pairs
+    from nnunet_ssp.evaluation.trained_models import model_notes
+    from nnunet_ssp.evaluation.training_subjects import training_notes
     from nnunet_ssp.evaluation.volumes import implausible
 
     raw, prepared = _dataset_folders(dataset)
@@ -215,6 +217,9 @@ def _measure(
         masks = {pair.case: pair.prediction for pair in pairs if pair.model == model}
         notes += phase_notes(model, own, masks, known)
     about = _about_cases({pair.case for pair in pairs}, known, subject_pattern, home)
+    own_references = found if references is None else find_references(raw, prepared, ending)
+    notes += model_notes(folders, home.name)
+    notes += training_notes(folders, pairs, own_references, known, subject_pattern)
 
     scores = score_pairs(pairs, labels, workers)
     frames, slices, unlabelled = _with_cases(scores, about, labels)

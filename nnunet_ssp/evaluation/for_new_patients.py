@@ -43,7 +43,7 @@ def prediction_lines(
             if not re.match(r"Dataset\d{3}_", origin):
                 continue
             trained = folds_by_model(results / origin)
-            own = _model_of(place, origin, trained, len(models) == 1)
+            own = model_of(place, origin, trained, len(models) == 1)
             if own is not None:
                 classes = named if origin == dataset else []
                 words = (str(int(origin[7:10])), *classes, *_options(*own))
@@ -77,7 +77,7 @@ def folds_by_model(base: Path) -> dict[str, set[str]]:
     return trained
 
 
-def _model_of(
+def model_of(
     place: Path, dataset: str, trained: Mapping[str, set[str]], alone: bool
 ) -> tuple[str, str] | None:
     """Return the model behind predictions and its fold; None where the model cannot be told.

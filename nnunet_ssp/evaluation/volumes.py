@@ -149,7 +149,8 @@ def implausible(clinical: pd.DataFrame) -> list[str]:
             found.append(
                 f"WARNING: {row['model']}: {figure} is {row['predicted']:.0f} {unit} on average, "
                 f"{row['reference']:.0f} {unit} in the references. Such numbers come from a wrong spacing in the "
-                "files, or from a model that has learned nothing; they are no result."
+                "files, or from a model that has learned nothing, as a pretraining without its fine-tuning; they are "
+                "no result."
             )
     return found
 

@@ -1,0 +1,120 @@
+"""Scored cases whose subjects the model was trained on: their Dice says nothing about new patients.
+
+The folds are those of `splits_final.json`. Fold `all` is trained on every labelled case that is not of the test.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from nnunet_ssp.cohort.cases import Case, subject_of
+from nnunet_ssp.console import some
+from nnunet_ssp.evaluation.files import Pair, References
+from nnunet_ssp.evaluation.for_new_patients import PRINTED, folds_by_model, model_of
+from nnunet_ssp.evaluation.provenance import read_provenance
+
+NOTHING_NEW = "their Dice says nothing about new patients"
+
+
+def training_notes(
+    models: Mapping[str, Sequence[Path]],
+    pairs: Sequence[Pair],
+    references: References,
+    cases: Mapping[str, Case],
+    pattern: str | None = None,
+) -> list[str]:
+    """Say which scored cases are of subjects that a model was trained on.
+
+    It is a warning where the model's fold is known, or where every fold that may have predicted was trained on them;
+    a note where some of these folds were. Nothing is known of a model of another dataset.
+
+    Args:
+        models: Folders of predictions of each model, absolute.
+        pairs: The label maps that are scored.
+        references: The dataset's own, with its folds.
+        cases: Rows of `cases.csv`; none for a dataset without that file.
+        pattern: Finds the subject in the name of a case that `cases` lacks.
+    """
+    notes = []
+    for name, folders in models.items():
+        for folder in folders:
+            scored = {p.case for p in pairs if p.model == name and p.prediction.parent == folder}
+            scored -= references.test.keys()
+            origin = read_provenance(folder).model or references.dataset
+            if not scored or origin != references.dataset:
+                continue
+            folds, told = _folds_behind(folder, references, alone=len(models) == 1)
+            seen = {fold: _seen(scored, fold, references, cases, pattern) for fold in folds}
+            # By name: the page, which is shared, has no paths.
+            who = name if len(folders) == 1 else f"{name}, {folder.name}"
+            total = sum(p.model == name and p.prediction.parent == folder for p in pairs)
+            notes += _in_words(who, total, seen, told)
+    return list(dict.fromkeys(notes))
+
+
+def _folds_behind(folder: Path, references: References, alone: bool) -> tuple[list[str], str]:
+    """Return the folds of which one, or several, made predictions, and what tells so; empty if the folder does."""
+    if folder.name == "validation" and folder.parent.name.startswith("fold_"):
+        return [folder.parent.name.removeprefix("fold_")], ""
+    if named := PRINTED.fullmatch(folder.name):
+        return [named[1]], ""
+    results = Path(os.environ.get("nnUNet_results") or os.devnull)
+    trained = folds_by_model(results / references.dataset)
+    known = model_of(folder, references.dataset, trained, alone)
+    if known is not None and known[1]:
+        return [known[1]], "trained here"
+    held = trained if known is None else {known[0]: trained[known[0]]}
+    if folds := sorted(set().union(*held.values()), key=lambda fold: (len(fold), fold)):
+        return folds, "trained here"
+    return [str(number) for number in range(len(references.folds))], "of splits_final.json"
+
+
+def _seen(
+    scored: Collection[str],
+    fold: str,
+    references: References,
+    cases: Mapping[str, Case],
+    pattern: str | None,
+) -> set[str]:
+    """Return the scored cases of subjects that a fold was trained on."""
+    trained: Collection[str] = references.training.keys() - references.test.keys()
+    if fold.isdecimal():  # without a file nothing tells who is in nnU-Net's own folds
+        number = int(fold)
+        trained = references.folds[number]["train"] if number < len(references.folds) else ()
+    subjects = {_subject(case, cases, pattern) for case in trained}
+    return {case for case in scored if _subject(case, cases, pattern) in subjects}
+
+
+def _subject(case: str, cases: Mapping[str, Case], pattern: str | None) -> str:
+    try:
+        return subject_of(case, cases, pattern)
+    except ValueError:  # a training case of another kind of name
+        return case
+
+
+def _in_words(who: str, total: int, seen: Mapping[str, set[str]], told: str) -> list[str]:
+    """Return the sentence on one folder, as a list of none or one.
+
+    Args:
+        who: The model, or its folder.
+        total: Number of its scored cases.
+        seen: Scored cases of training subjects, by fold.
+        told: What tells that these are the folds; empty where the folder does.
+    """
+    sure: set[str] = set.intersection(*seen.values()) if seen else set()
+    if sure:
+        are = f"{len(sure)} of {total} cases are of training subjects of"
+        if len(seen) == 1:
+            where = f", the only one {told}" if told else ""
+            return [f"WARNING: {who}: {are} fold {next(iter(seen))}{where}: {NOTHING_NEW}."]
+        return [f"WARNING: {who}: {are} every fold {told} ({some([*seen])}): {NOTHING_NEW}."]
+    if some_seen := [fold for fold, own in seen.items() if own]:
+        n = len(set().union(*seen.values()))
+        folds = f"fold {some_seen[0]}" if len(some_seen) == 1 else f"folds {some(some_seen)}"
+        return [
+            f"{who}: the folder does not tell which fold predicted. {n} of {total} cases are of training subjects of "
+            f"{folds} ({told}): if one of these took part, {NOTHING_NEW}."
+        ]
+    return []
