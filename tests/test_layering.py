@@ -52,6 +52,7 @@ SAME_LINE = {
     ("bench", "predict"),  # measures its network alone
     ("predict", "dataset_conversion"),  # reads what the converter reads
     ("cohort.command", "cohort.dataset"),
+    ("sharing", "evaluation"),  # how many subjects an interval takes
 }
 
 LINES_OF_A_MODULE = 500

@@ -246,6 +246,7 @@ def _measure(
                 *origin,
                 *notes,
                 *unlabelled,
+                *_too_few(frames),
                 *_too_good(frames),
                 *overlooked(frames, pairs, labels),
                 *implausible(clinical),
@@ -406,6 +407,19 @@ def _with_cases(
     from_base = slices["base"].map({"first": 1.0, "last": -1.0})  # NaN where it is unknown
     slices["position"] = (from_base * (slices["position"] - 0.5) + 0.5).where(from_base.notna())
     return labelled(frames), labelled(slices), notes
+
+
+def _too_few(frames: pd.DataFrame) -> list[str]:
+    """Say what is left out where no number has enough subjects; others are told of where they are shown."""
+    from nnunet_ssp.evaluation.statistics import SUBJECTS_TO_INFER
+
+    n = frames["subject"].nunique()
+    if n >= SUBJECTS_TO_INFER:
+        return []
+    return [
+        f"95 % CI, 95 % limits of agreement, r and p values take {SUBJECTS_TO_INFER} subjects and are left out: "
+        f"{'this is' if n == 1 else 'these are'} {n}."
+    ]
 
 
 def _too_good(frames: pd.DataFrame) -> list[str]:

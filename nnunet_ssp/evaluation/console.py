@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.results import Evaluation
-from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST
+from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_TO_INFER
 from nnunet_ssp.reporting.page import GAP
 from nnunet_ssp.reporting.wording import interval, limits, listing, p_value, rounded
+
+AGREEMENT = "95 % limits of agreement, r and Bland-Altman plot"
 
 
 def summary_text(evaluation: Evaluation) -> str:
@@ -33,6 +37,10 @@ def summary_text(evaluation: Evaluation) -> str:
             cells += [rounded(row["reference"], 1), rounded(row["bias"], 1), agreed]
             rows.append([*cells, rounded(row["correlation"], 3)])
         lines += ["", *_aligned(rows)]
+        if (
+            evaluation.frames["subject"].nunique() >= SUBJECTS_TO_INFER
+        ):  # else a note says it of all
+            lines += without_agreement(evaluation)
     remarks = [note if note.startswith("WARNING") else f"Note: {note}" for note in evaluation.notes]
     for subject, reason in evaluation.refused.items():
         whose = "" if subject == "all" else f" of {subject}"
@@ -45,17 +53,31 @@ def _compared(evaluation: Evaluation, score: str, where: str = "") -> list[str]:
     lines = ["", f"Mean {score} compared with {evaluation.baseline}{where}:"]
     table = evaluation.comparisons
     for row in table[table["score"] == f"{score}, {MEAN}"].to_dict("records"):
-        difference = f"{row['difference']:+.3f} ({interval(row)})" if row["n_subjects"] else GAP
+        difference = f"{row['difference']:+.3f}" if row["n_subjects"] else GAP
         missed = f"; missed {row['missed']}, {evaluation.baseline} {row['missed_baseline']}"
         p = f"p {p_value(row['p'])}, after Holm {p_value(row['p_holm'])}"
-        if row["n_subjects"] < SUBJECTS_FOR_A_TEST:
-            p = f"no p value, which takes {SUBJECTS_FOR_A_TEST} subjects"
+        if row["n_subjects"] < SUBJECTS_TO_INFER:
+            p = f"no 95 % CI and no p value, which take {SUBJECTS_TO_INFER} subjects"
+        else:
+            difference += f" ({interval(row)})"
         lines.append(
             f"  {row['model']}: {difference}, better on {row['n_better']} of {row['n_subjects']} "
             f"subjects; {p}"
             f"{missed if where else ''}"
         )
     return lines
+
+
+def without_agreement(evaluation: Evaluation) -> Iterator[str]:
+    """Yield what has no limits of agreement, and why: a line for each model where they differ."""
+    few = evaluation.agreement["n_subjects"] < SUBJECTS_TO_INFER
+    why = f"they take {SUBJECTS_TO_INFER} subjects with the metric, and there are fewer"
+    if few.all():
+        yield f"No {AGREEMENT}: {why}."
+        return
+    for model, own in evaluation.agreement[few].groupby("model", sort=False):
+        whose = f" for {model}" if len(evaluation.models) > 1 else ""
+        yield f"No {AGREEMENT} of {listing([*own['figure']])}{whose}: {why}."
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

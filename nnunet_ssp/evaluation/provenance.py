@@ -6,9 +6,14 @@ into the same folder are replaced where a case has the same name, and stay other
 * `plans.json`: `dataset_name` is the dataset that the model was trained on. There is no trainer and no fold.
 * `dataset.json`: `labels` are the names and values of the masks.
 * `predict_from_raw_data_args.json`: `list_of_lists_or_source_folder` is the folder of the images, as it was typed.
+  It does not hold the options of the command that decide about the labels: mirroring, step size, folds.
+
+`nnunet-ssp predict` writes `predict.json`, with mirroring, folds and postprocessing; its step
+size is nnU-Net's default.
 
 The validation folder of a fold has none of them. Two levels up are the training's `plans.json` and `dataset.json`,
-and its images are those of the same dataset. One level up is `settings.json`, if the training was ours.
+and its images are those of the same dataset, predicted with mirroring, by one fold. One level up is `settings.json`,
+if the training was ours.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -25,8 +30,10 @@ from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.labels import Labels, structure_of
 from nnunet_ssp.files.contents import is_whole, read_json, shown
 from nnunet_ssp.files.nnunet import check_dataset
+from nnunet_ssp.reporting.wording import listing
 
 ARGUMENTS = "predict_from_raw_data_args.json"
+OURS = "predict.json"  # of `nnunet-ssp predict`
 _DATASET = re.compile(r"Dataset\d{3}_.+")
 
 
@@ -48,13 +55,91 @@ class Provenance:
     unread: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Options:
+    """How predictions were made, in words; empty where nothing tells."""
+
+    mirroring: str = ""
+    folds: str = ""
+    postprocessing: str = ""
+
+
+def read_options(folder: Path) -> Options:
+    """Read how predictions were made; what is missing or damaged says nothing.
+
+    Args:
+        folder: Of predictions, or the validation folder of a fold.
+    """
+    if _validates(folder):
+        return _options(True, 1, 0)
+    try:
+        found = read_json(folder / OURS, dict)
+    except (OSError, ValueError):
+        return Options()
+    model, folds = found.get("model"), found.get("folds")
+    model = model if isinstance(model, dict) else {}
+    steps = model.get("postprocessing")
+    return _options(
+        model.get("mirror"),
+        len(folds) if isinstance(folds, list) else None,
+        len(steps) if isinstance(steps, list) else None,
+    )
+
+
+def _options(mirror: object, folds: int | None, steps: int | None) -> Options:
+    mirroring = {True: "with mirroring", False: "without mirroring (--disable_tta)"}
+    return Options(
+        mirroring[mirror] if isinstance(mirror, bool) else "",
+        f"by {count_of(folds, 'fold')}" if folds else "",
+        "" if steps is None else "with postprocessing" if steps else "without postprocessing",
+    )
+
+
+def option_notes(folders: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Say where models that are compared were not predicted alike, or where this cannot be known.
+
+    Args:
+        folders: Folders of predictions of each model.
+    """
+    if len(folders) < 2:
+        return []
+    read = {name: [read_options(folder) for folder in own] for name, own in folders.items()}
+    notes = []
+    for option in fields(Options):
+        said = {
+            name: " or ".join(sorted({getattr(one, option.name) for one in own} - {""}))
+            for name, own in read.items()
+        }
+        known = {name: words for name, words in said.items() if words}
+        if len({*known.values()}) > 1:
+            each = "; ".join(f"{name} {words}" for name, words in known.items())
+            notes.append(
+                f"The models were not predicted alike: {each}. A part of their difference comes from this."
+            )
+    untold = [
+        name
+        for name, own in folders.items()
+        if any((place / ARGUMENTS).is_file() and not _validates(place) for place in own)
+    ]
+    if untold:
+        notes.append(
+            f"nnUNetv2_predict does not record mirroring (--disable_tta), step size and folds of {listing(untold)}: "
+            "not checked whether all models were predicted alike."
+        )
+    return notes
+
+
+def _validates(folder: Path) -> bool:
+    return folder.name == "validation" and folder.parent.name.startswith("fold_")
+
+
 def read_provenance(folder: Path) -> Provenance:
     """Read what nnU-Net wrote beside predictions; a damaged file of it is named and says nothing.
 
     Args:
         folder: Of predictions, or the validation folder of a fold.
     """
-    validates = folder.name == "validation" and folder.parent.name.startswith("fold_")
+    validates = _validates(folder)
     place = folder.parents[1] if validates else folder
     found: dict[str, dict[str, Any]] = {}
     unread = []
@@ -167,7 +252,7 @@ def provenance_notes(
                 )
             elif said.model and said.model != dataset:
                 notes.append(f"{who}: the model was trained on {model}.")
-    return [*dict.fromkeys(warnings), *dict.fromkeys(notes)]
+    return [*dict.fromkeys(warnings), *dict.fromkeys(notes), *option_notes(folders)]
 
 
 def _refuse_other_labels(folder: Path, said: Provenance, dataset: str, labels: Labels) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_ssp.console import Paced, count_of
-from nnunet_ssp.evaluation.console import introduction
+from nnunet_ssp.evaluation.console import introduction, without_agreement
 from nnunet_ssp.evaluation.files import (
     case_list,
     read_array,
@@ -20,7 +20,7 @@ from nnunet_ssp.evaluation.files import (
 )
 from nnunet_ssp.evaluation.results import POSITION_BINS, Evaluation
 from nnunet_ssp.evaluation.signed_rank import METHOD
-from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_FOR_A_TEST, subject_means
+from nnunet_ssp.evaluation.statistics import MEAN, SUBJECTS_TO_INFER, subject_means
 from nnunet_ssp.reporting.figures import (
     OVERLAY_WIDTH,
     VALUES_FOR_A_BOX,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODELS_PER_OVERLAY = 4
-SUBJECTS_FOR_LIMITS = 3  # of two, limits of agreement are noise
 
 
 def evaluation_page(evaluation: Evaluation, tell: Callable[[str], None] | None = None) -> Page:
@@ -89,7 +88,8 @@ def _add_scores(page: Page, evaluation: Evaluation) -> None:
         rows,
         caption="Means over subjects, each the mean of its frames and seeds, and the standard deviation over subjects. "
         "A class in neither label map has a Dice of 1 (the papers’ rule), or does not count (nnU-Net’s rule). "
-        f"Missed: frames with the class in only one of the two, summed over seeds; {missed}.",
+        f"Missed: frames with the class in only one of the two, summed over seeds; {missed}. "
+        f"No interval under {SUBJECTS_TO_INFER} subjects.",
         collapse_above=40,
     )
     page.plot(
@@ -132,7 +132,8 @@ def _add_comparisons(page: Page, evaluation: Evaluation) -> None:
             "higher",
             f"Model minus {evaluation.baseline}, paired by subject. p: one-sided Wilcoxon signed-rank test that the "
             f"model is better, {METHOD}. Holm: corrected for the number of models, not for the number of scores, so "
-            f"decide on one score beforehand. No p value under {SUBJECTS_FOR_A_TEST} subjects.",
+            f"decide on one score beforehand. No interval and no p value under {SUBJECTS_TO_INFER} "
+            "subjects.",
             60,
         ),
         (
@@ -216,7 +217,8 @@ def _add_positions(page: Page, evaluation: Evaluation) -> None:
     page.gallery(
         plots,
         caption="Slices from the first to the last one with any reference label. Mean over subjects and its 95 % "
-        "confidence interval; slices with the class in neither label map are left out.",
+        f"confidence interval, if there are {SUBJECTS_TO_INFER} subjects; slices with the class "
+        "in neither label map are left out.",
     )
 
 
@@ -362,7 +364,7 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
         "may have fewer than another (no EF without an EDV); their number is that of the seed with fewest. "
         "Bias: predicted minus reference, and its standard deviation; limits: bias ± 1.96 SD (Bland and Altman); "
         "MAE: mean absolute error; error (%): mean of the errors in percent of the reference; r: Pearson’s "
-        "correlation.",
+        f"correlation. No limits and no r under {SUBJECTS_TO_INFER} subjects.",
         collapse_above=40,
     )
     for model in evaluation.models:
@@ -372,20 +374,8 @@ def _add_clinical(page: Page, evaluation: Evaluation) -> None:
                 caption=f"{model}: difference to the reference against the mean of both, with bias and 95 % limits of "
                 "agreement. A dot is a subject and seed.",
             )
-    for line in _without_plot(evaluation):
+    for line in without_agreement(evaluation):
         page.paragraph(line)
-
-
-def _without_plot(evaluation: Evaluation) -> Iterator[str]:
-    """Yield what has no Bland-Altman plot, and why: a line for each model where they differ."""
-    few = evaluation.agreement["n_subjects"] < SUBJECTS_FOR_LIMITS
-    why = f"it takes {SUBJECTS_FOR_LIMITS} subjects with the metric, and there are fewer"
-    if few.all():
-        yield f"No Bland-Altman plot: {why}."
-        return
-    for model, own in evaluation.agreement[few].groupby("model", sort=False):
-        whose = f" for {model}" if len(evaluation.models) > 1 else ""
-        yield f"No Bland-Altman plot of {listing([*own['figure']])}{whose}: {why}."
 
 
 def _bland_altman_plots(
@@ -399,7 +389,7 @@ def _bland_altman_plots(
         line = rows.loc[metric]
         lines = (float(line["lower"]), float(line["bias"]), float(line["upper"]))
         own = own.dropna(subset="error")
-        if line["n_subjects"] < SUBJECTS_FOR_LIMITS:
+        if line["n_subjects"] < SUBJECTS_TO_INFER:
             continue
         yield (
             bland_altman(

@@ -27,7 +27,9 @@ SCORES: dict[str, Better] = {
 }
 MEAN = "mean"  # the class that stands for the mean of all classes
 DIFFERENCE_DIGITS = 9
-SUBJECTS_FOR_A_TEST = 6  # with fewer, no two-sided p can be below 0.05
+# For p values, intervals, limits of agreement and correlations. With fewer no two-sided p can be below 0.05, a
+# percentile interval spans little more than the values themselves, and the correlation of two is always 1 or -1.
+SUBJECTS_TO_INFER = 6
 
 
 def with_mean(frames: pd.DataFrame) -> pd.DataFrame:
@@ -80,7 +82,7 @@ def summarise(frames: pd.DataFrame, by: Sequence[str] = (), seed: int = 0) -> pd
         only one label map, summed over seeds. Each score has, with names joined as in `dice_mean`: `mean`, over
         subjects and seeds; `sd_subjects`, the sample standard deviation over subjects, averaged over seeds (de Mooij et
         al., Appendix B); `sd_seeds`, that of the seeds' means (their Tables 1 to 4), NaN for one seed; and `low, high`,
-        the 95 % confidence interval of the mean over subjects.
+        the 95 % confidence interval of the mean over subjects, NaN for fewer than 6 with the score.
     """
     import pandas as pd
 
@@ -117,7 +119,7 @@ def bootstrap_interval(
         resamples: Number of resamples.
 
     Returns:
-        Lower and upper limits, of shape (2, columns); NaN for a column with fewer than two values.
+        Lower and upper limits, of shape (2, columns); NaN for a column with fewer than 6 values.
     """
     n = len(values)
     draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
@@ -131,7 +133,7 @@ def bootstrap_interval(
     sums = weights @ np.where(there, values, 0)
     means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     limits = np.full((2, values.shape[1]), np.nan)
-    enough = there.sum(axis=0) >= 2
+    enough = there.sum(axis=0) >= SUBJECTS_TO_INFER
     limits[:, enough] = np.nanquantile(means[:, enough], (0.025, 0.975), axis=0)
     return limits
 
@@ -150,9 +152,10 @@ def two_level_interval(
         resamples: Number of resamples.
 
     Returns:
-        Lower and upper limit; NaN for fewer than two seeds or subjects.
+        Lower and upper limit; NaN for fewer than 2 seeds or 6 subjects.
     """
-    if min(values.shape) < 2:
+    seeds, subjects = values.shape
+    if seeds < 2 or subjects < SUBJECTS_TO_INFER:
         return np.nan, np.nan
     generator = np.random.default_rng(seed)
     rows, columns = (
@@ -184,7 +187,8 @@ def compare_models(
     Returns:
         One row per other model: `model`, `baseline` and `n_subjects`; the mean `difference` to the baseline with its
         95 % bootstrap interval `low, high`; `n_better`, the number of subjects on which the model is better; `missed`
-        and `missed_baseline`, summed over the table; `p` and `p_holm`, both NaN for fewer than 6 subjects.
+        and `missed_baseline`, summed over the table; `p` and `p_holm`. Interval and p values are NaN for fewer than 6
+        subjects.
     """
     import pandas as pd
 
@@ -199,7 +203,7 @@ def compare_models(
         differences = differences.round(DIFFERENCE_DIGITS) + 0.0
         gains = differences if better == "higher" else -differences
         p = np.nan
-        if len(gains) >= SUBJECTS_FOR_A_TEST:
+        if len(gains) >= SUBJECTS_TO_INFER:
             p = signed_rank_p(gains)
         low, high = bootstrap_interval(differences[:, None], seed)[:, 0]
         rows.append(

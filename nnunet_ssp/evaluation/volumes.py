@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+from nnunet_ssp.evaluation.statistics import SUBJECTS_TO_INFER
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -168,7 +170,7 @@ def agreement(clinical: pd.DataFrame) -> pd.DataFrame:
         One row per `model, figure`: `unit`; `n_subjects`; the means of `reference` and `predicted`; the mean error
         `bias`, the sample standard deviation `sd` of the errors, and the 95 % limits of agreement `lower` and `upper`,
         bias ± 1.96 sd (Bland and Altman 1986); the mean absolute error `mae`; the mean `percent_error`; and Pearson's
-        `correlation`.
+        `correlation`. Limits and correlation are NaN where a seed has fewer than 6 subjects.
     """
     import pandas as pd
 
@@ -193,5 +195,9 @@ def agreement(clinical: pd.DataFrame) -> pd.DataFrame:
     for (model, metric), own in clinical.groupby(["model", "figure"], sort=False):
         seeds = pd.DataFrame([one_seed(seed) for _, seed in own.groupby("seed")])
         key = {"model": model, "figure": metric, "unit": UNITS[str(metric)]}
-        rows.append(key | seeds.mean().to_dict() | {"n_subjects": int(seeds["n_subjects"].min())})
+        n_subjects = int(seeds["n_subjects"].min())
+        row = key | seeds.mean().to_dict() | {"n_subjects": n_subjects}
+        if n_subjects < SUBJECTS_TO_INFER:
+            row |= dict.fromkeys(("lower", "upper", "correlation"), float("nan"))
+        rows.append(row)
     return pd.DataFrame(rows)

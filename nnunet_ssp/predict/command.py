@@ -148,7 +148,7 @@ def predict(
         known = (frames[0], frames[1]) if frames is not None else None
         job = Procedure(checked.labels, load, Choices(known, fixed_base), steps, dicom_seg, again)
         made_by = {"digest": checked.digest, "mirror": mirror, "postprocessing": list(steps)}
-        refused = run(tasks, refused, Output(output), job, made_by, overwrite)
+        refused = run(tasks, refused, Output(output), job, made_by, overwrite, checked.folds)
     return int(bool(refused))
 
 
@@ -195,6 +195,7 @@ def run(
     job: Procedure,
     made_by: Mapping[str, Any],
     overwrite: bool = False,
+    folds: Sequence[str] = (),
 ) -> dict[str, str]:
     """Segment and measure subjects, and write the tables.
 
@@ -207,11 +208,12 @@ def run(
         job: How to segment and measure.
         made_by: What decides about the labels; a folder made by anything else is refused.
         overwrite: Whether to delete such a folder's content.
+        folds: Those of the model, to be recorded.
 
     Returns:
         All that were refused, themselves or their DICOM Segmentations, with the reason.
     """
-    output.take_over(made_by, overwrite)
+    output.take_over(made_by, overwrite, folds)
     refused = dict(refused)
     choices = asdict(job.choices) | {"structures": dict(job.labels.structures)}
     choices["frames"] = list(job.choices.frames) if job.choices.frames else None

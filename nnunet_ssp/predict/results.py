@@ -84,12 +84,15 @@ class Output:
         files = list(self.dicom(subject).glob("frame_*.dcm"))
         return record is not None and len(files) == record["subject"]["n_frames"]
 
-    def take_over(self, model: Mapping[str, Any], overwrite: bool) -> None:
+    def take_over(
+        self, model: Mapping[str, Any], overwrite: bool, folds: Sequence[str] = ()
+    ) -> None:
         """Make the folder one of this model; the caller holds its lock.
 
         Args:
             model: What decides about the labels.
             overwrite: Whether to delete what another model has written.
+            folds: Those of the model, for who reads the folder later; the model's digest tells them apart.
 
         Raises:
             FileExistsError: The folder is another model's, or not ours.
@@ -111,7 +114,7 @@ class Output:
                 )
             if before != model:
                 self._clear()
-        write_json(marker, {"model": model, "version": __version__})
+        write_json(marker, {"model": model, "folds": list(folds), "version": __version__})
 
     def _clear(self) -> None:
         """Remove all results, also those of subjects that a kill has left without a record."""

@@ -11,6 +11,7 @@ from typing import Any
 from nnunet_ssp.cohort import privacy
 from nnunet_ssp.cohort.cases import Case, read_cases
 from nnunet_ssp.console import count_of
+from nnunet_ssp.evaluation.statistics import SUBJECTS_TO_INFER
 from nnunet_ssp.files.bundles import FORMAT, VERSION
 from nnunet_ssp.files.contents import printable
 from nnunet_ssp.slices.store import INDEX, read_index, store_folder
@@ -24,7 +25,8 @@ NOT_MEASURED = (
 NNUNET = "Isensee et al., nnU-Net, Nature Methods 18, 203-211, 2021."
 MEASURED = (
     "Mean 3D Dice of fine-tunings and of their baselines. Differences are paired by subject, with 95 % bootstrap "
-    "intervals over subjects and over seeds and subjects; p is of a one-sided Wilcoxon signed-rank test."
+    "intervals over subjects and over seeds and subjects; p is of a one-sided Wilcoxon signed-rank test. Under "
+    f"{SUBJECTS_TO_INFER} subjects there is neither."
 )
 FRONT_MATTER = """---
 library_name: nnunet-ssp

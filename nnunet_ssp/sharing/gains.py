@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssp.evaluation.statistics import SUBJECTS_TO_INFER
 from nnunet_ssp.files.tables import read_table
 from nnunet_ssp.training.evidence import WHERE, read_measured, rows_of
 
@@ -16,10 +17,8 @@ STUDY = "workflow.json"  # a study's folder holds this file
 FOLDER = "pretraining"  # of a study, where its pretrainings are
 TEXTS = ("scored_on", "trainer", "settings", "trainer_baseline", "settings_baseline")
 COUNTS = ("labelled_subjects", "n_subjects", "n_seeds", "n_better", "n_seeds_better")
-NUMBERS = (
-    *("dice", "dice_baseline", "difference", "low", "high"),
-    *("low_seeds", "high_seeds", "p", "p_holm"),
-)
+INFERRED = ("low", "high", "low_seeds", "high_seeds", "p", "p_holm")
+NUMBERS = ("dice", "dice_baseline", "difference", *INFERRED)
 COLUMNS = ("model", "baseline", "fold", "pretraining", *TEXTS, *COUNTS, *NUMBERS)
 THESE, OTHERS = "these weights", f"other weights of this method, see {WHERE} of nnunet-ssp"
 # Settings that may tell names.
@@ -74,6 +73,10 @@ def _rows(table: Path, pretraining: str) -> Iterable[dict[str, Any]]:
             value = _number(row[name], f"{table}, {name}")
             if value is not None:
                 found[name] = int(value) if value.is_integer() and name in COUNTS else value
+        if (
+            found.get("n_subjects", 0) < SUBJECTS_TO_INFER
+        ):  # a table of an earlier version has intervals
+            found = {name: value for name, value in found.items() if name not in INFERRED}
         yield found
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.signed_rank import METHOD
-from nnunet_ssp.evaluation.statistics import SUBJECTS_FOR_A_TEST
+from nnunet_ssp.evaluation.statistics import SUBJECTS_TO_INFER
 from nnunet_ssp.files.atomic import atomic_write, write_json
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.files.names import is_plain
@@ -375,7 +375,7 @@ def _add_comparisons(page: Page, results: Results, table: pd.DataFrame) -> None:
         "over frames and over the seeds that both have. Intervals: bootstrap over subjects; over seeds and subjects, "
         "each drawn independently. p: one-sided Wilcoxon "
         f"signed-rank test that the model is better, {METHOD}. Holm: corrected {corrected} "
-        f"No p value under {SUBJECTS_FOR_A_TEST} subjects.",
+        f"No interval and no p value under {SUBJECTS_TO_INFER} subjects.",
         collapse_above=60,
     )
 

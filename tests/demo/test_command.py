@@ -33,8 +33,8 @@ def test_runs_each_command_once_in_order(finished):
         "nnunet-ssp phantom demo/phantom --labelled 4 --unlabelled 12 --testing 4 --matrix 96 --frames 10 --seed 0",
         "nnunet-ssp convert mnms -i demo/phantom -d 999 --name Phantom",
         "nnunet-ssp prepare 999 -gpu_memory_target 0.1 -overwrite_plans_name demoPlans",
-        "nnUNet_ssp_settings='contrast=0 num_epochs=10 iterations_per_epoch=20 batch_size=12 val_iterations_per_epoch=5 "
-        "seed=0' "
+        "nnUNet_ssp_settings='contrast=0 num_epochs=10 iterations_per_epoch=20 batch_size=12 "
+        "val_iterations_per_epoch=5 seed=0' "
         f"{train} nnUNetTrainerDensePretrain -device cpu",
         f"{finetuning} {train} nnUNetTrainerFinetune -pretrained_weights {results}/"
         "nnUNetTrainerDensePretrain__demoPlans__2d/fold_0/checkpoint_final.pth -device cpu",

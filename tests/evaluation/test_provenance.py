@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from nnunet_ssp.evaluation.labels import Labels
-from nnunet_ssp.evaluation.provenance import ARGUMENTS, provenance_notes, read_provenance
+from nnunet_ssp.evaluation.provenance import (
+    ARGUMENTS,
+    OURS,
+    option_notes,
+    provenance_notes,
+    read_provenance,
+)
 from tests.evaluation.conftest import Document
 from tests.evaluation.running import Predict, run, tables
 
@@ -17,7 +23,7 @@ HERE = "Dataset114_MNMs"
 LABELS = Labels(
     {"LVBP": (1,), "LVM": (2,), "RV": (3,)}, structures={"LV": "LVBP", "MYO": "LVM", "RV": "RV"}
 )
-OURS: dict[str, Any] = {"background": 0, "LVBP": 1, "LVM": 2, "RV": 3}
+OWN_LABELS: dict[str, Any] = {"background": 0, "LVBP": 1, "LVM": 2, "RV": 3}
 # As nnU-Net's conversion of ACDC calls and numbers them
 ACDCS: dict[str, Any] = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}
 
@@ -29,7 +35,7 @@ def beside(
     folder.mkdir(parents=True, exist_ok=True)
     contents: dict[str, Any] = {
         "plans.json": {"dataset_name": model, "plans_name": "nnUNetPlans"},
-        "dataset.json": {"labels": labels or OURS, "file_ending": ".nii.gz"},
+        "dataset.json": {"labels": labels or OWN_LABELS, "file_ending": ".nii.gz"},
         ARGUMENTS: {"list_of_lists_or_source_folder": images, "num_parts": 1},
     }
     for name, content in contents.items():
@@ -165,3 +171,74 @@ def test_predictions_of_another_dataset_are_named_with_its_command(
     beside(folder, dataset.name, f"/x/nnUNet_raw/{dataset.name}/imagesTs")
     assert run("114 -np 1", folder) == 1
     assert "By the files beside them" not in capsys.readouterr().err
+
+
+def by_predict(folder: Path, mirror: object, folds: object, steps: object = ()) -> Path:
+    """Write the record that `nnunet-ssp predict` writes beside its masks."""
+    folder.mkdir(parents=True)
+    model = {"digest": "x", "mirror": mirror, "postprocessing": steps}
+    (folder / OURS).write_text(json.dumps({"model": model, "folds": folds, "version": "0.1.0"}))
+    return folder
+
+
+def test_models_that_were_not_predicted_alike_are_named(tmp_path):
+    validation = tmp_path / "T__P__2d" / "fold_0" / "validation"
+    validation.mkdir(parents=True)
+    alike = by_predict(tmp_path / "alike", True, ["0"])
+    quick = by_predict(tmp_path / "quick", False, ["1"], [{"class": 1}])
+    averaged = by_predict(tmp_path / "averaged", True, ["0", "1", "2"])
+    assert option_notes({"a": [validation], "b": [alike]}) == []
+    assert option_notes({"a": [alike, quick]}) == []  # a single model is compared with none
+    not_alike, part = (
+        "The models were not predicted alike: ",
+        ". A part of their difference comes from this.",
+    )
+    assert option_notes({"a": [validation], "b": [quick], "c": [tmp_path]}) == [
+        f"{not_alike}a with mirroring; b without mirroring (--disable_tta){part}",
+        f"{not_alike}a without postprocessing; b with postprocessing{part}",
+    ]
+    assert option_notes({"a": [alike], "b": [averaged]}) == [
+        f"{not_alike}a by 1 fold; b by 3 folds{part}"
+    ]
+    mixed = option_notes({"a": [alike], "b": [alike, quick]})
+    assert (
+        f"{not_alike}a with mirroring; b with mirroring or without mirroring (--disable_tta){part}"
+        in mixed
+    )
+
+
+def test_what_nnunet_does_not_record_is_said_to_be_unchecked(tmp_path):
+    ours, theirs = by_predict(tmp_path / "o", True, ["0"]), beside(tmp_path / "t")
+    (note,) = option_notes({"ours": [ours], "theirs": [theirs]})
+    assert note == (
+        "nnUNetv2_predict does not record mirroring (--disable_tta), step size and folds of theirs: not checked "
+        "whether all models were predicted alike."
+    )
+    assert option_notes({"theirs": [theirs]}) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"model": 3, "folds": 1}', b"\xff\xfe", b"{}"])
+def test_a_damaged_record_of_predict_says_nothing(tmp_path, content: bytes):
+    quick, damaged = by_predict(tmp_path / "q", False, ["0"]), tmp_path / "d"
+    damaged.mkdir()
+    (damaged / OURS).write_bytes(content)
+    assert option_notes({"quick": [quick], "damaged": [damaged]}) == []
+
+
+def test_the_terminal_and_the_page_say_that_models_were_not_predicted_alike(
+    predict: Predict, tmp_path: Path, capsys, with_page
+):
+    folders = [predict(name, 1.0) for name in ("a", "b")]
+    for folder, mirror in zip(folders, (True, False), strict=True):
+        record = by_predict(tmp_path / "records" / folder.name, mirror, ["0"]) / OURS
+        record.rename(folder / OURS)
+    assert run("114 -np 1 -o", tmp_path / "out", *folders) == 0
+    note = (
+        "The models were not predicted alike: a with mirroring; b without mirroring (--disable_tta). A part of their "
+        "difference comes from this."
+    )
+    assert f"\nNote: {note}\n" in capsys.readouterr().out
+    assert (
+        f"Note: {note}"
+        in Document((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
+    )

@@ -66,22 +66,11 @@ def test_few_subjects_have_no_pictures_that_say_nothing(dataset, predict, tmp_pa
         assert ("<h2>Best and worst</h2>" in html) == (n == 2)
         assert ("<h2>The only frame</h2>" in html) == (n == 1)
         assert "Median" not in html and "Bland-Altman plot of" not in html
-        assert ("No Bland-Altman plot: it takes 3 subjects with the metric" in html) == (n == 2)
-
-
-def test_a_plot_that_only_one_model_lacks_is_said_to_be_its():
-    table = pd.DataFrame(
-        [("A", "EDV", 2), ("A", "EF", 1), ("B", "EDV", 5), ("B", "EF", 2), ("B", "ESV", 3)],
-        columns=["model", "figure", "n_subjects"],
-    )
-    why = "it takes 3 subjects with the metric, and there are fewer."
-    both = SimpleNamespace(agreement=table, models={"A": [], "B": []})
-    assert [*report._without_plot(both)] == [
-        f"No Bland-Altman plot of EDV and EF for A: {why}",
-        f"No Bland-Altman plot of EF for B: {why}",
-    ]
-    alone = SimpleNamespace(agreement=table[table["model"] == "B"], models={"B": []})
-    assert [*report._without_plot(alone)] == [f"No Bland-Altman plot of EF: {why}"]
+        left_out = (
+            "95 % CI, 95 % limits of agreement, r and p values take 6 subjects and are left out"
+        )
+        assert f"{left_out}: this is 1." in html
+        assert ("and Bland-Altman plot: they take 6 subjects with the metric" in html) == (n == 2)
 
 
 def test_plots_of_agreement_name_the_model_where_there_are_several(monkeypatch):
@@ -89,7 +78,7 @@ def test_plots_of_agreement_name_the_model_where_there_are_several(monkeypatch):
     monkeypatch.setattr(report, "bland_altman", lambda *given: names.append(given[3]))
     numbers = {"reference": 100.0, "predicted": 101.0, "error": 1.0}
     clinical = pd.DataFrame({"model": [*"AAABBB"], "figure": "EDV", **numbers})
-    line = {"lower": -1.0, "bias": 0.0, "upper": 1.0, "n_subjects": 3, "unit": "ml"}
+    line = {"lower": -1.0, "bias": 0.0, "upper": 1.0, "n_subjects": 6, "unit": "ml"}
     agreement = pd.DataFrame({"model": [*"AB"], "figure": "EDV", **line})
     for models in ("AB", "A"):
         evaluation = SimpleNamespace(clinical=clinical, agreement=agreement, models={*models})

@@ -44,7 +44,7 @@ def frames_of(dice: np.ndarray, model: str = "m") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-DICE = np.random.default_rng(0).random((3, 5, 2, 2))
+DICE = np.random.default_rng(0).random((3, 6, 2, 2))
 
 
 def test_the_mean_class_is_that_of_each_frame():
@@ -74,7 +74,7 @@ def test_the_unit_is_the_subject():
         own = DICE[..., number]
         of_seed = own.mean(axis=2)  # (seeds, subjects)
         row = table.loc[name]
-        assert row["n_subjects"] == 5
+        assert row["n_subjects"] == 6
         assert row["dice_mean"] == pytest.approx(own.mean())
         assert row["dice_sd_subjects"] == pytest.approx(of_seed.std(axis=1, ddof=1).mean())
         assert row["dice_sd_seeds"] == pytest.approx(of_seed.mean(axis=1).std(ddof=1))
@@ -93,6 +93,18 @@ def test_one_seed_and_one_subject_have_no_spread():
     row = summarise(frames_of(DICE[:1, :1])).iloc[0]
     for name in ("sd_subjects", "sd_seeds", "low", "high"):
         assert np.isnan(row[f"dice_{name}"])
+
+
+def test_intervals_take_six_subjects_with_the_score():
+    dice = DICE.copy()
+    dice[:, 5, :, 0] = np.nan  # the first class of one of the six
+    row = summarise(frames_of(dice)).set_index("class")
+    assert row.loc["c1", ["dice_low", "hd95_mm_low"]].notna().all()
+    assert row.loc["c1", "dice_low"] < row.loc["c1", "dice_mean"] < row.loc["c1", "dice_high"]
+    limits = [f"{score}_{end}" for score in SCORES for end in ("low", "high")]
+    assert row.loc["c0", limits].isna().all()
+    assert row.loc["c0", "dice_mean"] == pytest.approx(DICE[:, :5, :, 0].mean())
+    assert summarise(frames_of(DICE[:, :5]))[limits].isna().all(axis=None)
 
 
 def test_groups():
@@ -126,11 +138,21 @@ def test_the_interval_is_seeded_and_leaves_nan_out():
     assert (bootstrap_interval(values) != bootstrap_interval(values, seed=1)).any()
     holes = np.full((20, 3), np.nan)
     holes[:10, 0] = values[:10, 0]
-    holes[0, 1] = 1
+    holes[:5, 1] = 1
     low, high = bootstrap_interval(holes)
     alone = bootstrap_interval(values[:10])[:, 0]
     np.testing.assert_allclose([low[0], high[0]], alone, atol=0.04)
     assert np.isnan([low[1:], high[1:]]).all()
+
+
+def test_the_interval_of_six_is_that_of_all_resamples_and_five_have_none():
+    """Of six subjects there are 6^6 resamples, equally likely."""
+    values = np.array([0.0, 1.0, 3.0, 4.0, 8.0, 9.0])
+    means = values[np.indices((6,) * 6).reshape(6, -1)].mean(axis=0)
+    ((low,), (high,)) = bootstrap_interval(values[:, None], resamples=100_000)
+    expected = np.quantile(means, (0.025, 0.975))
+    assert (low, high) == pytest.approx(tuple(expected), abs=0.1)
+    assert np.isnan(bootstrap_interval(values[:5, None])).all()
 
 
 def test_equal_values_have_an_interval_of_no_width():
@@ -179,13 +201,15 @@ def test_the_test_is_the_one_sided_wilcoxon_of_scipy():
 
 def test_six_subjects_that_all_gain_have_the_smallest_p_there_is():
     table = table_of(base=[0.0] * 6, model=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    assert compare_models(table, "x", "base")["p"].item() == 1 / 2**6
+    (row,) = compare_models(table, "x", "base").to_dict("records")
+    assert row["p"] == 1 / 2**6
+    assert 0.1 < row["low"] < row["difference"] < row["high"] < 0.6
 
 
-def test_no_p_value_under_six_subjects():
+def test_no_p_value_and_no_interval_under_six_subjects():
     table = table_of(base=[0.0] * 5, model=[0.1, 0.2, 0.3, 0.4, 0.5])
     (row,) = compare_models(table, "x", "base").to_dict("records")
-    assert np.isnan(row["p"]) and np.isnan(row["p_holm"])
+    assert np.isnan([row[name] for name in ("p", "p_holm", "low", "high")]).all()
     assert row["n_better"] == 5 and row["difference"] == pytest.approx(0.3)
 
 
@@ -210,8 +234,8 @@ def test_a_model_gains_nothing_by_missing_what_is_difficult():
     means = subject_means(table, "hd95_mm").mean()
     assert means["model"] < means["base"] - 1  # what each has, without pairing
     (row,) = compare_models(table, "hd95_mm", "base", "lower").to_dict("records")
-    assert (row["difference"], row["n_better"], row["n_subjects"]) == (0, 0, 5)
-    assert (row["missed"], row["missed_baseline"]) == (3 * 5 * 2 + 1, 0)
+    assert (row["difference"], row["n_better"], row["n_subjects"]) == (0, 0, 6)
+    assert (row["missed"], row["missed_baseline"]) == (3 * 6 * 2 + 1, 0)
     nothing = pd.concat([frames, frames_of(base * np.nan, "model")])
     (row,) = compare_models(nothing, "hd95_mm", "base", "lower").to_dict("records")
     assert row["n_subjects"] == 0 and np.isnan([row["difference"], row["low"], row["p"]]).all()
@@ -246,15 +270,14 @@ def test_holm_keeps_the_order_and_lies_between_none_and_bonferroni(values):
 
 
 def test_the_interval_of_two_levels_is_that_of_all_resamples():
-    """Of two seeds and two subjects there are 4 x 4 resamples, equally likely."""
-    values = np.array([[0.0, 1.0], [4.0, 9.0]])
-    means = [
-        values[np.ix_(rows, columns)].mean()
-        for rows in itertools.product(range(2), repeat=2)
-        for columns in itertools.product(range(2), repeat=2)
-    ]
-    # The extremes have 1 of 16 each, so both limits are the extremes.
-    assert two_level_interval(values) == (min(means), max(means))
+    """Of two seeds and six subjects there are 2^2 x 6^6 resamples, equally likely."""
+    values = np.array([[0.0, 1.0, 3.0, 4.0, 8.0, 9.0], [4.0, 9.0, 2.0, 0.0, 1.0, 5.0]])
+    columns = np.indices((6,) * 6).reshape(6, -1)
+    rows = itertools.product(range(2), repeat=2)
+    means = [values[list(two)].mean(axis=0)[columns].mean(axis=0) for two in rows]
+    expected = np.quantile(np.concatenate(means), (0.025, 0.975))
+    found = two_level_interval(values, resamples=100_000)
+    assert found == pytest.approx(tuple(expected), abs=0.1)
 
 
 def test_without_one_level_the_interval_is_that_of_the_other():
@@ -277,6 +300,6 @@ def test_the_interval_of_two_levels_has_the_spread_of_both():
     assert (high + low) / 2 == pytest.approx(seeds.mean() + subjects.mean(), abs=0.1 * deviation)
 
 
-@pytest.mark.parametrize("shape", [(1, 8), (3, 1), (0, 0)])
-def test_one_seed_or_one_subject_has_no_interval_of_two_levels(shape):
+@pytest.mark.parametrize("shape", [(1, 8), (3, 5), (3, 1), (0, 0)])
+def test_one_seed_or_five_subjects_have_no_interval_of_two_levels(shape):
     assert np.isnan(two_level_interval(np.zeros(shape))).all()

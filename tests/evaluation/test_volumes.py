@@ -130,24 +130,41 @@ def test_subjects_without_exactly_one_ed_and_one_es_are_refused():
 
 
 def test_agreement_is_that_of_bland_and_altman():
-    errors = {"a": 3.0, "b": -1.0, "c": 4.0}
+    errors = dict(zip("abcdef", (3.0, -1.0, 4.0, 2.0, 0.0, 4.0), strict=True))
     frames = []
     for number, (subject, error) in enumerate(errors.items()):
         reference = 100.0 + 10 * number
         frames += rows(subject, FULL | {("ED", "cavity"): (reference, reference + error)})
     table = agreement(clinical_metrics(pd.DataFrame(frames), STRUCTURES)[0])
     row = table[table["figure"] == "LV EDV"].iloc[0]
-    sd = np.std([3, -1, 4], ddof=1)
-    assert (row["n_subjects"], row["reference"], row["predicted"]) == (3, 110, 112)
+    sd = np.std([*errors.values()], ddof=1)
+    assert (row["n_subjects"], row["reference"], row["predicted"]) == (6, 125, 127)
     assert row["bias"] == pytest.approx(2)
     assert row["sd"] == pytest.approx(sd)
     assert (row["lower"], row["upper"]) == pytest.approx((2 - 1.96 * sd, 2 + 1.96 * sd))
-    assert row["mae"] == pytest.approx(8 / 3)
-    assert row["percent_error"] == pytest.approx((3 - 100 / 110 + 400 / 120) / 3)
-    expected = np.corrcoef([100, 110, 120], [103, 109, 124])[0, 1]
+    assert row["mae"] == pytest.approx(14 / 6)
+    assert row["percent_error"] == pytest.approx(
+        (3 - 100 / 110 + 400 / 120 + 200 / 130 + 400 / 150) / 6
+    )
+    expected = np.corrcoef([100, 110, 120, 130, 140, 150], [103, 109, 124, 132, 140, 154])[0, 1]
     assert row["correlation"] == pytest.approx(expected)
     constant = table[table["figure"] == "RV EDV"].iloc[0]
     assert np.isnan(constant["correlation"])
+
+
+def test_limits_and_correlation_take_six_subjects_in_each_seed():
+    frames = []
+    for seed in range(2):
+        for subject in range(6):
+            predicted = np.nan if (seed, subject) == (1, 5) else 101.0 + subject
+            volumes = FULL | {("ED", "cavity"): (100.0 + subject, predicted)}
+            frames += rows(f"s{subject}", volumes, seed=seed)
+    table = agreement(clinical_metrics(pd.DataFrame(frames), STRUCTURES)[0]).set_index("figure")
+    few, enough = table.loc["LV EDV"], table.loc["LV mass"]
+    assert (few["n_subjects"], enough["n_subjects"]) == (5, 6)
+    assert np.isnan([few["lower"], few["upper"], few["correlation"]]).all()
+    assert (few["bias"], few["sd"]) == (1, 0)
+    assert enough["lower"] == enough["upper"] == enough["bias"]
 
 
 def test_limits_are_those_of_one_seed_not_of_the_mean_of_seeds():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nnunet_ssp.files.atomic import write_json
-from nnunet_ssp.predict.results import FRAME_COLUMNS, SUBJECT_COLUMNS, Output, mean
+from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.predict.results import FRAME_COLUMNS, MARKER, SUBJECT_COLUMNS, Output, mean
 
 RECORD = {
     "stamp": ["s"],
@@ -66,3 +67,10 @@ def test_frames_of_an_unknown_model_are_not_used(output: Output) -> None:
         file.unlink()
     output.take_over({"digest": "y"}, False)
     assert kept.count() == 0 and not kept.folder.exists()
+
+
+def test_the_folds_are_recorded_beside_the_model(output: Output) -> None:
+    """`evaluate` reads them; a folder of an earlier version, without them, is of the same model."""
+    assert read_json(output.folder / MARKER, dict)["folds"] == []
+    output.take_over({"digest": "x"}, False, ["0", "2"])
+    assert read_json(output.folder / MARKER, dict)["folds"] == ["0", "2"]

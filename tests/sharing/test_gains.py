@@ -47,6 +47,16 @@ def test_the_rows_of_these_weights_count(study: Path) -> None:
     assert first["settings"] == "num_epochs=5"
 
 
+def test_intervals_of_few_subjects_are_not_on_the_card(study: Path) -> None:
+    """An earlier version wrote them into the study's table."""
+    write(study / COMPARISONS, ROW | {"n_subjects": "6"}, ROW | {"n_subjects": "5"})
+    enough, few = measured_gains(study / FILE, "MIM")["rows"]
+    assert enough["low"] == enough["high_seeds"] == enough["p_holm"] == 0.5
+    assert few == {
+        name: value for name, value in enough.items() if not name.startswith(("low", "high", "p"))
+    } | {"n_subjects": 5}
+
+
 def test_without_a_study_the_method_counts(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = {"method": "MIM", "settings": "recipe=deep", "scratch": "0.600"}
     rows = [{"method": "Dense", "settings": "", "scratch": "0.700"}, deep]
