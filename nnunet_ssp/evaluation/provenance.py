@@ -121,7 +121,7 @@ def option_notes(folders: Mapping[str, Sequence[Path]]) -> list[str]:
         for name, own in folders.items()
         if any((place / ARGUMENTS).is_file() and not _validates(place) for place in own)
     ]
-    if untold:
+    if untold and len(untold) < len(folders):  # else it would be said of most comparisons
         notes.append(
             f"nnUNetv2_predict does not record mirroring (--disable_tta), step size and folds of {listing(untold)}: "
             "not checked whether all models were predicted alike."

@@ -215,6 +215,7 @@ def test_what_nnunet_does_not_record_is_said_to_be_unchecked(tmp_path):
         "whether all models were predicted alike."
     )
     assert option_notes({"theirs": [theirs]}) == []
+    assert option_notes({"theirs": [theirs], "others": [theirs]}) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"model": 3, "folds": 1}', b"\xff\xfe", b"{}"])
