@@ -23,14 +23,10 @@ from nnunet_ssp.cohort.membership import subjects_of
 from nnunet_ssp.evaluation.command import add_arguments
 from nnunet_ssp.evaluation.files import WITHOUT_SPACING
 from nnunet_ssp.evaluation.labels import SYNONYMS, Labels, read_labels
-from nnunet_ssp.evaluation.statistics import (
-    MEAN,
-    SCORES,
-    with_mean,
-)
+from nnunet_ssp.evaluation.statistics import MEAN, SCORES, with_mean
 from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.files.contents import read_json
-from nnunet_ssp.study.convergence import final_dice, steps_to_dice
+from nnunet_ssp.study.convergence import final_dice, late_rise, steps_to_dice
 from nnunet_ssp.study.data import ON_TEST, Data
 from nnunet_ssp.study.published import published_settings, read_published
 from nnunet_ssp.study.record import read_record
@@ -41,6 +37,7 @@ from nnunet_ssp.study.spec import (
     CURVE_SCORES,
     DICE,
     IOU,
+    RISE,
     STEPS,
     TEST_COLUMNS,
     Figure,
@@ -56,6 +53,7 @@ TITLES = {
     IOU: "IoU of slices",
     AREA: "Pseudo Dice, mean of the learning curve",
     STEPS: "Steps to the final pseudo Dice of the baseline",
+    RISE: "Rise of the pseudo Dice in the last fifth of the steps",
     **{name: f"{name}, absolute error ({unit})" for name, unit in UNITS.items()},
 }
 NUMBERS = {  # columns of metrics.csv and clinical.csv; all others are text
@@ -441,6 +439,8 @@ class Results:
         curve = self.learning_curve(run)
         if curve is None or score == AREA:
             return None if curve is None else float(curve["pseudo_dice_area"].iloc[-1])
+        if score == RISE:
+            return late_rise(curve)
         baseline = self.study.baseline_of(run.name) or run.name
         control = self.done.get((baseline, run.label), {}).get(run.seed)
         reference = None if control is None else self.learning_curve(control)

@@ -14,10 +14,21 @@ from nnunet_ssp.evaluation.statistics import MEAN
 from nnunet_ssp.evaluation.volumes import UNITS
 from nnunet_ssp.reporting.page import GAP
 from nnunet_ssp.reporting.wording import listing, rounded
+from nnunet_ssp.study.convergence import STILL
 from nnunet_ssp.study.data import ON_TEST
 from nnunet_ssp.study.published import Published, read_published
 from nnunet_ssp.study.results import DISTANCES, TITLES, Coordinates, Results, Value
-from nnunet_ssp.study.spec import AREA, AXES, CURVE_SCORES, DICE, STEPS, Axis, Figure, Table
+from nnunet_ssp.study.spec import (
+    AREA,
+    AXES,
+    CURVE_SCORES,
+    DICE,
+    RISE,
+    STEPS,
+    Axis,
+    Figure,
+    Table,
+)
 
 HEADINGS: dict[Axis, str] = {
     "models": "Model",
@@ -30,7 +41,7 @@ HEADINGS: dict[Axis, str] = {
 SHORT = (
     TITLES
     | {name: f"{name} ({unit})" for name, unit in UNITS.items()}
-    | {AREA: "Area", STEPS: "Steps"}
+    | {AREA: "Area", STEPS: "Steps", RISE: "Rise"}
 )
 
 
@@ -183,6 +194,11 @@ def _what(table: Table, results: Results) -> str:
         fixed.append(
             "steps: where the running mean of three points of the learning curve first reaches the end of the "
             "baseline’s with the same seed; a run that never does has no value, and is counted"
+        )
+    if RISE in shown["scores"]:
+        fixed.append(
+            "rise: the running mean of three points of the learning curve at its end, minus that at four fifths of the "
+            f"steps; below {STILL} a training no longer improves"
         )
     means = ["mean over subjects, each the mean of its frames"] if of_subjects else []
     several = len(seeds) > 1

@@ -83,6 +83,8 @@ def test_other_scores(miniature):
     area = results.value(place._replace(score="area"))
     assert area.seeds == pytest.approx({0: 0.3, 1: 0.4, 2: 0.5})
     assert math.isnan(area.sd_subjects)
+    # Of three points none has a running mean at four fifths.
+    assert results.value(place._replace(score="rise")).seeds == {}
     # Three points: the running mean is known at the last alone, where seed by seed both curves are equal.
     steps = results.value(Coordinates("MIM", "all", score="steps"))
     assert steps.seeds == {0: 60.0, 1: 60.0, 2: 60.0}

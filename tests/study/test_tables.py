@@ -87,6 +87,18 @@ def test_frames_without_a_distance_are_counted(miniature):
     assert numbers.loc["MIM", "runs"] == "runs/MIM/10/seed1-bb"
 
 
+def test_whether_trainings_still_improved_has_a_column(miniature):
+    mini = miniature(seeds=[0, 1]).finish()
+    for seed, slope in ((0, 0.01), (1, 0.02)):
+        file = mini.output / mini.run("MIM", "10", seed).fold_folder(mini.data)
+        points = pd.DataFrame({"epoch": range(10), "step": range(20, 220, 20)})
+        points["pseudo_dice"] = points["pseudo_dice_area"] = slope * points["epoch"]
+        points.to_csv(file / "learning_curve.csv", index=False)
+    table = filled(mini, rows="models", columns="folds", scores="rise", models="MIM")
+    assert table.texts(0) == ["–", "0.030 ± 0.014"]
+    assert "; below 0.005 a training no longer improves;" in table.caption
+
+
 def test_one_seed_has_no_spread(miniature):
     table = filled(miniature(seeds=[5]).finish())
     assert table.texts(0) == ["0.744", "0.844"]
