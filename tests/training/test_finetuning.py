@@ -159,6 +159,8 @@ def test_the_final_validation_is_announced_with_the_way_out(monkeypatch, device,
 def test_scratch_run(runs):
     trainer = runs.run(SCRATCH, SHORT)
     assert trainer.record()["weights_from"] == "scratch"
+    # By which `evaluate` knows whether new patients are better predicted without mirroring
+    assert json.loads((Path(trainer.output_folder) / "debug.json").read_text())["device"] == "cpu"
 
 
 def test_same_seed_same_result_without_workers(runs, pretrained):
