@@ -97,6 +97,7 @@ def test_each_printed_command_works_as_it_is(shell, tmp_path: Path):
     said = shell(evaluate)
     assert (tmp_path / after(said, "Report: ")[0]).is_file()
     measure = after(said, "For new patients: ")[0]
+    assert measure.endswith(" --disable_tta") != torch.cuda.is_available()
     new = next((tmp_path / "my phantom" / "Testing").iterdir())
     measure = measure.replace("FOLDER", shlex.quote(str(new))).replace("OUT", "'new patients'")
     shell(measure)
@@ -240,7 +241,10 @@ EXPECTED = {
         "_refuse_training() begins with nnunet-ssp": "tests/evaluation/test_mistaken.py::"
         "test_the_line_for_a_fold_names_its_validation_and_works",
     },
-    "nnunet_ssp/evaluation/provenance.py": {"whose() begins with nnunet-ssp": CHAIN},
+    "nnunet_ssp/evaluation/provenance.py": {
+        "whose() begins with nnunet-ssp": CHAIN,
+        "nnUNetv2_predict does not record mirroring": NAME,
+    },
     "nnunet_ssp/evaluation/for_new_patients.py": {
         "prediction_lines() begins with nnunet-ssp": CHAIN,
     },

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_ssp.evaluation.provenance import read_provenance
+from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.launch import predictions_folder
 
 NAMED = 3  # models whose commands are printed
@@ -26,6 +27,8 @@ def prediction_lines(
     dataset: str, models: Mapping[str, Sequence[Path]], structures: Mapping[str, str | None]
 ) -> list[str]:
     """Return the lines that predict new patients with the evaluated models; none where no trained model is here.
+
+    Where a model was trained on a CPU, it predicts without mirroring, which takes a quarter of the time.
 
     Args:
         dataset: Name of the dataset.
@@ -46,17 +49,37 @@ def prediction_lines(
             own = model_of(place, origin, trained, len(models) == 1)
             if own is not None:
                 classes = named if origin == dataset else []
-                words = (str(int(origin[7:10])), *classes, *_options(*own))
-                found.setdefault(words, (model, "" if own[1] else _doubt(trained[own[0]])))
+                name, fold = own
+                words = (str(int(origin[7:10])), *classes, *_options(name, fold))
+                folds = [fold] if fold else sorted(trained[name])
+                words += _quick(results / origin / name / f"fold_{one}" for one in folds)
+                found.setdefault(words, (model, "" if fold else _doubt(trained[name])))
                 break
     begin = ["nnunet-ssp", "predict", "-i", "FOLDER", "-o", "OUT", "-d"]
-    if not found and not foreign and folds_by_model(results / dataset):
-        command = shlex.join([*begin, str(int(dataset[7:10])), *named])
+    if not found and not foreign and (own_models := folds_by_model(results / dataset)):
+        trained_here = [
+            results / dataset / name / f"fold_{one}"
+            for name, folds in own_models.items()
+            for one in folds
+        ]
+        command = shlex.join([*begin, str(int(dataset[7:10])), *named, *_quick(trained_here)])
         return [f"For new patients, with one of the models that it lists: {command}"]
     return [
         f"For new patients{f', with {model}' if len(models) > 1 else ''}{doubt}: {shlex.join([*begin, *words])}"
         for words, (model, doubt) in [*found.items()][:NAMED]
     ]
+
+
+def _quick(folds: Iterable[Path]) -> tuple[str, ...]:
+    """Return the option that leaves out mirroring, if all trainings ran on a CPU; nnU-Net records their device."""
+
+    def device(fold: Path) -> object:
+        try:
+            return read_json(fold / "debug.json", dict).get("device")
+        except (OSError, ValueError):
+            return None
+
+    return ("--disable_tta",) if all(device(fold) == "cpu" for fold in folds) else ()
 
 
 def _doubt(folds: Collection[str]) -> str:

@@ -434,10 +434,8 @@ class FinetuningTrainer(StartingTrainer):
         wanted = [] if self.settings.final_validation else ["final_validation=yes"]
         validate = self.command("--val", settings=" ".join([*kept, *wanted]))
         if self.settings.final_validation:
-            saved = f"the training is finished and {FINAL} saved; validate with: {validate}"
-            later = "nothing was saved" if self.disable_checkpointing else saved
             n_cases = len(self.do_split()[1])
-            with ending_at_once(lambda: later), self.alive_in_validation(n_cases):
+            with ending_at_once(lambda: self._stopped(validate)), self.alive_in_validation(n_cases):
                 self._announce_validation(n_cases)
                 if needs_no_workers(self):
                     validate_here(self, save_probabilities)
@@ -451,9 +449,19 @@ class FinetuningTrainer(StartingTrainer):
         if self.disable_checkpointing:
             self.print_to_log_file("Training done; nothing was saved (--disable_checkpointing).")
             return
-        name, folder = self.plans_manager.dataset_name, Path(self.output_folder)
-        if said := after_finetuning(name, folder, self.fold, self.device.type):
+        if said := self._next_lines():
             self.print_to_log_file(said)
+
+    def _next_lines(self, validated: bool = True) -> str:
+        name, folder = self.plans_manager.dataset_name, Path(self.output_folder)
+        return after_finetuning(name, folder, self.fold, self.device.type, validated)
+
+    def _stopped(self, validate: str) -> str:
+        """Return the last words where the final validation was stopped; the test subjects do not need it."""
+        if self.disable_checkpointing:
+            return "nothing was saved"
+        saved = f"the training is finished and {FINAL} saved; validate with: {validate}"
+        return "\n".join(filter(None, (saved, self._next_lines(validated=False))))
 
     def _announce_validation(self, n_cases: int) -> None:
         """Log what nnU-Net does next; it has one line for each case, which takes minutes on a CPU."""

@@ -92,7 +92,9 @@ def finetuning_elsewhere(trainer: Any, file: Path) -> str:
     )
 
 
-def after_finetuning(dataset: str, folder: Path, fold: int | str, device: str) -> str:
+def after_finetuning(
+    dataset: str, folder: Path, fold: int | str, device: str, validated: bool = True
+) -> str:
     """Return the commands that predict and evaluate the test subjects, or evaluate the validation subjects.
 
     Args:
@@ -100,12 +102,13 @@ def after_finetuning(dataset: str, folder: Path, fold: int | str, device: str) -
         folder: The training's, `TRAINER__PLANS__CONFIGURATION/fold_F`.
         fold: Number of the fold, or `all`.
         device: As in nnU-Net's `-device`.
+        validated: Whether the validation has ended; one that was stopped has predicted a part of its subjects.
     """
     number = str(int(dataset[7:10]))
     raw = Path(os.environ.get("nnUNet_raw", "")) / dataset
     if not any((raw / "imagesTs").glob("*")):
         validation = folder / "validation"
-        if not any(validation.glob("*")) or fold == "all":
+        if not validated or not any(validation.glob("*")) or fold == "all":
             return ""
         words = ["nnunet-ssp", "evaluate", number, str(validation)]
         return f"Evaluate the validation subjects with:\n{shlex.join(words)}"

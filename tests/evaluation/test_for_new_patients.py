@@ -24,10 +24,12 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     """Make the folder of a finished training."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
 
-    def make(name: str, fold: str = "0") -> Path:
+    def make(name: str, fold: str = "0", device: str = "") -> Path:
         folder = tmp_path / "results" / DATASET / name / f"fold_{fold}"
         folder.mkdir(parents=True)
         (folder / "checkpoint_final.pth").touch()
+        if device:
+            (folder / "debug.json").write_text(json.dumps({"device": device}))
         return folder
 
     return make
@@ -55,6 +57,27 @@ def test_the_fold_of_a_folder_of_ones_own_is_not_known(train):
         "For new patients (the folder does not tell which of the trained folds 0, 1 predicted; without -f FOLD all "
         f"numbered ones are averaged): {BEGIN} {WORDS.format('nnUNetTrainerFinetune')}"
     )
+
+
+@pytest.mark.parametrize(
+    ("devices", "quick"), [(["cpu"], 1), (["cuda:0"], 0), (["cpu", "cuda:0"], 0), (["cpu"] * 2, 1)]
+)
+def test_what_was_trained_on_a_cpu_predicts_without_mirroring(train, devices: list[str], quick):
+    for fold, device in enumerate(devices):
+        train(TUNED, str(fold), device)
+    (line,) = lines(Path("predictions"))
+    assert line.endswith(" --disable_tta") == bool(quick)
+    assert _parser().parse_args(line.partition(": ")[2].split()[1:]).mirror != bool(quick)
+    (line,) = lines(Path("theirs"), Path("ours"))  # whose is the only one?
+    assert line.endswith("-d 114 --disable_tta" if quick else "-d 114")
+
+
+def test_an_evaluated_fold_tells_its_own_device(train):
+    gpu, cpu = train(TUNED, "0", "cuda:0"), train(TUNED, "1", "cpu")
+    assert lines(gpu / "validation")[0].endswith(" -f 0")
+    assert lines(cpu / "validation")[0].endswith(" -f 1 --disable_tta")
+    (gpu / "debug.json").write_text("{")
+    assert lines(gpu / "validation")[0].endswith(" -f 0")
 
 
 def test_a_validation_folder_lies_in_its_model(train):

@@ -143,7 +143,8 @@ def test_the_final_validation_is_announced_with_the_way_out(monkeypatch, device,
     trainer.output_folder, trainer.fold, trainer.device = "x", 0, SimpleNamespace(type=device)
     trainer.do_split = lambda: (["a"], ["b", "c"])
     trainer.repeat_warnings = lambda: None
-    monkeypatch.setattr(finetuning, "after_finetuning", lambda *_: "")
+    after = {True: "", False: "Predict the test subjects with:\na line"}
+    monkeypatch.setattr(finetuning, "after_finetuning", lambda *words: after[words[-1]])
     monkeypatch.setattr(
         finetuning, "ending_at_once", lambda later: nullcontext(said.append(later()))
     )
@@ -151,7 +152,7 @@ def test_the_final_validation_is_announced_with_the_way_out(monkeypatch, device,
     monkeypatch.setattr(finetuning, "needs_no_workers", lambda _: False)
     trainer.perform_actual_validation()
     kept = "the training is finished and checkpoint_final.pth saved; validate with: [] --val"
-    assert said[0] == ("nothing was saved" if unsaved else kept)
+    assert said[0] == ("nothing was saved" if unsaved else f"{kept}\n{after[False]}")
     assert said[1].startswith("Final validation: 2 cases to predict")
     assert ("minutes" in said[1]) == (device == "cpu")
     assert ("the training is saved" in said[1]) != unsaved
@@ -160,6 +161,8 @@ def test_the_final_validation_is_announced_with_the_way_out(monkeypatch, device,
 def test_scratch_run(runs):
     trainer = runs.run(SCRATCH, SHORT)
     assert trainer.record()["weights_from"] == "scratch"
+    # By which `evaluate` knows whether new patients are better predicted without mirroring
+    assert json.loads((Path(trainer.output_folder) / "debug.json").read_text())["device"] == "cpu"
 
 
 def test_same_seed_same_result_without_workers(runs, pretrained):

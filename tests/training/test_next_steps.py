@@ -48,6 +48,8 @@ def test_test_subjects_are_predicted_and_evaluated(folder: Path, tmp_path: Path)
     fill(raw / "labelsTs")
     *_, evaluate = after_finetuning(DATASET, folder, 3, "cuda").splitlines()
     assert evaluate == f"nnunet-ssp evaluate 7 {output}"
+    done, stopped = (after_finetuning(DATASET, folder, 3, "cpu", end) for end in (True, False))
+    assert done == stopped
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,7 @@ def test_without_test_subjects_the_validation_is_evaluated(folder: Path):
     assert title == "Evaluate the validation subjects with:"
     assert shlex.split(command)[-1] == str(folder / "validation")
     assert after_finetuning(DATASET, folder, "all", "cpu") == ""
+    assert after_finetuning(DATASET, folder, 3, "cpu", validated=False) == ""  # a part of them
 
 
 class Trainer:
