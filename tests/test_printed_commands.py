@@ -396,6 +396,9 @@ EXPECTED = {
         + "test_a_damaged_checkpoint_is_replaced_by_the_line",
     },
     "nnunet_ssp/training/checks.py": {
+        "refuse_changed_masks() asks prepare_command()": LINES
+        + "test_changed_masks_are_prepared_by_the_line",
+        "nnunet-ssp prepare": WORD,
         "nnunet-ssp folds {} lists them": LINES
         + "test_folds_that_do_not_exist_are_listed_by_the_line",
         "refuse_lost_start() asks command()": LINES

@@ -14,7 +14,9 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import nnunetv2.utilities.utils
+import numpy as np
 import pytest
 import torch
 from nnunetv2.run.run_training import run_training_entry
@@ -236,6 +238,19 @@ def test_an_unprepared_dataset_is_prepared_by_the_line(mine, dataset, paste, cap
     line = advice(FileNotFoundError(2, "No such file", str(file)))
     paste(line_after(line, "is not prepared: "))
     assert file.is_file()
+
+
+def test_changed_masks_are_prepared_by_the_line(mine, dataset, paste, trained):
+    masks = sorted((mine / "raw" / DATASET / "labelsTr").glob("*.nii.gz"))
+    image = nibabel.load(masks[0])
+    swapped = np.asarray([0, 3, 2, 1], np.uint8)[np.asarray(image.dataobj).astype(int)]
+    nibabel.save(nibabel.Nifti1Image(swapped, image.affine, image.header), masks[0])
+    with pytest.raises(ValueError, match="1 mask of .* changed") as refused:
+        trained.make("nnUNetTrainerScratch").initialize()
+    paste(re.search(r"Run (nnunet-ssp prepare.*)\.", str(refused.value))[1])
+    trained.make("nnUNetTrainerScratch").initialize()
+    prepared = dataset / "gt_segmentations" / masks[0].name
+    np.testing.assert_array_equal(np.asarray(nibabel.load(prepared).dataobj), swapped)
 
 
 @pytest.mark.parametrize("loss", ["index", "case", "store"])
