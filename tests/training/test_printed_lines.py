@@ -245,7 +245,7 @@ def test_changed_masks_are_prepared_by_the_line(mine, dataset, paste, trained):
     image = nibabel.load(masks[0])
     swapped = np.asarray([0, 3, 2, 1], np.uint8)[np.asarray(image.dataobj).astype(int)]
     nibabel.save(nibabel.Nifti1Image(swapped, image.affine, image.header), masks[0])
-    with pytest.raises(ValueError, match="1 mask of .* changed") as refused:
+    with pytest.raises(ValueError, match=r"1 mask of .* changed") as refused:
         trained.make("nnUNetTrainerScratch").initialize()
     paste(re.search(r"Run (nnunet-ssp prepare.*)\.", str(refused.value))[1])
     trained.make("nnUNetTrainerScratch").initialize()
