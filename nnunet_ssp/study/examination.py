@@ -225,8 +225,9 @@ def _when(content: dict[str, Any], file: Path, folder: Path) -> str:
         for name, other in _other_choices(file, folder, own=content["digest"])
         if content["digest"] not in {known["digest"] for known in other.get(EARLIER, ())}
     ]
-    if not others:
-        return never
+    if not others:  # earlier versions wrote a first choice, of this name alone
+        unknown = "without a record of what had been reported by then"
+        return never if file.name == CHOSEN else unknown
     if file.name == CHOSEN:
         return f"beside another choice ({_listed(others)}); no file tells which was first"
     unknown = "whether test subjects had been seen by then is not recorded"

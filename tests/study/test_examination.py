@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,11 @@ def test_a_second_choice_without_a_record(tmp_path):
     study, runs = planned(tmp_path)
     read_chosen(study, "cpu", runs, second)
     one, two = (json.loads(file.read_text())["digest"] for file in (first, second))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(second, alone)
+    said = choice_in_words(json.loads(second.read_text()), alone / second.name, alone)
+    assert said.endswith(f"digest {two}) without a record of what had been reported by then.")
     assert words(second).endswith(
         f") after an earlier choice (chosen.json, digest {one}); whether test subjects had been seen by then is not "
         "recorded."
