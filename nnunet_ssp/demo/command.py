@@ -51,10 +51,6 @@ from nnunet_ssp.warm import NO_WARM, WARM_HELP, warm_runner
 MARKER = ".nnunet-ssp-demo"  # a demo may start over in a folder that holds this file
 INTERMEDIATE = ("phantom", "nnUNet_raw", "nnUNet_preprocessed", "imagesVal")
 CREATED = (*INTERMEDIATE, "nnUNet_results", "predictions", "logs", "report.html", FILE)
-COSTS = (
-    "The demo takes about ten minutes on two CPU cores, less on a GPU, and half a gigabyte in {output}. It downloads "
-    "nothing. If it is interrupted, the same command goes on."
-)
 
 PLAN_FLAGS = ("-gpu_memory_target", "0.1", "-overwrite_plans_name", PLANS)
 
@@ -195,7 +191,7 @@ def run(
         progress = stack.enter_context(
             ProgressBar(sum(WEIGHTS.values()) - (WEIGHTS["phantom"] if data else 0))
         )
-        progress.say(f"{COSTS.format(output=output)}\n")
+        progress.say(f"{costs(output, length)}\n")
         stack.enter_context(warm_runner(environment, warm and execute is None, progress.say))
         progress.say(f"Device: {device}. What the commands say goes to {output / 'logs'}\n")
         progress.say("\n".join(environment_lines(output)))
@@ -233,6 +229,24 @@ def _remove_intermediate(layout: Layout) -> None:
     for trainer in (PRETRAINER, FINETUNER, SCRATCH):
         for name in ("checkpoint_latest.pth", "checkpoint_best.pth"):
             remove(layout.fold(trainer) / name)
+
+
+def costs(output: Path, length: float) -> str:
+    """Return what is said at the start: about time, disk and network.
+
+    Args:
+        output: The demo's folder.
+        length: Factor on the number of training steps.
+    """
+    at = (
+        ""
+        if length == 1
+        else f" at full length (here the trainings take {length:g} times as many steps)"
+    )
+    return (
+        f"The demo takes about ten minutes on two CPU cores{at}, less on a GPU, and half a gigabyte in {output}. It "
+        "downloads nothing. If it is interrupted, the same command goes on."
+    )
 
 
 def open_folder(output: Path, data: Path | None = None, goes_on: bool = False) -> None:

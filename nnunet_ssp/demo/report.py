@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CAVEAT = (
     "This run is short: it shows the workflow, not a benefit. A difference between the two models "
-    "below says nothing about pretraining."
+    "says nothing about pretraining."
 )
 
 DATASET_ID = "999"

@@ -76,7 +76,7 @@ def choose_layout(
     begun = time.perf_counter()
     gain = layout_gain(network, other, (min(images, IMAGES[device.type]), *patch), device, autocast)
     said = (
-        f"a step takes {gain:.2f} times as long in contiguous as in channels_last, timed in "
+        f"a step takes {trials.times(gain)} times as long in contiguous as in channels_last, timed in "
         f"{time.perf_counter() - begun:.1f} s"
     )
     if gain < LEAST_GAIN:

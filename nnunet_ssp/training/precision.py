@@ -64,7 +64,10 @@ def choose_on_cpu(network: nn.Module, shape: Sequence[int]) -> tuple[torch.dtype
     if len(shape) != 3 or sum(p.numel() for p in network.parameters()) < trials.FEWEST_PARAMETERS:
         return None, "only 2D networks of the usual size are timed in bfloat16"
     gain = bf16_gain(network, shape)
-    said = f"a step of the planned network takes {gain:.2f} times as long in float32 as in bfloat16"
+    said = (
+        f"a step of the planned network takes {trials.times(gain)} times as long in float32 as in "
+        "bfloat16"
+    )
     if gain < LEAST_GAIN:
         return None, f"{said}, which is less than {LEAST_GAIN}"
     return torch.bfloat16, said

@@ -54,7 +54,20 @@ def test_prints_each_command_and_the_result(finished):
     costs = printed.index("The demo takes about")
     assert costs < printed.index("nnunet-ssp phantom")
     assert demo_report.CAVEAT in printed
+    assert "below" not in demo_report.CAVEAT  # on the page the table is below it, here above
     assert printed.endswith("Report: demo/report.html\n")
+
+
+@pytest.mark.parametrize(
+    ("length", "at"),
+    [
+        (1.0, ", less on a GPU"),
+        (0.02, " at full length (here the trainings take 0.02 times as many steps), less on a GPU"),
+    ],
+)
+def test_the_time_is_that_of_the_full_length(length: float, at: str):
+    begin = f"The demo takes about ten minutes on two CPU cores{at}, and half a gigabyte in demo. "
+    assert demo.costs(Path("demo"), length).startswith(begin)
 
 
 def test_phantom_step_is_a_call_of_our_phantom(tmp_path, monkeypatch):
