@@ -120,7 +120,7 @@ def main(
     )
     add_arguments(parser)
     arguments = vars(parser.parse_args())
-    return run_command(lambda: _status(convert, arguments))
+    return run_command(lambda: _status(convert, arguments), "convert")
 
 
 def run(converter: str, arguments: Mapping[str, Any]) -> int:

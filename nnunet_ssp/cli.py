@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     parsed = _parser().parse_args(words)
     with signs_of_life(words[0]):
-        return run_command(lambda: parsed.run(parsed))
+        return run_command(lambda: parsed.run(parsed), words[0])
 
 
 def _parser() -> argparse.ArgumentParser:

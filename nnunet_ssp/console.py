@@ -18,6 +18,7 @@ from types import TracebackType
 ERRORS = (ValueError, RuntimeError, OSError)  # errors that a user can fix
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+GOING_ON = ("convert", "prepare", "predict", "demo", "study")  # where they were interrupted
 NOT_YOURS = "Choose a place of your own, or have this one opened to you."
 
 
@@ -187,11 +188,12 @@ def writing_failed(folder: Path, error: OSError) -> str:
     return f"{folder}: writing failed ({error}). {advice}run the same command again: it continues where it stopped."
 
 
-def run_command(command: Callable[[], object]) -> int:
+def run_command(command: Callable[[], object], name: str = "") -> int:
     """Run a command; print errors of `ERRORS` as one line, without a traceback.
 
     Args:
         command: Returns an exit status, or anything else for success.
+        name: The subcommand, which tells what an interruption leaves.
 
     Returns:
         The exit status: the command's, 1 for an error, 130 when interrupted.
@@ -205,10 +207,8 @@ def run_command(command: Callable[[], object]) -> int:
         print(f"error: {in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "interrupted; convert, prepare, predict, demo and study go on where they stopped",
-            file=sys.stderr,
-        )
+        goes_on = "the same command goes on where it stopped"
+        print(f"interrupted; {goes_on if name in GOING_ON else 'run it again'}", file=sys.stderr)
         return 130
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -249,6 +250,24 @@ def predicting_command(
     words += ["-o", predictions_folder(dataset, model, fold)]
     words += ["-device", device] if device != "cuda" else []
     return shlex.join(words)
+
+
+def validating_command(fold: Path) -> str:
+    """Return the command that makes a fold's validation, as it works on this machine; empty for another folder.
+
+    It goes on with a training that has not ended, at whose end nnU-Net validates.
+
+    Args:
+        fold: nnU-Net's `DATASET/TRAINER__PLANS__CONFIGURATION/fold_F`.
+    """
+    number = re.match(r"Dataset(\d{3})_", fold.parents[1].name)
+    if number is None or fold.parent.name.count("__") != 2 or not fold.name.startswith("fold_"):
+        return ""
+    trainer, plans, configuration = fold.parent.name.split("__")
+    words = ["nnUNetv2_train", str(int(number[1])), configuration, fold.name.removeprefix("fold_")]
+    words += ["-p", plans] if plans != NNUNET_PLANS else []
+    ended = (fold / "checkpoint_final.pth").is_file()
+    return f"{shlex.join([*words, '-tr', trainer])}{device_flag()} {'--val' if ended else '--c'}"
 
 
 def _files_of(prepared: Path, plans: str) -> Iterator[Path]:

@@ -21,6 +21,7 @@ MAKERS = frozenset(
     {
         *("command", "training_command", "prepare_command"),
         *("planning_command", "moving_command", "predicting_command"),
+        "validating_command",
     }
 )  # return a line
 

@@ -10,6 +10,7 @@ import pytest
 
 from nnunet_ssp.console import (
     ERRORS,
+    GOING_ON,
     IdOrName,
     NewName,
     Paced,
@@ -61,12 +62,18 @@ def test_errors_are_one_line(
         run_command(lambda: fail(error("x: wrong.")))
 
 
-def test_an_interruption_says_what_continues(capsys: pytest.CaptureFixture[str]):
-    assert run_command(lambda: fail(KeyboardInterrupt())) == 130
-    assert (
-        "convert, prepare, predict, demo and study go on where they stopped"
-        in capsys.readouterr().err
-    )
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        *((name, "the same command goes on where it stopped") for name in GOING_ON),
+        *((name, "run it again") for name in ("evaluate", "inspect", "")),
+    ],
+)
+def test_an_interruption_says_what_continues(
+    name: str, said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert run_command(lambda: fail(KeyboardInterrupt()), name) == 130
+    assert capsys.readouterr().err == f"interrupted; {said}\n"
 
 
 def test_other_errors_are_ours_and_show_where():

@@ -123,6 +123,7 @@ DRY = "tests/study/test_dry_run.py::"
 DOCTOR = "tests/test_doctor.py::test_the_lines_for_folders_work_as_they_are"
 NAME = "no command: the name of the package, or of a command in a sentence"
 FORGOTTEN = "tests/test_command_line.py::test_a_forgotten_dataset_is_named"
+VALIDATING = LINES + "test_without_test_subjects_the_validation_is_evaluated_by_its_line"
 ELSEWHERE = "test_an_unlabelled_pretraining_is_fine_tuned_by_its_lines"
 WORD = "the name of a command in a sentence, no line to paste: its parser knows it and its options"
 ITSELF = "run by what prints it"
@@ -237,9 +238,15 @@ EXPECTED = {
         "nnUNetv2_predict -o named it": WORD,
         "_how_to_predict() asks predicting_command()": CHAIN,
         "_how_to_predict() begins with nnunet-ssp": CHAIN,
+        "_refuse_empty_validation() asks validating_command()": VALIDATING,
         "nnUNetv2_train": WORD,
+        "_refuse_training() asks validating_command()": VALIDATING,
         "_refuse_training() begins with nnunet-ssp": "tests/evaluation/test_mistaken.py::"
         "test_the_line_for_a_fold_names_its_validation_and_works",
+    },
+    "nnunet_ssp/evaluation/files.py": {
+        "_how_to_complete() asks validating_command()": VALIDATING,
+        "nnunet-ssp predict with their images in its folder": WORD,
     },
     "nnunet_ssp/evaluation/provenance.py": {
         "whose() begins with nnunet-ssp": CHAIN,
@@ -266,6 +273,7 @@ EXPECTED = {
         "nnunet-ssp prepare {} --plans-from {}{} -overwrite_plans_name {}": LINES + ELSEWHERE,
         "nnunet-ssp prepare {} {}": LINES + "test_plans_of_a_name_are_made_by_the_lines",
         "predicting_command() begins with nnUNetv2_predict": CHAIN,
+        "validating_command() begins with nnUNetv2_train": VALIDATING,
     },
     "nnunet_ssp/nnunet.py": {
         # with a note on a relative folder

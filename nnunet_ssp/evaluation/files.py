@@ -18,9 +18,13 @@ from nnunet_ssp.evaluation.cine import ENDING, cine_files, holds_cines, read_fra
 from nnunet_ssp.evaluation.provenance import whose
 from nnunet_ssp.files.names import must_all_be_plain
 from nnunet_ssp.files.soundness import check_sound
+from nnunet_ssp.launch import validating_command
 
 # nnU-Net's formats for natural images and TIFF stacks; it does not read their resolution.
 WITHOUT_SPACING = (".png", ".bmp", ".tif", ".tiff")
+THE_REST = (
+    "To score the others alone, copy their references to a folder and name it with --references."
+)
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,9 @@ def find_pairs(
                 files = _require_files(folder, ending)
             expected = _expected(folder, files, references)
             if missing := [case for case in expected if case not in files]:
-                raise FileNotFoundError(f"{folder} has no prediction for {case_list(missing)}.")
+                raise FileNotFoundError(
+                    f"{folder} has no prediction for {case_list(missing)}. {_how_to_complete(folder)}"
+                )
             if extra := [case for case in files if case not in expected]:
                 # By name: the page, which is shared, has no paths.
                 where = model if len(folders) == 1 else f"{model}, {folder.name}"
@@ -149,9 +155,18 @@ def find_pairs(
         if different := sorted(cases ^ others):
             raise ValueError(
                 f"{one} and {other} must have predicted the same cases; only one of them has "
-                f"{case_list(different)}."
+                f"{case_list(different)}. {THE_REST}"
             )
     return pairs, notes
+
+
+def _how_to_complete(folder: Path) -> str:
+    """Return what to do about missing predictions."""
+    if folder.name == "validation" and (line := validating_command(folder.parent)):
+        return f"{THE_REST} The whole validation is made by:\n{line}"
+    if holds_cines(folder):
+        return f"Run the same nnunet-ssp predict with their images in its folder. {THE_REST}"
+    return f"The same command of nnU-Net with --continue_prediction predicts the missing alone. {THE_REST}"
 
 
 def _expected(folder: Path, files: Collection[str], references: References) -> dict[str, Path]:
@@ -191,7 +206,7 @@ def _seeds(model: str, found: Sequence[Mapping[str, object]]) -> list[int]:
             raise ValueError(
                 f"{model}: its folders must hold the same cases (seeds) or different ones (folds, "
                 f"all of them for each seed); only one of seeds 0 and {number} has "
-                f"{case_list(different)}."
+                f"{case_list(different)}. {THE_REST}"
             )
     return numbers
 

@@ -10,7 +10,12 @@ from pathlib import Path
 
 from nnunet_ssp.evaluation.files import find_references, label_files
 from nnunet_ssp.evaluation.for_new_patients import folds_by_model, segments
-from nnunet_ssp.launch import device_flag, predicting_command, predictions_folder
+from nnunet_ssp.launch import (
+    device_flag,
+    predicting_command,
+    predictions_folder,
+    validating_command,
+)
 
 REFERENCES = ("labelsTs", "labelsTr", "gt_segmentations")  # nnU-Net's folders of them
 _CHANNEL = re.compile(r".+_\d{4}")  # nnU-Net's names of images; the first channel ends in _0000
@@ -45,6 +50,8 @@ def refuse_mistaken(
                 "as nnUNetv2_predict -o named it."
             )
         found = label_files(folder, ending)
+        if not found and folder.is_dir():
+            _refuse_empty_validation(folder)
         if not found:
             _refuse_training(dataset, folder, folders, output, ending)
         elif all(map(_CHANNEL.fullmatch, found)) and any(case.endswith("_0000") for case in found):
@@ -79,6 +86,15 @@ def _how_to_predict(dataset: str, raw: Path | None, images: Path) -> str:
     )
 
 
+def _refuse_empty_validation(folder: Path) -> None:
+    """Refuse the validation folder of a fold in which nothing is, as it was interrupted or has not begun."""
+    line = validating_command(folder.parent) if folder.name == "validation" else ""
+    if line and segments(folder.parents[1].name):
+        raise ValueError(
+            f"{folder}: holds no prediction; the validation was interrupted or has not begun. It is made by:\n{line}"
+        )
+
+
 def _refuse_training(
     dataset: str,
     folder: Path,
@@ -101,7 +117,7 @@ def _refuse_training(
     if not held:
         raise ValueError(
             f"{folder}: this is the folder of a training, and its validation, which holds predictions, is not there. "
-            "It is made at the end of nnUNetv2_train, or with --val by the same command."
+            f"It is made at the end of nnUNetv2_train, or by:\n{validating_command(folds[0])}"
         )
     words = [
         f"{name}={place}" if name != own.name or len(folders) > 1 or len(held) > 1 else str(place)

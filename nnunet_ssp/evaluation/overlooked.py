@@ -12,6 +12,7 @@ from nnunet_ssp.console import count_of
 from nnunet_ssp.evaluation.files import Pair, read_pair
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.evaluation.scoring import joint_counts
+from nnunet_ssp.reporting.wording import one_warning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +42,10 @@ def overlooked(frames: pd.DataFrame, pairs: Sequence[Pair], labels: Labels) -> l
         mine = [p for p in pairs if p.model == model and (p.case, p.seed) in cases][:LOOKED_AT]
         none = "almost 0" if missed["dice"].max() > 0 else "0"
         found.append(
-            f"WARNING: {model}: {labels.shown(str(name))} has a Dice of {none} in {len(missed)} of "
+            f"{model}: {labels.shown(str(name))} has a Dice of {none} in {len(missed)} of "
             f"{count_of(len(own), 'frame')} whose reference has it. {_cause(str(name), mine, labels)}"
         )
-    return found
+    return one_warning("structures that were not found.", found)
 
 
 def joint(pairs: Sequence[Pair], labels: Labels) -> npt.NDArray[np.int64]:

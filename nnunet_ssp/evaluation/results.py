@@ -175,6 +175,22 @@ class Evaluation:
         }
 
 
+def joined(notes: Sequence[str]) -> list[str]:
+    """Make one note of those that say the same of several models or folders, in the order of the first.
+
+    >>> joined(["WARNING: a: too good.", "WARNING: b: too good.", "a: too good.", "c"])
+    ['WARNING: a; b: too good.', 'a: too good.', 'c']
+    """
+    whose: dict[tuple[str, str, str], list[str]] = {}
+    for note in notes:
+        kind = "WARNING: " if note.startswith("WARNING: ") else ""
+        who, colon, said = note.removeprefix(kind).partition(": ")
+        whose.setdefault((kind, "" if colon else who, f"{colon}{said}"), []).append(who)
+    return [
+        f"{kind}{'; '.join(dict.fromkeys(who))}{said}" for (kind, _, said), who in whose.items()
+    ]
+
+
 def worst_first(notes: Sequence[str]) -> list[str]:
     """Sort notes: warnings first, each kind in its order.
 

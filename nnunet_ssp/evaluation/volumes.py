@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from nnunet_ssp.evaluation.statistics import SUBJECTS_TO_INFER
+from nnunet_ssp.reporting.wording import one_warning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 MYOCARDIUM_G_PER_ML = 1.05
 # Beyond these a number is no heart's: means of subjects, and errors that are also larger than the heart, in ml or g.
 LARGEST, FAR_OFF = 1000, 100
+NO_RESULT = (
+    "Such numbers come from a wrong spacing in the files, or from a model that has learned nothing, as a pretraining "
+    "without its fine-tuning; they are no result."
+)
 
 UNITS = {
     "LV EDV": "ml",
@@ -149,12 +154,12 @@ def implausible(clinical: pd.DataFrame) -> list[str]:
             abs(bias) > FAR_OFF and abs(bias) > row["reference"]
         ):
             found.append(
-                f"WARNING: {row['model']}: {figure} is {row['predicted']:.0f} {unit} on average, "
-                f"{row['reference']:.0f} {unit} in the references. Such numbers come from a wrong spacing in the "
-                "files, or from a model that has learned nothing, as a pretraining without its fine-tuning; they are "
-                "no result."
+                f"{row['model']}: {figure} is {row['predicted']:.0f} {unit} on average, {row['reference']:.0f} {unit} "
+                "in the references."
             )
-    return found
+    if len(found) == 1:
+        found = [f"{found[0]} {NO_RESULT}"]
+    return one_warning(f"volumes or masses that no heart has. {NO_RESULT}", found)
 
 
 def agreement(clinical: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,8 @@ NumPy types that nnU-Net stores in its logs. It refuses all else by name.
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -130,7 +132,7 @@ def load(file: str | Path, trust: bool = False, mmap: bool = False) -> dict[str,
     """
     file = Path(file)
     if not file.exists():
-        raise FileNotFoundError(f"Checkpoint {file} does not exist.")
+        raise FileNotFoundError(f"Checkpoint {file} does not exist.{_nearest(file)}")
     shared = is_shared(file)
     if not (shared or file.is_file()):
         raise ValueError(f"{file} is not a readable checkpoint (it is not a file){_inside(file)}.")
@@ -141,6 +143,24 @@ def load(file: str | Path, trust: bool = False, mmap: bool = False) -> dict[str,
         raise ValueError(f"{file} is not an nnU-Net checkpoint: it has no `network_weights`.")
     check_content(content, file)
     return content
+
+
+def _nearest(file: Path) -> str:
+    """Name the checkpoints in nnUNet_results whose paths are most like that of a missing one; empty if none is."""
+    results = Path(os.environ.get("nnUNet_results") or os.devnull).resolve()
+    found = [
+        str(path.relative_to(results))
+        for pattern in ("checkpoint_*.pth", "snapshots/*.pth")
+        for path in sorted(results.glob(f"Dataset*/*/fold_*/{pattern}"))
+    ]
+    typed = file.resolve()
+    wanted = Path(*typed.parts[-4:])  # a path of another machine, or of a variable that is not set
+    if typed.is_relative_to(results):
+        wanted = typed.relative_to(results)
+    if found and len(file.parts) == 1:  # a name alone is like hundreds
+        return f" In nnUNet_results are: {', '.join(str(results / name) for name in found[:3])}."
+    near = difflib.get_close_matches(str(wanted), found, 3)
+    return f" Perhaps {' or '.join(str(results / name) for name in near)}?" if near else ""
 
 
 def _inside(folder: Path) -> str:

@@ -60,6 +60,8 @@ body { max-width: 58rem; margin: 0 auto; padding: 1rem 1rem 4rem; background: va
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 1.4rem 0 .6rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 .notice { margin: .7rem 0; padding: .7rem .9rem; border-radius: .4rem; background: var(--notice); }
+.notice p, .notice ul { margin: 0; }
+.notice ul { padding-left: 1.2rem; }
 /* A wide table shows that it scrolls: a bar that stays, and shadows that its ends cover. */
 .scroll { overflow-x: auto; background:
   linear-gradient(to right, var(--paper) 1rem, transparent) 0 0 / 2rem 100% no-repeat local,
@@ -147,9 +149,15 @@ class Page:
         self._parts.append(f"<h2>{_breakable(text)}</h2>")
 
     def remark(self, note: str) -> None:
-        """Add a note; one that begins with WARNING stands out as what must be read."""
+        """Add a note; one that begins with WARNING stands out as what must be read.
+
+        Lines of a warning that begin with `* ` are its list.
+        """
         if note.startswith("WARNING"):
-            self._parts.append(f'<p class="notice" role="note">{html.escape(note)}</p>')
+            first, *items = map(html.escape, note.split("\n* "))
+            inner = f"<p>{first}</p><ul><li>{'</li><li>'.join(items)}</li></ul>" if items else first
+            tag = "div" if items else "p"
+            self._parts.append(f'<{tag} class="notice" role="note">{inner}</{tag}>')
         else:
             self.paragraph(f"Note: {note}")
 

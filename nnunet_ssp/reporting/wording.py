@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from nnunet_ssp.reporting.page import GAP
@@ -45,3 +45,14 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def one_warning(heading: str, items: Sequence[str]) -> list[str]:
+    r"""Make one warning of several of a kind: a heading, and a line for each; a single one stays a sentence.
+
+    >>> one_warning("Two things.", ["a is wrong.", "b is wrong."]), one_warning("", ["a is wrong."])
+    (['WARNING: Two things.\n* a is wrong.\n* b is wrong.'], ['WARNING: a is wrong.'])
+    """
+    if len(items) < 2:
+        return [f"WARNING: {item}" for item in items]
+    return ["\n* ".join([f"WARNING: {heading}", *items])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import zipfile
 from importlib.util import find_spec
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -14,9 +15,12 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import join, load_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunet_ssp.files.bundles import CARD
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
-PYTORCH = ("CUDA out of memory", "Found no NVIDIA driver")  # written in C++
+IN_A_ZIP = "file in archive is not in a subdirectory"
+PYTORCH = ("CUDA out of memory", "Found no NVIDIA driver", IN_A_ZIP)  # written in C++
 # Messages of others whose rows begin with the remedy.
 OTHERS = (
     "Could not find requested nnunet trainer ...",
@@ -95,6 +99,17 @@ def is_printed(message: str, printed: str) -> bool:
 def test_messages_are_printed(message: str, whose: str, printed: dict[str, str]) -> None:
     if message not in PYTORCH and whose != "Python's":
         assert is_printed(message, printed[whose]), f"{whose}: {message}"
+
+
+def test_pytorch_says_it_of_a_shared_pretraining(tmp_path: Path) -> None:
+    """Stock nnU-Net gives the file of `-pretrained_weights` to PyTorch as it is."""
+    with zipfile.ZipFile(tmp_path / "heart.zip", "w") as archive:
+        archive.writestr(CARD, "{}")
+    assert "torch.load(fname" in source("nnunetv2.run.load_pretrained_weights").read_text("utf-8")
+    with pytest.raises(RuntimeError, match=IN_A_ZIP):
+        torch.load(tmp_path / "heart.zip", weights_only=False)
+    with pytest.raises(IsADirectoryError):
+        torch.load(tmp_path, weights_only=False)
 
 
 def test_pythons_messages_are_those_of_a_wrong_fold_in_nnunets_prediction(tmp_path: Path) -> None:

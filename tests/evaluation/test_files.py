@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from nnunet_ssp.evaluation.files import (
     read_array,
     read_pair,
 )
+from nnunet_ssp.launch import device_flag
 from tests.evaluation.conftest import SPACING, heart, write_image, write_pair
 
 END = ".nii.gz"
@@ -74,6 +76,14 @@ def test_a_folds_validation_folder_must_be_complete(places, tmp_path):
     validation = touch(tmp_path / "Trainer__Plans__2d" / "fold_1" / "validation", "a")
     with pytest.raises(FileNotFoundError, match=r"validation has no prediction for 1 case: b\."):
         find_pairs({"m": [validation]}, references, END)
+    known = touch(
+        tmp_path / "Dataset114_M" / "nnUNetTrainer__nnUNetPlans__2d" / "fold_1/validation", "a"
+    )
+    (known.parent / "checkpoint_final.pth").touch()
+    with pytest.raises(FileNotFoundError) as caught:
+        find_pairs({"m": [known]}, references, END)
+    line = str(caught.value).partition("The whole validation is made by:\n")[2]
+    assert line == f"nnUNetv2_train 114 2d 1 -tr nnUNetTrainer{device_flag()} --val"
     touch(validation, "b")
     assert [case for *_, case, _ in pairs_of({"m": [validation]}, references)[0]] == ["a", "b"]
 
@@ -92,6 +102,16 @@ def test_missing_test_cases_are_named(places, tmp_path):
     predicted = touch(tmp_path / "predicted", "t1")
     with pytest.raises(FileNotFoundError, match=r"predicted has no prediction for 1 case: t2\."):
         find_pairs({"m": [predicted]}, find_references(*places, END), END)
+    with pytest.raises(FileNotFoundError) as caught:
+        find_pairs({"m": [predicted]}, find_references(*places, END), END)
+    assert str(caught.value).endswith(
+        "with --continue_prediction predicts the missing alone. To score the others alone, copy their references to a "
+        "folder and name it with --references."
+    )
+    spec = find_spec("nnunetv2.inference.predict_from_raw_data")
+    assert spec is not None and "--continue_prediction" in Path(str(spec.origin)).read_text()
+    alone = touch(tmp_path / "references", "t1")
+    assert len(find_pairs({"m": [predicted]}, find_references(*places, END, alone), END)[0]) == 1
     many = {f"c{i:02d}": Path("x") for i in range(13)}
     touch(predicted, "c00")
     with pytest.raises(FileNotFoundError, match=r"12 cases: c01, .*, c10 and 2 more\."):

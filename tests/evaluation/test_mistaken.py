@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssp.evaluation import mistaken
+from nnunet_ssp.launch import device_flag
 from tests.evaluation.running import Predict, run
 
 
@@ -58,7 +59,10 @@ def test_the_line_for_a_fold_names_its_validation_and_works(
     dataset, predict: Predict, model, nnunet, capsys
 ):
     assert run("114 -np 1", model / "fold_0") == 1
-    assert "its validation, which holds predictions, is not there" in capsys.readouterr().err
+    said, line = capsys.readouterr().err.splitlines()
+    assert "its validation, which holds predictions, is not there. It is made at the end of" in said
+    train = "nnUNetv2_train 114 2d 0 -p small -tr nnUNetTrainerFinetune"
+    assert line == f"{train}{device_flag()} --val"
     shutil.copytree(predict("scratch", 1.0), model / "fold_0" / "validation")
     # Of this test: cases of a training without folds
     (dataset / "labelsTs").rename(dataset / "labelsTr")
@@ -80,6 +84,21 @@ def test_the_line_for_a_fold_names_its_validation_and_works(
         *("-o", str(nnunet / "out")),
     ]
     assert run(shlex.join(shlex.split(line)[2:])) == 0
+
+
+def test_an_interrupted_validation_is_made_by_the_line(dataset, predict: Predict, model, capsys):
+    """Of a finished training; one that has not ended goes on."""
+    validation = model / "fold_0" / "validation"
+    validation.mkdir()
+    train = "nnUNetv2_train 114 2d 0 -p small -tr nnUNetTrainerFinetune"
+    for how in ("--val", "--c"):
+        assert run("114 -np 1", validation) == 1
+        said, line = capsys.readouterr().err.splitlines()
+        assert said == (
+            f"error: {validation}: holds no prediction; the validation was interrupted or has not begun. It is made by:"
+        )
+        assert line == f"{train}{device_flag()} {how}"
+        (model / "fold_0" / "checkpoint_final.pth").unlink(missing_ok=True)
 
 
 def test_other_folders_are_no_trainings(dataset, nnunet, model, capsys):

@@ -196,3 +196,20 @@ def test_a_wrong_spacing_is_told_from_a_result():
     for reference, predicted in ((150, 1986), (2000, 2100), (60, 180)):
         (warning,) = implausible(table(reference, predicted))
         assert f"LV EDV is {predicted} ml on average, {reference} ml in the references" in warning
+
+
+def test_several_volumes_of_no_heart_are_one_warning():
+    row = {"seed": 0, "subject": "s", "unit": "ml", "reference": 150.0, "predicted": 1986.0}
+    rows = [
+        row | {"model": model, "figure": figure, "error": 1836.0, "percent_error": 1224.0}
+        for model in ("a", "b")
+        for figure in ("LV EDV", "RV EDV")
+    ]
+    (warning,) = implausible(pd.DataFrame(rows))
+    first, *lines = warning.splitlines()
+    assert first.startswith("WARNING: volumes or masses that no heart has. Such numbers come from")
+    assert lines == [
+        f"* {model}: {figure} is 1986 ml on average, 150 ml in the references."
+        for model in ("a", "b")
+        for figure in ("LV EDV", "RV EDV")
+    ]

@@ -272,6 +272,25 @@ def test_a_folder_and_a_missing_file_are_refused_in_words(tmp_path, capsys):
     assert "none.pth does not exist" in refused(tmp_path / "none.pth", capsys)
 
 
+def test_a_missing_checkpoint_is_near_to_one_in_the_results(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    missing = tmp_path / "Dataset120_Cine/nnUNetTrainerMIMPretrain__small__2d/fold_0"
+    assert refused(missing / "checkpoint_final.pth", capsys).endswith("does not exist.\n")
+    there = []
+    for name in ("MIMPretrain__small__2d", "Finetune__nnUNetPlans__2d"):
+        there.append(tmp_path / f"Dataset120_Cine/nnUNetTrainer{name}/fold_1/checkpoint_final.pth")
+        there[-1].parent.mkdir(parents=True)
+        there[-1].touch()
+    for typed in (
+        missing / "checkpoint_final.pth",
+        Path("/other/machine", *missing.parts[-3:], "checkpoint_best.pth"),
+    ):
+        assert f"does not exist. Perhaps {there[0]}" in refused(typed, capsys)
+    assert refused(tmp_path / "x" / "y.png", capsys).endswith("does not exist.\n")
+    said = refused(Path("checkpoint_final.pth"), capsys)
+    assert f"In nnUNet_results are: {there[1]}, {there[0]}." in said
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_inspect_says_that_weights_are_not_finite(tmp_path, capsys, value):
     content = good()

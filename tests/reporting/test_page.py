@@ -130,6 +130,15 @@ def test_a_warning_stands_out_among_notes():
     assert [p.get("class") for p in document.all("p")] == ["notice", None]
 
 
+def test_warnings_of_one_kind_are_a_list_in_one_box():
+    page = Page("title")
+    page.remark(f"WARNING: two things.\n* {HOSTILE}\n* b: wrong.")
+    document = Document(page.html())
+    assert document.text == ["title", "WARNING: two things.", HOSTILE, "b: wrong."]
+    boxes = [own for _, own in document.elements if own.get("class") == "notice"]
+    assert len(boxes) == 1 and len(document.all("li")) == 2
+
+
 def test_notice_comes_first():
     assert Document(Page("title", notice="read this").html()).text == ["read this", "title"]
     assert Document(Page("title").html()).text == ["title"]

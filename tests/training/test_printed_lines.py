@@ -26,6 +26,7 @@ from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
+from nnunet_ssp.launch import validating_command
 from nnunet_ssp.recommended import MOVEMENT, MOVEMENT_SETTINGS
 from nnunet_ssp.slices.store import read_index, store_folder, write_index
 from nnunet_ssp.study.data import open_data
@@ -200,6 +201,11 @@ def test_without_test_subjects_the_validation_is_evaluated_by_its_line(
     for folder in ("imagesTs", "labelsTs"):
         shutil.rmtree(mine / "raw" / DATASET / folder)
     run = trained.run("nnUNetTrainerScratch", TUNE)
+    validate = run.command("--val")  # as the chain of test_printed_commands.py runs it
+    assert validating_command(Path(run.output_folder)) in (
+        validate,
+        validate.replace(" -device cpu", ""),
+    )
     run.perform_actual_validation()
     line = line_after(Path(run.log_file).read_text(), "Evaluate the validation subjects with:")
     said = paste(line)
