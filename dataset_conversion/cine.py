@@ -415,7 +415,7 @@ def read_subject(task: CineTask) -> Cine:
     voxels, affine, stack = images.voxels, images.affine, images.dicom
     corrections, notes = images.corrections, images.notes
     vendor = stack.vendor if stack else ""
-    masks, turned_masks = read_masks(task, voxels, affine, images.nifti)
+    masks, turned_masks = read_masks(task, voxels.shape, affine, images.nifti)
     corrections += turned_masks
     phases: dict[int, str] = {}
     warnings = [*images.warnings, *warn_of_numbering(masks.values(), task)]

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_ssp.console import count_of
-from nnunet_ssp.conversion.geometry import place_stack, same_grid
+from nnunet_ssp.conversion.geometry import same_grid
 from nnunet_ssp.conversion.phases import LABELS, label_phases
-from nnunet_ssp.conversion.stacks import NiftiStack
+from nnunet_ssp.conversion.stacks import NiftiStack, StackHeader
 from nnunet_ssp.dataset_conversion.cine_files import (
     MASK,
     CineTask,
@@ -25,7 +24,6 @@ from nnunet_ssp.files.nifti import (
     as_cine,
     as_frame,
     each_frame,
-    read_header,
     read_image,
 )
 
@@ -71,17 +69,22 @@ def refuse_mask(task: CineTask, frames: Iterable[Array] | None = None) -> None:
 
 
 def read_masks(
-    task: CineTask, image: Array, affine: Array, nifti: NiftiStack | None
+    task: CineTask, shape: Sequence[int], affine: Array, nifti: NiftiStack | StackHeader | None
 ) -> tuple[dict[int, Array], list[str]]:
     """Return the labelled frames, uint8 `(X, Y, Z)` on the image's grid, and what was corrected.
 
     Args:
         task: The subject.
-        image: `(X, Y, Z, T)`, as it will be written.
+        shape: `(X, Y, Z, T)`, of the image as it will be written.
         affine: (4, 4), of the image as it will be written.
-        nifti: The image as read, if it is not DICOM.
+        nifti: The image, or its headers, if it is not DICOM.
+
+    Raises:
+        ValueError: A mask cannot be read, has other values than the labels, or another shape or place than the image,
+            or it is not clear which frame it is of.
     """
-    n_frames = image.shape[3]
+    shape = tuple(shape)
+    n_frames = shape[3]
     single = task.images if nifti and nifti.source and len(task.images) > 1 else ()
     masks: dict[int, Array] = {}
     turned = False
@@ -100,48 +103,15 @@ def read_masks(
         else:
             mask, moved = _on_grid(mask, stored.grid.affine, affine, file)
             turned |= moved
-        expected = image.shape if frame is None else image.shape[:3]
+        expected = shape if frame is None else shape[:3]
         if mask.shape != expected:
-            of_one = mask.shape == image.shape[:3]
+            of_one = mask.shape == shape[:3]
             name = f" A mask of one frame is called {task.subject}_frame<TT>_gt.nii.gz." * of_one
             raise ValueError(
                 f"{file}: shape (={mask.shape}) must be that of the image (={expected}).{name}"
             )
         _add_labelled(masks, to_classes(mask, file, task), frame, file)
     return masks, ["axes of the masks turned to those of the image"] if turned else []
-
-
-def look_at_masks(task: CineTask, n_frames: int) -> dict[int, Array]:
-    """Return the labelled frames as a dry run sees them, without the image: uint8 `(X, Y, Z)`, slices last.
-
-    Args:
-        task: The subject.
-        n_frames: Frames of its cine.
-
-    Raises:
-        ValueError: A mask cannot be read, has other values than the labels or other frames than the cine, or it is not
-            clear which frame it is of.
-    """
-    first = task.images[0]
-    frames_apart = stem_of(first) and len(task.images) > 1 and 1 not in read_header(first)[0][:3]
-    single = task.images if frames_apart else ()
-    masks: dict[int, Array] = {}
-    for file in task.masks:
-        shape, _ = read_header(file)
-        _require_frame(file, _frame_of(file, single, shape), n_frames)
-        stored = read_image(file)
-        mask = as_cine(stored.voxels)
-        frame = _frame_of(file, single, mask.shape)
-        mask = mask if frame is None else as_frame(mask)
-        if mask.shape[3:] != ((n_frames,) if frame is None else ()):
-            name = f" A mask of one frame is called {task.subject}_frame<TT>_gt.nii.gz."
-            raise ValueError(
-                f"{file}: shape (={mask.shape}) must be of the image's {count_of(n_frames, 'frame')}."
-                f"{name if frame is None else ''}"
-            )
-        mask = place_stack(stored.grid, mask.shape, file).move(mask)
-        _add_labelled(masks, to_classes(mask, file, task), frame, file)
-    return masks
 
 
 def find_phases(
