@@ -77,6 +77,8 @@ class CineTask(Task):
     chosen: bool = False
     # Of the masks, in the order of `label_names`; by default 1, 2, ...
     label_values: tuple[int, ...] = ()
+    # The number of the first frame in the names of masks; by default unknown, and taken as 0
+    frames_from: int | None = None
 
     @property
     def needs_labels(self) -> bool:

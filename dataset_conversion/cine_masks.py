@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, takewhile
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,8 @@ import numpy as np
 from nnunet_ssp.conversion.geometry import same_grid
 from nnunet_ssp.conversion.phases import LABELS, label_phases
 from nnunet_ssp.conversion.stacks import NiftiStack, StackHeader
-from nnunet_ssp.dataset_conversion.cine_files import (
-    MASK,
-    CineTask,
-    stem_of,
-)
+from nnunet_ssp.dataset_conversion.cine_files import CineTask
+from nnunet_ssp.dataset_conversion.frame_numbers import frame_of
 from nnunet_ssp.dataset_conversion.mask_names import name_beside
 from nnunet_ssp.dataset_conversion.mask_values import to_classes
 from nnunet_ssp.files.grids import Array, corner_distance
@@ -85,18 +81,20 @@ def read_masks(
     """
     shape = tuple(shape)
     n_frames = shape[3]
-    single = task.images if nifti and nifti.source and len(task.images) > 1 else ()
+    several = task.images if nifti and len(task.images) > 1 else ()
+    slices = nifti is not None and nifti.source is None
     masks: dict[int, Array] = {}
     turned = False
     for file in task.masks:
         stored = read_image(file)
         mask = as_cine(stored.voxels)
-        frame = _frame_of(file, single, mask.shape)
-        if nifti and not nifti.source and 1 in mask.shape[:3]:
+        if slices and 1 in mask.shape[:3]:
             raise ValueError(
                 f"{file}: must be a mask of the whole stack, not of one of its slices."
             )
-        _require_frame(file, frame, n_frames)
+        frame = frame_of(
+            file, several, mask.shape, slices=slices, n_frames=n_frames, first=task.frames_from
+        )
         mask = mask if frame is None else as_frame(mask)
         if nifti and nifti.source and same_grid(stored, nifti.source):
             mask = nifti.place.move(mask)
@@ -115,16 +113,19 @@ def read_masks(
 
 
 def find_phases(
-    masks: Mapping[int, Array], label_names: Sequence[str]
+    masks: Mapping[int, Array], label_names: Sequence[str], first: int = 0
 ) -> tuple[dict[int, str], list[str]]:
-    """Find ED and ES among the labelled frames, by the left ventricle if a label has its name; also notes."""
+    """Find ED and ES among the labelled frames, by the left ventricle if a label has its name; also notes.
+
+    In the notes the first frame has the number `first`.
+    """
     ventricle = [n for n, name in enumerate(label_names, 1) if name.upper() in LEFT_VENTRICLE]
     others = len(label_names) + 1
     as_in_mnms = {
         t: np.where(np.isin(mask, ventricle), LABELS["LVBP"], (mask > 0) * others)
         for t, mask in masks.items()
     }
-    phases, _, notes = label_phases(as_in_mnms, "", "", where="")
+    phases, _, notes = label_phases(as_in_mnms, "", "", where="", first=first)
     return phases, notes
 
 
@@ -136,50 +137,6 @@ def _add_labelled(masks: dict[int, Array], mask: Array, frame: int | None, file:
             raise ValueError(f"{file}: frame {t} has another mask already.")
         if labelled.any():
             masks[t] = labelled
-
-
-def _require_frame(file: Path, frame: int | None, n_frames: int) -> None:
-    if frame is not None and frame >= n_frames:
-        raise ValueError(f"{file}: frame (={frame}) must be within 0 to {n_frames - 1}.")
-
-
-def _frame_of(file: Path, images: Sequence[Path], shape: Sequence[int]) -> int | None:
-    """Return the time index of a mask of one frame; None for a mask of all.
-
-    Args:
-        file: The mask.
-        images: The 3D frames of the image in order of time; empty for any other image.
-        shape: Shape of the mask.
-
-    Raises:
-        ValueError: It is not clear which frame it is of.
-    """
-    if shape[3:] == (len(images),):
-        return None  # also where the first frame has the subject's name
-    stem = stem_of(file)
-    if named := [n for n, image in enumerate(images) if f"{stem_of(image)}_gt" == stem]:
-        shared = [_shared_folders(images[n], file) for n in named]
-        if shared.count(max(shared)) > 1:
-            raise ValueError(
-                f"{file}: must be in a folder called as its image's: {len(named)} images have this name."
-            )
-        return named[shared.index(max(shared))]
-    match = MASK.fullmatch(stem)
-    if not match or not match["frame"]:
-        return None
-    numbers = [re.search(r"frame[_-]?(\d+)", stem_of(image), re.IGNORECASE) for image in images]
-    if not images or None in numbers:
-        return int(match["frame"])
-    counted = [int(number[1]) for number in numbers if number]
-    if counted.count(int(match["frame"])) != 1:
-        raise ValueError(f"{file}: there must be one image of frame {match['frame']}.")
-    return counted.index(int(match["frame"]))
-
-
-def _shared_folders(image: Path, mask: Path) -> int:
-    """Count the folders above two files that have the same names."""
-    parents = zip(image.parts[-2::-1], mask.parts[-2::-1], strict=False)
-    return sum(1 for _ in takewhile(lambda names: names[0] == names[1], parents))
 
 
 def _on_grid(mask: Array, mask_affine: Array, affine: Array, file: Path) -> tuple[Array, bool]:
