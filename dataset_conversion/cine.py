@@ -12,6 +12,7 @@ Each entry of FOLDER is a subject, named after its file or folder; kinds may be 
                                                     NAME_t40, NAME_t80, ... as dcm2niix writes Philips' phases
     FOLDER/<subject>/...nii.gz                      4D NIfTI of one slice each, or 3D of one slice and frame each:
                                                     parallel and evenly spaced, they make one stack
+    FOLDER/<subject>_ED/..., <subject>_ES/...       3D NIfTI: one in each, or files of these names: one subject
     FOLDER/<subject>/...                            DICOM: any names, any order, any depth
     FOLDER/...                                      DICOM files directly in FOLDER: subjects by PatientID
 
@@ -91,6 +92,7 @@ from nnunet_ssp.dataset_conversion.mask_values import (
     rule_of_values,
     warn_of_numbering,
 )
+from nnunet_ssp.dataset_conversion.phase_folders import join_phases
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (
     check_cine,
@@ -282,6 +284,7 @@ def list_tasks(
         check_is_folder(needed)
     refuse_public(root, label_names is not LABEL_NAMES, dataset_id)  # the same names count if given
     found = find_cines(root, masks_in, by_patient_id, number_of_workers(workers), one_frame=False)
+    found = join_phases(found, root)
     if not found:
         raise FileNotFoundError(nothing_in([root]))
     if series:
@@ -322,8 +325,7 @@ def make_tasks(
     tasks, refused = [], {}
     for subject, entry in zip(names, found, strict=True):
         mine = tuple(masks.pop(entry.name, []) or masks.pop(subject, []))
-        for other in entry.others:
-            masks.pop(other, None)
+        mine += tuple(mask for other in entry.others for mask in masks.pop(other, []))
         notes = [entry.note] if entry.note else []
         notes += unpacked_copies((*entry.images, *mine))
         if subject != entry.name and not entry.by_id:
@@ -445,7 +447,8 @@ def read_subject(task: CineTask) -> Cine:
     phases: dict[int, str] = {}
     warnings = [*images.warnings, *warn_of_numbering(masks.values(), task)]
     if masks:
-        phases, noted = find_phases(masks, task.label_names, task.frames_from or 0)
+        phases, corrected, noted = find_phases(task, masks, voxels.shape[3])
+        corrections += corrected
         notes += noted
     elif task.masks or task.split == "test":
         reason = "the masks are empty" if task.masks else "there is no mask"

@@ -72,4 +72,5 @@ def _with_masks(
         note = without_labels(task, "the masks are empty", task.place)
         return replace(seen, n_labelled=0, notes=[*seen.notes, note])
     warnings = [*seen.warnings, *warn_of_numbering(masks.values(), task)]
-    return replace(seen, n_labelled=len(find_phases(masks, task.label_names)[0]), warnings=warnings)
+    phases, _, _ = find_phases(task, masks, shape[3])
+    return replace(seen, n_labelled=len(phases), warnings=warnings)

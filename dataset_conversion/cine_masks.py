@@ -15,6 +15,7 @@ from nnunet_ssp.dataset_conversion.cine_files import CineTask
 from nnunet_ssp.dataset_conversion.frame_numbers import frame_of
 from nnunet_ssp.dataset_conversion.mask_names import name_beside
 from nnunet_ssp.dataset_conversion.mask_values import to_classes
+from nnunet_ssp.dataset_conversion.phase_folders import named_phases
 from nnunet_ssp.files.grids import Array, corner_distance
 from nnunet_ssp.files.nifti import (
     as_cine,
@@ -29,6 +30,7 @@ MASK_VALUES = (
 
 
 LEFT_VENTRICLE = ("LVBP", "LV")
+Phases = tuple[dict[int, str], list[str], list[str]]
 
 
 def is_like_a_mask(frame: Array) -> bool:
@@ -95,6 +97,8 @@ def read_masks(
         frame = frame_of(
             file, several, mask.shape, slices=slices, n_frames=n_frames, first=task.frames_from
         )
+        if frame is None and n_frames == 1 and mask.ndim == 3:
+            frame = 0
         mask = mask if frame is None else as_frame(mask)
         if nifti and nifti.source and same_grid(stored, nifti.source):
             mask = nifti.place.move(mask)
@@ -112,21 +116,29 @@ def read_masks(
     return masks, ["axes of the masks turned to those of the image"] if turned else []
 
 
-def find_phases(
-    masks: Mapping[int, Array], label_names: Sequence[str], first: int = 0
-) -> tuple[dict[int, str], list[str]]:
-    """Find ED and ES among the labelled frames, by the left ventricle if a label has its name; also notes.
+def find_phases(task: CineTask, masks: Mapping[int, Array], n_frames: int) -> Phases:
+    """Find ED and ES among the labelled frames, as the files' names say, else by the left ventricle.
 
-    In the notes the first frame has the number `first`.
+    Args:
+        task: The subject.
+        masks: The labelled frames by time index.
+        n_frames: Frames of the cine.
+
+    Returns:
+        The phase of each frame to use, corrections and notes, in which the first frame has the user's number.
     """
-    ventricle = [n for n, name in enumerate(label_names, 1) if name.upper() in LEFT_VENTRICLE]
-    others = len(label_names) + 1
+    names = task.label_names
+    ventricle = [n for n, name in enumerate(names, 1) if name.upper() in LEFT_VENTRICLE]
+    others = len(names) + 1
     as_in_mnms = {
         t: np.where(np.isin(mask, ventricle), LABELS["LVBP"], (mask > 0) * others)
         for t, mask in masks.items()
     }
-    phases, _, notes = label_phases(as_in_mnms, "", "", where="", first=first)
-    return phases, notes
+    first = task.frames_from or 0
+    told = named_phases(task, n_frames)
+    ed, es = (str(told[phase] + first) if phase in told else "" for phase in ("ED", "ES"))
+    where = "the name" if told else ""
+    return label_phases(as_in_mnms, ed, es, where=where, first=first)
 
 
 def _add_labelled(masks: dict[int, Array], mask: Array, frame: int | None, file: Path) -> None:

@@ -49,7 +49,7 @@ def frame_of(
         return named[shared.index(max(shared))]
     number = _number_of(file)
     if number is None:
-        return None
+        return None if slices else _in_folder_of(file, images)
     counted = _numbers_of(images)
     there = sorted({*counted}) if slices else counted
     if len(there) == n_frames:
@@ -65,6 +65,18 @@ def frame_of(
             f"{file}: frame (={number}) must be within {begin} to {begin + n_frames - 1}.{more}"
         )
     return number - begin
+
+
+def _in_folder_of(mask: Path, images: Sequence[Path]) -> int | None:
+    """Return the only image in the folder of a mask, or in one that the mask is called after, if each has its own."""
+    folders = [image.parent.name for image in images]
+    if len({*folders}) < len(images) or len(images) < 2:
+        return None
+    own = re.sub(r"(_sa)?_gt$", "", stem_of(mask), flags=re.IGNORECASE)
+    for name in (mask.parent.name, own):
+        if name in folders:
+            return folders.index(name)
+    return None
 
 
 def _number_of(mask: Path) -> int | None:
