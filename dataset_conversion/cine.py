@@ -12,6 +12,7 @@ Each entry of FOLDER is a subject, named after its file or folder; kinds may be 
                                                     NAME_t40, NAME_t80, ... as dcm2niix writes Philips' phases
     FOLDER/<subject>/...nii.gz                      4D NIfTI of one slice each, or 3D of one slice and frame each:
                                                     parallel and evenly spaced, they make one stack
+    FOLDER/<subject>_ED/..., <subject>_ES/...       3D NIfTI: one in each, or files of these names: one subject
     FOLDER/<subject>/...                            DICOM: any names, any order, any depth
     FOLDER/...                                      DICOM files directly in FOLDER: subjects by PatientID
 
@@ -30,7 +31,8 @@ Masks (NIfTI, named after their image, or <subject>, and `_gt`) are beside the i
 there also in <subject>/:
 
     <subject>_gt.nii.gz, <subject>_sa_gt.nii.gz     4D, zero except at the labelled frames
-    <subject>_frame<TT>_gt.nii.gz                   3D, for frame TT of a 4D image or DICOM, counted from 00
+    <subject>_frame<TT>_gt.nii.gz                   3D, for frame TT of a 4D image or DICOM, counted from 00; with
+                                                    --frames-from 1 from 01, as ACDC and many tools count
     <image>_gt.nii.gz                               3D, for the 3D frame <image>.nii.gz; where the frames are called
                                                     frame<number>, <subject>_frame<number>_gt.nii.gz, too
 
@@ -73,6 +75,11 @@ from nnunet_ssp.dataset_conversion.cine_files import (
     with_shared_patients,
 )
 from nnunet_ssp.dataset_conversion.cine_masks import find_phases, read_masks, refuse_mask
+from nnunet_ssp.dataset_conversion.frame_numbers import (
+    FIRST,
+    refuse_counted_from_one,
+    remarks_on_frames,
+)
 from nnunet_ssp.dataset_conversion.mask_names import (
     remarks_on_masks,
     require_some,
@@ -85,6 +92,7 @@ from nnunet_ssp.dataset_conversion.mask_values import (
     rule_of_values,
     warn_of_numbering,
 )
+from nnunet_ssp.dataset_conversion.phase_folders import join_phases
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (
     check_cine,
@@ -138,6 +146,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the subjects whose masks have the values of --label-values; all others have 1, 2, ... [all]",
     )
     parser.add_argument(
+        "--frames-from",
+        metavar="0|1",
+        type=int,
+        choices=FIRST,
+        help="the number of a cine's first frame in the names of masks, <subject>_frame<TT>_gt.nii.gz [0]",
+    )
+    parser.add_argument(
         "--by-patient-id",
         action="store_true",
         help="tell DICOM subjects apart by PatientID, wherever their files lie",
@@ -163,6 +178,7 @@ def convert(
     label_values_for: Sequence[str] = (),
     by_patient_id: bool = False,
     series: Sequence[str] = (),
+    frames_from: int | None = None,
     **common: Unpack[Common],
 ) -> Path:
     """Convert own cine; further arguments, result and errors are those of `combined.convert_sources`.
@@ -177,6 +193,7 @@ def convert(
         label_values_for: The subjects whose masks have `label_values`; by default all.
         by_patient_id: Tell DICOM subjects apart by PatientID, wherever their files lie.
         series: The DICOM series to take where a subject has them, by number, UID or part of a folder's name.
+        frames_from: The number of the first frame in the names of masks, 0 or 1; by default 0, with a remark.
         common: `test` lists names; by default there are none.
     """
     source = combined.open_source(
@@ -188,6 +205,7 @@ def convert(
         label_values_for=label_values_for,
         by_patient_id=by_patient_id,
         series=series,
+        frames_from=frames_from,
         workers=common.get("workers"),
         dataset_id=dataset_id,
     )
@@ -203,6 +221,7 @@ def convert(
             "label_names": list(label_names),
             "by_patient_id": by_patient_id,
             **({"series": list(series)} if series else {}),
+            **({} if frames_from is None else {"frames_from": frames_from}),
             **({"label_values": list(label_values)} if label_values else {}),
             **({"label_values_for": sorted({*label_values_for})} if label_values_for else {}),
         },
@@ -228,6 +247,7 @@ def list_tasks(
     dataset_id: int | None = None,
     label_values: Sequence[int] = (),
     label_values_for: Sequence[str] = (),
+    frames_from: int | None = None,
 ) -> tuple[list[CineTask], dict[str, str]]:
     """Find the subjects, all of them for training.
 
@@ -241,19 +261,22 @@ def list_tasks(
         dataset_id: For messages.
         label_values: The values that the masks have for `label_names`; by default 1, 2, ...
         label_values_for: The subjects whose masks have these; by default all.
+        frames_from: The number of the first frame in the names of masks.
 
     Returns:
         The subjects, and those that cannot be used with the reason.
 
     Raises:
         FileNotFoundError: A folder does not exist, or there is nothing in it, or no mask in `labels`.
-        ValueError: The names or values of the labels are empty or not unique, or no subject has a series of `series`
-            or a name of `label_values_for`.
+        ValueError: The names or values of the labels are empty or not unique, no subject has a series of `series`
+            or a name of `label_values_for`, or frames seem to be counted from 1 and `frames_from` is None.
     """
     if not label_names or len({*label_names, "background"}) <= len(label_names):
         raise ValueError(
             f"`label_names` (={', '.join(label_names)}) must be unique names of classes."
         )
+    if frames_from not in (None, *FIRST):
+        raise ValueError(f"`frames_from` (={frames_from}) must be 0 or 1.")
     if label_values:
         check_values(label_values, label_names)
     root, masks_in = Path(folder), Path(folder if labels is None else labels)
@@ -261,6 +284,7 @@ def list_tasks(
         check_is_folder(needed)
     refuse_public(root, label_names is not LABEL_NAMES, dataset_id)  # the same names count if given
     found = find_cines(root, masks_in, by_patient_id, number_of_workers(workers), one_frame=False)
+    found = join_phases(found, root)
     if not found:
         raise FileNotFoundError(nothing_in([root]))
     if series:
@@ -269,6 +293,9 @@ def list_tasks(
     known = {*refused, *(task.subject for task in tasks)}
     if chosen := chosen_subjects(label_values_for, known, label_values, f"{SOURCE}-"):
         tasks = [t if t.subject in chosen else replace(t, label_values=()) for t in tasks]
+    if frames_from is not None:
+        tasks = [replace(task, frames_from=frames_from) for task in tasks]
+    refuse_counted_from_one(tasks)
     if labels is not None:
         require_some(masks_in, tasks)
     return tasks, refused
@@ -298,8 +325,7 @@ def make_tasks(
     tasks, refused = [], {}
     for subject, entry in zip(names, found, strict=True):
         mine = tuple(masks.pop(entry.name, []) or masks.pop(subject, []))
-        for other in entry.others:
-            masks.pop(other, None)
+        mine += tuple(mask for other in entry.others for mask in masks.pop(other, []))
         notes = [entry.note] if entry.note else []
         notes += unpacked_copies((*entry.images, *mine))
         if subject != entry.name and not entry.by_id:
@@ -348,6 +374,7 @@ def _as_file_name(name: str) -> str:
 # -- reading one subject ---------------------------------------------------------------------------
 
 look = cine_look.look
+remarks_on = remarks_on_frames
 
 
 @dataclass(frozen=True)
@@ -415,12 +442,13 @@ def read_subject(task: CineTask) -> Cine:
     voxels, affine, stack = images.voxels, images.affine, images.dicom
     corrections, notes = images.corrections, images.notes
     vendor = stack.vendor if stack else ""
-    masks, turned_masks = read_masks(task, voxels, affine, images.nifti)
+    masks, turned_masks = read_masks(task, voxels.shape, affine, images.nifti)
     corrections += turned_masks
     phases: dict[int, str] = {}
     warnings = [*images.warnings, *warn_of_numbering(masks.values(), task)]
     if masks:
-        phases, noted = find_phases(masks, task.label_names)
+        phases, corrected, noted = find_phases(task, masks, voxels.shape[3])
+        corrections += corrected
         notes += noted
     elif task.masks or task.split == "test":
         reason = "the masks are empty" if task.masks else "there is no mask"

@@ -12,6 +12,12 @@ import numpy as np
 
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.conversion.subjects import Task
+from nnunet_ssp.dataset_conversion.phase_names import (
+    are_two_phases,
+    phase_of,
+    time_of,
+    without_frame,
+)
 from nnunet_ssp.files.nifti import has_packed_copy, read_header
 from nnunet_ssp.parallel import process
 
@@ -55,7 +61,7 @@ class Found:
     by_id: bool = False
     # --series chose the images
     chosen: bool = False
-    # Other files that are refused with it, by the names that their masks have
+    # Further files or folders that are this subject's, by the names that their masks have
     others: tuple[str, ...] = ()
 
 
@@ -77,6 +83,8 @@ class CineTask(Task):
     chosen: bool = False
     # Of the masks, in the order of `label_names`; by default 1, 2, ...
     label_values: tuple[int, ...] = ()
+    # The number of the first frame in the names of masks; by default unknown, and taken as 0
+    frames_from: int | None = None
 
     @property
     def needs_labels(self) -> bool:
@@ -200,9 +208,9 @@ def _flat_subjects(files: dict[str, Path], root: Path, one_frame: bool, beside: 
     """
     groups: dict[str, list[str]] = {}
     for stem in files:
-        frame = _FRAME.fullmatch(stem)
-        # All but the last number, with the name of a subject where the number is plainly that of a frame.
-        key = f"{frame['subject']}\0" if frame else re.sub(r"\d+(\D*)$", r"#\1", stem)
+        # All but the last number, with the name of a subject where the name is plainly that of a frame or phase.
+        subject = _subject_of_frame(stem)
+        key = f"{subject}\0" if subject else re.sub(r"\d+(\D*)$", r"#\1", stem)
         groups.setdefault(key, []).append(stem)
     note = ""
     if not one_frame and 2 * len(files) <= beside:
@@ -223,7 +231,7 @@ def _flat_subjects(files: dict[str, Path], root: Path, one_frame: bool, beside: 
             found.append(
                 _of_frames(key[:-1], root, images, [files[s] for s in cines.get(key[:-1], ())])
             )
-        elif one_frame or len(stems) < 2 or any(_n_frames(image) != 1 for image in images):
+        elif one_frame or len(stems) < 2 or any(n_frames_of(image) != 1 for image in images):
             found += [
                 Found(_SHORT_AXIS.sub("", stem), files[stem], (files[stem],), note)
                 for stem in stems
@@ -243,34 +251,60 @@ def _flat_subjects(files: dict[str, Path], root: Path, one_frame: bool, beside: 
     return found
 
 
+def _subject_of_frame(stem: str) -> str:
+    """Return the subject of a file called as a frame of one, by number or phase; empty for any other name."""
+    frame = _FRAME.fullmatch(stem)
+    name = frame["subject"] if frame else stem if phase_of(stem) else ""
+    return _SHORT_AXIS.sub("", without_frame(name)) if phase_of(name) else name
+
+
 def _cines_of_frames(files: Mapping[str, Path], subjects: Sequence[str]) -> dict[str, list[str]]:
     """Return, by subjects with files of frames, the 4D files called after them: `p1` and `p1_4d` of `p1`."""
     cines: dict[str, list[str]] = {}
     for stem, file in files.items():
         owners = [name for name in subjects if re.match(rf"{re.escape(name)}($|[ ._-])", stem)]
-        if owners and not _FRAME.fullmatch(stem) and _n_frames(file) > 1:
+        if owners and not _subject_of_frame(stem) and n_frames_of(file) > 1:
             cines.setdefault(max(owners, key=len), []).append(stem)
     return cines
 
 
 def _of_frames(subject: str, root: Path, frames: Sequence[Path], cines: Sequence[Path]) -> Found:
-    """Make one subject of files called `<subject>_frame<number>`; refuse it where others hold its cine, too."""
-    whole = [*cines, *(file for file in frames if _n_frames(file) > 1)]
+    """Make one subject of files called after its frames or phases; refuse it where others hold its cine, too."""
+    whole = [*cines, *(file for file in frames if n_frames_of(file) > 1)]
+    names = [stem_of(file) for file in frames]
+    others = tuple(name for name in names if phase_of(name))
     if whole:
+        phases = some([file.name for file in frames])
+        called = f"called {subject}_frame<number>" if not others else f"of one name ({phases})"
         return Found(
             subject,
             root,
             (),
-            f"{count_of(len(frames), 'file')} called {subject}_frame<number>, and more than one frame in "
+            f"{count_of(len(frames), 'file')} {called}, and more than one frame in "
             f"{some([file.name for file in whole])}: one patient as several subjects? Keep the frames alone, or the "
             f"4D file alone, called {subject}.nii.gz. If they are of several subjects: a folder for each.",
+            others=others,
+        )
+    if others and len({*map(time_of, names)}) < len(names):
+        return Found(
+            subject,
+            root,
+            (),
+            f"{some([file.name for file in frames])} are of one name and phase: two visits? Names must tell them "
+            "apart.",
+            others=others,
         )
     # A damaged file is a frame by its name; reading it tells what is wrong.
-    numbers = [int(re.findall(r"\d+", stem_of(file))[-1]) for file in frames]
-    return Found(subject, root, tuple(frames[place] for place in np.argsort(numbers)))
+    ordered = sorted(frames, key=lambda file: _place_in_time(stem_of(file)))
+    return Found(subject, root, tuple(ordered), others=others)
 
 
-def _n_frames(file: Path) -> int:
+def _place_in_time(name: str) -> tuple[int, str]:
+    """Return what sorts the names of frames: the last number of `_frame<number>`, else the phase."""
+    return (int(re.findall(r"\d+", name)[-1]), "") if _FRAME.fullmatch(name) else time_of(name)
+
+
+def n_frames_of(file: Path) -> int:
     """Return the number of frames that the header tells; 0 of a damaged file."""
     try:
         shape, _ = read_header(file)
@@ -340,6 +374,8 @@ def choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...],
         return (named[0],), said if others else ""
     if len(files) == 1:
         return (files[0],), ""
+    if are_two_phases(map(stem_of, files)) and all(n_frames_of(file) == 1 for file in files):
+        return tuple(sorted(files, key=lambda file: time_of(stem_of(file)))), ""
     paths = [file.relative_to(folder).as_posix() for file in files]
     if len({re.sub(r"\d+", "#", path) for path in paths}) == 1:
         numbers = np.array([[int(text) for text in re.findall(r"\d+", path)] for path in paths])

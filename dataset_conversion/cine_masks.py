@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, takewhile
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_ssp.console import count_of
-from nnunet_ssp.conversion.geometry import place_stack, same_grid
+from nnunet_ssp.conversion.geometry import same_grid
 from nnunet_ssp.conversion.phases import LABELS, label_phases
-from nnunet_ssp.conversion.stacks import NiftiStack
-from nnunet_ssp.dataset_conversion.cine_files import (
-    MASK,
-    CineTask,
-    stem_of,
-)
+from nnunet_ssp.conversion.stacks import NiftiStack, StackHeader
+from nnunet_ssp.dataset_conversion.cine_files import CineTask
+from nnunet_ssp.dataset_conversion.frame_numbers import frame_of
 from nnunet_ssp.dataset_conversion.mask_names import name_beside
 from nnunet_ssp.dataset_conversion.mask_values import to_classes
+from nnunet_ssp.dataset_conversion.phase_folders import named_phases
 from nnunet_ssp.files.grids import Array, corner_distance
 from nnunet_ssp.files.nifti import (
     as_cine,
     as_frame,
     each_frame,
-    read_header,
     read_image,
 )
 
@@ -35,6 +30,7 @@ MASK_VALUES = (
 
 
 LEFT_VENTRICLE = ("LVBP", "LV")
+Phases = tuple[dict[int, str], list[str], list[str]]
 
 
 def is_like_a_mask(frame: Array) -> bool:
@@ -71,38 +67,47 @@ def refuse_mask(task: CineTask, frames: Iterable[Array] | None = None) -> None:
 
 
 def read_masks(
-    task: CineTask, image: Array, affine: Array, nifti: NiftiStack | None
+    task: CineTask, shape: Sequence[int], affine: Array, nifti: NiftiStack | StackHeader | None
 ) -> tuple[dict[int, Array], list[str]]:
     """Return the labelled frames, uint8 `(X, Y, Z)` on the image's grid, and what was corrected.
 
     Args:
         task: The subject.
-        image: `(X, Y, Z, T)`, as it will be written.
+        shape: `(X, Y, Z, T)`, of the image as it will be written.
         affine: (4, 4), of the image as it will be written.
-        nifti: The image as read, if it is not DICOM.
+        nifti: The image, or its headers, if it is not DICOM.
+
+    Raises:
+        ValueError: A mask cannot be read, has other values than the labels, or another shape or place than the image,
+            or it is not clear which frame it is of.
     """
-    n_frames = image.shape[3]
-    single = task.images if nifti and nifti.source and len(task.images) > 1 else ()
+    shape = tuple(shape)
+    n_frames = shape[3]
+    several = task.images if nifti and len(task.images) > 1 else ()
+    slices = nifti is not None and nifti.source is None
     masks: dict[int, Array] = {}
     turned = False
     for file in task.masks:
         stored = read_image(file)
         mask = as_cine(stored.voxels)
-        frame = _frame_of(file, single, mask.shape)
-        if nifti and not nifti.source and 1 in mask.shape[:3]:
+        if slices and 1 in mask.shape[:3]:
             raise ValueError(
                 f"{file}: must be a mask of the whole stack, not of one of its slices."
             )
-        _require_frame(file, frame, n_frames)
+        frame = frame_of(
+            file, several, mask.shape, slices=slices, n_frames=n_frames, first=task.frames_from
+        )
+        if frame is None and n_frames == 1 and mask.ndim == 3:
+            frame = 0
         mask = mask if frame is None else as_frame(mask)
         if nifti and nifti.source and same_grid(stored, nifti.source):
             mask = nifti.place.move(mask)
         else:
             mask, moved = _on_grid(mask, stored.grid.affine, affine, file)
             turned |= moved
-        expected = image.shape if frame is None else image.shape[:3]
+        expected = shape if frame is None else shape[:3]
         if mask.shape != expected:
-            of_one = mask.shape == image.shape[:3]
+            of_one = mask.shape == shape[:3]
             name = f" A mask of one frame is called {task.subject}_frame<TT>_gt.nii.gz." * of_one
             raise ValueError(
                 f"{file}: shape (={mask.shape}) must be that of the image (={expected}).{name}"
@@ -111,51 +116,29 @@ def read_masks(
     return masks, ["axes of the masks turned to those of the image"] if turned else []
 
 
-def look_at_masks(task: CineTask, n_frames: int) -> dict[int, Array]:
-    """Return the labelled frames as a dry run sees them, without the image: uint8 `(X, Y, Z)`, slices last.
+def find_phases(task: CineTask, masks: Mapping[int, Array], n_frames: int) -> Phases:
+    """Find ED and ES among the labelled frames, as the files' names say, else by the left ventricle.
 
     Args:
         task: The subject.
-        n_frames: Frames of its cine.
+        masks: The labelled frames by time index.
+        n_frames: Frames of the cine.
 
-    Raises:
-        ValueError: A mask cannot be read, has other values than the labels or other frames than the cine, or it is not
-            clear which frame it is of.
+    Returns:
+        The phase of each frame to use, corrections and notes, in which the first frame has the user's number.
     """
-    first = task.images[0]
-    frames_apart = stem_of(first) and len(task.images) > 1 and 1 not in read_header(first)[0][:3]
-    single = task.images if frames_apart else ()
-    masks: dict[int, Array] = {}
-    for file in task.masks:
-        shape, _ = read_header(file)
-        _require_frame(file, _frame_of(file, single, shape), n_frames)
-        stored = read_image(file)
-        mask = as_cine(stored.voxels)
-        frame = _frame_of(file, single, mask.shape)
-        mask = mask if frame is None else as_frame(mask)
-        if mask.shape[3:] != ((n_frames,) if frame is None else ()):
-            name = f" A mask of one frame is called {task.subject}_frame<TT>_gt.nii.gz."
-            raise ValueError(
-                f"{file}: shape (={mask.shape}) must be of the image's {count_of(n_frames, 'frame')}."
-                f"{name if frame is None else ''}"
-            )
-        mask = place_stack(stored.grid, mask.shape, file).move(mask)
-        _add_labelled(masks, to_classes(mask, file, task), frame, file)
-    return masks
-
-
-def find_phases(
-    masks: Mapping[int, Array], label_names: Sequence[str]
-) -> tuple[dict[int, str], list[str]]:
-    """Find ED and ES among the labelled frames, by the left ventricle if a label has its name; also notes."""
-    ventricle = [n for n, name in enumerate(label_names, 1) if name.upper() in LEFT_VENTRICLE]
-    others = len(label_names) + 1
+    names = task.label_names
+    ventricle = [n for n, name in enumerate(names, 1) if name.upper() in LEFT_VENTRICLE]
+    others = len(names) + 1
     as_in_mnms = {
         t: np.where(np.isin(mask, ventricle), LABELS["LVBP"], (mask > 0) * others)
         for t, mask in masks.items()
     }
-    phases, _, notes = label_phases(as_in_mnms, "", "", where="")
-    return phases, notes
+    first = task.frames_from or 0
+    told = named_phases(task, n_frames)
+    ed, es = (str(told[phase] + first) if phase in told else "" for phase in ("ED", "ES"))
+    where = "the name" if told else ""
+    return label_phases(as_in_mnms, ed, es, where=where, first=first)
 
 
 def _add_labelled(masks: dict[int, Array], mask: Array, frame: int | None, file: Path) -> None:
@@ -166,50 +149,6 @@ def _add_labelled(masks: dict[int, Array], mask: Array, frame: int | None, file:
             raise ValueError(f"{file}: frame {t} has another mask already.")
         if labelled.any():
             masks[t] = labelled
-
-
-def _require_frame(file: Path, frame: int | None, n_frames: int) -> None:
-    if frame is not None and frame >= n_frames:
-        raise ValueError(f"{file}: frame (={frame}) must be within 0 to {n_frames - 1}.")
-
-
-def _frame_of(file: Path, images: Sequence[Path], shape: Sequence[int]) -> int | None:
-    """Return the time index of a mask of one frame; None for a mask of all.
-
-    Args:
-        file: The mask.
-        images: The 3D frames of the image in order of time; empty for any other image.
-        shape: Shape of the mask.
-
-    Raises:
-        ValueError: It is not clear which frame it is of.
-    """
-    if shape[3:] == (len(images),):
-        return None  # also where the first frame has the subject's name
-    stem = stem_of(file)
-    if named := [n for n, image in enumerate(images) if f"{stem_of(image)}_gt" == stem]:
-        shared = [_shared_folders(images[n], file) for n in named]
-        if shared.count(max(shared)) > 1:
-            raise ValueError(
-                f"{file}: must be in a folder called as its image's: {len(named)} images have this name."
-            )
-        return named[shared.index(max(shared))]
-    match = MASK.fullmatch(stem)
-    if not match or not match["frame"]:
-        return None
-    numbers = [re.search(r"frame[_-]?(\d+)", stem_of(image), re.IGNORECASE) for image in images]
-    if not images or None in numbers:
-        return int(match["frame"])
-    counted = [int(number[1]) for number in numbers if number]
-    if counted.count(int(match["frame"])) != 1:
-        raise ValueError(f"{file}: there must be one image of frame {match['frame']}.")
-    return counted.index(int(match["frame"]))
-
-
-def _shared_folders(image: Path, mask: Path) -> int:
-    """Count the folders above two files that have the same names."""
-    parents = zip(image.parts[-2::-1], mask.parts[-2::-1], strict=False)
-    return sum(1 for _ in takewhile(lambda names: names[0] == names[1], parents))
 
 
 def _on_grid(mask: Array, mask_affine: Array, affine: Array, file: Path) -> tuple[Array, bool]:

@@ -59,6 +59,8 @@ class Source:
     # Of one of the tasks
     read: Callable[[Any], Cine]
     look: Callable[[Any], Look] = look_at_headers
+    # Printed, and never in `convert.json`, as they may name subjects
+    remarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def open_source(converter: str, folder: str | Path, **options: object) -> Source
         refused,
         module.read_subject,
         _look_of(module),
+        module.remarks_on(tasks) if hasattr(module, "remarks_on") else (),
     )
 
 
@@ -190,10 +193,16 @@ def convert_sources(
         workers=workers,
         dry_run=dry_run,
         look=look,
-        remarks=replace(remarks, general=general, prefixes=_names_of(sources) if several else ()),
+        remarks=_all_remarks(replace(remarks, general=general), sources),
         rename=partial(_rename, heads=heads) if renames else None,
         count_refused=count_refused,
     )
+
+
+def _all_remarks(remarks: Remarks, sources: Sequence[Source]) -> Remarks:
+    """Add those of the sources, and count several sources apart."""
+    local = [*remarks.local, *(line for source in sources for line in source.remarks)]
+    return replace(remarks, local=local, prefixes=_names_of(sources) if sources[1:] else ())
 
 
 def _new_dataset(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_ssp.files.grids import Array, Grid, corner_distance
-from nnunet_ssp.files.nifti import Nifti
+from nnunet_ssp.files.nifti import Nifti, NiftiHeader
 
 FAR = 2.0  # times the next spacing; no axis within a slice is as coarse
 COARSER = (
@@ -126,7 +126,7 @@ def straighten(affine: Array, file: Path) -> tuple[Array, list[str]]:
     return clean, [f"axes not orthogonal, turned by up to {turned:.2f} degrees"]
 
 
-def same_grid(first: Nifti, second: Nifti, within: float = 0.5) -> bool:
+def same_grid(first: Nifti | NiftiHeader, second: Nifti | NiftiHeader, within: float = 0.5) -> bool:
     """Whether two files have the same grid as we, nibabel or SimpleITK read it; one of the three is enough.
 
     A mask is drawn on its image as some tool shows it. So voxels of equal index belong together if one tool finds
@@ -137,8 +137,8 @@ def same_grid(first: Nifti, second: Nifti, within: float = 0.5) -> bool:
         second: Another file.
         within: Largest distance of equal corners, in edges of a voxel.
     """
-    shape = first.voxels.shape[:3]
-    return shape == second.voxels.shape[:3] and (
+    shape = first.shape[:3]
+    return shape == second.shape[:3] and (
         _together(first.grid.affine, second.grid.affine, shape, within)
         or _together(first.grid.nominal, second.grid.nominal, shape, within)
         or _together(_as_simpleitk(first.file), _as_simpleitk(second.file), shape, within)

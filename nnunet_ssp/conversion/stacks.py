@@ -19,6 +19,7 @@ from nnunet_ssp.conversion.geometry import StackPlace, place_stack
 from nnunet_ssp.files.grids import Array, Grid
 from nnunet_ssp.files.nifti import (
     Nifti,
+    NiftiHeader,
     as_cine,
     as_frame,
     check_axes,
@@ -41,6 +42,17 @@ class NiftiStack:
     place: StackPlace
     # A file on the grid of the whole stack, as stored; None where each file has one slice
     source: Nifti | None
+
+
+@dataclass(frozen=True)
+class StackHeader:
+    """A cine of which only the headers were read, its slices on the third axis."""
+
+    # (X, Y, Z, T)
+    shape: tuple[int, ...]
+    place: StackPlace
+    # As in `NiftiStack`
+    source: NiftiHeader | None
 
 
 @dataclass(frozen=True)
@@ -91,15 +103,29 @@ def read_nifti_stack(files: Sequence[Path], where: Path, one_frame: bool = False
     return NiftiStack(voxels, place, images[files[0]] if len(rows) == 1 else None)
 
 
-def look_at_nifti_stack(files: Sequence[Path]) -> tuple[int, StackPlace]:
-    """Return the number of frames and the place of the stack that `read_nifti_stack` reads, from the headers alone."""
+def look_at_nifti_stack(files: Sequence[Path]) -> StackHeader:
+    """Look at the stack that `read_nifti_stack` reads, by the headers alone."""
     if len(files) == 1:
         shape, grid = read_header(files[0])
         _check_has_frames(shape, files[0])
         check_axes(shape, files[0])
-        return math.prod(shape[3:]), place_stack(grid, shape, files[0])
+        place = place_stack(grid, shape, files[0])
+        n_frames = math.prod(shape[3:])
+        return StackHeader(
+            (*_moved(shape, place), n_frames), place, NiftiHeader(files[0], shape, grid)
+        )
     rows, place = _arrange([_read_head(file) for file in files])
-    return max(len(rows[0]), rows[0][0].n_frames), place
+    first = rows[0][0]
+    x, y, z = _moved(first.shape, place)
+    if len(rows) > 1:
+        return StackHeader((x, y, len(rows), max(len(rows[0]), first.n_frames)), place, None)
+    source = NiftiHeader(first.file, first.shape, first.grid)
+    return StackHeader((x, y, z, len(rows[0])), place, source)
+
+
+def _moved(shape: Sequence[int], place: StackPlace) -> tuple[int, ...]:
+    """Return the sides of a file in the order of the stack's axes."""
+    return tuple(shape[axis] for axis in place.order)
 
 
 def _check_has_frames(shape: Sequence[int], file: Path) -> None:

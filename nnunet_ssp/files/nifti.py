@@ -32,6 +32,20 @@ class Nifti:
     voxels: Array
     grid: Grid
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the voxels."""
+        return self.voxels.shape
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """A NIfTI file of which only the header was read."""
+
+    file: Path
+    shape: tuple[int, ...]
+    grid: Grid
+
 
 def read_nifti(file: Path) -> tuple[Array, Array]:
     """Read voxels and affine (4, 4) of a NIfTI file; see `read_image` for what is refused."""

@@ -985,8 +985,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "B1_gt.nii.gz: must be a 3D or 4D mask with the affine of its image",
     ),
     "mask frame": (
-        lambda root: masked(root, drawn(ED)[..., ED], "B1_frame12_gt"),
-        r"B1_frame12_gt.nii.gz: frame \(=12\) must be within 0 to 11",
+        lambda root: masked(root, drawn(ED)[..., ED], "B1_frame13_gt"),
+        r"B1_frame13_gt.nii.gz: frame \(=13\) must be within 0 to 11",
     ),
     "mask values": (
         lambda root: masked(root, 2 * drawn(ED)),

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunet_ssp.dataset_conversion.cine import make_tasks
+from nnunet_ssp.conversion.dicom.short_axis import read_short_axis
+from nnunet_ssp.dataset_conversion.cine import make_tasks, read_subject
 from nnunet_ssp.dataset_conversion.cine_files import find_cines, find_masks
 from nnunet_ssp.dataset_conversion.cine_look import look
 from nnunet_ssp.files.nifti import write_nifti
@@ -51,7 +52,11 @@ def test_without_masks_none_are_read(tmp_path: Path):
     ("mask", "name", "words"),
     [
         (drawn(0) * 7, "a_gt", "mask values (=7) must be among [0, 1, 2, 3]"),
-        (drawn(0, n_frames=9), "a_gt", "shape (=(6, 5, 4, 9)) must be of the image's 10 frames."),
+        (
+            drawn(0, n_frames=9),
+            "a_gt",
+            "shape (=(6, 5, 4, 9)) must be that of the image (=(6, 5, 4, 10)).",
+        ),
         (drawn(0)[..., 0], "a_gt", "called a_frame<TT>_gt.nii.gz"),
         (drawn(0)[..., 0], "a_frame12_gt", "frame (=12) must be within 0 to 9."),
     ],
@@ -87,7 +92,45 @@ def test_masks_of_dicom_are_read_too(tmp_path: Path):
     voxels = series(tmp_path / "a")
     mask = np.zeros(voxels.shape[:3], np.uint8)
     mask[1:3, 1:3] = 9
-    write_nifti(tmp_path / "a_frame00_gt.nii.gz", mask, AFFINE)
+    affine = read_short_axis(sorted((tmp_path / "a").iterdir()), tmp_path).affine
+    file = tmp_path / "a_frame00_gt.nii.gz"
+    write_nifti(file, mask, affine)
     assert "mask values (=9)" in seen(tmp_path).refused
-    write_nifti(tmp_path / "a_frame00_gt.nii.gz", mask // 9, AFFINE)
+    write_nifti(file, mask // 9, affine)
     assert seen(tmp_path).n_labelled == 1
+    write_nifti(file, mask // 9, moved(affine))
+    assert_refused_alike(tmp_path)
+
+
+def moved(affine: np.ndarray) -> np.ndarray:
+    """The affine 40 mm off."""
+    affine = affine.copy()
+    affine[0, 3] += 40
+    return affine
+
+
+def assert_refused_alike(root: Path) -> None:
+    """A dry run refuses a mask that lies elsewhere, with the words of the conversion."""
+    (task,), _ = make_tasks(find_cines(root, root, False, 1, False), root, find_masks(root))
+    with pytest.raises(ValueError, match=r"must lie where the image is, .* are 40\.0 mm off"):
+        read_subject(task)
+    assert look(task).refused.endswith("but its corners are 40.0 mm off.")
+
+
+@pytest.mark.parametrize("kind", ["4D", "frames", "slices"])
+def test_masks_that_lie_elsewhere_are_refused(tmp_path: Path, kind: str):
+    image = np.arange(1200, dtype=np.int16).reshape(*SHAPE, 10)
+    (tmp_path / "a").mkdir()
+    if kind == "4D":
+        write_nifti(tmp_path / "a/a.nii.gz", image, AFFINE)
+    for t in range(10 * (kind == "frames")):
+        write_nifti(tmp_path / f"a/frame{t}.nii.gz", image[..., t], AFFINE)
+    for z in range(4 * (kind == "slices")):
+        place = AFFINE.copy()
+        place[2, 3] = 8 * z
+        write_nifti(tmp_path / f"a/slice{z}.nii.gz", image[:, :, z : z + 1], place)
+    mask = tmp_path / "a/a_frame3_gt.nii.gz"
+    write_nifti(mask, drawn(3)[..., 3], AFFINE)
+    assert (seen(tmp_path).refused, seen(tmp_path).n_labelled) == ("", 1)
+    write_nifti(mask, drawn(3)[..., 3], moved(AFFINE))
+    assert_refused_alike(tmp_path)

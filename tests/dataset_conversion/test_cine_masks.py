@@ -37,7 +37,7 @@ def drawn(shape: tuple[int, ...] = SHAPE[:3]) -> np.ndarray:
 
 def read(task: CineTask, *masks: Path) -> tuple[dict[int, np.ndarray], list[str]]:
     stack = read_nifti_stack(task.images, task.place)
-    return read_masks(replace(task, masks=masks), stack.voxels, stack.place.affine, stack)
+    return read_masks(replace(task, masks=masks), stack.voxels.shape, stack.place.affine, stack)
 
 
 @pytest.mark.parametrize(
