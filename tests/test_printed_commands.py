@@ -252,6 +252,10 @@ EXPECTED = {
         "whose() begins with nnunet-ssp": CHAIN,
         "nnUNetv2_predict does not record mirroring": NAME,
     },
+    "nnunet_ssp/evaluation/training_subjects.py": {
+        "nnunet-ssp prepare": WORD,
+        "nnunet-ssp prepare again as before": WORD,
+    },
     "nnunet_ssp/evaluation/for_new_patients.py": {
         "prediction_lines() begins with nnunet-ssp": CHAIN,
     },

@@ -198,10 +198,10 @@ def _measure(
     from nnunet_ssp.evaluation.labels import read_labels
     from nnunet_ssp.evaluation.overlooked import overlooked
     from nnunet_ssp.evaluation.provenance import provenance_notes
-    from nnunet_ssp.evaluation.results import Evaluation, joined, worst_first
+    from nnunet_ssp.evaluation.results import Evaluation, one_of_a_kind, worst_first
     from nnunet_ssp.evaluation.scoring import score_pairs
     from nnunet_ssp.evaluation.trained_models import model_notes
-    from nnunet_ssp.evaluation.training_subjects import training_notes
+    from nnunet_ssp.evaluation.training_subjects import outdated_notes, training_notes
     from nnunet_ssp.evaluation.volumes import implausible
 
     raw, prepared = _dataset_folders(dataset)
@@ -219,6 +219,8 @@ def _measure(
     about = _about_cases({pair.case for pair in pairs}, known, subject_pattern, home)
     own_references = found if references is None else find_references(raw, prepared, ending)
     notes += model_notes(folders, home.name)
+    if prepared is not None and references is None:
+        notes += outdated_notes(pairs, prepared, ending)
     notes += training_notes(folders, pairs, own_references, known, subject_pattern)
 
     scores = score_pairs(pairs, labels, workers)
@@ -230,6 +232,8 @@ def _measure(
     clinical, refused = _clinical(frames, labels, nominal)
     if nominal:
         frames[IN_ML_OR_MM] = float("nan")
+    notes += [*unlabelled, *_too_few(frames), *_too_good(frames)]
+    notes += [*overlooked(frames, pairs, labels), *implausible(clinical)]
     return Evaluation(
         dataset=home.name,
         models=folders,
@@ -241,19 +245,7 @@ def _measure(
         slices=slices,
         clinical=clinical,
         refused=refused,
-        notes=worst_first(
-            joined(
-                [
-                    *origin,
-                    *notes,
-                    *unlabelled,
-                    *_too_few(frames),
-                    *_too_good(frames),
-                    *overlooked(frames, pairs, labels),
-                    *implausible(clinical),
-                ]
-            )
-        ),
+        notes=worst_first(one_of_a_kind([*origin, *notes])),
     )
 
 

@@ -1,4 +1,4 @@
-"""Scored cases whose subjects the model was trained on: their Dice says nothing about new patients.
+"""Scored cases whose subjects the model was trained on, and references that are no longer the dataset's.
 
 The folds are those of `splits_final.json`. Fold `all` is trained on every labelled case that is not of the test.
 """
@@ -10,12 +10,31 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_ssp.cohort.cases import Case, subject_of
-from nnunet_ssp.console import some
+from nnunet_ssp.cohort.outdated import COPIES, changed_masks
+from nnunet_ssp.console import count_of, some
 from nnunet_ssp.evaluation.files import Pair, References
 from nnunet_ssp.evaluation.for_new_patients import PRINTED, folds_by_model, model_of
 from nnunet_ssp.evaluation.provenance import read_provenance
 
 NOTHING_NEW = "their Dice says nothing about new patients"
+
+
+def outdated_notes(pairs: Sequence[Pair], prepared: Path, ending: str) -> list[str]:
+    """Warn of references that changed in `labelsTr` since `prepare` copied them: the copies are what is scored against.
+
+    Args:
+        pairs: What is scored.
+        prepared: The dataset's folder in nnUNet_preprocessed.
+        ending: Of the masks.
+    """
+    scored = {pair.case for pair in pairs if pair.reference.parent == prepared / COPIES}
+    if not scored or not (changed := scored & {*changed_masks(prepared.name, prepared, ending)}):
+        return []
+    return [
+        f"WARNING: {count_of(len(changed), 'reference')} changed in labelsTr after nnunet-ssp prepare "
+        f"({some(changed, 3)}): scored here against the earlier, in {COPIES}. Run nnunet-ssp prepare "
+        "again as before, and train again."
+    ]
 
 
 def training_notes(

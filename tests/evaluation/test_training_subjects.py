@@ -11,7 +11,7 @@ import pytest
 
 from nnunet_ssp.cohort.cases import read_cases, write_cases
 from nnunet_ssp.evaluation.files import Pair, References
-from nnunet_ssp.evaluation.training_subjects import training_notes
+from nnunet_ssp.evaluation.training_subjects import outdated_notes, training_notes
 from tests.evaluation.conftest import Document, make_case, write_predictions
 from tests.evaluation.running import Predict, run, tables
 from tests.evaluation.test_provenance import beside
@@ -145,3 +145,23 @@ def test_it_stands_in_terminal_and_page(
     assert warning in Document((output / "report.html").read_text(encoding="utf-8")).text
     *_, summary = tables(output)
     assert summary["notes"][0] == warning
+
+
+def test_references_that_changed_after_prepare_are_told(tmp_path, monkeypatch):
+    """A corrected mask waits in `labelsTr`; the copy of the earlier one is what is scored against."""
+    raw, prepared = tmp_path / "raw" / "Dataset007_A", tmp_path / "pre" / "Dataset007_A"
+    monkeypatch.setenv("nnUNet_raw", str(raw.parent))
+    for folder, second in ((raw / "labelsTr", b"new"), (prepared / "gt_segmentations", b"old")):
+        folder.mkdir(parents=True)
+        (folder / "a.nrrd").write_bytes(b"same")
+        (folder / "b.nrrd").write_bytes(second)
+    copies = prepared / "gt_segmentations"
+    pairs = [Pair("m", 0, case, tmp_path / case, copies / f"{case}.nrrd") for case in "ab"]
+    (note,) = outdated_notes(pairs, prepared, ".nrrd")
+    assert note == (
+        "WARNING: 1 reference changed in labelsTr after nnunet-ssp prepare (b): scored here against the earlier, in "
+        "gt_segmentations. Run nnunet-ssp prepare again as before, and train again."
+    )
+    assert outdated_notes(pairs[:1], prepared, ".nrrd") == []
+    test = [Pair("m", 0, "b", tmp_path / "b", raw / "labelsTs" / "b.nrrd")]
+    assert outdated_notes(test, prepared, ".nrrd") == []
