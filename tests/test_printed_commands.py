@@ -27,6 +27,7 @@ from nnunet_ssp.launch import SMALL_PLANS, with_trainers
 from nnunet_ssp.recommended import FEW_SETTINGS, MOVEMENT, MOVEMENT_SETTINGS
 from tests.printed import HOLE, ROOT, all_mentions, mentions
 
+CHOOSING = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
 SETTINGS = "num_epochs=1 iterations_per_epoch=2 batch_size=4 val_iterations_per_epoch=1 final_validation=no"
 
 
@@ -111,6 +112,13 @@ def test_each_printed_command_works_as_it_is(shell, tmp_path: Path):
         scratch = after(refused, "to train on the CPU: ")[0]
         assert scratch.startswith("nnUNet_ssp_settings=")
     shell(scratch)
+    (control,) = re.findall(r"^nnUNet_ssp_settings=.*nnUNetTrainerScratch$", CHOOSING, re.MULTILINE)
+    short = "recipe=few num_epochs=1 iterations_per_epoch=2 val_iterations_per_epoch=1 final_validation=no"
+    assert f'"{FEW_SETTINGS}"' in control
+    control += "" if torch.cuda.is_available() else " -device cpu"
+    assert "final_validation=no: no validation case was predicted" in shell(
+        control.replace(FEW_SETTINGS, short)
+    )
 
 
 # -- none is forgotten -----------------------------------------------------------------------------

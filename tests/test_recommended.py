@@ -95,6 +95,10 @@ def test_the_pages_agree_with_the_rule():
     assert f"`{DENSE}` with `{MOVEMENT}`" in few and f"`{MIM}`" in few
     assert some.split("`")[1] == recommended(FEW + 1, 1).trainer
     assert "nnUNetTrainerScratch" in many and recommended(MANY + 1, 1).trainer in many
+    control = (
+        f'nnUNet_ssp_settings="{FEW_SETTINGS}" nnUNetv2_train 114 2d 0 -tr nnUNetTrainerScratch'
+    )
+    assert f"\n{control}\n" in choosing  # run by test_printed_commands.py
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (bullet,) = re.findall(r"^\* \*\*Ten labelled patients or fewer.*$", readme, re.M)
     assert f'nnUNet_ssp_settings="{MOVEMENT_SETTINGS}" nnUNetv2_train' in bullet and DENSE in bullet

@@ -198,7 +198,7 @@ def _measure(
     from nnunet_ssp.evaluation.labels import read_labels
     from nnunet_ssp.evaluation.overlooked import overlooked
     from nnunet_ssp.evaluation.provenance import provenance_notes
-    from nnunet_ssp.evaluation.results import Evaluation, one_of_a_kind, worst_first
+    from nnunet_ssp.evaluation.results import Evaluation, said_once, worst_first
     from nnunet_ssp.evaluation.scoring import score_pairs
     from nnunet_ssp.evaluation.trained_models import model_notes
     from nnunet_ssp.evaluation.training_subjects import outdated_notes, training_notes
@@ -245,7 +245,7 @@ def _measure(
         slices=slices,
         clinical=clinical,
         refused=refused,
-        notes=worst_first(one_of_a_kind([*origin, *notes])),
+        notes=worst_first(said_once([*origin, *notes])),
     )
 
 

@@ -175,10 +175,10 @@ class Evaluation:
         }
 
 
-def one_of_a_kind(notes: Sequence[str]) -> list[str]:
+def said_once(notes: Sequence[str]) -> list[str]:
     """Make one note of those that say the same of several models or folders, in the order of the first.
 
-    >>> one_of_a_kind(["WARNING: a: too good.", "WARNING: b: too good.", "a: too good.", "c"])
+    >>> said_once(["WARNING: a: too good.", "WARNING: b: too good.", "a: too good.", "c"])
     ['WARNING: a; b: too good.', 'a: too good.', 'c']
     """
     whose: dict[tuple[str, str, str], list[str]] = {}
