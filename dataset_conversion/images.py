@@ -19,7 +19,7 @@ from nnunet_ssp import __version__
 from nnunet_ssp.console import count_of
 from nnunet_ssp.conversion.convert import failures_in_words
 from nnunet_ssp.conversion.natural import ImageOutcome, case_of, find_images, write_images
-from nnunet_ssp.conversion.record import NewDataset, check_folder, without_folder
+from nnunet_ssp.conversion.record import NewDataset, check_folder, made_otherwise, without_folder
 from nnunet_ssp.dataset_conversion.command import add_place, add_running
 from nnunet_ssp.files.atomic import TEMPORARY, write_json
 from nnunet_ssp.files.lock import locked_dataset
@@ -75,6 +75,8 @@ def convert(
     with failures_in_words(target), locked_dataset(target, prepared, create=target):
         check_dataset_id(dataset_id, name)  # it may have been taken since
         check_folder(target, new.settings(), overwrite)
+        if overwrite and (made := made_otherwise(target, new.settings())):
+            print(f"Replacing {target.name}, {made}")
         lines = _convert(target, new, images, overwrite, workers)
     if others:
         lines.append(f"{count_of(others, 'other file')} left alone.")

@@ -44,6 +44,7 @@ from nnunet_ssp.conversion.record import (
     appended_folds,
     check_folder,
     in_own_names,
+    made_otherwise,
     read_marker,
     was_finished,
     without_folder,
@@ -171,7 +172,7 @@ def convert_subjects(
             check_folder(target, settings, overwrite)
         looks = [Look(subject, "", refused=reason) for subject, reason in refused.items()]
         looks += process(look, tasks, workers, "Looking", "subject")
-        print("\n".join(_dry_lines(looks, target, remarks, renames=rename is not None)))
+        print("\n".join(_dry_lines(looks, target, remarks, rename is not None, settings)))
         return _told(count_refused, looks, target)
     if not (target / "convert.json").is_file():  # a folder that is not ours gets no lock, either
         check_folder(target, settings, overwrite)
@@ -185,7 +186,7 @@ def convert_subjects(
             return target
         check_folder(target, settings, overwrite)  # and the key, before anything is deleted
         subjects = Renamed(tasks, refused) if rename is None else rename(target, tasks, refused)
-        deleted = _take_over(target, overwrite)
+        deleted = _take_over(target, overwrite, settings)
         marker = settings | {"version": __version__, "deleted_folds": deleted}
         write_json(target / "convert.json", marker)
         outcomes, lines = _convert_all(target, new, subjects, read, workers, remarks, deleted)
@@ -207,11 +208,19 @@ def _told(
     return target
 
 
-def _dry_lines(looks: Sequence[Look], target: Path, remarks: Remarks, renames: bool) -> list[str]:
+def _dry_lines(
+    looks: Sequence[Look],
+    target: Path,
+    remarks: Remarks,
+    renames: bool,
+    settings: Mapping[str, object],
+) -> list[str]:
     said = [*remarks.about(looks), *same_patients(looks), *remarks.local]
     if renames:
         said.append("Local subjects will get pseudonyms; --keep-ids keeps names.")
-    return dry_summary_lines(looks, target, said, remarks.prefixes, remarks.unlabelled)
+    lines = dry_summary_lines(looks, target, said, remarks.prefixes, remarks.unlabelled)
+    made = made_otherwise(target, settings)
+    return [*lines, *[f"WARNING: It is {made}: --overwrite would replace it."] * bool(made)]
 
 
 @contextmanager
@@ -230,12 +239,14 @@ def failures_in_words(target: Path) -> Iterator[None]:
 # -- the dataset's folder --------------------------------------------------------------------------
 
 
-def _take_over(target: Path, overwrite: bool) -> list[str]:
+def _take_over(target: Path, overwrite: bool, settings: Mapping[str, object]) -> list[str]:
     """Take over a new folder or that of an earlier conversion; return the appended folds that are deleted with it."""
     if not (target / "convert.json").is_file():
         return []
     deleted = appended_folds(target)
     if overwrite:
+        if made := made_otherwise(target, settings):
+            print(f"Replacing {target.name}, {made}")
         _empty(target, deleted)
     else:
         print(f"Continuing the conversion in {target}")

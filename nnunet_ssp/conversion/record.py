@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.privacy import cut_paths, hashed_path
+from nnunet_ssp.cohort.pseudonyms import key_file, read_key
 from nnunet_ssp.cohort.splits import FOLD_SOURCE
+from nnunet_ssp.console import count_of, some
 from nnunet_ssp.conversion.subjects import Outcome
 from nnunet_ssp.files.atomic import TEMPORARY
 from nnunet_ssp.files.contents import TEXTS, check, read_json
@@ -97,17 +101,20 @@ def check_folder(target: Path, settings: Mapping[str, object], overwrite: bool) 
         if overwrite:
             return
         if (target / "dataset.json").exists():
+            if made := made_otherwise(target, settings):
+                raise FileExistsError(
+                    f"{target}: a finished dataset, {made}. Choose another -d: --overwrite would replace it: "
+                    f"{OVERWRITES}."
+                )
             raise FileExistsError(
                 f"{target}: a finished dataset; --overwrite converts again, as for new or mended subjects: "
                 f"{OVERWRITES}. Else go on: nnunet-ssp prepare {target.name}"
             )
-        earlier = with_hashed_paths(read_marker(target))
-        for key, value in settings.items():
-            if earlier.get(key) != value:
-                raise FileExistsError(
-                    f"{target}: an unfinished conversion with another `{key}` "
-                    f"(={earlier.get(key)}, now {value}); with --overwrite it begins again: {OVERWRITES}."
-                )
+        if other := differing_options(read_marker(target), settings):
+            raise FileExistsError(
+                f"{target}: an unfinished conversion with other settings: {'; '.join(other)}. To go on, repeat its "
+                f"command; else choose another -d, or begin again with --overwrite: {OVERWRITES}."
+            )
     elif target.exists() and any(
         not f.name.startswith((TEMPORARY, LOCK)) for f in target.iterdir()
     ):
@@ -115,6 +122,70 @@ def check_folder(target: Path, settings: Mapping[str, object], overwrite: bool) 
             f"{target}: holds no convert.json, so it is not ours to continue or overwrite; "
             "choose another id or remove it."
         )
+
+
+def made_otherwise(target: Path, settings: Mapping[str, object]) -> str:
+    """Say from what else a finished dataset was made, and of which subjects; empty where that is not so."""
+    if not (target / "dataset.json").exists() or not (target / "convert.json").is_file():
+        return ""
+    earlier = with_hashed_paths(read_marker(target))
+    if earlier.get("converter") != settings["converter"]:
+        made = f"made by convert {earlier.get('converter')}"
+    elif earlier.get("input") != settings["input"]:
+        made = "made from another folder"
+    else:
+        return ""
+    try:
+        subjects = sorted({case.subject for case in read_cases(target / "cases.csv").values()})
+        names = {pseudonym: name for name, pseudonym in read_key(key_file(target)).items()}
+    except (OSError, ValueError):  # natural images have no such table
+        return made
+    listed = some([names.get(subject, subject) for subject in subjects])
+    return f"{made} with {count_of(len(subjects), 'subject')} ({listed})"
+
+
+def differing_options(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return in words what another conversion's settings have in place of these.
+
+    >>> differing_options({"input": "path:1", "options": {"test": "path:2"}}, {"input": "path:3", "options": {}})
+    ['another folder -i', 'with --test, now without']
+    """
+    earlier = with_hashed_paths(earlier)
+    said = []
+    if earlier.get("converter") != now.get("converter"):
+        said.append(f"by convert {earlier.get('converter')}, now {now.get('converter')}")
+    if earlier.get("input") != now.get("input"):
+        said.append("another folder -i")
+    before, after = earlier.get("options"), now.get("options")
+    before, after = (x if isinstance(x, dict) else {} for x in (before, after))
+    for key in dict.fromkeys([*before, *after]):
+        if before.get(key) != after.get(key):
+            said.append(_difference(key, before.get(key), after.get(key)))
+    return said
+
+
+def _difference(key: str, before: object, after: object) -> str:
+    """Return in words how an option differs; hashes tell only that it does."""
+    if key == "pseudonyms":
+        return "without --keep-ids, now with it" if before else "with --keep-ids, now without"
+    if key == "mnms2":
+        return "another second folder -i"
+    option = f"--{key.replace('_', '-')}"
+    shown = [_as_typed(value) for value in (before, after)]
+    absent = [value is None or value is False or value in ([], "") for value in (before, after)]
+    if any(absent):
+        gone = absent[1]
+        return f"with {option}{shown[0]}, now without" if gone else f"without {option}, now with it"
+    if not all(shown):
+        return f"another {option}"
+    return f"{option}{shown[0]}, now{shown[1]}"
+
+
+def _as_typed(value: object) -> str:
+    """Return the values of an option after a blank; empty where they are hashes or none."""
+    values = [str(one) for one in (value if isinstance(value, list) else [value])]
+    plain = not isinstance(value, bool) and not any("path:" in one for one in values)
+    return " " + some([shlex.quote(one) for one in values]) if plain else ""
 
 
 def read_marker(target: Path) -> dict[str, Any]:

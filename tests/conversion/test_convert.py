@@ -264,6 +264,21 @@ def test_a_finished_dataset_needs_overwrite(raw: Path):
     assert not list(target.rglob("B_frame*"))
 
 
+def test_what_an_overwriting_run_replaces_is_named(raw: Path, capsys: pytest.CaptureFixture[str]):
+    run(tasks("A", "B"))
+    with pytest.raises(FileExistsError, match=r"made from another folder with 2 subjects \(A, B\)"):
+        run(tasks("C"), source=Path("elsewhere"))
+    capsys.readouterr()
+    run(tasks("C"), source=Path("elsewhere"), overwrite=True, dry_run=True)
+    warning = "WARNING: It is made from another folder with 2 subjects (A, B): --overwrite would"
+    assert warning in capsys.readouterr().out
+    run(tasks("C"), source=Path("elsewhere"), overwrite=True)
+    replaced = "Replacing Dataset901_Toy, made from another folder with 2 subjects (A, B)\n"
+    assert replaced in capsys.readouterr().out
+    run(tasks("A"), source=Path("elsewhere"), overwrite=True)
+    assert "Replacing" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_is_not_ours_is_never_touched(raw: Path, overwrite: bool):
     (raw / "Dataset901_Toy").mkdir()
@@ -315,9 +330,11 @@ def test_only_the_same_input_and_options_continue(raw: Path, monkeypatch: pytest
         fail_at(patch, 6)
         with pytest.raises(RuntimeError, match="writing failed"):
             run(tasks("A", "B"))
-    with pytest.raises(FileExistsError, match=r"an unfinished conversion with another `input`"):
+    with pytest.raises(
+        FileExistsError, match=r"unfinished conversion with other settings: another folder -i\."
+    ):
         run(tasks("A", "B"), source=Path("elsewhere"))
-    with pytest.raises(FileExistsError, match=r"another `options` .*now .*A"):
+    with pytest.raises(FileExistsError, match=r"settings: without --test, now with it\. To go on"):
         run(tasks("A", "B"), options={"test": ["A"]})
     run(tasks("A"), options={"test": ["A"]}, overwrite=True)
 

@@ -6,19 +6,23 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_ssp.cohort.cases import Case, write_cases
 from nnunet_ssp.cohort.privacy import hashed_path
+from nnunet_ssp.cohort.pseudonyms import extend_key, key_file
 from nnunet_ssp.cohort.splits import FOLD_SOURCE
 from nnunet_ssp.conversion.record import (
     NewDataset,
     appended_folds,
     check_folder,
+    differing_options,
     in_own_names,
+    made_otherwise,
     was_finished,
     with_hashed_paths,
     without_folder,
     without_texts,
 )
-from nnunet_ssp.conversion.subjects import Outcome
+from nnunet_ssp.conversion.subjects import Outcome, Task, make_cases
 from nnunet_ssp.files.atomic import write_json
 
 NEW = NewDataset(
@@ -88,9 +92,58 @@ def test_only_equal_settings_continue(tmp_path: Path):
     write_json(tmp_path / "convert.json", NEW.settings())
     check_folder(tmp_path, NEW.settings(), overwrite=False)
     other = replace(NEW, options={"test": ["A"]}).settings()
-    with pytest.raises(FileExistsError, match=r"an unfinished conversion with another `options`"):
+    with pytest.raises(FileExistsError, match="unfinished conversion with other settings: without"):
         check_folder(tmp_path, other, overwrite=False)
     check_folder(tmp_path, other, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({}, {"test": ["A"]}, "without --test, now with it"),
+        ({"test": "path:fd6f23"}, {"test": None}, "with --test, now without"),
+        ({"test": "path:fd6f23"}, {"test": "path:fd6f24"}, "another --test"),
+        ({"test": ["A"]}, {"test": ["A", "B"]}, "--test A, now A, B"),
+        ({"label_values": [3, 2, 1]}, {}, "with --label-values 3, 2, 1, now without"),
+        ({}, {"frames_from": 0}, "without --frames-from, now with it"),
+        ({"frames_from": 1}, {"frames_from": 0}, "--frames-from 1, now 0"),
+        ({"by_patient_id": True}, {"by_patient_id": False}, "with --by-patient-id, now without"),
+        ({"pseudonyms": True}, {}, "without --keep-ids, now with it"),
+        ({}, {"pseudonyms": True}, "with --keep-ids, now without"),
+        ({"add": ["acdc:/a"]}, {"add": ["acdc:/b"]}, "another --add"),
+        ({"mnms2": "/a"}, {"mnms2": "/b"}, "another second folder -i"),
+    ],
+)
+def test_differences_are_said_in_options(before: dict, after: dict, words: str):
+    one, other = (replace(NEW, options=options).settings() for options in (before, after))
+    assert differing_options(one, other) == [words]
+    assert differing_options(one, one) == []
+
+
+def test_a_finished_dataset_of_another_folder_is_named(tmp_path: Path):
+    target = tmp_path / "raw" / "Dataset901_Toy"
+    write_json(target / "convert.json", NEW.settings())
+    write_json(target / "dataset.json", {})
+    other = replace(NEW, source=Path("elsewhere")).settings()
+    assert made_otherwise(target, NEW.settings()) == ""
+    assert made_otherwise(target, other) == "made from another folder"
+    key = extend_key(key_file(target), ["Erika"])
+    write_cases(target / "cases.csv", [make_case(key["Erika"], 0), make_case("zoe", 0)])
+    named = made_otherwise(target, replace(NEW, converter="other").settings())
+    assert named.startswith("made by convert toy with 2 subjects (")
+    assert "Erika" in named and "zoe" in named and key["Erika"] not in named
+    with pytest.raises(
+        FileExistsError, match=r"a finished dataset, made from another folder.* Choose"
+    ):
+        check_folder(target, other, overwrite=False)
+    (target / "dataset.json").unlink()
+    assert made_otherwise(target, other) == ""
+
+
+def make_case(subject: str, frame: int) -> Case:
+    task = Task(subject, "train", ())
+    row, *_ = make_cases(task, {}, 2, source="cine", base="first", vendor="GE", frames=[frame])
+    return row
 
 
 def test_a_finished_dataset_is_refused(tmp_path: Path):

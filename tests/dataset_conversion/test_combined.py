@@ -173,9 +173,13 @@ def test_other_labels_are_refused(trees: Path):
 def test_only_the_same_sources_continue(trees: Path, raw: Path):
     target = mnms.convert(trees / "mm1", 116, add=sources(trees))
     (target / "dataset.json").unlink()
-    with pytest.raises(FileExistsError, match="an unfinished conversion with another `converter`"):
+    with pytest.raises(
+        FileExistsError, match=r"by convert mnms.*, now mnms; with --add, now without"
+    ):
         mnms.convert(trees / "mm1", 116)
-    with pytest.raises(FileExistsError, match="an unfinished conversion with another `options`"):
+    with pytest.raises(
+        FileExistsError, match="an unfinished conversion with other settings: another --add"
+    ):
         mnms.convert(
             trees / "mm1", 116, add=[*sources(trees), f"acdc:{trees / 'mm2' / '..' / 'acdc'}"]
         )

@@ -132,7 +132,7 @@ def test_an_interrupted_conversion_goes_on(own: Path, monkeypatch: pytest.Monkey
     assert [
         word for word in (*NAMES, "Klinikum") if word in (target / "convert.json").read_text()
     ] == []
-    with pytest.raises(FileExistsError, match="another `options`"):
+    with pytest.raises(FileExistsError, match="without --keep-ids, now with it"):
         convert(own, 120, keep_ids=True)
     assert convert(own, 120) == target
     assert key_of(target) == key and subjects_of(target) == {*key.values()}
