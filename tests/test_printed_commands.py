@@ -86,10 +86,10 @@ def test_each_printed_command_works_as_it_is(shell, tmp_path: Path):
     assert finetune.startswith(few)
 
     short = finetune.replace(
-        "num_epochs=25 iterations_per_epoch=20", "num_epochs=1 iterations_per_epoch=2"
+        "num_epochs=75 iterations_per_epoch=20", "num_epochs=1 iterations_per_epoch=2"
     )
     shell(short.replace("nnUNetTrainerFinetune ", "nnUNetTrainerFinetuneEncoder "))
-    said = shell(finetune.removeprefix(few))  # 500 steps would take too long here
+    said = shell(finetune.removeprefix(few))  # 1,500 steps would take too long here
     assert "Of the same variable, this training takes: num_epochs=1" in said
     predict, evaluate = after(said, "Predict the test subjects with:\n")[:2]
     validate = after(said, "To do it later:\n")[0]

@@ -51,7 +51,7 @@ def test_the_reason_is_said():
 def test_the_settings_for_few_labels_are_those_that_were_measured():
     settings, ignored = override(FinetuningSettings(), FEW_SETTINGS)
     assert not ignored
-    assert settings.num_epochs * settings.iterations_per_epoch == 500
+    assert settings.num_epochs * settings.iterations_per_epoch == 1500
     assert (settings.optimizer, settings.initial_lr) == ("adamw", 0.003)
     assert finetuning_settings(FEW) == FEW_SETTINGS
 

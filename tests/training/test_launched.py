@@ -416,5 +416,5 @@ def test_one_process_trains_as_nnunets_command(runs, capsys, monkeypatch, no_pic
     words = ["train", "Dataset901_Phantom", "2d", "0", "-p", "tiny", *MIM]
     assert main(words) == 0
     line = capsys.readouterr().out.split("Fine-tune with:\n")[1]
-    assert line.startswith("nnUNet_ssp_settings='recipe=few num_epochs=25")  # two labelled subjects
+    assert line.startswith("nnUNet_ssp_settings='recipe=few num_epochs=75")  # two labelled subjects
     assert " nnUNetv2_train 901 2d 0 -p tiny" in line

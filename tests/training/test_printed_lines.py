@@ -189,7 +189,7 @@ def test_an_imported_pretraining_goes_on_by_its_lines(mine, pretrained_once, pas
     assert without.startswith(
         f"nnUNet_ssp_settings='{MOVEMENT_SETTINGS}' nnUNetv2_train 908 2d 0 -p heart -tr"
     )
-    short = finetune[finetune.index("nnUNetv2_train") :]  # without the 500 steps for few labels
+    short = finetune[finetune.index("nnUNetv2_train") :]  # without the 1,500 steps for few labels
     said = paste(short, f"{TUNE} final_validation=no")
     assert "Loaded" in said and "encoder 32 tensors" in said
 
