@@ -24,7 +24,9 @@ def cine(file: Path, n_frames: int = 3, seed: int = 0) -> None:
     write_nifti(file, voxels, AFFINE)
 
 
-def test_visits_stay_together_in_a_fold_from_a_file(raw: Path, tmp_path: Path):
+def test_visits_stay_together_in_a_fold_from_a_file(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     visits = ("PAT1_2019", "PAT1_2021", "PAT2", "PAT3")
     for seed, visit in enumerate(visits):
         cine(tmp_path / "own" / visit / "sa.nii.gz", seed=seed)
@@ -32,6 +34,7 @@ def test_visits_stay_together_in_a_fold_from_a_file(raw: Path, tmp_path: Path):
         mask[:4, :4], mask[1:3, 1:3] = 2, 1
         write_nifti(tmp_path / "own" / visit / f"{visit}_frame00_gt.nii.gz", mask, AFFINE)
     assert main(["convert", "cine", "-i", str(tmp_path / "own"), "-d", "170", "--keep-ids"]) == 0
+    assert "visits of one patient: PAT1_2019, PAT1_2021. " in capsys.readouterr().out
     page = (ROOT / "docs" / "data.md").read_text()
     text = page.partition("```yaml\n")[2].partition("```")[0]
     (tmp_path / "visits.yaml").write_text(text)
