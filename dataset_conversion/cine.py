@@ -93,6 +93,7 @@ from nnunet_ssp.dataset_conversion.mask_values import (
     warn_of_numbering,
 )
 from nnunet_ssp.dataset_conversion.phase_folders import join_phases
+from nnunet_ssp.dataset_conversion.visit_names import remarks_on_visits
 from nnunet_ssp.files.grids import Array
 from nnunet_ssp.files.nifti import (
     check_cine,
@@ -374,7 +375,11 @@ def _as_file_name(name: str) -> str:
 # -- reading one subject ---------------------------------------------------------------------------
 
 look = cine_look.look
-remarks_on = remarks_on_frames
+
+
+def remarks_on(tasks: Sequence[CineTask]) -> list[str]:
+    """Return what the user should know about the subjects together; it names them."""
+    return [*remarks_on_frames(tasks), *remarks_on_visits(task.subject for task in tasks)]
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ _PHASE = re.compile(
     r"(?P<name>.+)_t(?P<ms>\d+)"
 )  # as dcm2niix names Philips' phases after the first
 MIN_PHASES = 3
+TWO_VISITS = " Cines of several visits: a folder for each, and folds that keep them on one side (folds --from FILE)."
 # What stands before the number of a frame in the name of a file: patient001_frame01
 _FRAME = re.compile(r"(?P<subject>.+?)(_sa)?_frame(?P<frame>\d+)", re.IGNORECASE)
 # Public sets by what their folders hold, each with its converter
@@ -385,8 +386,8 @@ def choose_nifti(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...],
     return (), (
         f"must hold one 4D file called {' or '.join(names)}, or 3D frames whose names differ "
         f"only in numbers, not {paths[0]} and {paths[-1]}."
-        + " Names of masks end in _gt."
-        * any(map(sounds_like_a_mask, files))
+        + " Names of masks end in _gt." * any(map(sounds_like_a_mask, files))
+        + TWO_VISITS * (sum(n_frames_of(file) > 1 for file in files) > 1)
     )
 
 

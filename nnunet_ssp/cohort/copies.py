@@ -70,8 +70,8 @@ def lines_on_copies(
         side = f" {one if one in tests else other} is a test subject: a leak." if leaks else ""
         yield (
             f"WARNING: {one} and {other} have {count_of(pairs[one, other], 'image')} with the same voxels: one patient "
-            f"under two names?{side} Leave one of them out, or give both one name. Compare all: "
-            f"nnunet-ssp folds {dataset} --check"
+            f"under two names?{side} Leave one of them out, or keep both on one side of a fold "
+            f"(folds --from FILE). Compare all: nnunet-ssp folds {dataset} --check"
         )
     if len(ordered) > SHOWN:
         yield f"WARNING: {count_of(len(ordered) - SHOWN, 'further pair')} of subjects with the same voxels"

@@ -136,11 +136,11 @@ def made_otherwise(target: Path, settings: Mapping[str, object]) -> str:
     else:
         return ""
     try:
-        subjects = sorted({case.subject for case in read_cases(target / "cases.csv").values()})
+        subjects = {case.subject for case in read_cases(target / "cases.csv").values()}
         names = {pseudonym: name for name, pseudonym in read_key(key_file(target)).items()}
     except (OSError, ValueError):  # natural images have no such table
         return made
-    listed = some([names.get(subject, subject) for subject in subjects])
+    listed = some(sorted(names.get(subject, subject) for subject in subjects))
     return f"{made} with {count_of(len(subjects), 'subject')} ({listed})"
 
 

@@ -147,6 +147,13 @@ def _read_head(file: Path) -> _Head:
 def _arrange(heads: Sequence[_Head]) -> tuple[list[list[_Head]], StackPlace]:
     """Return the place of the stack, and the files of each slice in order of time; one row if each holds all slices."""
     first = heads[0]
+    cines = [head for head in heads if head.n_frames > 1 and not head.one_slice]
+    if len(cines) > 1:
+        raise ValueError(
+            f"{cines[0].file} and {cines[1].file.name} are two cines, of shapes {cines[0].shape} and {cines[1].shape}, "
+            "and a folder must hold one. Two views: keep the short axis alone. Two visits of a patient: a folder for "
+            "each, and folds that keep both on one side (folds --from FILE)."
+        )
     for head in heads[1:]:
         if head.shape != first.shape:
             rule = "must have 3 axes and be that" if first.n_frames == 1 else "must be that"
@@ -157,8 +164,7 @@ def _arrange(heads: Sequence[_Head]) -> tuple[list[list[_Head]], StackPlace]:
     distances = _distances(heads, place) if first.one_slice else np.zeros(len(heads))
     if np.ptp(distances) <= SAME_SLICE:
         if first.n_frames > 1:
-            rule = "must have 3 axes, or be a slice of its own"
-            raise ValueError(f"{heads[1].file}: shape (={heads[1].shape}) {rule}.")
+            raise ValueError(f"{heads[1].file} must not show the same slice as {first.file.name}.")
         for head in heads:
             if not np.allclose(head.grid.affine, first.grid.affine, atol=0.01):  # mm
                 raise ValueError(f"{head.file}: the affine must be that of {first.file.name}.")

@@ -64,7 +64,8 @@ def test_leaks_come_first_and_few_pairs_are_named():
     lines = list(lines_on_copies(pairs, {"S8"}, 114))
     assert lines[0] == (
         "WARNING: S0 and S8 have 8 images with the same voxels: one patient under two names? S8 is a test subject: a "
-        "leak. Leave one of them out, or give both one name. Compare all: nnunet-ssp folds 114 --check"
+        "leak. Leave one of them out, or keep both on one side of a fold (folds --from FILE). Compare all: "
+        "nnunet-ssp folds 114 --check"
     )
     assert lines[1].startswith("WARNING: S0 and S1 have 1 image with the same voxels: one patient")
     assert "test subject" not in lines[1]

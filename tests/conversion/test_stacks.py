@@ -220,9 +220,16 @@ def test_numbers_that_go_on_from_slice_to_slice(tmp_path: Path, number: Callable
     assert np.array_equal(stack.voxels, CINE)
 
 
-def test_whole_cines_do_not_make_one(tmp_path: Path):
-    files = [save(tmp_path / f"{n}.nii.gz", CINE) for n in range(2)]
-    with pytest.raises(
-        ValueError, match=r"1.nii.gz: shape \(=\(6, 5, 4, 3\)\) must have 3 axes, or be a slice"
-    ):
+@pytest.mark.parametrize("n_frames", [2, 3])
+def test_whole_cines_do_not_make_one(tmp_path: Path, n_frames: int):
+    files = [save(tmp_path / "2019.nii", CINE), save(tmp_path / "2021.nii", CINE[..., :n_frames])]
+    said = rf"2019.nii and 2021.nii are two cines, of shapes \(6, 5, 4, 3\) and \(6, 5, 4, {n_frames}\)"
+    for read in (look_at_nifti_stack, lambda files: read_nifti_stack(files, tmp_path)):
+        with pytest.raises(ValueError, match=said):
+            read(files)
+
+
+def test_cines_of_one_slice_do_not_make_one(tmp_path: Path):
+    files = [save(tmp_path / f"{n}.nii.gz", CINE[:, :, :1]) for n in range(2)]
+    with pytest.raises(ValueError, match=r"1\.nii\.gz must not show the same slice as 0\.nii"):
         read_nifti_stack(files, tmp_path)
