@@ -208,9 +208,12 @@ def _flat_subjects(files: dict[str, Path], root: Path, one_frame: bool, beside: 
         beside: Number of subjects that have a folder of their own there.
     """
     groups: dict[str, list[str]] = {}
+    told = {(_subject_of_frame(stem), phase_of(stem)) for stem in files}
     for stem in files:
         # All but the last number, with the name of a subject where the name is plainly that of a frame or phase.
         subject = _subject_of_frame(stem)
+        if not (_FRAME.fullmatch(stem) or {(subject, "ED"), (subject, "ES")} <= told):
+            subject = ""  # alice_ES_01, alice_ES_02: no two phases
         key = f"{subject}\0" if subject else re.sub(r"\d+(\D*)$", r"#\1", stem)
         groups.setdefault(key, []).append(stem)
     note = ""

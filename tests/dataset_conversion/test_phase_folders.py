@@ -134,6 +134,11 @@ def dicom(root: Path) -> None:
     series(root / "bob_ES", uid="1.2.3.5", number=5)
 
 
+def numbered_files_of_one_phase(root: Path) -> None:
+    for number in range(3):
+        save(root / f"bob_ES_{number}.nii.gz", image(number)[..., None])
+
+
 def a_folder_for_each_phase(root: Path) -> None:
     for number in range(4):
         save(root / "ED" / f"p{number}.nii.gz", image(number))
@@ -141,7 +146,15 @@ def a_folder_for_each_phase(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [two_cines, a_cine_beside_a_phase, flat_cines, dicom, a_folder_for_each_phase]
+    "layout",
+    [
+        two_cines,
+        a_cine_beside_a_phase,
+        flat_cines,
+        dicom,
+        numbered_files_of_one_phase,
+        a_folder_for_each_phase,
+    ],
 )
 def test_what_cannot_be_joined_is_refused(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], layout
@@ -152,6 +165,6 @@ def test_what_cannot_be_joined_is_refused(
         line = ["convert", "cine", "-i", str(tmp_path / "own"), "-d", "170", "--keep-ids", *more]
         assert main(line) == 1
         said = capsys.readouterr().out
-        assert "one patient as several subjects?" in said
+        assert "one patient as several subjects?" in said or "frames of one subject, or" in said
     cases = read_cases(dataset_folder(raw, 170) / "cases.csv")
     assert {case.subject for case in cases.values()} == {"zoe"}
