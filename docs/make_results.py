@@ -91,6 +91,7 @@ PAIRS = (
         settings="contrast=0",
         pretrained_on="four subjects of another hospital (Sunnybrook)",
     ),
+    Pair("Dense", "movement-alone-long", "scratch-long", 1500, settings="contrast=0"),
     Pair("MIM", "MIM"),
     Pair("MIM", "MIM-deep", settings="recipe=deep"),
     Pair("SimCLR", "SimCLR", settings="precision=bf16"),
