@@ -1,7 +1,7 @@
 """Draw what was measured, from the scores in `docs/results/acdc-few`.
 
-`python docs/draw_results.py` writes `docs/pictures/few-labels.png` (the patients that were reported) and
-`few-labels-curves.png` (those on which methods were chosen).
+`python docs/draw_results.py` writes `docs/pictures/few-labels.png` (the patients that were reported),
+`few-labels-curves.png` and `few-labels-long-curves.png` (those on which methods were chosen).
 """
 
 from __future__ import annotations
@@ -49,14 +49,19 @@ def labels(folder: Path = SCORES) -> bytes:
     return render(draw, size=(4.8, 3.2))
 
 
-def curves(folder: Path = SCORES) -> bytes:
-    """Draw nnU-Net's pseudo Dice of the choosing patients by step: means of the seeds that all models have."""
+def curves(folder: Path = SCORES, ending: str = "") -> bytes:
+    """Draw nnU-Net's pseudo Dice of the choosing patients by step: means of the seeds that all models have.
+
+    Args:
+        folder: Of the scores.
+        ending: Of the models' names, `-long` for those of three times as many steps.
+    """
 
     def draw(canvas: Figure) -> None:
         axes = _axes(canvas, "step")
         axes.set_ylabel("pseudo Dice")
         read = {
-            name: pd.read_csv(folder / "models" / f"{file}-curves.csv")
+            name: pd.read_csv(folder / "models" / f"{file}{ending}-curves.csv")
             for name, file in MODELS.items()
         }
         own = {name: table[table["fold"] == SHOWN] for name, table in read.items()}
@@ -84,11 +89,16 @@ def _axes(canvas: Figure, x: str) -> Axes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write both pictures."""
+    """Write the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=PICTURES, help="folder (%(default)s)")
     output = parser.parse_args(arguments).output
-    for name, picture in (("few-labels", labels()), ("few-labels-curves", curves())):
+    pictures = {
+        "few-labels": labels(),
+        "few-labels-curves": curves(),
+        "few-labels-long-curves": curves(ending="-long"),
+    }
+    for name, picture in pictures.items():
         (output / f"{name}.png").write_bytes(picture)
     return 0
 

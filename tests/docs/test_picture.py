@@ -32,7 +32,7 @@ def test_the_picture_of_the_methods(tmp_path: Path) -> None:
 def test_the_pictures_of_the_results_show_the_scores(tmp_path: Path) -> None:
     script = load_script("draw_results")
     script.main(["--output", str(tmp_path)])
-    for name in ("few-labels.png", "few-labels-curves.png"):
+    for name in ("few-labels.png", "few-labels-curves.png", "few-labels-long-curves.png"):
         drawn, shown = (
             np.asarray(Image.open(folder / name).convert("L"), float)
             for folder in (tmp_path, script.PICTURES)
