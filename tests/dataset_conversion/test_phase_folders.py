@@ -140,6 +140,20 @@ def a_folder_for_each_phase(root: Path) -> None:
         save(root / "ES" / f"p{number}.nii.gz", image(number + 4))
 
 
+def test_files_of_one_phase_that_differ_in_a_number_may_be_frames(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """`ES` may be a country, or `es` a word; beside them each patient with a phase alone is a subject."""
+    for number in range(3):
+        save(tmp_path / f"own/ES_cine1_{number}.nii.gz", image(number))
+        save(tmp_path / f"own/bob{number}_ED.nii.gz", image(3 + number))
+        save(tmp_path / f"own/ES{number}.nii.gz", image(6 + number, 3))
+    assert main(["convert", "cine", "-i", str(tmp_path / "own"), "-d", "170", "--dry-run"]) == 1
+    said = capsys.readouterr().out
+    assert "3 files of one frame each, ES_cine1_0.nii.gz to ES_cine1_2.nii.gz, differ only" in said
+    assert "train: ES0, ES1, ES2, bob0_ED, bob1_ED, bob2_ED\n" in said
+
+
 @pytest.mark.parametrize(
     "layout", [two_cines, a_cine_beside_a_phase, flat_cines, dicom, a_folder_for_each_phase]
 )
