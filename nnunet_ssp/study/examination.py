@@ -81,7 +81,7 @@ def _other_choices(file: Path, folder: Path, own: str = "") -> list[tuple[str, d
         for other in sorted(place.glob("*.json")):
             try:
                 content = read_json(other, dict)
-            except ValueError:
+            except (ValueError, OSError):
                 if other.name.startswith(Path(CHOSEN).stem):
                     raise
                 continue
@@ -91,7 +91,8 @@ def _other_choices(file: Path, folder: Path, own: str = "") -> list[tuple[str, d
 
 
 def _is_choice(content: dict[str, Any]) -> bool:
-    return isinstance(content.get("models"), dict) and {"chosen_from", "digest"} <= content.keys()
+    known = isinstance(content.get("models"), dict) and isinstance(content.get("digest"), str)
+    return known and "chosen_from" in content
 
 
 def _how_to_choose_again(file: Path, before: dict[str, Any]) -> str:

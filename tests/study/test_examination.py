@@ -101,6 +101,12 @@ def test_what_was_chosen_is_read_again(tmp_path):
     assert file.read_bytes() == before
 
 
+def test_other_json_in_the_folder_is_no_choice(tmp_path):
+    (tmp_path / "moved.json").symlink_to(tmp_path / "gone")
+    (tmp_path / "list.json").write_text('{"models": {}, "chosen_from": [], "digest": []}')
+    assert json.loads(chosen(tmp_path, "baseline").read_text())[EARLIER] == []
+
+
 def test_a_second_choice_tells_what_came_before(tmp_path):
     first = chosen(tmp_path, "baseline", "MIM")
     one = json.loads(first.read_text())["digest"]
