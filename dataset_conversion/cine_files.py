@@ -285,7 +285,7 @@ def _of_frames(subject: str, root: Path, frames: Sequence[Path], cines: Sequence
     """Make one subject of files called after its frames or phases; refuse it where others hold its cine, too."""
     whole = [*cines, *(file for file in frames if n_frames_of(file) > 1)]
     names = [stem_of(file) for file in frames]
-    others = tuple(name for name in names if phase_of(name))
+    others = tuple(_SHORT_AXIS.sub("", name) for name in names if phase_of(name))
     if whole:
         phases = some([file.name for file in frames])
         called = f"called {subject}_frame<number>" if not others else f"of one name ({phases})"

@@ -55,6 +55,7 @@ LAYOUTS = {
     "phase first": ("dia_{0}/i{{}}.nii", "sys_{0}/i{{}}.nii"),
     "numbers": ("{0}_frame01/i{{}}.nii.gz", "{0}_frame12/i{{}}.nii.gz"),
     "flat": ("{0}_ED{{}}.nii.gz", "{0}_ES{{}}.nii.gz"),
+    "short axis": ("{0}_ED_sa{{}}.nii.gz", "{0}_ES_sa{{}}.nii.gz"),
     "one folder": ("{0}/{0}_ED{{}}.nii.gz", "{0}/{0}_ES{{}}.nii.gz"),
 }
 
@@ -95,6 +96,23 @@ def test_masks_in_a_folder_of_their_own(raw: Path, tmp_path: Path):
         "bob_frame00.nii.gz",
         "bob_frame01.nii.gz",
     ]
+
+
+@pytest.mark.parametrize("labelled", [(1,), (2,), (1, 2)])
+def test_masks_with_the_number_of_their_folder_are_its(
+    raw: Path, tmp_path: Path, labelled: tuple[int, ...]
+):
+    """The first of them has another place in time than its number."""
+    for number in (1, 2):
+        save(tmp_path / f"own/bob_frame{number:02}/i.nii.gz", image(number))
+    for number in labelled:
+        folder = tmp_path / f"own/bob_frame{number:02}"
+        save(folder / f"bob_frame{number:02}_gt.nii.gz", mask(5 - number))
+    target = converted(raw, tmp_path / "own")
+    for number in labelled:
+        labels, _ = read_nifti(target / f"labelsTr/bob_frame{number - 1:02}.nii.gz")
+        assert np.array_equal(labels, mask(5 - number))
+    assert len([*(target / "labelsTr").iterdir()]) == len(labelled)
 
 
 def test_the_phase_of_a_single_frame_is_that_of_its_name(raw: Path, tmp_path: Path):
