@@ -51,10 +51,13 @@ def choose(
 
     Raises:
         FileExistsError: The file holds another choice.
-        ValueError: A name is no model, the baseline of one is not among them, or the study does not choose.
+        ValueError: A name is no model, the baseline of one is not among them, the study does not choose, or later
+            choices would not find the file.
     """
     _must_choose(study)
     _check_names(study, names, "--choose")
+    if file.suffix != ".json":
+        raise ValueError(f"`--chosen` (={file}) must end in .json, by which later choices find it.")
     content = _described(study, size, runs, names) | {
         "chosen_from": [name for name in study.models if name in {*done, *names}],
         "tried_before": study.tried_before,
