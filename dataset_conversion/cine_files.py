@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -228,7 +228,7 @@ def _flat_subjects(files: dict[str, Path], root: Path, one_frame: bool, beside: 
     )
     taken = {stem for stems in cines.values() for stem in stems}
     found = []
-    for key, stems in groups.items():
+    for key, stems in _with_numbered_phases(groups, cines).items():
         stems = [stem for stem in stems if stem not in taken]
         images = [files[stem] for stem in stems]
         if not one_frame and key[-1] == "\0" and (stems[1:] or key[:-1] in cines):
@@ -255,6 +255,19 @@ def _flat_subjects(files: dict[str, Path], root: Path, one_frame: bool, beside: 
     return found
 
 
+def _with_numbered_phases(
+    groups: Mapping[str, list[str]], cines: Collection[str]
+) -> dict[str, list[str]]:
+    """Group lone names such as `ES_01` and `ES_02` by all but their number, which may be that of a frame."""
+    found: dict[str, list[str]] = {}
+    for key, stems in groups.items():
+        number = re.sub(r"\d+(\D*)$", r"#\1", stems[0])
+        lone = key[-1] == "\0" and len(stems) == 1 and key[:-1] not in cines
+        numbered = lone and not _FRAME.fullmatch(stems[0]) and phase_of(number.partition("#")[0])
+        found.setdefault(number if numbered else key, []).extend(stems)
+    return found
+
+
 def _subject_of_frame(stem: str) -> str:
     """Return the subject of a file called as a frame of one, by number or phase; empty for any other name."""
     frame = _FRAME.fullmatch(stem)
@@ -276,7 +289,7 @@ def _of_frames(subject: str, root: Path, frames: Sequence[Path], cines: Sequence
     """Make one subject of files called after its frames or phases; refuse it where others hold its cine, too."""
     whole = [*cines, *(file for file in frames if n_frames_of(file) > 1)]
     names = [stem_of(file) for file in frames]
-    others = tuple(name for name in names if phase_of(name))
+    others = tuple(_SHORT_AXIS.sub("", name) for name in names if phase_of(name))
     if whole:
         phases = some([file.name for file in frames])
         called = f"called {subject}_frame<number>" if not others else f"of one name ({phases})"

@@ -10,7 +10,7 @@ from nnunet_ssp.conversion.convert import look_at_headers
 from nnunet_ssp.conversion.geometry import clean_affine
 from nnunet_ssp.conversion.stacks import StackHeader, look_at_nifti_stack
 from nnunet_ssp.conversion.subjects import Look, without_labels
-from nnunet_ssp.dataset_conversion.cine_files import CineTask, holds_one_slice, stem_of
+from nnunet_ssp.dataset_conversion.cine_files import CineTask, stem_of
 from nnunet_ssp.dataset_conversion.cine_masks import find_phases, read_masks, refuse_mask
 from nnunet_ssp.dataset_conversion.mask_values import warn_of_numbering
 from nnunet_ssp.files.grids import Array
@@ -19,7 +19,8 @@ from nnunet_ssp.files.grids import Array
 def look(task: CineTask) -> Look:
     """Look at one subject: headers of its images, for DICOM up to the choice of the stack, and its masks."""
     first = task.images[0]
-    seen = look_at_headers(task, alike=not (stem_of(first) and holds_one_slice(first)))
+    # Sides of NIfTI images and their masks are compared below, where files may be of one slice each
+    seen = look_at_headers(task, alike=not stem_of(first))
     seen.notes += task.notes
     if seen.refused:
         return seen

@@ -85,9 +85,13 @@ def _number_of(mask: Path) -> int | None:
 
 
 def _numbers_of(images: Sequence[Path]) -> list[int]:
-    """Return the numbers of images called frame<number>; empty unless all are."""
-    found = [_OF_IMAGE.search(stem_of(image)) for image in images]
-    return [] if None in found else [int(match[1]) for match in found if match]
+    """Return the numbers of images called frame<number>, or in a folder each called so; empty unless all are."""
+    folders = [image.parent.name for image in images]
+    for names in (map(stem_of, images), folders if len({*folders}) == len(images) else ()):
+        found = [match for match in map(_OF_IMAGE.search, names) if match]
+        if len(found) == len(images):
+            return [int(match[1]) for match in found]
+    return []
 
 
 def _shared_folders(image: Path, mask: Path) -> int:

@@ -260,7 +260,7 @@ def validating_command(fold: Path) -> str:
     Args:
         fold: nnU-Net's `DATASET/TRAINER__PLANS__CONFIGURATION/fold_F`.
     """
-    number = re.match(r"Dataset(\d{3})_", fold.parents[1].name)
+    number = re.match(r"Dataset(\d{3})_", fold.parent.parent.name)
     if number is None or fold.parent.name.count("__") != 2 or not fold.name.startswith("fold_"):
         return ""
     trainer, plans, configuration = fold.parent.name.split("__")

@@ -22,6 +22,7 @@ from nnunet_ssp.launch import (
     run_logged,
     trainers_line,
     training_command,
+    validating_command,
     with_trainers,
 )
 
@@ -208,3 +209,8 @@ def test_a_training_command_names_plans_that_are_there(tmp_path: Path):
     assert training_command(folder, 3, "nnUNetTrainerScratch") == end.format("-p wide ")
     (folder / "nnUNetPlans_2d" / "case.pkl").touch()
     assert training_command(folder, 3, "nnUNetTrainerScratch") == end.format("")
+
+
+def test_no_training_is_looked_for_above_the_root_of_all_folders():
+    """A container's predictions may lie in `/data/validation`."""
+    assert [validating_command(Path(folder)) for folder in ("/", "/data", "/fold_0")] == [""] * 3

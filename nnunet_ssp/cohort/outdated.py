@@ -22,18 +22,19 @@ def changed_masks(dataset: str, prepared: Path, ending: str) -> list[str]:
         ending: Of the masks.
 
     Returns:
-        Their names; none where the raw dataset is not at hand, as on a cluster that has the preprocessed one alone.
+        Their names; none where the raw dataset is not at hand or may not be read, as on a cluster that has the
+        preprocessed one alone.
     """
+    copies = sorted((prepared / COPIES).glob(f"[!.]*{ending}"))
     try:
         masks = nnunet_folder("nnUNet_raw") / dataset / "labelsTr"
-    except RuntimeError:
+        return [
+            copy.name.removesuffix(ending)
+            for copy in copies
+            if (mask := masks / copy.name).is_file() and not _same(copy, mask)
+        ]
+    except (RuntimeError, PermissionError):
         return []
-    copies = sorted((prepared / COPIES).glob(f"[!.]*{ending}"))
-    return [
-        copy.name.removesuffix(ending)
-        for copy in copies
-        if (mask := masks / copy.name).is_file() and not _same(copy, mask)
-    ]
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -115,9 +115,10 @@ def _refuse_training(
         )
     held = [fold / "validation" for fold in folds if label_files(fold / "validation", ending)]
     if not held:
+        line = validating_command(folds[0])
         raise ValueError(
             f"{folder}: this is the folder of a training, and its validation, which holds predictions, is not there. "
-            f"It is made at the end of nnUNetv2_train, or by:\n{validating_command(folds[0])}"
+            f"It is made at the end of nnUNetv2_train, or {f'by:{chr(10)}{line}' if line else 'with --val.'}"
         )
     words = [
         f"{name}={place}" if name != own.name or len(folders) > 1 or len(held) > 1 else str(place)

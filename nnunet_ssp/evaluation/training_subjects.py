@@ -6,6 +6,7 @@ The folds are those of `splits_final.json`. Fold `all` is trained on every label
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from nnunet_ssp.evaluation.for_new_patients import PRINTED, folds_by_model, mode
 from nnunet_ssp.evaluation.provenance import read_provenance
 
 NOTHING_NEW = "their Dice says nothing about new patients"
+# nnU-Net's folder of the validations of all folds, which may hold another one with their postprocessing
+CROSS_VALIDATION = re.compile(r"crossval_results_folds_\d")
 
 
 def outdated_notes(pairs: Sequence[Pair], prepared: Path, ending: str) -> list[str]:
@@ -64,7 +67,9 @@ def training_notes(
             origin = read_provenance(folder).model or references.dataset
             if not scored or origin != references.dataset:
                 continue
-            folds, told = _folds_behind(folder, references, alone=len(models) == 1)
+            if any(CROSS_VALIDATION.match(part) for part in folder.parts[-2:]):
+                continue  # nnU-Net joined the validations there
+            folds, told = _folds_behind(folder, scored, references, alone=len(models) == 1)
             seen = {fold: _seen(scored, fold, references, cases, pattern) for fold in folds}
             # By name: the page, which is shared, has no paths.
             who = name if len(folders) == 1 else f"{name}, {folder.name}"
@@ -73,8 +78,13 @@ def training_notes(
     return list(dict.fromkeys(notes))
 
 
-def _folds_behind(folder: Path, references: References, alone: bool) -> tuple[list[str], str]:
-    """Return the folds of which one, or several, made predictions, and what tells so; empty if the folder does."""
+def _folds_behind(
+    folder: Path, scored: Collection[str], references: References, alone: bool
+) -> tuple[list[str], str]:
+    """Return the folds of which one, or several, made predictions, and what tells so; empty if the folder does.
+
+    The whole validation side of a fold may be a copy of its validation, which was trained elsewhere.
+    """
     if folder.name == "validation" and folder.parent.name.startswith("fold_"):
         return [folder.parent.name.removeprefix("fold_")], ""
     if named := PRINTED.fullmatch(folder.name):
@@ -82,11 +92,12 @@ def _folds_behind(folder: Path, references: References, alone: bool) -> tuple[li
     results = Path(os.environ.get("nnUNet_results") or os.devnull)
     trained = folds_by_model(results / references.dataset)
     known = model_of(folder, references.dataset, trained, alone)
-    if known is not None and known[1]:
-        return [known[1]], "trained here"
-    held = trained if known is None else {known[0]: trained[known[0]]}
-    if folds := sorted(set().union(*held.values()), key=lambda fold: (len(fold), fold)):
-        return folds, "trained here"
+    held = [known[1]] if known is not None and known[1] else []
+    if not held:
+        held = [*set().union(*(trained.values() if known is None else [trained[known[0]]]))]
+    if held:
+        copied = [str(n) for n, fold in enumerate(references.folds) if {*fold["val"]} == {*scored}]
+        return sorted({*held, *copied}, key=lambda fold: (len(fold), fold)), "trained here"
     return [str(number) for number in range(len(references.folds))], "of splits_final.json"
 
 

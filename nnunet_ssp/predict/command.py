@@ -285,7 +285,7 @@ def _compare(
     done = []
     for task in tasks:
         record = output.read(task.subject)
-        same = record if record is not None and record["stamp"] == stamps[task.subject] else None
+        same = record if record is not None and _is_of(record, stamps[task.subject]) else None
         whole = task.subject not in with_objects or output.has_dicom(task.subject)
         if same is None:
             output.remove_results(task.subject)  # they are of other images, or not whole
@@ -399,6 +399,12 @@ def _stamp(task: CineTask) -> list[str]:
     """Return what tells a subject's images from others, however their path is typed."""
     place = str(task.place.resolve())
     return [place, *(f"{file.name} {input_stamp(file)}" for file in task.images)]
+
+
+def _is_of(record: Mapping[str, Any], stamp: Sequence[str]) -> bool:
+    """Whether a record is of images; earlier versions recorded their path as it was typed."""
+    place, *files = record["stamp"] or [""]
+    return files == [*stamp[1:]] and str(Path(str(place)).resolve()) == stamp[0]
 
 
 def _measured(

@@ -51,10 +51,13 @@ def choose(
 
     Raises:
         FileExistsError: The file holds another choice.
-        ValueError: A name is no model, the baseline of one is not among them, or the study does not choose.
+        ValueError: A name is no model, the baseline of one is not among them, the study does not choose, or later
+            choices would not find the file.
     """
     _must_choose(study)
     _check_names(study, names, "--choose")
+    if file.suffix != ".json":
+        raise ValueError(f"`--chosen` (={file}) must end in .json, by which later choices find it.")
     content = _described(study, size, runs, names) | {
         "chosen_from": [name for name in study.models if name in {*done, *names}],
         "tried_before": study.tried_before,
@@ -81,7 +84,7 @@ def _other_choices(file: Path, folder: Path, own: str = "") -> list[tuple[str, d
         for other in sorted(place.glob("*.json")):
             try:
                 content = read_json(other, dict)
-            except ValueError:
+            except (ValueError, OSError):
                 if other.name.startswith(Path(CHOSEN).stem):
                     raise
                 continue
@@ -91,7 +94,8 @@ def _other_choices(file: Path, folder: Path, own: str = "") -> list[tuple[str, d
 
 
 def _is_choice(content: dict[str, Any]) -> bool:
-    return isinstance(content.get("models"), dict) and {"chosen_from", "digest"} <= content.keys()
+    known = isinstance(content.get("models"), dict) and isinstance(content.get("digest"), str)
+    return known and "chosen_from" in content
 
 
 def _how_to_choose_again(file: Path, before: dict[str, Any]) -> str:

@@ -58,3 +58,20 @@ def test_without_the_raw_dataset_nothing_is_said(
     monkeypatch.delenv("nnUNet_raw")
     (labels / f"b{ENDING}").write_bytes(b"")
     assert changed_masks(NAME, prepared, ENDING) == []
+
+
+def test_masks_that_may_not_be_read_are_not_compared(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    """A group may share what was prepared, and not the patients' images."""
+    labels, prepared = folders
+    os.utime(labels / f"a{ENDING}", (1, 1))
+    read = Path.read_bytes
+
+    def refusing(file: Path) -> bytes:
+        if file.is_relative_to(labels):
+            raise PermissionError(13, "Permission denied", str(file))
+        return read(file)
+
+    monkeypatch.setattr(Path, "read_bytes", refusing)
+    assert changed_masks(NAME, prepared, ENDING) == []

@@ -43,6 +43,20 @@ def test_labelled_frames_are_counted_as_they_will_be_used(
     assert (found.refused, found.n_frames, found.n_labelled) == ("", 10, n_labelled)
 
 
+def test_masks_of_a_stack_of_files_of_one_slice_and_frame_are_taken(tmp_path: Path):
+    """Its images have one slice, its masks all; the dry run says of both what the conversion does."""
+    for z in range(4):
+        affine = AFFINE.astype(float)
+        affine[2, 3] = 8 * z
+        for t in range(3):
+            voxels = np.arange(30, dtype=np.int16).reshape(6, 5, 1) + 40 * z + t
+            (tmp_path / "a").mkdir(exist_ok=True)
+            write_nifti(tmp_path / f"a/s{z}_{t}.nii.gz", voxels, affine)
+    write_nifti(tmp_path / "a/a_frame01_gt.nii.gz", drawn(0)[..., 0], AFFINE)
+    found = seen(tmp_path)
+    assert (found.refused, found.n_frames, found.n_labelled) == ("", 3, 1)
+
+
 def test_without_masks_none_are_read(tmp_path: Path):
     write_nifti(tmp_path / "a.nii.gz", np.arange(1200, dtype=np.int16).reshape(*SHAPE, 10), AFFINE)
     assert seen(tmp_path).n_labelled is None

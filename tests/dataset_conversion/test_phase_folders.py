@@ -10,6 +10,7 @@ import pytest
 from nnunet_ssp.cli import main
 from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.splits import read_splits
+from nnunet_ssp.dataset_conversion.cine import list_tasks
 from nnunet_ssp.files.nifti import read_nifti, write_nifti
 from nnunet_ssp.nnunet import dataset_folder
 from tests.dicom_files import series
@@ -54,6 +55,7 @@ LAYOUTS = {
     "phase first": ("dia_{0}/i{{}}.nii", "sys_{0}/i{{}}.nii"),
     "numbers": ("{0}_frame01/i{{}}.nii.gz", "{0}_frame12/i{{}}.nii.gz"),
     "flat": ("{0}_ED{{}}.nii.gz", "{0}_ES{{}}.nii.gz"),
+    "short axis": ("{0}_ED_sa{{}}.nii.gz", "{0}_ES_sa{{}}.nii.gz"),
     "one folder": ("{0}/{0}_ED{{}}.nii.gz", "{0}/{0}_ES{{}}.nii.gz"),
 }
 
@@ -94,6 +96,23 @@ def test_masks_in_a_folder_of_their_own(raw: Path, tmp_path: Path):
         "bob_frame00.nii.gz",
         "bob_frame01.nii.gz",
     ]
+
+
+@pytest.mark.parametrize("labelled", [(1,), (2,), (1, 2)])
+def test_masks_with_the_number_of_their_folder_are_its(
+    raw: Path, tmp_path: Path, labelled: tuple[int, ...]
+):
+    """The first of them has another place in time than its number."""
+    for number in (1, 2):
+        save(tmp_path / f"own/bob_frame{number:02}/i.nii.gz", image(number))
+    for number in labelled:
+        folder = tmp_path / f"own/bob_frame{number:02}"
+        save(folder / f"bob_frame{number:02}_gt.nii.gz", mask(5 - number))
+    target = converted(raw, tmp_path / "own")
+    for number in labelled:
+        labels, _ = read_nifti(target / f"labelsTr/bob_frame{number - 1:02}.nii.gz")
+        assert np.array_equal(labels, mask(5 - number))
+    assert len([*(target / "labelsTr").iterdir()]) == len(labelled)
 
 
 def test_the_phase_of_a_single_frame_is_that_of_its_name(raw: Path, tmp_path: Path):
@@ -143,6 +162,25 @@ def a_folder_for_each_phase(root: Path) -> None:
     for number in range(4):
         save(root / "ED" / f"p{number}.nii.gz", image(number))
         save(root / "ES" / f"p{number}.nii.gz", image(number + 4))
+
+
+def test_files_of_one_phase_that_differ_in_a_number_may_be_frames(tmp_path: Path):
+    """`ES` may be a country, or `es` a word; beside them each patient with a phase alone is a subject."""
+    for number in range(3):
+        save(tmp_path / f"ES_cine1_{number}.nii.gz", image(number))
+        save(tmp_path / f"bob{number}_ED.nii.gz", image(3 + number))
+        save(tmp_path / f"ES{number}.nii.gz", image(6 + number, 3))
+    tasks, refused = list_tasks(tmp_path)
+    assert [task.subject for task in tasks] == [
+        "ES0",
+        "ES1",
+        "ES2",
+        "bob0_ED",
+        "bob1_ED",
+        "bob2_ED",
+    ]
+    assert "frames of one subject, or several subjects?" in refused.pop("ES_cine1_0")
+    assert not refused
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,15 @@ def test_the_line_for_a_fold_names_its_validation_and_works(
     assert run(shlex.join(shlex.split(line)[2:])) == 0
 
 
+def test_a_copied_training_has_no_line(dataset, tmp_path, capsys):
+    """Only nnU-Net's folders tell the dataset."""
+    fold = tmp_path / "copied" / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0"
+    fold.mkdir(parents=True)
+    assert run("114 -np 1", fold) == 1
+    said = capsys.readouterr().err
+    assert said.endswith("It is made at the end of nnUNetv2_train, or with --val.\n")
+
+
 def test_an_interrupted_validation_is_made_by_the_line(dataset, predict: Predict, model, capsys):
     """Of a finished training; one that has not ended goes on."""
     validation = model / "fold_0" / "validation"

@@ -165,3 +165,20 @@ def test_references_that_changed_after_prepare_are_told(tmp_path, monkeypatch):
     assert outdated_notes(pairs[:1], prepared, ".nrrd") == []
     test = [Pair("m", 0, "b", tmp_path / "b", raw / "labelsTs" / "b.nrrd")]
     assert outdated_notes(test, prepared, ".nrrd") == []
+
+
+def test_nnunets_joined_validations_hold_out_every_case(train):
+    joined = train("0", "1") / "crossval_results_folds_0_1"
+    for folder in (joined, joined / "postprocessed"):
+        assert said(folder, ED[1], ED[2]) == []
+
+
+def test_a_copied_validation_of_a_fold_that_was_trained_elsewhere(train, tmp_path: Path):
+    """Only the trained fold is here; that the cases are another's validation side leaves it open."""
+    train("0")
+    assert said(tmp_path / "copy", ED[2]) == [
+        "m: the folder does not tell which fold predicted. 1 of 1 cases are of training subjects of fold 0 (trained "
+        f"here): if one of these took part, {NEW}"
+    ]
+    (note,) = said(tmp_path / "copy", ED[2], ED[3])
+    assert note.startswith("WARNING: m: 2 of 2 cases are of training subjects of fold 0, the only")

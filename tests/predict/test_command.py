@@ -121,6 +121,19 @@ def test_the_same_images_by_another_path_are_not_segmented_again(go, inputs, mon
         assert go(typed=typed) == (0, {})
 
 
+def test_records_of_paths_as_they_were_typed_still_count(go, inputs, tmp_path, monkeypatch) -> None:
+    """As records were written before; a file with another time is another image."""
+    go()
+    monkeypatch.chdir(inputs.parent)
+    for file in (tmp_path / "out").glob("*_seg.json"):
+        record = json.loads(file.read_text())
+        record["stamp"][0] = str(Path(record["stamp"][0]).relative_to(inputs.parent))
+        file.write_text(json.dumps(record))
+    assert go() == (0, {})
+    os.utime(inputs / "two.nii.gz", (1, 1))
+    assert go()[0] == 1
+
+
 def test_an_image_that_changes_after_it_was_read_is_done_again(go, inputs, subject) -> None:
     """While one subject is segmented, the next one is read."""
 

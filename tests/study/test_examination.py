@@ -101,6 +101,19 @@ def test_what_was_chosen_is_read_again(tmp_path):
     assert file.read_bytes() == before
 
 
+def test_a_choice_that_later_ones_would_not_find_is_refused(tmp_path):
+    for name in ("second", "second.txt"):
+        with pytest.raises(ValueError, match=r"must end in \.json, by which later choices find it"):
+            chosen(tmp_path, "baseline", file=name)
+        assert not (tmp_path / name).exists()
+
+
+def test_other_json_in_the_folder_is_no_choice(tmp_path):
+    (tmp_path / "moved.json").symlink_to(tmp_path / "gone")
+    (tmp_path / "list.json").write_text('{"models": {}, "chosen_from": [], "digest": []}')
+    assert json.loads(chosen(tmp_path, "baseline").read_text())[EARLIER] == []
+
+
 def test_a_second_choice_tells_what_came_before(tmp_path):
     first = chosen(tmp_path, "baseline", "MIM")
     one = json.loads(first.read_text())["digest"]
