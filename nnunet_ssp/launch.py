@@ -143,6 +143,15 @@ def small_plans_hint(number: int) -> str:
     )
 
 
+def preparing_command(dataset: int | str) -> str:
+    """Return the command that prepares a dataset, where there is no GPU with small plans.
+
+    Args:
+        dataset: Its id or name.
+    """
+    return f"nnunet-ssp prepare {dataset}{f' {SMALL_PLANS}' if device_flag() else ''}"
+
+
 def preparing_lines(number: int) -> str:
     """Return what follows a conversion: the command that prepares, where there is no GPU with small plans.
 
@@ -153,7 +162,7 @@ def preparing_lines(number: int) -> str:
     if not device_flag():
         return f"Next: {usual}"
     return (
-        f"Next: {usual} {SMALL_PLANS}\n"
+        f"Next: {preparing_command(number)}\n"
         "These are small plans, as there is no GPU here, where nnU-Net's usual ones train for days. "
         f"For a machine with a GPU: {usual}"
     )

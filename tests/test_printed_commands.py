@@ -208,9 +208,6 @@ EXPECTED = {
         "nnunet-ssp {}": NAME,
         "nnunet-ssp prepare again": WORD,
     },
-    "nnunet_ssp/conversion/record.py": {
-        "nnunet-ssp prepare {}": LINES + "test_a_finished_conversion_is_prepared_by_the_line"
-    },
     "nnunet_ssp/demo/command.py": {
         "run() begins with nnunet-ssp": ITSELF,
         "phantom_step() begins with nnunet-ssp": ITSELF,
@@ -279,6 +276,7 @@ EXPECTED = {
         "export {}={}": DOCTOR,
         "export {}={}/{}": ITSELF,
         "nnunet-ssp env": DOCTOR,
+        "nnunet-ssp prepare {}{}": LINES + "test_a_finished_conversion_is_prepared_by_the_line",
         "nnunet-ssp prepare {} &&": LINES + "test_an_unprepared_dataset_is_prepared_by_the_line",
         "nnunet-ssp prepare {}": CHAIN,
         "nnUNetv2_train {} 2d {}{} -tr {}{}": FOLDS,

@@ -218,7 +218,7 @@ def _judge(
             yield f"{text}: {one if first in tests else other} is a test subject", surely
         elif apart:
             yield f"{text}: on two sides of fold {', '.join(map(str, apart))}", surely
-        elif not folds:
+        elif not folds and first not in tests:
             yield (
                 f"{text}: there are no folds yet, and nnU-Net's own may put them on two sides",
                 False,

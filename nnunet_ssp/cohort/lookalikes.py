@@ -39,7 +39,7 @@ DIFFERENT_HEARTS, ONE_HEART = 0.62, 0.90
 # 0.72 cropped by 20 % a side, and 0.52 rotated by 10 degrees. Synthetic hearts share their anatomy and come nearer.
 SAME = 0.75
 SUSPECT = 0.68  # worth a look
-UNSEEN = "not seen by this: copies turned by 10 degrees or more, cropped to the heart, or without most of their slices"
+UNSEEN = "not seen by this: copies turned by more than 5 degrees, cropped to the heart, or without most of their slices"
 
 
 def fingerprint(voxels: NDArray[Any], spacing: Sequence[float]) -> NDArray[np.float32]:

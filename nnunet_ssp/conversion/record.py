@@ -19,6 +19,7 @@ from nnunet_ssp.files.atomic import TEMPORARY
 from nnunet_ssp.files.contents import TEXTS, check, read_json
 from nnunet_ssp.files.lock import LOCK
 from nnunet_ssp.files.tables import read_table
+from nnunet_ssp.launch import preparing_command
 
 OVERWRITES = "this deletes the converted dataset, never your files"
 KEY_NOTE = (
@@ -108,7 +109,7 @@ def check_folder(target: Path, settings: Mapping[str, object], overwrite: bool) 
                 )
             raise FileExistsError(
                 f"{target}: a finished dataset; --overwrite converts again, as for new or mended subjects: "
-                f"{OVERWRITES}. Else go on: nnunet-ssp prepare {target.name}"
+                f"{OVERWRITES}. Else go on: {preparing_command(target.name)}"
             )
         if other := differing_options(read_marker(target), settings):
             raise FileExistsError(

@@ -159,7 +159,10 @@ def implausible(clinical: pd.DataFrame) -> list[str]:
             )
     if len(found) == 1:
         found = [f"{found[0]} {NO_RESULT}"]
-    return one_warning(f"volumes or masses that no heart has. {NO_RESULT}", found)
+    return one_warning(
+        f"volumes or masses that no heart has, or far from those of the references. {NO_RESULT}",
+        found,
+    )
 
 
 def agreement(clinical: pd.DataFrame) -> pd.DataFrame:

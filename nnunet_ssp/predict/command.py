@@ -16,6 +16,7 @@ import numpy as np
 
 from nnunet_ssp.console import count_of, some, writing_failed
 from nnunet_ssp.conversion.convert import input_stamp
+from nnunet_ssp.conversion.dicom.left_out import SEVERAL_VISITS
 from nnunet_ssp.dataset_conversion.cine_files import CineTask
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.files.atomic import remove_half_written, require_place, write_json
@@ -434,7 +435,8 @@ def _say_refused(subject: str, reason: str) -> None:
 def _line(subject: str, record: Mapping[str, Any]) -> str:
     flags = record["flags"]
     raised = f", {count_of(len(flags), 'flag')} ({', '.join(flags)})" if flags else ""
-    return f"{subject}: {in_short(record['subject'])}{raised}"
+    exams = [note for note in record["notes"] if note.startswith(SEVERAL_VISITS)]
+    return "; ".join([f"{subject}: {in_short(record['subject'])}{raised}", *exams])
 
 
 def _closing(tasks: Sequence[CineTask], refused: Mapping[str, str], output: Output) -> list[str]:

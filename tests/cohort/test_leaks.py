@@ -137,6 +137,19 @@ def test_the_same_heart_before_there_are_folds(tmp_path: Path, capsys: pytest.Ca
     )
 
 
+def test_two_test_subjects_are_on_one_side_whatever_the_folds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    _, cases = dataset(tmp_path, TWICE)
+    same = ("mm1-A", "mm2-9")
+    cases = {
+        n: replace(c, split="test" if c.subject_key in same else "train") for n, c in cases.items()
+    }
+    write_images(tmp_path, cases, TWICE)
+    assert not report(tmp_path, tmp_path / "none", cases, [])
+    assert "(similarity 1.00): on the same side everywhere" in capsys.readouterr().out
+
+
 def test_everything_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     raw, prepared = tmp_path / "raw", tmp_path / "prepared"
     split = [{"train": ["mm1-A_frame00"], "val": ["mm1-B_frame00"]}]

@@ -67,6 +67,7 @@ def printed() -> dict[str, str]:
             "nnunetv2.utilities.find_objects",
             "nnunetv2.run.load_pretrained_weights",
             "nnunetv2.run.run_training",
+            "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
             "torch.jit._script",
             "batchgenerators.dataloading.nondet_multi_threaded_augmenter",
         )

@@ -26,7 +26,7 @@ from nnunet_ssp.cohort.cases import read_cases
 from nnunet_ssp.cohort.splits import read_splits
 from nnunet_ssp.files.atomic import write_json
 from nnunet_ssp.files.contents import read_json
-from nnunet_ssp.launch import validating_command
+from nnunet_ssp.launch import device_flag, validating_command
 from nnunet_ssp.recommended import MOVEMENT, MOVEMENT_SETTINGS
 from nnunet_ssp.slices.store import read_index, store_folder, write_index
 from nnunet_ssp.study.data import open_data
@@ -345,8 +345,12 @@ def test_a_study_has_folds_listed_by_its_line(mine, paste):
 def test_a_finished_conversion_is_prepared_by_the_line(mine, prepared, dataset, paste, capfd):
     source = ["-i", prepared / "source", "-d", 901, "--name", "Phantom"]
     said = refusal(capfd, "convert", "mnms", *source)
-    paste(line_after(said, "Else go on: "))
-    assert (dataset / "nnUNetPlans.json").is_file()
+    for plans in dataset.glob("*.json"):
+        plans.unlink()
+    line = line_after(said, "Else go on: ")
+    paste(line)
+    assert (dataset / ("small.json" if device_flag() else "nnUNetPlans.json")).is_file()
+    assert ("small" in line) == bool(device_flag())  # as the conversion had printed it
 
 
 def test_folds_that_do_not_exist_are_listed_by_the_line(dataset, trained, paste):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from nnunet_ssp.console import count_of
+from nnunet_ssp.console import count_of, some
 from nnunet_ssp.conversion.dicom.acquisitions import (
     MIN_FRAMES,
     NO_ORDER,
@@ -23,6 +23,9 @@ from nnunet_ssp.conversion.dicom.volumes import (
     places_of,
 )
 
+OTHER_VISITS = ("another day", "another study")
+SEVERAL_VISITS = "several exams"  # begins the note on them
+
 
 def left_out(
     images: Iterable[Image], runs: Iterable[SliceRun], stack: Sequence[SliceRun], chosen: bool
@@ -34,12 +37,14 @@ def left_out(
     """
     repeated = 0
     unused: dict[tuple[str, tuple[str, str]], list[int]] = {}  # frames of each run
+    visits: list[Image] = []  # of others than the stack's, one of each run
     for run in runs:
         if run in stack:
             continue
         why = _why_left_out(run, stack, chosen)
         if why:
             unused.setdefault((why, run.images[0].series), []).append(len(run.images))
+            visits += run.images[:1] if why in OTHER_VISITS else []
         else:
             repeated += 1
     problems = Counter((image.problem, image.series) for image in images if image.problem)
@@ -53,7 +58,22 @@ def left_out(
     notes = [f"left out {n} series {text}" for text, n in sorted(series.items())]
     if repeated:
         notes.append(f"{count_of(repeated, 'slice')} acquired again: the last run is used")
+    if visits:
+        taken = [run.images[0] for run in stack]
+        notes.append(
+            f"{SEVERAL_VISITS}: taken is {_where(taken, visits)}, left out {_where(visits, taken)}; --series takes "
+            "another"
+        )
     return notes, dict(Counter(why for why, _ in [*unused, *problems]))
+
+
+def _where(images: Iterable[Image], others: Iterable[Image]) -> str:
+    """Name the folders of images, and the numbers of their series where the folders do not tell them from others."""
+    images = list(images)
+    folders = {image.file.parent.name for image in images}
+    if not folders & {image.file.parent.name for image in others}:
+        return f"folder {some(folders, 3)}"
+    return f"series {some({image.series[1] or image.series[0] for image in images}, 3)}"
 
 
 def _why_left_out(run: SliceRun, stack: Sequence[SliceRun], chosen: bool) -> str:
@@ -73,7 +93,7 @@ def _why_left_out(run: SliceRun, stack: Sequence[SliceRun], chosen: bool) -> str
     visits = {visit_of(image) for stacked in stack for image in stacked.images}
     if not visits & {visit_of(image) for image in run.images}:
         studies = {study for study, _ in visits}
-        return "another day" if run.images[0].study in studies else "another study"
+        return OTHER_VISITS[run.images[0].study not in studies]
     if run.plane != stack[0].plane:
         return "another plane"
     if difference := difference_from_stack(run, stack[0]):

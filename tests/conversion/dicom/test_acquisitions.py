@@ -146,7 +146,10 @@ def test_two_days_in_one_study_do_not_mix(tmp_path: Path, places: list[float]):
     later = series(tmp_path, places, uid="1.9", number=9, AcquisitionDate="20200303")
     stack = read(tmp_path)
     assert np.array_equal(stack.voxels, later)
-    assert stack.notes == ["left out 1 series of 3 slices x 10 frames: another day"]
+    assert stack.notes == [
+        "left out 1 series of 3 slices x 10 frames: another day",
+        "several exams: taken is series 9, left out series 4; --series takes another",
+    ]
 
 
 def test_a_breath_hold_after_midnight(tmp_path: Path):

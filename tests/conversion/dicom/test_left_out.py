@@ -50,11 +50,18 @@ def test_other_views_are_left_out_by_geometry(tmp_path: Path):
 
 
 def test_of_two_studies_one_is_taken(tmp_path: Path):
-    series(tmp_path)
-    later = series(tmp_path, uid="1.5", number=1, AcquisitionDate="20200202", StudyInstanceUID="9")
+    """Patient and exam, as hospitals export them: which one was taken is said, and how to take the other."""
+    for name in ("baseline", "followup"):
+        (tmp_path / name).mkdir()
+    series(tmp_path / "baseline")
+    changed = {"AcquisitionDate": "20200202", "StudyInstanceUID": "9"}
+    later = series(tmp_path / "followup", uid="1.5", number=1, **changed)
     stack = read(tmp_path)
     assert np.array_equal(stack.voxels, later)
-    assert stack.notes == ["left out 1 series of 4 slices x 10 frames: another study"]
+    assert stack.notes == [
+        "left out 1 series of 4 slices x 10 frames: another study",
+        "several exams: taken is folder followup, left out folder baseline; --series takes another",
+    ]
 
 
 def test_tagging_at_the_same_places_is_no_repetition(tmp_path: Path):
