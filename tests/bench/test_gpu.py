@@ -193,9 +193,9 @@ def test_the_study_compares_what_is_recommended_with_the_control():
     for found, frames in zip(pretrainings, (True, False), strict=True):
         wanted = recommended(5, 300, frames)
         assert f"nnUNetTrainer{found.trainer}Pretrain" == wanted.trainer
-        named = wanted.settings.split()
+        task = {"contrast=0", "movement=0", "recipe=deep"}  # the length is the study's own
         own = {f"{name}={value}" for name, value in found.settings.items()}
-        assert {*named} == own & {"contrast=0", "movement=0", "recipe=deep"}
+        assert task.intersection(wanted.settings.split()) == own & task
 
 
 def test_a_small_network_as_one_graph(make_network):

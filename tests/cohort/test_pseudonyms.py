@@ -78,6 +78,7 @@ def test_conversions_and_evaluate_alone_know_keys():
     assert places == {
         "dataset_conversion/combined.py",
         "conversion/convert.py",
+        "conversion/record.py",
         "evaluation/command.py",
     }
 
