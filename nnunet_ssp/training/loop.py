@@ -141,7 +141,9 @@ class LoopTrainer(AliveTrainer):
             stack.enter_context(self.alive(self._what))
             self.on_train_start()
             self._refuse_lost_weights()
-            self._pace = Pace(self.print_to_log_file, self.batch_size)
+            self._pace = Pace(
+                self.print_to_log_file, self.batch_size, bool(self.settings.early_stopping)
+            )
             if self.current_epoch or self.outputs:
                 done, steps = len(self.outputs), self.num_iterations_per_epoch
                 after = f", after {done} of its {steps} steps" if done else ""

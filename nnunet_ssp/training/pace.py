@@ -16,10 +16,11 @@ class Pace:
     Args:
         say: Writes a line to the log.
         slices: Slices of a step.
+        ends_early: Whether the training may stop before its last epoch.
     """
 
-    def __init__(self, say: Callable[[str], None], slices: int) -> None:
-        self.say, self.slices = say, slices
+    def __init__(self, say: Callable[[str], None], slices: int, ends_early: bool = False) -> None:
+        self.say, self.slices, self.ends_early = say, slices, ends_early
         self._first, self._started, self._said = 0, 0.0, 0.0
         self._part, self._later = "", 0
 
@@ -48,7 +49,8 @@ class Pace:
         seconds = (now - self._started) / (done - self._first)
         speed = f"{self.slices / seconds:.1f} slices/s, " if self._part == "training" else ""
         whole = duration(seconds * planned * (self._later + 1))
-        then = f", about {whole} for all {self._later + 1} epochs to come" if self._later else ""
+        about = "at most" if self.ends_early else "about"
+        then = f", {about} {whole} for all {self._later + 1} epochs to come" if self._later else ""
         self.say(
             f"{'' if speed else f'{self._part} '}step {done} of {planned}, {speed}about "
             f"{duration(seconds * (planned - done))} left in this epoch's {self._part}{then}"

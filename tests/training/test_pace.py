@@ -43,6 +43,10 @@ def test_the_first_epoch_says_how_long_all_take(clock: Callable[[float], None]):
     # 15 s a step, 10 steps an epoch, 100 epochs
     left = "about 60 s left in this epoch's training, about 4.2 h for all 100 epochs to come"
     assert said == [f"step 6 of 10, 0.8 slices/s, {left}"]
+    pace.ends_early = True
+    clock(SECONDS)
+    pace.step(7, planned=10)
+    assert said[-1].endswith(", at most 4.2 h for all 100 epochs to come")
 
 
 def test_later_epochs_speak_as_often(clock: Callable[[float], None]):
