@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from nnunet_ssp.cohort.outdated import changed_masks
+from nnunet_ssp.cohort.outdated import COPIES, changed_masks
 from nnunet_ssp.console import count_of, shape_in_words, some
 from nnunet_ssp.files.contents import NAMES, check, read_json, shown
 from nnunet_ssp.files.names import must_be_plain
 from nnunet_ssp.files.nnunet import check_dataset, check_plans, configuration_of
 from nnunet_ssp.nnunet import must_be_fold
 from nnunet_ssp.slices.intact import prepare_command
-from nnunet_ssp.slices.store import store_folder
+from nnunet_ssp.slices.store import read_index, store_folder
 from nnunet_ssp.training import snapshots
 from nnunet_ssp.training.loop import FINAL
 from nnunet_ssp.training.transfer import Pretrained
@@ -134,15 +134,34 @@ def refuse_changed_masks(trainer: Any) -> None:
         ValueError: Names some of the masks, and the command that prepares them.
     """
     folder, dataset = Path(trainer.preprocessed_dataset_folder), trainer.plans_manager.dataset_name
-    changed = changed_masks(dataset, folder.parent, trainer.dataset_json["file_ending"])
+    ending, store = trainer.dataset_json["file_ending"], store_folder(folder.parent, folder.name)
+    changed = sorted(
+        {*changed_masks(dataset, folder.parent, ending), *_newer_copies(store, ending)}
+    )
     if not changed:
         return
     said = f"{count_of(len(changed), 'mask')} of {dataset} changed after nnunet-ssp prepare ({some(changed, 3)})"
     if trainer.goes_on or "--val" in sys.argv:
         trainer.warn(f"{said}: this run uses the earlier.")
         return
-    command = prepare_command(store_folder(folder.parent, folder.name))
-    raise ValueError(f"{said}: this training would learn from the earlier. Run {command}.")
+    raise ValueError(
+        f"{said}: this training would learn from the earlier. Run {prepare_command(store)}."
+    )
+
+
+def _newer_copies(store: Path, ending: str) -> list[str]:
+    """Return cases whose mask was copied anew since these plans were prepared, for others; told by the size."""
+    try:
+        _, stored = read_index(store)
+    except (OSError, ValueError):  # of nnU-Net's own preprocessing; a damaged one is named later
+        return []
+    copies = {copy.name: copy.stat().st_size for copy in (store.parent / COPIES).glob(f"*{ending}")}
+    return [
+        case
+        for case, entry in stored.items()
+        for name, size, _ in entry.source
+        if name == f"{case}{ending}" and copies.get(name, size) != size
+    ]
 
 
 def refuse_lost_start(trainer: Any) -> None:

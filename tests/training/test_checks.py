@@ -158,3 +158,15 @@ def test_a_training_does_not_begin_with_masks_of_an_earlier_conversion(
     trainer = runs.make("nnUNetTrainerScratch", resume=True)
     trainer.initialize()
     assert re.search(f"{said} run uses the earlier", log(trainer))
+
+
+def test_masks_that_were_prepared_for_other_plans_alone_are_the_earlier_here(
+    own_copy: Path, runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`prepare` with other plans copies the new masks, which these plans' cases do not have yet."""
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "elsewhere"))
+    runs.make("nnUNetTrainerScratch").initialize()
+    copy = sorted((own_copy / "gt_segmentations").glob("*.nii.gz"))[0]
+    copy.write_bytes(copy.read_bytes() + bytes(3))
+    with pytest.raises(ValueError, match=r"1 mask of .* changed .* Run nnunet-ssp prepare 901"):
+        runs.make("nnUNetTrainerScratch").initialize()
