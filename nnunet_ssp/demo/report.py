@@ -290,6 +290,7 @@ def _add_movement(page: Page, layout: Layout) -> None:
             caption=f"After {count_of(epochs, 'epoch')} of pretraining."
             if epochs
             else "Before pretraining.",
+            scrolls=True,
         )
 
 

@@ -96,6 +96,7 @@ details, figure, .scroll { margin: 1rem 0; }
 summary { cursor: pointer; }
 img { display: block; max-width: 100%; height: auto; }
 .wide img { width: 100%; }
+.scroll > img { width: 100%; max-width: none; min-width: 40rem; }
 /* The letters of a plot are about as large as those of a gallery and of the text. */
 .wide picture img { max-width: 40rem; }
 [hidden] { display: none; }
@@ -242,6 +243,7 @@ class Page:
         width: int | None = None,
         wide: bool = False,
         summary: str = "",
+        scrolls: bool = False,
     ) -> None:
         """Add a PNG image.
 
@@ -252,6 +254,7 @@ class Page:
             width: Largest width in pixels of the page; by default the width of the image.
             wide: Whether the image takes the width of the text.
             summary: Title under which the image is collapsed.
+            scrolls: Whether it keeps its size on a phone and scrolls, for pictures with words in them.
 
         Raises:
             ValueError: `png` is no PNG image.
@@ -261,6 +264,7 @@ class Page:
             raise ValueError(f"`png` (={str(png)[:80]}) must be a PNG image.")
         size = "" if width is None else f' width="{width}"'
         image = f'<img{size} src="{_data_uri(content)}" alt="{html.escape(alt)}">'
+        image = f'<div class="scroll">{image}</div>' if scrolls else image
         figure = _figure(image, caption, wide)
         self._parts.append(_collapsed(summary, figure) if summary else figure)
 

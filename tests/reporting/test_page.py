@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -264,3 +265,12 @@ def test_each_figure_is_counted_as_it_is_drawn():
         [(lambda canvas: canvas.subplots(), "two"), (lambda canvas: canvas.subplots(), "three")]
     )
     assert counts == [1, 2, 3]
+
+
+def test_a_picture_with_words_keeps_its_size_on_a_phone_and_scrolls():
+    page = Page("t")
+    page.image(render(line), alt="words", scrolls=True)
+    page.image(render(line), alt="none")
+    text = page.html()
+    assert re.search(r'<figure><div class="scroll"><img [^>]*alt="words"></div></figure>', text)
+    assert re.search(r'<figure><img [^>]*alt="none"></figure>', text)
