@@ -217,9 +217,12 @@ def run(
     done.forget()
 
     print(f"\n{class_means(scores).round(3).to_string()}\n\n{CAVEAT}")
-    print(f"Report: {output / 'report.html'}")
     if data is None and not keep:
         _remove_intermediate(layout)
+        print(
+            "The phantom and what was made of it for the trainings are removed; --keep keeps them."
+        )
+    print(f"Report: {output / 'report.html'}")
     return 0
 
 

@@ -96,7 +96,7 @@ details, figure, .scroll { margin: 1rem 0; }
 summary { cursor: pointer; }
 img { display: block; max-width: 100%; height: auto; }
 .wide img { width: 100%; }
-.scroll > img { width: 100%; max-width: none; min-width: 40rem; }
+.scroll > img { width: 100%; max-width: none; min-width: 32rem; }
 /* The letters of a plot are about as large as those of a gallery and of the text. */
 .wide picture img { max-width: 40rem; }
 [hidden] { display: none; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssp.distributed import world_size
 from nnunet_ssp.heartbeat import Heartbeat
+from nnunet_ssp.reporting.wording import duration
 from nnunet_ssp.training.pace import SECONDS
 
 PREDICTING = "predicting "  # begins nnU-Net's line of each case of the final validation
@@ -21,17 +23,22 @@ class AliveTrainer(nnUNetTrainer):
     Attributes:
         heartbeat: Gives the signs of life; None outside of `alive`.
         predicted: Cases whose prediction the log has announced.
+        predicting: Time in s at which the first of them began, and the last.
     """
 
     heartbeat: Heartbeat | None = None
     predicted: int = 0
+    predicting: tuple[float, float] = (0.0, 0.0)
 
     def print_to_log_file(self, *args: Any, **options: Any) -> None:
         """Log as nnU-Net does; count the cases of the final validation."""
         super().print_to_log_file(*args, **options)
         if self.heartbeat is not None:
             self.heartbeat.heard()
-        self.predicted += bool(args) and str(args[0]).startswith(PREDICTING)
+        if args and str(args[0]).startswith(PREDICTING):
+            self.predicted += 1
+            now = time.monotonic()
+            self.predicting = (self.predicting[0] if self.predicted > 1 else now, now)
 
     @contextmanager
     def alive(self, what: Callable[[], str]) -> Iterator[Heartbeat]:
@@ -59,7 +66,16 @@ class AliveTrainer(nnUNetTrainer):
 
         def what() -> str:
             case = f"case {self.predicted} of {own}" if self.predicted else "before the first case"
-            return f"in the final validation, {case}"
+            return f"in the final validation, {case}{self._cases_left(own)}"
 
         with self.alive(what):
             yield
+
+    def _cases_left(self, n_cases: int) -> str:
+        """Say how long the cases still take that are not predicted, once one is done."""
+        first, last = self.predicting
+        if self.predicted < 2 or last <= first:
+            return ""
+        each = (last - first) / (self.predicted - 1)
+        ends = last + each * (n_cases - self.predicted + 1)
+        return f", about {duration(max(1, ends - time.monotonic()))} left"

@@ -465,7 +465,11 @@ class FinetuningTrainer(StartingTrainer):
 
     def _announce_validation(self, n_cases: int) -> None:
         """Log what nnU-Net does next; it has one line for each case, which takes minutes on a CPU."""
-        slow = ", on a CPU each may take minutes" if self.device.type == "cpu" else ""
+        slow = (
+            ", on a CPU each may take minutes (final_validation=no leaves this out)"
+            if self.device.type == "cpu"
+            else ""
+        )
         kept = "" if self.disable_checkpointing else ", the training is saved"
         self.print_to_log_file(
             f"Final validation: {count_of(n_cases, 'case')} to predict{slow}. Ctrl-C ends it{kept}."

@@ -21,6 +21,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands still but when it is moved."""
     now = [100.0]
     monkeypatch.setattr(module, "Heartbeat", partial(Heartbeat, clock=lambda: now[0]))
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -91,8 +92,8 @@ def test_the_final_validation_says_how_far_it_is(
     assert [line for line in said if line.startswith("Still ")] == [
         "Still in the final validation, before the first case (20 s)",
         "Still in the final validation, case 1 of 2 (20 s)",
-        "Still in the final validation, case 2 of 2 (20 s)",
-        "Still in the final validation, case 2 of 2 (40 s)",
+        "Still in the final validation, case 2 of 2, about 1 s left (20 s)",
+        "Still in the final validation, case 2 of 2, about 1 s left (40 s)",
     ]
     assert said[1].startswith("Still in the final validation, before")
     assert trainer.heartbeat is None
