@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -228,7 +228,7 @@ def _flat_subjects(files: dict[str, Path], root: Path, one_frame: bool, beside: 
     )
     taken = {stem for stems in cines.values() for stem in stems}
     found = []
-    for key, stems in _with_numbered_phases(groups, cines).items():
+    for key, stems in groups.items():
         stems = [stem for stem in stems if stem not in taken]
         images = [files[stem] for stem in stems]
         if not one_frame and key[-1] == "\0" and (stems[1:] or key[:-1] in cines):
@@ -252,19 +252,6 @@ def _flat_subjects(files: dict[str, Path], root: Path, one_frame: bool, beside: 
                     others=tuple(_SHORT_AXIS.sub("", stem) for stem in stems[1:]),
                 )
             )
-    return found
-
-
-def _with_numbered_phases(
-    groups: Mapping[str, list[str]], cines: Collection[str]
-) -> dict[str, list[str]]:
-    """Group lone names such as `ES_01` and `ES_02` by all but their number, which may be that of a frame."""
-    found: dict[str, list[str]] = {}
-    for key, stems in groups.items():
-        number = re.sub(r"\d+(\D*)$", r"#\1", stems[0])
-        lone = key[-1] == "\0" and len(stems) == 1 and key[:-1] not in cines
-        numbered = lone and not _FRAME.fullmatch(stems[0]) and phase_of(number.partition("#")[0])
-        found.setdefault(number if numbered else key, []).extend(stems)
     return found
 
 
