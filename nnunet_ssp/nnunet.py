@@ -43,6 +43,11 @@ def nnunet_folder(variable: str) -> Path:
     return folder
 
 
+def results_here() -> Path:
+    """Return `nnUNet_results`; where it is not set, a path below which there is nothing."""
+    return Path(os.environ.get("nnUNet_results") or os.devnull)
+
+
 def check_folders() -> None:
     """Check those of nnU-Net's variables that are set, as `nnunet_folder` does."""
     for variable in NNUNET_FOLDERS:

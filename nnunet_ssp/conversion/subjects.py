@@ -13,6 +13,10 @@ from nnunet_ssp.cohort.cases import (
 )
 from nnunet_ssp.files.grids import Array
 
+SEVERAL_VISITS = (
+    "several exams"  # begins a note on a folder with more than one, of which one was taken
+)
+
 TestFrames = Literal["labelled", "all"]
 TEST_FRAMES: tuple[TestFrames, ...] = get_args(TestFrames)
 

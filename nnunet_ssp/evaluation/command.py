@@ -284,7 +284,9 @@ def _name_models(predictions: Sequence[str]) -> dict[str, list[Path]]:
 
 def _folder_name(folder: Path) -> str:
     """Return a folder's name, or trainer and fold of nnU-Net's `TRAINER__PLANS__2d/fold_0/validation`."""
-    if folder.name == "validation" and folder.parent.name.startswith("fold_"):
+    from nnunet_ssp.evaluation.provenance import is_validation
+
+    if is_validation(folder):
         return f"{folder.parents[1].name.split('__')[0]} {folder.parent.name}"
     return folder.name
 

@@ -37,9 +37,8 @@ def summary_text(evaluation: Evaluation) -> str:
             cells += [rounded(row["reference"], 1), rounded(row["bias"], 1), agreed]
             rows.append([*cells, rounded(row["correlation"], 3)])
         lines += ["", *_aligned(rows)]
-        if (
-            evaluation.frames["subject"].nunique() >= SUBJECTS_TO_INFER
-        ):  # else a note says it of all
+        # With fewer subjects a note says it of all
+        if evaluation.frames["subject"].nunique() >= SUBJECTS_TO_INFER:
             lines += without_agreement(evaluation)
     remarks = [note if note.startswith("WARNING") else f"Note: {note}" for note in evaluation.notes]
     for subject, reason in evaluation.refused.items():

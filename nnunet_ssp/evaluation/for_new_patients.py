@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from nnunet_ssp.evaluation.provenance import read_provenance
+from nnunet_ssp.evaluation.provenance import is_validation, read_provenance
 from nnunet_ssp.files.contents import read_json
 from nnunet_ssp.launch import predictions_folder
+from nnunet_ssp.nnunet import results_here
 
 NAMED = 3  # models whose commands are printed
 CHECKPOINT = "checkpoint_final.pth"
@@ -35,7 +35,7 @@ def prediction_lines(
         models: Folders of predictions of each model.
         structures: Class by structure, where the user has named it.
     """
-    results = Path(os.environ.get("nnUNet_results") or os.devnull)
+    results = results_here()
     named = [word for key, own in structures.items() if own for word in (f"--{key.lower()}", own)]
     found: dict[tuple[str, ...], tuple[str, str]] = {}
     foreign = True
@@ -119,7 +119,7 @@ def model_of(
         Name of the model; number of its fold, `all`, or nothing where it is one of several.
     """
     every = [(model, fold) for model in trained for fold in sorted(trained[model])]
-    if place.name == "validation" and place.parent.name.startswith("fold_"):
+    if is_validation(place):
         own = place.parents[1].name, place.parent.name.removeprefix("fold_")
         fitting = [pair for pair in every if pair == own]
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from nnunet_ssp.launch import (
     predictions_folder,
     validating_command,
 )
+from nnunet_ssp.nnunet import results_here
 
 REFERENCES = ("labelsTs", "labelsTr", "gt_segmentations")  # nnU-Net's folders of them
 _CHANNEL = re.compile(r".+_\d{4}")  # nnU-Net's names of images; the first channel ends in _0000
@@ -67,7 +67,7 @@ def _how_to_predict(dataset: str, raw: Path | None, images: Path) -> str:
     """Return the line that predicts images with a trained model, of the test subjects where there are any."""
     if raw is not None and images.parent == raw and any((raw / "imagesTs").glob("*")):
         images = raw / "imagesTs"
-    trained = folds_by_model(Path(os.environ.get("nnUNet_results") or os.devnull) / dataset)
+    trained = folds_by_model(results_here() / dataset)
     if not trained:
         return (
             f"No model of {dataset} is fine-tuned in nnUNet_results yet. The last lines of a fine-tuning are the "

@@ -70,7 +70,7 @@ def read_options(folder: Path) -> Options:
     Args:
         folder: Of predictions, or the validation folder of a fold.
     """
-    if _validates(folder):
+    if is_validation(folder):
         return _options(True, 1, 0)
     try:
         found = read_json(folder / OURS, dict)
@@ -119,7 +119,7 @@ def option_notes(folders: Mapping[str, Sequence[Path]]) -> list[str]:
     untold = [
         name
         for name, own in folders.items()
-        if any((place / ARGUMENTS).is_file() and not _validates(place) for place in own)
+        if any((place / ARGUMENTS).is_file() and not is_validation(place) for place in own)
     ]
     if untold and len(untold) < len(folders):  # else it would be said of most comparisons
         notes.append(
@@ -129,7 +129,8 @@ def option_notes(folders: Mapping[str, Sequence[Path]]) -> list[str]:
     return notes
 
 
-def _validates(folder: Path) -> bool:
+def is_validation(folder: Path) -> bool:
+    """Whether a folder is nnU-Net's for the validation of a fold, `fold_F/validation`, by its name."""
     return folder.name == "validation" and folder.parent.name.startswith("fold_")
 
 
@@ -139,7 +140,7 @@ def read_provenance(folder: Path) -> Provenance:
     Args:
         folder: Of predictions, or the validation folder of a fold.
     """
-    validates = _validates(folder)
+    validates = is_validation(folder)
     place = folder.parents[1] if validates else folder
     found: dict[str, dict[str, Any]] = {}
     unread = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 from nnunet_ssp.console import some
 from nnunet_ssp.evaluation.for_new_patients import PRINTED, segments
-from nnunet_ssp.evaluation.provenance import read_provenance
+from nnunet_ssp.evaluation.provenance import is_validation, read_provenance
 from nnunet_ssp.files.contents import read_json, shown
 from nnunet_ssp.launch import predictions_folder
+from nnunet_ssp.nnunet import results_here
 
 _PRETRAINING = re.compile(r"(nnUNetTrainer\w*Pretrain)(_.+)?_fold_(all|\d+)")
 
@@ -44,7 +44,7 @@ def _of_a_pretraining(who: str, folder: Path) -> list[str]:
     origin = read_provenance(folder).model
     if not re.fullmatch(r"Dataset\d{3}_.+", origin) or PRINTED.fullmatch(folder.name):
         return []
-    base = Path(os.environ.get("nnUNet_results") or os.devnull) / origin
+    base = results_here() / origin
     held = {f.parts[-3] for f in base.glob("*__*__*/fold_*/checkpoint_final.pth")}
     if not held or any(map(segments, held)):
         return []
@@ -69,7 +69,7 @@ def _mixed(name: str, folders: Sequence[Path], dataset: str) -> list[str]:
 
 def _model(folder: Path, dataset: str) -> str:
     """Return trainer, plans and configuration, as in the name of a printed folder; empty if unknown."""
-    if folder.name == "validation" and folder.parent.name.startswith("fold_"):
+    if is_validation(folder):
         model = folder.parents[1].name
         if model.count("__") != 2:
             return ""
@@ -79,11 +79,9 @@ def _model(folder: Path, dataset: str) -> str:
 
 def _plans(folder: Path, dataset: str) -> str:
     """Return the name of the plans in nnU-Net's file beside predictions; empty if there is none."""
-    inside = folder.name == "validation" and folder.parent.name.startswith("fold_")
+    place = folder.parents[1] if is_validation(folder) else folder
     try:
-        plans: dict[str, Any] = read_json(
-            (folder.parents[1] if inside else folder) / "plans.json", dict
-        )
+        plans: dict[str, Any] = read_json(place / "plans.json", dict)
     except (OSError, ValueError):
         return ""
     found = plans.get("plans_name")

@@ -5,7 +5,6 @@ The folds are those of `splits_final.json`. Fold `all` is trained on every label
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from nnunet_ssp.cohort.outdated import COPIES, changed_masks
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.evaluation.files import Pair, References
 from nnunet_ssp.evaluation.for_new_patients import PRINTED, folds_by_model, model_of
-from nnunet_ssp.evaluation.provenance import read_provenance
+from nnunet_ssp.evaluation.provenance import is_validation, read_provenance
+from nnunet_ssp.nnunet import results_here
 
 NOTHING_NEW = "their Dice says nothing about new patients"
 # nnU-Net's folder of the validations of all folds, which may hold another one with their postprocessing
@@ -85,11 +85,11 @@ def _folds_behind(
 
     The whole validation side of a fold may be a copy of its validation, which was trained elsewhere.
     """
-    if folder.name == "validation" and folder.parent.name.startswith("fold_"):
+    if is_validation(folder):
         return [folder.parent.name.removeprefix("fold_")], ""
     if named := PRINTED.fullmatch(folder.name):
         return [named[1]], ""
-    results = Path(os.environ.get("nnUNet_results") or os.devnull)
+    results = results_here()
     trained = folds_by_model(results / references.dataset)
     known = model_of(folder, references.dataset, trained, alone)
     held = [known[1]] if known is not None and known[1] else []

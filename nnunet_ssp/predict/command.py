@@ -16,7 +16,7 @@ import numpy as np
 
 from nnunet_ssp.console import count_of, some, writing_failed
 from nnunet_ssp.conversion.convert import input_stamp
-from nnunet_ssp.conversion.dicom.left_out import SEVERAL_VISITS
+from nnunet_ssp.conversion.subjects import SEVERAL_VISITS
 from nnunet_ssp.dataset_conversion.cine_files import CineTask
 from nnunet_ssp.evaluation.labels import Labels
 from nnunet_ssp.files.atomic import remove_half_written, require_place, write_json

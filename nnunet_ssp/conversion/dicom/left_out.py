@@ -22,9 +22,9 @@ from nnunet_ssp.conversion.dicom.volumes import (
     angle_to_heart,
     places_of,
 )
+from nnunet_ssp.conversion.subjects import SEVERAL_VISITS
 
-OTHER_VISITS = ("another day", "another study")
-SEVERAL_VISITS = "several exams"  # begins the note on them
+ANOTHER_DAY, ANOTHER_STUDY = "another day", "another study"
 
 
 def left_out(
@@ -44,7 +44,7 @@ def left_out(
         why = _why_left_out(run, stack, chosen)
         if why:
             unused.setdefault((why, run.images[0].series), []).append(len(run.images))
-            visits += run.images[:1] if why in OTHER_VISITS else []
+            visits += run.images[:1] if why in (ANOTHER_DAY, ANOTHER_STUDY) else []
         else:
             repeated += 1
     problems = Counter((image.problem, image.series) for image in images if image.problem)
@@ -93,7 +93,7 @@ def _why_left_out(run: SliceRun, stack: Sequence[SliceRun], chosen: bool) -> str
     visits = {visit_of(image) for stacked in stack for image in stacked.images}
     if not visits & {visit_of(image) for image in run.images}:
         studies = {study for study, _ in visits}
-        return OTHER_VISITS[run.images[0].study not in studies]
+        return ANOTHER_DAY if run.images[0].study in studies else ANOTHER_STUDY
     if run.plane != stack[0].plane:
         return "another plane"
     if difference := difference_from_stack(run, stack[0]):
