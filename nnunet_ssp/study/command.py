@@ -21,11 +21,14 @@ from nnunet_ssp.console import nearest, path, whole
 from nnunet_ssp.files.atomic import atomic_write
 from nnunet_ssp.files.lock import locked
 from nnunet_ssp.launch import choose_device, command_environment, environment_lines
+from nnunet_ssp.study.dry_run import list_runs
+from nnunet_ssp.study.precision import OPTION, PRECISIONS, computing_in, emulated
 from nnunet_ssp.study.workflow import WORKFLOW, run_workflow, unfinished, write_workflow
 from nnunet_ssp.warm import NO_WARM, WARM_HELP, warm_runner
 
 if TYPE_CHECKING:
     from nnunet_ssp.study.data import Data
+    from nnunet_ssp.study.jobs import Job
     from nnunet_ssp.study.results import Results
     from nnunet_ssp.study.runs import Runs
     from nnunet_ssp.study.spec import Study
@@ -56,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where everything is written (default: study_NAME); an earlier call's folder is continued",
     )
     parser.add_argument("--size", help="one of the sizes in the file (default: its first)")
+    parser.add_argument(
+        OPTION,
+        choices=PRECISIONS,
+        help="compute in it, in place of what the file says; fp32 where the processor lacks bfloat16",
+    )
     parser.add_argument(
         "--models",
         nargs="+",
@@ -151,6 +159,7 @@ def run(
     choose: Sequence[str] | None = None,
     chosen: Path | None = None,
     report: Path | None = None,
+    precision: str | None = None,
     warm: bool = True,
 ) -> int:
     """Run a study, or the rest of it, and make its tables and figures.
@@ -173,6 +182,7 @@ def run(
         choose: Models to name for the report; nothing runs.
         chosen: File for these names, seen from the study's folder, by default `chosen.json`.
         report: File that names the models to score on the test subjects, seen from the study's folder.
+        precision: Precision of all runs in place of the file's.
         warm: Start the commands from one process that has imported everything, on one machine.
 
     Returns:
@@ -186,12 +196,10 @@ def run(
     """
     _check_call(jobs, dry_run, None if choose else chosen)
     source = find_study(file)
-    study, size = _asked_for(source, size, dataset, plans, models, folds)
+    study, size = _asked_for(source, size, dataset, plans, models, folds, precision)
     output = (output or _default_output(source, size)).resolve()
     _set_environment(output if study.phantom else None, output, profile)
     if dry_run:
-        from nnunet_ssp.study.dry_run import list_runs
-
         on_cpu = _is_for_cpu(study, size, device, profile)
         return list_runs(study, output, bench, models, folds, dataset is not None, on_cpu)
     call = _Call(
@@ -208,10 +216,10 @@ def run(
         choose=choose,
         chosen=chosen,
         report=None if report is None else output / report,
+        precision=precision,
         warm=warm and profile is None,
     )
-    with nullcontext() if results else locked(output, create=True):  # results also while it runs
-        return _run(study, call)
+    return _run_locked(study, call)
 
 
 def _asked_for(
@@ -221,8 +229,9 @@ def _asked_for(
     plans: str | None,
     models: Sequence[str] | None,
     folds: Sequence[str] | None,
+    precision: str | None = None,
 ) -> tuple[Study, str | None]:
-    """Read a study of a size, with a call's dataset and plans; refuse models and folds that it lacks."""
+    """Read a study of a size, with a call's dataset, plans and precision; refuse models and folds that it lacks."""
     from nnunet_ssp.study.spec import first_size, read_study
 
     study = read_study(source, size)
@@ -232,6 +241,8 @@ def _asked_for(
         renamed = f"{study.prepare} -overwrite_plans_name {shlex.quote(plans)}"
         prepare = renamed if study.prepare and plans != study.plans else study.prepare
         study = study.model_copy(update={"plans": plans, "prepare": prepare})
+    if precision is not None:
+        study = computing_in(study, precision)
     for option, names, known in (
         ("--models", models, study.models),
         ("--folds", folds, study.folds),
@@ -333,7 +344,14 @@ class _Call:
     choose: Sequence[str] | None
     chosen: Path | None
     report: Path | None
+    precision: str | None
     warm: bool
+
+
+def _run_locked(study: Study, call: _Call) -> int:
+    """Keep other processes out of the folder, but for tables and figures, which are also made while it runs."""
+    with nullcontext() if call.only_results else locked(call.output, create=True):
+        return _run(study, call)
 
 
 def _run(study: Study, call: _Call) -> int:
@@ -390,6 +408,7 @@ def _run(study: Study, call: _Call) -> int:
         if study.evaluate == CHOOSING:
             link_validation_images(runs[1], data, output)
         if todo:
+            _refuse_emulated(asked, todo, call)
             print(f"{len(todo)} of {len(planned)} commands to run in {output}", flush=True)
             write_workflow(planned, output)
             with warm_runner(os.environ, call.warm, partial(print, flush=True)):
@@ -413,6 +432,16 @@ def _run(study: Study, call: _Call) -> int:
         )
     print(f"\nReport: {page}")
     return int(bool(missing))
+
+
+def _refuse_emulated(asked: Runs, todo: Sequence[Job], call: _Call) -> None:
+    """Refuse trainings in bfloat16 on a processor that would emulate it, unless the call asks for that."""
+    if call.device != "cpu" or call.profile is not None or call.precision is not None:
+        return
+    records = {job.record for job in todo}
+    left = [run for part in asked for run in part if f"{run.folder}/train.json" in records]
+    if said := emulated(left):
+        raise ValueError(said)
 
 
 def _must_have_files(runs: Runs, output: Path) -> None:
@@ -464,5 +493,6 @@ def _keep(study: Study, call: _Call) -> None:
     words = ["nnunet-ssp", "study", str(file)]
     words += [] if study.phantom else ["-d", str(study.dataset), "-p", study.plans]
     words += ["--size", call.size] if call.size else []
+    words += [OPTION, call.precision] if call.precision else []
     with atomic_write(file) as temporary:
         temporary.write_text(f"# {source.name}{TO_GO_ON}{shlex.join(words)}\n{text}", "utf-8")

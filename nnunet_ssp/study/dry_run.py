@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_ssp.console import count_of, some
 from nnunet_ssp.nnunet import dataset_folder, dataset_id, datasets_there, nnunet_folder
+from nnunet_ssp.study.precision import emulated
 from nnunet_ssp.study.workflow import unfinished
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def list_runs(
     print("\n".join(_listing(study, pretrainings, trainings)))
     done = len(pretrainings) + len(trainings) - len(left)
     print(f"\n{_counted(len(pretrainings), len(trainings), done)}")
+    if on_cpu and (said := emulated([*untrained[0], *untrained[1]])):
+        notes.append(said)
     print("\n".join([*notes, *_estimate(study, untrained, data, bench, on_cpu)]))
     if reason:
         raise ValueError(f"this dataset cannot carry the study. {reason}")

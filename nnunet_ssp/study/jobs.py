@@ -9,6 +9,7 @@ from typing import Literal
 
 from nnunet_ssp.nnunet import dataset_id
 from nnunet_ssp.study.data import CONFIGURATION, Data
+from nnunet_ssp.study.precision import in_one_precision
 from nnunet_ssp.study.runs import Run, Runs, key_of, scores_folder
 from nnunet_ssp.study.spec import CHOOSING, Study
 
@@ -93,16 +94,6 @@ def _train_job(kind: Kind, run: Run, data: Data, device: str) -> Job:
         resumed=(*command, "--c"),
         latest=f"{folder}/checkpoint_latest.pth",
     )
-
-
-def in_one_precision(settings: str, device: str) -> str:
-    """Name fp32 on a CPU if the study names no precision: `auto` would choose by a trial on each machine.
-
-    >>> in_one_precision("num_epochs=5", "cpu"), in_one_precision("precision=bf16", "cpu")
-    ('num_epochs=5 precision=fp32', 'precision=bf16')
-    """
-    named = any(word.startswith("precision=") for word in settings.split())
-    return settings if named or device != "cpu" else f"{settings} precision=fp32"
 
 
 def _model_jobs(study: Study, run: Run, data: Data, device: str) -> Iterator[Job]:

@@ -163,7 +163,13 @@ class PrecisionTrainer(LoopTrainer):
             planned: The planned network.
             suits: Whether bfloat16 is exact enough here.
         """
-        if self.settings.precision != "auto":
+        asked = self.settings.precision
+        if asked == "bf16" and self.device.type == "cpu" and not has_bf16():
+            self.print_to_log_file(
+                "WARNING: precision=bf16: this processor has no instructions for bfloat16, and PyTorch emulates them, "
+                "up to nine times as slowly as float32. precision=auto or fp32 computes in float32."
+            )
+        if asked != "auto":
             return
         if self._began_in is not None:
             why = f"the run began in {self._began_in}"

@@ -69,12 +69,13 @@ def test_the_line_that_goes_on_is_quoted(tmp_path):
     folder = tmp_path / "my study"
     folder.mkdir()
     source = write(folder)
-    call = SimpleNamespace(source=source, output=folder, size=None)
+    call = SimpleNamespace(source=source, output=folder, size=None, precision="fp32")
     _keep(SimpleNamespace(phantom=None, dataset="114", plans="my plans"), call)
     first, *rest = (folder / KEPT).read_text().splitlines()
     words = shlex.split(first.partition(TO_GO_ON)[2])
     parsed = _parser().parse_args(words[1:])
     assert (parsed.file, parsed.dataset, parsed.plans) == (str(folder / KEPT), "114", "my plans")
+    assert parsed.precision == "fp32"
     assert find_study(parsed.file) == folder / KEPT
     # Once more: no second line.
     _keep(SimpleNamespace(phantom=None, dataset="114", plans="my plans"), call)

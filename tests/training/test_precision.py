@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from nnunet_ssp.training import precision, trials
 from nnunet_ssp.training.precision import (
     InPrecision,
+    PrecisionTrainer,
     bf16_gain,
     choose_on_cpu,
     choose_precision,
@@ -100,6 +103,22 @@ def test_a_torch_that_cannot_tell(monkeypatch):
 def test_the_gain_is_float32_over_bfloat16(make_network, monkeypatch):
     monkeypatch.setattr(trials, "shortest_times", lambda *_: {None: 6.0, torch.bfloat16: 2.0})
     assert bf16_gain(make_network(), (1, 16, 16)) == 3.0
+
+
+@pytest.mark.parametrize("has", [True, False])
+@pytest.mark.parametrize(("asked", "device"), [("bf16", CPU), ("fp32", CPU), ("bf16", CUDA)])
+def test_emulated_bfloat16_is_told(monkeypatch, has, asked, device):
+    """Who asks for it on a processor without it waits many times as long, and has to know why."""
+    monkeypatch.setattr(precision, "has_bf16", lambda: has)
+    said: list[str] = []
+    trainer = SimpleNamespace(
+        settings=SimpleNamespace(precision=asked), device=device, print_to_log_file=said.append
+    )
+    PrecisionTrainer.settle_precision(trainer, None, True)
+    if (asked, device, has) == ("bf16", CPU, False):
+        assert "WARNING: precision=bf16: this processor has no instructions" in said[0]
+    else:
+        assert not said
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
