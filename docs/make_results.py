@@ -1,9 +1,10 @@
 """Write what was measured, from the scores in `docs/results/acdc-few`.
 
 `python docs/make_results.py` writes `nnunet_ssp/training/measured.csv`, the last column of README's table of methods
-and the table of all models in results.md; `--check` only says whether they are current. The scores are the folders
+and the tables of all models in results.md; `--check` only says whether they are current. The scores are the folders
 `models` or, where models were chosen and reported, `reported-models` of a study's folder. README and results.md compare
-all on the patients of `models`.
+all on the patients of `models`. The folder `float32` has the same patients, with all trainings in float32 on a
+processor without bfloat16; its models are compared among themselves.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ ROWS = {
     "movement alone, 1,500 steps": "movement-alone-long",
 }
 BEGIN, END = "<!-- written by make_results.py -->\n", "<!-- end -->"
+# Where each table of the page begins, by the folder of its scores.
+TABLES = {"models": BEGIN, "float32": "<!-- of float32, written by make_results.py -->\n"}
 
 
 class Pair(NamedTuple):
@@ -157,28 +160,30 @@ def with_gains(readme: str, folder: Path = SCORES) -> str:
     )
 
 
-def with_table(page: str, folder: Path = SCORES) -> str:
-    """Return results.md with the table of all models that were tried with `SHOWN` labelled patients.
+def with_tables(page: str, folder: Path = SCORES) -> str:
+    """Return results.md with its tables of all models that were tried with `SHOWN` labelled patients."""
+    for kind, begin in TABLES.items():
+        if begin in page:
+            before, after = page.split(begin)
+            lines = _table(folder / kind)
+            page = before + begin + "\n".join(lines) + "\n" + after[after.index(END) :]
+    return page
 
-    Each is compared with training from scratch, all on the seeds that every model has, and with three times as many
-    steps from scratch. p values are not corrected.
+
+def _table(folder: Path) -> list[str]:
+    """Compare each model with training from scratch, and with three times as many steps from scratch, where they ran.
+
+    All are compared on the seeds that every model has. p values are not corrected.
     """
-    head = (
-        "model",
-        "seeds",
-        "mean",
-        "LV",
-        "MYO",
-        "RV",
-        "difference",
-        "95 % over seeds and patients",
-    )
-    head += ("better on", "seeds better", "p", "minus scratch, 1,500 steps")
-    lines = [f"| {' | '.join(head)} |", f"|---|{'---|' * (len(head) - 1)}"]
-    files = {name: folder / "models" / f"{file}.csv" for name, file in ROWS.items()}
+    files = {name: folder / f"{file}.csv" for name, file in ROWS.items()}
     scores = {name: _scores(file) for name, file in files.items() if file.is_file()}
     control, *_ = scores.values()
-    longer = _scores(folder / "models" / f"{LONG}.csv")
+    longer = next((table for name, table in scores.items() if ROWS[name] == LONG), None)
+    head = ["model", "seeds", "mean", "LV", "MYO", "RV"]
+    head += ["difference", "95 % over seeds and patients", "better on", "seeds better", "p"]
+    n_compared = len(head) - 1
+    head += [] if longer is None else ["minus scratch, 1,500 steps"]
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---|' * (len(head) - 1)}"]
     seeds = sorted(
         set.intersection(*(set(table.index.unique("seed")) for table in scores.values()))
     )
@@ -195,12 +200,12 @@ def with_table(page: str, folder: Path = SCORES) -> str:
             cells += [f"{gains.to_numpy().mean():+.3f}", f"{low:+.3f} to {high:+.3f}"]
             cells += [f"{better} of {len(patients)}", f"{better_seeds} of {len(seeds)}"]
             cells += [f"{signed_rank_p(patients):.2g}"]
-        cells += [""] * (len(head) - 2 - len(cells))
-        ahead = own[MEAN].mean() - longer.loc[seeds, MEAN].mean()
-        cells += ["" if table.equals(longer) else f"{ahead:+.3f}"]
+        cells += [""] * (n_compared - len(cells))
+        if longer is not None:
+            ahead = own[MEAN].mean() - longer.loc[seeds, MEAN].mean()
+            cells += ["" if table is longer else f"{ahead:+.3f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    return page[:begin] + "\n".join(lines) + "\n" + page[end:]
+    return lines
 
 
 def _scores(file: Path) -> pd.DataFrame:
@@ -232,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     texts = {
         TABLE: measured().to_csv(index=False, lineterminator="\n"),
         README: with_gains(README.read_text(encoding="utf-8")),
-        PAGE: with_table(PAGE.read_text(encoding="utf-8")),
+        PAGE: with_tables(PAGE.read_text(encoding="utf-8")),
     }
     outdated = [file for file, text in texts.items() if file.read_text(encoding="utf-8") != text]
     for file in outdated:

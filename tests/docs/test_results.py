@@ -103,7 +103,7 @@ def test_the_page_has_all_models_over_the_seeds_of_all(script: ModuleType, tmp_p
     for name, gain, seeds in models:
         frames(gain, seeds).to_csv(tmp_path / f"models/{name}.csv", index=False)
     page = f"before\n{script.BEGIN}old\n{script.END}\nafter\n"
-    lines = script.with_table(page, tmp_path).splitlines()
+    lines = script.with_tables(page, tmp_path).splitlines()
     assert (lines[0], lines[-1], "old" in lines) == ("before", "after", False)
     scratch, dense, mim, longer = (
         [cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:8]
@@ -117,6 +117,19 @@ def test_the_page_has_all_models_over_the_seeds_of_all(script: ModuleType, tmp_p
     assert (longer[0], longer[6], longer[-1]) == ("from scratch, 1,500 steps", "+0.080", "")
     low, high = map(float, dense[7].split(" to "))
     assert 0.01 < low < 0.04 < high < 0.07
+
+    # Of float32 there is another table, of its own control, here without one of more steps.
+    (tmp_path / "float32").mkdir()
+    for name, gain in (("scratch", 2), ("Dense", 1)):
+        frames(gain, 2).to_csv(tmp_path / f"float32/{name}.csv", index=False)
+    both = page + f"{script.TABLES['float32']}{script.END}\n"
+    *lines, end = script.with_tables(both, tmp_path).splitlines()
+    assert "minus" not in lines[-4] and lines[-5] == script.TABLES["float32"].strip()
+    scratch, dense = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[-2:])
+    assert end == script.END and (scratch[2], dense[2]) == ("0.630 ± 0.071", "0.590 ± 0.071")
+    assert (
+        scratch[6:] == [""] * 5 and dense[6] == "-0.040" and dense[8:] == ["0 of 7", "0 of 2", "1"]
+    )
 
 
 def test_an_outdated_table_is_noticed_and_written_anew(
