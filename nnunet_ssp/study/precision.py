@@ -57,5 +57,6 @@ def emulated(runs: Iterable[Run]) -> str:
     return (
         f"{count_of(n, 'run')} would compute in bfloat16 (precision=bf16), for which this processor has no "
         f"instructions: PyTorch emulates them, up to nine times as slowly as float32. Add {OPTION} fp32; it gives the "
-        "runs folders of their own, so keep it in every call of this study."
+        f"runs folders of their own, so keep it in every call of this study. {OPTION} bf16 goes on "
+        "with it."
     )

@@ -14,6 +14,8 @@ from nnunet_ssp.study.runs import study_runs
 from nnunet_ssp.study.spec import read_study
 from nnunet_ssp.training import precision as of_training
 
+pytestmark = pytest.mark.usefixtures("nnunet_folders")
+
 
 @pytest.fixture(params=[True, False], ids=["bfloat16", "no bfloat16"])
 def processor(request, monkeypatch) -> bool:
