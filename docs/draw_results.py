@@ -1,7 +1,7 @@
 """Draw what was measured, from the scores in `docs/results/acdc-few`.
 
 `python docs/draw_results.py` writes `docs/pictures/few-labels.png` (the patients that were reported),
-`few-labels-curves.png` and `few-labels-long-curves.png` (those on which methods were chosen).
+`few-labels-curves.png`, `few-labels-long-curves.png` and `few-labels-length.png` (those on which methods were chosen).
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ MODELS = {
     "after its movement alone": "movement-alone",
 }
 SHOWN = 5  # labelled patients of the curves
+# Pretrainings on movement alone, by the images that they saw; both views of a slice count.
+LENGTHS = {
+    9_600: "movement-alone-short-pretraining",
+    50_400: "movement-alone",
+    252_000: "movement-alone-long-pretraining",
+}
 
 
 def labels(folder: Path = SCORES) -> bytes:
@@ -81,6 +87,41 @@ def curves(folder: Path = SCORES, ending: str = "") -> bytes:
     return render(draw, size=(4.8, 3.2))
 
 
+def length(folder: Path = SCORES) -> bytes:
+    """Draw the mean 3D Dice of the choosing patients against the length of pretraining, in float32; a dot a seed."""
+
+    def draw(canvas: Figure) -> None:
+        axes = _axes(canvas, "images seen in pretraining")
+        scratch, *_ = SERIES_COLOURS
+        files = {n: folder / "float32" / f"{file}.csv" for n, file in LENGTHS.items()}
+        seeds = {n: _seeds(file) for n, file in files.items() if file.is_file()}
+        control = _seeds(folder / "float32" / "scratch.csv")
+        common = set.intersection(*(set(own.index) for own in (control, *seeds.values())))
+        colour = SERIES_COLOURS[[*MODELS].index("after its movement alone")]
+        means = [own.loc[[*common]].mean() for own in seeds.values()]
+        axes.plot([*seeds], means, "o-", color=colour, markersize=5, label="movement alone")
+        for n, own in seeds.items():
+            axes.plot([n] * len(common), own.loc[[*common]], ".", color=colour, alpha=0.5)
+        own = control.loc[[*common]]
+        axes.axhline(own.mean(), color=scratch, label="from scratch")
+        axes.axhspan(own.min(), own.max(), color=scratch, alpha=0.15)
+        axes.set_xscale("log")
+        axes.set_xticks([*seeds], [f"{n:,}" for n in seeds])
+        axes.minorticks_off()
+        axes.margins(x=0.15)
+        axes.set_title(f"ACDC, {SHOWN} labelled, nine choosing patients, {len(common)} seeds")
+        legend(canvas, axes.get_legend_handles_labels()[0])
+
+    return render(draw, size=(4.8, 3.2))
+
+
+def _seeds(file: Path) -> pd.Series:
+    """Return the mean Dice of each seed with `SHOWN` labelled patients."""
+    frames = pd.read_csv(file)
+    frames = frames[(frames["class"] == MEAN) & (frames["fold"] == SHOWN)]
+    return frames.groupby(["seed", "subject"])["dice"].mean().groupby("seed").mean()
+
+
 def _axes(canvas: Figure, x: str) -> Axes:
     axes = canvas.subplots()
     axes.set_xlabel(x)
@@ -97,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "few-labels": labels(),
         "few-labels-curves": curves(),
         "few-labels-long-curves": curves(ending="-long"),
+        "few-labels-length": length(),
     }
     for name, picture in pictures.items():
         (output / f"{name}.png").write_bytes(picture)

@@ -48,3 +48,17 @@ def test_the_learning_curves_end_at_the_last_step(script: ModuleType, ending: st
     assert {line.get_xdata()[-1] for line in axes.lines} == {steps}
     ends = [line.get_ydata()[-1] for line in axes.lines]
     assert ends[0] == min(ends)  # scratch, as the table says
+
+
+def test_the_gain_by_length_is_that_of_the_table(script: ModuleType):
+    """Means over the seeds that all lengths and the control have, as in the table of float32."""
+    (axes,) = script.length().axes
+    lines = {line.get_label(): line for line in axes.lines}
+    page = (script.PICTURES.parent / "results.md").read_text(encoding="utf-8")
+    rows = page.partition("<!-- of float32")[2].partition("<!-- end")[0].splitlines()
+    table = {row.split("|")[1].strip(): float(row.split("|")[3].split("±")[0]) for row in rows[3:]}
+    assert np.allclose(lines["from scratch"].get_ydata(), table["from scratch"], atol=0.0006)
+    curve = lines["movement alone"]
+    named = ("movement alone on 9,600 images", "its movement alone (`contrast=0`)")
+    assert list(curve.get_xdata())[:2] == [9_600, 50_400]
+    assert np.allclose(curve.get_ydata()[:2], [table[name] for name in named], atol=0.0006)

@@ -32,9 +32,9 @@ def test_the_picture_of_the_methods(tmp_path: Path) -> None:
 def test_the_pictures_of_the_results_show_the_scores(tmp_path: Path) -> None:
     script = load_script("draw_results")
     script.main(["--output", str(tmp_path)])
-    for name in ("few-labels.png", "few-labels-curves.png", "few-labels-long-curves.png"):
+    for name in ("few-labels", "few-labels-curves", "few-labels-long-curves", "few-labels-length"):
         drawn, shown = (
-            np.asarray(Image.open(folder / name).convert("L"), float)
+            np.asarray(Image.open(folder / f"{name}.png").convert("L"), float)
             for folder in (tmp_path, script.PICTURES)
         )
         assert drawn.shape == shown.shape
