@@ -40,10 +40,7 @@ def labels(folder: Path = SCORES) -> bytes:
     def draw(canvas: Figure) -> None:
         axes = _axes(canvas, "labelled patients")
         for (name, file), colour in zip(MODELS.items(), SERIES_COLOURS, strict=False):
-            frames = pd.read_csv(folder / "reported-models" / f"{file}.csv")
-            frames = frames[frames["class"] == MEAN]
-            subjects = frames.groupby(["fold", "seed", "subject"])["dice"].mean()
-            seeds = subjects.groupby(["fold", "seed"]).mean()
+            seeds = _seeds(folder / "reported-models" / f"{file}.csv")
             means = seeds.groupby("fold").mean()
             axes.plot(means.index, means, "o-", color=colour, markersize=5, label=name)
             axes.plot(seeds.index.get_level_values("fold"), seeds, ".", color=colour, alpha=0.5)
@@ -94,8 +91,8 @@ def length(folder: Path = SCORES) -> bytes:
         axes = _axes(canvas, "images seen in pretraining")
         scratch, *_ = SERIES_COLOURS
         files = {n: folder / "float32" / f"{file}.csv" for n, file in LENGTHS.items()}
-        seeds = {n: _seeds(file) for n, file in files.items() if file.is_file()}
-        control = _seeds(folder / "float32" / "scratch.csv")
+        seeds = {n: _seeds(file).loc[SHOWN] for n, file in files.items() if file.is_file()}
+        control = _seeds(folder / "float32" / "scratch.csv").loc[SHOWN]
         common = set.intersection(*(set(own.index) for own in (control, *seeds.values())))
         colour = SERIES_COLOURS[[*MODELS].index("after its movement alone")]
         means = [own.loc[[*common]].mean() for own in seeds.values()]
@@ -116,10 +113,11 @@ def length(folder: Path = SCORES) -> bytes:
 
 
 def _seeds(file: Path) -> pd.Series:
-    """Return the mean Dice of each seed with `SHOWN` labelled patients."""
+    """Return the mean Dice by fold and seed: over subjects, each the mean of its frames."""
     frames = pd.read_csv(file)
-    frames = frames[(frames["class"] == MEAN) & (frames["fold"] == SHOWN)]
-    return frames.groupby(["seed", "subject"])["dice"].mean().groupby("seed").mean()
+    frames = frames[frames["class"] == MEAN]
+    subjects = frames.groupby(["fold", "seed", "subject"])["dice"].mean()
+    return subjects.groupby(["fold", "seed"]).mean()
 
 
 def _axes(canvas: Figure, x: str) -> Axes:

@@ -37,7 +37,7 @@ ROWS = {
     "Dense on 9,600 images": "Dense-short-pretraining",
     "Dense on 252,000 images": "Dense-long-pretraining",
     "its contrast of points alone (`movement=0`)": "contrast-alone",
-    "its movement alone (`contrast=0`)": "movement-alone",
+    "movement alone (Dense with `contrast=0`)": "movement-alone",
     "movement alone on 9,600 images": "movement-alone-short-pretraining",
     "movement alone on 252,000 images": "movement-alone-long-pretraining",
     "movement alone on four subjects of Sunnybrook": "movement-alone-Sunnybrook",

@@ -404,11 +404,11 @@ def _run(study: Study, call: _Call) -> int:
         write_workflow(planned, output)
         return int(not run_workflow(output, call.jobs, call.profile, arguments))
     if not call.only_results:
+        _refuse_emulated(asked, todo, call)
         _keep(whole, call)
         if study.evaluate == CHOOSING:
             link_validation_images(runs[1], data, output)
         if todo:
-            _refuse_emulated(asked, todo, call)
             print(f"{len(todo)} of {len(planned)} commands to run in {output}", flush=True)
             write_workflow(planned, output)
             with warm_runner(os.environ, call.warm, partial(print, flush=True)):

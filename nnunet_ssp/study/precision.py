@@ -24,8 +24,6 @@ def computing_in(study: Study, precision: str) -> Study:
     parts = {
         kind: {
             name: part.model_copy(update={"settings": without(part.settings)})
-            if part.settings
-            else part
             for name, part in getattr(study, kind).items()
         }
         for kind in ("pretraining", "models")
@@ -49,14 +47,13 @@ def in_one_precision(settings: str, device: str) -> str:
 
 def emulated(runs: Iterable[Run]) -> str:
     """Say how many of these runs name bfloat16 where the processor has no instructions for it; empty if none."""
-    from nnunet_ssp.training.precision import has_bf16
+    from nnunet_ssp.training.precision import EMULATED, has_bf16
 
     n = sum("precision=bf16" in run.settings.split() for run in runs)
     if not n or has_bf16():
         return ""
     return (
         f"{count_of(n, 'run')} would compute in bfloat16 (precision=bf16), for which this processor has no "
-        f"instructions: PyTorch emulates them, up to nine times as slowly as float32. Add {OPTION} fp32; it gives the "
-        f"runs folders of their own, so keep it in every call of this study. {OPTION} bf16 goes on "
-        "with it."
+        f"instructions: {EMULATED}. Add {OPTION} fp32; it gives the runs folders of their own, so keep it in every "
+        f"call of this study. {OPTION} bf16 goes on with it."
     )

@@ -59,6 +59,6 @@ def test_the_gain_by_length_is_that_of_the_table(script: ModuleType):
     table = {row.split("|")[1].strip(): float(row.split("|")[3].split("±")[0]) for row in rows[3:]}
     assert np.allclose(lines["from scratch"].get_ydata(), table["from scratch"], atol=0.0006)
     curve = lines["movement alone"]
-    named = ("movement alone on 9,600 images", "its movement alone (`contrast=0`)")
+    named = ("movement alone on 9,600 images", "movement alone (Dense with `contrast=0`)")
     assert list(curve.get_xdata())[:2] == [9_600, 50_400]
     assert np.allclose(curve.get_ydata()[:2], [table[name] for name in named], atol=0.0006)
