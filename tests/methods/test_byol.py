@@ -182,7 +182,7 @@ def test_the_target_gets_no_gradient_and_all_else_that_is_trained_does(make_byol
 
 def test_the_loss_falls_without_collapse(make_byol, make_batch):
     method = make_byol(teacher_momentum=0.9)
-    optimizer = torch.optim.SGD(method.parameter_groups(), 0.1, 0.9)
+    optimizer = torch.optim.SGD(method.parameter_groups(), 0.01, 0.9)
     batches = [make_batch(method, SMALL, seed) for seed in (0, 1)]
     losses = []
     for step in range(30):
