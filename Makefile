@@ -16,8 +16,8 @@ demo: $(VENV)/.installed
 # Each process of pytest has one thread; threads of the commands that they start give their core away while they wait.
 PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rs -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# The tests for every change, in less than 15 minutes on two cores; ARGS="-m 'not slow'" leaves out those that run
-# nnU-Net's commands.
+# The tests for every change, in about 15 minutes on two cores, 30 on older ones; ARGS="-m 'not slow'" leaves out those
+# that run nnU-Net's commands.
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m 'not heavy' $(ARGS)
 
