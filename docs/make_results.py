@@ -58,7 +58,7 @@ ROWS = {
     "from scratch, with a teacher": "scratch-teacher",
     "movement alone, with a teacher": "movement-alone-teacher",
     "movement alone, encoder at a tenth of the rate": "movement-alone-slow-encoder",
-    "movement alone, decoder first": "movement-alone-frozen-first",
+    "movement alone, loaded weights frozen first": "movement-alone-frozen-first",
     "movement alone, warm-up": "movement-alone-warm-up",
     "movement alone, drawn back to the start (L2-SP)": "movement-alone-L2-SP",
     "from scratch, rate 0.01": "scratch-rate-0.01",
