@@ -70,20 +70,22 @@ def test_the_papers_head_adapts_its_first_layer_to_the_planned_network(make_simc
 
 
 @pytest.mark.parametrize("kind", ["plain", "residual"])
-def test_the_loss_falls_on_two_batches(make_simclr, make_batch, kind):
+def test_the_loss_falls_and_twins_align(make_simclr, make_batch, kind):
     method = make_simclr(kind, features=(8, 16))
     batches = [make_batch(method, SMALL * 2, seed) for seed in (0, 1)]
     # Small steps: with the paper's rate two tiny batches are chaos, whose end each processor's rounding decides.
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.03, 0.9)
-    losses = []
+    losses, alignments = [], []
     for step in range(24):
-        loss = method(batches[step % 2])["loss"]
+        output = method(batches[step % 2])
         optimizer.zero_grad()
-        loss.backward()
+        output["loss"].backward()
         torch.nn.utils.clip_grad_norm_(method.parameters(), 1)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(output["loss"].item())
+        alignments.append(output["relative_alignment"].item())
     assert sum(losses[-2:]) < 0.7 * sum(losses[:2])
+    assert sum(alignments[-2:]) < 0.8 * sum(alignments[:2])
 
 
 @pytest.mark.parametrize("channels", [1, 2])
