@@ -14,12 +14,12 @@ demo: $(VENV)/.installed
 	$(BIN)/nnunet-ssp demo $(if $(DATA),--data "$(DATA)")
 
 # Each process of pytest has one thread; threads of the commands that they start give their core away while they wait.
-PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rs -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rs -n auto --maxprocesses 4 --dist loadfile
 
 # The tests for every change, in about 15 minutes on two cores, 30 on older ones; ARGS="-m 'not slow'" leaves out those
 # that run nnU-Net's commands.
 test: $(VENV)/.installed-dev
-	$(PYTEST) -m 'not heavy' $(ARGS)
+	$(PYTEST) --no-loadscope-reorder -m 'not heavy' $(ARGS)
 
 # The others: kills, fresh environments, whole studies, trainings on real cine and those that go on bit by bit.
 test-slow: $(VENV)/.installed-dev
