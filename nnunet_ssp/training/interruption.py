@@ -79,7 +79,11 @@ class Interruption:
         self, before: Callable[[threading.ExceptHookArgs], Any], args: threading.ExceptHookArgs
     ) -> None:
         """Print a thread's traceback, but for nnU-Net's of workers that a signal to the whole group has ended."""
-        if not (isinstance(args.exc_value, RuntimeError) and DEAD in str(args.exc_value)):
+        # The second are of a batch that a worker was handing over.
+        dead = isinstance(args.exc_value, RuntimeError) and DEAD in str(args.exc_value)
+        if not dead and not isinstance(
+            args.exc_value, (EOFError, ConnectionError, FileNotFoundError)
+        ):
             before(args)
             return
         for _ in range(10):  # the signal may reach this process after its workers

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing import get_context
 
 from nnunet_ssp.distributed import rank
 from nnunet_ssp.signals import ending_at_once, woken_by_signals
@@ -88,6 +89,34 @@ def test_workers_that_the_signal_ended_leave_no_traceback(number, monkeypatch):
     source = find_spec("batchgenerators.dataloading.nondet_multi_threaded_augmenter")
     assert source is not None and source.origin is not None
     assert DEAD in Path(source.origin).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_batch_that_a_worker_could_not_hand_over_leaves_no_traceback(asked, monkeypatch):
+    """A worker that ends by the signal has announced a batch, but takes its memory with it."""
+    printed: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: printed.append(args.exc_value))
+    context = get_context("fork")
+    queue: Any = context.Queue()
+    worker = context.Process(target=announce, args=(queue,))
+    worker.start()
+    while queue.empty():
+        time.sleep(0.01)
+    worker.kill()
+    worker.join()
+    with Interruption(lambda: "", CPU):
+        taking = threading.Thread(target=queue.get, args=(True, 60))
+        taking.start()
+        if asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        taking.join()
+    assert asked or isinstance(printed.pop(), (ConnectionError, FileNotFoundError))
+    assert not printed
+
+
+def announce(queue: Any) -> None:
+    queue.put(torch.zeros(2))
+    time.sleep(60)
 
 
 def test_signals_are_heard_while_the_main_thread_waits():
