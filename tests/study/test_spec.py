@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +299,29 @@ def test_acdc_few_has_one_grid_at_both_sizes():
         assert images["nnUNetPlans"].pop(f"{name} long") == 1_250_000
     assert set(images["few96"].values()) == {50_400}
     assert set(images["nnUNetPlans"].values()) == {250_000}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_acdc_few_keeps_each_command_to_one_thread():
+    """`nnUNetv2_predict` sets as many threads as cores, whatever OMP_NUM_THREADS says."""
+    code = """
+import os, torch
+def threads(): return len(os.listdir("/proc/self/task"))
+torch.set_num_threads(3)
+before = threads()
+torch.rand(256, 256, 16).sqrt()
+print(threads() - before)
+"""
+    study = read_study(STUDIES / "acdc-few.yaml")
+    started = {}
+    for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
+        asked = {name: str(study.environment[name])}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, env={**os.environ, **asked}, capture_output=True, text=True, check=True
+        )
+        started[name] = int(done.stdout)
+    assert started == {"OMP_NUM_THREADS": 2, "OMP_THREAD_LIMIT": 0}
 
 
 def test_de_mooij_lists_exactly_the_runs_of_the_tables():
