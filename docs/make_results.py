@@ -3,8 +3,9 @@
 `python docs/make_results.py` writes `nnunet_ssp/training/measured.csv`, the last column of README's table of methods
 and the tables of all models in results.md; `--check` only says whether they are current. The scores are the folders
 `models` or, where models were chosen and reported, `reported-models` of a study's folder. README and results.md compare
-all on the patients of `models`. The folder `float32` has the same patients, with all trainings in float32 on a
-processor without bfloat16; its models are compared among themselves.
+all on the patients of `models`. The folders `float32` (all trainings in float32, on a processor without bfloat16) and
+`amx` (in bfloat16, on a processor with AMX) have the same patients; the models of a folder are compared among
+themselves. The trials of the demo are in `demo-trials.csv`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,12 @@ ROWS = {
 }
 BEGIN, END = "<!-- written by make_results.py -->\n", "<!-- end -->"
 # Where each table of the page begins, by the folder of its scores.
-TABLES = {"models": BEGIN, "float32": "<!-- of float32, written by make_results.py -->\n"}
+TABLES = {
+    "models": BEGIN,
+    "float32": "<!-- of float32, written by make_results.py -->\n",
+    "amx": "<!-- of amx, written by make_results.py -->\n",
+}
+DEMO = "<!-- of the demo, written by make_results.py -->\n"
 
 
 class Pair(NamedTuple):
@@ -161,13 +167,31 @@ def with_gains(readme: str, folder: Path = SCORES) -> str:
 
 
 def with_tables(page: str, folder: Path = SCORES) -> str:
-    """Return results.md with its tables of all models that were tried with `SHOWN` labelled patients."""
+    """Return results.md with its tables of all models with `SHOWN` labelled patients, and of the demo's trials."""
     for kind, begin in TABLES.items():
         if begin in page:
-            before, after = page.split(begin)
-            lines = _table(folder / kind)
-            page = before + begin + "\n".join(lines) + "\n" + after[after.index(END) :]
-    return page
+            page = _with(page, begin, _table(folder / kind))
+    return _with(page, DEMO, _trials(folder.parent / "demo-trials.csv")) if DEMO in page else page
+
+
+def _with(page: str, begin: str, lines: Sequence[str]) -> str:
+    before, after = page.split(begin)
+    return before + begin + "\n".join(lines) + "\n" + after[after.index(END) :]
+
+
+def _trials(file: Path) -> list[str]:
+    """List the trials of the demo, each with the difference of its two models."""
+    trials = pd.read_csv(file)
+    difference = trials["fine_tuned"] - trials["scratch"]
+    table = trials.assign(difference=[f"{value:+.3f}" for value in difference])
+    table["pretraining_steps"] = [f"{value:,}" for value in trials["pretraining_steps"]]
+    for model in ("fine_tuned", "scratch"):
+        table[model] = [f"{value:.3f}" for value in trials[model]]
+    head = ["seed", "widths", "patch", "unlabelled subjects", "steps of pretraining"]
+    head += ["labelled subjects", "steps of fine-tuning", "fine-tuned", "from scratch"]
+    head += ["difference"]
+    rows = [f"| {' | '.join(map(str, row))} |" for row in table.itertuples(index=False)]
+    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *rows]
 
 
 def _table(folder: Path) -> list[str]:

@@ -35,6 +35,7 @@ from nnunet_ssp.demo.report import (
     class_means,
     demo_page,
     score,
+    write_scores,
 )
 from nnunet_ssp.demo.resuming import FILE, DoneSteps, continued
 from nnunet_ssp.files import nnunet as nnunet_files
@@ -50,7 +51,8 @@ from nnunet_ssp.warm import NO_WARM, WARM_HELP, warm_runner
 
 MARKER = ".nnunet-ssp-demo"  # a demo may start over in a folder that holds this file
 INTERMEDIATE = ("phantom", "nnUNet_raw", "nnUNet_preprocessed", "imagesVal")
-CREATED = (*INTERMEDIATE, "nnUNet_results", "predictions", "logs", "report.html", FILE)
+SCORES = "scores.csv"
+CREATED = (*INTERMEDIATE, "nnUNet_results", "predictions", "logs", SCORES, "report.html", FILE)
 
 PLAN_FLAGS = ("-gpu_memory_target", "0.1", "-overwrite_plans_name", PLANS)
 
@@ -155,7 +157,7 @@ def run(
     warm: bool = True,
     execute: Callable[[Step], None] | None = None,
 ) -> int:
-    """Convert, prepare, pretrain, fine-tune, predict and score, then write `report.html`.
+    """Convert, prepare, pretrain, fine-tune, predict and score, then write `report.html` and `scores.csv`.
 
     Args:
         data: Folder in the layout of M&Ms; None makes a phantom.
@@ -206,11 +208,11 @@ def run(
         dataset = read_demo_data(layout)
         do(Step("prepare", ("nnunet-ssp", "prepare", DATASET_ID, *PLAN_FLAGS)))
         plan = read_plan(layout.plans)
-        for step in training_steps(layout, device, plan, length, seed):
-            do(step)
-        for step in prediction_steps(layout, device, dataset):
+        trainings = training_steps(layout, device, plan, length, seed)
+        for step in (*trainings, *prediction_steps(layout, device, dataset)):
             do(step)
         scores = score(layout, dataset)
+        write_scores(scores, output / SCORES)
         setup = environment_lines(output)
         page = demo_page(layout, dataset, plan, scores, do.seconds, setup, device)
         page.write(output / "report.html")

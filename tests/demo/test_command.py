@@ -83,9 +83,22 @@ def test_phantom_step_is_a_call_of_our_phantom(tmp_path, monkeypatch):
 
 def test_intermediate_files_go_and_models_stay(finished):
     left = sorted(path.name for path in Path("demo").iterdir())
-    assert left == [demo.MARKER, "logs", "nnUNet_results", "predictions", "report.html"]
+    kept = ("logs", "nnUNet_results", "predictions", "report.html", "scores.csv")
+    assert left == [demo.MARKER, *kept]
     checkpoints = sorted(path.name for path in Path("demo").rglob("*.pth"))
     assert checkpoints == ["checkpoint_final.pth"] * 3
+
+
+def test_the_scores_are_kept_for_tables_of_ones_own(finished):
+    pd = pytest.importorskip("pandas")
+    _, printed = finished
+    scores = pd.read_csv("demo/scores.csv")
+    assert list(scores) == ["model", "subject", "case", "class", "dice"]
+    assert scores.groupby("model").size().to_dict() == {"Fine-tuned": 12, "From scratch": 12}
+    assert set(scores["class"]) == {"LV", "MYO", "RV"}
+    mean = scores.groupby(["model", "class", "subject"])["dice"].mean().groupby("model").mean()
+    (line,) = (line for line in printed.splitlines() if line.startswith("Mean "))
+    assert [float(word) for word in line.split()[1:]] == pytest.approx(list(mean), abs=6e-4)
 
 
 def test_keep_keeps_everything(tmp_path):

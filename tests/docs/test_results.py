@@ -132,6 +132,20 @@ def test_the_page_has_all_models_over_the_seeds_of_all(script: ModuleType, tmp_p
     )
 
 
+def test_the_trials_of_the_demo_are_listed_with_their_differences(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    head = "seed,widths,patch,unlabelled,pretraining_steps,labelled,finetuning_steps"
+    (tmp_path / "demo-trials.csv").write_text(
+        f"{head},fine_tuned,scratch\n7,1/4,64x64,36,1050,3,150,0.5,0.61\n", encoding="utf-8"
+    )
+    page = script.with_tables(f"{script.DEMO}old\n{script.END}", tmp_path / "acdc-few")
+    begin, head, line, row, end = page.splitlines()
+    assert (begin + "\n", end) == (script.DEMO, script.END)
+    assert head.count("|") == line.count("|") == row.count("|")
+    assert row == "| 7 | 1/4 | 64x64 | 36 | 1,050 | 3 | 150 | 0.500 | 0.610 | -0.110 |"
+
+
 def test_an_outdated_table_is_noticed_and_written_anew(
     script: ModuleType,
     tmp_path: Path,
