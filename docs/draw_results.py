@@ -32,6 +32,8 @@ LENGTHS = {
     50_400: "movement-alone",
     252_000: "movement-alone-long-pretraining",
 }
+# Folders of the scores by length, and how their trainings computed
+MACHINES = {"float32": "float32", "amx": "bfloat16"}
 
 
 def labels(folder: Path = SCORES) -> bytes:
@@ -85,25 +87,26 @@ def curves(folder: Path = SCORES, ending: str = "") -> bytes:
 
 
 def length(folder: Path = SCORES) -> bytes:
-    """Draw the mean 3D Dice of the choosing patients against the length of pretraining, in float32; a dot a seed."""
+    """Draw the mean 3D Dice of the choosing patients against the length of pretraining; a dot a seed."""
 
     def draw(canvas: Figure) -> None:
         axes = _axes(canvas, "images seen in pretraining")
         scratch, *_ = SERIES_COLOURS
-        files = {n: folder / "float32" / f"{file}.csv" for n, file in LENGTHS.items()}
-        seeds = {n: _seeds(file).loc[SHOWN] for n, file in files.items() if file.is_file()}
-        control = _seeds(folder / "float32" / "scratch.csv").loc[SHOWN]
-        common = set.intersection(*(set(own.index) for own in (control, *seeds.values())))
         colour = SERIES_COLOURS[[*MODELS].index("after its movement alone")]
-        means = [own.loc[[*common]].mean() for own in seeds.values()]
-        axes.plot([*seeds], means, "o-", color=colour, markersize=5, label="movement alone")
-        for n, own in seeds.items():
-            axes.plot([n] * len(common), own.loc[[*common]], ".", color=colour, alpha=0.5)
-        own = control.loc[[*common]]
-        axes.axhline(own.mean(), color=scratch, label="from scratch")
-        axes.axhspan(own.min(), own.max(), color=scratch, alpha=0.15)
+        for (kind, name), line in zip(MACHINES.items(), ("-", "--"), strict=True):
+            files = {n: folder / kind / f"{file}.csv" for n, file in LENGTHS.items()}
+            seeds = {n: _seeds(file).loc[SHOWN] for n, file in files.items() if file.is_file()}
+            control = _seeds(folder / kind / "scratch.csv").loc[SHOWN]
+            common = set.intersection(*(set(own.index) for own in (control, *seeds.values())))
+            means = [own.loc[[*common]].mean() for own in seeds.values()]
+            label = f"movement alone, {name}"
+            axes.plot([*seeds], means, f"o{line}", color=colour, markersize=5, label=label)
+            for n, own in seeds.items():
+                axes.plot([n] * len(common), own.loc[[*common]], ".", color=colour, alpha=0.5)
+            mean = control.loc[[*common]].mean()
+            axes.axhline(mean, color=scratch, linestyle=line, label=f"from scratch, {name}")
         axes.set_xscale("log")
-        axes.set_xticks([*seeds], [f"{n:,}" for n in seeds])
+        axes.set_xticks([*LENGTHS], [f"{n:,}" for n in LENGTHS])
         axes.minorticks_off()
         axes.margins(x=0.15)
         axes.set_title(f"ACDC, {SHOWN} labelled, nine choosing patients, {len(common)} seeds")

@@ -50,15 +50,22 @@ def test_the_learning_curves_end_at_the_last_step(script: ModuleType, ending: st
     assert ends[0] == min(ends)  # scratch, as the table says
 
 
-def test_the_gain_by_length_is_that_of_the_table(script: ModuleType):
-    """Means over the seeds that all lengths and the control have, as in the table of float32."""
+@pytest.mark.parametrize(
+    ("kind", "lengths"), [("float32", (9_600, 50_400)), ("amx", (50_400, 252_000))]
+)
+def test_the_gain_by_length_is_that_of_the_table(
+    script: ModuleType, kind: str, lengths: tuple[int, ...]
+):
+    """Means over the seeds that all lengths and the control have, as in the tables."""
     (axes,) = script.length().axes
     lines = {line.get_label(): line for line in axes.lines}
     page = (script.PICTURES.parent / "results.md").read_text(encoding="utf-8")
-    rows = page.partition("<!-- of float32")[2].partition("<!-- end")[0].splitlines()
+    rows = page.partition(f"<!-- of {kind}")[2].partition("<!-- end")[0].splitlines()
     table = {row.split("|")[1].strip(): float(row.split("|")[3].split("±")[0]) for row in rows[3:]}
-    assert np.allclose(lines["from scratch"].get_ydata(), table["from scratch"], atol=0.0006)
-    curve = lines["movement alone"]
-    named = ("movement alone on 9,600 images", "movement alone (Dense with `contrast=0`)")
-    assert list(curve.get_xdata())[:2] == [9_600, 50_400]
-    assert np.allclose(curve.get_ydata()[:2], [table[name] for name in named], atol=0.0006)
+    name = script.MACHINES[kind]
+    scratch, curve = lines[f"from scratch, {name}"], lines[f"movement alone, {name}"]
+    assert np.allclose(scratch.get_ydata(), table["from scratch"], atol=0.0006)
+    assert tuple(curve.get_xdata()) == lengths
+    named = {50_400: "movement alone (Dense with `contrast=0`)"}
+    wanted = [table[named.get(n, f"movement alone on {n:,} images")] for n in lengths]
+    assert np.allclose(curve.get_ydata(), wanted, atol=0.0006)
