@@ -35,10 +35,10 @@ from nnunet_ssp.demo.report import (
     class_means,
     demo_page,
     score,
-    write_scores,
 )
 from nnunet_ssp.demo.resuming import FILE, DoneSteps, continued
 from nnunet_ssp.files import nnunet as nnunet_files
+from nnunet_ssp.files.atomic import write_table
 from nnunet_ssp.launch import (
     choose_device,
     command_environment,
@@ -51,7 +51,7 @@ from nnunet_ssp.warm import NO_WARM, WARM_HELP, warm_runner
 
 MARKER = ".nnunet-ssp-demo"  # a demo may start over in a folder that holds this file
 INTERMEDIATE = ("phantom", "nnUNet_raw", "nnUNet_preprocessed", "imagesVal")
-SCORES = "scores.csv"
+SCORES, COLUMNS = "scores.csv", ("model", "subject", "case", "class", "dice")
 CREATED = (*INTERMEDIATE, "nnUNet_results", "predictions", "logs", SCORES, "report.html", FILE)
 
 PLAN_FLAGS = ("-gpu_memory_target", "0.1", "-overwrite_plans_name", PLANS)
@@ -212,7 +212,7 @@ def run(
         for step in (*trainings, *prediction_steps(layout, device, dataset)):
             do(step)
         scores = score(layout, dataset)
-        write_scores(scores, output / SCORES)
+        write_table(output / SCORES, COLUMNS, scores[[*COLUMNS]].round(4).to_dict("records"))
         setup = environment_lines(output)
         page = demo_page(layout, dataset, plan, scores, do.seconds, setup, device)
         page.write(output / "report.html")

@@ -131,15 +131,6 @@ def score(layout: Layout, dataset: DemoData) -> pd.DataFrame:
     return scores.assign(subject=[dataset.cases[case].subject for case in scores["case"]])
 
 
-def write_scores(scores: pd.DataFrame, file: Path) -> None:
-    """Write both models' Dice, a line for each case and class."""
-    from nnunet_ssp.files.atomic import atomic_write
-
-    table = scores[["model", "subject", "case", "class", "dice"]]
-    with atomic_write(file) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.4f", lineterminator="\n")
-
-
 def class_means(scores: pd.DataFrame) -> pd.DataFrame:
     """Compute the mean Dice over subjects, each the mean of its frames.
 

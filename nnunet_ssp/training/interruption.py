@@ -25,6 +25,11 @@ from nnunet_ssp.signals import ENDS, SAVES, woken_by_signals
 GRACE = 25.0  # seconds for the current step; a scheduler kills after 30
 BETWEEN_AGREEMENTS = 2.0  # seconds between exchanges among ranks
 DEAD = "background workers are no longer alive"  # batchgenerators' message
+LOST = (
+    EOFError,
+    ConnectionError,
+    FileNotFoundError,
+)  # of a batch that an ended worker was handing over
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 _installed: list[Interruption] = []  # those that are active in this process
@@ -79,11 +84,8 @@ class Interruption:
         self, before: Callable[[threading.ExceptHookArgs], Any], args: threading.ExceptHookArgs
     ) -> None:
         """Print a thread's traceback, but for nnU-Net's of workers that a signal to the whole group has ended."""
-        # The second are of a batch that a worker was handing over.
         dead = isinstance(args.exc_value, RuntimeError) and DEAD in str(args.exc_value)
-        if not dead and not isinstance(
-            args.exc_value, (EOFError, ConnectionError, FileNotFoundError)
-        ):
+        if not (dead or isinstance(args.exc_value, LOST)):
             before(args)
             return
         for _ in range(10):  # the signal may reach this process after its workers

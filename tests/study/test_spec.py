@@ -313,12 +313,13 @@ torch.rand(256, 256, 16).sqrt()
 print(threads() - before)
 """
     study = read_study(STUDIES / "acdc-few.yaml")
-    started = {}
-    for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
+    names, started = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"), {}
+    others = {name: value for name, value in os.environ.items() if name not in names}
+    for name in names:
         asked = {name: str(study.environment[name])}
         command = [sys.executable, "-c", code]
         done = subprocess.run(
-            command, env={**os.environ, **asked}, capture_output=True, text=True, check=True
+            command, env={**others, **asked}, capture_output=True, text=True, check=True
         )
         started[name] = int(done.stdout)
     assert started == {"OMP_NUM_THREADS": 2, "OMP_THREAD_LIMIT": 0}
